@@ -1,0 +1,176 @@
+#include "core/check.h"
+
+#include <algorithm>
+#include <cstddef>
+
+namespace dpn {
+
+namespace {
+
+std::int64_t element_size(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::bf16:
+    case DType::f16:
+      return 2;
+    default:
+      return 8;
+  }
+}
+
+std::string shape_text(const Tensor& t) {
+  std::string text = "[";
+  for (int i = 0; i < t.ndim; ++i) text += (i ? ", " : "") + std::to_string(t.shape[i]);
+  return text + "]";
+}
+
+std::string dims_text(std::initializer_list<Dim*> dims) {
+  std::string text = "[";
+  for (const Dim* dim : dims) {
+    if (text.size() > 1) text += ", ";
+    text += dim->name;
+    if (dim->value >= 0) text += "=" + std::to_string(dim->value);
+  }
+  return text + "]";
+}
+
+std::string bindings_text(std::initializer_list<Dim*> dims) {
+  std::string text;
+  for (const Dim* dim : dims) {
+    if (dim->bound_by) text += std::string(text.empty() ? " (" : ", ") + dim->name + " from " + dim->bound_by;
+  }
+  return text.empty() ? text : text + ")";
+}
+
+// First and one-past-last byte that the tensor can touch; strides are never negative in torch.
+std::pair<const std::byte*, const std::byte*> extent(const Tensor& t) {
+  const auto* first = static_cast<const std::byte*>(t.data);
+  if (t.numel() == 0) return {first, first};
+  std::int64_t last = 0;
+  for (int i = 0; i < t.ndim; ++i) last += (t.shape[i] - 1) * t.strides[i];
+  return {first, first + (last + 1) * element_size(t.dtype)};
+}
+
+}  // namespace
+
+const char* name(DType dtype) {
+  constexpr const char* names[] = {"float32", "bfloat16", "float16", "int32", "int64", "an unsupported dtype"};
+  return names[static_cast<int>(dtype)];
+}
+
+const char* name(Device device) {
+  constexpr const char* names[] = {"cpu", "cuda", "an unsupported device"};
+  return names[static_cast<int>(device)];
+}
+
+void Checker::fail(const std::string& message) const { throw ArgumentError(std::string(kernel_) + ": " + message); }
+
+const Checker& Checker::condition(bool ok, const std::string& message) const {
+  if (!ok) fail(message);
+  return *this;
+}
+
+const Checker& Checker::range(const char* what, std::int64_t value, std::int64_t low, std::int64_t high) const {
+  if (value < low || value > high) {
+    fail(std::string(what) + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " +
+         std::to_string(high));
+  }
+  return *this;
+}
+
+const Checker& Checker::tensor(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
+                               std::initializer_list<DType> dtypes) const {
+  if (t.device != Device::cpu) fail(std::string(argument) + " is on " + name(t.device) + ", expected cpu");
+  if (std::find(dtypes.begin(), dtypes.end(), t.dtype) == dtypes.end()) {
+    std::string expected;
+    for (DType dtype : dtypes) expected += std::string(expected.empty() ? "" : " or ") + name(dtype);
+    fail(std::string(argument) + " has dtype " + name(t.dtype) + ", expected " + expected);
+  }
+  bool matches = t.ndim == static_cast<int>(dims.size());
+  int i = 0;
+  for (const Dim* dim : dims) {
+    matches = matches && (dim->value < 0 || dim->value == t.shape[i]);
+    ++i;
+  }
+  if (!matches) {
+    fail(std::string(argument) + " has shape " + shape_text(t) + ", expected " + dims_text(dims) + bindings_text(dims));
+  }
+  i = 0;
+  for (Dim* dim : dims) {
+    if (dim->value < 0) {
+      dim->value = t.shape[i];
+      dim->bound_by = argument;
+    }
+    // One name twice in a shape ([n, n]) binds at its first place and is compared at its second.
+    if (dim->value != t.shape[i])
+      fail(std::string(argument) + " has shape " + shape_text(t) + ", expected " + dims_text(dims));
+    ++i;
+  }
+  if (t.ndim > 0 && t.shape[t.ndim - 1] > 1 && t.strides[t.ndim - 1] != 1) {
+    fail(std::string(argument) + " has stride " + std::to_string(t.strides[t.ndim - 1]) +
+         " in its last dimension, expected 1 (call .contiguous())");
+  }
+  return *this;
+}
+
+const Checker& Checker::contiguous(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
+                                   std::initializer_list<DType> dtypes) const {
+  tensor(argument, t, dims, dtypes);
+  std::int64_t expected = 1;
+  for (int i = t.ndim - 1; i >= 0; --i) {
+    if (t.shape[i] > 1 && t.strides[i] != expected) {
+      fail(std::string(argument) + " of shape " + shape_text(t) + " has stride " + std::to_string(t.strides[i]) +
+           " in dimension " + std::to_string(i) + ", expected " + std::to_string(expected) + " (call .contiguous())");
+    }
+    expected *= std::max<std::int64_t>(t.shape[i], 1);
+  }
+  return *this;
+}
+
+const Checker& Checker::same_dtype(const char* argument, const Tensor& t, const char* other,
+                                   const Tensor& other_t) const {
+  if (t.dtype != other_t.dtype) {
+    fail(std::string(argument) + " has dtype " + name(t.dtype) + ", expected " + name(other_t.dtype) + " as " + other);
+  }
+  return *this;
+}
+
+const Checker& Checker::no_overlap(const char* argument, const Tensor& t, const char* other,
+                                   const Tensor& other_t) const {
+  const auto [first, last] = extent(t);
+  const auto [other_first, other_last] = extent(other_t);
+  if (first < other_last && other_first < last) fail(std::string(argument) + " shares memory with " + other);
+  return *this;
+}
+
+void check_cu_seqlens(const Checker& check, const char* argument, const Tensor& t, std::int64_t num_tokens) {
+  const auto* offsets = t.as<std::int32_t>();
+  const std::int64_t last = t.shape[0] - 1;
+  if (last < 0) check.fail(std::string(argument) + " is empty, expected num_seqs + 1 entries");
+  if (offsets[0] != 0) check.fail(std::string(argument) + "[0] is " + std::to_string(offsets[0]) + ", expected 0");
+  for (std::int64_t i = 0; i < last; ++i) {
+    if (offsets[i + 1] < offsets[i]) {
+      check.fail(std::string(argument) + "[" + std::to_string(i + 1) + "] is " + std::to_string(offsets[i + 1]) +
+                 ", expected at least " + std::to_string(offsets[i]));
+    }
+  }
+  if (offsets[last] != num_tokens) {
+    check.fail(std::string(argument) + "[" + std::to_string(last) + "] is " + std::to_string(offsets[last]) +
+               ", expected num_tokens=" + std::to_string(num_tokens));
+  }
+}
+
+void check_entries(const Checker& check, const char* argument, const Tensor& t, std::int64_t low, std::int64_t high) {
+  const auto* entries = t.as<std::int32_t>();
+  const std::int64_t count = t.numel();
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (entries[i] < low || entries[i] > high) {
+      check.fail(std::string(argument) + " has the entry " + std::to_string(entries[i]) + " at flat index " +
+                 std::to_string(i) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
+    }
+  }
+}
+
+}  // namespace dpn

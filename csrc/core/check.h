@@ -1,0 +1,58 @@
+// Checks of kernel arguments, made before any pointer is used. A shape is written as a list of named dimensions; the
+// first argument that has a dimension binds it and later arguments must agree. Messages are built from the checked
+// values: kernel, argument, expected, actual.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace dpn {
+
+struct ArgumentError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// A dimension with a name: unbound until an argument gives it a value.
+struct Dim {
+  const char* name;
+  std::int64_t value = -1;
+  const char* bound_by = nullptr;
+
+  explicit Dim(const char* dim_name) : name(dim_name) {}
+  Dim(const char* dim_name, std::int64_t fixed) : name(dim_name), value(fixed) {}
+  operator std::int64_t() const { return value; }
+};
+
+class Checker {
+ public:
+  explicit Checker(const char* kernel) : kernel_(kernel) {}
+
+  // Shape, dtype and device; the innermost dimension must be contiguous.
+  const Checker& tensor(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
+                        std::initializer_list<DType> dtypes) const;
+  // As `tensor`, and every dimension contiguous.
+  const Checker& contiguous(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
+                            std::initializer_list<DType> dtypes) const;
+  const Checker& same_dtype(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
+  // Output or in-place arguments must not share memory with another argument.
+  const Checker& no_overlap(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
+  const Checker& range(const char* what, std::int64_t value, std::int64_t low, std::int64_t high) const;
+  const Checker& condition(bool ok, const std::string& message) const;
+
+  [[noreturn]] void fail(const std::string& message) const;
+
+ private:
+  const char* kernel_;
+};
+
+// cu_seqlens [num_seqs + 1]: starts at 0, never falls, ends at num_tokens.
+void check_cu_seqlens(const Checker& check, const char* argument, const Tensor& t, std::int64_t num_tokens);
+
+// Every entry of an int32 tensor lies in [low, high].
+void check_entries(const Checker& check, const char* argument, const Tensor& t, std::int64_t low, std::int64_t high);
+
+}  // namespace dpn

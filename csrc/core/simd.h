@@ -1,0 +1,166 @@
+// Vectors of DPN_VECTOR_WIDTH floats, written with the compiler's vector extension so that one source serves every
+// instruction set. Include only from *_cpu.cpp files: everything here lives in the namespace DPN_ISA, so code for one
+// instruction set can never be linked in place of another's.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace dpn::DPN_ISA {
+
+constexpr int kWidth = DPN_VECTOR_WIDTH;
+
+using VecF = float __attribute__((vector_size(kWidth * 4)));
+using VecI = std::int32_t __attribute__((vector_size(kWidth * 4)));
+using VecU = std::uint32_t __attribute__((vector_size(kWidth * 4)));
+using VecH = std::uint16_t __attribute__((vector_size(kWidth * 2)));
+
+// The upper half of a float.
+struct bf16 {
+  std::uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+template <class T>
+T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+// Round to nearest even; NaN stays NaN.
+template <>
+inline bf16 from_float<bf16>(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return {static_cast<std::uint16_t>((bits >> 16) | 0x40)};
+  return {static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+inline VecF broadcast(float x) { return x - VecF{}; }
+
+inline VecF load(const float* source) {
+  VecF value;
+  std::memcpy(&value, source, sizeof value);
+  return value;
+}
+
+inline VecF load(const bf16* source) {
+  VecH half;
+  std::memcpy(&half, source, sizeof half);
+  return reinterpret_cast<VecF>(__builtin_convertvector(half, VecU) << 16);
+}
+
+inline void store(float* target, VecF value) { std::memcpy(target, &value, sizeof value); }
+
+inline void store(bf16* target, VecF value) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  std::memcpy(target, &half, sizeof half);
+#else
+  const VecU bits = reinterpret_cast<VecU>(value);
+  const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const VecU nan = (bits >> 16) | 0x40;
+  const VecH half = __builtin_convertvector(value != value ? nan : rounded, VecH);
+  std::memcpy(target, &half, sizeof half);
+#endif
+}
+
+// The first `count` < kWidth elements; the others read as zero and are not written.
+template <class T>
+inline VecF load_partial(const T* source, int count) {
+  T buffer[kWidth] = {};
+  std::memcpy(buffer, source, static_cast<std::size_t>(count) * sizeof(T));
+  return load(buffer);
+}
+
+template <class T>
+inline void store_partial(T* target, VecF value, int count) {
+  T buffer[kWidth];
+  store(buffer, value);
+  std::memcpy(target, buffer, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+// `value` in the first `count` lanes, zero in the others.
+inline VecF first_lanes(float value, int count) {
+  float lanes[kWidth];
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i < count ? value : 0.0f;
+  return load(lanes);
+}
+
+inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
+inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
+
+inline float reduce_sum(VecF value) {
+  float lanes[kWidth];
+  store(lanes, value);
+  for (int step = kWidth / 2; step > 0; step /= 2) {
+    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  }
+  return lanes[0];
+}
+
+inline float reduce_max(VecF value) {
+  float lanes[kWidth];
+  store(lanes, value);
+  for (int step = kWidth / 2; step > 0; step /= 2) {
+    for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
+  }
+  return lanes[0];
+}
+
+// e^x with a relative error below 2e-7; 0 below -87.3, e^88.3 above, NaN stays NaN.
+inline VecF exp(VecF x) {
+  const VecF clamped = x > 88.3f ? broadcast(88.3f) : x;
+  const VecF scaled = clamped * 1.44269504088896f;
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  const VecF shifted = scaled + 12582912.0f;
+  const VecF whole = shifted - 12582912.0f;
+  const VecF r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  VecF p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const VecF mantissa = p * (r * r) + r + 1.0f;
+  const VecI exponent = (reinterpret_cast<VecI>(shifted) << 23) + (127 << 23);
+  const VecF result = mantissa * reinterpret_cast<VecF>(exponent);
+  return x < -87.3f ? VecF{} : result;
+}
+
+inline VecF sigmoid(VecF x) { return 1.0f / (1.0f + exp(-x)); }
+
+// Calls body(i, count) for vectors over [0, size); count < kWidth only at the end.
+template <class Body>
+inline void for_each_vector(std::int64_t size, Body&& body) {
+  std::int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) body(i, kWidth);
+  if (i < size) body(i, static_cast<int>(size - i));
+}
+
+template <class T>
+inline VecF load_n(const T* source, int count) {
+  return count == kWidth ? load(source) : load_partial(source, count);
+}
+
+template <class T>
+inline void store_n(T* target, VecF value, int count) {
+  if (count == kWidth) {
+    store(target, value);
+  } else {
+    store_partial(target, value, count);
+  }
+}
+
+}  // namespace dpn::DPN_ISA

@@ -1,0 +1,18 @@
+"""The compiled kernels, one typed function each: the only package that imports the extension.
+
+Activations are packed rows `[num_tokens, hidden_size]` in float32 or bfloat16 with float32 accumulation; index tensors
+are contiguous int32. Every function checks shape, dtype, device, layout and content of its arguments before any memory
+is touched and raises `KernelArgumentError` with the kernel, the argument, the expected and the actual value.
+"""
+
+from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
+from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "available_cpu_isas",
+    "cpu_isa",
+    "layer_norm",
+    "rms_norm",
+]

@@ -1,0 +1,18 @@
+"""The instruction set that the CPU kernels use."""
+
+from __future__ import annotations
+
+from dpn_rt import _kernels
+
+
+def cpu_isa() -> str:
+    """`portable`, `avx2`, `avx512` or `avx512_bf16`: the best one that this processor runs.
+
+    The environment variable `DPN_RT_CPU_ISA` forces one of `available_cpu_isas()`; it is read at the first call.
+    """
+    return str(_kernels.cpu_isa())
+
+
+def available_cpu_isas() -> list[str]:
+    """Instruction sets that were built and that this processor runs, slowest first."""
+    return list(_kernels.available_cpu_isas())

@@ -1,0 +1,10 @@
+// One registration function per file of csrc/ops.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace dpn::python {
+
+void bind_norm(pybind11::module_& m);
+
+}  // namespace dpn::python
