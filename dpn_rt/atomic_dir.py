@@ -1,0 +1,74 @@
+"""Directories that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpn_rt.errors import EngineError
+
+
+@contextlib.contextmanager
+def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[Path]:
+    """A new directory beside `target` that takes its name when the block ends without an exception.
+
+    On any exception, Ctrl-C included, the new directory is removed and `target` is as it was. With `replace`, the
+    directory at `target` is moved aside, and removed once the new one has its name.
+
+    Args:
+        num_bytes: about to be written; a disk with less free space is an error before anything is written.
+
+    Raises:
+        EngineError: the disk is full or the directory cannot be written.
+    """
+    target = target.resolve()  # through a link: the directory it names is replaced, not the link
+    mark = secrets.token_hex(4)  # named before it is made, so that no moment exists at which it would not be removed
+    partial = target.parent / f".{target.name}.{mark}.partial"
+    retired = target.parent / f".{target.name}.{mark}.retired"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(target, num_bytes)
+        partial.mkdir()
+        yield partial
+        sync_directory(partial)
+        if replace:
+            target.rename(retired)
+        partial.rename(target)
+        sync_directory(target.parent)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise EngineError(f"{target}: cannot be written: {reason}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` to a new file, through to the disk; directories are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory as lasting as the files' contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_space(target: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < num_bytes:
+        raise EngineError(f"{target}: {num_bytes:,} bytes are needed, the disk has {free:,} free")
