@@ -177,3 +177,16 @@ def test_tied_embeddings_share_one_parameter() -> None:
     del weights["lm_head.weight"]
     model = EagerDpn.from_weights(dataclasses.replace(case.config, decoder=decoder), weights.items())
     assert model.lm_head.weight is model.language_model.embed_tokens.weight
+
+
+def test_engine_round_trip(tmp_path: Path) -> None:
+    from dpn_rt.engine_dir import EngineSource, write_engine
+
+    case = case_named("c21_g7_conv")
+    model = load(case)
+    write_engine(tmp_path / "engine", case.config, EngineSource("0" * 64, "synthetic"), model.canonical_weights())
+    for copy in (True, False):
+        read = EagerDpn.from_engine(tmp_path / "engine", copy=copy)
+        with torch.inference_mode():
+            output = read(case.prompt_token_ids, image_embeds=case.image_embeds)
+        assert_close(output.logits, case.tensor("logits"), LOGIT_TOLERANCE, "logits")

@@ -19,6 +19,17 @@ from dpn_rt.eager.boundary import Boundary
 if TYPE_CHECKING:
     from dpn_rt.eager.model import EagerDpn
 
+TOWER_KEYS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "layer_norm_eps",
+    "hidden_act",
+)
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 
@@ -105,13 +116,11 @@ def original_config(model: EagerDpn) -> dict[str, Any]:
         result |= {"mm_projector_type": config.projector.type, "mm_hidden_size": config.projector.input_size}
     if config.vision is not None:
         tower = hf_modules.clip_config(config.vision).to_dict()
-        kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
-        kept += ("patch_size", "layer_norm_eps", "hidden_act", "model_type")
         result |= {
             "mm_vision_tower": "vision_config",
             "mm_vision_select_layer": -1,
             "mm_vision_select_feature": config.vision.select_feature,
-            "vision_config": {key: tower[key] for key in kept},
+            "vision_config": {key: tower[key] for key in TOWER_KEYS},
         }
     if config.pyramid.boundaries:
         result["pooling"] = _pooling(model)

@@ -91,20 +91,23 @@ class EagerDpn(nn.Module):
     # Loading and saving
 
     @classmethod
-    def from_engine(cls, path: str | PathLike[str], *, dtype: torch.dtype | None = None, copy: bool = True) -> EagerDpn:
+    def from_engine(
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | None = None, copy: bool = True, verify: bool = True
+    ) -> EagerDpn:
         """The model of an engine directory, in eval mode.
 
         Args:
             path: engine directory.
             dtype: of the weights; the engine's if not given.
             copy: False shares the memory-mapped file instead of copying it (for inference).
+            verify: compare the files' checksums first.
 
         Raises:
             EngineError: the directory is incomplete or corrupt.
         """
         from dpn_rt.engine_dir import EngineDir
 
-        engine = EngineDir.open(Path(path))
+        engine = EngineDir.open(Path(path), verify=verify)
         return cls.from_weights(engine.model, engine.load_weights().items(), dtype=dtype, copy=copy)
 
     @classmethod
@@ -154,7 +157,7 @@ class EagerDpn(nn.Module):
 
     def canonical_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Canonical (name, tensor) pairs, as `dpn_rt.engine_dir.write_engine` takes them."""
-        return weights.canonical_weights(self, self.name_map())
+        return weights.canonical_weights(self, self.name_map(), self.config)
 
     def save_checkpoint(self, path: str | PathLike[str], extra_files: Iterable[str | PathLike[str]] = ()) -> None:
         """Write a checkpoint directory in the published original layout.
@@ -172,7 +175,7 @@ class EagerDpn(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return cast(torch.Tensor, self.lm_head.weight).device
+        return self.lm_head.weight.device
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[3, side, side] or [1, 3, side, side] -> projected visual rows [num_visual, hidden_size].
@@ -248,7 +251,10 @@ class EagerDpn(nn.Module):
                 records.append(record)
                 layouts.append(layout)
         trace = PyramidTrace(
-            tuple(records), tuple(item.num_visual for item in layouts), tuple(item.num_rows for item in layouts)
+            records=tuple(records),
+            visual_tokens=tuple(item.num_visual for item in layouts),
+            kv_lengths=tuple(item.num_rows for item in layouts),
+            grids=tuple(item.grid for item in layouts),
         )
         return self.language_model.norm(hidden), layout, trace
 
@@ -270,7 +276,7 @@ class EagerDpn(nn.Module):
         options: dict[str, Any] = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary}
         for layer in layers:
             rows = model.layers[layer](rows, past_key_values=cache, use_cache=cache is not None, **options)
-        return cast(torch.Tensor, rows)[0]
+        return rows[0]
 
     def forward(
         self,

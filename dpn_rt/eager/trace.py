@@ -54,13 +54,18 @@ class BoundaryRecord:
 
 @dataclass(frozen=True, slots=True)
 class PyramidTrace:
-    """The way of one sample through the pyramid; the same fields as the runtime's `output.pyramid`."""
+    """The way of one sample through the pyramid; the same fields as the runtime's `output.pyramid`.
+
+    One difference: `kv_lengths` are those after prefill, the runtime's those at the end of the request.
+    """
 
     records: tuple[BoundaryRecord, ...]
     visual_tokens: tuple[int, ...]
     """Visual rows per stage."""
     kv_lengths: tuple[int, ...]
     """Rows per stage after prefill: what each layer of the stage caches."""
+    grids: tuple[tuple[int, int] | None, ...]
+    """(rows, columns) of the visual tokens per stage; None without an image."""
 
     @property
     def experts(self) -> tuple[int | None, ...]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from dpn_rt.config import ModelConfig
 from dpn_rt.errors import CheckpointError
+from dpn_rt.weight_spec import weight_spec
 
 _DECODER_PARTS = {
     "input_norm.weight": ("input_layernorm.weight",),
@@ -119,18 +120,19 @@ def load_canonical(model: nn.Module, names: NameMap, weights: Iterable[tuple[str
         if len(parts) == 1:
             _assign(model, names[name][0], _to_parameter_shape(tensor, parts[0]), copy)
             continue
-        for part, rows in zip(names[name], tensor.split([part.shape[0] for part in parts]), strict=True):
+        for part, rows in zip(names[name], torch.split(tensor, [part.shape[0] for part in parts]), strict=True):
             _assign(model, part, rows, copy)
     problems += [f"{name} is missing" for name in names if name not in seen]
     if problems:
         raise CheckpointError("weights do not fit the model:\n  " + "\n  ".join(problems))
 
 
-def canonical_weights(model: nn.Module, names: NameMap) -> Iterator[tuple[str, torch.Tensor]]:
-    """Canonical (name, tensor) pairs of `model`, fused as an engine holds them, one at a time."""
-    for name, sources in names.items():
-        parts = [model.get_parameter(source).detach() for source in sources]
-        yield name, torch.cat(parts).contiguous() if len(parts) > 1 else _to_canonical_shape(parts[0]).contiguous()
+def canonical_weights(model: nn.Module, names: NameMap, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Canonical (name, tensor) pairs of `model`, fused, in an engine's order and dtypes, one at a time."""
+    for name, spec in weight_spec(config).items():
+        parts = [model.get_parameter(source).detach() for source in names[name]]
+        tensor = torch.cat(parts) if len(parts) > 1 else _to_canonical_shape(parts[0])
+        yield name, tensor.to(spec.dtype).contiguous()
 
 
 def _is_expert(parameter: torch.Tensor) -> bool:
