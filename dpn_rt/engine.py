@@ -152,7 +152,7 @@ class Engine:
     ) -> Sequence:
         config = self._model
         state = SamplingState(
-            params, prompt.prompt_token_ids, config.decoder.vocab_size, config.prompt.eos_token_ids, index
+            params, prompt.token_ids, config.decoder.vocab_size, config.prompt.eos_token_ids, index
         )
         detokenizer = self._make_detokenizer(params) if self._make_detokenizer else None
         return Sequence(request_id, index, prompt, params, state, detokenizer, max_tokens, list(forced))
@@ -241,7 +241,7 @@ class Engine:
         queue = None if request.first_scheduled is None else request.first_scheduled - request.arrival
         return RequestOutput(
             request_id=request.request_id,
-            prompt_token_ids=request.prompt.prompt_token_ids.tolist(),
+            prompt_token_ids=request.prompt.token_ids.tolist(),
             outputs=[sequence.output() for sequence in request.sequences],
             metrics=RequestMetrics(request.arrival, queue, request.first_token, request.finish),
             pyramid=next((s.pyramid for s in request.sequences if s.pyramid is not None), EMPTY_PYRAMID),

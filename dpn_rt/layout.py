@@ -32,7 +32,7 @@ class PromptRows(Protocol):
         """Rows and columns of visual tokens; None without an image."""
 
     @property
-    def router_rows(self) -> Sequence[int]:
+    def router_rows(self) -> IntArray:
         """Rows that the routers read."""
 
 
@@ -59,7 +59,7 @@ class Layout:
             lengths=_int_array([prompt.num_rows for prompt in prompts]),
             image_start=_int_array([-1 if prompt.image_start is None else prompt.image_start for prompt in prompts]),
             grids=_int_array([prompt.grid or (0, 0) for prompt in prompts]).reshape(-1, 2),
-            router_rows=_int_array([row for sequence in rows for row in sequence]),
+            router_rows=np.concatenate(rows, dtype=np.int32),
             cu_router_rows=_offsets(_int_array([len(sequence) for sequence in rows])),
         )
 

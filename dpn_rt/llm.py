@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from dpn_rt.chat import Message
 from dpn_rt.detokenizer import Detokenizer
 from dpn_rt.engine import Engine
 from dpn_rt.engine_dir import EngineDir
@@ -17,12 +18,10 @@ from dpn_rt.errors import BatchError, DpnError
 from dpn_rt.loader import RuntimeConfig, check_device, load_runner, max_length, scheduler_config
 from dpn_rt.outputs import RequestOutput, StreamDelta
 from dpn_rt.processor import Processor
+from dpn_rt.prompt import Prompt
 from dpn_rt.sampling import Sampler
 from dpn_rt.sampling_params import SamplingParams
 from dpn_rt.scheduler import Scheduler
-
-Prompt = str | dict[str, Any]
-Message = dict[str, Any]
 
 
 class LLM:
@@ -74,13 +73,13 @@ class LLM:
         directory = EngineDir.open(engine_dir, verify=verify)
         self.model = directory.model
         check_device(device, self.model)
-        self.processor = Processor(directory.processor_path, self.model)
+        self.processor = Processor(directory.processor_path, self.model, max_length=max_length(config, self.model))
         runner = load_runner(directory, config)
         self.engine = Engine(
             self.model,
             Scheduler(scheduler_config(config, self.model), self.model.pyramid, runner.cache),
             runner,
-            Sampler(self.processor.token_text),
+            Sampler(None if self.processor.tokenizer is None else self.processor.tokenizer.token_text),
             max_length(config, self.model),
             self._detokenizer_factory(),
         )
@@ -106,7 +105,7 @@ class LLM:
             DpnError: the only prompt failed.
             BatchError: some prompts of several failed; its `outputs` holds what the others gave.
         """
-        many = not isinstance(prompts, (str, dict))
+        many = not isinstance(prompts, str | Mapping)
         items: list[Prompt] = list(prompts) if many else [prompts]  # type: ignore[arg-type,list-item]
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = [sampling_params or SamplingParams()] * len(items)
@@ -130,8 +129,8 @@ class LLM:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answers to one conversation or many, as OpenAI-style messages; adds template, `<image>` and `<ROUTER>`."""
-        conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
-        prompts = [self.processor.chat_prompt(conversation) for conversation in conversations]
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        prompts = [self.processor.chat(conversation) for conversation in conversations]
         many = len(conversations) != 1
         return self.generate(prompts if many else prompts[0], sampling_params, use_tqdm=use_tqdm)
 

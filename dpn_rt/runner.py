@@ -17,6 +17,7 @@ from dpn_rt.pyramid import SKIPPED, Boundary, BoundaryTrace
 from dpn_rt.scheduler import Batch
 from dpn_rt.sequence import VISUAL_ROW, Sequence
 from dpn_rt.vision import Projector, VisionTower
+from dpn_rt.visual_input import VisualInput
 
 IMAGES_PER_CALL = 4
 """Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""
@@ -124,17 +125,14 @@ class Runner:
 
     def _encode_new_images(self, sequences: ListOf[Sequence]) -> None:
         """Image rows of the sequences that have none yet; an image that several share goes through the tower once."""
-        pixels = {
-            id(sequence.prompt.pixel_values): sequence.prompt.pixel_values
-            for sequence in sequences
-            if sequence.image_rows is None and sequence.prompt.pixel_values is not None
-        }
+        new = [sequence for sequence in sequences if sequence.image_rows is None and sequence.prompt.visual is not None]
+        images = {id(visual): visual.pixels for visual in (_visual(sequence) for sequence in new)}
+        pixels = {key: values for key, values in images.items() if values is not None}
         encoded = dict(zip(pixels, self.encode_images(list(pixels.values())), strict=True)) if pixels else {}
-        for sequence in sequences:
-            if sequence.image_rows is None and sequence.prompt.pixel_values is not None:
-                sequence.image_rows = encoded[id(sequence.prompt.pixel_values)]
-            elif sequence.image_rows is None and sequence.prompt.image_embeds is not None:
-                sequence.image_rows = sequence.prompt.image_embeds.to(self.cache.cells.dtype)
+        for sequence in new:
+            visual = _visual(sequence)
+            given = visual.embeds
+            sequence.image_rows = encoded[id(visual)] if given is None else given.to(self.cache.cells.dtype)
 
     def _embed(self, sequences: ListOf[Sequence]) -> Tensor:
         token_ids = torch.from_numpy(np.concatenate([sequence.row_token_ids() for sequence in sequences]))
@@ -161,3 +159,9 @@ class Runner:
             kv_lengths=[int(layout.lengths[index]) for layout in layouts],
             grids=[None if height == 0 else (height, width) for height, width in grids],
         )
+
+
+def _visual(sequence: Sequence) -> VisualInput:
+    visual = sequence.prompt.visual
+    assert visual is not None
+    return visual

@@ -64,15 +64,15 @@ class Sequence:
         return self.prompt.grid
 
     @property
-    def router_rows(self) -> tuple[int, ...]:
+    def router_rows(self) -> npt.NDArray[np.int32]:
         return self.prompt.router_rows
 
     def row_token_ids(self) -> npt.NDArray[np.int64]:
         """`[num_rows]` token id of every row, `VISUAL_ROW` on visual rows."""
-        ids = self.prompt.prompt_token_ids
-        if self.prompt.image_index is not None and self.prompt.grid is not None:
-            visual = np.full(self.prompt.num_visual_tokens, VISUAL_ROW, dtype=np.int64)
-            ids = np.concatenate((ids[: self.prompt.image_index], visual, ids[self.prompt.image_index + 1 :]))
+        ids, index = self.prompt.token_ids, self.prompt.image_index
+        if self.prompt.visual is not None and index is not None:
+            visual = np.full(self.prompt.visual.num_visual_tokens, VISUAL_ROW, dtype=np.int64)
+            ids = np.concatenate((ids[:index], visual, ids[index + 1 :]))
         return np.concatenate((ids, np.asarray(self.output_token_ids, dtype=np.int64)))
 
     def pin_route(self, experts: list[int]) -> None:
