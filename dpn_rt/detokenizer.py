@@ -1,7 +1,7 @@
 """Generated ids to text as they come, with stop strings.
 
-Three things hold text back. A character whose bytes are not all there yet decodes to U+FFFD. A run of
-byte-fallback tokens is decoded as a whole, so a later byte can still change it. And the beginning of a stop string must not be
+Three things hold text back. A character whose bytes are not all there yet decodes to U+FFFD. A run of byte-fallback
+tokens is decoded as a whole, so a later byte can still change it. And the beginning of a stop string must not be
 streamed before it is clear that the rest does not follow.
 """
 
@@ -16,7 +16,7 @@ _WINDOW = 16
 
 
 class Detokenizer:
-    """Text of one completion. The deltas of `take` together are the tokenizer's decoding of all ids, up to a stop string."""
+    """Text of one completion: the deltas of `take` join to the decoding of all ids, up to a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._tokenizer = tokenizer

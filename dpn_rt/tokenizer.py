@@ -16,15 +16,10 @@ IMAGE_TEXT = "<image>"
 class Tokenizer:
     """A Hugging Face tokenizer, with what prompts and streams need beside it."""
 
-    def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
-        """
-        Args:
-            tokenizer: of transformers.
-            chat_template: Jinja text that replaces the tokenizer's own.
-        """
+    def __init__(self, tokenizer: Any) -> None:
+        """tokenizer: of transformers."""
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self.chat_template: str | None = chat_template or getattr(tokenizer, "chat_template", None)
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -33,30 +28,27 @@ class Tokenizer:
         Raises:
             EngineError: the files are missing or cannot be read.
         """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers import AutoTokenizer
 
         try:
-            if (directory / "tokenizer_config.json").is_file():
-                tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-            else:
-                tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+            return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
         except Exception as error:  # transformers and tokenizers raise anything from OSError to bare Exception
             raise EngineError(f"{directory}: cannot load the tokenizer: {error}") from error
-        # Original LLaVA releases of transformers keep the template in a file of the processor's, not the tokenizer's.
-        return cls(tokenizer, _processor_chat_template(directory))
 
     def encode(self, text: str, image_token_id: int | None = None) -> list[int]:
         """Token ids of a prompt, each `<image>` as one placeholder id.
 
-        Without an image token of the tokenizer's own, the text around `<image>` is tokenised piece by piece as LLaVA does:
-        that is what its models were trained on, and a tokenizer that starts every text with a space gives other ids otherwise.
+        Without an image token of the tokenizer's own, the text around `<image>` is tokenised piece by
+        piece as LLaVA does: its models were trained on that, and a tokenizer that starts every text with a space gives
+        other ids otherwise.
 
         Args:
             text: the prompt; special tokens in it are recognised.
             image_token_id: the tokenizer's id of its image token, None where it has none.
         """
-        if image_token_id is not None:
-            ids = self._ids(text.replace(IMAGE_TEXT, self.token(image_token_id) or IMAGE_TEXT))
+        image_token = None if image_token_id is None else self.token(image_token_id)
+        if image_token is not None:
+            ids = self._ids(text.replace(IMAGE_TEXT, image_token))
             return self._single_bos(
                 [IMAGE_PLACEHOLDER_ID if token_id == image_token_id else token_id for token_id in ids]
             )
@@ -90,7 +82,7 @@ class Tokenizer:
         return self.decode([token_id], skip_special_tokens=False)
 
     def token(self, token_id: int) -> str | None:
-        """The vocabulary's entry of an id, None where it has none (embeddings are often padded beyond the vocabulary)."""
+        """The vocabulary's entry of an id; None beyond it, where embeddings are often padded."""
         if self._backend is not None:
             entry = self._backend.id_to_token(token_id)
         else:
@@ -124,22 +116,13 @@ class Tokenizer:
         token_id: int | None = self._tokenizer.bos_token_id
         return token_id
 
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja text that makes a prompt of messages, None where the tokenizer has none."""
+        template = getattr(self._tokenizer, "chat_template", None)
+        return template if isinstance(template, str) else None
+
     def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
         """The prompt that the chat template makes of messages, ready for the assistant's answer."""
-        text = self._tokenizer.apply_chat_template(
-            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
-        )
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return str(text)
-
-
-def _processor_chat_template(directory: Path) -> str | None:
-    import json
-
-    path = directory / "chat_template.json"
-    if not path.is_file():
-        return None
-    try:
-        template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f'{path}: expected a JSON object with the key "chat_template": {error}') from error
-    return str(template)
