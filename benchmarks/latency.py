@@ -113,7 +113,7 @@ def engine_directory(model: ModelConfig, cache: Path | None, name: str) -> Itera
             if free < total + (1 << 30):
                 sys.exit(f"{root}: {total / 1e9:.1f} GB of weights do not fit, {free / 1e9:.1f} GB are free")
             root.mkdir(parents=True, exist_ok=True)
-            with tqdm(total=total, unit="B", unit_scale=True, desc="random weights", leave=False) as bar:
+            with tqdm(total=total, unit="B", unit_scale=True, desc="random weights", leave=False, disable=None) as bar:
                 write_engine(
                     path, model, EngineSource("0" * 64, "synthetic"), random_weights(model), progress=bar.update
                 )
@@ -197,7 +197,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         gemm = GemmLimit(model.decoder, prompt_rows, dtype, device)
         read = ReadLimit(device)
         limits = Row("limits", "", 1, ())
-        with tqdm(total=(options.repeats + 1) * len(rows), desc=options.shape, leave=False) as bar:
+        with tqdm(total=(options.repeats + 1) * len(rows), desc=options.shape, leave=False, disable=None) as bar:
             for repeat in range(-1, options.repeats):  # the first round warms up
                 for row in rows if repeat % 2 else rows[::-1]:
                     bar.set_postfix_str(f"{row.subject} {row.label} x{row.batch}")
