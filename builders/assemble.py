@@ -114,18 +114,19 @@ class WeightStream:
             weight[row : row + tensor.shape[0]].copy_(tensor)
             row += tensor.shape[0]
         if not _is_finite(weight):
-            self._fail(name, source, spec)
+            self._fail(source, spec)
         return weight
 
-    def _fail(self, name: str, source: WeightSource, spec: WeightSpec) -> None:
-        published = ", ".join(part.name for part in source.parts)
-        largest = max(float(part.checkpoint.read(part.name).abs().max()) for part in source.parts)
-        if largest < float("inf"):
-            raise CheckpointError(
-                f"{published}: values up to {largest:.4g} do not fit {str(spec.dtype).removeprefix('torch.')}: "
-                "choose another --dtype"
-            )
-        raise CheckpointError(f"{published}: holds infinite values or NaN (weight {name})")
+    def _fail(self, source: WeightSource, spec: WeightSpec) -> None:
+        tensors = {part.name: part.checkpoint.read(part.name) for part in source.parts}
+        broken = [published for published, tensor in tensors.items() if not _is_finite(tensor)]
+        if broken:
+            raise CheckpointError(f"{', '.join(broken)}: holds infinite values or NaN")
+        largest = max(float(tensor.abs().max()) for tensor in tensors.values())
+        dtype = str(spec.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{', '.join(tensors)}: values up to {largest:.4g} do not fit {dtype}: choose another --dtype"
+        )
 
 
 def _is_finite(weight: Tensor) -> bool:

@@ -146,7 +146,8 @@ class PickleShard:
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
-            if "Unsupported" in str(error):  # a name or an instruction outside of what tensors need
+            # A name or an instruction that tensors do not need; in a file that is no pickle, any byte may look like one.
+            if "Unsupported" in str(error) and self._is_pickle():
                 raise CheckpointError(
                     f"{self.path}: refused: the pickle holds more than tensors, and loading it could run code; "
                     "convert the checkpoint to safetensors where you trust it"
@@ -157,3 +158,8 @@ class PickleShard:
                 return self._load(mmap=False)  # before torch 1.6: cannot be mapped, one shard is held
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{self.path}: truncated or damaged: {reason}") from error
+
+    def _is_pickle(self) -> bool:
+        """Whether the file starts as a zip archive of `torch.save` or as a pickle of protocol 2 or later does."""
+        with self.path.open("rb") as file:
+            return file.read(2).startswith((b"PK", b"\x80"))
