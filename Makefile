@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint format bench clean
 
 demo: $(READY)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
