@@ -159,9 +159,17 @@ class Stage:
         self._is_last = is_last
 
     def forward(self, x: Tensor, batch: StageBatch, cells: Tensor) -> Tensor:
-        """Rows `[num_rows, hidden_size]` through the stage's layers; the last stage of a prefill returns
-        `[num_seqs, hidden_size]`, the last row of each sequence. `x` may be overwritten.
-        """  # noqa: D205
+        """Rows through the stage's layers.
+
+        Args:
+            x: `[num_rows, hidden_size]`; overwritten.
+            batch: where the rows stand.
+            cells: of the KV cache.
+
+        Returns:
+            `[num_rows, hidden_size]`; from the last stage of a prefill `[num_seqs, hidden_size]`, the last row of each
+            sequence.
+        """
         residual = x
         x = ops.rms_norm(x, self._layers[0].input_norm, self._config.rms_norm_eps)
         for index, layer in enumerate(self._layers):

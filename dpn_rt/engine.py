@@ -68,9 +68,11 @@ class Engine:
         max_length: int,
         make_detokenizer: Callable[[SamplingParams], Detokenizer] | None,
     ) -> None:
-        """`max_length`: rows of prompt, image and generated tokens at stage 0, at most. `make_detokenizer`: None for
-        an engine without a tokenizer, whose outputs have no text.
-        """  # noqa: D205
+        """
+        Args:
+            max_length: rows of prompt, image and generated tokens at stage 0, at most.
+            make_detokenizer: None for an engine without a tokenizer, whose outputs have no text.
+        """
         self._model = model
         self._scheduler = scheduler
         self.runner = runner
@@ -151,9 +153,7 @@ class Engine:
         forced: list[int],
     ) -> Sequence:
         config = self._model
-        state = SamplingState(
-            params, prompt.token_ids, config.decoder.vocab_size, config.prompt.eos_token_ids, index
-        )
+        state = SamplingState(params, prompt.token_ids, config.decoder.vocab_size, config.prompt.eos_token_ids, index)
         detokenizer = self._make_detokenizer(params) if self._make_detokenizer else None
         return Sequence(request_id, index, prompt, params, state, detokenizer, max_tokens, list(forced))
 
@@ -172,7 +172,9 @@ class Engine:
         vocab_size = self._model.decoder.vocab_size
         for token_id in params.stop_ids:
             if token_id >= vocab_size:
-                raise RequestError(f"stop_token_ids has {token_id}, expected ids below the vocabulary size {vocab_size}")
+                raise RequestError(
+                    f"stop_token_ids has {token_id}, expected ids below the vocabulary size {vocab_size}"
+                )
         if params.logprobs is not None and params.logprobs > vocab_size:
             raise RequestError(f"logprobs={params.logprobs}: expected at most the vocabulary size {vocab_size}, or -1")
         if params.stop_strings and self._make_detokenizer is None:

@@ -16,7 +16,7 @@ def deferred_interrupt() -> Iterator[None]:
         yield
         return
     previous = signal.getsignal(signal.SIGINT)
-    if previous is None or isinstance(previous, signal.Handlers):
+    if not callable(previous):
         yield  # not Python's to call: installed by foreign code, ignored, or the system's default
         return
     arrived: list[tuple[int, FrameType | None]] = []

@@ -67,9 +67,7 @@ class KvGeometry:
 
     def cells_for(self, lengths: tuple[int, ...] | IntArray, block_size: int) -> int:
         """Cells of one sequence with `lengths` rows per stage."""
-        return sum(
-            groups * -(-int(length) // block_size) for groups, length in zip(self.groups, lengths, strict=True)
-        )
+        return sum(groups * -(-int(length) // block_size) for groups, length in zip(self.groups, lengths, strict=True))
 
 
 class KvCache:

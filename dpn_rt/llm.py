@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -61,7 +61,7 @@ class LLM:
         Raises:
             EngineError: the engine is incomplete, damaged, or of an unknown format.
             ConfigError: device or a limit cannot be served.
-        """  # noqa: D205, D212, D415
+        """
         config = RuntimeConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -106,7 +106,7 @@ class LLM:
             BatchError: some prompts of several failed; its `outputs` holds what the others gave.
         """
         many = not isinstance(prompts, str | Mapping)
-        items: list[Prompt] = list(prompts) if many else [prompts]  # type: ignore[arg-type,list-item]
+        items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = [sampling_params or SamplingParams()] * len(items)
         else:
@@ -129,10 +129,12 @@ class LLM:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answers to one conversation or many, as OpenAI-style messages; adds template, `<image>` and `<ROUTER>`."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        if messages and isinstance(messages[0], Mapping):
+            prompt = self.processor.chat(cast(Sequence[Message], messages))
+            return self.generate(prompt, sampling_params, use_tqdm=use_tqdm)
+        conversations = cast(Sequence[Sequence[Message]], messages)
         prompts = [self.processor.chat(conversation) for conversation in conversations]
-        many = len(conversations) != 1
-        return self.generate(prompts if many else prompts[0], sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """The completion of one prompt as it comes; each delta is a string. Closing the iterator aborts the request."""
@@ -146,9 +148,7 @@ class LLM:
                 own = [progress for progress in result.progress if progress.request_id == request_id]
                 for position, progress in enumerate(own):
                     output = final if position == len(own) - 1 else None
-                    yield StreamDelta(
-                        progress.text, progress.index, progress.token_ids, progress.finish_reason, output
-                    )
+                    yield StreamDelta(progress.text, progress.index, progress.token_ids, progress.finish_reason, output)
                 if final is not None:
                     if final.error is not None:
                         raise final.error

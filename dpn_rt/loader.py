@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -48,9 +49,11 @@ class RuntimeConfig:
 
 
 def check_device(device: str, model: ModelConfig) -> None:
-    """Raises:
-    ConfigError: the device is unknown or cannot run the engine's dtype.
-    """  # noqa: D205, D415
+    """Refuse a device that is unknown or cannot run the engine's dtype.
+
+    Raises:
+        ConfigError: naming what would work.
+    """
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={device!r}: expected 'auto' or 'cpu' (this build has no CUDA kernels)")
     if model.dtype not in CPU_DTYPES:
@@ -128,10 +131,9 @@ def _cache_config(config: RuntimeConfig, model: ModelConfig, geometry: KvGeometr
 def _free_memory() -> int:
     """Bytes that can be taken without swapping."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     except OSError:
         pass
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -66,9 +66,7 @@ class Scheduler:
             CapacityError: it cannot.
         """
         most = num_rows + max_tokens - 1  # the last token is never stored
-        lengths = tuple(
-            length + max_tokens - 1 for length in longest_lengths(self._pyramid, num_rows, grid, forced)
-        )
+        lengths = tuple(length + max_tokens - 1 for length in longest_lengths(self._pyramid, num_rows, grid, forced))
         cells = self._cells(lengths)
         if cells > self._cache.config.num_cells or most > self._cache.config.max_length:
             block = self._cache.config.block_size

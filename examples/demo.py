@@ -9,11 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from examples.random_checkpoint import write_checkpoint
-
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.outputs import RequestOutput
+from examples.random_checkpoint import write_checkpoint
 
 IMAGES = Path(__file__).parent / "images"
 QUESTIONS = [

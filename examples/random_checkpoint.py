@@ -1,6 +1,6 @@
 """Write a small DPN checkpoint with random weights, in the published layout: everything works but the answers.
 
-    python examples/random_checkpoint.py OUTPUT_DIR
+python examples/random_checkpoint.py OUTPUT_DIR
 """
 
 from __future__ import annotations

@@ -37,7 +37,12 @@ def save_checkpoint(path: Path, *, tied: bool, kv_heads: int, old_names: bool) -
     tokenizer = make_tokenizer(path, router=False, image=True)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
         ),
         text_config=LlamaConfig(
             vocab_size=tokenizer.vocab_size + 7,  # padded, as published models are
