@@ -59,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from this probability mass")
     parser.add_argument("--top-k", type=int, default=0, help="sample from so many tokens")
     parser.add_argument("--seed", type=int, help="same seed, same answer")
-    parser.add_argument(
-        "--route", type=_route, metavar="E,E,E", help='forced expert per boundary, e.g. 2,2,2; "-": free'
-    )
+    parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
@@ -69,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _route(text: str) -> list[int | None]:
     try:
-        return [None if item.strip() in ("-", "none") else int(item) for item in text.split(",")] if text else []
+        return [None if item.strip() == "none" else int(item) for item in text.split(",")] if text else []
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'{text!r}: expected experts separated by commas, such as 2,2,2 or "-,1,2"'
+            f"{text!r}: expected experts separated by commas, such as 2,2,2 or 2,none,1"
         ) from None
 
 
