@@ -72,8 +72,8 @@ class Scheduler:
             block = self._cache.config.block_size
             cell_bytes = self._cache.geometry.cell_bytes(block)
             raise CapacityError(
-                f"the request needs up to {cells} KV cells ({lengths} rows per stage with max_tokens={max_tokens}), the "
-                f"cache has {self._cache.config.num_cells}: raise kv_cache_bytes to at least {cells * cell_bytes}, or "
+                f"the request needs up to {cells} KV cells ({lengths} rows per stage with max_tokens={max_tokens}), "
+                f"the cache has {self._cache.config.num_cells}: raise kv_cache_bytes to at least {cells * cell_bytes}, or "
                 "shorten prompt or max_tokens"
             )
 

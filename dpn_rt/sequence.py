@@ -23,7 +23,7 @@ VISUAL_ROW = -1
 
 @dataclass(eq=False)
 class Sequence:
-    """State of one completion. The scheduler owns `slot`, the runner `image_rows` and `pyramid`, the engine the rest."""
+    """State of one completion: the scheduler owns `slot`, the runner `image_rows` and `pyramid`."""
 
     request_id: str
     index: int
