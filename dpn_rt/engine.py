@@ -172,9 +172,7 @@ class Engine:
         vocab_size = self._model.decoder.vocab_size
         for token_id in params.stop_ids:
             if token_id >= vocab_size:
-                raise RequestError(
-                    f"stop_token_ids has {token_id}, expected ids below the vocabulary size {vocab_size}"
-                )
+                raise RequestError(f"stop_token_ids has {token_id}, expected at most {vocab_size - 1}")
         if params.logprobs is not None and params.logprobs > vocab_size:
             raise RequestError(f"logprobs={params.logprobs}: expected at most the vocabulary size {vocab_size}, or -1")
         if params.stop_strings and self._make_detokenizer is None:

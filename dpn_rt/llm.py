@@ -105,7 +105,6 @@ class LLM:
             DpnError: the only prompt failed.
             BatchError: some prompts of several failed; its `outputs` holds what the others gave.
         """
-        many = not isinstance(prompts, str | Mapping)
         items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = [sampling_params or SamplingParams()] * len(items)
@@ -115,7 +114,7 @@ class LLM:
                 raise DpnError(f"{len(items)} prompts with {len(params)} sampling parameters: expected as many")
         results = self._run(items, params, use_tqdm)
         errors = {i: result for i, result in enumerate(results) if isinstance(result, DpnError)}
-        if errors and not many:
+        if errors and len(results) == 1:
             raise errors[0]
         if errors:
             raise BatchError(errors, [None if isinstance(r, DpnError) else r for r in results])

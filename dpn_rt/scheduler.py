@@ -73,8 +73,8 @@ class Scheduler:
             cell_bytes = self._cache.geometry.cell_bytes(block)
             raise CapacityError(
                 f"the request needs up to {cells} KV cells ({lengths} rows per stage with max_tokens={max_tokens}), "
-                f"the cache has {self._cache.config.num_cells}: raise kv_cache_bytes to at least {cells * cell_bytes}, or "
-                "shorten prompt or max_tokens"
+                f"the cache has {self._cache.config.num_cells}: raise kv_cache_bytes to at least {cells * cell_bytes}, "
+                "or shorten prompt or max_tokens"
             )
 
     def add(self, sequence: Sequence) -> None:
