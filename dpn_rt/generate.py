@@ -94,12 +94,14 @@ def _chat(llm: LLM, options: argparse.Namespace) -> dict[str, Any]:
 def _run(llm: LLM, prompt: dict[str, Any], params: SamplingParams, silent: bool) -> RequestOutput:
     """Generate, printing the text as it comes unless `silent`."""
     output = None
-    for delta in llm.stream(prompt, params):
+    try:
+        for delta in llm.stream(prompt, params):
+            if not silent:
+                print(delta, end="", flush=True)
+            output = delta.output or output
+    finally:
         if not silent:
-            print(delta, end="", flush=True)
-        output = delta.output or output
-    if not silent:
-        print()
+            print()
     assert output is not None, "a stream ends with the whole output"
     if output.error is not None:
         raise output.error

@@ -36,12 +36,12 @@ def load_image(source: Image.Image | str | os.PathLike[str], max_pixels: int = M
         return _to_rgb(source, _describe(source), max_pixels)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(f"image: expected a PIL image or a path, got {type(source).__name__}")
-    path = Path(source)
+    name = f"image {os.fspath(source)!r:.200}"
     # A device or pipe would block the reader, and a URL is never fetched.
-    if not path.is_file():
-        raise ImageError(f"image {str(source)!r}: no such file (expected a PIL image or the path of an image file)")
-    with decode_image(path, f"image {str(path)!r}", max_pixels) as image:
-        return _to_rgb(image, f"image {str(path)!r}", max_pixels)
+    if not _is_file(source):
+        raise ImageError(f"{name}: no such file (expected a PIL image or the path of an image file)")
+    with decode_image(Path(source), name, max_pixels) as image:
+        return _to_rgb(image, name, max_pixels)
 
 
 def decode_image(file: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -77,6 +77,13 @@ def pad_to_square(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Ima
     square = Image.new("RGB", (side, side), CLIP_MEAN_COLOUR)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def _is_file(source: str | os.PathLike[str]) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:  # longer than a name may be: a data URL, say
+        return False
 
 
 def _describe(image: Image.Image) -> str:

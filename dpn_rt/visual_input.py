@@ -42,8 +42,8 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
     Raises:
         ImageError: wrong type, shape or grid, or a value that is not finite.
     """
-    if isinstance(embeds, np.ndarray):
-        embeds = torch.from_numpy(embeds)
+    if isinstance(embeds, np.ndarray) and np.issubdtype(embeds.dtype, np.floating):
+        embeds = torch.from_numpy(np.array(embeds, dtype=np.float32))
     if not isinstance(embeds, Tensor) or not embeds.is_floating_point():
         kind = f"{embeds.dtype} tensor" if isinstance(embeds, Tensor) else type(embeds).__name__
         raise ImageError(f"image_embeds: expected a floating-point tensor, got {kind}")

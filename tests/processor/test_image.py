@@ -130,7 +130,13 @@ def test_not_an_image(content: bytes, tmp_path: Path) -> None:
 
 def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for source in (tmp_path, tmp_path / "missing.png", tmp_path / "pipe", "https://example.com/cat.png"):
+    for source in (
+        tmp_path,
+        tmp_path / "missing.png",
+        tmp_path / "pipe",
+        "https://example.com/cat.png",
+        "data:," + "A" * 9999,
+    ):
         with pytest.raises(ImageError, match="no such file"):
             load_image(source)
     with pytest.raises(ImageError, match="expected a PIL image or a path, got int"):

@@ -132,6 +132,13 @@ def test_ids_and_embeddings(bare: Processor) -> None:
         assert torch.equal(result.visual.embeds, embeds())
 
 
+def test_embeddings_may_be_an_array(bare: Processor) -> None:
+    given = embeds().numpy()[::-1]  # torch takes no negative strides
+    result = bare.process({"prompt_token_ids": [-200, 199], "multi_modal_data": {"image_embeds": given}})
+    assert result.visual is not None and result.visual.embeds is not None
+    np.testing.assert_array_equal(result.visual.embeds.numpy(), given)
+
+
 def test_a_grid_at_either_level(bare: Processor) -> None:
     media = {"image_embeds": embeds(12)}
     prompt = {"prompt_token_ids": [-200, 199], "multi_modal_data": media}
