@@ -53,6 +53,17 @@ def prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
     return total
 
 
+def needed_prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
+    """As `prefill_flops`, without what no later row reads: the last layer's outputs but one (its keys and values stay).
+
+    What dpn_rt computes, so a rate of its arithmetic does not count work that it leaves out.
+    """
+    decoder, others = model.decoder, rows[-1] - 1
+    kept = 2 * decoder.qkv_size * decoder.hidden_size * others
+    attention = causal_attention(decoder, rows[-1]) - 4 * decoder.num_heads * decoder.head_dim * rows[-1]
+    return prefill_flops(model, rows) - (2 * layer_weights(decoder) * others - kept) - attention
+
+
 def vision_flops(vision: VisionConfig, projector_output: int) -> int:
     """FLOPs of the tower on one image, and of a two-layer projector."""
     rows = vision.grid[0] * vision.grid[1] + 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -52,6 +53,9 @@ class Row:
     batch: int
     routes: tuple[tuple[int, ...], ...]
     flops: int = 0
+    """Of the published computation."""
+    computed_flops: int = 0
+    """Of what this subject computes; its rate and its ratio to the GEMM limit count these."""
     kv_rows: int = 0
     samples: dict[str, Samples] = field(default_factory=dict)
 
@@ -176,7 +180,7 @@ def run_row(subject: Subject, row: Row, model: ModelConfig, steps: int) -> None:
         time_to_first_token=timing.vision + timing.prefill,
         decode_step=timing.decode_step,
         tokens_per_second=row.batch / timing.decode_step,
-        prefill_flops_per_second=row.flops / timing.prefill,
+        prefill_flops_per_second=row.computed_flops / timing.prefill,
         boundary=timing.boundary,
         peak_extra_bytes=memory.extra,
     )
@@ -190,6 +194,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for row in rows:
         stages = [flops.stage_rows(model, route, NUM_TEXT_ROWS).rows for route in row.routes]
         row.flops = sum(flops.prefill_flops(model, stage) for stage in stages)
+        computed = flops.needed_prefill_flops if row.subject == "dpn_rt" else flops.prefill_flops
+        row.computed_flops = sum(computed(model, stage) for stage in stages)
         row.kv_rows = sum(flops.kv_rows(model, stage) for stage in stages)
     with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}") as path:
         subjects = load_subjects(options, path, model)
@@ -201,7 +207,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for repeat in range(-1, options.repeats):  # the first round warms up
                 for row in rows if repeat % 2 else rows[::-1]:
                     bar.set_postfix_str(f"{row.subject} {row.label} x{row.batch}")
-                    target = row if repeat >= 0 else Row(row.subject, row.label, row.batch, row.routes, 1, row.kv_rows)
+                    target = row if repeat >= 0 else dataclasses.replace(row, samples={})
                     run_row(subjects[row.subject], target, model, options.tokens)
                     bar.update()
                 if repeat >= 0:
@@ -240,6 +246,7 @@ def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], lim
             "routes": row.label,
             "batch": row.batch,
             "prefill_flops": row.flops,
+            "computed_prefill_flops": row.computed_flops,
             "flops_to_dense": row.flops / (dense * row.batch),
             "kv_bytes": kv_bytes,
             **{name: samples.to_json() for name, samples in row.samples.items()},
@@ -257,11 +264,16 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
         same_route = other.subject == "eager" and other.routes == row.routes
         if other is row or other.batch != row.batch or not (dense or same_route) or row.subject == "transformers":
             continue
+        if other.subject == "dpn_rt" and row.subject != "dpn_rt":
+            continue
         name = f"{other.subject} {other.label}"
         found[name] = {
             quantity: paired_ratio(other.samples[quantity], row.samples[quantity]).to_json()
             for quantity in ("vision", "prefill", "time_to_first_token", "decode_step")
         }
+        if other.subject == "dpn_rt":  # how much of the saved arithmetic becomes saved time
+            saving = Samples([value * row.flops / other.flops for value in found[name]["prefill"]["samples"]])
+            found["flop saving realised"] = {"prefill": saving.to_json()}
     fastest = limits.samples["gemm_flops_per_second"], limits.samples["read_bytes_per_second"]
     found["gemm limit"] = {"prefill": paired_ratio(row.samples["prefill_flops_per_second"], fastest[0]).to_json()}
     least = Samples([step_bytes / rate for rate in fastest[1].values])

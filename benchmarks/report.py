@@ -61,6 +61,7 @@ RATIOS: dict[str, Cell] = {
     "step / eager": ratio("eager", "decode_step"),
     "prefill / dense": ratio("dpn_rt dense", "prefill"),
     "step / dense": ratio("dpn_rt dense", "decode_step"),
+    "of FLOP saving": ratio("flop saving realised", "prefill"),
     "of GEMM rate": ratio("gemm limit", "prefill"),
     "step over reads": ratio("read limit", "decode_step"),
     "route+pool": boundary_share,

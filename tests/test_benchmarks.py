@@ -34,6 +34,15 @@ def test_llava_1b_needs_the_flops_that_its_shape_says() -> None:
     assert flops.kv_rows(model, rows.rows) == 22 * 640
 
 
+def test_needed_flops_leave_out_what_nobody_reads_in_the_last_layer() -> None:
+    model = SHAPES["llava-1b"].model("bfloat16")
+    left_out = flops.prefill_flops(model, (640,) * 4) - flops.needed_prefill_flops(model, (640,) * 4)
+    # Query rows count as kept: they are computed in one multiplication with keys and values.
+    linear = 2 * 639 * (2048 * 2048 + 3 * 2048 * 5632)
+    assert left_out == linear + 4 * 2048 * (640 * 641 // 2 - 640)
+    assert flops.needed_prefill_flops(model, (1,) * 4) == flops.prefill_flops(model, (1,) * 4)
+
+
 def test_stage_rows_follow_the_route() -> None:
     model = SHAPES["llava-1.5-7b"].model("bfloat16")
     assert flops.stage_rows(model, (2, 2, 2), 40).rows == (616, 184, 76, 49)
