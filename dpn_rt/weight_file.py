@@ -46,7 +46,7 @@ def write_weights(
         digest.update(header)
         for name, tensor in weights:
             _check_next(name, tensor, next(expected, None))
-            data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            data = tensor_bytes(tensor)
             for start in range(0, len(data), CHUNK_BYTES):
                 chunk = data[start : start + CHUNK_BYTES]
                 file.write(chunk)
@@ -58,6 +58,12 @@ def write_weights(
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order; not copied where it is contiguous on the CPU."""
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def _check_next(name: str, tensor: Tensor, expected: tuple[str, WeightSpec] | None) -> None:

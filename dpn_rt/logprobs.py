@@ -1,0 +1,119 @@
+"""Log-probabilities of sampled tokens: from the unmodified logits, as mappings token id -> `Logprob`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TokenText = Callable[[int], str]
+"""Text of one token id."""
+
+
+class Logprob(float):
+    """A log-probability that knows its rank (1 = most probable) and, with a tokenizer, its token's text."""
+
+    __slots__ = ("_text", "rank", "token_id")
+
+    rank: int
+    token_id: int
+    _text: TokenText | None
+
+    def __new__(cls, value: float, rank: int, token_id: int, text: TokenText | None = None) -> Logprob:
+        """text: gives the token's text when asked."""
+        self = super().__new__(cls, value)
+        self.rank = rank
+        self.token_id = token_id
+        self._text = text
+        return self
+
+    @property
+    def logprob(self) -> float:
+        """The plain number."""
+        return float(self)
+
+    @property
+    def decoded_token(self) -> str | None:
+        """The token's text, decoded when asked for; None for an engine without tokenizer."""
+        return None if self._text is None else self._text(self.token_id)
+
+    def __repr__(self) -> str:
+        return f"Logprob(logprob={float(self)!r}, rank={self.rank}, decoded_token={self.decoded_token!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The text function holds a tokenizer: what travels is the text alone.
+        return _restore, (float(self), self.rank, self.token_id, self.decoded_token)
+
+
+def _restore(value: float, rank: int, token_id: int, decoded: str | None) -> Logprob:
+    return Logprob(value, rank, token_id, None if decoded is None else lambda _: decoded)
+
+
+class VocabularyLogprobs(Mapping[int, Logprob]):
+    """The log-probabilities of a whole vocabulary; entries are made when they are read."""
+
+    __slots__ = ("_ranks", "_text", "values_array")
+
+    def __init__(self, values: npt.NDArray[np.float32], text: TokenText | None = None) -> None:
+        """values: [vocab_size] float32."""
+        self.values_array = values
+        self._text = text
+        self._ranks: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values_array)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.values_array)))
+
+    def __contains__(self, token_id: object) -> bool:
+        return isinstance(token_id, int | np.integer) and bool(0 <= token_id < len(self.values_array))
+
+    def __getitem__(self, token_id: int) -> Logprob:
+        if token_id not in self:
+            raise KeyError(token_id)
+        if self._ranks is None:
+            order = np.argsort(-self.values_array, kind="stable")
+            self._ranks = np.empty_like(order)
+            self._ranks[order] = np.arange(1, len(order) + 1)
+        return Logprob(self.values_array[token_id], int(self._ranks[token_id]), int(token_id), self._text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VocabularyLogprobs, (self.values_array,)
+
+
+def gather_logprobs(
+    logits: Tensor, token_ids: Tensor, counts: Sequence[int], text: TokenText | None
+) -> list[Mapping[int, Logprob]]:
+    """Log-probabilities of every row: of its sampled token and of its `counts[row]` most probable ones.
+
+    Args:
+        logits: [rows, vocab_size], unmodified, any float dtype; computed in float32.
+        token_ids: [rows] int64, the sampled tokens.
+        counts: per row, how many of the most probable tokens; -1: the whole vocabulary.
+        text: text of a token id, None without a tokenizer.
+    """
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    sampled = logprobs.gather(1, token_ids[:, None])
+    sampled_ranks = ((logprobs > sampled).sum(dim=1) + 1).tolist()
+    most = min(max(counts), logits.shape[1])
+    top_values: list[list[float]] = [[] for _ in counts]
+    top_ids: list[list[int]] = [[] for _ in counts]
+    if most > 0:
+        values, ids = logprobs.topk(most, dim=1)
+        top_values, top_ids = values.tolist(), ids.tolist()
+    result: list[Mapping[int, Logprob]] = []
+    for row, (token_id, value) in enumerate(zip(token_ids.tolist(), sampled[:, 0].tolist(), strict=True)):
+        if counts[row] < 0:
+            result.append(VocabularyLogprobs(logprobs[row].cpu().numpy().copy(), text))
+            continue
+        entries = {token_id: Logprob(value, sampled_ranks[row], token_id, text)}
+        best = zip(top_ids[row][: counts[row]], top_values[row][: counts[row]], strict=True)
+        for rank, (top_id, top_value) in enumerate(best, start=1):
+            entries[top_id] = Logprob(top_value, rank, top_id, text)
+        result.append(entries)
+    return result

@@ -1,0 +1,124 @@
+"""What a request gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dpn_rt.errors import DpnError
+from dpn_rt.logprobs import Logprob
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+TokenLogprobs = Mapping[int, Logprob]
+"""Token id -> log-probability, for one output position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """How the visual tokens went through the decoder: one entry per boundary, or per stage."""
+
+    experts: list[int | None]
+    """Expert per boundary; None where the sample was skipped."""
+    kernels: list[tuple[int, int] | None]
+    """(kernel height, kernel width) per boundary; None where the sample was skipped."""
+    probs: list[list[float] | None]
+    """The router's probability of each expert, per boundary; None where no router ran."""
+    visual_tokens: list[int]
+    """Visual rows per stage."""
+    kv_lengths: list[int]
+    """Rows in the key-value cache per stage after the prefill: text and visual tokens. Each generated token but the
+    last adds one row to every stage."""
+    grids: list[tuple[int, int] | None]
+    """(rows, columns) of the visual tokens per stage; None without an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """Times of a request in seconds. `arrival`, `first_token` and `finish` are moments of one clock."""
+
+    arrival: float
+    """When the request came."""
+    queue: float | None
+    """How long it waited until it was first scheduled."""
+    first_token: float | None
+    """When its first token was sampled."""
+    finish: float | None
+    """When its last completion ended."""
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from arrival to the first token."""
+        return None if self.first_token is None else self.first_token - self.arrival
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds from arrival to finish."""
+        return None if self.finish is None else self.finish - self.arrival
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One completion of a prompt."""
+
+    index: int
+    """0 to n - 1."""
+    text: str
+    token_ids: list[int]
+    """Every generated id, the end-of-sequence or stop token included."""
+    logprobs: list[TokenLogprobs] | None
+    """One mapping per generated token, where `SamplingParams.logprobs` asked for it."""
+    cumulative_logprob: float | None
+    """Sum over the generated tokens, where log-probabilities were asked for."""
+    finish_reason: FinishReason | None
+    """"stop" (end of sequence, stop token or stop string), "length", "abort" or "error"."""
+    stop_reason: int | str | None
+    """The stop token id or stop string that ended it; None for end of sequence and for other reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request: its completions, or the error that ended it."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    """As processed: the image is one id, -200."""
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+    pyramid: Pyramid
+    error: DpnError | None = None
+
+
+class StreamDelta(str):
+    """New text of a stream: a string, so deltas join and print as they are, with what came along.
+
+    `output` is the whole `RequestOutput` on the last delta of a request, None before.
+    """
+
+    __slots__ = ("completion_index", "finish_reason", "output", "token_ids")
+
+    completion_index: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    output: RequestOutput | None
+
+    def __new__(
+        cls,
+        text: str,
+        completion_index: int = 0,
+        token_ids: tuple[int, ...] = (),
+        finish_reason: FinishReason | None = None,
+        output: RequestOutput | None = None,
+    ) -> StreamDelta:
+        """See the attributes of the same names."""
+        self = super().__new__(cls, text)
+        self.completion_index = completion_index
+        self.token_ids = token_ids
+        self.finish_reason = finish_reason
+        self.output = output
+        return self
+
+    @property
+    def text(self) -> str:
+        """The new text as a plain string."""
+        return str(self)

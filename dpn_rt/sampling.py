@@ -1,0 +1,188 @@
+"""From logits to tokens, for a whole batch at once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dpn_rt.logprobs import Logprob, TokenText, gather_logprobs
+from dpn_rt.sampling_filters import (
+    apply_min_p,
+    apply_penalties,
+    apply_top_k_top_p,
+    argmax,
+    draw,
+    stream_key,
+    uniforms,
+)
+from dpn_rt.sampling_params import SamplingParams
+
+
+class SamplingState:
+    """What the sampler remembers of one sequence. It outlives preemption: nothing of it is recomputed."""
+
+    __slots__ = ("_counts", "_seen", "forbidden_early", "key", "num_output", "params", "plain")
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: npt.NDArray[np.int64],
+        vocab_size: int,
+        eos_token_ids: Sequence[int] = (),
+        index: int = 0,
+    ) -> None:
+        """
+        Args:
+            params: of the request.
+            prompt_token_ids: [num_prompt_ids] int64; the image placeholder may be among them.
+            vocab_size: of the logits.
+            eos_token_ids: they end the sequence, unless `ignore_eos`.
+            index: which of the request's n completions; each draws its own random numbers.
+        """
+        self.params = params
+        self.num_output = 0
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.key = stream_key(seed, index)
+        ends = {*params.stop_ids, *(() if params.ignore_eos else eos_token_ids)}
+        early = sorted(token_id for token_id in ends if token_id < vocab_size)
+        self.forbidden_early = torch.tensor(early, dtype=torch.int64) if params.min_tokens and early else None
+        self._counts: npt.NDArray[np.int32] | None = None
+        self._seen: npt.NDArray[np.bool_] | None = None
+        if params.has_penalties:
+            self._counts = np.zeros(vocab_size, dtype=np.int32)
+            self._seen = np.zeros(vocab_size, dtype=np.bool_)
+            self._seen[prompt_token_ids[prompt_token_ids >= 0]] = True
+        self.plain = params.is_greedy and not params.has_penalties and params.logprobs is None and not params.min_tokens
+        """Needs the argmax and nothing else."""
+
+    def append(self, token_id: int) -> None:
+        """Take note of a sampled token."""
+        self.num_output += 1
+        if self._counts is not None:
+            self._counts[token_id] += 1
+
+    @property
+    def seen(self) -> npt.NDArray[np.bool_]:
+        """[vocab_size], token occurs in the prompt; only with penalties."""
+        assert self._seen is not None
+        return self._seen
+
+    @property
+    def counts(self) -> npt.NDArray[np.int32]:
+        """[vocab_size], occurrences in the output; only with penalties."""
+        assert self._counts is not None
+        return self._counts
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """One token per sequence."""
+
+    token_ids: list[int]
+    logprobs: list[Mapping[int, Logprob] | None] | None
+    """Per sequence, None where not asked for; None altogether when no sequence asked."""
+    finite: list[bool]
+    """Per sequence: whether its logits have a softmax. Where not, the token means nothing."""
+
+
+class Sampler:
+    """Chooses one token per row of logits. It keeps no state of its own: `SamplingState` holds the sequence's."""
+
+    def __init__(self, token_text: TokenText | None = None) -> None:
+        """token_text: text of a token id for `Logprob.decoded_token`; None without a tokenizer."""
+        self._token_text = token_text
+
+    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> SampledTokens:
+        """The next token of every sequence; the caller appends it to the sequence's state.
+
+        Args:
+            logits: [num_seqs, vocab_size], any float dtype, not modified.
+            states: one per row.
+        """
+        best = argmax(logits)
+        # NaN counts as the largest, and -inf alone cannot be: the largest logit is finite exactly when the softmax is.
+        finite = logits.gather(1, best[:, None])[:, 0].isfinite().tolist()
+        if all(state.plain for state in states):
+            return SampledTokens(best.tolist(), None, finite)
+        token_ids = self._choose(logits, states)
+        return SampledTokens(token_ids.tolist(), self._logprobs(logits, token_ids, states), finite)
+
+    def _choose(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+        scores = _penalize(_forbid_early_ends(logits.float(), states), states)
+        random_rows = [row for row, state in enumerate(states) if not state.params.is_greedy]
+        if not random_rows:
+            return argmax(scores)
+        if len(random_rows) == len(states):
+            return _draw_rows(scores, states)
+        token_ids = argmax(scores)
+        token_ids[random_rows] = _draw_rows(scores[random_rows], [states[row] for row in random_rows])
+        return token_ids
+
+    def _logprobs(
+        self, logits: Tensor, token_ids: Tensor, states: Sequence[SamplingState]
+    ) -> list[Mapping[int, Logprob] | None] | None:
+        wanted = {row: count for row, state in enumerate(states) if (count := state.params.logprobs) is not None}
+        if not wanted:
+            return None
+        rows = list(wanted)
+        if len(rows) < len(states):
+            logits, token_ids = logits[rows], token_ids[rows]
+        result: list[Mapping[int, Logprob] | None] = [None] * len(states)
+        gathered = gather_logprobs(logits, token_ids, list(wanted.values()), self._token_text)
+        for row, entries in zip(rows, gathered, strict=True):
+            result[row] = entries
+        return result
+
+
+def _forbid_early_ends(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Logits with the ids that would end a sequence before its `min_tokens` at -inf."""
+    rows, ids = [], []
+    for row, state in enumerate(states):
+        if state.forbidden_early is not None and state.num_output < state.params.min_tokens:
+            rows.append(torch.full_like(state.forbidden_early, row))
+            ids.append(state.forbidden_early)
+    if not rows:
+        return logits
+    logits = logits.clone()
+    logits[torch.cat(rows).to(logits.device), torch.cat(ids).to(logits.device)] = -torch.inf
+    return logits
+
+
+def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    rows = [row for row, state in enumerate(states) if state.params.has_penalties]
+    if not rows:
+        return logits
+    params = [states[row].params for row in rows]
+    strengths = torch.tensor(
+        [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params], dtype=torch.float32
+    ).to(logits.device)
+    seen = torch.from_numpy(np.stack([states[row].seen for row in rows])).to(logits.device)
+    counts = torch.from_numpy(np.stack([states[row].counts for row in rows])).to(logits.device)
+    repetition, presence, frequency = (strengths[:, i, None] for i in range(3))
+    penalized = apply_penalties(logits[rows], seen, counts, repetition, presence, frequency)
+    return logits.index_copy(0, torch.tensor(rows, device=logits.device), penalized)
+
+
+def _draw_rows(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """One random token per row of `logits` [rows, vocab_size] float32."""
+    device, vocab_size = logits.device, logits.shape[1]
+    params = [state.params for state in states]
+    temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float32).to(device)
+    # Largest entry 0: dividing by a small temperature then cannot overflow upwards.
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / temperatures[:, None]
+    if any(p.min_p > 0 for p in params):
+        min_p = torch.tensor([[p.min_p] for p in params], dtype=torch.float32)
+        logits = apply_min_p(logits, min_p.to(device))
+    if any(p.top_k > 0 or p.top_p < 1 for p in params):
+        top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
+        top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64)
+        logits = apply_top_k_top_p(logits, torch.tensor(top_k)[:, None].to(device), top_p.to(device), max(top_k))
+    keys = np.array([state.key for state in states], dtype=np.uint64)
+    positions = np.array([state.num_output for state in states], dtype=np.uint64)
+    return draw(logits, torch.from_numpy(uniforms(keys, positions)).to(device))
