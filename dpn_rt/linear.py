@@ -24,7 +24,7 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[num_tokens, in_features]` -> `[num_tokens, out_features]`."""
-        if self._packed is None or x.shape[0] <= ops.FEW_ROWS:
+        if self._packed is None or x.shape[0] <= ops.MOST_STREAMED_ROWS:
             return ops.linear(x, self._weight, self._bias)
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return result

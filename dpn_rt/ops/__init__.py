@@ -7,13 +7,14 @@ is touched and raises `KernelArgumentError` with the kernel, the argument, the e
 
 from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
-from dpn_rt.ops.linear import linear
+from dpn_rt.ops.linear import MOST_STREAMED_ROWS, linear
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
 from dpn_rt.ops.rope import rope_store
 from dpn_rt.ops.route import route
 
 __all__ = [
+    "MOST_STREAMED_ROWS",
     "activation",
     "add_layer_norm",
     "add_rms_norm",
