@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -144,7 +145,9 @@ class PickleShard:
 
     def _load(self, mmap: bool) -> object:
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's advice on pickle protocols; what matters comes as an error
+                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             # A name or an instruction that tensors do not need. In a file that is no pickle any byte looks like one.
             if "Unsupported" in str(error) and self._is_pickle():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpn_rt.builders.native import build_engine
 from dpn_rt.config import BoundaryConfig, ProjectorConfig, VisionConfig
@@ -96,6 +98,34 @@ def test_variants(tmp_path: Path, changes: dict[str, object]) -> None:
     assert prompt.eos_token_ids == tuple(changes.get("eos_token_id", [2]))  # type: ignore[arg-type]
     assert prompt.bos_token_id == changes.get("bos_token_id", 1)
     assert engine.model.projector == ProjectorConfig(changes.get("mm_projector_type", "mlp2x_gelu"), 24)  # type: ignore[arg-type]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    head_dim=st.integers(1, 5).map(lambda half: 2 * half),
+    hidden=st.integers(1, 9).map(lambda quarter: 4 * quarter),
+    inter=st.integers(1, 30),
+    suffix=st.sampled_from(["safetensors", "bin"]),
+    shards=st.integers(1, 5),
+)
+def test_fused_weights_are_exact_slices(
+    tmp_path_factory: pytest.TempPathFactory,
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    hidden: int,
+    inter: int,
+    suffix: str,
+    shards: int,
+) -> None:
+    path = tmp_path_factory.mktemp("slices")
+    checkpoint = OriginalCheckpoint()
+    checkpoint.config.update(hidden_size=hidden, intermediate_size=inter, head_dim=head_dim)
+    checkpoint.config.update(num_attention_heads=kv_heads * group, num_key_value_heads=kv_heads)
+    engine = build_engine(checkpoint.fill().write(path / "c", suffix=suffix, shards=shards), path / "e")
+    assert_weights(engine, expected_weights(checkpoint))
 
 
 def test_tied_head_that_is_saved_anyway_is_left_out(tmp_path: Path) -> None:
