@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -94,7 +95,8 @@ def map_weights(path: Path, spec: Mapping[str, WeightSpec]) -> dict[str, Tensor]
         EngineError: the file cannot be read, or holds other weights than `spec`.
     """
     start = check_weights(path, spec)
-    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    storage = cast(torch.UntypedStorage, mapped)
     tensors = {}
     for name, weight in spec.items():
         view = torch.empty(0, dtype=weight.dtype)
