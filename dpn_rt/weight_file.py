@@ -95,12 +95,11 @@ def map_weights(path: Path, spec: Mapping[str, WeightSpec]) -> dict[str, Tensor]
         EngineError: the file cannot be read, or holds other weights than `spec`.
     """
     start = check_weights(path, spec)
-    mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    storage = cast(torch.UntypedStorage, mapped)
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    whole = torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage))
     tensors = {}
     for name, weight in spec.items():
-        view = torch.empty(0, dtype=weight.dtype)
-        tensors[name] = view.set_(storage, start // weight.dtype.itemsize, weight.shape)
+        tensors[name] = whole[start : start + weight.num_bytes].view(weight.dtype).view(weight.shape)
         start += weight.num_bytes
     return tensors
 
