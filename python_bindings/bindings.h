@@ -5,6 +5,7 @@
 
 namespace dpn::python {
 
+void bind_attention(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 
 }  // namespace dpn::python

@@ -5,12 +5,15 @@ are contiguous int32. Every function checks shape, dtype, device, layout and con
 is touched and raises `KernelArgumentError` with the kernel, the argument, the expected and the actual value.
 """
 
+from dpn_rt.ops.attention import attention, attention_decode
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "attention",
+    "attention_decode",
     "available_cpu_isas",
     "cpu_isa",
     "layer_norm",
