@@ -193,7 +193,8 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
         items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(items) != len(value):
             raise ConfigError(f"{path}: expected {len(items)} items, got {value!r}")
-        return tuple(_parse(item, part, f"{path}[{i}]") for i, (item, part) in enumerate(zip(items, value, strict=True)))
+        pairs = zip(items, value, strict=True)
+        return tuple(_parse(item, part, f"{path}[{i}]") for i, (item, part) in enumerate(pairs))
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")

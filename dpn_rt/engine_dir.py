@@ -24,7 +24,7 @@ from dpn_rt.atomic_dir import replaced_directory, sync_directory, write_file
 from dpn_rt.config import ModelConfig, from_json, to_json
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.model_checks import check_model
-from dpn_rt.weight_file import CHUNK_BYTES, check_weights, map_weights, write_weights
+from dpn_rt.weight_file import CHUNK_BYTES, check_weights, map_weights, tensor_bytes, write_weights
 from dpn_rt.weight_spec import TORCH_DTYPES, WeightSpec, weight_spec
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "WeightSpec",
     "check_model",
     "is_engine",
+    "tensor_bytes",
     "weight_spec",
     "write_engine",
 ]

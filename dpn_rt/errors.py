@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class DpnError(Exception):
     """Base of every error that dpn_rt raises on purpose."""
@@ -33,3 +35,20 @@ class ImageError(RequestError):
 
 class CapacityError(DpnError):
     """The key-value pool or a limit of the engine is too small for a request."""
+
+
+class StepError(DpnError):
+    """The computation of a request failed; its output up to then is kept, other requests go on."""
+
+
+class BatchError(DpnError):
+    """Some prompts of a list failed; the others were served.
+
+    `errors` maps the position of a failed prompt to its error; `outputs` has one entry per prompt, None where failed.
+    """
+
+    def __init__(self, errors: Mapping[int, DpnError], outputs: Sequence[object]) -> None:
+        listed = "; ".join(f"prompt {position}: {error}" for position, error in errors.items())
+        super().__init__(f"{len(errors)} of {len(outputs)} prompts failed (the rest is in .outputs): {listed}")
+        self.errors = dict(errors)
+        self.outputs = list(outputs)

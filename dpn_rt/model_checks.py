@@ -30,7 +30,8 @@ def check_model(model: ModelConfig) -> None:
                 f"{model.vision.hidden_size}"
             )
     router = model.prompt.router_token_id
-    if router is None and model.pyramid.pooling_type == "adaptive" and model.pyramid.use_router_token:
+    pyramid = model.pyramid
+    if router is None and pyramid.boundaries and pyramid.pooling_type == "adaptive" and pyramid.use_router_token:
         problems.append("the router reads a <ROUTER> token, but the model has no router_token_id")
     if router is not None and not 0 <= router < model.decoder.vocab_size:
         problems.append(f"router_token_id {router} is outside the vocabulary of {model.decoder.vocab_size}")

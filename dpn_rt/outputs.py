@@ -18,17 +18,18 @@ TokenLogprobs = Mapping[int, Logprob]
 class Pyramid:
     """How the visual tokens went through the decoder: one entry per boundary, or per stage."""
 
-    experts: tuple[int | None, ...]
+    experts: list[int | None]
     """Expert per boundary; None where the sample was skipped."""
-    kernels: tuple[tuple[int, int] | None, ...]
+    kernels: list[tuple[int, int] | None]
     """(kernel height, kernel width) per boundary; None where the sample was skipped."""
-    probs: tuple[tuple[float, ...] | None, ...]
+    probs: list[list[float] | None]
     """The router's probability of each expert, per boundary; None where no router ran."""
-    visual_tokens: tuple[int, ...]
+    visual_tokens: list[int]
     """Visual rows per stage."""
-    kv_lengths: tuple[int, ...]
-    """Rows in the key-value cache per stage, when the request ended."""
-    grids: tuple[tuple[int, int] | None, ...]
+    kv_lengths: list[int]
+    """Rows in the key-value cache per stage after the prefill: text and visual tokens. Each generated token but the
+    last adds one row to every stage."""
+    grids: list[tuple[int, int] | None]
     """(rows, columns) of the visual tokens per stage; None without an image."""
 
 
@@ -63,9 +64,9 @@ class CompletionOutput:
     index: int
     """0 to n - 1."""
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: list[int]
     """Every generated id, the end-of-sequence or stop token included."""
-    logprobs: tuple[TokenLogprobs, ...] | None
+    logprobs: list[TokenLogprobs] | None
     """One mapping per generated token, where `SamplingParams.logprobs` asked for it."""
     cumulative_logprob: float | None
     """Sum over the generated tokens, where log-probabilities were asked for."""
@@ -80,9 +81,9 @@ class RequestOutput:
     """A finished request: its completions, or the error that ended it."""
 
     request_id: str
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: list[int]
     """As processed: the image is one id, -200."""
-    outputs: tuple[CompletionOutput, ...]
+    outputs: list[CompletionOutput]
     metrics: RequestMetrics
     pyramid: Pyramid
     error: DpnError | None = None

@@ -87,6 +87,8 @@ class SampledTokens:
     token_ids: list[int]
     logprobs: list[Mapping[int, Logprob] | None] | None
     """Per sequence, None where not asked for; None altogether when no sequence asked."""
+    finite: list[bool]
+    """Per sequence: whether its logits have a softmax. Where not, the token means nothing."""
 
 
 class Sampler:
@@ -103,10 +105,13 @@ class Sampler:
             logits: [num_seqs, vocab_size], any float dtype, not modified.
             states: one per row.
         """
+        best = argmax(logits)
+        # NaN counts as the largest, and -inf alone cannot be: the largest logit is finite exactly when the softmax is.
+        finite = logits.gather(1, best[:, None])[:, 0].isfinite().tolist()
         if all(state.plain for state in states):
-            return SampledTokens(argmax(logits).tolist(), None)
+            return SampledTokens(best.tolist(), None, finite)
         token_ids = self._choose(logits, states)
-        return SampledTokens(token_ids.tolist(), self._logprobs(logits, token_ids, states))
+        return SampledTokens(token_ids.tolist(), self._logprobs(logits, token_ids, states), finite)
 
     def _choose(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         scores = _penalize(_forbid_early_ends(logits.float(), states), states)

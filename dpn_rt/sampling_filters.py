@@ -145,8 +145,9 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 def stream_key(seed: int, index: int) -> int:
     """Key of the random numbers of completion `index` of a request with this seed."""
-    state = np.array([seed & (2**64 - 1)], dtype=np.uint64)
-    return int(_mix(_mix(state + _GOLDEN) + np.uint64(index) * _GOLDEN)[0])
+    # Arrays, because numpy warns when a scalar wraps around.
+    seeds, indices = np.array([[seed % 2**64], [index]], dtype=np.uint64)
+    return int(_mix(_mix(seeds + _GOLDEN) + indices * _GOLDEN)[0])
 
 
 def uniforms(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def write_weights(
         digest.update(header)
         for name, tensor in weights:
             _check_next(name, tensor, next(expected, None))
-            data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            data = tensor_bytes(tensor)
             for start in range(0, len(data), CHUNK_BYTES):
                 chunk = data[start : start + CHUNK_BYTES]
                 file.write(chunk)
@@ -58,6 +59,12 @@ def write_weights(
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order; not copied where it is contiguous on the CPU."""
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def _check_next(name: str, tensor: Tensor, expected: tuple[str, WeightSpec] | None) -> None:
@@ -89,10 +96,10 @@ def map_weights(path: Path, spec: Mapping[str, WeightSpec]) -> dict[str, Tensor]
     """
     start = check_weights(path, spec)
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    whole = torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage))
     tensors = {}
     for name, weight in spec.items():
-        view = torch.empty(0, dtype=weight.dtype)
-        tensors[name] = view.set_(storage, start // weight.dtype.itemsize, weight.shape)
+        tensors[name] = whole[start : start + weight.num_bytes].view(weight.dtype).view(weight.shape)
         start += weight.num_bytes
     return tensors
 

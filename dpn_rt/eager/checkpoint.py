@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dpn_rt.config import ModelConfig
 from dpn_rt.eager import hf_modules
 from dpn_rt.eager.boundary import Boundary
 
@@ -31,11 +30,6 @@ TOWER_KEYS = (
     "hidden_act",
 )
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
-
-
-def read_checkpoint(path: Path, dtype: torch.dtype | None) -> tuple[ModelConfig, Iterable[tuple[str, torch.Tensor]]]:
-    """Configuration and canonical weights of a checkpoint directory in any published layout."""
-    raise NotImplementedError
 
 
 def write_checkpoint(model: EagerDpn, path: Path, extra_files: Iterable[Path] = ()) -> None:
@@ -108,7 +102,7 @@ def original_config(model: EagerDpn) -> dict[str, Any]:
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
         "bos_token_id": prompt.bos_token_id,
         "eos_token_id": list(prompt.eos_token_ids) if len(prompt.eos_token_ids) != 1 else prompt.eos_token_ids[0],
-        "image_aspect_ratio": prompt.image_aspect_ratio,
+        "image_aspect_ratio": "pad" if prompt.image_aspect_ratio == "pad" else "square",
     }
     if prompt.router_token_id is not None:
         result["router_token_id"] = prompt.router_token_id

@@ -6,6 +6,7 @@ of the published computation, with none of the runtime's kernels.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionModel, DynamicCache, LlamaModel
 
-from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig, ProjectorConfig
+from dpn_rt.config import IMAGE_PLACEHOLDER_ID, DType, ModelConfig, ProjectorConfig
 from dpn_rt.eager import hf_modules, training, weights
 from dpn_rt.eager.boundary import Boundary
 from dpn_rt.eager.prompt import as_token_list, layout_prompt
@@ -114,13 +115,17 @@ class EagerDpn(nn.Module):
     def from_checkpoint(cls, path: str | PathLike[str], *, dtype: torch.dtype | None = None) -> EagerDpn:
         """The model of a checkpoint directory in any published layout, in eval mode.
 
-        Raises:
-            CheckpointError: the directory cannot be read, or weights are missing or mis-shaped.
-        """
-        from dpn_rt.eager.checkpoint import read_checkpoint
+        It takes the way through a temporary engine directory, so that a checkpoint means the same here as there.
 
-        config, pairs = read_checkpoint(Path(path), dtype)
-        return cls.from_weights(config, pairs, dtype=dtype)
+        Raises:
+            CheckpointError, ConfigError: as `build_engine` does.
+        """
+        from dpn_rt.builders.native import build_engine
+
+        name = None if dtype is None else cast(DType, str(dtype).removeprefix("torch."))
+        with tempfile.TemporaryDirectory(prefix="dpn_rt-eager-") as directory:
+            build_engine(Path(path), Path(directory) / "engine", dtype=name)
+            return cls.from_engine(Path(directory) / "engine", verify=False)
 
     @classmethod
     def from_weights(

@@ -54,10 +54,7 @@ class BoundaryRecord:
 
 @dataclass(frozen=True, slots=True)
 class PyramidTrace:
-    """The way of one sample through the pyramid; the same fields as the runtime's `output.pyramid`.
-
-    One difference: `kv_lengths` are those after prefill, the runtime's those at the end of the request.
-    """
+    """The way of one sample through the pyramid; the same fields as the runtime's `output.pyramid`."""
 
     records: tuple[BoundaryRecord, ...]
     visual_tokens: tuple[int, ...]

@@ -5,11 +5,18 @@ are contiguous int32. Every function checks shape, dtype, device, layout and con
 is touched and raises `KernelArgumentError` with the kernel, the argument, the expected and the actual value.
 """
 
+from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.attention import attention, attention_decode
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
+from dpn_rt.ops.linear import MOST_STREAMED_ROWS, linear
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from dpn_rt.ops.pool import pool
+from dpn_rt.ops.rope import rope_store
+from dpn_rt.ops.route import route
 
 __all__ = [
+    "MOST_STREAMED_ROWS",
+    "activation",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
@@ -17,5 +24,10 @@ __all__ = [
     "available_cpu_isas",
     "cpu_isa",
     "layer_norm",
+    "linear",
+    "pool",
     "rms_norm",
+    "rope_store",
+    "route",
+    "silu_mul",
 ]

@@ -1,4 +1,4 @@
-"""Helpers that every kernel test uses: fresh random inputs, a high-precision reference, a self-calibrating tolerance."""
+"""Helpers of every kernel test: fresh random inputs, poisoned outputs, a tolerance that calibrates itself."""
 
 from __future__ import annotations
 

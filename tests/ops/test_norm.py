@@ -85,4 +85,4 @@ def test_bad_arguments_are_refused_by_name() -> None:
         with pytest.raises(KernelArgumentError, match=message):
             call()
     with pytest.raises(TypeError, match=r"expected a torch\.Tensor"):
-        ops.rms_norm([1.0], weight, 1e-5)  # type: ignore[arg-type]
+        ops.rms_norm([1.0], weight, 1e-5, out=x)  # type: ignore[arg-type]

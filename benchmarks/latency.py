@@ -1,0 +1,63 @@
+"""Latency of one model: transformers dense, eager DPN, and dpn_rt with given routes, alternately in one run.
+
+    python benchmarks/latency.py --shape llava-1b --routes 222 --batch 1 8 --json latency.json
+
+Weights are random and routes are forced. Every round runs every row once; medians over the rounds, and ratios taken
+round by round. Prefill runs from image embeddings and token ids to the first token of every request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+if not __package__:  # run as a file: the repository's root is where `benchmarks` is found
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.measure import measure
+from benchmarks.report import print_table
+from benchmarks.rows import SUBJECTS
+from benchmarks.shapes import SHAPES
+from dpn_rt.config import DType
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=get_args(DType), default="bfloat16")
+    parser.add_argument("--routes", nargs="*", default=["222"], metavar="ROUTE", help='one digit per boundary: "222"')
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="above 1: mixed routes")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=16, help="decode steps per round")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--cache", type=Path, default=None, help="keep the engine here for the next run")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if not all(len(route) == 3 and set(route) <= set("012") for route in options.routes):
+        parser.error(f"--routes: expected three digits from 0 to 2 each, got {' '.join(options.routes)}")
+    options.routes = [tuple(int(digit) for digit in route) for route in options.routes]
+    if min(options.batch) < 1 or options.repeats < 1 or options.tokens < 1:
+        parser.error("--batch, --repeats and --tokens must be at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    result = measure(options)
+    print_table(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Runs the rows of the latency benchmark: one engine with random weights, every subject on it, round by round."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import flops
+from benchmarks.dense_llava import dense_llava
+from benchmarks.limits import GemmLimit, ReadLimit
+from benchmarks.memory import peak_memory
+from benchmarks.rows import Row, plan
+from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
+from benchmarks.subjects import Eager, Request, Runtime, Subject, TransformersDense
+from benchmarks.summary import report
+from dpn_rt.config import ModelConfig
+from dpn_rt.eager import EagerDpn
+from dpn_rt.engine_dir import TORCH_DTYPES, EngineDir, EngineSource, weight_spec, write_engine
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run everything and return the report."""
+    model = SHAPES[options.shape].model(options.dtype)
+    device, dtype = torch.device(options.device), TORCH_DTYPES[options.dtype]
+    rows = plan(options)
+    for row in rows:
+        stages = [flops.stage_rows(model, route, NUM_TEXT_ROWS).rows for route in row.routes]
+        row.flops = sum(flops.prefill_flops(model, stage) for stage in stages)
+        computed = flops.needed_prefill_flops if row.subject == "dpn_rt" else flops.prefill_flops
+        row.computed_flops = sum(computed(model, stage) for stage in stages)
+        row.kv_rows = sum(flops.kv_rows(model, stage) for stage in stages)
+    with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}") as path:
+        subjects = load_subjects(options, path, model)
+        prompt_rows = flops.stage_rows(model, None, NUM_TEXT_ROWS).rows[0]
+        gemm = GemmLimit(model.decoder, prompt_rows, dtype, device)
+        read = ReadLimit(device)
+        limits = Row("limits", "", 1, ())
+        with tqdm(total=(options.repeats + 1) * len(rows), desc=options.shape, leave=False, disable=None) as bar:
+            for repeat in range(-1, options.repeats):  # the first round warms up
+                for row in rows if repeat % 2 else rows[::-1]:
+                    bar.set_postfix_str(f"{row.subject} {row.label} x{row.batch}")
+                    target = row if repeat >= 0 else dataclasses.replace(row, samples={})
+                    run_row(subjects[row.subject], target, model, options.tokens)
+                    bar.update()
+                if repeat >= 0:
+                    limits.add(gemm_flops_per_second=gemm.measure(), read_bytes_per_second=read.measure())
+                else:
+                    gemm.measure()
+                    read.measure()
+    return report(options, model, rows, limits)
+
+
+@contextlib.contextmanager
+def engine_directory(model: ModelConfig, cache: Path | None, name: str) -> Iterator[Path]:
+    """An engine with random weights; a temporary one unless `cache` names a place to keep it."""
+    total = sum(spec.num_bytes for spec in weight_spec(model).values())
+    with contextlib.ExitStack() as stack:
+        root = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dpn_rt-benchmark-")))
+        path = root / name
+        if not (path / "engine.json").exists():
+            free = shutil.disk_usage(root if root.exists() else root.parent).free
+            if free < total + (1 << 30):
+                sys.exit(f"{root}: {total / 1e9:.1f} GB of weights do not fit, {free / 1e9:.1f} GB are free")
+            root.mkdir(parents=True, exist_ok=True)
+            with tqdm(total=total, unit="B", unit_scale=True, desc="random weights", leave=False, disable=None) as bar:
+                write_engine(
+                    path, model, EngineSource("0" * 64, "synthetic"), random_weights(model), progress=bar.update
+                )
+        yield path
+
+
+def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
+    """The models, on shared memory-mapped weights where they allow it."""
+    subjects: dict[str, Subject] = {}
+    weights = EngineDir.open(path, verify=False).load_weights()
+    device = torch.device(options.device)
+    if "transformers" in options.subjects:
+        subjects["transformers"] = TransformersDense(dense_llava(model, weights).to(device))
+    if "eager" in options.subjects:
+        eager = EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False)
+        subjects["eager"] = Eager(eager.to(device))
+    if "dpn_rt" in options.subjects:
+        from dpn_rt import LLM
+
+        batch = max(options.batch)
+        rows = batch * (NUM_TEXT_ROWS + 576 + options.tokens + 16)
+        llm = LLM(
+            path,
+            device=options.device,
+            max_num_seqs=batch,
+            max_num_batched_tokens=rows,
+            kv_cache_bytes=2 * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
+        )
+        subjects["dpn_rt"] = Runtime(llm, model)
+    return subjects
+
+
+def make_requests(model: ModelConfig, row: Row) -> list[Request]:
+    assert model.vision is not None
+    dtype, side, ids = TORCH_DTYPES[model.dtype], model.vision.image_size, prompt_token_ids(model)
+    generator = torch.Generator().manual_seed(1)
+    requests = []
+    for route in row.routes:
+        pixels = torch.randn(3, side, side, generator=generator)
+        embeds = torch.randn(model.vision.num_visual_tokens, model.decoder.hidden_size, generator=generator) * 0.02
+        requests.append(Request(ids, pixels, embeds.to(dtype), route))
+    return requests
+
+
+def run_row(subject: Subject, row: Row, model: ModelConfig, steps: int) -> None:
+    """Measure one row once."""
+    requests = make_requests(model, row)
+    gc.collect()
+    with peak_memory() as memory:
+        timing = subject.run(requests, steps)
+    if timing.kv_rows != row.kv_rows:
+        sys.exit(
+            f"{row.subject} {row.label}: {timing.kv_rows} rows cached, expected {row.kv_rows}: wrong work measured"
+        )
+    row.add(
+        vision=timing.vision,
+        prefill=timing.prefill,
+        time_to_first_token=timing.vision + timing.prefill,
+        decode_step=timing.decode_step,
+        tokens_per_second=row.batch / timing.decode_step,
+        prefill_flops_per_second=row.computed_flops / timing.prefill,
+        boundary=timing.boundary,
+        peak_extra_bytes=memory.extra,
+    )

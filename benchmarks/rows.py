@@ -1,0 +1,52 @@
+"""The lines of the latency table: which subject serves which requests, and what was measured of it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+
+from benchmarks.samples import Samples
+
+SUBJECTS = ("transformers", "eager", "dpn_rt")
+MIXED_ROUTES = ((2, 2, 2), (0, 1, 2), (1, 1, 1), (2, 0, 1))
+DENSE = (0, 0, 0)
+"""All rows kept: the 1x1 expert at every boundary."""
+
+
+@dataclass
+class Row:
+    """One line of the table: a subject with one batch of requests."""
+
+    subject: str
+    label: str
+    batch: int
+    routes: tuple[tuple[int, ...], ...]
+    flops: int = 0
+    """Of the published computation."""
+    computed_flops: int = 0
+    """Of what this subject computes; its rate and its ratio to the GEMM limit count these."""
+    kv_rows: int = 0
+    samples: dict[str, Samples] = field(default_factory=dict)
+
+    def add(self, **values: float | None) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self.samples.setdefault(name, Samples()).add(value)
+
+
+def plan(options: argparse.Namespace) -> list[Row]:
+    """The lines of the table, in the order in which a round runs them."""
+    rows = []
+    for batch in options.batch:
+        mixed = tuple(MIXED_ROUTES[i % len(MIXED_ROUTES)] for i in range(batch))
+        same = [("".join(map(str, route)), (route,) * batch) for route in options.routes]
+        groups = same if batch == 1 else [*same, ("mixed", mixed)]
+        if "transformers" in options.subjects:
+            rows.append(Row("transformers", "dense", batch, (DENSE,) * batch))
+        if "eager" in options.subjects:
+            chosen = groups if batch == 1 else groups[-1:]
+            rows += [Row("eager", label, batch, routes) for label, routes in chosen]
+        if "dpn_rt" in options.subjects:
+            rows.append(Row("dpn_rt", "dense", batch, (DENSE,) * batch))
+            rows += [Row("dpn_rt", label, batch, routes) for label, routes in groups]
+    return rows

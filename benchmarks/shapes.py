@@ -1,0 +1,120 @@
+"""Models that the benchmarks run: published sizes with random weights, and what one request is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dpn_rt.config import (
+    IMAGE_PLACEHOLDER_ID,
+    BoundaryConfig,
+    DecoderConfig,
+    DType,
+    ModelConfig,
+    ProjectorConfig,
+    PromptConfig,
+    PyramidConfig,
+    RopeConfig,
+    VisionConfig,
+)
+from dpn_rt.engine_dir import weight_spec
+
+KERNELS = ((1, 1), (1, 2), (2, 2))
+ROUTER_TOKEN = 7
+NUM_TEXT_ROWS = 64
+TEXT_BEFORE_IMAGE = 35
+"""Rows of the Vicuna system prompt, about."""
+TEXT_AFTER_ROUTER = 5
+WEIGHT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a LLaMA decoder and its tower."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    boundary_layers: tuple[int, int, int]
+    vision: VisionConfig
+
+    def model(self, dtype: DType) -> ModelConfig:
+        """The model with the released pooling recipe (adaptive, max, v1 routers)."""
+        return ModelConfig(
+            dtype=dtype,
+            decoder=DecoderConfig(
+                vocab_size=self.vocab_size,
+                hidden_size=self.hidden_size,
+                intermediate_size=self.intermediate_size,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.hidden_size // self.num_heads,
+                rms_norm_eps=1e-5,
+                rope=RopeConfig(10000.0),
+                max_position_embeddings=4096,
+                tie_word_embeddings=False,
+                attention_bias=False,
+            ),
+            pyramid=PyramidConfig(
+                boundaries=tuple(BoundaryConfig(layer, KERNELS) for layer in self.boundary_layers),
+                use_router_token=True,
+            ),
+            prompt=PromptConfig("vicuna_v1", "pad", 1, (2,), None, ROUTER_TOKEN, False, False),
+            vision=self.vision,
+            projector=ProjectorConfig("mlp2x_gelu", self.vision.hidden_size),
+        )
+
+
+CLIP_L_336 = VisionConfig(1024, 4096, 23, 16, 336, 14, 1e-5, "quick_gelu", "patch")
+TINY_TOWER = VisionConfig(64, 128, 2, 4, 336, 14, 1e-5, "quick_gelu", "patch")
+
+SHAPES = {
+    "tiny": Shape(128, 352, 8, 4, 2, 512, (1, 3, 5), TINY_TOWER),
+    "llava-1b": Shape(2048, 5632, 22, 32, 4, 32064, (5, 11, 17), CLIP_L_336),
+    "llava-1.5-7b": Shape(4096, 11008, 32, 32, 32, 32064, (7, 15, 23), CLIP_L_336),
+    "llava-1.5-13b": Shape(5120, 13824, 40, 40, 40, 32064, (9, 19, 29), CLIP_L_336),
+}
+
+
+def random_weights(model: ModelConfig, seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """Canonical weights in an engine's order, one at a time.
+
+    Matrices are cut from one block of normal numbers: what they are does not change how long a multiplication takes,
+    and drawing billions of numbers would take longer than the benchmark. Routes are forced, so the routers' weights
+    do not matter either.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(1 << 22, generator=generator) * WEIGHT_STD
+    for name, spec in weight_spec(model).items():
+        if "norm" in name:
+            value = torch.ones if name.endswith("weight") else torch.zeros
+            yield name, value(spec.shape, dtype=spec.dtype)
+            continue
+        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        flat, source = tensor.view(-1), block.to(spec.dtype)
+        start = int(torch.randint(len(source) // 2, (), generator=generator))
+        for offset in range(0, len(flat), len(source) - start):
+            part = flat[offset : offset + len(source) - start]
+            part.copy_(source[start : start + len(part)])
+        yield name, tensor
+
+
+def prompt_token_ids(model: ModelConfig) -> list[int]:
+    """64 text ids and the image: with 576 visual tokens 640 rows."""
+    low, high = ROUTER_TOKEN + 1, model.decoder.vocab_size
+    text = [1, *((low + 37 * i) % (high - low) + low for i in range(NUM_TEXT_ROWS - 2))]
+    after_image = text[TEXT_BEFORE_IMAGE:]
+    cut = len(after_image) - TEXT_AFTER_ROUTER
+    return [
+        *text[:TEXT_BEFORE_IMAGE],
+        IMAGE_PLACEHOLDER_ID,
+        *after_image[:cut],
+        ROUTER_TOKEN,
+        *after_image[cut:],
+    ]

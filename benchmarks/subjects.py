@@ -1,0 +1,221 @@
+"""What is measured: the same requests through transformers, the eager model and the runtime.
+
+The one place that knows how each of them is called. A subject encodes images, runs prefill until the first token of
+every request is chosen, and then decodes one token for every request and step; all choose tokens greedily.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import DynamicCache, LlavaForConditionalGeneration
+
+from benchmarks.dense_llava import IMAGE_TOKEN
+from benchmarks.flops import Route, kv_rows
+from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
+from dpn_rt.eager import EagerDpn
+
+Clock = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt with its image, before and after the tower."""
+
+    token_ids: list[int]
+    pixels: torch.Tensor
+    """[3, side, side]"""
+    image_embeds: torch.Tensor
+    """[num_visual, hidden_size]"""
+    route: Route | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One round of one subject, in seconds."""
+
+    vision: float
+    prefill: float
+    decode_step: float
+    """One token for every request."""
+    boundary: float | None
+    """Routing and pooling within prefill, where it can be told."""
+    kv_rows: int
+    """Cached rows after prefill, of all requests and layers together."""
+
+
+class Subject(Protocol):
+    name: str
+
+    def run(self, requests: Sequence[Request], steps: int) -> Timing:
+        """Serve all requests once; `steps` decode steps after the first token."""
+
+
+class TransformersDense:
+    """LlavaForConditionalGeneration; all requests have the same length, so a batch needs no padding."""
+
+    name = "transformers dense"
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request], steps: int) -> Timing:
+        model, cache = self.model, DynamicCache()
+        pixels = torch.stack([request.pixels for request in requests]).to(model.device, model.dtype)
+        ids = torch.tensor([_repeat_placeholder(request) for request in requests], device=model.device)
+        embeds = torch.stack([request.image_embeds for request in requests])
+        start = now(model)
+        model.get_image_features(pixel_values=pixels, vision_feature_layer=-2, vision_feature_select_strategy="default")
+        vision = now(model)
+        rows = model.get_input_embeddings()(ids)
+        rows[ids == IMAGE_TOKEN] = embeds.flatten(0, 1).to(rows.dtype)
+        logits = model(inputs_embeds=rows, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        tokens = logits[:, -1].argmax(-1, keepdim=True)
+        prefill = now(model)
+        kv_rows = len(requests) * self.num_layers * cache.get_seq_length()
+        for _ in range(steps):
+            logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            tokens = logits[:, -1].argmax(-1, keepdim=True)
+        end = now(model)
+        return Timing(vision - start, prefill - vision, (end - prefill) / steps, None, kv_rows)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.model.model.language_model.layers)
+
+
+class Eager:
+    """The eager DPN, one request after the other, as the published code runs."""
+
+    name = "eager"
+
+    def __init__(self, model: EagerDpn) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request], steps: int) -> Timing:
+        model, spent, rows = self.model, [0.0, 0.0, 0.0], 0
+        hooks = BoundaryClock(model)
+        for request in requests:
+            cache = DynamicCache()
+            start = now(model)
+            model.encode_image(request.pixels)
+            vision = now(model)
+            embeds, layout = model.embed(request.token_ids, request.image_embeds)
+            hidden, _, trace = model.prefill(embeds, layout, request.route, cache)
+            token = int(model.lm_head(hidden[-1]).argmax())
+            prefill = now(model)
+            for _ in range(steps):
+                token = int(model.decode(token, cache).argmax())
+            end = now(model)
+            rows += kv_rows(model.config, trace.kv_lengths)
+            spent = [
+                total + part
+                for total, part in zip(spent, (vision - start, prefill - vision, end - prefill), strict=True)
+            ]
+        hooks.remove()
+        return Timing(spent[0], spent[1], spent[2] / steps, hooks.seconds, rows)
+
+
+class BoundaryClock:
+    """Time inside an eager model's boundaries."""
+
+    def __init__(self, model: EagerDpn) -> None:
+        self.seconds, self._start = 0.0, 0.0
+        self._handles = []
+        for boundary in model.boundaries:
+            self._handles.append(boundary.register_forward_pre_hook(self._enter))
+            self._handles.append(boundary.register_forward_hook(self._leave))
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._start = now(module)
+
+    def _leave(self, module: nn.Module, _: Any, __: Any) -> None:
+        self.seconds += now(module) - self._start
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class Runtime:
+    """dpn_rt. Prefill and decode go through the public `LLM.generate`, scheduling and sampling included."""
+
+    name = "dpn_rt"
+
+    def __init__(self, llm: Any, config: ModelConfig) -> None:
+        from dpn_rt import SamplingParams
+
+        self.llm, self.config, self.sampling_params = llm, config, SamplingParams
+
+    def run(self, requests: Sequence[Request], steps: int) -> Timing:
+        prompts = [
+            {
+                "prompt_token_ids": request.token_ids,
+                "multi_modal_data": {"image_embeds": request.image_embeds},
+                "route": list(request.route or [0, 0, 0]),
+            }
+            for request in requests
+        ]
+        params = self.sampling_params(temperature=0.0, max_tokens=steps + 1, ignore_eos=True)
+        start = Clock()
+        with torch.inference_mode():
+            self.llm.engine.runner.encode_images([request.pixels for request in requests])
+        vision = Clock() - start
+        boundary = OpClock()
+        start = Clock()
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        total = Clock() - start
+        boundary.remove()
+        # Until the last request has its first token; what generate() does around its steps counts as prefill.
+        metrics = [output.metrics for output in outputs]
+        decode = max(m.finish for m in metrics) - max(m.first_token for m in metrics)
+        rows = 0
+        for request, output in zip(requests, outputs, strict=True):
+            lengths = output.pyramid.kv_lengths
+            grown = lengths[0] - (len(request.token_ids) + len(request.image_embeds) - 1)  # by decoding, in each stage
+            rows += kv_rows(self.config, [length - grown for length in lengths])
+        return Timing(vision, total - decode, decode / steps, boundary.seconds, rows)
+
+
+class OpClock:
+    """Time inside the routing and pooling kernels."""
+
+    def __init__(self) -> None:
+        from dpn_rt import ops
+
+        self.seconds, self._ops, self._originals = 0.0, ops, {"route": ops.route, "pool": ops.pool}
+        for name, function in self._originals.items():
+            setattr(ops, name, self._timed(function))
+
+    def _timed(self, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = Clock()
+            result = function(*args, **kwargs)
+            self.seconds += Clock() - start
+            return result
+
+        return call
+
+    def remove(self) -> None:
+        for name, function in self._originals.items():
+            setattr(self._ops, name, function)
+
+
+def now(model: nn.Module) -> float:
+    """The time, once the model's device has finished."""
+    if next(model.parameters()).device.type == "cuda":
+        torch.cuda.synchronize()
+    return Clock()
+
+
+def _repeat_placeholder(request: Request) -> list[int]:
+    at = request.token_ids.index(IMAGE_PLACEHOLDER_ID)
+    image = [IMAGE_TOKEN] * len(request.image_embeds)
+    return [*request.token_ids[:at], *image, *request.token_ids[at + 1 :]]

@@ -1,0 +1,104 @@
+"""The latency report as JSON: medians, spreads, ratios to the baselines and to the limits of the machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks import flops
+from benchmarks.memory import resident_bytes
+from benchmarks.rows import Row
+from benchmarks.samples import Samples, paired_ratio
+from benchmarks.shapes import NUM_TEXT_ROWS
+from dpn_rt.config import ModelConfig
+
+
+def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], limits: Row) -> dict[str, Any]:
+    """Everything that was measured, and what follows from it, as JSON."""
+    dense = flops.prefill_flops(model, flops.stage_rows(model, None, NUM_TEXT_ROWS).rows)
+    assert model.vision is not None
+    result: dict[str, Any] = {
+        "benchmark": "latency",
+        "shape": options.shape,
+        "dtype": options.dtype,
+        "device": options.device,
+        "prompt": {"text_rows": NUM_TEXT_ROWS, "visual_rows": model.vision.num_visual_tokens},
+        "decode_steps": options.tokens,
+        "rounds": options.repeats,
+        "machine": machine(options.device),
+        "dense_prefill_flops": dense,
+        "vision_flops": flops.vision_flops(model.vision, model.decoder.hidden_size),
+        "decode_weight_bytes": flops.decode_weight_bytes(model),
+        "limits": {name: samples.to_json() for name, samples in limits.samples.items()},
+        "rows": [],
+    }
+    for row in rows:
+        kv_bytes = row.kv_rows * flops.kv_row_bytes(model)
+        grown = row.batch * model.decoder.num_layers * flops.kv_row_bytes(model) * (options.tokens + 1) / 2
+        step_bytes = flops.decode_weight_bytes(model) + kv_bytes + grown
+        entry: dict[str, Any] = {
+            "subject": row.subject,
+            "routes": row.label,
+            "batch": row.batch,
+            "prefill_flops": row.flops,
+            "computed_prefill_flops": row.computed_flops,
+            "flops_to_dense": row.flops / (dense * row.batch),
+            "kv_bytes": kv_bytes,
+            **{name: samples.to_json() for name, samples in row.samples.items()},
+            "ratios": ratios(row, rows, limits, step_bytes),
+        }
+        result["rows"].append(entry)
+    return result
+
+
+def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[str, Any]:
+    """Speed against the other rows of the same batch, and against the limits; above 1 is faster than they."""
+    found: dict[str, Any] = {}
+    for other in rows:
+        dense = other.label == "dense" and other.subject in ("transformers", "dpn_rt")
+        same_route = other.subject == "eager" and other.routes == row.routes
+        if other is row or other.batch != row.batch or not (dense or same_route) or row.subject == "transformers":
+            continue
+        if other.subject == "dpn_rt" and row.subject != "dpn_rt":
+            continue
+        name = f"{other.subject} {other.label}"
+        found[name] = {
+            quantity: paired_ratio(other.samples[quantity], row.samples[quantity]).to_json()
+            for quantity in ("vision", "prefill", "time_to_first_token", "decode_step")
+        }
+        if other.subject == "dpn_rt":  # how much of the saved arithmetic becomes saved time
+            saving = Samples([value * row.flops / other.flops for value in found[name]["prefill"]["samples"]])
+            found["flop saving realised"] = {"prefill": saving.to_json()}
+    fastest = limits.samples["gemm_flops_per_second"], limits.samples["read_bytes_per_second"]
+    found["gemm limit"] = {"prefill": paired_ratio(row.samples["prefill_flops_per_second"], fastest[0]).to_json()}
+    least = Samples([step_bytes / rate for rate in fastest[1].values])
+    found["read limit"] = {"decode_step": paired_ratio(row.samples["decode_step"], least).to_json()}
+    if "boundary" in row.samples:
+        found["boundary share of prefill"] = paired_ratio(row.samples["boundary"], row.samples["prefill"]).to_json()
+    return found
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.processor()
+    with contextlib.suppress(OSError):
+        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "resident_bytes": resident_bytes(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -1,0 +1,111 @@
+"""A directory of weights: find its shards, list its tensors, read them one at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from dpn_rt.builders.json_values import read_json
+from dpn_rt.builders.shards import Shard, TensorInfo, open_shard
+from dpn_rt.errors import CheckpointError
+
+# The first kind of weights that a directory holds is read. The names without an index come from `save_pretrained`.
+_KINDS = (
+    ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
+)
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)")
+
+
+class Checkpoint:
+    """The tensors of a checkpoint directory by their published names. At most one shard is mapped at any time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a directory and list its tensors; nothing is read yet.
+
+        Raises:
+            CheckpointError: no weights, a shard is missing, damaged or unsafe, or two shards hold the same tensor.
+        """
+        self.path = path
+        self._shard_of: dict[str, Shard] = {}
+        self._tensors: dict[str, TensorInfo] = {}
+        self._mapped: Shard | None = None
+        files, indexed = _find_shards(path)
+        for file in files:
+            self._add(open_shard(file))
+        absent = [f"{name} ({file})" for name, file in sorted(indexed.items()) if name not in self._tensors]
+        if absent:
+            raise CheckpointError(f"{path}: the index names weights that are not in its shards: {', '.join(absent)}")
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shape and dtype by published name."""
+        return self._tensors
+
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU, valid also after another shard was mapped."""
+        shard = self._shard_of[name]
+        if self._mapped is not None and self._mapped is not shard:
+            self._mapped.close()
+        self._mapped = shard
+        return shard.read(name)
+
+    def _add(self, shard: Shard) -> None:
+        for name, info in shard.list_tensors().items():
+            if name in self._shard_of:
+                raise CheckpointError(
+                    f"{self.path}: {name} is in two shards: {self._shard_of[name].path.name}, {shard.path.name}"
+                )
+            self._shard_of[name], self._tensors[name] = shard, info
+        shard.close()
+
+
+def _find_shards(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The shards of a directory, and which of them an index says holds which tensor."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: not a directory")
+    for index_name, single_name, pattern in _KINDS:
+        if (path / index_name).is_file():
+            return _indexed_shards(path, path / index_name)
+        if (path / single_name).is_file():
+            return [path / single_name], {}
+        files = sorted(file for file in path.glob(pattern) if not file.name.startswith("adapter_"))
+        if files:
+            _check_complete(path, files)
+            return files, {}
+    if any(path.glob("adapter_model.*")):
+        raise CheckpointError(f"{path}: holds a LoRA adapter only: merge it into its base model first")
+    raise CheckpointError(f"{path}: no weights: expected *.safetensors or pytorch_model*.bin")
+
+
+def _indexed_shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map must map names of weights to files")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index}: shards must lie in the checkpoint directory, got {', '.join(outside)}")
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{path}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
+    return [path / name for name in names], weight_map
+
+
+def _check_complete(path: Path, files: list[Path]) -> None:
+    """Without an index, the names of the shards say how many there are."""
+    matches = [match for file in files if (match := _NUMBERED.fullmatch(file.name))]
+    if not matches:
+        return
+    sets = sorted({(match["stem"], match["total"], match["suffix"]) for match in matches})
+    if len(sets) > 1 or len(matches) != len(files):
+        raise CheckpointError(f"{path}: which shards belong together? {', '.join(file.name for file in files)}")
+    stem, total, suffix = sets[0]
+    present = {int(match["number"]) for match in matches}
+    missing = [number for number in range(1, int(total) + 1) if number not in present]
+    if missing:
+        names = ", ".join(f"{stem}-{number:0{len(total)}d}-of-{total}{suffix}" for number in missing)
+        raise CheckpointError(f"{path}: {len(missing)} of {int(total)} shards are missing: {names}")

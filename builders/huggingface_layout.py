@@ -1,0 +1,99 @@
+"""The Hugging Face LLaVA layout: `text_config` and `vision_config`, weights as transformers 4 or 5 spells them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpn_rt.builders.checkpoint import Checkpoint
+from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.builders.layout import Layout, Note, most_common_prefix, projector_config
+from dpn_rt.builders.llama_config import decoder_config
+from dpn_rt.builders.name_map import LayoutNames
+from dpn_rt.builders.pooling_config import pyramid_config
+from dpn_rt.builders.vision_tower import find_tower
+from dpn_rt.errors import ConfigError
+
+# In the order of their age: transformers 4, transformers 5 (in memory), and a nesting that some converters write.
+_DECODERS = ("language_model.model.", "model.language_model.", "model.language_model.model.")
+_PROJECTORS = ("multi_modal_projector.", "model.multi_modal_projector.")
+_HEADS = ("language_model.lm_head.weight", "lm_head.weight", "model.language_model.lm_head.weight")
+
+# transformers' LlavaConfig without a vision_config: CLIP ViT-L/14 at 336.
+_DEFAULT_TOWER = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+_DEFAULT_TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
+"""transformers' LlamaConfig; it leaves out of config.json what equals its defaults."""
+
+
+def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
+    """The model of a checkpoint in the Hugging Face layout.
+
+    Raises:
+        CheckpointError, ConfigError: as the readers of the parts do.
+    """
+    choice_of(config, "model_type", ("llava",), "llava")
+    choice_of(config, "projector_hidden_act", ("gelu",), "gelu")
+    if config.get("quantization_config") is not None:
+        raise ConfigError("config.json: quantization_config: quantised checkpoints are not supported")
+    text = object_of(config, "text_config") or {}
+    choice_of(text, "model_type", ("llama",), "llama")
+    names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
+    strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), "default")
+    feature = "patch" if strategy == "default" else "cls_patch"
+    clip_values = object_of(config, "vision_config") or _DEFAULT_TOWER
+    tower = find_tower(checkpoint, clip_values, tower_directory, _select_layer(config), feature, note)
+    if tower is None:
+        note("no weights of a vision tower: the engine takes image embeddings only (--vision-tower DIR names a tower)")
+    tied = _tied(config, text, names.lm_head in checkpoint.tensors)
+    pooled = config if config.get("pooling") is not None else text
+    return Layout(
+        kind="huggingface",
+        names=names,
+        decoder=decoder_config(text, tie_word_embeddings=tied, sizes_may_be_absent=True),
+        pyramid=pyramid_config(pooled),
+        tower=tower,
+        projector=projector_config("mlp2x_gelu", names, checkpoint.tensors, tower),
+        image_aspect_ratio="processor",
+        token_values={**_DEFAULT_TOKENS, **text},
+        image_token_id=_token_id(config, ("image_token_id", "image_token_index")),
+        router_token_id=_token_id(config, ("router_token_id",)),
+    )
+
+
+def _names(checkpoint: Checkpoint, projector_bias: bool) -> LayoutNames:
+    decoder = most_common_prefix(checkpoint.tensors, _DECODERS, ("embed_tokens.", "layers.", "norm."))
+    projector = most_common_prefix(checkpoint.tensors, _PROJECTORS, ("linear_",))
+    spelled = _HEADS[0] if decoder == _DECODERS[0] else _HEADS[1]
+    head = next((name for name in _HEADS if name in checkpoint.tensors), spelled)
+    linears = (f"{projector}linear_1", f"{projector}linear_2")
+    return LayoutNames(decoder, head, linears, projector, projector_bias)
+
+
+def _select_layer(config: Json) -> int:
+    value: Any = config.get("vision_feature_layer")
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        raise ConfigError(
+            f"config.json: vision_feature_layer: features of several layers are not supported, got {value}"
+        )
+    return value_of({"vision_feature_layer": value}, "vision_feature_layer", int, -2)
+
+
+def _tied(config: Json, text: Json, has_head: bool) -> bool:
+    """transformers 4 believes the text model's flag, transformers 5 either; where they differ, the weights tell."""
+    flags = {value_of(values, "tie_word_embeddings", bool, False) for values in (config, text)}
+    return flags == {True} or (True in flags and not has_head)
+
+
+def _token_id(config: Json, keys: tuple[str, ...]) -> int | None:
+    key = next((key for key in keys if config.get(key) is not None), None)
+    return None if key is None else value_of(config, key, int)

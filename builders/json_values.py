@@ -1,0 +1,86 @@
+"""Typed reading of values from a checkpoint's JSON files; every error names the file's key and the value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpn_rt.errors import CheckpointError, ConfigError
+
+T = TypeVar("T", int, float, bool, str)
+Json = Mapping[str, Any]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is absent, unreadable, or holds something else than an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON (truncated?): {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def value_of(values: Json, key: str, kind: type[T], default: T | None = None) -> T:
+    """`values[key]` as `kind`; an absent or null key takes the default, and is an error without one.
+
+    Raises:
+        ConfigError: the key is missing, or its value has another type.
+    """
+    value = values.get(key)
+    if value is None:
+        if default is None:
+            raise ConfigError(f"config.json: {key} is missing")
+        return default
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return kind(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"config.json: {key}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def choice_of(values: Json, key: str, known: tuple[str, ...], default: str | None = None) -> str:
+    """`values[key]`, which must be one of `known`.
+
+    Raises:
+        ConfigError: the key is missing without a default, or names something unknown.
+    """
+    value = value_of(values, key, str, default)
+    if value not in known:
+        raise ConfigError(f"config.json: {key}: expected one of {', '.join(known)}; got {value!r}")
+    return value
+
+
+def object_of(values: Json, key: str) -> dict[str, Any] | None:
+    """`values[key]` as an object, or None where it is absent or null.
+
+    Raises:
+        ConfigError: the value is something else than an object.
+    """
+    value = values.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"config.json: {key}: expected an object, got {value!r}")
+    return value
+
+
+def square_side(values: Json, key: str, default: int | None = None) -> int:
+    """A size given as one number or as a pair of equal numbers.
+
+    Raises:
+        ConfigError: the key is missing without a default, or the size is not square.
+    """
+    value = values.get(key)
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+        return value_of({key: value[0]}, key, int)
+    if isinstance(value, list | tuple | dict):
+        raise ConfigError(f"config.json: {key}: only square sizes are supported, got {value!r}")
+    return value_of(values, key, int, default)

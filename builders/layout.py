@@ -1,0 +1,57 @@
+"""What a checkpoint of any layout says about its model, in one vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from dpn_rt.builders.json_values import Json
+from dpn_rt.builders.name_map import LayoutNames
+from dpn_rt.builders.shards import TensorInfo
+from dpn_rt.builders.vision_tower import VisionTower
+from dpn_rt.config import AspectRatio, DecoderConfig, ProjectorConfig, ProjectorType, PyramidConfig
+
+Note = Callable[[str], None]
+"""Takes a line for the user: an assumption, or something that the engine will not have."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A checkpoint's model and the spelling of its weights."""
+
+    kind: Literal["original", "huggingface"]
+    names: LayoutNames
+    decoder: DecoderConfig
+    pyramid: PyramidConfig
+    tower: VisionTower | None
+    projector: ProjectorConfig | None
+    image_aspect_ratio: AspectRatio
+    token_values: Json
+    """Where config.json names the ids that begin and end a sequence."""
+    image_token_id: int | None
+    router_token_id: int | None
+
+
+def projector_config(
+    kind: ProjectorType, names: LayoutNames, tensors: Mapping[str, TensorInfo], tower: VisionTower | None
+) -> ProjectorConfig | None:
+    """The projector of a checkpoint; None where there is neither a vision tower nor a projector's weight."""
+    if tower is not None:
+        return ProjectorConfig(kind, tower.config.hidden_size)
+    if not any(name.startswith(names.projector_prefix) for name in tensors):
+        return None
+    first = tensors.get(f"{names.projector[0]}.weight")
+    return ProjectorConfig(kind, first.shape[1] if first is not None and len(first.shape) == 2 else 1)
+
+
+def most_common_prefix(tensors: Mapping[str, TensorInfo], prefixes: tuple[str, ...], parts: tuple[str, ...]) -> str:
+    """The prefix under which most of `parts` are found; the first one where there are none."""
+
+    def count(prefix: str) -> int:
+        starts = tuple(prefix + part for part in parts)
+        return sum(name.startswith(starts) for name in tensors)
+
+    return max(prefixes, key=count)

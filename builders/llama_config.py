@@ -1,0 +1,96 @@
+"""LLaMA's config.json keys (either layout, transformers 4 or 5 spelling) to the decoder's configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.config import DecoderConfig, RopeConfig
+from dpn_rt.errors import ConfigError
+
+# transformers' LlamaConfig: the Hugging Face layout leaves out what equals these.
+_DEFAULT_SIZES = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+_ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_absent: bool) -> DecoderConfig:
+    """The decoder that LLaMA's keys in `values` describe.
+
+    Args:
+        sizes_may_be_absent: an absent size is LLaMA-7B's, as transformers reads it.
+
+    Raises:
+        ConfigError: a key is missing, has the wrong type, or asks for something that the runtime does not do.
+    """
+
+    def size(key: str) -> int:
+        return value_of(values, key, int, _DEFAULT_SIZES[key] if sizes_may_be_absent else None)
+
+    choice_of(values, "hidden_act", ("silu",), "silu")
+    for key in ("mlp_bias", "use_sliding_window"):
+        if value_of(values, key, bool, False):
+            raise ConfigError(f"config.json: {key} is not supported")
+    hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
+    if num_heads <= 0 or (values.get("head_dim") is None and hidden_size % num_heads):
+        raise ConfigError(
+            f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}"
+        )
+    return DecoderConfig(
+        vocab_size=size("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=size("intermediate_size"),
+        num_layers=size("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=value_of(values, "num_key_value_heads", int, num_heads),
+        head_dim=value_of(values, "head_dim", int, hidden_size // num_heads),
+        rms_norm_eps=value_of(values, "rms_norm_eps", float, 1e-6),
+        rope=_rope_config(values),
+        max_position_embeddings=value_of(values, "max_position_embeddings", int, 2048),
+        tie_word_embeddings=tie_word_embeddings,
+        attention_bias=value_of(values, "attention_bias", bool, False),
+    )
+
+
+def _rope_config(values: Json) -> RopeConfig:
+    """transformers 4 has `rope_theta` and `rope_scaling`, transformers 5 has both in `rope_parameters`."""
+    scaling: dict[str, Any] = {
+        **(object_of(values, "rope_scaling") or {}),
+        **(object_of(values, "rope_parameters") or {}),
+    }
+    theta = value_of(scaling if "rope_theta" in scaling else values, "rope_theta", float, 10000.0)
+    scaling.pop("rope_theta", None)
+    if scaling.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ConfigError("config.json: a partial_rotary_factor other than 1 is not supported")
+    old_name = scaling.pop("type", "default")
+    rope_type = scaling.setdefault("rope_type", old_name)
+    if rope_type == "default":
+        return RopeConfig(theta)
+    if rope_type not in _ROPE_TYPES:
+        raise ConfigError(
+            f"config.json: rope scaling type: expected one of default, {', '.join(_ROPE_TYPES)}; got {rope_type!r}"
+        )
+    return RopeConfig(theta, json.dumps(scaling, sort_keys=True))
+
+
+def token_ids(values: Json, generation: Json) -> tuple[int | None, tuple[int, ...]]:
+    """(begin-of-sequence id, ids that end a sequence); generation_config.json comes before config.json.
+
+    Raises:
+        ConfigError: an id is not an integer.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for key in ("bos_token_id", "eos_token_id"):
+        value = generation.get(key) if generation.get(key) is not None else values.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+            raise ConfigError(f"config.json: {key}: expected a token id or a list of them, got {value!r}")
+        found[key] = tuple(dict.fromkeys(ids))
+    bos = found["bos_token_id"]
+    return (bos[0] if bos else None), found["eos_token_id"]

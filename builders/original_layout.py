@@ -1,0 +1,95 @@
+"""The layout of the original LLaVA code and of DPN: LLaMA's config.json with `mm_*` keys and a `pooling` object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from dpn_rt.builders.checkpoint import Checkpoint
+from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.builders.layout import Layout, Note, projector_config
+from dpn_rt.builders.llama_config import decoder_config
+from dpn_rt.builders.name_map import LayoutNames
+from dpn_rt.builders.pooling_config import pyramid_config
+from dpn_rt.builders.vision_tower import VisionTower, find_tower
+from dpn_rt.config import AspectRatio, ProjectorType
+from dpn_rt.errors import ConfigError
+
+_PROJECTORS = {
+    "mlp2x_gelu": ("model.mm_projector.0", "model.mm_projector.2"),
+    "linear": ("model.mm_projector",),
+}
+_ASPECT_RATIOS: dict[str, AspectRatio] = {"pad": "pad", "square": "processor"}
+
+
+def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
+    """The model of a checkpoint in the original layout.
+
+    Raises:
+        CheckpointError, ConfigError: as the readers of the parts do.
+    """
+    _check_model_type(config)
+    feature = choice_of(config, "mm_vision_select_feature", ("patch", "cls_patch"), "patch")
+    select_layer = value_of(config, "mm_vision_select_layer", int, -2)
+    directory = tower_directory or _local_tower(checkpoint.path, config)
+    tower = find_tower(checkpoint, object_of(config, "vision_config"), directory, select_layer, feature, note)
+    has_projector = any(name.startswith("model.mm_projector.") for name in checkpoint.tensors)
+    kind = cast(ProjectorType, _projector_type(config) if tower or has_projector else "linear")
+    names = LayoutNames("model.", "lm_head.weight", _PROJECTORS[kind], "model.mm_projector.")
+    _check_tower_width(config, tower)
+    if tower is None and config.get("mm_vision_tower"):
+        note(
+            f"no weights of the vision tower ({config['mm_vision_tower']}): the engine takes image embeddings only "
+            "(--vision-tower DIR names a tower)"
+        )
+    tied = value_of(config, "tie_word_embeddings", bool, False)
+    router = config.get("router_token_id")
+    return Layout(
+        kind="original",
+        names=names,
+        decoder=decoder_config(config, tie_word_embeddings=tied, sizes_may_be_absent=False),
+        pyramid=pyramid_config(config),
+        tower=tower,
+        projector=projector_config(kind, names, checkpoint.tensors, tower),
+        image_aspect_ratio=_aspect_ratio(config),
+        token_values=config,
+        image_token_id=None,
+        router_token_id=None if router is None else value_of(config, "router_token_id", int),
+    )
+
+
+def _check_model_type(config: Json) -> None:
+    model_type = value_of(config, "model_type", str, "llava_llama")
+    if model_type != "llava" and "llama" not in model_type:
+        raise ConfigError(f"config.json: model_type: expected llava or a name with llama in it, got {model_type!r}")
+    if config.get("quantization_config") is not None:
+        raise ConfigError("config.json: quantization_config: quantised checkpoints are not supported")
+    if value_of(config, "mm_use_im_start_end", bool, False):
+        raise ConfigError(
+            "config.json: mm_use_im_start_end is not supported: images stand between no tokens of their own"
+        )
+
+
+def _local_tower(path: Path, config: Json) -> Path | None:
+    """`mm_vision_tower` where it is a directory: absolute, or inside the checkpoint."""
+    name = value_of(config, "mm_vision_tower", str, "")
+    directory = path / name  # an absolute name stays itself
+    return directory if name and directory.is_dir() else None
+
+
+def _projector_type(config: Json) -> str:
+    return choice_of(config, "mm_projector_type", tuple(_PROJECTORS), "linear")  # LLaVA's own default
+
+
+def _check_tower_width(config: Json, tower: VisionTower | None) -> None:
+    if tower is None or config.get("mm_hidden_size") is None:
+        return
+    width = value_of(config, "mm_hidden_size", int)
+    if width != tower.config.hidden_size:
+        raise ConfigError(
+            f"config.json: mm_hidden_size is {width}, the vision tower's hidden size {tower.config.hidden_size}"
+        )
+
+
+def _aspect_ratio(config: Json) -> AspectRatio:
+    return _ASPECT_RATIOS[choice_of(config, "image_aspect_ratio", tuple(_ASPECT_RATIOS), "square")]

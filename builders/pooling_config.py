@@ -1,0 +1,72 @@
+"""The `pooling` object of config.json to the pyramid's configuration."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.config import BoundaryConfig, PoolingFunction, PoolingType, PyramidConfig, RouterVersion
+from dpn_rt.errors import ConfigError
+
+Kernel = tuple[int, int]
+
+
+def pyramid_config(values: Json) -> PyramidConfig:
+    """The pyramid of a checkpoint; without a `pooling` object the model is dense.
+
+    Raises:
+        ConfigError: a type, function, version or location is unknown, or a layer's kernels make no sense.
+    """
+    pooling = object_of(values, "pooling")
+    if pooling is None:
+        return PyramidConfig()
+    pooling_type = choice_of(pooling, "pooling_type", ("adaptive", "static", "random"))
+    pooling_function = choice_of(pooling, "pooling_function", ("max", "avg", "conv"), "max")
+    router_version = choice_of(pooling, "router_version", ("v1", "v2"), "v1")
+    choice_of(pooling, "pooling_location", ("post",), "post")
+    if value_of(pooling, "prepooling", bool, False):
+        raise ConfigError("config.json: prepooling is not supported")
+    layers = pooling.get("pooling_layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise ConfigError(f"config.json: pooling_layers: expected a list of objects, got {layers!r}")
+    boundaries = tuple(_boundary(layer, pooling_type == "static") for layer in layers)
+    if not boundaries:
+        return PyramidConfig()
+    return PyramidConfig(
+        boundaries=boundaries,
+        pooling_type=cast(PoolingType, pooling_type),
+        pooling_function=cast(PoolingFunction, pooling_function),
+        router_version=cast(RouterVersion, router_version),
+        use_router_token=value_of(pooling, "use_special_token", bool, False),
+    )
+
+
+def _boundary(layer: Json, static: bool) -> BoundaryConfig:
+    index = value_of(layer, "index", int)
+    kernels = _kernels(layer.get("kernel_size"), static, f"config.json: pooling layer {index}: kernel_size")
+    if layer.get("stride") is not None:
+        strides = _kernels(layer["stride"], static, f"config.json: pooling layer {index}: stride")
+        if strides != kernels:
+            raise ConfigError(
+                f"config.json: pooling layer {index}: stride must equal kernel_size {_lists(kernels)}, "
+                f"got {_lists(strides)}"
+            )
+    return BoundaryConfig(index, kernels)
+
+
+def _kernels(value: Any, static: bool, where: str) -> tuple[Kernel, ...]:
+    """A list of pairs; for static pooling it may also be the one pair itself."""
+    pairs = [value] if static and _is_pair(value) else value
+    if not isinstance(pairs, list) or not pairs or not all(_is_pair(pair) for pair in pairs):
+        wanted = "[height, width]" if static else "a list of [height, width]"
+        raise ConfigError(f"{where}: expected {wanted}, got {value!r}")
+    return tuple((pair[0], pair[1]) for pair in pairs)
+
+
+def _is_pair(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [None]
+    return all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+
+
+def _lists(kernels: tuple[Kernel, ...]) -> list[list[int]]:
+    return [list(kernel) for kernel in kernels]

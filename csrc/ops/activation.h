@@ -1,0 +1,29 @@
+// Activation functions over rows: SiLU of the gate times up, and the GELUs of vision towers and projectors.
+#pragma once
+
+#include <string>
+
+#include "core/cpu_isa.h"
+#include "core/tensor.h"
+
+namespace dpn {
+
+enum class ActivationKind { silu_mul, quick_gelu, gelu };
+
+struct ActivationParams {
+  void* out;      // [num_tokens, size], row stride out_stride
+  const void* x;  // [num_tokens, size], or [num_tokens, 2 size] for silu_mul: gate, then up; row stride x_stride
+  std::int64_t num_tokens;
+  std::int64_t size;
+  std::int64_t x_stride;
+  std::int64_t out_stride;
+  ActivationKind kind;
+  DType dtype;
+};
+
+void silu_mul(const Tensor& out, const Tensor& gate_up);
+void activation(const Tensor& out, const Tensor& x, const std::string& kind);
+
+}  // namespace dpn
+
+DPN_DECLARE_CPU_KERNEL(activation_kernel, ActivationParams)

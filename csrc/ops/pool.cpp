@@ -1,0 +1,129 @@
+#include "ops/pool.h"
+
+#include "core/check.h"
+
+namespace dpn {
+
+namespace {
+
+std::string at(const char* name, std::int64_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
+
+std::string grid_text(std::int64_t height, std::int64_t width) {
+  return std::to_string(height) + "x" + std::to_string(width);
+}
+
+void run(const PoolParams& params){DPN_CALL_CPU_KERNEL(pool_kernel, params)}
+
+PoolFunction function_of(const Checker& check, const std::string& name) {
+  check.condition(name == "max" || name == "avg" || name == "conv",
+                  "function is '" + name + "', expected 'max', 'avg' or 'conv'");
+  return name == "max" ? PoolFunction::max : name == "avg" ? PoolFunction::avg : PoolFunction::conv;
+}
+
+// The rows of sequence b after pooling.
+std::int64_t pooled_length(const Checker& check, const PoolParams& p, std::int64_t b, std::int64_t num_experts) {
+  const std::int64_t length = p.cu_seqlens[b + 1] - p.cu_seqlens[b];
+  const std::int64_t expert = p.experts[b];
+  if (expert < -1 || expert >= num_experts) check.range(at("experts", b).c_str(), expert, -1, num_experts - 1);
+  if (expert == -1) return length;
+  const std::int64_t start = p.image_start[b], height = p.grids[2 * b], width = p.grids[2 * b + 1];
+  const std::int64_t kernel_height = p.kernels[2 * expert], kernel_width = p.kernels[2 * expert + 1];
+  if (start < 0 || height < 1 || width < 1) {
+    check.fail(at("experts", b) + " is " + std::to_string(expert) + ", but the sequence has no image: image_start " +
+               std::to_string(start) + ", grid " + grid_text(height, width) + "; expected -1");
+  }
+  if (start + height * width > length) {
+    check.fail(at("grids", b) + " is " + grid_text(height, width) + " from row " + std::to_string(start) +
+               " on, but the sequence has " + std::to_string(length) + " rows");
+  }
+  if (kernel_height > height || kernel_width > width) {
+    check.fail(at("experts", b) + " has the kernel " + grid_text(kernel_height, kernel_width) +
+               ", which does not fit its grid " + grid_text(height, width));
+  }
+  return length - height * width + (height / kernel_height) * (width / kernel_width);
+}
+
+void check_rows(const Checker& check, const PoolParams& p, std::int64_t num_seqs, std::int64_t num_experts) {
+  for (std::int64_t b = 0; b < num_seqs; ++b) {
+    const std::int64_t expected = pooled_length(check, p, b, num_experts);
+    const std::int64_t given = p.out_cu_seqlens[b + 1] - p.out_cu_seqlens[b];
+    if (given != expected) {
+      check.fail("out_cu_seqlens gives sequence " + std::to_string(b) + " " + std::to_string(given) +
+                 " rows, expected " + std::to_string(expected) + " from its expert");
+    }
+  }
+}
+
+std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, const Tensor& out,
+                                       const std::vector<Tensor>& weights, const std::int32_t* kernels,
+                                       Dim& num_experts, Dim& hidden_size) {
+  check.condition(static_cast<std::int64_t>(weights.size()) == num_experts,
+                  "conv_weights has " + std::to_string(weights.size()) + " entries, expected one for each of " +
+                      std::to_string(num_experts) + " kernels");
+  std::vector<const void*> pointers;
+  for (std::size_t e = 0; e < weights.size(); ++e) {
+    const std::string argument = at("conv_weights", static_cast<std::int64_t>(e));
+    Dim area("kernel height * width", std::int64_t{kernels[2 * e]} * kernels[2 * e + 1]);
+    check.contiguous(argument.c_str(), weights[e], {&area, &hidden_size}, {x.dtype})
+        .no_overlap("out", out, argument.c_str(), weights[e]);
+    pointers.push_back(weights[e].data);
+  }
+  return pointers;
+}
+
+}  // namespace
+
+void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
+          const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens, const Tensor* scales,
+          const std::string& function_name, const std::optional<std::vector<Tensor>>& conv_weights) {
+  const Checker check("pool");
+  const PoolFunction function = function_of(check, function_name);
+  check.condition((function == PoolFunction::conv) == conv_weights.has_value(),
+                  "conv_weights must be given for function 'conv' and for no other");
+  Dim num_tokens("num_tokens"), hidden_size("hidden_size"), num_seqs("num_seqs"), num_offsets("num_seqs + 1");
+  Dim num_experts("num_experts"), num_out_tokens("num_out_tokens"), two("2", 2);
+  check.tensor("x", x, {&num_tokens, &hidden_size}, {DType::f32, DType::bf16})
+      .contiguous("experts", experts, {&num_seqs}, {DType::i32})
+      .contiguous("image_start", image_start, {&num_seqs}, {DType::i32})
+      .contiguous("grids", grids, {&num_seqs, &two}, {DType::i32})
+      .contiguous("kernels", kernels, {&num_experts, &two}, {DType::i32})
+      .contiguous("out", out, {&num_out_tokens, &hidden_size}, {x.dtype});
+  num_offsets.value = num_seqs + 1;
+  check.contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32})
+      .contiguous("out_cu_seqlens", out_cu_seqlens, {&num_offsets}, {DType::i32});
+  if (scales) check.contiguous("scales", *scales, {&num_seqs}, {DType::f32}).no_overlap("out", out, "scales", *scales);
+  check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+  check_cu_seqlens(check, "out_cu_seqlens", out_cu_seqlens, num_out_tokens);
+  check_entries(check, "kernels", kernels, 1, 1 << 15);
+  check.no_overlap("out", out, "x", x)
+      .no_overlap("out", out, "cu_seqlens", cu_seqlens)
+      .no_overlap("out", out, "image_start", image_start)
+      .no_overlap("out", out, "grids", grids)
+      .no_overlap("out", out, "experts", experts)
+      .no_overlap("out", out, "kernels", kernels)
+      .no_overlap("out", out, "out_cu_seqlens", out_cu_seqlens);
+  std::vector<const void*> conv;
+  if (conv_weights) {
+    conv = conv_pointers(check, x, out, *conv_weights, kernels.as<std::int32_t>(), num_experts, hidden_size);
+  }
+  const PoolParams params{.out = out.data,
+                          .x = x.data,
+                          .cu_seqlens = cu_seqlens.as<std::int32_t>(),
+                          .image_start = image_start.as<std::int32_t>(),
+                          .grids = grids.as<std::int32_t>(),
+                          .experts = experts.as<std::int32_t>(),
+                          .kernels = kernels.as<std::int32_t>(),
+                          .out_cu_seqlens = out_cu_seqlens.as<std::int32_t>(),
+                          .scales = scales ? scales->as<float>() : nullptr,
+                          .conv_weights = conv.empty() ? nullptr : conv.data(),
+                          .num_tokens = num_tokens,
+                          .num_out_tokens = num_out_tokens,
+                          .hidden_size = hidden_size,
+                          .x_stride = x.strides[0],
+                          .function = function,
+                          .dtype = x.dtype};
+  check_rows(check, params, num_seqs, num_experts);
+  run(params);
+}
+
+}  // namespace dpn

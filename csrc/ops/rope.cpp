@@ -1,0 +1,98 @@
+#include "ops/rope.h"
+
+#include "core/check.h"
+
+namespace dpn {
+
+namespace {
+
+std::string at(const char* name, std::int64_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
+
+// Every position has a row in cos_sin and a cell in the block table, and that cell exists. Only entries in use are
+// looked at: a block table is padded with whatever its owner likes.
+void check_slots(const Checker& check, const RopeStoreParams& p, std::int64_t num_seqs, std::int64_t max_positions,
+                 std::int64_t num_cells) {
+  for (std::int64_t b = 0; b < num_seqs; ++b) {
+    std::int64_t block_begin = 0, block_end = 0;  // positions of the cell that was checked last
+    for (std::int64_t t = p.cu_seqlens[b]; t < p.cu_seqlens[b + 1]; ++t) {
+      const std::int64_t position = p.positions[t];
+      if (position >= block_begin && position < block_end && position < max_positions) continue;
+      if (position < 0 || position >= max_positions) {
+        check.range(at("positions", t).c_str(), position, 0, max_positions - 1);
+      }
+      const std::int64_t block = position / p.block_size;
+      if (block >= p.max_blocks) {
+        check.fail(at("positions", t) + " is " + std::to_string(position) + ", but block_table holds " +
+                   std::to_string(p.max_blocks) + " blocks of " + std::to_string(p.block_size) + " rows");
+      }
+      const std::int64_t cell = p.block_table[b * p.max_blocks + block];
+      if (cell < 0 || cell >= num_cells) {
+        check.range((at("block_table", b) + "[" + std::to_string(block) + "]").c_str(), cell, 0, num_cells - 1);
+      }
+      block_begin = block * p.block_size;
+      block_end = block_begin + p.block_size;
+    }
+  }
+}
+
+void run(const RopeStoreParams& params) { DPN_CALL_CPU_KERNEL(rope_store_kernel, params) }
+
+}  // namespace
+
+void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& kv_cache,
+                std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens, std::int64_t num_heads,
+                std::int64_t num_kv_heads) {
+  const Checker check("rope_store");
+  constexpr std::int64_t kMostHeads = 1 << 20;  // keeps the products below far from overflow
+  check.range("num_heads", num_heads, 1, kMostHeads).range("num_kv_heads", num_kv_heads, 1, num_heads);
+  check.condition(num_heads % num_kv_heads == 0,
+                  "num_heads is " + std::to_string(num_heads) +
+                      ", expected a multiple of num_kv_heads=" + std::to_string(num_kv_heads));
+  Dim max_positions("max_positions"), head_dim("head_dim");
+  check.contiguous("cos_sin", cos_sin, {&max_positions, &head_dim}, {DType::f32});
+  check.condition(head_dim > 0 && head_dim % 2 == 0,
+                  "cos_sin has head_dim=" + std::to_string(head_dim) + ", expected an even number above 0");
+  Dim num_tokens("num_tokens"), num_seqs("num_seqs"), num_offsets("num_seqs + 1"), max_blocks("max_blocks");
+  Dim qkv_size("(num_heads + 2 num_kv_heads) * head_dim", (num_heads + 2 * num_kv_heads) * head_dim);
+  Dim num_cells("num_cells"), layers_per_cell("layers_per_cell"), two("2", 2), kv_heads("num_kv_heads", num_kv_heads);
+  Dim block_size("block_size");
+  check.tensor("qkv", qkv, {&num_tokens, &qkv_size}, {DType::f32, DType::bf16})
+      .contiguous("positions", positions, {&num_tokens}, {DType::i32})
+      .contiguous("kv_cache", kv_cache, {&num_cells, &layers_per_cell, &two, &kv_heads, &block_size, &head_dim},
+                  {qkv.dtype})
+      .contiguous("block_table", block_table, {&num_seqs, &max_blocks}, {DType::i32});
+  num_offsets.value = num_seqs + 1;
+  check.contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32})
+      .range("layer_in_cell", layer_in_cell, 0, layers_per_cell - 1)
+      .condition(block_size > 0, "kv_cache has block_size=0, expected at least 1");
+  check.condition(num_tokens <= 1 || qkv.strides[0] >= qkv_size, "rows of qkv overlap");
+  // An index that changed while the kernel writes would be followed without a check.
+  for (const auto& [written_name, written] : {std::pair{"qkv", &qkv}, {"kv_cache", &kv_cache}}) {
+    check.no_overlap(written_name, *written, "positions", positions)
+        .no_overlap(written_name, *written, "cos_sin", cos_sin)
+        .no_overlap(written_name, *written, "block_table", block_table)
+        .no_overlap(written_name, *written, "cu_seqlens", cu_seqlens);
+  }
+  check.no_overlap("qkv", qkv, "kv_cache", kv_cache);
+  check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+  const RopeStoreParams params{.qkv = qkv.data,
+                               .kv_cache = kv_cache.data,
+                               .positions = positions.as<std::int32_t>(),
+                               .cos_sin = cos_sin.as<float>(),
+                               .block_table = block_table.as<std::int32_t>(),
+                               .cu_seqlens = cu_seqlens.as<std::int32_t>(),
+                               .num_tokens = num_tokens,
+                               .num_heads = num_heads,
+                               .num_kv_heads = num_kv_heads,
+                               .head_dim = head_dim,
+                               .qkv_stride = qkv.strides[0],
+                               .layers_per_cell = layers_per_cell,
+                               .layer_in_cell = layer_in_cell,
+                               .block_size = block_size,
+                               .max_blocks = max_blocks,
+                               .dtype = qkv.dtype};
+  check_slots(check, params, num_seqs, max_positions, num_cells);
+  run(params);
+}
+
+}  // namespace dpn

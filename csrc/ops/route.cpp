@@ -1,0 +1,89 @@
+#include "ops/route.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "core/check.h"
+#include "ops/linear.h"
+
+namespace dpn {
+
+namespace {
+
+void run(const RouteParams& params) { DPN_CALL_CPU_KERNEL(route_kernel, params) }
+
+void check_router(const Checker& check, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
+                  const Tensor* hidden_weight, Dim& hidden_size, Dim& router_size, Dim& num_experts) {
+  check.condition(!norm_weight == !hidden_weight && !norm_bias == !hidden_weight,
+                  "norm_weight, norm_bias and hidden_weight must be given together");
+  if (hidden_weight) {
+    check.contiguous("norm_weight", *norm_weight, {&hidden_size}, {DType::f32})
+        .contiguous("norm_bias", *norm_bias, {&hidden_size}, {DType::f32})
+        .contiguous("hidden_weight", *hidden_weight, {&router_size, &hidden_size}, {DType::f32});
+  } else {
+    router_size.value = hidden_size;
+    router_size.bound_by = "hidden";
+  }
+  check.contiguous("predictor", predictor, {&num_experts, &router_size}, {DType::f32});
+  check.condition(num_experts > 0, "predictor has num_experts=0, expected at least 1")
+      .condition(hidden_size > 0, "hidden has hidden_size=0, expected at least 1");
+}
+
+}  // namespace
+
+void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
+           const Tensor& cu_router_rows, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
+           const Tensor* hidden_weight, float eps) {
+  const Checker check("route");
+  Dim num_tokens("num_tokens"), hidden_size("hidden_size"), router_size("router_size"), num_experts("num_experts");
+  Dim num_rows("num_router_rows"), num_offsets("num_seqs + 1"), num_seqs("num_seqs");
+  check.tensor("hidden", hidden, {&num_tokens, &hidden_size}, {DType::f32, DType::bf16});
+  check_router(check, predictor, norm_weight, norm_bias, hidden_weight, hidden_size, router_size, num_experts);
+  check.contiguous("router_rows", router_rows, {&num_rows}, {DType::i32})
+      .contiguous("cu_router_rows", cu_router_rows, {&num_offsets}, {DType::i32});
+  check_cu_seqlens(check, "cu_router_rows", cu_router_rows, num_rows);
+  check_entries(check, "router_rows", router_rows, 0, num_tokens - 1);
+  check.condition(eps >= 0, "eps is " + std::to_string(eps) + ", expected at least 0");
+  num_seqs.value = num_offsets - 1;
+  check.contiguous("probs", probs, {&num_seqs, &num_experts}, {DType::f32})
+      .contiguous("experts", experts, {&num_seqs}, {DType::i32});
+
+  const auto* offsets = cu_router_rows.as<std::int32_t>();
+  std::vector<std::int32_t> routed;
+  for (std::int32_t b = 0; b < num_seqs; ++b) {
+    if (offsets[b + 1] > offsets[b]) routed.push_back(b);
+  }
+  std::fill_n(probs.as<float>(), probs.numel(), 0.0f);
+  std::fill_n(experts.as<std::int32_t>(), experts.numel(), -1);
+  if (routed.empty()) return;
+
+  const auto count = static_cast<std::int64_t>(routed.size());
+  const AlignedBuffer features(count * hidden_size * 4), activations(count * router_size * 4),
+      logits(count * num_experts * 4);
+  const AlignedBuffer packed_x(linear_scratch_bytes(count, std::max<std::int64_t>(hidden_size, router_size)));
+  run({.probs = probs.as<float>(),
+       .experts = experts.as<std::int32_t>(),
+       .hidden = hidden.data,
+       .router_rows = router_rows.as<std::int32_t>(),
+       .cu_router_rows = offsets,
+       .routed_seqs = routed.data(),
+       .norm_weight = norm_weight ? norm_weight->as<float>() : nullptr,
+       .norm_bias = norm_bias ? norm_bias->as<float>() : nullptr,
+       .hidden_weight = hidden_weight ? hidden_weight->as<float>() : nullptr,
+       .predictor = predictor.as<float>(),
+       .features = static_cast<float*>(features.data()),
+       .activations = static_cast<float*>(activations.data()),
+       .logits = static_cast<float*>(logits.data()),
+       .packed_x = packed_x.data(),
+       .num_seqs = num_seqs,
+       .num_routed = count,
+       .num_experts = num_experts,
+       .hidden_size = hidden_size,
+       .router_size = router_size,
+       .hidden_stride = hidden.strides[0],
+       .eps = eps,
+       .dtype = hidden.dtype});
+}
+
+}  // namespace dpn

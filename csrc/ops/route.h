@@ -1,0 +1,41 @@
+// The router of a boundary: router rows -> probabilities of the pooling experts and the chosen one, all in float32.
+#pragma once
+
+#include "core/cpu_isa.h"
+#include "core/tensor.h"
+
+namespace dpn {
+
+struct RouteParams {
+  float* probs;                        // [num_seqs, num_experts]
+  std::int32_t* experts;               // [num_seqs]
+  const void* hidden;                  // [num_tokens, hidden_size], row stride hidden_stride
+  const std::int32_t* router_rows;     // [num_router_rows]
+  const std::int32_t* cu_router_rows;  // [num_seqs + 1]
+  const std::int32_t* routed_seqs;     // [num_routed]: the sequences that have router rows
+  const float* norm_weight;            // [hidden_size]; null for a router without LayerNorm and hidden layer
+  const float* norm_bias;              // [hidden_size]
+  const float* hidden_weight;          // [router_size, hidden_size]
+  const float* predictor;              // [num_experts, router_size]; router_size = hidden_size without hidden layer
+  float* features;                     // scratch [num_routed, hidden_size]
+  float* activations;                  // scratch [num_routed, router_size]
+  float* logits;                       // scratch [num_routed, num_experts]
+  void* packed_x;                      // scratch of the products, see LinearParams
+  std::int64_t num_seqs;
+  std::int64_t num_routed;
+  std::int64_t num_experts;
+  std::int64_t hidden_size;
+  std::int64_t router_size;
+  std::int64_t hidden_stride;
+  float eps;
+  DType dtype;  // of hidden
+};
+
+// norm_weight, norm_bias and hidden_weight are all given or all null.
+void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
+           const Tensor& cu_router_rows, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
+           const Tensor* hidden_weight, float eps);
+
+}  // namespace dpn
+
+DPN_DECLARE_CPU_KERNEL(route_kernel, RouteParams)

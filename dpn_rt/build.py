@@ -1,0 +1,119 @@
+"""`python -m dpn_rt.build`: a checkpoint directory to an engine directory.
+
+Exit codes: 0 built, 1 the checkpoint or the output is at fault, 2 the command line is, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from dpn_rt.builders.native import build_engine
+from dpn_rt.engine_dir import TORCH_DTYPES, EngineDir
+from dpn_rt.errors import DpnError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    options = _parse(arguments)
+    try:
+        with _one_interrupt():
+            engine = _build(options)
+    except DpnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error.filename or options.checkpoint}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    if not options.quiet:
+        size = sum(record.bytes for record in engine.files.values())
+        print(f"{options.output}: {size / 1e9:.2f} GB, {engine.model.dtype}, {_describe(engine)}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m dpn_rt.build", description="Build an engine directory from a LLaVA or DPN checkpoint."
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="original LLaVA/DPN layout, or Hugging Face LLaVA"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the engine directory to write")
+    parser.add_argument(
+        "--vision-tower", type=Path, metavar="DIR", help="CLIP vision tower, for a checkpoint that does not hold one"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(TORCH_DTYPES),
+        help="of the weights (default: float32 for a float32 checkpoint, else bfloat16)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing engine")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    return parser.parse_args(arguments)
+
+
+def _build(options: argparse.Namespace) -> EngineDir:
+    quiet: bool = options.quiet
+    with contextlib.ExitStack() as stack:
+        bar: tqdm | None = None
+
+        def show_progress(written: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:  # at the first byte: what fails before it is not hidden behind an empty bar
+                bar = tqdm(total=total, desc="building", unit="B", unit_scale=True, disable=quiet)
+                stack.enter_context(bar)
+            bar.update(written)
+
+        def show_note(line: str) -> None:
+            if not quiet:
+                print(f"note: {line}", file=sys.stderr)
+
+        return build_engine(
+            options.checkpoint,
+            options.output,
+            dtype=options.dtype,
+            vision_tower=options.vision_tower,
+            force=options.force,
+            progress=show_progress,
+            note=show_note,
+        )
+
+
+def _describe(engine: EngineDir) -> str:
+    model = engine.model
+    stages = len(model.pyramid.boundaries) + 1
+    pooling = f"{model.pyramid.pooling_type} pooling, {stages} stages" if stages > 1 else "dense"
+    tower = f"{model.vision.image_size}-pixel images" if model.vision else "image embeddings only"
+    return f"{model.decoder.num_layers} layers, {pooling}, {tower}"
+
+
+@contextlib.contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; a second one must not cut the cleaning up short."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for later in signals:
+            signal.signal(later, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The LLaMA decoder in stages. It sees packed rows and block tables; nothing of images, requests or scheduling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpn_rt import ops
+from dpn_rt.config import DecoderConfig, PyramidConfig
+from dpn_rt.linear import Linear
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """Where the rows of a batch stand in one stage."""
+
+    cu_seqlens: Tensor
+    """`[num_seqs + 1]` int32 offsets of each sequence's rows."""
+    positions: Tensor
+    """`[num_rows]` int32 position of each row in its sequence."""
+    context_lens: Tensor
+    """`[num_seqs]` int32 rows in the cache, the new ones included."""
+    block_tables: Tensor
+    """`[groups, num_seqs, max_blocks]` int32 cells of each sequence."""
+    last_rows: Tensor | None
+    """`[num_seqs]` int64 last row of each sequence; None when each sequence has one row (decoding)."""
+
+    @property
+    def is_decode(self) -> bool:
+        return self.last_rows is None
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """The cells that a layer reads and writes."""
+
+    cells: Tensor
+    """`[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
+    layer_in_cell: int
+    block_table: Tensor
+    """`[num_seqs, max_blocks]` int32."""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer."""
+
+    input_norm: Tensor  # [hidden_size]
+    qkv: Linear  # [num_heads * head_dim + 2 * num_kv_heads * head_dim, hidden_size]
+    o: Linear  # [hidden_size, num_heads * head_dim]
+    post_norm: Tensor  # [hidden_size]
+    gate_up: Linear  # [2 * intermediate_size, hidden_size]
+    down: Linear  # [hidden_size, intermediate_size]
+
+    @classmethod
+    def of_engine(cls, weights: Mapping[str, Tensor], layer: int, prepack: bool) -> LayerWeights:
+        def linear(name: str) -> Linear:
+            prefix = f"layers.{layer}.{name}"
+            return Linear(weights[f"{prefix}.weight"], weights.get(f"{prefix}.bias"), prepack=prepack)
+
+        return cls(
+            input_norm=weights[f"layers.{layer}.input_norm.weight"],
+            qkv=linear("qkv"),
+            o=linear("o"),
+            post_norm=weights[f"layers.{layer}.post_norm.weight"],
+            gate_up=linear("gate_up"),
+            down=linear("down"),
+        )
+
+
+class Layer:
+    """Attention and MLP on packed rows, each with its norm and residual."""
+
+    def __init__(self, config: DecoderConfig, weights: LayerWeights, cos_sin: Tensor) -> None:
+        self._config = config
+        self._weights = weights
+        self._cos_sin = cos_sin
+        self._scale = config.head_dim**-0.5
+
+    def forward(self, x: Tensor, residual: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
+        """All rows through the layer.
+
+        Args:
+            x: `[num_rows, hidden_size]`, the normed input.
+            residual: `[num_rows, hidden_size]`, updated in place; lacks the returned MLP output.
+
+        Returns:
+            `[num_rows, hidden_size]` MLP output.
+        """
+        qkv = self._qkv(x, cache, batch)
+        if batch.is_decode:
+            attended = self._attend_cache(qkv, cache, batch)
+        else:
+            q, k, v = self._split(qkv)
+            attended = ops.attention(q, k, v, batch.cu_seqlens, causal=True, scale=self._scale)
+        return self._mlp(attended, residual)
+
+    def forward_last(
+        self, x: Tensor, residual: Tensor, cache: CacheView, batch: StageBatch, last_rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, but only the last row of each sequence goes on.
+
+        The last layer of a prefill stores keys and values of all rows, and its other outputs are read by nobody.
+
+        Returns:
+            MLP output and residual, `[num_seqs, hidden_size]` each.
+        """
+        qkv = self._qkv(x, cache, batch).index_select(0, last_rows)
+        residual = residual.index_select(0, last_rows)
+        return self._mlp(self._attend_cache(qkv, cache, batch), residual), residual
+
+    @property
+    def input_norm(self) -> Tensor:
+        return self._weights.input_norm
+
+    def _qkv(self, x: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
+        qkv = self._weights.qkv(x)
+        ops.rope_store(
+            qkv,
+            batch.positions,
+            self._cos_sin,
+            cache.cells,
+            cache.layer_in_cell,
+            cache.block_table,
+            batch.cu_seqlens,
+            self._config.num_heads,
+            self._config.num_kv_heads,
+        )
+        return qkv
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = qkv.view(qkv.shape[0], -1, self._config.head_dim)
+        first_k = self._config.num_heads
+        first_v = first_k + self._config.num_kv_heads
+        return heads[:, :first_k], heads[:, first_k:first_v], heads[:, first_v:]
+
+    def _attend_cache(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
+        q = self._split(qkv)[0]
+        return ops.attention_decode(
+            q, cache.cells, cache.layer_in_cell, cache.block_table, batch.context_lens, scale=self._scale
+        )
+
+    def _mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
+        x = self._weights.o(attended)
+        x = ops.add_rms_norm(x, residual, self._weights.post_norm, self._config.rms_norm_eps, out=x)
+        return self._weights.down(ops.silu_mul(self._weights.gate_up(x)))
+
+
+class Stage:
+    """A run of decoder layers whose rows share lengths, positions and block tables."""
+
+    def __init__(self, config: DecoderConfig, layers: list[Layer], layers_per_cell: int, is_last: bool) -> None:
+        self._config = config
+        self._layers = layers
+        self._layers_per_cell = layers_per_cell
+        self._is_last = is_last
+
+    def forward(self, x: Tensor, batch: StageBatch, cells: Tensor) -> Tensor:
+        """Rows through the stage's layers.
+
+        Args:
+            x: `[num_rows, hidden_size]`; overwritten.
+            batch: where the rows stand.
+            cells: of the KV cache.
+
+        Returns:
+            `[num_rows, hidden_size]`; from the last stage of a prefill `[num_seqs, hidden_size]`, the last row of each
+            sequence.
+        """
+        residual = x
+        x = ops.rms_norm(x, self._layers[0].input_norm, self._config.rms_norm_eps)
+        for index, layer in enumerate(self._layers):
+            if index > 0:
+                x = ops.add_rms_norm(x, residual, layer.input_norm, self._config.rms_norm_eps, out=x)
+            group, layer_in_cell = divmod(index, self._layers_per_cell)
+            cache = CacheView(cells, layer_in_cell, batch.block_tables[group])
+            if self._is_last and index == len(self._layers) - 1 and batch.last_rows is not None:
+                x, residual = layer.forward_last(x, residual, cache, batch, batch.last_rows)
+            else:
+                x = layer.forward(x, residual, cache, batch)
+        return residual.add_(x)
+
+
+class Decoder:
+    """Embedding, stages and head."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        pyramid: PyramidConfig,
+        weights: Mapping[str, Tensor],
+        cos_sin: Tensor,
+        layers_per_cell: int,
+        *,
+        prepack: bool,
+    ) -> None:
+        """Takes an engine's weights; `cos_sin` `[max_length, head_dim]` as `rope.rope_table` makes it."""
+        self._config = config
+        self._embedding = weights["embed_tokens.weight"]
+        self._norm = weights["norm.weight"]
+        self._head = Linear(self._embedding if config.tie_word_embeddings else weights["lm_head.weight"])
+        ranges = pyramid.stage_layers(config.num_layers)
+        self.stages = [
+            Stage(
+                config,
+                [Layer(config, LayerWeights.of_engine(weights, layer, prepack), cos_sin) for layer in layers],
+                layers_per_cell,
+                is_last=index == len(ranges) - 1,
+            )
+            for index, layers in enumerate(ranges)
+        ]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """`[num_tokens]` -> `[num_tokens, hidden_size]`."""
+        return self._embedding.index_select(0, token_ids)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine."""
+        return self._head(ops.rms_norm(x, self._norm, self._config.rms_norm_eps))
+
+
+def decode_batch(lengths: Tensor, block_tables: Tensor, cu_seqlens: Tensor) -> StageBatch:
+    """One new row for each sequence.
+
+    Args:
+        lengths: `[num_seqs]` int32 rows in the cache, the new one included.
+        block_tables: `[groups, num_seqs, max_blocks]` int32.
+        cu_seqlens: `[num_seqs + 1]` int32, 0 to num_seqs.
+    """
+    return StageBatch(cu_seqlens, lengths - 1, lengths, block_tables, None)
+
+
+def prefill_batch(
+    lengths: Tensor, positions: Tensor, block_tables: Tensor, cu_seqlens: Tensor, last_rows: Tensor
+) -> StageBatch:
+    """All rows of each sequence, none in the cache before."""
+    assert last_rows.dtype == torch.int64
+    return StageBatch(cu_seqlens, positions, lengths, block_tables, last_rows)

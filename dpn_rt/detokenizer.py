@@ -1,0 +1,113 @@
+"""Generated ids to text as they come, with stop strings.
+
+Three things hold text back. A character whose bytes are not all there yet decodes to U+FFFD. A run of byte-fallback
+tokens is decoded as a whole, so a later byte can still change it. And the beginning of a stop string must not be
+streamed before it is clear that the rest does not follow.
+"""
+
+from __future__ import annotations
+
+from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.tokenizer import Tokenizer
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_WINDOW = 16
+"""Ids that are decoded again with every new one; a few are needed as context, more only cost time."""
+
+
+class Detokenizer:
+    """Text of one completion: the deltas of `take` join to the decoding of all ids, up to a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = params.skip_special_tokens
+        self._stops = params.stop_strings
+        self._include_stop = params.include_stop_str_in_output
+        self._min_tokens = params.min_tokens
+        self._window: list[int] = []
+        self._mark = 0
+        """Ids of the window that ended on a settled character when last looked at: a later window can start there."""
+        self._settled = 0
+        """Characters of the decoded window that are in `_text`."""
+        self._text = ""
+        self._tail = ""
+        """Decoded, but may still change."""
+        self._num_tokens = 0
+        self._sent = 0
+        self._floor = 0
+        """Length of the text at `min_tokens`: a stop string must end behind it."""
+        self._finished = False
+
+    @property
+    def text(self) -> str:
+        """All text so far; a stop string and what follows it are cut off."""
+        return self._text + self._tail
+
+    def append(self, token_id: int) -> str | None:
+        """Take one id; gives the stop string that it completed, None otherwise. After a stop string comes no id."""
+        before = len(self._text)
+        self._num_tokens += 1
+        if self._tokenizer.has_text(token_id, self._skip_special):
+            self._decode(token_id)
+        if not self._stops:
+            return None
+        if self._num_tokens <= self._min_tokens:
+            self._floor = len(self.text)
+            return None
+        return self._find_stop(max(before, self._floor))
+
+    def take(self) -> str:
+        """Text that has become certain since the last call."""
+        end = len(self._text) if self._finished else len(self._text) - self._num_held()
+        delta = self._text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return delta
+
+    def finish(self) -> None:
+        """No id follows: what was held back is text now."""
+        self._text += self._tail
+        self._tail = ""
+        self._finished = True
+
+    def _decode(self, token_id: int) -> None:
+        self._window.append(token_id)
+        decoded = self._tokenizer.decode(self._window, self._skip_special)
+        settled = self._settled
+        if token_id not in self._tokenizer.byte_ids:
+            settled = max(settled, len(decoded.rstrip(_REPLACEMENT)))
+        self._text += decoded[self._settled : settled]
+        self._tail = decoded[settled:]
+        self._settled = settled
+        if not self._tail and token_id not in self._tokenizer.byte_ids:
+            self._move_window()
+
+    def _move_window(self) -> None:
+        """Forget ids before the last mark once the window is long; the rest is context for a start-of-text space."""
+        if len(self._window) > _WINDOW:
+            kept = self._window[self._mark :]
+            decoded = self._tokenizer.decode(kept, self._skip_special)
+            if decoded:
+                self._window, self._settled = kept, len(decoded)
+        self._mark = len(self._window)
+
+    def _find_stop(self, known: int) -> str | None:
+        """The stop string that appears first and ends behind the `known` characters."""
+        text = self.text
+        matches = [(text.find(stop, max(0, known - len(stop) + 1)), stop) for stop in self._stops]
+        found = [match for match in matches if match[0] >= 0]
+        if not found:
+            return None
+        position, stop = min(found, key=lambda match: match[0])
+        self._text = text[: position + (len(stop) if self._include_stop else 0)]
+        self._tail = ""
+        self._finished = True
+        return stop
+
+    def _num_held(self) -> int:
+        """Length of the longest end of the text that a stop string begins with."""
+        unsent = len(self._text) - self._sent
+        for length in range(min(unsent, max(map(len, self._stops), default=0)), 0, -1):
+            end = self._text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,253 @@
+"""The engine: requests in, one step at a time, tokens out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from dpn_rt.config import ModelConfig
+from dpn_rt.detokenizer import Detokenizer
+from dpn_rt.errors import DpnError, RequestError, StepError
+from dpn_rt.interrupts import deferred_interrupt
+from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput
+from dpn_rt.processor import ProcessedPrompt
+from dpn_rt.pyramid import UNFORCED
+from dpn_rt.runner import Runner
+from dpn_rt.sampling import Sampler, SamplingState
+from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.scheduler import Batch, Scheduler
+from dpn_rt.sequence import Sequence
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt and its completions."""
+
+    request_id: str
+    prompt: ProcessedPrompt
+    sequences: list[Sequence]
+    arrival: float
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finish: float | None = None
+    error: DpnError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a step added to one sequence."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did."""
+
+    progress: list[Progress] = field(default_factory=list)
+    finished: list[RequestOutput] = field(default_factory=list)
+
+
+class Engine:
+    """Scheduler, runner and sampler behind one loop. Not thread-safe: one thread adds, aborts and steps."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        scheduler: Scheduler,
+        runner: Runner,
+        sampler: Sampler,
+        max_length: int,
+        make_detokenizer: Callable[[SamplingParams], Detokenizer] | None,
+    ) -> None:
+        """
+        Args:
+            max_length: rows of prompt, image and generated tokens at stage 0, at most.
+            make_detokenizer: None for an engine without a tokenizer, whose outputs have no text.
+        """
+        self._model = model
+        self._scheduler = scheduler
+        self.runner = runner
+        self._sampler = sampler
+        self._max_length = max_length
+        self._make_detokenizer = make_detokenizer
+        self._requests: dict[str, Request] = {}
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that wait or run."""
+        return len(self._requests)
+
+    @property
+    def max_num_seqs(self) -> int:
+        return self._scheduler.config.max_num_seqs
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for their first step, or for another after a preemption."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._scheduler.num_preemptions
+
+    def add_request(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams) -> None:
+        """Queues a request.
+
+        Raises:
+            RequestError: the id is in use, or the parameters do not fit the model.
+            CapacityError: the KV cache could never hold it.
+        """
+        if request_id in self._requests:
+            raise RequestError(f"request id {request_id!r} is in use")
+        room = self._max_length - prompt.num_rows
+        if room < 1:
+            raise RequestError(
+                f"the prompt takes {prompt.num_rows} rows, expected at most {self._max_length - 1}: the model's length "
+                f"is {self._max_length}, and one row must be left for the answer"
+            )
+        self._check_ids(params)
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        forced = self._forced_experts(prompt, params)
+        self._scheduler.check_fits(prompt.num_rows, prompt.grid, forced, max_tokens)
+        sequences = [
+            self._make_sequence(request_id, index, prompt, params, max_tokens, forced) for index in range(params.n)
+        ]
+        self._requests[request_id] = Request(request_id, prompt, sequences, arrival=time.monotonic())
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """Ends a request now and frees its cells; what it has so far comes back. None if it is not known."""
+        request = self._requests.get(request_id)
+        return None if request is None else self._end_early(request, "abort", None)
+
+    def step(self) -> StepResult:
+        """Computes one batch; an empty result when nothing is left to do."""
+        with deferred_interrupt():
+            batch = self._scheduler.schedule()
+            if batch is None:
+                return StepResult()
+            self._note_scheduled(batch)
+            try:
+                logits = self.runner.run(batch)
+                return self._postprocess(batch, logits)
+            except Exception as error:
+                return self._fail_batch(batch, error)
+
+    def _make_sequence(
+        self,
+        request_id: str,
+        index: int,
+        prompt: ProcessedPrompt,
+        params: SamplingParams,
+        max_tokens: int,
+        forced: list[int],
+    ) -> Sequence:
+        config = self._model
+        state = SamplingState(params, prompt.token_ids, config.decoder.vocab_size, config.prompt.eos_token_ids, index)
+        detokenizer = self._make_detokenizer(params) if self._make_detokenizer else None
+        return Sequence(request_id, index, prompt, params, state, detokenizer, max_tokens, list(forced))
+
+    def _forced_experts(self, prompt: ProcessedPrompt, params: SamplingParams) -> list[int]:
+        """Expert per boundary: as the prompt asks, drawn for random pooling, else left to the router."""
+        boundaries = self._model.pyramid.boundaries
+        route = prompt.route or (None,) * len(boundaries)
+        forced = [UNFORCED if expert is None else expert for expert in route]
+        if self._model.pyramid.pooling_type != "random":
+            return forced
+        seed = None if params.seed is None else params.seed % 2**64  # numpy takes no negative seed
+        drawn = np.random.default_rng(seed).integers([boundary.num_experts for boundary in boundaries])
+        return [int(d) if f == UNFORCED else f for f, d in zip(forced, drawn, strict=True)]
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        vocab_size = self._model.decoder.vocab_size
+        for token_id in params.stop_ids:
+            if token_id >= vocab_size:
+                raise RequestError(f"stop_token_ids has {token_id}, expected at most {vocab_size - 1}")
+        if params.logprobs is not None and params.logprobs > vocab_size:
+            raise RequestError(f"logprobs={params.logprobs}: expected at most the vocabulary size {vocab_size}, or -1")
+        if params.stop_strings and self._make_detokenizer is None:
+            raise RequestError(f"stop={list(params.stop_strings)}: the engine has no tokenizer, use stop_token_ids")
+
+    def _note_scheduled(self, batch: Batch) -> None:
+        now = time.monotonic()
+        for sequence in batch.sequences:
+            request = self._requests[sequence.request_id]
+            request.first_scheduled = request.first_scheduled or now
+
+    def _postprocess(self, batch: Batch, logits: Tensor) -> StepResult:
+        # The largest logit is finite exactly when the softmax is: NaN spreads to it, -inf alone cannot be largest.
+        finite = logits.amax(dim=1).isfinite().tolist()
+        sampled = self._sampler.sample(logits, [sequence.sampling for sequence in batch.sequences])
+        logprobs = sampled.logprobs or [None] * len(batch.sequences)
+        result = StepResult()
+        now = time.monotonic()
+        for sequence, is_finite, token_id, entry in zip(
+            batch.sequences, finite, sampled.token_ids, logprobs, strict=True
+        ):
+            request = self._requests.get(sequence.request_id)
+            if request is None:
+                continue  # a sibling's failure ended the request within this step
+            if not is_finite:
+                error = StepError(
+                    f"request {sequence.request_id}: the model's logits are not finite at output token "
+                    f"{len(sequence.output_token_ids)}; the weights or the image embeddings overflow "
+                    f"{self._model.dtype}"
+                )
+                result.finished.append(self._end_early(request, "error", error))
+                continue
+            request.first_token = request.first_token or now
+            text = sequence.append(token_id, entry, self._model.prompt.eos_token_ids)
+            result.progress.append(
+                Progress(request.request_id, sequence.index, text, (token_id,), sequence.finish_reason)
+            )
+            if sequence.is_finished:
+                self._scheduler.remove(sequence)
+                if all(sibling.is_finished for sibling in request.sequences):
+                    result.finished.append(self._finish(request))
+        return result
+
+    def _end_early(self, request: Request, reason: FinishReason, error: DpnError | None) -> RequestOutput:
+        for sequence in request.sequences:
+            if not sequence.is_finished:
+                self._scheduler.remove(sequence)
+                sequence.finish_reason = reason
+        request.error = error
+        return self._finish(request)
+
+    def _fail_batch(self, batch: Batch, error: Exception) -> StepResult:
+        """Ends the requests of a batch whose computation failed; all others go on."""
+        result = StepResult()
+        for request_id in dict.fromkeys(sequence.request_id for sequence in batch.sequences):
+            request = self._requests.get(request_id)
+            if request is not None:
+                failure = StepError(f"request {request_id}: the {batch.kind} step failed: {error!r}")
+                failure.__cause__ = error
+                result.finished.append(self._end_early(request, "error", failure))
+        return result
+
+    def _finish(self, request: Request) -> RequestOutput:
+        request.finish = time.monotonic()
+        del self._requests[request.request_id]
+        queue = None if request.first_scheduled is None else request.first_scheduled - request.arrival
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt_token_ids=request.prompt.token_ids.tolist(),
+            outputs=[sequence.output() for sequence in request.sequences],
+            metrics=RequestMetrics(request.arrival, queue, request.first_token, request.finish),
+            pyramid=next((s.pyramid for s in request.sequences if s.pyramid is not None), EMPTY_PYRAMID),
+            error=request.error,
+        )
+
+
+EMPTY_PYRAMID = Pyramid([], [], [], [], [], [])
+"""Of a request that ended before its prefill."""

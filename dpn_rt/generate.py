@@ -1,0 +1,156 @@
+"""Answer one prompt on the command line: `python -m dpn_rt.generate --engine DIR --image FILE --prompt TEXT`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dpn_rt.errors import DpnError, RequestError
+
+if TYPE_CHECKING:
+    from dpn_rt import LLM, SamplingParams
+    from dpn_rt.outputs import RequestOutput
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        # Imported late: --help and a wrong option should not wait for torch.
+        from dpn_rt import LLM, SamplingParams
+
+        prompt_options = _prompt(options)
+        params = SamplingParams(
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=options.seed,
+        )
+        llm = LLM(options.engine, device=options.device)
+        prompt = prompt_options if _is_raw(options) else _chat(llm, options)
+        if options.route is not None:
+            prompt = {**prompt, "route": options.route}
+        output = _run(llm, prompt, params, silent=options.json)
+        print(json.dumps(_as_json(output)) if options.json else _report(output))
+    except DpnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dpn_rt.generate", description="Answer one prompt with an engine.")
+    parser.add_argument("--engine", required=True, metavar="DIR", help="engine directory made by dpn_rt.build")
+    parser.add_argument("--image", metavar="FILE", help="the image that the prompt is about")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="question; or a whole prompt holding <image>")
+    parser.add_argument("--raw", action="store_true", help="take the prompt as it is, without chat template")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens at most (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from this probability mass")
+    parser.add_argument("--top-k", type=int, default=0, help="sample from so many tokens")
+    parser.add_argument("--seed", type=int, help="same seed, same answer")
+    parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
+
+
+def _route(text: str) -> list[int | None]:
+    try:
+        return [None if item.strip() == "none" else int(item) for item in text.split(",")] if text else []
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected experts separated by commas, such as 2,2,2 or 2,none,1"
+        ) from None
+
+
+def _is_raw(options: argparse.Namespace) -> bool:
+    return bool(options.raw) or "<image>" in options.prompt
+
+
+def _prompt(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.prompt.strip():
+        raise RequestError("--prompt is empty: expected a question")
+    media = {"multi_modal_data": {"image": options.image}} if options.image else {}
+    return {"prompt": options.prompt, **media}
+
+
+def _chat(llm: LLM, options: argparse.Namespace) -> dict[str, Any]:
+    image = [{"type": "image", "image": options.image}] if options.image else []
+    content = [*image, {"type": "text", "text": options.prompt}]
+    return llm.processor.chat([{"role": "user", "content": content}])
+
+
+def _run(llm: LLM, prompt: dict[str, Any], params: SamplingParams, silent: bool) -> RequestOutput:
+    """Generate, printing the text as it comes unless `silent`."""
+    output = None
+    try:
+        for delta in llm.stream(prompt, params):
+            if not silent:
+                print(delta, end="", flush=True)
+            output = delta.output or output
+    finally:
+        if not silent:
+            print()
+    assert output is not None, "a stream ends with the whole output"
+    if output.error is not None:
+        raise output.error
+    return output
+
+
+def _rows(output: RequestOutput) -> list[int]:
+    """Rows of the prompt in each stage."""
+    visual = output.pyramid.visual_tokens
+    text = len(output.prompt_token_ids) - (1 if any(visual) else 0)
+    return [text + count for count in visual]
+
+
+def _as_json(output: RequestOutput) -> dict[str, Any]:
+    completion, metrics, pyramid = output.outputs[0], output.metrics, output.pyramid
+    return {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "prompt_token_ids": output.prompt_token_ids,
+        "experts": pyramid.experts,
+        "kernels": pyramid.kernels,
+        "probs": pyramid.probs,
+        "visual_tokens": pyramid.visual_tokens,
+        "rows": _rows(output),
+        "kv_lengths": pyramid.kv_lengths,
+        "seconds": {
+            "queue": metrics.queue,
+            "first_token": metrics.time_to_first_token,
+            "total": metrics.latency,
+        },
+    }
+
+
+def _report(output: RequestOutput) -> str:
+    pyramid, metrics = output.pyramid, output.metrics
+    route = ["skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels]
+    count = len(output.outputs[0].token_ids)
+    first, total = metrics.time_to_first_token or 0.0, metrics.latency or 0.0
+    per_token = f", {1000 * (total - first) / (count - 1):.1f} ms per token" if count > 1 else ""
+    return "\n".join(
+        [
+            f"route           {', '.join(route) or 'none (dense model)'}",
+            f"rows per stage  {', '.join(map(str, _rows(output)))}",
+            f"KV rows at end  {', '.join(str(length + max(count - 1, 0)) for length in pyramid.kv_lengths)}",
+            f"time            first token {first:.3f} s, {count} tokens in {total:.3f} s{per_token}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

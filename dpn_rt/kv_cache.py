@@ -1,0 +1,173 @@
+"""Paged keys and values: one pool of cells for all stages, one length per stage and sequence.
+
+A cell holds `block_size` rows of K and V for a group of layers, as many as divide every stage evenly (the greatest
+common divisor of the stage sizes), so a cell that one stage frees serves any other. A sequence owns a slot; the block
+tables and lengths of all slots are arrays, so that a step over many sequences is a few array operations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dpn_rt.config import DecoderConfig, PyramidConfig
+from dpn_rt.errors import CapacityError
+from dpn_rt.layout import IntArray
+
+Slots = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class KvCacheConfig:
+    """Shape of the pool."""
+
+    num_cells: int
+    block_size: int
+    num_slots: int
+    """Sequences that can hold cells at one time."""
+    max_length: int
+    """Rows of one sequence in one stage, at most."""
+
+
+@dataclass(frozen=True)
+class KvGeometry:
+    """How layers share cells."""
+
+    stage_sizes: tuple[int, ...]
+    """Layers per stage."""
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of_model(cls, decoder: DecoderConfig, pyramid: PyramidConfig, dtype: torch.dtype) -> KvGeometry:
+        sizes = tuple(len(layers) for layers in pyramid.stage_layers(decoder.num_layers))
+        return cls(sizes, decoder.num_kv_heads, decoder.head_dim, dtype)
+
+    @property
+    def layers_per_cell(self) -> int:
+        return math.gcd(*self.stage_sizes)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Cells that one block of rows takes in each stage."""
+        return tuple(size // self.layers_per_cell for size in self.stage_sizes)
+
+    def cell_shape(self, block_size: int) -> tuple[int, int, int, int, int]:
+        """`[layers_per_cell, 2, num_kv_heads, block_size, head_dim]`; index 0 of dimension 1 is K, index 1 is V."""
+        return self.layers_per_cell, 2, self.num_kv_heads, block_size, self.head_dim
+
+    def cell_bytes(self, block_size: int) -> int:
+        return math.prod(self.cell_shape(block_size)) * self.dtype.itemsize
+
+    def cells_for(self, lengths: tuple[int, ...] | IntArray, block_size: int) -> int:
+        """Cells of one sequence with `lengths` rows per stage."""
+        return sum(groups * -(-int(length) // block_size) for groups, length in zip(self.groups, lengths, strict=True))
+
+
+class KvCache:
+    """The pool, and who owns which cell."""
+
+    def __init__(self, geometry: KvGeometry, config: KvCacheConfig) -> None:
+        self.geometry = geometry
+        self.config = config
+        # Not initialised: the operating system hands out the pages as cells are first written.
+        self.cells: Tensor = torch.empty(
+            (config.num_cells, *geometry.cell_shape(config.block_size)), dtype=geometry.dtype
+        )
+        """`[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
+        max_blocks = -(-config.max_length // config.block_size)
+        self._tables = [
+            np.full((groups, config.num_slots, max_blocks), -1, dtype=np.int32) for groups in geometry.groups
+        ]
+        self._lengths = np.zeros((config.num_slots, len(geometry.stage_sizes)), dtype=np.int32)
+        self._free_cells = np.arange(config.num_cells, dtype=np.int32)[::-1].copy()
+        self._num_free_cells = config.num_cells
+        self._free_slots = list(range(config.num_slots))[::-1]
+
+    @property
+    def num_free_cells(self) -> int:
+        return self._num_free_cells
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
+
+    @property
+    def bytes_in_use(self) -> int:
+        cells = self.config.num_cells - self._num_free_cells
+        return cells * self.geometry.cell_bytes(self.config.block_size)
+
+    def open_slot(self) -> int:
+        """A slot for a sequence; all its lengths are 0.
+
+        Raises:
+            CapacityError: every slot is taken.
+        """
+        if not self._free_slots:
+            raise CapacityError(f"all {self.config.num_slots} sequence slots of the KV cache are taken")
+        return self._free_slots.pop()
+
+    def close_slot(self, slot: int) -> None:
+        """Gives the slot and all its cells back."""
+        for stage, table in enumerate(self._tables):
+            blocks = self._blocks(self._lengths[slot, stage])
+            cells = table[:, slot, :blocks].reshape(-1)
+            self._free_cells[self._num_free_cells : self._num_free_cells + len(cells)] = cells
+            self._num_free_cells += len(cells)
+            table[:, slot, :blocks] = -1
+        self._lengths[slot] = 0
+        self._free_slots.append(slot)
+
+    def lengths(self, slots: Slots) -> IntArray:
+        """`[num_seqs, num_stages]` rows held."""
+        return self._lengths[slots]
+
+    def cells_to_grow(self, slots: Slots) -> int:
+        """Free cells needed to add one row to every stage of each of `slots`."""
+        full = self._lengths[slots] % self.config.block_size == 0
+        return int((full.sum(axis=0) * np.asarray(self.geometry.groups)).sum())
+
+    def grow(self, slots: Slots) -> None:
+        """Makes room for one more row in every stage of each of `slots` (`cells_to_grow` cells)."""
+        self._require(self.cells_to_grow(slots))
+        for stage in range(len(self._tables)):
+            lengths = self._lengths[slots, stage]
+            full = lengths % self.config.block_size == 0
+            self._assign(stage, slots[full], lengths[full] // self.config.block_size)
+        self._lengths[slots] += 1
+
+    def fill_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
+        """Makes room for the first `lengths` `[num_seqs]` rows of a stage, which holds none yet."""
+        blocks = self._blocks(lengths)
+        self._require(int(blocks.sum()) * self.geometry.groups[stage])
+        first = np.cumsum(blocks) - blocks
+        block_index = np.arange(int(blocks.sum())) - np.repeat(first, blocks)
+        self._assign(stage, np.repeat(slots, blocks), block_index)
+        self._lengths[slots, stage] = lengths
+
+    def block_tables(self, stage: int, slots: Slots) -> Tensor:
+        """`[groups, num_seqs, max_blocks]` int32: cells of each sequence, -1 behind its last."""
+        longest = int(self._lengths[slots, stage].max(initial=0))
+        blocks = max(1, -(-longest // self.config.block_size))
+        return torch.from_numpy(np.ascontiguousarray(self._tables[stage][:, slots, :blocks]))
+
+    def _blocks(self, lengths: IntArray) -> IntArray:
+        blocks: IntArray = -(-lengths // self.config.block_size)
+        return blocks
+
+    def _require(self, cells: int) -> None:
+        if cells > self._num_free_cells:
+            raise CapacityError(f"the KV cache has {self._num_free_cells} free cells, {cells} are needed")
+
+    def _assign(self, stage: int, slots: Slots, blocks: npt.NDArray[np.integer]) -> None:
+        table = self._tables[stage]
+        count = table.shape[0] * len(slots)
+        self._num_free_cells -= count
+        cells = self._free_cells[self._num_free_cells : self._num_free_cells + count]
+        table[:, slots, blocks] = cells.reshape(table.shape[0], len(slots))

@@ -1,0 +1,139 @@
+"""Engine directory -> the parts that run it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpn_rt.config import ModelConfig
+from dpn_rt.decoder import Decoder
+from dpn_rt.engine_dir import EngineDir
+from dpn_rt.errors import CapacityError, ConfigError
+from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
+from dpn_rt.linear import can_prepack
+from dpn_rt.pyramid import Boundary
+from dpn_rt.rope import rope_table
+from dpn_rt.runner import Runner
+from dpn_rt.scheduler import SchedulerConfig
+from dpn_rt.vision import Projector, VisionTower
+from dpn_rt.weight_spec import TORCH_DTYPES
+
+CPU_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How an engine is run; every None is replaced by a default from model and machine."""
+
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    """Default: the model's length, at least 8192."""
+    max_length: int | None = None
+    """Rows of one request at stage 0, at most. Default: the model's `max_position_embeddings`."""
+    kv_cache_bytes: int | None = None
+    """Default: a quarter of the free memory, or what `max_num_seqs` requests of full length need if that is less."""
+    block_size: int = 16
+    """Rows per KV cell."""
+    prepack: bool | None = None
+    """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: when the copy
+    takes less than a third of the free memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_length", "kv_cache_bytes", "block_size"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+
+
+def check_device(device: str, model: ModelConfig) -> None:
+    """Refuse a device that is unknown or cannot run the engine's dtype.
+
+    Raises:
+        ConfigError: naming what would work.
+    """
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device={device!r}: expected 'auto' or 'cpu' (this build has no CUDA kernels)")
+    if model.dtype not in CPU_DTYPES:
+        raise ConfigError(
+            f"the engine's dtype is {model.dtype}, expected {' or '.join(CPU_DTYPES)} on the CPU: "
+            "build it again with --dtype bfloat16"
+        )
+
+
+def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
+    """The engine's parts with its weights mapped into memory, and an empty KV cache.
+
+    Raises:
+        CapacityError: `kv_cache_bytes` holds not even one cell.
+    """
+    model = engine.model
+    dtype = TORCH_DTYPES[model.dtype]
+    weights = engine.load_weights()
+    geometry = KvGeometry.of_model(model.decoder, model.pyramid, dtype)
+    prepack = _choose_prepack(config, sum(w.nbytes for w in weights.values()), dtype)
+    decoder = Decoder(
+        model.decoder,
+        model.pyramid,
+        weights,
+        rope_table(model.decoder, max_length(config, model)),
+        geometry.layers_per_cell,
+        prepack=prepack,
+    )
+    return Runner(
+        model,
+        decoder,
+        [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))],
+        VisionTower(model.vision, weights, prepack=prepack) if model.vision else None,
+        Projector(model.projector, weights, prepack=prepack) if model.projector else None,
+        KvCache(geometry, _cache_config(config, model, geometry)),
+    )
+
+
+def scheduler_config(config: RuntimeConfig, model: ModelConfig) -> SchedulerConfig:
+    """Budgets of a step."""
+    tokens = config.max_num_batched_tokens
+    return SchedulerConfig(config.max_num_seqs, max(8192, max_length(config, model)) if tokens is None else tokens)
+
+
+def max_length(config: RuntimeConfig, model: ModelConfig) -> int:
+    """Rows of one request at stage 0, at most.
+
+    Raises:
+        ConfigError: more was asked for than the model was made for.
+    """
+    limit = model.decoder.max_position_embeddings
+    if config.max_length is not None and config.max_length > limit:
+        raise ConfigError(f"max_length={config.max_length}: expected at most {limit}, the model's length")
+    return config.max_length or limit
+
+
+def _choose_prepack(config: RuntimeConfig, weight_bytes: int, dtype: torch.dtype) -> bool:
+    if not can_prepack(dtype):
+        return False
+    return weight_bytes < _free_memory() // 3 if config.prepack is None else config.prepack
+
+
+def _cache_config(config: RuntimeConfig, model: ModelConfig, geometry: KvGeometry) -> KvCacheConfig:
+    length = max_length(config, model)
+    cell_bytes = geometry.cell_bytes(config.block_size)
+    whole = config.max_num_seqs * geometry.cells_for((length,) * len(geometry.stage_sizes), config.block_size)
+    num_cells = min(whole, _free_memory() // 4 // cell_bytes)
+    if config.kv_cache_bytes is not None:
+        num_cells = config.kv_cache_bytes // cell_bytes
+    if num_cells < 1:
+        raise CapacityError(f"kv_cache_bytes={config.kv_cache_bytes}: expected at least {cell_bytes}, one cell")
+    return KvCacheConfig(num_cells, config.block_size, config.max_num_seqs, length)
+
+
+def _free_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,0 +1,48 @@
+"""Activation functions over rows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, empty_like
+
+from dpn_rt import _kernels
+
+
+def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """`gate * sigmoid(gate) * up`, in float32, rounded once.
+
+    Args:
+        gate_up: `[num_tokens, 2 * intermediate_size]`, float32 or bfloat16: gate, then up; rows may be strided.
+        out: `[num_tokens, intermediate_size]`, dtype of `gate_up`, rows may be strided; may be the gate half of
+            `gate_up` itself, no other part of it.
+
+    Returns:
+        `[num_tokens, intermediate_size]`.
+
+    Raises:
+        KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
+    """
+    if out is None:
+        out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[-1] // 2)
+    _kernels.silu_mul(out, gate_up)
+    return out
+
+
+def activation(x: Tensor, kind: Literal["quick_gelu", "gelu"], *, out: Tensor | None = None) -> Tensor:
+    """`quick_gelu`: `x * sigmoid(1.702 x)`; `gelu`: `x * Phi(x)`, exact (erf). In float32, rounded once.
+
+    Args:
+        x: `[num_tokens, intermediate_size]`, float32 or bfloat16; rows may be strided.
+        kind: the function.
+        out: shape and dtype of `x`, rows may be strided; may be `x`.
+
+    Returns:
+        `[num_tokens, intermediate_size]`.
+
+    Raises:
+        KernelArgumentError: an argument has the wrong shape, dtype, device or layout, or `kind` is unknown.
+    """
+    out = empty_like(x) if out is None else out
+    _kernels.activation(out, x, kind)
+    return out

@@ -1,0 +1,47 @@
+"""x W^T + b: our own kernel where reading W is the cost, torch's matrix product elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dpn_rt import _kernels
+from dpn_rt.errors import KernelArgumentError
+
+# Rows up to which streaming the weight once beats torch; measured by benchmarks/ops.py.
+MOST_STREAMED_ROWS = 16
+_STREAMED_DTYPES = (torch.bfloat16, torch.float32)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`, float32 accumulation, rounded once.
+
+    Up to `MOST_STREAMED_ROWS` rows of float32 or bfloat16 on the CPU run in a kernel that reads `weight` once, at the
+    speed of memory; there a row's result does not depend on the other rows. All else is torch's own product.
+
+    Args:
+        x: `[num_tokens, in_features]`; rows may be strided.
+        weight: `[out_features, in_features]`, contiguous, dtype of `x`.
+        bias: `[out_features]`, dtype of `x`.
+        out: `[num_tokens, out_features]`, contiguous, no memory shared with the other arguments.
+
+    Returns:
+        `[num_tokens, out_features]`.
+
+    Raises:
+        KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
+    """
+    if x.shape[0] <= MOST_STREAMED_ROWS and x.dtype in _STREAMED_DTYPES and x.is_cpu:
+        if out is None:
+            out = x.new_empty(x.shape[0], weight.shape[0])
+        _kernels.linear(out, x, weight, bias)
+        return out
+    try:
+        if out is None:
+            return functional.linear(x, weight, bias)
+        if bias is None:
+            return torch.mm(x, weight.t(), out=out)
+        return torch.addmm(bias, x, weight.t(), out=out)
+    except RuntimeError as error:
+        raise KernelArgumentError(f"linear: {error}") from error

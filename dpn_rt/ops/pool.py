@@ -1,0 +1,68 @@
+"""The pooling of a boundary: fewer visual rows per sequence, each by its own expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from dpn_rt import _kernels
+
+
+def pool(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    image_start: Tensor,
+    grids: Tensor,
+    experts: Tensor,
+    kernels: Tensor,
+    out_cu_seqlens: Tensor,
+    scales: Tensor | None = None,
+    function: Literal["max", "avg", "conv"] = "max",
+    conv_weights: Sequence[Tensor] | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Pack text rows and pooled visual rows of every sequence into the layout of the next stage, in one pass.
+
+    The visual rows of sequence b are the grid `grids[b]`, row-major, from row `image_start[b]` of that sequence on,
+    which is row `cu_seqlens[b] + image_start[b]` of `x`. They are pooled by the kernel of expert `experts[b]`, stride =
+    kernel, no padding, trailing rows and columns dropped, and multiplied by `scales[b]` (float32, rounded once); a 1x1
+    expert scales as well. Text rows are copied bit by bit, and so is all of a sequence whose expert is -1.
+
+    Args:
+        x: `[num_tokens, hidden_size]`, float32 or bfloat16; rows may be strided.
+        cu_seqlens: `[num_seqs + 1]` int32.
+        image_start: `[num_seqs]` int32, relative to the sequence; not read where the expert is -1.
+        grids: `[num_seqs, 2]` int32, height and width; not read where the expert is -1.
+        experts: `[num_seqs]` int32 in `[-1, num_experts)`; -1 for a sequence without image or one that skips.
+        kernels: `[num_experts, 2]` int32, height and width, at least 1.
+        out_cu_seqlens: `[num_seqs + 1]` int32, what the experts make of `cu_seqlens`.
+        scales: `[num_seqs]` float32.
+        function: `max` (NaN wins, as in torch), `avg`, or `conv` (depthwise).
+        conv_weights: for `conv`, one `[kernel height * kernel width, hidden_size]` per expert, dtype of `x`.
+        out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments.
+
+    Returns:
+        `[num_out_tokens, hidden_size]`.
+
+    Raises:
+        KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.
+    """
+    if out is None:
+        out = x.new_empty(_kernels.pool_num_out_tokens(out_cu_seqlens), x.shape[-1])
+    _kernels.pool(
+        out,
+        x,
+        cu_seqlens,
+        image_start,
+        grids,
+        experts,
+        kernels,
+        out_cu_seqlens,
+        scales,
+        function,
+        conv_weights,
+    )
+    return out

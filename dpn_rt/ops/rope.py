@@ -1,0 +1,45 @@
+"""Rotary position embedding, fused with the store of keys and values into the paged cache."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dpn_rt import _kernels
+
+
+def rope_store(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    kv_cache: Tensor,
+    layer_in_cell: int,
+    block_table: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+) -> None:
+    """Rotate queries and keys in place, then write keys and values to the cache.
+
+    Half-split rotation: element i of a head and element i + head_dim / 2 turn together by the angle of column i, in
+    float32, rounded once. Row t of sequence b goes to row `positions[t] % block_size` of the cell
+    `block_table[b, positions[t] // block_size]`.
+
+    Args:
+        qkv: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`, float32 or bfloat16: query heads, key heads,
+            value heads; rows may be strided.
+        positions: `[num_tokens]` int32, each below `max_positions` and inside its sequence's row of `block_table`.
+        cos_sin: `[max_positions, head_dim]` float32: head_dim / 2 cosines, then as many sines.
+        kv_cache: `[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`, dtype of `qkv`; index 0 of the
+            third dimension holds keys, index 1 values.
+        layer_in_cell: which of the cell's layers is written.
+        block_table: `[num_seqs, max_blocks]` int32; entries that no position uses may hold anything.
+        cu_seqlens: `[num_seqs + 1]` int32, first row of every sequence in `qkv`, then `num_tokens`.
+        num_heads: a multiple of `num_kv_heads`.
+        num_kv_heads: at least 1.
+
+    Raises:
+        KernelArgumentError: an argument has the wrong shape, dtype, layout or content; nothing was written.
+    """
+    _kernels.rope_store(
+        qkv, positions, cos_sin, kv_cache, layer_in_cell, block_table, cu_seqlens, num_heads, num_kv_heads
+    )

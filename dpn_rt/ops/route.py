@@ -1,0 +1,49 @@
+"""The router of a boundary: which pooling expert each sequence takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpn_rt import _kernels
+
+
+def route(
+    hidden: Tensor,
+    router_rows: Tensor,
+    cu_router_rows: Tensor,
+    predictor: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    hidden_weight: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Mean of a sequence's router rows -> LayerNorm -> Linear -> GELU -> Linear -> softmax(logits / 10), in float32.
+
+    Without `norm_weight`, `norm_bias` and `hidden_weight` the mean goes straight to the predictor (router v2).
+
+    Args:
+        hidden: `[num_tokens, hidden_size]`, float32 or bfloat16; rows may be strided.
+        router_rows: `[num_router_rows]` int32, rows of `hidden`, grouped by sequence.
+        cu_router_rows: `[num_seqs + 1]` int32, where each sequence's group starts, then `num_router_rows`.
+        predictor: `[num_experts, router_size]` float32, or `[num_experts, hidden_size]` without hidden layer.
+        norm_weight: `[hidden_size]` float32.
+        norm_bias: `[hidden_size]` float32.
+        hidden_weight: `[router_size, hidden_size]` float32; published routers have router_size = hidden_size / 4.
+        eps: of the LayerNorm.
+
+    Returns:
+        probs `[num_seqs, num_experts]` float32 and experts `[num_seqs]` int32, the first of the most probable ones. A
+        sequence without router rows gets expert -1 and probabilities 0. NaN in a sequence's rows makes its
+        probabilities NaN; its expert is still in `[0, num_experts)`.
+
+    Raises:
+        KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.
+    """
+    num_seqs = cu_router_rows.shape[0] - 1
+    probs = torch.empty(max(num_seqs, 0), predictor.shape[0], dtype=torch.float32)
+    experts = torch.empty(max(num_seqs, 0), dtype=torch.int32)
+    _kernels.route(
+        probs, experts, hidden, router_rows, cu_router_rows, predictor, norm_weight, norm_bias, hidden_weight, eps
+    )
+    return probs, experts

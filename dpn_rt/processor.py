@@ -1,0 +1,240 @@
+"""From a prompt as the user gives it to checked ids, pixels and row numbers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dpn_rt.chat import Message, chat_prompt
+from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
+from dpn_rt.errors import EngineError, ImageError, RequestError
+from dpn_rt.image import MAX_PIXELS, load_image
+from dpn_rt.image_processor import ImageProcessor
+from dpn_rt.prompt import ONE_IMAGE, Prompt, PromptParts, check_single_placeholder, take_apart
+from dpn_rt.tokenizer import IMAGE_TEXT, Tokenizer
+from dpn_rt.visual_input import Grid, VisualInput, check_image_grid, from_embeds
+
+Route = tuple[int | None, ...]
+"""A forced expert per boundary; None leaves the choice to the router."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProcessedPrompt:
+    """A checked prompt."""
+
+    token_ids: npt.NDArray[np.int64]
+    """[num_prompt_ids], read-only; the image is the one id -200."""
+    text: str | None
+    """The prompt string; None when ids were given."""
+    visual: VisualInput | None
+    """The image; None for text alone."""
+    image_index: int | None
+    """Where -200 is in `token_ids`."""
+    router_rows: npt.NDArray[np.int32]
+    """Rows the routers read, numbered as in stage 0; empty when no router runs."""
+    num_rows: int
+    """Rows of stage 0: ids, the placeholder replaced by the visual tokens."""
+    route: Route | None
+
+    @property
+    def num_text_rows(self) -> int:
+        """Rows that no boundary removes."""
+        return self.num_rows - (self.visual.num_visual_tokens if self.visual else 0)
+
+    @property
+    def grid(self) -> Grid | None:
+        """(rows, columns) of the visual tokens."""
+        return self.visual.grid if self.visual else None
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """`token_ids` as plain integers."""
+        return tuple(self.token_ids.tolist())
+
+
+class Processor:
+    """Turns prompts of one engine into `ProcessedPrompt`s. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        directory: Path | None,
+        model: ModelConfig,
+        *,
+        max_length: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """
+        Args:
+            directory: the engine's `processor/`; None for an engine that takes ids and embeddings only.
+            model: the engine's model.
+            max_length: rows of prompt and output together; None: the model's `max_position_embeddings`.
+            max_pixels: of an image.
+
+        Raises:
+            EngineError: tokenizer or image processor cannot be loaded.
+        """
+        config = model.prompt
+        if directory is None and (config.has_tokenizer or config.has_image_processor):
+            raise EngineError("the engine has processor files: expected their directory, got None")
+        self.model = model
+        self.max_length = max_length or model.decoder.max_position_embeddings
+        self.tokenizer = Tokenizer.load(directory) if directory and config.has_tokenizer else None
+        self._max_pixels = max_pixels
+        self._image_processor: ImageProcessor | None = None
+        if directory and config.has_image_processor and model.vision:
+            self._image_processor = ImageProcessor(directory, model.vision, config.image_aspect_ratio, max_pixels)
+
+    def process(self, prompt: Prompt) -> ProcessedPrompt:
+        """Check a prompt and prepare it.
+
+        Raises:
+            RequestError: the prompt cannot be served; the message names the part, its value and what would be right.
+            ImageError: likewise, for the image.
+        """
+        parts = take_apart(prompt)
+        route = _checked_route(parts.route, self.model)
+        ids, repeats = _single_placeholder(self._token_ids(parts), self.model.prompt.image_token_id)
+        self._check_placeholder(ids, parts)
+        visual = self._visual(parts)
+        if visual and repeats not in (1, visual.num_visual_tokens):
+            raise ImageError(
+                f"the prompt repeats the image token {repeats} times: expected it once, "
+                f"or once per visual token ({visual.num_visual_tokens})"
+            )
+        num_rows = len(ids) + (visual.num_visual_tokens - 1 if visual else 0)
+        if num_rows >= self.max_length:
+            raise RequestError(
+                f"prompt has {num_rows} rows ({len(ids)} token ids"
+                + (f", the image as {visual.num_visual_tokens} rows" if visual else "")
+                + f"): expected at most {self.max_length - 1}, to leave room for one token"
+            )
+        token_ids = np.array(ids, dtype=np.int64)
+        token_ids.setflags(write=False)
+        return ProcessedPrompt(
+            token_ids=token_ids,
+            text=parts.text,
+            visual=visual,
+            image_index=ids.index(IMAGE_PLACEHOLDER_ID) if visual else None,
+            router_rows=self._router_rows(token_ids, visual),
+            num_rows=num_rows,
+            route=route,
+        )
+
+    def chat(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """The prompt (for `process`) of a conversation in OpenAI's form.
+
+        Raises:
+            RequestError: a message has another form, or the engine has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise RequestError("chat: this engine has no tokenizer, expected prompt_token_ids")
+        return chat_prompt(messages, self.model, self.tokenizer)
+
+    def _token_ids(self, parts: PromptParts) -> list[int]:
+        image_token_id = self.model.prompt.image_token_id
+        if parts.text is not None:
+            if self.tokenizer is None:
+                raise RequestError("prompt is a string, but this engine has no tokenizer: expected prompt_token_ids")
+            check_single_placeholder(parts.text.count(IMAGE_TEXT), "prompt")
+            ids = self.tokenizer.encode(parts.text, image_token_id)
+        else:
+            ids = list(parts.token_ids or ())
+        vocab_size = self.model.decoder.vocab_size
+        for position, token_id in enumerate(ids):
+            if not 0 <= token_id < vocab_size and token_id != IMAGE_PLACEHOLDER_ID:
+                raise RequestError(
+                    f"prompt_token_ids[{position}]={token_id}: expected 0 to {vocab_size - 1}, "
+                    f"or {IMAGE_PLACEHOLDER_ID} for the image"
+                )
+        return ids
+
+    def _check_placeholder(self, ids: list[int], parts: PromptParts) -> None:
+        has_image = parts.image is not None or parts.image_embeds is not None
+        count = ids.count(IMAGE_PLACEHOLDER_ID)
+        check_single_placeholder(count, "prompt")
+        if has_image and not count:
+            raise ImageError(
+                f"an image was given, but the prompt has no placeholder: expected {IMAGE_TEXT} in the text, "
+                f"or the id {IMAGE_PLACEHOLDER_ID}"
+            )
+        if count and not has_image:
+            raise ImageError(
+                "the prompt has an image placeholder, but no image was given: "
+                'expected "multi_modal_data" with "image" or "image_embeds"'
+            )
+
+    def _visual(self, parts: PromptParts) -> VisualInput | None:
+        if parts.image_embeds is not None:
+            return from_embeds(parts.image_embeds, parts.image_grid, self.model)
+        if parts.image is None:
+            return None
+        if self._image_processor is None or self.model.vision is None:
+            raise ImageError("image: this engine has no vision tower, expected image_embeds")
+        check_image_grid(parts.image_grid, self.model.vision.grid)
+        pixels: Tensor = self._image_processor(load_image(parts.image, self._max_pixels))
+        return VisualInput(pixels, None, self.model.vision.grid, self.model.vision.num_visual_tokens)
+
+    def _router_rows(self, ids: npt.NDArray[np.int64], visual: VisualInput | None) -> npt.NDArray[np.int32]:
+        pyramid = self.model.pyramid
+        if visual is None or pyramid.pooling_type != "adaptive" or not pyramid.boundaries:
+            return np.empty(0, dtype=np.int32)
+        offset = visual.num_visual_tokens - 1
+        if not pyramid.use_router_token:
+            return np.array([len(ids) - 1 + offset], dtype=np.int32)
+        router_id = self.model.prompt.router_token_id
+        positions = np.flatnonzero(ids == router_id)
+        name = f"the router token (id {router_id}, <ROUTER>)"
+        if len(positions) == 0:
+            raise RequestError(f"the prompt has an image but not {name}: expected one at the end of every user turn")
+        image_index = int(np.flatnonzero(ids == IMAGE_PLACEHOLDER_ID)[0])
+        if positions[0] < image_index:
+            raise RequestError(
+                f"{name} is at position {positions[0]}, before the image at {image_index}: expected it after the image"
+            )
+        return (positions + offset).astype(np.int32)
+
+
+def _single_placeholder(ids: list[int], image_token_id: int | None) -> tuple[list[int], int]:
+    """Ids in which a run of the tokenizer's image token (transformers repeats it per row) is one placeholder.
+
+    Returns:
+        The ids, and the length of the run; 1 where there is none.
+    """
+    count = 0 if image_token_id is None else ids.count(image_token_id)
+    if image_token_id is None or not count:
+        return ids, 1
+    start = ids.index(image_token_id)
+    if ids[start : start + count] != [image_token_id] * count:
+        raise ImageError(f"the prompt has the image token ({image_token_id}) in several places: {ONE_IMAGE}")
+    return [*ids[:start], IMAGE_PLACEHOLDER_ID, *ids[start + count :]], count
+
+
+def _checked_route(route: Any, model: ModelConfig) -> Route | None:
+    if route is None:
+        return None
+    boundaries = model.pyramid.boundaries
+    if isinstance(route, str) or not isinstance(route, Sequence | np.ndarray) or len(route) != len(boundaries):
+        raise RequestError(f"route={route!r}: expected a list of {len(boundaries)} experts, one per boundary")
+    result: list[int | None] = []
+    for position, (expert, boundary) in enumerate(zip(route, boundaries, strict=True)):
+        index = _expert(expert)
+        if expert is not None and (index is None or not 0 <= index < boundary.num_experts):
+            raise RequestError(
+                f"route[{position}]={expert!r}: expected an expert from 0 to {boundary.num_experts - 1}, or None"
+            )
+        result.append(index)
+    return tuple(result)
+
+
+def _expert(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

@@ -1,0 +1,104 @@
+"""The forms in which a prompt may come -> one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpn_rt.errors import ImageError, RequestError
+
+Prompt = str | Mapping[str, Any]
+"""A string, or a mapping with "prompt" or "prompt_token_ids", and optionally an image and a forced route."""
+
+_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route")
+_IMAGE_KEYS = ("image", "image_embeds", "image_grid")
+ONE_IMAGE = "one image per request for now"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """A prompt taken apart; its values are not checked yet."""
+
+    text: str | None
+    token_ids: tuple[int, ...] | None
+    image: Any | None
+    image_embeds: Any | None
+    image_grid: Any | None
+    route: Any | None
+
+
+def take_apart(prompt: Prompt) -> PromptParts:
+    """The parts of a prompt.
+
+    Raises:
+        RequestError: neither or both of text and ids, an empty prompt, an unknown key, or more than one image.
+    """
+    if isinstance(prompt, str):
+        prompt = {"prompt": prompt}
+    if not isinstance(prompt, Mapping):
+        raise RequestError(f"prompt: expected a string or a dict, got {type(prompt).__name__}")
+    _check_keys("prompt", prompt, _KEYS)
+    media = _get(prompt, "multi_modal_data", {})
+    if not isinstance(media, Mapping):
+        raise RequestError(f'multi_modal_data: expected a dict such as {{"image": ...}}, got {type(media).__name__}')
+    _check_keys("multi_modal_data", media, _IMAGE_KEYS)
+    text, ids = _get(prompt, "prompt"), _get(prompt, "prompt_token_ids")
+    if (text is None) == (ids is None):
+        raise RequestError(f'prompt: expected one of "prompt" and "prompt_token_ids", got keys {list(prompt)}')
+    if text is not None and not isinstance(text, str):
+        raise RequestError(f"prompt: expected a string, got {type(text).__name__}")
+    token_ids = None if ids is None else _token_ids(ids)
+    if not text and not token_ids:
+        raise RequestError("prompt is empty: expected at least one token")
+    image, embeds = _single("image", _get(media, "image")), _single("image_embeds", _get(media, "image_embeds"))
+    if image is not None and embeds is not None:
+        raise ImageError(f"multi_modal_data has both image and image_embeds: {ONE_IMAGE}")
+    grid = _get(media, "image_grid", _get(prompt, "image_grid"))
+    return PromptParts(text, token_ids, image, embeds, grid, _get(prompt, "route"))
+
+
+def check_single_placeholder(count: int, where: str) -> None:
+    """Raise ImageError when a prompt has more than one image placeholder."""
+    if count > 1:
+        raise ImageError(f"{where} has {count} image placeholders: {ONE_IMAGE}")
+
+
+def _get(mapping: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    value = mapping.get(key)
+    return default if value is None else value
+
+
+def _check_keys(name: str, mapping: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    unknown = [key for key in mapping if key not in known]
+    if unknown:
+        raise RequestError(f"{name}: unknown keys {unknown}, expected some of {list(known)}")
+
+
+def _single(name: str, value: Any) -> Any:
+    """The one item of a list, as other runtimes take it; anything else as it is."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) != 1:
+        raise ImageError(f"{name}: got {len(value)} images, {ONE_IMAGE}")
+    return value[0]
+
+
+def _token_ids(ids: Any) -> tuple[int, ...]:
+    if isinstance(ids, torch.Tensor | np.ndarray):
+        ids = ids.tolist()
+    if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
+        raise RequestError(f"prompt_token_ids: expected a list of integers, got {type(ids).__name__}")
+    result = []
+    for position, token_id in enumerate(ids):
+        try:
+            if isinstance(token_id, bool):
+                raise TypeError
+            result.append(operator.index(token_id))
+        except TypeError:
+            raise RequestError(f"prompt_token_ids[{position}]={token_id!r}: expected an integer") from None
+    return tuple(result)

@@ -1,0 +1,166 @@
+"""A boundary of the pyramid: route each sample, pool its visual tokens, return the rows and layout of the next stage.
+
+The only module that changes sequence lengths. Behaviour as published (DPN, arXiv 2503.20322, section 3): a sample with
+fewer than 16 visual tokens, or fewer than the largest kernel covers, stays as it is. Where the published code would
+fail, because the largest kernel is higher or wider than the grid, the sample stays as it is too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dpn_rt import ops
+from dpn_rt.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig
+from dpn_rt.layout import IntArray, Layout
+
+ROUTER_NORM_EPS = 1e-5
+SKIPPED = -1
+"""Expert of a sample that a boundary left untouched."""
+UNFORCED = -1
+"""Forced expert of a sample whose router decides."""
+
+
+@dataclass(frozen=True)
+class BoundaryTrace:
+    """What a boundary did."""
+
+    experts: IntArray
+    """`[num_seqs]` expert taken, -1 where skipped."""
+    probs: npt.NDArray[np.float32] | None
+    """`[num_seqs, num_experts]` probabilities of the router; None where no router runs."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """Weights of a router, float32; `norm_weight`, `norm_bias` and `hidden_weight` are None for version 2."""
+
+    predictor: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    hidden_weight: Tensor | None
+
+
+class Boundary:
+    """Routing and pooling on the output of one decoder layer."""
+
+    def __init__(self, config: PyramidConfig, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Takes `boundaries.{index}.*` from an engine's weights."""
+        boundary = config.boundaries[index]
+        prefix = f"boundaries.{index}"
+        self._function = config.pooling_function
+        self._kernels = np.asarray(boundary.kernels, dtype=np.int32)
+        self._smallest_grid = _smallest_grid(boundary)
+        self._router: Router | None = None
+        if config.pooling_type == "adaptive":
+            self._router = Router(
+                predictor=weights[f"{prefix}.router.predictor.weight"],
+                norm_weight=weights.get(f"{prefix}.router.norm.weight"),
+                norm_bias=weights.get(f"{prefix}.router.norm.bias"),
+                hidden_weight=weights.get(f"{prefix}.router.hidden.weight"),
+            )
+        self._conv_weights: list[Tensor] | None = None
+        if config.pooling_function == "conv":
+            self._conv_weights = [weights[f"{prefix}.experts.{e}.weight"] for e in range(boundary.num_experts)]
+
+    def apply(self, x: Tensor, layout: Layout, forced: IntArray) -> tuple[Tensor, Layout, BoundaryTrace]:
+        """Rows and layout of the next stage.
+
+        Args:
+            x: `[num_rows, hidden_size]` output of the pooling layer, before any norm.
+            layout: of `x`.
+            forced: `[num_seqs]` expert to take, -1 where the router decides. Without a router every sample that is
+                not skipped needs one, except that a single expert needs no choice.
+        """
+        skipped = self._skipped(layout)
+        probs: npt.NDArray[np.float32] | None = None
+        scales: Tensor | None = None
+        if self._router is None:
+            chosen = np.maximum(forced, 0)
+        else:
+            routed, probs = self._route(x, layout)
+            chosen = np.where(forced == UNFORCED, routed, forced)
+            taken = np.take_along_axis(probs, np.maximum(chosen, 0)[:, None], axis=1)[:, 0]
+            scales = torch.from_numpy(taken)
+        experts = np.where(skipped, SKIPPED, chosen).astype(np.int32)
+        if skipped.all():
+            return x, layout, BoundaryTrace(experts, probs)
+        grids = np.where(skipped[:, None], layout.grids, layout.grids // self._kernels[np.maximum(experts, 0)])
+        pooled = layout.pooled(grids.astype(np.int32))
+        rows = ops.pool(
+            x,
+            torch.from_numpy(layout.cu_seqlens),
+            torch.from_numpy(layout.image_start),
+            torch.from_numpy(layout.grids),
+            torch.from_numpy(experts),
+            torch.from_numpy(self._kernels),
+            torch.from_numpy(pooled.cu_seqlens),
+            scales=scales,
+            function=self._function,
+            conv_weights=self._conv_weights,
+        )
+        return rows, pooled, BoundaryTrace(experts, probs)
+
+    def _skipped(self, layout: Layout) -> npt.NDArray[np.bool_]:
+        few = layout.num_visual < self._smallest_grid.num_tokens
+        too_flat = (layout.grids[:, 0] < self._smallest_grid.height) | (layout.grids[:, 1] < self._smallest_grid.width)
+        return few | too_flat
+
+    def _route(self, x: Tensor, layout: Layout) -> tuple[IntArray, npt.NDArray[np.float32]]:
+        assert self._router is not None
+        probs, experts = ops.route(
+            x,
+            torch.from_numpy(layout.packed_router_rows),
+            torch.from_numpy(layout.cu_router_rows),
+            self._router.predictor,
+            norm_weight=self._router.norm_weight,
+            norm_bias=self._router.norm_bias,
+            hidden_weight=self._router.hidden_weight,
+            eps=ROUTER_NORM_EPS,
+        )
+        return experts.numpy(), probs.numpy()
+
+
+@dataclass(frozen=True)
+class _SmallestGrid:
+    num_tokens: int
+    height: int
+    width: int
+
+
+def _smallest_grid(boundary: BoundaryConfig) -> _SmallestGrid:
+    """The smallest grid that this boundary pools."""
+    heights, widths = zip(*boundary.kernels, strict=True)
+    return _SmallestGrid(max(MIN_VISUAL_TOKENS, boundary.largest_area), max(heights), max(widths))
+
+
+def longest_lengths(
+    config: PyramidConfig, num_rows: int, grid: tuple[int, int] | None, forced: list[int]
+) -> tuple[int, ...]:
+    """Rows that a sequence has at most in each stage: exact while the experts are known beforehand.
+
+    Args:
+        config: of the model.
+        num_rows: rows at stage 0.
+        grid: of the visual tokens at stage 0, None without an image.
+        forced: expert per boundary, -1 where the router decides.
+    """
+    lengths = [num_rows]
+    for boundary, expert in zip(config.boundaries, forced, strict=True):
+        known = 0 if boundary.num_experts == 1 else expert
+        if grid is not None and known == UNFORCED:
+            grid = None  # behind a boundary that is open, any grid is possible: count no more pooling
+        if grid is not None:
+            smallest = _smallest_grid(boundary)
+            height, width = grid
+            if height * width >= smallest.num_tokens and height >= smallest.height and width >= smallest.width:
+                kernel = boundary.kernels[known]
+                grid = height // kernel[0], width // kernel[1]
+                num_rows -= height * width - grid[0] * grid[1]
+        lengths.append(num_rows)
+    return tuple(lengths)

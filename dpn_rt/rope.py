@@ -1,0 +1,47 @@
+"""The table of rotary angles that all layers and stages share."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from dpn_rt.config import DecoderConfig
+
+
+def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
+    """`[num_positions, head_dim]` float32: cosines in the first half of each row, sines in the second.
+
+    The angle is position * (1 / theta^(2i/d)) with the reciprocal taken first, in float32, as in the published models;
+    dividing instead moves logits by 1e-4 at position 1000. Scaled variants come from transformers' own rules.
+    """
+    frequencies, scale = _frequencies(config)
+    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies[None, :]
+    return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=1)
+
+
+def _frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
+    scaling = json.loads(config.rope.scaling_json) if config.rope.scaling_json else {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+        return 1.0 / (config.rope.theta**exponents), 1.0
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {"rope_theta": config.rope.theta, "rope_type": kind, **scaling}
+    # The attributes that these functions read of a model configuration, in transformers 4 and 5.
+    model = SimpleNamespace(
+        rope_theta=config.rope.theta,
+        rope_scaling=parameters,
+        rope_parameters=parameters,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        partial_rotary_factor=1.0,
+        standardize_rope_params=lambda: None,
+    )
+    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](model, torch.device("cpu"))
+    return frequencies.float(), float(scale)

@@ -1,0 +1,148 @@
+"""Continuous batching: which sequences the next step computes.
+
+Prefill comes first, so that new requests join the running ones soon; a step is either one prefill of waiting
+sequences or one token for every running one. When cells run out the youngest sequence is preempted: it gives its
+cells back and is prefilled again later, its generated tokens included.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dpn_rt.config import PyramidConfig
+from dpn_rt.errors import CapacityError
+from dpn_rt.kv_cache import KvCache, Slots
+from dpn_rt.pyramid import longest_lengths
+from dpn_rt.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Budgets of one step."""
+
+    max_num_seqs: int
+    """Sequences that run at one time."""
+    max_num_batched_tokens: int
+    """Rows at stage 0 of one prefill; a longer prompt is prefilled alone."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step computes."""
+
+    kind: Literal["prefill", "decode"]
+    sequences: tuple[Sequence, ...]
+    slots: Slots
+    """`[num_seqs]` slots in the KV cache."""
+
+
+class Scheduler:
+    """Waiting and running sequences, and their claim on the KV cache."""
+
+    def __init__(self, config: SchedulerConfig, pyramid: PyramidConfig, cache: KvCache) -> None:
+        self.config = config
+        self._pyramid = pyramid
+        self._cache = cache
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def check_fits(self, num_rows: int, grid: tuple[int, int] | None, forced: list[int], max_tokens: int) -> None:
+        """A request must be able to finish when it has the whole cache to itself.
+
+        Raises:
+            CapacityError: it cannot.
+        """
+        most = num_rows + max_tokens - 1  # the last token is never stored
+        lengths = tuple(length + max_tokens - 1 for length in longest_lengths(self._pyramid, num_rows, grid, forced))
+        cells = self._cells(lengths)
+        if cells > self._cache.config.num_cells or most > self._cache.config.max_length:
+            block = self._cache.config.block_size
+            cell_bytes = self._cache.geometry.cell_bytes(block)
+            raise CapacityError(
+                f"the request needs up to {cells} KV cells ({lengths} rows per stage with max_tokens={max_tokens}), "
+                f"the cache has {self._cache.config.num_cells}: raise kv_cache_bytes to at least {cells * cell_bytes}, "
+                "or shorten prompt or max_tokens"
+            )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence behind all others."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, wherever it is, and frees its cells."""
+        if sequence.slot is not None:
+            self._release(sequence)
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+
+    def schedule(self) -> Batch | None:
+        """The next step, None when nothing is left. Decoding sequences get room for their new row here."""
+        admitted = self._admit()
+        if admitted:
+            return self._batch("prefill", admitted)
+        if not self._running:
+            return None
+        return self._batch("decode", self._make_room())
+
+    def _admit(self) -> list[Sequence]:
+        admitted: list[Sequence] = []
+        rows = 0
+        slots = self._slots(self._running)
+        free = self._cache.num_free_cells - self._cache.cells_to_grow(slots)
+        while self._waiting and len(self._running) < self.config.max_num_seqs:
+            sequence = self._waiting[0]
+            rows += sequence.num_rows
+            lengths = longest_lengths(self._pyramid, sequence.num_rows, sequence.grid, sequence.forced_experts)
+            # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
+            cells = self._cells(tuple(length + 1 for length in lengths))
+            whole_cache = not self._running  # alone it fits: `check_fits` has counted its rows
+            if (admitted and rows > self.config.max_num_batched_tokens) or (cells > free and not whole_cache):
+                break
+            free -= cells
+            self._waiting.popleft()
+            sequence.slot = self._cache.open_slot()
+            self._running.append(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def _make_room(self) -> list[Sequence]:
+        while self._cache.cells_to_grow(self._slots(self._running)) > self._cache.num_free_cells:
+            self._preempt(self._running[-1])
+        self._cache.grow(self._slots(self._running))
+        return self._running
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.appendleft(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        self._cache.close_slot(sequence.slot)
+        sequence.slot = None
+
+    def _cells(self, lengths: tuple[int, ...]) -> int:
+        return self._cache.geometry.cells_for(lengths, self._cache.config.block_size)
+
+    def _batch(self, kind: Literal["prefill", "decode"], sequences: list[Sequence]) -> Batch:
+        return Batch(kind, tuple(sequences), self._slots(sequences))
+
+    @staticmethod
+    def _slots(sequences: list[Sequence]) -> Slots:
+        return np.asarray([sequence.slot for sequence in sequences], dtype=np.intp)

@@ -1,0 +1,123 @@
+"""One completion of one request, from its arrival to its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dpn_rt.detokenizer import Detokenizer
+from dpn_rt.logprobs import Logprob
+from dpn_rt.outputs import CompletionOutput, FinishReason, Pyramid
+from dpn_rt.processor import ProcessedPrompt
+from dpn_rt.pyramid import SKIPPED, UNFORCED
+from dpn_rt.sampling import SamplingState
+from dpn_rt.sampling_params import SamplingParams
+
+VISUAL_ROW = -1
+"""Stands for one visual row where the ids of all rows of a prompt are listed."""
+
+
+@dataclass(eq=False)
+class Sequence:
+    """State of one completion: the scheduler owns `slot`, the runner `image_rows` and `pyramid`."""
+
+    request_id: str
+    index: int
+    prompt: ProcessedPrompt
+    params: SamplingParams
+    sampling: SamplingState
+    detokenizer: Detokenizer | None
+    max_tokens: int
+    """Tokens it may generate, the model's length considered."""
+    forced_experts: list[int]
+    """Expert per boundary, -1 where the router decides. After the first prefill the route taken, so that a preempted
+    sequence takes it again."""
+    output_token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Mapping[int, Logprob]] = field(default_factory=list)
+    slot: int | None = None
+    image_rows: Tensor | None = None
+    """`[num_visual_tokens, hidden_size]` in the engine's dtype, kept while the sequence may be prefilled again."""
+    pyramid: Pyramid | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    num_preemptions: int = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows at stage 0 that a prefill computes: prompt, image and the tokens generated before a preemption."""
+        return self.prompt.num_rows + len(self.output_token_ids)
+
+    @property
+    def image_start(self) -> int | None:
+        return self.prompt.image_index
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        return self.prompt.grid
+
+    @property
+    def router_rows(self) -> npt.NDArray[np.int32]:
+        return self.prompt.router_rows
+
+    def row_token_ids(self) -> npt.NDArray[np.int64]:
+        """`[num_rows]` token id of every row, `VISUAL_ROW` on visual rows."""
+        ids, index = self.prompt.token_ids, self.prompt.image_index
+        if self.prompt.visual is not None and index is not None:
+            visual = np.full(self.prompt.visual.num_visual_tokens, VISUAL_ROW, dtype=np.int64)
+            ids = np.concatenate((ids[:index], visual, ids[index + 1 :]))
+        return np.concatenate((ids, np.asarray(self.output_token_ids, dtype=np.int64)))
+
+    def pin_route(self, experts: list[int]) -> None:
+        """Takes the same route whenever it is prefilled again; a skipped boundary skips by itself."""
+        self.forced_experts = [UNFORCED if expert == SKIPPED else expert for expert in experts]
+
+    def append(self, token_id: int, logprobs: Mapping[int, Logprob] | None, eos_token_ids: tuple[int, ...]) -> str:
+        """Adds a sampled token, decides whether the sequence ends, and returns the text that became certain."""
+        self.output_token_ids.append(token_id)
+        self.sampling.append(token_id)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        self._check_end(token_id, eos_token_ids)
+        return "" if self.detokenizer is None else self._new_text(self.detokenizer, token_id)
+
+    def output(self) -> CompletionOutput:
+        """What the sequence has given so far."""
+        asked = self.params.logprobs is not None
+        chosen = [entries[token_id] for token_id, entries in zip(self.output_token_ids, self.logprobs, strict=False)]
+        return CompletionOutput(
+            index=self.index,
+            text="" if self.detokenizer is None else self.detokenizer.text,
+            token_ids=list(self.output_token_ids),
+            logprobs=list(self.logprobs) if asked else None,
+            cumulative_logprob=float(sum(chosen)) if asked else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def _check_end(self, token_id: int, eos_token_ids: tuple[int, ...]) -> None:
+        count = len(self.output_token_ids)
+        if count >= self.params.min_tokens:
+            if token_id in self.params.stop_ids:
+                self.finish_reason, self.stop_reason = "stop", token_id
+            elif token_id in eos_token_ids and not self.params.ignore_eos:
+                self.finish_reason = "stop"
+        if self.finish_reason is None and count >= self.max_tokens:
+            self.finish_reason = "length"
+
+    def _new_text(self, detokenizer: Detokenizer, token_id: int) -> str:
+        ends_here = self.finish_reason == "stop" and not self.params.include_stop_str_in_output
+        if not ends_here:
+            stop = detokenizer.append(token_id)
+            if stop is not None:
+                self.finish_reason, self.stop_reason = "stop", stop
+        if self.is_finished:
+            detokenizer.finish()
+        return detokenizer.take()

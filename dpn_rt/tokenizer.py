@@ -1,0 +1,128 @@
+"""The tokenizer of an engine: text to ids with the image placeholder, ids to text."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dpn_rt.config import IMAGE_PLACEHOLDER_ID
+from dpn_rt.errors import EngineError
+
+IMAGE_TEXT = "<image>"
+"""Where the image goes in a prompt string, whatever the tokenizer calls it."""
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer, with what prompts and streams need beside it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """tokenizer: of transformers."""
+        self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """The tokenizer whose files lie in `directory`; nothing is downloaded and no code of the directory runs.
+
+        Raises:
+            EngineError: the files are missing or cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
+        except Exception as error:  # transformers and tokenizers raise anything from OSError to bare Exception
+            raise EngineError(f"{directory}: cannot load the tokenizer: {error}") from error
+
+    def encode(self, text: str, image_token_id: int | None = None) -> list[int]:
+        """Token ids of a prompt, each `<image>` as one placeholder id.
+
+        Without an image token of the tokenizer's own, the text around `<image>` is tokenised piece by
+        piece as LLaVA does: its models were trained on that, and a tokenizer that starts every text with a space gives
+        other ids otherwise.
+
+        Args:
+            text: the prompt; special tokens in it are recognised.
+            image_token_id: the tokenizer's id of its image token, None where it has none.
+        """
+        image_token = None if image_token_id is None else self.token(image_token_id)
+        if image_token is not None:
+            ids = self._ids(text.replace(IMAGE_TEXT, image_token))
+            return self._single_bos(
+                [IMAGE_PLACEHOLDER_ID if token_id == image_token_id else token_id for token_id in ids]
+            )
+        first, *others = (self._ids(piece) for piece in text.split(IMAGE_TEXT))
+        result = first
+        for piece in others:
+            starts_text = bool(piece) and piece[0] == self.bos_token_id
+            result = [*result, IMAGE_PLACEHOLDER_ID, *(piece[1:] if starts_text else piece)]
+        return self._single_bos(result)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, verbose=False).input_ids)
+
+    def _single_bos(self, ids: list[int]) -> list[int]:
+        """Ids without a second start token, which a chat template that writes its own brings."""
+        bos = self.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+        """Text of token ids, spaces as they are."""
+        if self._backend is not None:
+            return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        known = [token_id for token_id in token_ids if self.token(token_id) is not None]
+        text = self._tokenizer.decode(
+            known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token by itself."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token(self, token_id: int) -> str | None:
+        """The vocabulary's entry of an id; None beyond it, where embeddings are often padded."""
+        if self._backend is not None:
+            entry = self._backend.id_to_token(token_id)
+        else:
+            entry = self._tokenizer.convert_ids_to_tokens(token_id) if token_id < len(self._tokenizer) else None
+        return None if entry is None else str(entry)
+
+    def has_text(self, token_id: int, skip_special_tokens: bool) -> bool:
+        """Whether decoding looks at the id at all."""
+        return self.token(token_id) is not None and not (skip_special_tokens and token_id in self._special_ids)
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of byte-fallback tokens, `<0x00>` to `<0xFF>`."""
+        entries = [f"<0x{byte:02X}>" for byte in range(256)]
+        if self._backend is not None:
+            ids = [self._backend.token_to_id(entry) for entry in entries]
+        else:
+            vocabulary = self._tokenizer.get_vocab()
+            ids = [vocabulary.get(entry) for entry in entries]
+        return frozenset(token_id for token_id in ids if token_id is not None)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        if self._backend is None:
+            return frozenset(self._tokenizer.all_special_ids)
+        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The start token, None where the tokenizer has none."""
+        token_id: int | None = self._tokenizer.bos_token_id
+        return token_id
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja text that makes a prompt of messages, None where the tokenizer has none."""
+        template = getattr(self._tokenizer, "chat_template", None)
+        return template if isinstance(template, str) else None
+
+    def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
+        """The prompt that the chat template makes of messages, ready for the assistant's answer."""
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(text)

@@ -1,0 +1,177 @@
+"""The Hugging Face layout, saved by transformers itself and rewritten into every spelling of the names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from dpn_rt.builders.native import build_engine
+from dpn_rt.config import DecoderConfig, PyramidConfig, RopeConfig, VisionConfig
+from dpn_rt.errors import CheckpointError, ConfigError
+
+Rename = Callable[[str], str]
+
+
+def transformers_4(name: str) -> str:
+    """`vision_tower.vision_model.*`, `language_model.model.*`, `language_model.lm_head`."""
+    name = bare(name)
+    if name.startswith("vision_tower."):
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    if name.startswith("lm_head"):
+        return f"language_model.{name}"
+    return name.replace("language_model.", "language_model.model.", 1)
+
+
+def transformers_5(name: str) -> str:
+    """`model.language_model.*`, `lm_head`."""
+    name = bare(name)
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
+def bare(name: str) -> str:
+    """Without any of the wrappers, whichever version of transformers saved it."""
+    name = name.removeprefix("model.").replace("language_model.lm_head", "lm_head")
+    return name.replace("language_model.model.", "language_model.").replace(
+        "vision_tower.vision_model.", "vision_tower."
+    )
+
+
+def save_model(path: Path, *, tied: bool = False, bias: bool = False) -> dict[str, torch.Tensor]:
+    """Save a tiny random model; returns its weights by bare name."""
+    text = LlamaConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        attention_bias=bias,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=256,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=28, patch_size=7
+    )
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=99, tie_word_embeddings=tied)
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)
+    model.save_pretrained(path)
+    return {bare(name): tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def rename(path: Path, spelling: Rename) -> None:
+    weights = load_file(path / "model.safetensors")
+    save_file({spelling(name): tensor for name, tensor in weights.items()}, path / "model.safetensors")
+
+
+def edit_config(path: Path, **changes: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("spelling", [transformers_4, transformers_5, None], ids=["4", "5", "as_saved"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_every_spelling(tmp_path: Path, spelling: Rename | None, tied: bool) -> None:
+    source = save_model(tmp_path / "c", tied=tied, bias=tied)
+    if spelling is not None:
+        rename(tmp_path / "c", spelling)
+    engine = build_engine(tmp_path / "c", tmp_path / "e")
+    weights = engine.load_weights()
+    for layer in range(3):
+        published = f"language_model.layers.{layer}."
+        for kind in ("weight", "bias") if tied else ("weight",):
+            rows = [source[f"{published}self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            assert torch.equal(weights[f"layers.{layer}.qkv.{kind}"], torch.cat(rows))
+        rows = [source[f"{published}mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        assert torch.equal(weights[f"layers.{layer}.gate_up.weight"], torch.cat(rows))
+    for layer in range(2):
+        published = f"vision_tower.encoder.layers.{layer}."
+        rows = [source[f"{published}self_attn.{name}_proj.weight"] for name in "qkv"]
+        assert torch.equal(weights[f"vision.layers.{layer}.qkv.weight"], torch.cat(rows))
+    assert torch.equal(weights["embed_tokens.weight"], source["language_model.embed_tokens.weight"])
+    assert torch.equal(weights["projector.0.weight"], source["multi_modal_projector.linear_1.weight"])
+    assert torch.equal(weights["projector.2.bias"], source["multi_modal_projector.linear_2.bias"])
+    patches = source["vision_tower.embeddings.patch_embedding.weight"]
+    assert torch.equal(weights["vision.patch_embedding.weight"], patches.flatten(1))
+    assert ("lm_head.weight" in weights) == (not tied)
+    if not tied:
+        assert torch.equal(weights["lm_head.weight"], source["lm_head.weight"])
+    model = engine.model
+    assert model.decoder == DecoderConfig(100, 32, 48, 3, 4, 2, 8, 1e-5, RopeConfig(10000.0), 256, tied, tied)
+    assert model.vision == VisionConfig(24, 40, 2, 3, 28, 7, 1e-5, "quick_gelu", "patch")
+    assert model.pyramid == PyramidConfig()
+    assert (model.prompt.image_token_id, model.prompt.image_aspect_ratio) == (99, "processor")
+
+
+def test_absent_text_config_values_are_those_of_llama_7b(tmp_path: Path) -> None:
+    save_model(tmp_path / "c")
+    edit_config(tmp_path / "c", text_config={"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5})
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight \(expected \[32064, 4096\], got \[100, 32\]\)"):
+        build_engine(tmp_path / "c", tmp_path / "e")
+
+
+def test_head_without_bias_and_select_strategy(tmp_path: Path) -> None:
+    save_model(tmp_path / "c")
+    weights = load_file(tmp_path / "c" / "model.safetensors")
+    kept = {name: t for name, t in weights.items() if "projector" not in name or not name.endswith("bias")}
+    save_file(kept, tmp_path / "c" / "model.safetensors")
+    changes = {
+        "multimodal_projector_bias": False,
+        "vision_feature_select_strategy": "full",
+        "vision_feature_layer": [-1],
+    }
+    edit_config(tmp_path / "c", **changes)
+    engine = build_engine(tmp_path / "c", tmp_path / "e")
+    assert not engine.load_weights()["projector.0.bias"].any()
+    assert engine.model.vision is not None
+    assert (engine.model.vision.select_feature, engine.model.vision.num_layers) == ("cls_patch", 3)
+    assert engine.model.vision.num_visual_tokens == 17
+
+
+@pytest.mark.parametrize(
+    ("top", "text", "keep_head", "tied"),
+    [(True, False, True, False), (True, False, False, True), (False, True, False, True), (True, True, True, True)],
+)
+def test_where_tie_flags_differ_the_weights_tell(
+    tmp_path: Path, top: bool, text: bool, keep_head: bool, tied: bool
+) -> None:
+    save_model(tmp_path / "c")
+    weights = load_file(tmp_path / "c" / "model.safetensors")
+    kept = {name: t for name, t in weights.items() if keep_head or "lm_head" not in name}
+    save_file(kept, tmp_path / "c" / "model.safetensors")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    text_config = {**config["text_config"], "tie_word_embeddings": text}
+    edit_config(tmp_path / "c", tie_word_embeddings=top, text_config=text_config)
+    engine = build_engine(tmp_path / "c", tmp_path / "e")
+    assert engine.model.decoder.tie_word_embeddings == tied
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llava_next"}, "model_type: expected one of llava; got 'llava_next'"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
+        ({"vision_feature_layer": [-2, -5]}, "features of several layers are not supported"),
+        ({"vision_feature_layer": -9}, "vision select layer -9 does not exist: a tower of 3 layers"),
+        ({"vision_feature_layer": "last"}, "vision_feature_layer: expected int, got 'last'"),
+        ({"vision_feature_select_strategy": "none"}, "vision_feature_select_strategy"),
+        ({"text_config": {"model_type": "mistral"}}, "model_type: expected one of llama; got 'mistral'"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "expected one of clip_vision_model"),
+        ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
+    ],
+)
+def test_unsupported_configurations(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    save_model(tmp_path / "c")
+    edit_config(tmp_path / "c", **changes)
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        build_engine(tmp_path / "c", tmp_path / "e")
+    assert not (tmp_path / "e").exists()

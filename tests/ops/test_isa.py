@@ -1,0 +1,62 @@
+"""The other instruction sets of this processor, each in a process of its own: the choice is made once per process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpn_rt import ops
+
+HERE = Path(__file__).parent
+OTHERS = [isa for isa in ops.available_cpu_isas() if isa != ops.cpu_isa()]
+
+
+def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "DPN_RT_CPU_ISA": isa},
+        cwd=HERE.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_the_best_instruction_set_is_the_default_and_portable_is_always_there() -> None:
+    assert ops.available_cpu_isas()[0] == "portable"
+    if not os.environ.get("DPN_RT_CPU_ISA"):
+        assert ops.cpu_isa() == ops.available_cpu_isas()[-1]
+
+
+@pytest.mark.skipif(
+    bool(os.environ.get("DPN_RT_CPU_ISA")), reason="this is already a run with a forced instruction set"
+)
+@pytest.mark.parametrize("isa", OTHERS)
+def test_kernels_pass_their_tests_with(isa: str) -> None:
+    result = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE))
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("isa", OTHERS)
+def test_the_environment_variable_forces(isa: str) -> None:
+    result = run(isa, "-c", "from dpn_rt import ops; print(ops.cpu_isa())")
+    assert result.stdout.strip() == isa, result.stderr
+
+
+def test_an_unknown_instruction_set_is_refused_by_name() -> None:
+    result = run("avx99", "-c", "from dpn_rt import ops; ops.cpu_isa()")
+    assert result.returncode != 0
+    assert "DPN_RT_CPU_ISA is 'avx99', expected one of: " in result.stderr
+    assert "portable" in result.stderr
+
+
+def test_a_kernel_refuses_an_unknown_instruction_set_too() -> None:
+    code = "import torch; from dpn_rt import ops; ops.rms_norm(torch.ones(1, 4), torch.ones(4), 1e-5)"
+    result = run("avx99", "-c", code)
+    assert result.returncode != 0
+    assert "DPN_RT_CPU_ISA is 'avx99'" in result.stderr

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dpn_rt import ops
+from dpn_rt.errors import KernelArgumentError
+from tests.ops.conftest import assert_close_to_reference, poisoned, random_rows
+
+MAX_POSITIONS = 64
+
+
+@dataclass
+class Case:
+    """Sequences of the given lengths, each from its own first position on, in a shuffled pool of cells."""
+
+    lengths: list[int]
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    generator: torch.Generator
+    block_size: int = 4
+    layers_per_cell: int = 3
+
+    def __post_init__(self) -> None:
+        num_tokens, num_seqs = sum(self.lengths), len(self.lengths)
+        columns = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.qkv = random_rows(self.generator, (num_tokens, columns), self.dtype)
+        first = torch.randint(0, 20, (num_seqs,), generator=self.generator).tolist()
+        self.positions = torch.cat(
+            [torch.arange(a, a + n) for a, n in zip(first, self.lengths, strict=True)] + [torch.empty(0)]
+        ).to(torch.int32)
+        self.cu_seqlens = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
+        angles = torch.randn(MAX_POSITIONS, self.head_dim // 2, generator=self.generator) * 10
+        self.cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
+        max_blocks = MAX_POSITIONS // self.block_size
+        num_cells = num_seqs * max_blocks + 2
+        cells = torch.randperm(num_cells, generator=self.generator)[: num_seqs * max_blocks]
+        self.block_table = cells.reshape(num_seqs, max_blocks).to(torch.int32)
+        shape = (num_cells, self.layers_per_cell, 2, self.num_kv_heads, self.block_size, self.head_dim)
+        self.kv_cache = poisoned(shape, self.dtype)
+
+    def run(self, layer: int = 1) -> None:
+        ops.rope_store(
+            self.qkv, self.positions, self.cos_sin, self.kv_cache, layer, self.block_table, self.cu_seqlens,
+            self.num_heads, self.num_kv_heads,
+        )  # fmt: skip
+
+    def rotated(self, dtype: torch.dtype) -> Tensor:
+        """What qkv should become, computed in `dtype`."""
+        heads = self.qkv.to(dtype).unflatten(1, (-1, self.head_dim)).clone()
+        cosines, sines = self.cos_sin.to(dtype)[self.positions.long()].unsqueeze(1).chunk(2, dim=-1)
+        turning = heads[:, : self.num_heads + self.num_kv_heads]
+        real, imaginary = turning.chunk(2, dim=-1)
+        turned = torch.cat([real * cosines - imaginary * sines, imaginary * cosines + real * sines], dim=-1)
+        heads[:, : self.num_heads + self.num_kv_heads] = turned
+        return heads.flatten(1)
+
+
+SIZES = [(1, 1, 2), (4, 4, 16), (4, 2, 10), (3, 1, 64), (2, 2, 80), (8, 2, 128), (1, 1, 34)]
+
+
+@pytest.mark.parametrize("lengths", [[1], [5, 1, 7], [30, 2], [], [0, 3, 0]], ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_rotates_and_stores(
+    generator: torch.Generator, dtype: torch.dtype, sizes: tuple[int, int, int], lengths: list[int]
+) -> None:
+    case = Case(lengths, *sizes, dtype, generator)
+    reference, same_precision = case.rotated(torch.float64), case.rotated(dtype)
+    case.run(layer=1)
+    assert_close_to_reference(case.qkv, reference, same_precision)
+
+    expected = poisoned(tuple(case.kv_cache.shape), dtype)
+    _, k, v = case.qkv.unflatten(1, (-1, case.head_dim)).split([sizes[0], sizes[1], sizes[1]], dim=1)
+    for b in range(len(lengths)):
+        for t in range(case.cu_seqlens[b], case.cu_seqlens[b + 1]):
+            cell = case.block_table[b, case.positions[t] // case.block_size]
+            expected[cell, 1, :, :, case.positions[t] % case.block_size] = torch.stack([k[t], v[t]])
+    assert torch.equal(case.kv_cache.isnan(), expected.isnan()), "a cell outside the sequences was written"
+    assert torch.equal(case.kv_cache.nan_to_num(), expected.nan_to_num())
+
+
+def test_values_stay_bit_exact_and_rows_may_be_strided(generator: torch.Generator, dtype: torch.dtype) -> None:
+    case = Case([6, 3], 4, 2, 16, dtype, generator)
+    wide = random_rows(generator, (9, case.qkv.shape[1] + 5), dtype)
+    before = wide.clone()
+    wide[:, : case.qkv.shape[1]] = case.qkv
+    values = case.qkv[:, -32:].clone()
+    case.qkv = wide[:, : case.qkv.shape[1]]
+    case.run()
+    assert torch.equal(case.qkv[:, -32:], values)
+    assert torch.equal(wide[:, -5:], before[:, -5:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), half=st.integers(1, 40), num_tokens=st.integers(1, 12))
+def test_the_opposite_angle_undoes_the_rotation(seed: int, half: int, num_tokens: int) -> None:
+    case = Case([num_tokens], 2, 1, 2 * half, torch.float32, torch.Generator().manual_seed(seed))
+    before = case.qkv.clone()
+    case.run()
+    case.cos_sin[:, half:] *= -1
+    case.run()
+    assert torch.allclose(case.qkv, before, atol=1e-5)
+
+
+def test_a_batch_gives_each_sequence_what_it_gets_alone(generator: torch.Generator, dtype: torch.dtype) -> None:
+    case = Case([4, 9, 1], 4, 2, 24, dtype, generator)
+    alone = []
+    for b in range(3):
+        rows = slice(int(case.cu_seqlens[b]), int(case.cu_seqlens[b + 1]))
+        qkv, cache = case.qkv[rows].clone(), case.kv_cache.clone()
+        cu_seqlens = torch.tensor([0, case.lengths[b]], dtype=torch.int32)
+        table = case.block_table[b : b + 1]
+        ops.rope_store(qkv, case.positions[rows], case.cos_sin, cache, 0, table, cu_seqlens, 4, 2)
+        alone.append(qkv)
+    case.run(layer=0)
+    assert torch.equal(case.qkv, torch.cat(alone))
+
+
+def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
+    good = Case([3, 2], 4, 2, 8, torch.float32, generator)
+    num_cells = good.kv_cache.shape[0]
+    arguments = {
+        "qkv": good.qkv, "positions": good.positions, "cos_sin": good.cos_sin, "kv_cache": good.kv_cache,
+        "layer_in_cell": 1, "block_table": good.block_table, "cu_seqlens": good.cu_seqlens, "num_heads": 4,
+        "num_kv_heads": 2,
+    }  # fmt: skip
+    used_block = int(good.positions[0]) // good.block_size
+    bad_table = good.block_table.clone()
+    bad_table[0, used_block] = num_cells
+    negative_table = good.block_table.clone()
+    negative_table[0, used_block] = -1
+
+    def positions(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"qkv": good.qkv[:, :-8]}, r"qkv has shape \[5, 56\], expected .*=64"),
+        ({"qkv": good.qkv.half()}, "qkv has dtype float16"),
+        ({"qkv": good.qkv.bfloat16()}, "kv_cache has dtype float32, expected bfloat16"),
+        ({"qkv": good.qkv[:1].expand(5, 64)}, "rows of qkv overlap"),
+        ({"positions": good.positions[:4]}, r"positions has shape \[4\], expected \[num_tokens=5\]"),
+        ({"positions": good.positions.long()}, "positions has dtype int64, expected int32"),
+        ({"positions": positions(0, 1, 2, 0, MAX_POSITIONS)}, r"positions\[4\] is 64, expected 0 to 63"),
+        ({"positions": positions(0, -1, 2, 0, 1)}, r"positions\[1\] is -1, expected 0 to 63"),
+        ({"cos_sin": good.cos_sin.bfloat16()}, "cos_sin has dtype bfloat16, expected float32"),
+        ({"cos_sin": torch.zeros(64, 7)}, "cos_sin has head_dim=7, expected an even"),
+        ({"cos_sin": torch.zeros(64, 0)}, "cos_sin has head_dim=0"),
+        ({"cos_sin": good.cos_sin[:2]}, r"positions\[\d\] is \d+, expected 0 to 1"),
+        ({"kv_cache": good.kv_cache[:, :, :1]}, r"kv_cache has shape .* expected .*2=2"),
+        ({"kv_cache": good.kv_cache.transpose(0, 1)}, "kv_cache .* has stride"),
+        ({"kv_cache": torch.zeros(num_cells, 3, 2, 2, 0, 8)}, "block_size=0"),
+        ({"layer_in_cell": 3}, "layer_in_cell is 3, expected 0 to 2"),
+        ({"layer_in_cell": -1}, "layer_in_cell is -1"),
+        ({"block_table": good.block_table[0]}, r"block_table has shape \[16\]"),
+        ({"block_table": bad_table}, rf"block_table\[0\]\[{used_block}\] is {num_cells}, expected 0 to"),
+        ({"block_table": negative_table}, rf"block_table\[0\]\[{used_block}\] is -1, expected 0 to"),
+        ({"block_table": good.block_table[:, :0].contiguous()}, "block_table holds 0 blocks of 4 rows"),
+        ({"cu_seqlens": positions(0, 5)}, r"cu_seqlens has shape \[2\], expected \[num_seqs \+ 1=3\]"),
+        ({"cu_seqlens": positions(0, 3, 6)}, r"cu_seqlens\[2\] is 6, expected num_tokens=5"),
+        ({"cu_seqlens": positions(0, 6, 5)}, r"cu_seqlens\[2\] is 5, expected at least 6"),
+        ({"cu_seqlens": positions(1, 3, 5)}, r"cu_seqlens\[0\] is 1"),
+        ({"num_heads": 3}, "num_heads is 3, expected a multiple of num_kv_heads=2"),
+        ({"num_heads": 2**40}, "num_heads is"),
+        ({"num_kv_heads": 0}, "num_kv_heads is 0, expected 1 to 4"),
+        ({"qkv": good.kv_cache.flatten()[: 5 * 64].view(5, 64)}, "qkv shares memory with kv_cache"),
+        ({"positions": good.qkv.view(torch.int32).flatten()[:5]}, "qkv shares memory with positions"),
+    ]
+    for change, message in cases:
+        before = good.qkv.clone()
+        with pytest.raises(KernelArgumentError, match=message):
+            ops.rope_store(**{**arguments, **change})  # type: ignore[arg-type]
+        assert torch.equal(good.qkv, before)
+        assert good.kv_cache.isnan().all()
+
+
+def test_padding_of_the_block_table_is_not_read(generator: torch.Generator) -> None:
+    case = Case([2], 1, 1, 8, torch.float32, generator)
+    used = {int(p) // case.block_size for p in case.positions}
+    for block in range(case.block_table.shape[1]):
+        if block not in used:
+            case.block_table[0, block] = -7
+    case.run()

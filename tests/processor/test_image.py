@@ -1,0 +1,184 @@
+"""Images of every kind of file and mode become upright 8-bit RGB, or an error that names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpn_rt.errors import ImageError
+from dpn_rt.image import CLIP_MEAN_COLOUR, load_image, pad_to_square
+
+
+def random_rgb(width: int = 13, height: int = 7) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_file_and_the_image_itself(tmp_path: Path, as_text: bool) -> None:
+    image, path = random_rgb(), tmp_path / "image.png"
+    image.save(path)
+    loaded = load_image(str(path) if as_text else path)
+    np.testing.assert_array_equal(pixels(loaded), pixels(image))
+    np.testing.assert_array_equal(pixels(load_image(image)), pixels(image))
+    with Image.open(path) as unread:
+        np.testing.assert_array_equal(pixels(load_image(unread)), pixels(image))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "RGBA", "LA", "HSV", "PA", "RGBX", "RGBa", "La"])
+def test_modes_convert_as_pillow_does(mode: str) -> None:
+    via = {"PA": "P", "RGBa": "RGBA", "La": "LA"}.get(mode)
+    image = random_rgb().convert(via).convert(mode) if via else random_rgb().convert(mode)
+    expected = (image.convert(via) if via and mode != "PA" else image).convert("RGB")
+    np.testing.assert_array_equal(pixels(load_image(image)), pixels(expected))
+
+
+def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
+    image = random_rgb().convert("RGBA")
+    image.putalpha(0)
+    image.save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(pixels(load_image(tmp_path / "alpha.png")), pixels(random_rgb()))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_are_scaled_not_clipped(mode: str, tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 257, 1000], [32768, 40000, 65000, 65407, 65535]])
+    expected = np.rint(values / 257).astype(np.uint8)
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+    image = Image.frombytes(mode, (5, 2), values.astype(dtype).tobytes())
+    np.testing.assert_array_equal(pixels(load_image(image))[:, :, 1], expected)
+    if mode == "I;16":
+        image.save(tmp_path / "deep.png")
+        np.testing.assert_array_equal(pixels(load_image(tmp_path / "deep.png"))[:, :, 0], expected)
+
+
+def test_float_gray() -> None:
+    unit = Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32))
+    assert pixels(load_image(unit))[0, :, 0].tolist() == [0, 128, 255]
+    for wrong in (-1.0, 1e6, np.nan):
+        with pytest.raises(ImageError, match="gray values"):
+            load_image(Image.fromarray(np.array([[0, wrong]], dtype=np.float32)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation: int, tmp_path: Path) -> None:
+    upright = random_rgb(16, 8)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(pixels(load_image(tmp_path / "turned.png")), pixels(upright))
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("P", (4, 4), colour) for colour in (1, 2, 3)]
+    for frame in frames:
+        frame.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert pixels(load_image(tmp_path / "moving.gif"))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_given_image_is_not_modified() -> None:
+    image = random_rgb().convert("RGBA")
+    before = image.tobytes()
+    load_image(image)
+    assert (image.mode, image.tobytes()) == ("RGBA", before)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_files(kind: str, share: float, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    random_rgb(64, 64).save(buffer, kind)
+    path = tmp_path / "cut"
+    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
+    try:
+        load_image(path)
+    except ImageError as error:
+        assert "cut" in str(error)
+    else:
+        assert kind == "GIF", "only a GIF may have all pixels before its last bytes"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, this is no image", b"\x89PNG\r\n\x1a\n", b"GIF89a\0\0\0\0", b"\xff\xd8\xff"]
+)
+def test_not_an_image(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "text.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"text\.png"):
+        load_image(path)
+
+
+def test_not_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for source in (
+        tmp_path,
+        tmp_path / "missing.png",
+        tmp_path / "pipe",
+        "https://example.com/cat.png",
+        "data:," + "A" * 9999,
+    ):
+        with pytest.raises(ImageError, match="no such file"):
+            load_image(source)
+    with pytest.raises(ImageError, match="expected a PIL image or a path, got int"):
+        load_image(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_zero_size(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="expected at least 1 x 1"):
+        load_image(Image.new("RGB", size))
+
+
+def test_the_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:
+    # 20000 x 20000 in the header, hardly any data behind it: decoding would say "truncated".
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for side in (9_500, 20_000):
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        path = tmp_path / "bomb.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
+        with pytest.raises(ImageError, match=r"expected at most \d+"):
+            load_image(path)
+    with pytest.raises(ImageError, match="13 x 7 = 91 pixels, expected at most 90"):
+        load_image(random_rgb(), max_pixels=90)
+
+
+@pytest.mark.parametrize(("size", "offset"), [((7, 4), (0, 1)), ((4, 7), (1, 0)), ((5, 5), (0, 0)), ((1, 6), (2, 0))])
+def test_padding_is_centred_on_the_mean_colour(size: tuple[int, int], offset: tuple[int, int]) -> None:
+    image = random_rgb(*size)
+    square = pixels(pad_to_square(image))
+    side = max(size)
+    assert square.shape == (side, side, 3)
+    expected = np.empty((side, side, 3), dtype=np.uint8)
+    expected[:] = CLIP_MEAN_COLOUR
+    expected[offset[1] : offset[1] + size[1], offset[0] : offset[0] + size[0]] = pixels(image)
+    np.testing.assert_array_equal(square, expected)
+
+
+def test_padding_has_the_pixel_limit_too() -> None:
+    with pytest.raises(ImageError, match="200 x 1: 40000 pixels when padded"):
+        pad_to_square(random_rgb(200, 1), max_pixels=39_999)

@@ -1,0 +1,185 @@
+"""A request that cannot be served is refused by name, and the others of its batch do not notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dpn_rt import LLM, DpnError, SamplingParams
+from dpn_rt.engine_dir import EngineSource, write_engine
+from dpn_rt.errors import BatchError, CapacityError, ConfigError, RequestError, StepError
+from tests.runtime.models import MODEL, ROUTER_ID, random_prompt, random_weights, with_decoder, write_random_engine
+
+PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_engine(tmp_path_factory.mktemp("engines") / "adaptive")
+
+
+@pytest.fixture(scope="module")
+def llm(engine_dir: Path) -> LLM:
+    return LLM(engine_dir)
+
+
+def with_image(ids: list[int], embeds: torch.Tensor | None = None, **extra: Any) -> dict[str, Any]:
+    media = {"image_embeds": torch.zeros(16, 64) if embeds is None else embeds}
+    return {"prompt_token_ids": ids, "multi_modal_data": media, **extra}
+
+
+BAD_PROMPTS: list[tuple[Any, str]] = [
+    ({"prompt_token_ids": []}, "empty"),
+    ({"prompt_token_ids": [3, 100]}, r"prompt_token_ids\[1\]=100: expected 0 to 99"),
+    ({"prompt_token_ids": [3, -1]}, r"prompt_token_ids\[1\]=-1"),
+    ({"prompt_token_ids": [3, -200]}, "no image was given"),
+    ({"prompt_token_ids": [3] * 600}, "600 rows"),
+    ("What is this?", "no tokenizer"),
+    (with_image([3, ROUTER_ID]), "no placeholder"),
+    (with_image([-200, -200, ROUTER_ID]), "one image per request"),
+    (with_image([3, -200, 4]), "<ROUTER>"),
+    (with_image([ROUTER_ID, -200, 4]), "before the image"),
+    (with_image([-200, ROUTER_ID], torch.zeros(16, 65)), "image_embeds"),
+    (with_image([-200, ROUTER_ID], torch.zeros(17, 64)), "no square grid"),
+    (with_image([-200, ROUTER_ID], torch.full((16, 64), float("nan"))), "NaN"),
+    (with_image([-200, ROUTER_ID], image_grid=(3, 5)), "image_grid"),
+    (with_image([-200, ROUTER_ID], route=[0, 1]), "route"),
+    (with_image([-200, ROUTER_ID], route=[0, 1, 3]), r"route\[2\]=3"),
+    ({"prompt_token_ids": [3], "unknown": 1}, "unknown"),
+    (7, "expected a string or a dict"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "message"), BAD_PROMPTS)
+def test_bad_prompt_alone(llm: LLM, prompt: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.generate([prompt] if isinstance(prompt, int) else prompt, PARAMS, use_tqdm=False)[0]
+    assert llm.engine.num_unfinished == 0
+
+
+def test_bad_prompts_do_not_harm_the_batch(llm: LLM) -> None:
+    generator = np.random.default_rng()
+    good = [random_prompt(generator, (4, 5)), random_prompt(generator, None)]
+    expected = [llm.generate(prompt, PARAMS, use_tqdm=False)[0].outputs[0].token_ids for prompt in good]
+    mixed = [good[0], *(prompt for prompt, _ in BAD_PROMPTS), good[1]]
+    with pytest.raises(BatchError, match=f"{len(BAD_PROMPTS)} of {len(mixed)} prompts failed") as caught:
+        llm.generate(mixed, PARAMS, use_tqdm=False)
+    assert sorted(caught.value.errors) == list(range(1, len(mixed) - 1))
+    outputs = [caught.value.outputs[0], caught.value.outputs[-1]]
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+    assert llm.engine.runner.cache.num_free_cells == llm.engine.runner.cache.config.num_cells
+
+
+def test_parameters_that_do_not_fit_the_model(llm: LLM) -> None:
+    prompt = {"prompt_token_ids": [3, 4]}
+    for params, message in [
+        (SamplingParams(stop_token_ids=[100]), "stop_token_ids has 100"),
+        (SamplingParams(logprobs=101), "logprobs=101"),
+        (SamplingParams(stop="x"), "no tokenizer"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            llm.generate(prompt, params, use_tqdm=False)
+
+
+def test_pool_too_small_for_one_request(engine_dir: Path) -> None:
+    llm = LLM(engine_dir, kv_cache_bytes=200_000)
+    prompt = random_prompt(np.random.default_rng(), (16, 16))
+    with pytest.raises(CapacityError, match=r"raise kv_cache_bytes to at least \d+") as caught:
+        llm.generate(prompt, PARAMS, use_tqdm=False)
+    needed = int(str(caught.value).split("at least ")[1].split(",")[0])
+    enough = LLM(engine_dir, kv_cache_bytes=needed)
+    assert len(enough.generate(prompt, PARAMS, use_tqdm=False)[0].outputs[0].token_ids) == 6
+
+
+def test_bad_limits(engine_dir: Path) -> None:
+    for arguments, message in [
+        ({"max_num_seqs": 0}, "max_num_seqs=0"),
+        ({"block_size": -1}, "block_size=-1"),
+        ({"max_model_len": 10_000}, "max_length=10000: expected at most 512"),
+        ({"device": "tpu"}, "device='tpu'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            LLM(engine_dir, **arguments)
+    with pytest.raises(CapacityError, match="kv_cache_bytes=10"):
+        LLM(engine_dir, kv_cache_bytes=10)
+
+
+def test_answer_ends_at_the_model_length(llm: LLM) -> None:
+    output = llm.generate(
+        {"prompt_token_ids": [3] * 500}, SamplingParams(max_tokens=None, ignore_eos=True), use_tqdm=False
+    )[0]
+    assert len(output.outputs[0].token_ids) == 12
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_overflowing_request_fails_alone(tmp_path: Path) -> None:
+    """The embedding of one token is not finite, as after a conversion that overflowed."""
+    weights = dict(random_weights(MODEL, 0))
+    weights["embed_tokens.weight"][50] = torch.inf
+    write_engine(tmp_path / "engine", MODEL, EngineSource("0" * 64, "original"), weights.items(), {}, force=False)
+    llm = LLM(tmp_path / "engine")
+    prompt = {"prompt_token_ids": [3, 4, 5]}
+    expected = llm.generate(prompt, PARAMS, use_tqdm=False)[0].outputs[0].token_ids
+    huge = {"prompt_token_ids": [3, 50, 5]}
+    with pytest.raises(BatchError) as caught:
+        llm.generate([prompt, huge, prompt], PARAMS, use_tqdm=False)
+    assert isinstance(caught.value.errors[1], StepError)
+    assert [caught.value.outputs[i].outputs[0].token_ids for i in (0, 2)] == [expected, expected]
+
+
+def test_float16_engine_on_the_cpu(tmp_path: Path) -> None:
+    import dataclasses
+
+    write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, dtype="float16"))
+    with pytest.raises(ConfigError, match="dtype is float16, expected float32 or bfloat16"):
+        LLM(tmp_path / "engine")
+
+
+def test_boundary_free_model(tmp_path: Path) -> None:
+    import dataclasses
+
+    from dpn_rt.config import PyramidConfig
+
+    model = dataclasses.replace(with_decoder(tie_word_embeddings=True), pyramid=PyramidConfig())
+    llm = LLM(write_random_engine(tmp_path / "engine", model))
+    output = llm.generate(with_image([3, -200, 4]), PARAMS, use_tqdm=False)[0]
+    assert output.pyramid.experts == []
+    assert output.pyramid.visual_tokens == [16]
+
+
+def test_interrupt_leaves_a_working_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [random_prompt(np.random.default_rng(), (6, 6)) for _ in range(4)]
+    steps = 0
+    run = llm.engine.runner.run
+
+    def interrupted(batch: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # arrives inside the step
+        return run(batch)
+
+    assert threading.current_thread() is threading.main_thread()
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompts, PARAMS, use_tqdm=False)
+    assert llm.engine.num_unfinished == 0
+    assert llm.engine.runner.cache.num_free_cells == llm.engine.runner.cache.config.num_cells
+    assert len(llm.generate(prompts, PARAMS, use_tqdm=False)) == 4
+
+
+def test_errors_are_one_tree() -> None:
+    import dpn_rt.errors
+
+    for name in vars(dpn_rt.errors):
+        kind = getattr(dpn_rt.errors, name)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            assert issubclass(kind, DpnError)

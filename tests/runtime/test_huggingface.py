@@ -1,0 +1,135 @@
+"""A checkpoint that transformers saved gives the logits of transformers' own model, image included."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.native import build_engine
+from tests.tiny_tokenizer import make_tokenizer
+
+IMAGES = Path(__file__).parents[2] / "examples" / "images"
+NUM_TOKENS = 5
+PROMPT = "USER: <image>\nWhat is in the picture? ASSISTANT:"
+
+OLD_NAMES = [  # transformers 4, and what some releases of 5 still write
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+]
+NEW_NAMES = [
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+]
+
+
+def save_checkpoint(path: Path, *, tied: bool, kv_heads: int, old_names: bool) -> LlavaForConditionalGeneration:
+    """A random LLaVA with tokenizer and image processor in `path`, and the model itself."""
+    tokenizer = make_tokenizer(path, router=False, image=True)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=tokenizer.vocab_size + 7,  # padded, as published models are
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=256,
+            tie_word_embeddings=tied,
+        ),
+        image_token_index=tokenizer.image_id,
+        tie_word_embeddings=tied,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.15)
+        if tied:
+            model.tie_weights()
+    model.save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_convert_rgb": True,
+                "size": {"shortest_edge": 56},
+                "crop_size": {"height": 56, "width": 56},
+                "do_resize": True,
+                "do_center_crop": True,
+                "do_normalize": True,
+                "do_rescale": True,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "resample": 3,
+            }
+        )
+    )
+    weights = load_file(path / "model.safetensors")
+    for pattern, name in OLD_NAMES if old_names else NEW_NAMES:
+        weights = {re.sub(pattern, name, key): tensor for key, tensor in weights.items()}
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    assert any(name.startswith("language_model." if old_names else "model.language_model.") for name in weights)
+    return model
+
+
+@pytest.mark.parametrize("old_names", [False, True], ids=["transformers5", "transformers4"])
+@pytest.mark.parametrize(("tied", "kv_heads"), [(False, 4), (True, 2), (False, 1)])
+def test_logits_of_transformers(tmp_path: Path, tied: bool, kv_heads: int, old_names: bool) -> None:
+    model = save_checkpoint(tmp_path / "checkpoint", tied=tied, kv_heads=kv_heads, old_names=old_names)
+    build_engine(tmp_path / "checkpoint", tmp_path / "engine", dtype="float32")
+    llm = LLM(tmp_path / "engine")
+    image = Image.open(IMAGES / "cat.jpg")
+    prompt = {"prompt": PROMPT, "multi_modal_data": {"image": image}}
+    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, logprobs=-1, ignore_eos=True)
+    output = llm.generate(prompt, params, use_tqdm=False)[0]
+
+    processed = llm.processor.process(prompt)
+    assert processed.visual is not None and processed.visual.pixels is not None
+    ids: list[int] = []
+    for token_id in output.prompt_token_ids:
+        ids += [model.config.image_token_id] * 16 if token_id == -200 else [token_id]
+    for position, token_id in enumerate(output.outputs[0].token_ids):
+        with torch.inference_mode():
+            logits = model(
+                input_ids=torch.tensor([ids]), pixel_values=processed.visual.pixels[None], use_cache=False
+            ).logits[0, -1]
+        logprobs = output.outputs[0].logprobs
+        assert logprobs is not None
+        actual = torch.tensor([logprobs[position][token].logprob for token in range(len(logits))])
+        torch.testing.assert_close(actual, logits.log_softmax(-1), atol=1e-4, rtol=0)
+        ids.append(token_id)
+
+
+def test_preprocessing_is_that_of_transformers(tmp_path: Path) -> None:
+    """The layout's own `preprocessor_config.json` decides; nothing is padded."""
+    from transformers import CLIPImageProcessor
+
+    save_checkpoint(tmp_path / "checkpoint", tied=False, kv_heads=4, old_names=False)
+    build_engine(tmp_path / "checkpoint", tmp_path / "engine", dtype="float32")
+    llm = LLM(tmp_path / "engine")
+    image = Image.open(IMAGES / "rocket.jpg")
+    visual = llm.processor.process({"prompt": PROMPT, "multi_modal_data": {"image": image}}).visual
+    assert visual is not None
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Reference
+    except ImportError:
+        Reference = CLIPImageProcessor
+    reference = Reference.from_pretrained(tmp_path / "checkpoint")(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(visual.pixels, torch.as_tensor(reference))

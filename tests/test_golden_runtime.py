@@ -1,0 +1,148 @@
+"""The runtime against the published code's own numbers: checkpoint directory -> engine -> `LLM.generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.native import build_engine
+from dpn_rt.eager import EagerDpn
+from tests.golden_cases import CASES, NUM_GENERATED, GoldenCase, case_named
+
+LOGPROB_TOLERANCE = 1e-4
+PROB_TOLERANCE = 1e-5
+PARAMS = SamplingParams(max_tokens=NUM_GENERATED, temperature=0.0, logprobs=-1, ignore_eos=True)
+
+golden = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a request must give, whoever says so."""
+
+    token_ids: Sequence[int]
+    logprobs: torch.Tensor
+    """[7, vocab_size]"""
+    experts: Sequence[int | None]
+    probs: Sequence[Sequence[float] | None]
+    visual_tokens: Sequence[int]
+    kv_lengths: Sequence[int]
+    """After prefill."""
+
+
+def of_golden(case: GoldenCase) -> Expected:
+    return Expected(case.generated_ids, case.logprobs, case.experts, case.probs, case.visual_tokens, case.kv_lengths)
+
+
+def of_eager(model: EagerDpn, case: GoldenCase, route: Sequence[int] | None = None) -> Expected:
+    """What the eager model says about the prompt of `case`, whatever model the prompt was made for."""
+    output = model.generate(
+        case.prompt_token_ids,
+        image_embeds=case.image_embeds,
+        max_new_tokens=NUM_GENERATED,
+        ignore_eos=True,
+        route=route,
+    )
+    trace = output.trace
+    logprobs = torch.log_softmax(output.logits.double(), dim=-1)
+    return Expected(output.token_ids, logprobs, trace.experts, trace.probs, trace.visual_tokens, trace.kv_lengths)
+
+
+def assert_gives(output: Any, expected: Expected, what: str) -> None:
+    """Compare one request's output with what it must be, naming the first thing that differs."""
+    completion, pyramid = output.outputs[0], output.pyramid
+    assert list(pyramid.experts) == list(expected.experts), what
+    assert list(pyramid.visual_tokens) == list(expected.visual_tokens), what
+    assert list(pyramid.kv_lengths) == list(expected.kv_lengths), what
+    assert len(pyramid.probs) == len(expected.probs), what
+    for boundary, (probs, wanted) in enumerate(zip(pyramid.probs, expected.probs, strict=True)):
+        assert (probs is None) == (wanted is None), f"{what}: probs of boundary {boundary}"
+        if probs is not None and wanted is not None:
+            assert list(probs) == pytest.approx(list(wanted), abs=PROB_TOLERANCE), f"{what}: boundary {boundary}"
+    assert list(completion.token_ids) == list(expected.token_ids), what
+    vocab_size = expected.logprobs.shape[1]
+    assert all(len(position) == vocab_size for position in completion.logprobs), what
+    actual = torch.tensor(
+        [[position[token].logprob for token in range(vocab_size)] for position in completion.logprobs],
+        dtype=torch.float64,
+    )
+    error = (actual - expected.logprobs).abs()
+    assert torch.isfinite(error).all(), what
+    step, token = (int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    assert error[step, token] <= LOGPROB_TOLERANCE, (
+        f"{what}: log-probability of token {token} at step {step}: {actual[step, token]:.6f}, "
+        f"expected {expected.logprobs[step, token]:.6f}"
+    )
+
+
+def load(case: GoldenCase, directory: Path, **options: Any) -> LLM:
+    build_engine(case.write_checkpoint(directory / "checkpoint"), directory / "engine")
+    return LLM(directory / "engine", device="cpu", **options)
+
+
+@golden
+def test_generate_equals_the_published_code(case: GoldenCase, tmp_path: Path) -> None:
+    output = load(case, tmp_path).generate(case.request(), PARAMS, use_tqdm=False)[0]
+    assert_gives(output, of_golden(case), case.name)
+    assert list(output.prompt_token_ids) == case.prompt_token_ids
+
+
+# Each case has weights of its own, so a batch of different prompts takes one case's model and lets the eager model,
+# itself checked against all golden data, say what the other prompts must give.
+BATCH_MODELS = ("c04_g24_r222", "c12_g5_r002", "c18_g12_lasttoken", "c19_g12_avg", "c21_g7_conv", "c23_g12_static22")
+
+
+def prompts_for(case: GoldenCase) -> list[GoldenCase]:
+    """Cases whose image embeddings fit the model of `case`."""
+    return [other for other in CASES if other.meta["hidden"] == case.meta["hidden"]]
+
+
+@pytest.fixture(params=BATCH_MODELS)
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[GoldenCase, EagerDpn]]:
+    case = case_named(request.param)
+    yield case, EagerDpn.from_weights(case.config, case.canonical_weights().items())
+
+
+def test_a_shuffled_batch_gives_each_prompt_what_it_gets_alone(
+    served: tuple[GoldenCase, EagerDpn], tmp_path: Path
+) -> None:
+    case, eager = served
+    prompts = prompts_for(case)
+    expected = {prompt.name: of_eager(eager, prompt) for prompt in prompts}
+    llm = load(case, tmp_path)
+    for seed in range(2):
+        random.Random(seed).shuffle(prompts)
+        outputs = llm.generate([prompt.request() for prompt in prompts], PARAMS, use_tqdm=False)
+        for prompt, output in zip(prompts, outputs, strict=True):
+            assert_gives(output, expected[prompt.name], f"{prompt.name} on the model of {case.name}, order {seed}")
+            if prompt is case:
+                assert_gives(output, of_golden(case), case.name)
+
+
+def test_a_batch_in_a_small_pool_gives_the_same(tmp_path: Path) -> None:
+    """Room for about two sequences, and one prefill at a time: late admission, waiting, perhaps preemption."""
+    case = case_named("c08_g8_r201")
+    eager = EagerDpn.from_weights(case.config, case.canonical_weights().items())
+    prompts = prompts_for(case)
+    row_bytes = case.meta["layers"] * 2 * case.meta["hidden"] * 4
+    llm = load(case, tmp_path, kv_cache_bytes=1300 * row_bytes, max_num_batched_tokens=640, max_num_seqs=4)
+    outputs = llm.generate([prompt.request() for prompt in prompts], PARAMS, use_tqdm=False)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert_gives(output, of_eager(eager, prompt), prompt.name)
+
+
+def test_forced_routes_in_one_batch(tmp_path: Path) -> None:
+    case = case_named("c01_g24_r012")
+    eager = EagerDpn.from_weights(case.config, case.canonical_weights().items())
+    routes = [[0, 0, 0], [2, 2, 2], [1, 0, 2], [2, 1, 1], None]
+    requests = [case.request() | ({} if route is None else {"route": route}) for route in routes]
+    outputs = load(case, tmp_path).generate(requests, PARAMS, use_tqdm=False)
+    for route, output in zip(routes, outputs, strict=True):
+        assert_gives(output, of_eager(eager, case, route), f"route {route}")
