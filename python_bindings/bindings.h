@@ -6,6 +6,7 @@
 namespace dpn::python {
 
 void bind_activation(pybind11::module_& m);
+void bind_attention(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);

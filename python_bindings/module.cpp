@@ -29,6 +29,7 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   m.def("max_threads", &dpn::max_threads);
 
   dpn::python::bind_activation(m);
+  dpn::python::bind_attention(m);
   dpn::python::bind_linear(m);
   dpn::python::bind_norm(m);
   dpn::python::bind_pool(m);

@@ -6,6 +6,7 @@ is touched and raises `KernelArgumentError` with the kernel, the argument, the e
 """
 
 from dpn_rt.ops.activation import activation, silu_mul
+from dpn_rt.ops.attention import attention, attention_decode
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
 from dpn_rt.ops.linear import MOST_STREAMED_ROWS, linear
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -18,6 +19,8 @@ __all__ = [
     "activation",
     "add_layer_norm",
     "add_rms_norm",
+    "attention",
+    "attention_decode",
     "available_cpu_isas",
     "cpu_isa",
     "layer_norm",

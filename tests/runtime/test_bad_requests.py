@@ -134,6 +134,19 @@ def test_overflowing_request_fails_alone(tmp_path: Path) -> None:
     assert [caught.value.outputs[i].outputs[0].token_ids for i in (0, 2)] == [expected, expected]
 
 
+def test_kernel_that_does_not_fit_fails_alone(llm: LLM) -> None:
+    generator = np.random.default_rng()
+    narrow, good = random_prompt(generator, (32, 1)), random_prompt(generator, (6, 6))
+    expected = llm.generate(good, PARAMS, use_tqdm=False)[0].outputs[0].token_ids
+    mild = llm.generate({**narrow, "route": [0, 0, 0]}, PARAMS, use_tqdm=False)[0]
+    assert mild.pyramid.experts == [0, 0, 0]  # 1x1 fits and scales
+    with pytest.raises(
+        BatchError, match=r"kernel \(2, 2\) of expert 2 behind layer 2 does not fit the grid \(32, 1\)"
+    ) as caught:
+        llm.generate([good, {**narrow, "route": [0, 2, 0]}, good], PARAMS, use_tqdm=False)
+    assert [caught.value.outputs[i].outputs[0].token_ids for i in (0, 2)] == [expected, expected]
+
+
 def test_float16_engine_on_the_cpu(tmp_path: Path) -> None:
     import dataclasses
 

@@ -1,0 +1,85 @@
+// Dot products over vectors of "units". A unit is four bytes: one float, or, where the processor multiplies bf16 pairs
+// (AVX512-BF16), two neighbouring bf16 of a row. Kernels written over units serve both. Include as simd.h.
+#pragma once
+
+#include "core/simd.h"
+
+namespace dpn::DPN_ISA {
+
+struct Pair {
+  bf16 elements[2];
+};
+
+// The unit that tensors of T are multiplied in, and how many elements it holds.
+template <class T>
+struct UnitOf {
+  using type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct UnitOf<bf16> {
+  using type = Pair;
+};
+#endif
+template <class T>
+using Unit = typename UnitOf<T>::type;
+
+template <class U>
+constexpr int kUnitSize = 1;
+template <>
+inline constexpr int kUnitSize<Pair> = 2;
+
+inline VecF load_units(const float* source) { return load(source); }
+inline VecF broadcast_unit(const float* source) { return broadcast(*source); }
+inline VecF dot(VecF sum, VecF a, VecF b) { return sum + a * b; }
+
+inline void to_unit(float* target, const float* source) { *target = *source; }
+inline void to_unit(float* target, const bf16* source) { *target = to_float(*source); }
+
+#if defined(__AVX512BF16__)
+inline VecU load_units(const Pair* source) {
+  VecU value;
+  std::memcpy(&value, source, sizeof value);
+  return value;
+}
+
+inline VecU broadcast_unit(const Pair* source) {
+  std::uint32_t bits;
+  std::memcpy(&bits, source, sizeof bits);
+  return bits + VecU{};
+}
+
+inline VecF dot(VecF sum, VecU a, VecU b) {
+  return reinterpret_cast<VecF>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+
+inline void to_unit(Pair* target, const bf16* source) { std::memcpy(target, source, sizeof *target); }
+#endif
+
+// 2^(x * scale) for x * scale <= 0, zero below -125, NaN stays NaN. Relative error below 8e-8 for float units, and
+// below 3e-6 for bf16 pairs, which keep 3 digits anyway. With the scale inside, a difference x of large scores is
+// exact.
+template <class U>
+inline VecF exp2_negative(VecF x, float scale) {
+  constexpr float kMagic = 12582912.0f + 127.0f;  // leaves the biased exponent of 2^round(x * scale) in the low bits
+  const VecF shifted = x * scale + kMagic;
+  const VecF r = x * scale - (shifted - kMagic);
+  VecF p;
+  if constexpr (kUnitSize<U> == 2) {
+    p = broadcast(9.570101276e-3f) * r + 5.591785908e-2f;
+    p = p * r + 2.402474433e-1f;
+    p = p * r + 6.931217909e-1f;
+    p = p * r + 0.9999992847f;
+  } else {
+    p = broadcast(1.327647129e-3f) * r + 9.675540961e-3f;
+    p = p * r + 5.550713092e-2f;
+    p = p * r + 2.402212024e-1f;
+    p = p * r + 6.931469440e-1f;
+    p = p * r + 1.0000001192f;
+  }
+  const VecF result = p * reinterpret_cast<VecF>(reinterpret_cast<VecI>(shifted) << 23);
+  return x < -125.0f / scale ? VecF{} : result;
+}
+
+}  // namespace dpn::DPN_ISA

@@ -1,0 +1,129 @@
+#include "ops/attention.h"
+
+#include "core/check.h"
+#include "core/parallel.h"
+
+namespace dpn {
+
+namespace {
+
+constexpr std::int64_t kMaxHeadDim = 256;
+
+void check_heads(const Checker& check, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
+                 float scale) {
+  check.range("num_kv_heads", num_kv_heads, 1, INT32_MAX)
+      .condition(num_heads > 0 && num_heads % num_kv_heads == 0,
+                 "num_heads is " + std::to_string(num_heads) +
+                     ", expected a multiple of num_kv_heads=" + std::to_string(num_kv_heads))
+      .condition(head_dim % 8 == 0 && head_dim >= 8 && head_dim <= kMaxHeadDim,
+                 "head_dim is " + std::to_string(head_dim) + ", expected a multiple of 8 from 8 to " +
+                     std::to_string(kMaxHeadDim))
+      .condition(scale > 0 && scale < 1e30f,
+                 "scale is " + std::to_string(scale) + ", expected a positive finite number");
+}
+
+// 1 <= context_lens[s] <= max_blocks * block_size, and every block that holds one of these rows is a cell.
+void check_blocks(const Checker& check, const Tensor& block_table, const Tensor& context_lens, std::int64_t num_cells,
+                  std::int64_t block_size) {
+  const std::int64_t max_blocks = block_table.shape[1];
+  check_entries(check, "context_lens", context_lens, 1, max_blocks * block_size);
+  for (std::int64_t s = 0; s < block_table.shape[0]; ++s) {
+    const auto* blocks = block_table.as<std::int32_t>() + s * max_blocks;
+    const std::int64_t used = (context_lens.as<std::int32_t>()[s] + block_size - 1) / block_size;
+    for (std::int64_t i = 0; i < used; ++i) {
+      if (blocks[i] < 0 || blocks[i] >= num_cells) {
+        check.fail("block_table[" + std::to_string(s) + ", " + std::to_string(i) + "] is " + std::to_string(blocks[i]) +
+                   ", expected 0 to " + std::to_string(num_cells - 1) + " (num_cells=" + std::to_string(num_cells) +
+                   ")");
+      }
+    }
+  }
+}
+
+void run(const AttentionParams& params) { DPN_CALL_CPU_KERNEL(attention_kernel, params) }
+void run(const AttentionDecodeParams& params) { DPN_CALL_CPU_KERNEL(attention_decode_kernel, params) }
+
+}  // namespace
+
+void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+               bool causal, float scale) {
+  const Checker check("attention");
+  Dim num_tokens("num_tokens"), num_heads("num_heads"), num_kv_heads("num_kv_heads"), head_dim("head_dim");
+  Dim num_offsets("num_seqs + 1");
+  check.tensor("q", q, {&num_tokens, &num_heads, &head_dim}, {DType::f32, DType::bf16})
+      .tensor("k", k, {&num_tokens, &num_kv_heads, &head_dim}, {q.dtype})
+      .tensor("v", v, {&num_tokens, &num_kv_heads, &head_dim}, {q.dtype})
+      .contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32});
+  Dim hidden_size("num_heads*head_dim", num_heads * head_dim);
+  check.contiguous("out", out, {&num_tokens, &hidden_size}, {q.dtype})
+      .no_overlap("out", out, "q", q)
+      .no_overlap("out", out, "k", k)
+      .no_overlap("out", out, "v", v);
+  check_heads(check, num_heads, num_kv_heads, head_dim, scale);
+  check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+
+  const auto* offsets = cu_seqlens.as<std::int32_t>();
+  const PrefillPlan plan = plan_prefill(offsets, num_offsets - 1, num_heads, num_kv_heads, head_dim, causal);
+  run(AttentionParams{.out = out.data,
+                      .q = q.data,
+                      .k = k.data,
+                      .v = v.data,
+                      .cu_seqlens = offsets,
+                      .q_stride = {q.strides[0], q.strides[1]},
+                      .k_stride = {k.strides[0], k.strides[1]},
+                      .v_stride = {v.strides[0], v.strides[1]},
+                      .num_seqs = num_offsets - 1,
+                      .num_heads = num_heads,
+                      .num_kv_heads = num_kv_heads,
+                      .head_dim = head_dim,
+                      .scale = scale,
+                      .causal = causal,
+                      .dtype = q.dtype,
+                      .waves = plan.waves.data(),
+                      .num_waves = static_cast<std::int64_t>(plan.waves.size()),
+                      .max_elements = plan.max_elements});
+}
+
+void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+                      const Tensor& block_table, const Tensor& context_lens, float scale) {
+  const Checker check("attention_decode");
+  Dim num_seqs("num_seqs"), num_heads("num_heads"), head_dim("head_dim"), num_cells("num_cells");
+  Dim layers_per_cell("layers_per_cell"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
+  Dim block_size("block_size"), max_blocks("max_blocks");
+  check.tensor("q", q, {&num_seqs, &num_heads, &head_dim}, {DType::f32, DType::bf16})
+      .contiguous("kv_cache", kv_cache,
+                  {&num_cells, &layers_per_cell, &keys_and_values, &num_kv_heads, &block_size, &head_dim}, {q.dtype})
+      .contiguous("block_table", block_table, {&num_seqs, &max_blocks}, {DType::i32})
+      .contiguous("context_lens", context_lens, {&num_seqs}, {DType::i32});
+  Dim hidden_size("num_heads*head_dim", num_heads * head_dim);
+  check.contiguous("out", out, {&num_seqs, &hidden_size}, {q.dtype})
+      .no_overlap("out", out, "q", q)
+      .no_overlap("out", out, "kv_cache", kv_cache);
+  check_heads(check, num_heads, num_kv_heads, head_dim, scale);
+  check.range("layer_in_cell", layer_in_cell, 0, layers_per_cell - 1).range("block_size", block_size, 1, INT32_MAX);
+  check_blocks(check, block_table, context_lens, num_cells, block_size);
+
+  const auto* lengths = context_lens.as<std::int32_t>();
+  const DecodePlan plan = plan_decode(lengths, num_seqs, num_kv_heads, max_threads());
+  run(AttentionDecodeParams{.out = out.data,
+                            .q = q.data,
+                            .kv_cache = kv_cache.data,
+                            .block_table = block_table.as<std::int32_t>(),
+                            .context_lens = lengths,
+                            .q_stride = {q.strides[0], q.strides[1]},
+                            .num_seqs = num_seqs,
+                            .num_heads = num_heads,
+                            .num_kv_heads = num_kv_heads,
+                            .head_dim = head_dim,
+                            .max_blocks = max_blocks,
+                            .block_size = block_size,
+                            .layers_per_cell = layers_per_cell,
+                            .layer_in_cell = layer_in_cell,
+                            .scale = scale,
+                            .dtype = q.dtype,
+                            .tasks = plan.tasks.data(),
+                            .num_tasks = static_cast<std::int64_t>(plan.tasks.size()),
+                            .first_task = plan.first_task.data()});
+}
+
+}  // namespace dpn

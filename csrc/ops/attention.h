@@ -1,0 +1,62 @@
+// Softmax attention of packed sequences over their own rows (prefill, vision tower) and of one new row per sequence
+// over paged keys and values (decode). Grouped-query: query head h reads key/value head h / (num_heads / num_kv_heads).
+#pragma once
+
+#include "core/cpu_isa.h"
+#include "core/tensor.h"
+#include "ops/attention_plan.h"
+
+namespace dpn {
+
+struct AttentionParams {
+  void* out;                       // [num_tokens, num_heads, head_dim]
+  const void* q;                   // [num_tokens, num_heads, head_dim]
+  const void* k;                   // [num_tokens, num_kv_heads, head_dim]
+  const void* v;                   // [num_tokens, num_kv_heads, head_dim]
+  const std::int32_t* cu_seqlens;  // [num_seqs + 1]
+  std::int64_t q_stride[2];        // of tokens, of heads
+  std::int64_t k_stride[2];
+  std::int64_t v_stride[2];
+  std::int64_t num_seqs;
+  std::int64_t num_heads;
+  std::int64_t num_kv_heads;
+  std::int64_t head_dim;
+  float scale;
+  bool causal;
+  DType dtype;
+  const Wave* waves;
+  std::int64_t num_waves;
+  std::int64_t max_elements;  // of a wave's packed heads
+};
+
+struct AttentionDecodeParams {
+  void* out;                         // [num_seqs, num_heads, head_dim]
+  const void* q;                     // [num_seqs, num_heads, head_dim]
+  const void* kv_cache;              // [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
+  const std::int32_t* block_table;   // [num_seqs, max_blocks]
+  const std::int32_t* context_lens;  // [num_seqs]
+  std::int64_t q_stride[2];          // of sequences, of heads
+  std::int64_t num_seqs;
+  std::int64_t num_heads;
+  std::int64_t num_kv_heads;
+  std::int64_t head_dim;
+  std::int64_t max_blocks;
+  std::int64_t block_size;
+  std::int64_t layers_per_cell;
+  std::int64_t layer_in_cell;
+  float scale;
+  DType dtype;
+  const DecodeTask* tasks;
+  std::int64_t num_tasks;
+  const std::int32_t* first_task;  // [num_seqs * num_kv_heads + 1], see DecodePlan
+};
+
+void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+               bool causal, float scale);
+void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+                      const Tensor& block_table, const Tensor& context_lens, float scale);
+
+}  // namespace dpn
+
+DPN_DECLARE_CPU_KERNEL(attention_kernel, AttentionParams)
+DPN_DECLARE_CPU_KERNEL(attention_decode_kernel, AttentionDecodeParams)

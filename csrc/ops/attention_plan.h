@@ -1,0 +1,74 @@
+// How attention is cut into tasks. Nothing here depends on the instruction set.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace dpn {
+
+constexpr std::int64_t kKeyPadding = 64;  // a multiple of every instruction set's panel width
+constexpr std::int64_t kTileRows = 96;    // query rows of a prefill task: a multiple of the micro-kernel's rows
+constexpr std::int64_t kPackKeys = 256;   // keys that a packing task copies
+constexpr std::int64_t kKeyBlock = 512;  // keys that a tile goes through at once: K and V of 64 wide heads fill 128 KiB
+
+// `static`: a copy of its own in every translation unit, since these are compiled for different instruction sets.
+static constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
+// The keys and values of one key/value head of one sequence, packed at `offset` (in elements) of the wave's buffer.
+struct PackedHead {
+  std::int32_t sequence;
+  std::int32_t kv_head;
+  std::int64_t offset;
+};
+
+struct PackTask {
+  std::int32_t head;  // index of PackedHead
+  std::int32_t first_key;
+};
+
+// Query rows of one packed head: row r is query head r % group of position r / group, group = num_heads / num_kv_heads.
+struct TileTask {
+  std::int32_t head;  // index of PackedHead
+  std::int64_t first_row;
+};
+
+// Heads that are packed, then attended to, together, so that their buffer has a bounded size.
+struct Wave {
+  const PackedHead* heads;
+  const PackTask* packs;
+  const TileTask* tiles;  // most work first
+  std::int64_t num_packs;
+  std::int64_t num_tiles;
+};
+
+struct PrefillPlan {
+  std::vector<Wave> waves;
+  std::int64_t max_elements = 0;  // of the largest wave's packed heads
+  // What the waves point to.
+  std::vector<PackedHead> heads;
+  std::vector<PackTask> packs;
+  std::vector<TileTask> tiles;
+};
+
+PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, std::int64_t num_seqs, std::int64_t num_heads,
+                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
+
+// Keys [first_key, last_key) of one sequence, all by one thread; its partial result is number `task index`.
+struct DecodeTask {
+  std::int32_t sequence;
+  std::int32_t kv_head;
+  std::int32_t first_key;
+  std::int32_t last_key;
+};
+
+struct DecodePlan {
+  std::vector<DecodeTask> tasks;         // the splits of a (sequence, key/value head) are neighbours
+  std::vector<std::int32_t> first_task;  // [num_seqs * num_kv_heads + 1]
+};
+
+DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, std::int64_t num_kv_heads,
+                       int num_threads);
+
+}  // namespace dpn

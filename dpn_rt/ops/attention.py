@@ -1,0 +1,71 @@
+"""Softmax attention over packed sequences and over the paged KV cache, with grouped-query heads."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dpn_rt import _kernels
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, scale: float, out: Tensor | None = None
+) -> Tensor:
+    """Attention of every sequence over its own rows; query head h reads key/value head `h * num_kv_heads // num_heads`.
+
+    Scores, softmax and sums are float32; for bfloat16 the softmax weights are rounded to bfloat16 where the processor
+    multiplies that type.
+
+    Args:
+        q: `[num_tokens, num_heads, head_dim]`, float32 or bfloat16. q, k and v may be views of one fused buffer: only
+            the last dimension must be contiguous. head_dim is a multiple of 8 up to 256.
+        k: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`; num_kv_heads divides num_heads.
+        v: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`.
+        cu_seqlens: `[num_seqs + 1]`, int32; sequence s is rows `cu_seqlens[s]` to `cu_seqlens[s + 1]`, possibly none.
+        causal: whether row i of a sequence sees only rows up to i.
+        scale: of the scores before softmax, positive.
+        out: `[num_tokens, num_heads * head_dim]`, contiguous, no memory shared with the inputs.
+
+    Returns:
+        `[num_tokens, num_heads * head_dim]`.
+    """
+    out = _empty_output(q) if out is None else out
+    _kernels.attention(out, q, k, v, cu_seqlens, causal, scale)
+    return out
+
+
+def attention_decode(
+    q: Tensor,
+    kv_cache: Tensor,
+    layer_in_cell: int,
+    block_table: Tensor,
+    context_lens: Tensor,
+    *,
+    scale: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attention of one row per sequence over the rows that the paged cache holds for it.
+
+    Row r of sequence s is row `r % block_size` of cell `block_table[s, r // block_size]`.
+
+    Args:
+        q: `[num_seqs, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous. head_dim is a multiple of
+            8 up to 256.
+        kv_cache: `[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]` (keys, then values), contiguous,
+            dtype of `q`; num_kv_heads divides num_heads.
+        layer_in_cell: the layer to read, below layers_per_cell.
+        block_table: `[num_seqs, max_blocks]`, int32; entries beyond a sequence's used ones are not looked at.
+        context_lens: `[num_seqs]`, int32, rows that each sequence sees: 1 to `max_blocks * block_size`.
+        scale: of the scores before softmax, positive.
+        out: `[num_seqs, num_heads * head_dim]`, contiguous, no memory shared with `q` or `kv_cache`.
+
+    Returns:
+        `[num_seqs, num_heads * head_dim]`.
+    """
+    out = _empty_output(q) if out is None else out
+    _kernels.attention_decode(out, q, kv_cache, layer_in_cell, block_table, context_lens, scale)
+    return out
+
+
+def _empty_output(q: Tensor) -> Tensor:
+    # A q of another rank gets an output of a wrong shape here and its message from the kernel's checks.
+    return q.new_empty(q.shape[0], q.shape[1:].numel()) if q.ndim else q.new_empty(0)

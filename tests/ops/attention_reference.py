@@ -1,0 +1,64 @@
+"""What the attention kernels are compared with: torch's own attention, one sequence at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+
+# Absolute allowance over torch's error: what the order of additions changes in float32 scores of these tests' size.
+FLOOR = 5e-6
+
+
+def offsets(lengths: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
+
+
+def torch_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], causal: bool, scale: float
+) -> torch.Tensor:
+    """q `[num_tokens, num_heads, head_dim]`, k and v `[num_tokens, num_kv_heads, head_dim]`."""
+    group = q.shape[1] // k.shape[1]
+    outputs = [q.new_empty(0, q.shape[1] * q.shape[2])]
+    first = 0
+    for length in lengths:
+        if length == 0:
+            continue
+        rows = slice(first, first + length)
+        one = [
+            x[rows].transpose(0, 1)[None].contiguous() for x in (q, *(x.repeat_interleave(group, 1) for x in (k, v)))
+        ]
+        out = functional.scaled_dot_product_attention(*one, is_causal=causal, scale=scale)
+        outputs.append(out[0].transpose(0, 1).flatten(1))
+        first += length
+    return torch.cat(outputs)
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """Contiguous keys and values scattered over shuffled cells of a larger pool, whose other rows are NaN."""
+
+    kv_cache: torch.Tensor  # [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
+    layer_in_cell: int
+    block_table: torch.Tensor  # [num_seqs, max_blocks]; unused entries are -1
+    context_lens: torch.Tensor  # [num_seqs]
+
+    @staticmethod
+    def of(k: torch.Tensor, v: torch.Tensor, lengths: list[int], block_size: int) -> PagedCache:
+        """k, v: `[sum of lengths, num_kv_heads, head_dim]`."""
+        blocks = [-(-length // block_size) for length in lengths]
+        num_cells = sum(blocks) + 3
+        cells = torch.randperm(num_cells).tolist()
+        cache = torch.full((num_cells, 2, 2, k.shape[1], block_size, k.shape[2]), float("nan"), dtype=k.dtype)
+        table = torch.full((len(lengths), max(blocks, default=0) + 1), -1, dtype=torch.int32)
+        row = 0
+        for sequence, length in enumerate(lengths):
+            for position in range(length):
+                if position % block_size == 0:
+                    table[sequence, position // block_size] = cells.pop()
+                cell = table[sequence, position // block_size]
+                cache[cell, 1, 0, :, position % block_size] = k[row]
+                cache[cell, 1, 1, :, position % block_size] = v[row]
+                row += 1
+        return PagedCache(cache, 1, table, torch.tensor(lengths, dtype=torch.int32))
