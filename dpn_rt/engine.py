@@ -86,6 +86,10 @@ class Engine:
         """Requests that wait or run."""
         return len(self._requests)
 
+    def is_unfinished(self, request_id: str) -> bool:
+        """Whether a request waits or runs."""
+        return request_id in self._requests
+
     @property
     def max_num_seqs(self) -> int:
         return self._scheduler.config.max_num_seqs

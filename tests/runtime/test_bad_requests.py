@@ -49,6 +49,8 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     (with_image([-200, ROUTER_ID], torch.zeros(16, 65)), "image_embeds"),
     (with_image([-200, ROUTER_ID], torch.zeros(17, 64)), "no square grid"),
     (with_image([-200, ROUTER_ID], torch.full((16, 64), float("nan"))), "NaN"),
+    (with_image([-200, ROUTER_ID], torch.zeros(16, 64).to_sparse()), "image_embeds: expected a dense tensor"),
+    (with_image([-200, ROUTER_ID], torch.empty(16, 64, device="meta")), "image_embeds: expected a dense tensor"),
     (with_image([-200, ROUTER_ID], image_grid=(3, 5)), "image_grid"),
     (with_image([-200, ROUTER_ID], route=[0, 1]), "route"),
     (with_image([-200, ROUTER_ID], route=[0, 1, 3]), r"route\[2\]=3"),
@@ -86,6 +88,27 @@ def test_parameters_that_do_not_fit_the_model(llm: LLM) -> None:
     ]:
         with pytest.raises(RequestError, match=message):
             llm.generate(prompt, params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, [None], ["x"], [PARAMS, PARAMS], "greedy", 0])
+def test_parameters_of_another_type(llm: LLM, params: Any) -> None:
+    with pytest.raises(RequestError, match="sampling.param"):
+        llm.generate([{"prompt_token_ids": [3]}], params, use_tqdm=False)
+    with pytest.raises(RequestError, match="sampling.param"):
+        next(llm.stream({"prompt_token_ids": [3]}, params))
+    assert llm.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("prompts", [None, 7, b"text"])
+def test_prompts_of_another_type(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(RequestError, match="expected a prompt or a list"):
+        llm.generate(prompts, PARAMS, use_tqdm=False)
+
+
+@pytest.mark.parametrize("messages", [None, [], "text", {"role": "user", "content": "text"}])
+def test_messages_of_another_type(llm: LLM, messages: Any) -> None:
+    with pytest.raises(RequestError, match="messages: expected a list"):
+        llm.chat(messages, PARAMS)
 
 
 def test_pool_too_small_for_one_request(engine_dir: Path) -> None:
