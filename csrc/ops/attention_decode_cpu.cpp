@@ -11,7 +11,6 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896f;
 constexpr std::int64_t kMaxHeadDim = 256;
-constexpr std::int64_t kChunkKeys = kGroupKeys * kChunkGroups;
 
 // The type that values are multiplied in.
 template <class U>
@@ -22,47 +21,68 @@ template <>
 struct ValueOf<Pair> {
   using type = bf16;
 };
+template <class T>
+using Value = typename ValueOf<Unit<T>>::type;
 
-// Partial result of `lanes` heads over a part of the keys: sums [lanes, padded_dim], maxima and weights [lanes].
+// Result of all heads of a group over a part of the keys. In floats: sums [heads, padded_dim], then maxima and weights
+// [quads, kWidth], in which every quad's four values are repeated.
 struct Partial {
   float* sums;
   float* maxima;
   float* weights;
 
-  static std::int64_t size(std::int64_t padded_dim, int lanes) { return round_up(lanes * (padded_dim + 2), 16); }
-  Partial(float* memory, std::int64_t padded_dim, int lanes)
-      : sums(memory), maxima(sums + lanes * padded_dim), weights(maxima + lanes) {}
+  static std::int64_t size(std::int64_t heads, std::int64_t padded_dim) {
+    return round_up(heads, kQuad) * (padded_dim + 2 * kWidth / kQuad);
+  }
+  Partial(float* memory, std::int64_t heads, std::int64_t padded_dim)
+      : sums(memory),
+        maxima(sums + round_up(heads, kQuad) * padded_dim),
+        weights(maxima + round_up(heads, kQuad) * kWidth / kQuad) {}
 };
 
-// Copies of groups that cannot be read in place: fewer than kGroupKeys rows, another type, or an odd head_dim.
-template <class U>
-struct Staged {
-  U k[kChunkKeys * kMaxHeadDim / kUnitSize<U>];
-  typename ValueOf<U>::type v[kChunkKeys * kMaxHeadDim];
-};
-
+// A thread's copies: of the queries as units, and of keys and values that cannot be read in place.
 template <class T>
-struct Chunk {
-  using U = Unit<T>;
-  KeyGroup<U> groups[kChunkGroups];
-  const T* k[kChunkGroups];  // in the cache
-  const T* v[kChunkGroups];
-  int num_groups = 0;
+struct Copies {
+  Unit<T>* q;
+  Unit<T>* k;
+  Value<T>* v;
+
+  static std::int64_t bytes(std::int64_t heads, std::int64_t padded_dim) {
+    return round_up(4 * padded_dim * (round_up(heads, kQuad) + 2 * kChunkKeys), 64);
+  }
+  Copies(std::byte* memory, std::int64_t padded_dim)
+      : q(reinterpret_cast<Unit<T>*>(memory + 8 * kChunkKeys * padded_dim)),
+        k(reinterpret_cast<Unit<T>*>(memory)),
+        v(reinterpret_cast<Value<T>*>(memory + 4 * kChunkKeys * padded_dim)) {}
 };
 
 inline void convert(float* target, const float* source) { *target = *source; }
 inline void convert(float* target, const bf16* source) { *target = to_float(*source); }
 inline void convert(bf16* target, const bf16* source) { *target = *source; }
 
+// All heads of a group against a part of the keys.
 template <class T>
 class Task {
   using U = Unit<T>;
-  using V = typename ValueOf<U>::type;
-  static constexpr bool kInPlace = sizeof(T) * kUnitSize<U> == sizeof(U);
+  using V = Value<T>;
+  struct Rows {
+    const T* k;
+    const T* v;
+    int count;
+  };
+  struct Chunk {
+    Rows groups[kChunkGroups];
+    int num_groups = 0;
+  };
 
  public:
-  Task(const AttentionDecodeParams& p, const DecodeTask& task, Staged<U>& staged)
-      : p_(p), task_(task), staged_(staged), padded_dim_(round_up(p.head_dim, kValueAlign)) {
+  Task(const AttentionDecodeParams& p, const DecodeTask& task, const Copies<T>& copies, const Partial& partial)
+      : p_(p),
+        task_(task),
+        copies_(copies),
+        partial_(partial),
+        heads_(p.num_heads / p.num_kv_heads),
+        padded_dim_(round_up(p.head_dim, kRun)) {
     const std::int64_t plane = p.num_kv_heads * p.block_size * p.head_dim;
     keys_ = static_cast<const T*>(p.kv_cache) + p.layer_in_cell * 2 * plane + task.kv_head * p.block_size * p.head_dim;
     values_ = keys_ + plane;
@@ -70,39 +90,42 @@ class Task {
     blocks_ = p.block_table + task.sequence * p.max_blocks;
   }
 
-  // Heads [first_head, first_head + heads) of the group, heads <= L.
-  template <int L>
-  void run(std::int64_t first_head, std::int64_t heads, float* memory) {
-    const Partial partial(memory, padded_dim_, L);
-    alignas(64) U q[kMaxHeadDim / kUnitSize<U> * L] = {};
-    load_queries<L>(q, first_head, heads);
-    std::memset(partial.sums, 0, static_cast<std::size_t>(L * padded_dim_) * sizeof(float));
-    DecodeState<L> state{broadcast(-__builtin_inff()), VecF{}};
-    Chunk<T> chunks[2];
-    std::int64_t key = next_chunk(chunks[0], task_.first_key);
-    for (int turn = 0;; turn ^= 1) {
-      const std::int64_t following = next_chunk(chunks[turn ^ 1], key);
-      attend_chunk<L>(chunks[turn], following > key ? chunks[turn ^ 1] : chunks[turn], q, heads, state, partial);
-      if (following == key) break;
-      key = following;
+  void run() {
+    const std::int64_t padded_heads = round_up(heads_, kQuad);
+    for (std::int64_t i = 0; i < padded_heads * padded_dim_; ++i) partial_.sums[i] = 0;
+    for (std::int64_t i = 0; i < padded_heads * kWidth / kQuad; ++i) {
+      partial_.maxima[i] = -__builtin_inff();
+      partial_.weights[i] = 0;
     }
-    std::memcpy(partial.maxima, &state.maxima, L * sizeof(float));
-    const VecF weights = across_keys<L>(state.weights, [](VecF a, VecF b) { return a + b; });
-    std::memcpy(partial.weights, &weights, L * sizeof(float));
+    for (std::int64_t head = 0; head < heads_; head += kMostQuads * kQuad) copy_queries(head);
+    Chunk chunks[2];
+    std::int64_t key = find_chunk(chunks[0], task_.first_key);
+    for (int turn = 0; chunks[turn].num_groups > 0; turn ^= 1) {
+      key = find_chunk(chunks[turn ^ 1], key);
+      attend_chunk(chunks[turn], chunks[turn ^ 1]);
+    }
   }
 
  private:
-  template <int L>
-  void load_queries(U* q, std::int64_t first_head, std::int64_t heads) const {
-    for (std::int64_t h = 0; h < heads; ++h) {
-      const std::int64_t head = task_.kv_head * (p_.num_heads / p_.num_kv_heads) + first_head + h;
-      const T* row = static_cast<const T*>(p_.q) + task_.sequence * p_.q_stride[0] + head * p_.q_stride[1];
-      for (std::int64_t i = 0; i < p_.head_dim / kUnitSize<U>; ++i) to_unit(q + i * L + h, row + i * kUnitSize<U>);
+  int quads_from(std::int64_t head) const { return heads_ - head > kQuad ? kMostQuads : 1; }
+
+  // In the order of score_group; heads that do not exist are zero.
+  void copy_queries(std::int64_t first_head) const {
+    const int quads = quads_from(first_head);
+    U* q = copies_.q + first_head * padded_dim_ / kUnitSize<U>;
+    for (std::int64_t i = 0; i < padded_dim_ / kUnitSize<U> * quads * kQuad; ++i) q[i] = U{};
+    for (std::int64_t h = 0; h < quads * kQuad && first_head + h < heads_; ++h) {
+      const T* row = static_cast<const T*>(p_.q) + task_.sequence * p_.q_stride[0] +
+                     (task_.kv_head * heads_ + first_head + h) * p_.q_stride[1];
+      for (std::int64_t unit = 0; unit < p_.head_dim / kUnitSize<U>; ++unit) {
+        const std::int64_t vector = (unit / kWidth * kQuad + unit % kQuad) * quads + h / kQuad;
+        to_unit(q + vector * kWidth + unit % kWidth / kQuad * kQuad + h % kQuad, row + unit * kUnitSize<U>);
+      }
     }
   }
 
   // Finds the rows of up to kChunkGroups groups from `key` on; returns the first key after them.
-  std::int64_t next_chunk(Chunk<T>& chunk, std::int64_t key) const {
+  std::int64_t find_chunk(Chunk& chunk, std::int64_t key) const {
     chunk.num_groups = 0;
     while (key < task_.last_key && chunk.num_groups < kChunkGroups) {
       const std::int64_t row = key % p_.block_size;
@@ -110,160 +133,152 @@ class Task {
       if (count > task_.last_key - key) count = task_.last_key - key;
       if (count > kGroupKeys) count = kGroupKeys;
       const std::int64_t offset = blocks_[key / p_.block_size] * cell_stride_ + row * p_.head_dim;
-      const int g = chunk.num_groups++;
-      chunk.k[g] = keys_ + offset;
-      chunk.v[g] = values_ + offset;
-      chunk.groups[g].count = static_cast<int>(count);
+      chunk.groups[chunk.num_groups++] = {keys_ + offset, values_ + offset, static_cast<int>(count)};
       key += count;
     }
     return key;
   }
 
-  // Where the micro-kernels read the group: in the cache if they can.
-  void place(Chunk<T>& chunk, int g) const {
-    KeyGroup<U>& group = chunk.groups[g];
-    const bool whole = kInPlace && group.count == kGroupKeys;
-    if constexpr (kInPlace) {
-      if (whole) group.k = reinterpret_cast<const U*>(chunk.k[g]);
-      group.v = chunk.v[g];
-      group.v_stride = p_.head_dim;
-    }
-    if (!whole) {
-      U* k = staged_.k + g * kGroupKeys * p_.head_dim / kUnitSize<U>;
-      group.k = k;
-      const std::int64_t units = p_.head_dim / kUnitSize<U>;
-      for (std::int64_t i = 0; i < group.count * units; ++i) to_unit(k + i, chunk.k[g] + i * kUnitSize<U>);
-      for (std::int64_t i = group.count * units; i < kGroupKeys * units; ++i) k[i] = U{};
-    }
-    if (!whole || padded_dim_ != p_.head_dim) {
-      V* v = staged_.v + g * kGroupKeys * padded_dim_;
-      group.v = v;
-      group.v_stride = padded_dim_;
-      for (std::int64_t r = 0; r < kGroupKeys; ++r) {
-        for (std::int64_t i = 0; i < padded_dim_; ++i) {
-          if (r < group.count && i < p_.head_dim) {
-            convert(v + r * padded_dim_ + i, chunk.v[g] + r * p_.head_dim + i);
-          } else {
-            v[r * padded_dim_ + i] = V{};
-          }
-        }
+  // The group in the cache if the micro-kernels can read it there: a whole one, of their type, in whole runs.
+  KeyGroup<U, V> group_of(const Rows& rows, int index) const {
+    if constexpr (sizeof(V) == sizeof(T)) {
+      if (rows.count == kGroupKeys && padded_dim_ == p_.head_dim) {
+        return {reinterpret_cast<const U*>(rows.k), rows.v, {}, rows.count};
       }
     }
+    U* k = copies_.k + index * kGroupKeys * padded_dim_ / kUnitSize<U>;
+    V* v = copies_.v + index * kGroupKeys * padded_dim_;
+    const std::int64_t units = padded_dim_ / kUnitSize<U>, used = p_.head_dim / kUnitSize<U>;
+    for (std::int64_t r = 0; r < kGroupKeys; ++r) {
+      const std::int64_t valid = r < rows.count ? 1 : 0;
+      const T* key = rows.k + r * p_.head_dim;
+      const T* value = rows.v + r * p_.head_dim;
+      for (std::int64_t i = 0; i < used * valid; ++i) to_unit(k + r * units + i, key + i * kUnitSize<U>);
+      for (std::int64_t i = used * valid; i < units; ++i) k[r * units + i] = U{};
+      for (std::int64_t i = 0; i < p_.head_dim * valid; ++i) convert(v + r * padded_dim_ + i, value + i);
+      for (std::int64_t i = p_.head_dim * valid; i < padded_dim_; ++i) v[r * padded_dim_ + i] = V{};
+    }
+    return {k, v, {}, rows.count};
   }
 
-  template <int L>
-  void attend_chunk(Chunk<T>& chunk, const Chunk<T>& next, const U* q, std::int64_t heads, DecodeState<L>& state,
-                    const Partial& partial) const {
-    alignas(64) float scores[kChunkKeys * L];
-    alignas(64) U weights[kChunkKeys * L / kUnitSize<U>];
-    alignas(64) float factors[kWidth];
-    const std::int64_t units = p_.head_dim / kUnitSize<U>;
-    const char* next_keys[kChunkGroups];
+  void attend_chunk(const Chunk& chunk, const Chunk& next) const {
+    KeyGroup<U, V> groups[kChunkGroups];
     for (int g = 0; g < chunk.num_groups; ++g) {
-      place(chunk, g);
-      const KeyGroup<U>& group = chunk.groups[g];
-      float* group_scores = scores + g * kGroupKeys * L;
-      score_group<U, L>(group_scores, group.k, q, units, reinterpret_cast<const char*>(chunk.v[g]));
-      for (int i = group.count * L; i < kGroupKeys * L; ++i) group_scores[i] = -__builtin_inff();
-      next_keys[g] = reinterpret_cast<const char*>(next.k[g < next.num_groups ? g : 0]);
+      groups[g] = group_of(chunk.groups[g], g);
+      groups[g].next[0] = reinterpret_cast<const char*>(chunk.groups[g].v);
+      groups[g].next[1] = reinterpret_cast<const char*>(g < next.num_groups ? next.groups[g].k : chunk.groups[g].v);
     }
-    weigh_chunk<U, L>(scores, weights, chunk.num_groups * kGroupKeys, p_.scale * kLog2E, state, factors);
-    for (std::int64_t first = 0; first < heads; first += kMostHeads) {
-      const std::int64_t left = heads - first;
-      if constexpr (kMostHeads > 4) {
-        if (left > 4) {
-          add_chunk_values<L, (L < kMostHeads ? L : kMostHeads)>(chunk, first, weights, factors, next_keys, partial);
-          continue;
-        }
-      }
-      if (left > 2) {
-        add_chunk_values<L, 4>(chunk, first, weights, factors, next_keys, partial);
-      } else if (left == 2) {
-        add_chunk_values<L, 2>(chunk, first, weights, factors, next_keys, partial);
+    for (std::int64_t head = 0; head < heads_; head += kMostQuads * kQuad) {
+      if (quads_from(head) == 1) {
+        attend_heads<1>(groups, chunk.num_groups, head);
       } else {
-        add_chunk_values<L, 1>(chunk, first, weights, factors, next_keys, partial);
+        attend_heads<2>(groups, chunk.num_groups, head);
       }
     }
   }
 
-  template <int L, int H>
-  void add_chunk_values(const Chunk<T>& chunk, std::int64_t head, const U* weights, const float* factors,
-                        const char* const* next, const Partial& partial) const {
-    constexpr int kCols = value_columns(H);
-    constexpr std::int64_t kPrefetched = kGroupKeys / kUnitSize<U> * kCols * 64;
+  template <int kQuads>
+  void attend_heads(const KeyGroup<U, V>* groups, int num_groups, std::int64_t head) const {
+    alignas(64) float scores[kQuads][kChunkKeys * kQuad];
+    alignas(64) U weights[kQuads][kChunkKeys * kQuad / kUnitSize<U>];
+    alignas(64) float factors[kQuads * kQuad];
+    const std::int64_t units = padded_dim_ / kUnitSize<U>;
+    for (int g = 0; g < num_groups; ++g) {
+      float* group_scores = scores[0] + g * kGroupKeys * kQuad;
+      score_group<kQuads>(group_scores, kChunkKeys * kQuad, groups[g], copies_.q + head * units, units);
+      for (int n = 0; n < kQuads; ++n) {
+        for (int i = groups[g].count * kQuad; i < kGroupKeys * kQuad; ++i) {
+          group_scores[n * kChunkKeys * kQuad + i] = -__builtin_inff();
+        }
+      }
+    }
+    for (int n = 0; n < kQuads; ++n) {
+      const std::int64_t state = (head / kQuad + n) * kWidth;
+      weigh_chunk(scores[n], weights[n], num_groups * kGroupKeys, p_.scale * kLog2E, partial_.maxima + state,
+                  partial_.weights + state, factors + n * kQuad);
+    }
+    constexpr int kHeads = kQuads * kQuad < kMostHeads ? kQuad : kMostHeads;
+    for (int first = 0; first < kQuads * kQuad && head + first < heads_; first += kHeads) {
+      add_head_values<kHeads>(groups, num_groups, head + first, weights[first / kQuad], factors + first);
+    }
+  }
+
+  template <int kHeads>
+  void add_head_values(const KeyGroup<U, V>* groups, int num_groups, std::int64_t head, const U* weights,
+                       const float* factors) const {
+    const std::int64_t heads = heads_ - head;
+    if constexpr (kHeads > 4) {
+      if (heads > 4) return add_columns<kHeads>(groups, num_groups, head, weights, factors);
+    }
+    if (heads > 2) return add_columns<4>(groups, num_groups, head, weights, factors);
+    if (heads == 2) return add_columns<2>(groups, num_groups, head, weights, factors);
+    add_columns<1>(groups, num_groups, head, weights, factors);
+  }
+
+  template <int kHeads>
+  void add_columns(const KeyGroup<U, V>* groups, int num_groups, std::int64_t head, const U* weights,
+                   const float* factors) const {
+    constexpr int kCols = value_columns(kHeads);
     for (std::int64_t column = 0; column < padded_dim_; column += kCols * kWidth) {
-      add_values<U, V, L, H, kCols>(partial.sums + head * padded_dim_ + column, padded_dim_, factors + head,
-                                    weights + head, chunk.groups, chunk.num_groups, column, next,
-                                    column / (kCols * kWidth) * kPrefetched);
+      add_values<kHeads, kCols>(partial_.sums + head * padded_dim_, padded_dim_, factors, weights, groups, num_groups,
+                                column);
     }
   }
 
   const AttentionDecodeParams& p_;
   const DecodeTask& task_;
-  Staged<U>& staged_;
+  const Copies<T>& copies_;
+  const Partial& partial_;
+  std::int64_t heads_;
   std::int64_t padded_dim_;
-  const T* keys_;
+  const T* keys_;  // of this layer and head, in cell 0
   const T* values_;
   std::int64_t cell_stride_;
   const std::int32_t* blocks_;
 };
 
-// Out row of one head from the partial results of its splits, `stride` floats apart.
+// Out row of one head of a group from the partial results of its splits, `stride` floats apart.
 template <class T>
-void reduce(T* out, const Partial& first, std::int64_t stride, std::int64_t splits, std::int64_t lane,
+void reduce(T* out, const Partial& first, std::int64_t stride, std::int64_t splits, std::int64_t head,
             std::int64_t head_dim, std::int64_t padded_dim, float scale) {
-  float maximum = first.maxima[lane];
+  const std::int64_t state = head / kQuad * kWidth + head % kQuad;
+  float maximum = first.maxima[state];
   for (std::int64_t s = 1; s < splits; ++s) {
-    const float other = first.maxima[s * stride + lane];
+    const float other = first.maxima[s * stride + state];
     maximum = other > maximum ? other : maximum;
   }
   alignas(64) float sums[kMaxHeadDim] = {};
   float weight = 0;
   for (std::int64_t s = 0; s < splits; ++s) {
-    const float factor = exp2_negative<float>(broadcast(first.maxima[s * stride + lane] - maximum), scale)[0];
-    weight += factor * first.weights[s * stride + lane];
-    const float* partial = first.sums + s * stride + lane * padded_dim;
+    const float factor = exp2_negative<float>(broadcast(first.maxima[s * stride + state] - maximum), scale)[0];
+    for (int i = 0; i < kWidth; i += kQuad) weight += factor * first.weights[s * stride + state + i];
+    const float* partial = first.sums + s * stride + head * padded_dim;
     for (std::int64_t i = 0; i < head_dim; i += kWidth) store(sums + i, load(sums + i) + load(partial + i) * factor);
   }
   for_each_vector(head_dim, [&](std::int64_t i, int n) { store_n(out + i, load(sums + i) * (1.0f / weight), n); });
 }
 
-// Heads of a group in blocks of L, the last one possibly not full.
-template <class T, int L>
+template <class T>
 void decode(const AttentionDecodeParams& p) {
-  const std::int64_t group = p.num_heads / p.num_kv_heads;
-  const std::int64_t blocks = (group + L - 1) / L;
-  const std::int64_t padded_dim = round_up(p.head_dim, kValueAlign);
-  const std::int64_t stride = Partial::size(padded_dim, L);
-  const std::int64_t partial_bytes = p.num_tasks * blocks * stride * 4;
-  const std::int64_t staged_bytes = round_up(sizeof(Staged<Unit<T>>), 64);
-  auto* memory = static_cast<std::byte*>(scratch(partial_bytes + max_threads() * staged_bytes));
+  const std::int64_t heads = p.num_heads / p.num_kv_heads, padded_dim = round_up(p.head_dim, kRun);
+  const std::int64_t stride = Partial::size(heads, padded_dim);
+  const std::int64_t partial_bytes = round_up(p.num_tasks * stride * 4, 64);
+  const std::int64_t copies_bytes = Copies<T>::bytes(heads, padded_dim);
+  auto* memory = static_cast<std::byte*>(scratch(partial_bytes + max_threads() * copies_bytes));
   auto* partials = reinterpret_cast<float*>(memory);
-  parallel_for(p.num_tasks, [&](std::int64_t index, int thread) {
-    auto* staged = reinterpret_cast<Staged<Unit<T>>*>(memory + partial_bytes + thread * staged_bytes);
-    Task<T> task(p, p.tasks[index], *staged);
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      const std::int64_t heads = group - block * L < L ? group - block * L : L;
-      task.template run<L>(block * L, heads, partials + (block * p.num_tasks + index) * stride);
-    }
+  parallel_for(p.num_tasks, [&](std::int64_t task, int thread) {
+    const Copies<T> copies(memory + partial_bytes + thread * copies_bytes, padded_dim);
+    const Partial partial(partials + task * stride, heads, padded_dim);
+    Task<T>(p, p.tasks[task], copies, partial).run();
   });
   parallel_rows(p.num_seqs * p.num_heads, p.head_dim * 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t kv_index = i / group, head = i % group;
-      const std::int64_t first_task = p.first_task[kv_index];
-      const Partial first(partials + (head / L * p.num_tasks + first_task) * stride, padded_dim, L);
-      reduce<T>(static_cast<T*>(p.out) + i * p.head_dim, first, stride, p.first_task[kv_index + 1] - first_task,
-                head % L, p.head_dim, padded_dim, p.scale * kLog2E);
+      const std::int32_t* first_task = p.first_task + i / heads;
+      const Partial first(partials + first_task[0] * stride, heads, padded_dim);
+      reduce<T>(static_cast<T*>(p.out) + i * p.head_dim, first, stride, first_task[1] - first_task[0], i % heads,
+                p.head_dim, padded_dim, p.scale * kLog2E);
     }
   });
-}
-
-template <class T>
-void decode(const AttentionDecodeParams& p) {
-  const std::int64_t group = p.num_heads / p.num_kv_heads;
-  if (kMostLanes >= 16 && group > 8) return decode<T, (kMostLanes < 16 ? kMostLanes : 16)>(p);
-  if (kMostLanes >= 8 && group > 4) return decode<T, (kMostLanes < 8 ? kMostLanes : 8)>(p);
-  decode<T, 4>(p);
 }
 
 }  // namespace

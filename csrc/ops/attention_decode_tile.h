@@ -1,111 +1,106 @@
 // A few query rows (the heads of a group) against a chunk of cached keys and values, which are read where they lie:
-// decode is bound by memory, and copies would cost more than they give. Neighbouring lanes hold neighbouring query
-// heads, so the softmax over keys needs no sums across lanes, and each element of a key is broadcast once for all
-// heads. Include as core/simd.h.
+// decode is bound by memory, and copies would cost more than they give. Heads are processed in fours ("quads"); four
+// neighbouring lanes hold a quad's scores with one key, so the softmax over keys needs no sums across neighbours.
+// Include as core/simd.h.
 #pragma once
 
 #include "core/simd_dot.h"
 
 namespace dpn::DPN_ISA {
 
-constexpr int kGroupKeys = 16;                     // keys of one block whose scores are computed together
-constexpr int kChunkGroups = 8;                    // groups between two updates of the running maximum
-constexpr int kValueAlign = 64;                    // values are read in runs of as many elements
-constexpr int kScoreRows = kWidth == 16 ? 16 : 8;  // keys whose scores stay in registers
-constexpr int kMostLanes = kWidth;                 // heads that are processed together
-constexpr int kMostHeads = kWidth == 16 ? 8 : 4;   // of which the value sums stay in registers
+constexpr int kQuad = 4;
+constexpr int kMostQuads = 2;    // that share one pass over the keys
+constexpr int kGroupKeys = 16;   // keys of one block whose scores are computed together
+constexpr int kChunkGroups = 8;  // groups between two updates of the running maximum
+constexpr int kChunkKeys = kGroupKeys * kChunkGroups;
+constexpr int kScoreKeys = 4;                     // keys whose scores stay in registers
+constexpr int kMostHeads = kWidth == 16 ? 8 : 4;  // whose value sums stay in registers
+constexpr int kRun = 64;                          // keys and values are read in runs of as many elements
 
 constexpr int value_columns(int heads) { return kWidth == 16 ? (heads == 8 ? 2 : 4) : 2; }
 
 // kGroupKeys rows of keys and values, valid ones first; the others are zero.
-template <class U>
+template <class U, class V>
 struct KeyGroup {
-  const U* k;     // rows head_dim / kUnitSize units apart
-  const void* v;  // rows `v_stride` elements apart, in the type that units are made of
-  std::int64_t v_stride;
-  int count;  // of valid rows
+  const U* k;           // rows padded_dim / kUnitSize units apart
+  const V* v;           // rows padded_dim elements apart
+  const char* next[2];  // what is read after them: as many bytes each, from the same offsets
+  int count;            // of valid rows
 };
 
-// The state of L heads; every vector repeats its L values.
-template <int L>
-struct DecodeState {
-  VecF maxima;
-  VecF weights;  // summed over lanes that hold the same head at the end only
-};
+// Into the second-level cache: from there the loads are quick enough, while a prefetch into the first one holds one of
+// its few miss buffers until memory answers, which halves the bandwidth that a core reaches.
+inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
-template <int L>
-struct LanesOf {
-  using type __attribute__((vector_size(L * 4))) = float;
-};
-template <int L>
-using Lanes = typename LanesOf<L>::type;
-static_assert(sizeof(Lanes<4>) == 16 && sizeof(Lanes<8>) == 32);
-
-template <int L>
-inline Lanes<L> load_lanes(const float* source) {
-  Lanes<L> value;
-  std::memcpy(&value, source, sizeof value);
-  return value;
+// The halves of each key's lanes added: a has kLanes lanes a key, b as many of the keys that follow.
+template <int kLanes>
+inline VecF fold(VecF a, VecF b) {
+  VecI low, high;
+  for (int i = 0; i < kWidth; ++i) {
+    low[i] = i / (kLanes / 2) * kLanes + i % (kLanes / 2);
+    high[i] = low[i] + kLanes / 2;
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
 }
 
-template <int L>
-inline Lanes<L> dot_lanes(Lanes<L> sum, float key, const float* q) {
-  return sum + load_lanes<L>(q) * key;
-}
-
-#if defined(__AVX512BF16__)
-template <int L>
-inline Lanes<L> dot_lanes(Lanes<L> sum, Pair key, const Pair* q) {
-  int bits;
-  std::memcpy(&bits, &key, sizeof bits);
-  if constexpr (L == 4) {
-    __m128bh heads;
-    std::memcpy(&heads, q, sizeof heads);
-    const auto keys = __builtin_bit_cast(__m128bh, _mm_set1_epi32(bits));
-    return __builtin_bit_cast(Lanes<L>, _mm_dpbf16_ps(__builtin_bit_cast(__m128, sum), heads, keys));
-  } else if constexpr (L == 8) {
-    __m256bh heads;
-    std::memcpy(&heads, q, sizeof heads);
-    const auto keys = __builtin_bit_cast(__m256bh, _mm256_set1_epi32(bits));
-    return __builtin_bit_cast(Lanes<L>, _mm256_dpbf16_ps(__builtin_bit_cast(__m256, sum), heads, keys));
+// Four vectors, each of one key, to [key, 4]: sums over the lanes that hold the same head.
+inline void store_scores(float* target, VecF a, VecF b, VecF c, VecF d) {
+  if constexpr (kWidth == 16) {
+    store(target, fold<8>(fold<16>(a, b), fold<16>(c, d)));
+  } else if constexpr (kWidth == 8) {
+    store(target, fold<8>(a, b));
+    store(target + 8, fold<8>(c, d));
   } else {
-    __m512bh heads;
-    std::memcpy(&heads, q, sizeof heads);
-    const auto keys = __builtin_bit_cast(__m512bh, _mm512_set1_epi32(bits));
-    return __builtin_bit_cast(Lanes<L>, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, sum), heads, keys));
+    store(target, a);
+    store(target + 4, b);
+    store(target + 8, c);
+    store(target + 12, d);
   }
 }
-#endif
 
-// scores[key, head] of a group; q is [units, L]. kUnits > 0 fixes the number of units at compile time, which makes the
-// addresses of all keys constant offsets. `next` is read soon after: one cache line is prefetched per unit.
-template <class U, int L, int kUnits>
-inline void score_group(float* scores, const U* k, const U* q, std::int64_t num_units, const char* next) {
-  const std::int64_t units = kUnits ? kUnits : num_units;
-  for (int first = 0; first < kGroupKeys; first += kScoreRows) {
-    Lanes<L> sums[kScoreRows] = {};
-    const U* rows = k + first * units;
+// scores[quad, key, 4] of a group, quads `quad_stride` floats apart. q is [units / kWidth, 4, kQuads, kWidth]: lane
+// 4 * i + h of its vector (b, j) is unit b * kWidth + 4 * i + j of head h. Keys are loaded as they lie, and shuffles
+// within four lanes, which cost nothing beside the products, give each unit to the four heads.
+template <int kQuads, class U, class V>
+inline void score_group(float* scores, std::int64_t quad_stride, const KeyGroup<U, V>& group, const U* q,
+                        std::int64_t units) {
+  for (int first = 0; first < kGroupKeys; first += kScoreKeys) {
+    VecF sums[kQuads][kScoreKeys] = {};
+    for (std::int64_t unit = 0; unit < units; unit += kWidth) {
+      const std::int64_t offset = first * units + unit;
+      decltype(load_units(q)) keys[kScoreKeys];
+#pragma GCC unroll 4
+      for (int r = 0; r < kScoreKeys; ++r) {
+        keys[r] = load_units(group.k + offset + r * units);
+        prefetch(group.next[0] + (offset + r * units) * 4);
+        prefetch(group.next[1] + (offset + r * units) * 4);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < kQuad; ++j) {
+        VecI index;
+        for (int i = 0; i < kWidth; ++i) index[i] = i / kQuad * kQuad + j;
+        decltype(load_units(q)) heads[kQuads];
 #pragma GCC unroll 2
-    for (std::int64_t unit = 0; unit < units; ++unit) {
-      __builtin_prefetch(next + unit * 64);
-#pragma GCC unroll 16
-      for (int r = 0; r < kScoreRows; ++r) sums[r] = dot_lanes<L>(sums[r], rows[r * units + unit], q + unit * L);
+        for (int n = 0; n < kQuads; ++n) heads[n] = load_units(q + ((unit / kWidth * kQuad + j) * kQuads + n) * kWidth);
+#pragma GCC unroll 4
+        for (int r = 0; r < kScoreKeys; ++r) {
+          const auto key = __builtin_shuffle(keys[r], index);
+#pragma GCC unroll 2
+          for (int n = 0; n < kQuads; ++n) sums[n][r] = dot(sums[n][r], key, heads[n]);
+        }
+      }
     }
-    for (int r = 0; r < kScoreRows; ++r) std::memcpy(scores + (first + r) * L, &sums[r], sizeof sums[r]);
+#pragma GCC unroll 2
+    for (int n = 0; n < kQuads; ++n) {
+      store_scores(scores + n * quad_stride + first * kQuad, sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+    }
   }
-}
-
-template <class U, int L>
-inline void score_group(float* scores, const U* k, const U* q, std::int64_t units, const char* next) {
-  if (units * kUnitSize<U> == 64) return score_group<U, L, 64 / kUnitSize<U>>(scores, k, q, units, next);
-  if (units * kUnitSize<U> == 128) return score_group<U, L, 128 / kUnitSize<U>>(scores, k, q, units, next);
-  score_group<U, L, 0>(scores, k, q, units, next);
 }
 
 // Combines the lanes that hold the same head, in every one of them.
-template <int L, class Combine>
+template <class Combine>
 inline VecF across_keys(VecF value, Combine combine) {
-  for (int step = kWidth / 2; step >= L; step /= 2) {
+  for (int step = kWidth / 2; step >= kQuad; step /= 2) {
     VecI index;
     for (int i = 0; i < kWidth; ++i) index[i] = i ^ step;
     value = combine(value, __builtin_shuffle(value, index));
@@ -113,45 +108,45 @@ inline VecF across_keys(VecF value, Combine combine) {
   return value;
 }
 
-// Two vectors of weights, lanes [key, head], as units [key / kUnitSize, head].
-template <int L>
+// Two vectors of weights, lanes [key, 4], as units [key / kUnitSize, 4].
 inline void store_key_units(float* target, VecF first, VecF second) {
   store(target, first);
   store(target + kWidth, second);
 }
 
 #if defined(__AVX512BF16__)
-template <int L>
 inline void store_key_units(Pair* target, VecF first, VecF second) {
   using Halves = std::uint16_t __attribute__((vector_size(64)));
   Halves index;
-  for (int i = 0; i < 32; ++i) index[i] = static_cast<std::uint16_t>((i / (2 * L) * 2 + i % 2) * L + i / 2 % L);
+  for (int i = 0; i < 32; ++i)
+    index[i] = static_cast<std::uint16_t>((i / (2 * kQuad) * 2 + i % 2) * kQuad + i / 2 % kQuad);
   const auto halves = (Halves)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
   const Halves pairs = __builtin_shuffle(halves, index);
   std::memcpy(target, &pairs, sizeof pairs);
 }
 #endif
 
-// Turns scores [keys, L] into weights [keys / kUnitSize, L] and updates the state; `factors` [kWidth] is what earlier
-// sums are to be multiplied by. `scale` includes log2(e). `keys` is a multiple of kGroupKeys.
-template <class U, int L>
-inline void weigh_chunk(const float* scores, U* weights, std::int64_t keys, float scale, DecodeState<L>& state,
-                        float* factors) {
-  VecF highest = state.maxima;
-  for (std::int64_t i = 0; i < keys * L; i += kWidth) highest = max(load(scores + i), highest);
-  highest = across_keys<L>(highest, [](VecF a, VecF b) { return max(a, b); });
-  const VecF factor = exp2_negative<float>(state.maxima - highest, scale);
-  store(factors, factor);
+// Turns scores [keys, 4] into weights [keys / kUnitSize, 4] and updates the running maxima and weights of the quad
+// (vectors that repeat its four values; weights are summed over the repetitions at the very end). `factors` [4] is what
+// earlier sums are to be multiplied by. `scale` includes log2(e). `keys` is a multiple of kGroupKeys.
+template <class U>
+inline void weigh_chunk(const float* scores, U* weights, std::int64_t keys, float scale, float* maxima,
+                        float* weight_sums, float* factors) {
+  VecF highest = load(maxima);
+  for (std::int64_t i = 0; i < keys * kQuad; i += kWidth) highest = max(load(scores + i), highest);
+  highest = across_keys(highest, [](VecF a, VecF b) { return max(a, b); });
+  const VecF factor = exp2_negative<float>(load(maxima) - highest, scale);
+  std::memcpy(factors, &factor, kQuad * sizeof(float));
   VecF sum{}, other_sum{};
-  for (std::int64_t i = 0; i < keys * L; i += 2 * kWidth) {
+  for (std::int64_t i = 0; i < keys * kQuad; i += 2 * kWidth) {
     const VecF first = exp2_negative<U>(load(scores + i) - highest, scale);
     const VecF second = exp2_negative<U>(load(scores + i + kWidth) - highest, scale);
     sum += first;
     other_sum += second;
-    store_key_units<L>(weights + i / kUnitSize<U>, first, second);
+    store_key_units(weights + i / kUnitSize<U>, first, second);
   }
-  state.maxima = highest;
-  state.weights = state.weights * factor + (sum + other_sum);
+  store(maxima, highest);
+  store(weight_sums, load(weight_sums) * factor + (sum + other_sum));
 }
 
 // The units of two neighbouring rows of values (one row where a unit is one element), kWidth * kCols elements of each.
@@ -179,42 +174,37 @@ inline void load_values(VecU (&columns)[kCols], const bf16* v, std::int64_t stri
 }
 #endif
 
-// sums[h, :] = sums[h, :] * factors[h] + weights[:, h] . values, for H of L heads and kCols vectors of the head
-// dimension from `column` on. `next` holds the addresses of the groups that are read after these.
-template <class U, class V, int L, int H, int kCols>
-inline void add_values(float* sums, std::int64_t sums_stride, const float* factors, const U* weights,
-                       const KeyGroup<U>* groups, int num_groups, std::int64_t column, const char* const* next,
-                       std::int64_t next_offset) {
-  VecF totals[H][kCols];
+// sums[h, :] = sums[h, :] * factors[h] + weights of h . values for kHeads heads and kCols vectors of the head dimension
+// from `column` on. sums and values have rows padded_dim elements apart; weights are [quad, key / kUnitSize, 4].
+template <int kHeads, int kCols, class U, class V>
+inline void add_values(float* sums, std::int64_t padded_dim, const float* factors, const U* weights,
+                       const KeyGroup<U, V>* groups, int num_groups, std::int64_t column) {
+  constexpr int kQuadStride = kChunkKeys / kUnitSize<U> * kQuad;
+  VecF totals[kHeads][kCols];
 #pragma GCC unroll 8
-  for (int h = 0; h < H; ++h) {
+  for (int h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) totals[h][c] = load(sums + h * sums_stride + c * kWidth) * factors[h];
+    for (int c = 0; c < kCols; ++c) totals[h][c] = load(sums + h * padded_dim + column + c * kWidth) * factors[h];
   }
   for (int g = 0; g < num_groups; ++g) {
-    const V* v = static_cast<const V*>(groups[g].v) + column;
-    const std::int64_t stride = groups[g].v_stride;
-    const U* w = weights + g * (kGroupKeys / kUnitSize<U>)*L;
-    const char* prefetched = next[g] + next_offset;
+    const V* v = groups[g].v + column;
+    const U* group_weights = weights + g * (kGroupKeys / kUnitSize<U>)*kQuad;
 #pragma GCC unroll 2
-    for (int key = 0; key < kGroupKeys; key += kUnitSize<U>) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kCols; ++c) __builtin_prefetch(prefetched + c * 64);
-      prefetched += kCols * 64;
+    for (int unit = 0; unit < kGroupKeys / kUnitSize<U>; ++unit) {
       decltype(load_units(weights)) columns[kCols];
-      load_values(columns, v + key * stride, stride);
+      load_values(columns, v + unit * kUnitSize<U> * padded_dim, padded_dim);
 #pragma GCC unroll 8
-      for (int h = 0; h < H; ++h) {
-        const auto weight = broadcast_unit(w + key / kUnitSize<U> * L + h);
+      for (int h = 0; h < kHeads; ++h) {
+        const auto weight = broadcast_unit(group_weights + unit * kQuad + h / kQuad * kQuadStride + h % kQuad);
 #pragma GCC unroll 4
         for (int c = 0; c < kCols; ++c) totals[h][c] = dot(totals[h][c], weight, columns[c]);
       }
     }
   }
 #pragma GCC unroll 8
-  for (int h = 0; h < H; ++h) {
+  for (int h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) store(sums + h * sums_stride + c * kWidth, totals[h][c]);
+    for (int c = 0; c < kCols; ++c) store(sums + h * padded_dim + column + c * kWidth, totals[h][c]);
   }
 }
 
