@@ -60,63 +60,74 @@ inline void convert(float* target, const float* source) { *target = *source; }
 inline void convert(float* target, const bf16* source) { *target = to_float(*source); }
 inline void convert(bf16* target, const bf16* source) { *target = *source; }
 
-// All heads of a group against a part of the keys.
+// All heads of one sequence against a part of its keys. Chunk after chunk, and in each chunk head after head: what the
+// processor prefetches beyond a head's rows of a cell is then the next head's, and not read for nothing.
 template <class T>
 class Task {
   using U = Unit<T>;
   using V = Value<T>;
-  struct Rows {
-    const T* k;
-    const T* v;
-    int count;
-  };
+  // Up to kGroupKeys rows each; offsets are of head 0 in the cache.
   struct Chunk {
-    Rows groups[kChunkGroups];
+    std::int64_t offsets[kChunkGroups];
+    int counts[kChunkGroups];
     int num_groups = 0;
   };
 
  public:
-  Task(const AttentionDecodeParams& p, const DecodeTask& task, const Copies<T>& copies, const Partial& partial)
+  Task(const AttentionDecodeParams& p, const DecodeTask& task, const Copies<T>& copies, float* partials)
       : p_(p),
         task_(task),
         copies_(copies),
-        partial_(partial),
+        partials_(partials),
         heads_(p.num_heads / p.num_kv_heads),
-        padded_dim_(round_up(p.head_dim, kRun)) {
+        padded_dim_(round_up(p.head_dim, kRun)),
+        key_(task.first_key),
+        block_(key_ / p.block_size),
+        row_(key_ % p.block_size) {
     const std::int64_t plane = p.num_kv_heads * p.block_size * p.head_dim;
-    keys_ = static_cast<const T*>(p.kv_cache) + p.layer_in_cell * 2 * plane + task.kv_head * p.block_size * p.head_dim;
+    keys_ = static_cast<const T*>(p.kv_cache) + p.layer_in_cell * 2 * plane;
     values_ = keys_ + plane;
     cell_stride_ = p.layers_per_cell * 2 * plane;
-    blocks_ = p.block_table + task.sequence * p.max_blocks;
   }
 
   void run() {
-    const std::int64_t padded_heads = round_up(heads_, kQuad);
-    for (std::int64_t i = 0; i < padded_heads * padded_dim_; ++i) partial_.sums[i] = 0;
-    for (std::int64_t i = 0; i < padded_heads * kWidth / kQuad; ++i) {
-      partial_.maxima[i] = -__builtin_inff();
-      partial_.weights[i] = 0;
+    for (std::int64_t kv_head = 0; kv_head < p_.num_kv_heads; ++kv_head) {
+      const Partial partial = partial_of(kv_head);
+      const std::int64_t padded_heads = round_up(heads_, kQuad);
+      for (std::int64_t i = 0; i < padded_heads * padded_dim_; ++i) partial.sums[i] = 0;
+      for (std::int64_t i = 0; i < padded_heads * kWidth / kQuad; ++i) {
+        partial.maxima[i] = -__builtin_inff();
+        partial.weights[i] = 0;
+      }
+      for (std::int64_t head = 0; head < heads_; head += kMostQuads * kQuad) copy_queries(kv_head, head);
     }
-    for (std::int64_t head = 0; head < heads_; head += kMostQuads * kQuad) copy_queries(head);
     Chunk chunks[2];
-    std::int64_t key = find_chunk(chunks[0], task_.first_key);
+    find_chunk(chunks[0]);
     for (int turn = 0; chunks[turn].num_groups > 0; turn ^= 1) {
-      key = find_chunk(chunks[turn ^ 1], key);
-      attend_chunk(chunks[turn], chunks[turn ^ 1]);
+      find_chunk(chunks[turn ^ 1]);
+      for (std::int64_t kv_head = 0; kv_head < p_.num_kv_heads; ++kv_head) {
+        attend_chunk(kv_head, chunks[turn], chunks[turn ^ 1]);
+      }
     }
   }
 
  private:
+  Partial partial_of(std::int64_t kv_head) const {
+    return {partials_ + kv_head * Partial::size(heads_, padded_dim_), heads_, padded_dim_};
+  }
+  U* queries_of(std::int64_t kv_head, std::int64_t head) const {
+    return copies_.q + (kv_head * round_up(heads_, kQuad) + head) * padded_dim_ / kUnitSize<U>;
+  }
   int quads_from(std::int64_t head) const { return heads_ - head > kQuad ? kMostQuads : 1; }
 
   // In the order of score_group; heads that do not exist are zero.
-  void copy_queries(std::int64_t first_head) const {
+  void copy_queries(std::int64_t kv_head, std::int64_t first_head) const {
     const int quads = quads_from(first_head);
-    U* q = copies_.q + first_head * padded_dim_ / kUnitSize<U>;
+    U* q = queries_of(kv_head, first_head);
     for (std::int64_t i = 0; i < padded_dim_ / kUnitSize<U> * quads * kQuad; ++i) q[i] = U{};
     for (std::int64_t h = 0; h < quads * kQuad && first_head + h < heads_; ++h) {
       const T* row = static_cast<const T*>(p_.q) + task_.sequence * p_.q_stride[0] +
-                     (task_.kv_head * heads_ + first_head + h) * p_.q_stride[1];
+                     (kv_head * heads_ + first_head + h) * p_.q_stride[1];
       for (std::int64_t unit = 0; unit < p_.head_dim / kUnitSize<U>; ++unit) {
         const std::int64_t vector = (unit / kWidth * kQuad + unit % kQuad) * quads + h / kQuad;
         to_unit(q + vector * kWidth + unit % kWidth / kQuad * kQuad + h % kQuad, row + unit * kUnitSize<U>);
@@ -124,117 +135,134 @@ class Task {
     }
   }
 
-  // Finds the rows of up to kChunkGroups groups from `key` on; returns the first key after them.
-  std::int64_t find_chunk(Chunk& chunk, std::int64_t key) const {
-    chunk.num_groups = 0;
-    while (key < task_.last_key && chunk.num_groups < kChunkGroups) {
-      const std::int64_t row = key % p_.block_size;
-      std::int64_t count = p_.block_size - row;
-      if (count > task_.last_key - key) count = task_.last_key - key;
+  // The next groups, up to kChunkGroups of them; none at the end.
+  void find_chunk(Chunk& chunk) {
+    const std::int32_t* blocks = p_.block_table + task_.sequence * p_.max_blocks;
+    int g = 0;
+    for (; g < kChunkGroups && key_ < task_.last_key; ++g) {
+      std::int64_t count = p_.block_size - row_;
+      if (count > task_.last_key - key_) count = task_.last_key - key_;
       if (count > kGroupKeys) count = kGroupKeys;
-      const std::int64_t offset = blocks_[key / p_.block_size] * cell_stride_ + row * p_.head_dim;
-      chunk.groups[chunk.num_groups++] = {keys_ + offset, values_ + offset, static_cast<int>(count)};
-      key += count;
+      chunk.offsets[g] = blocks[block_] * cell_stride_ + row_ * p_.head_dim;
+      chunk.counts[g] = static_cast<int>(count);
+      key_ += count;
+      row_ += count;
+      if (row_ == p_.block_size) {
+        row_ = 0;
+        ++block_;
+      }
     }
-    return key;
+    chunk.num_groups = g;
   }
 
   // The group in the cache if the micro-kernels can read it there: a whole one, of their type, in whole runs.
-  KeyGroup<U, V> group_of(const Rows& rows, int index) const {
+  KeyGroup<U, V> place_group(const T* keys, const T* values, int count, int g) const {
     if constexpr (sizeof(V) == sizeof(T)) {
-      if (rows.count == kGroupKeys && padded_dim_ == p_.head_dim) {
-        return {reinterpret_cast<const U*>(rows.k), rows.v, {}, rows.count};
+      if (count == kGroupKeys && padded_dim_ == p_.head_dim) {
+        return {reinterpret_cast<const U*>(keys), values, nullptr, nullptr, count};
       }
     }
-    U* k = copies_.k + index * kGroupKeys * padded_dim_ / kUnitSize<U>;
-    V* v = copies_.v + index * kGroupKeys * padded_dim_;
     const std::int64_t units = padded_dim_ / kUnitSize<U>, used = p_.head_dim / kUnitSize<U>;
-    for (std::int64_t r = 0; r < kGroupKeys; ++r) {
-      const std::int64_t valid = r < rows.count ? 1 : 0;
-      const T* key = rows.k + r * p_.head_dim;
-      const T* value = rows.v + r * p_.head_dim;
-      for (std::int64_t i = 0; i < used * valid; ++i) to_unit(k + r * units + i, key + i * kUnitSize<U>);
-      for (std::int64_t i = used * valid; i < units; ++i) k[r * units + i] = U{};
-      for (std::int64_t i = 0; i < p_.head_dim * valid; ++i) convert(v + r * padded_dim_ + i, value + i);
-      for (std::int64_t i = p_.head_dim * valid; i < padded_dim_; ++i) v[r * padded_dim_ + i] = V{};
+    U* k = copies_.k + g * kGroupKeys * units;
+    V* v = copies_.v + g * kGroupKeys * padded_dim_;
+    const KeyGroup<U, V> group{k, v, nullptr, nullptr, count};
+    for (std::int64_t r = 0; r < kGroupKeys; ++r, k += units, v += padded_dim_) {
+      const std::int64_t valid = r < count ? 1 : 0;
+      const T* key = keys + r * p_.head_dim;
+      const T* value = values + r * p_.head_dim;
+      for (std::int64_t i = 0; i < used * valid; ++i) to_unit(k + i, key + i * kUnitSize<U>);
+      for (std::int64_t i = used * valid; i < units; ++i) k[i] = U{};
+      for (std::int64_t i = 0; i < p_.head_dim * valid; ++i) convert(v + i, value + i);
+      for (std::int64_t i = p_.head_dim * valid; i < padded_dim_; ++i) v[i] = V{};
     }
-    return {k, v, {}, rows.count};
+    return group;
   }
 
-  void attend_chunk(const Chunk& chunk, const Chunk& next) const {
+  void attend_chunk(std::int64_t kv_head, const Chunk& chunk, const Chunk& next_chunk) const {
     KeyGroup<U, V> groups[kChunkGroups];
+    const std::int64_t head_stride = p_.block_size * p_.head_dim, offset = kv_head * head_stride;
+    const bool last_head = kv_head + 1 == p_.num_kv_heads;
     for (int g = 0; g < chunk.num_groups; ++g) {
-      groups[g] = group_of(chunk.groups[g], g);
-      groups[g].next[0] = reinterpret_cast<const char*>(chunk.groups[g].v);
-      groups[g].next[1] = reinterpret_cast<const char*>(g < next.num_groups ? next.groups[g].k : chunk.groups[g].v);
+      const T* keys = keys_ + chunk.offsets[g] + offset;
+      const T* values = values_ + chunk.offsets[g] + offset;
+      groups[g] = place_group(keys, values, chunk.counts[g], g);
+      // The values of these keys, and the keys that come after them.
+      groups[g].next_v = reinterpret_cast<const char*>(values);
+      groups[g].next_k = reinterpret_cast<const char*>(!last_head                  ? keys + head_stride
+                                                       : g < next_chunk.num_groups ? keys_ + next_chunk.offsets[g]
+                                                                                   : values);
     }
     for (std::int64_t head = 0; head < heads_; head += kMostQuads * kQuad) {
       if (quads_from(head) == 1) {
-        attend_heads<1>(groups, chunk.num_groups, head);
+        attend_heads<1>(groups, chunk.num_groups, kv_head, head);
       } else {
-        attend_heads<2>(groups, chunk.num_groups, head);
+        attend_heads<2>(groups, chunk.num_groups, kv_head, head);
       }
     }
   }
 
   template <int kQuads>
-  void attend_heads(const KeyGroup<U, V>* groups, int num_groups, std::int64_t head) const {
+  void attend_heads(const KeyGroup<U, V>* groups, int num_groups, std::int64_t kv_head, std::int64_t head) const {
     alignas(64) float scores[kQuads][kChunkKeys * kQuad];
     alignas(64) U weights[kQuads][kChunkKeys * kQuad / kUnitSize<U>];
     alignas(64) float factors[kQuads * kQuad];
+    const U* q = queries_of(kv_head, head);
     const std::int64_t units = padded_dim_ / kUnitSize<U>;
     for (int g = 0; g < num_groups; ++g) {
       float* group_scores = scores[0] + g * kGroupKeys * kQuad;
-      score_group<kQuads>(group_scores, kChunkKeys * kQuad, groups[g], copies_.q + head * units, units);
+      score_group<kQuads>(group_scores, kChunkKeys * kQuad, groups[g], q, units);
       for (int n = 0; n < kQuads; ++n) {
         for (int i = groups[g].count * kQuad; i < kGroupKeys * kQuad; ++i) {
           group_scores[n * kChunkKeys * kQuad + i] = -__builtin_inff();
         }
       }
     }
+    const Partial partial = partial_of(kv_head);
     for (int n = 0; n < kQuads; ++n) {
       const std::int64_t state = (head / kQuad + n) * kWidth;
-      weigh_chunk(scores[n], weights[n], num_groups * kGroupKeys, p_.scale * kLog2E, partial_.maxima + state,
-                  partial_.weights + state, factors + n * kQuad);
+      weigh_chunk(scores[n], weights[n], num_groups * kGroupKeys, p_.scale * kLog2E, partial.maxima + state,
+                  partial.weights + state, factors + n * kQuad);
     }
     constexpr int kHeads = kQuads * kQuad < kMostHeads ? kQuad : kMostHeads;
     for (int first = 0; first < kQuads * kQuad && head + first < heads_; first += kHeads) {
-      add_head_values<kHeads>(groups, num_groups, head + first, weights[first / kQuad], factors + first);
+      add_head_values<kHeads>(groups, num_groups, partial.sums + (head + first) * padded_dim_, heads_ - head - first,
+                              weights[first / kQuad], factors + first);
     }
   }
 
+  // The first `heads` of at most kHeads heads.
   template <int kHeads>
-  void add_head_values(const KeyGroup<U, V>* groups, int num_groups, std::int64_t head, const U* weights,
+  void add_head_values(const KeyGroup<U, V>* groups, int num_groups, float* sums, std::int64_t heads, const U* weights,
                        const float* factors) const {
-    const std::int64_t heads = heads_ - head;
     if constexpr (kHeads > 4) {
-      if (heads > 4) return add_columns<kHeads>(groups, num_groups, head, weights, factors);
+      if (heads > 4) return add_columns<kHeads>(groups, num_groups, sums, weights, factors);
     }
-    if (heads > 2) return add_columns<4>(groups, num_groups, head, weights, factors);
-    if (heads == 2) return add_columns<2>(groups, num_groups, head, weights, factors);
-    add_columns<1>(groups, num_groups, head, weights, factors);
+    if (heads > 2) return add_columns<4>(groups, num_groups, sums, weights, factors);
+    if (heads == 2) return add_columns<2>(groups, num_groups, sums, weights, factors);
+    add_columns<1>(groups, num_groups, sums, weights, factors);
   }
 
   template <int kHeads>
-  void add_columns(const KeyGroup<U, V>* groups, int num_groups, std::int64_t head, const U* weights,
+  void add_columns(const KeyGroup<U, V>* groups, int num_groups, float* sums, const U* weights,
                    const float* factors) const {
     constexpr int kCols = value_columns(kHeads);
     for (std::int64_t column = 0; column < padded_dim_; column += kCols * kWidth) {
-      add_values<kHeads, kCols>(partial_.sums + head * padded_dim_, padded_dim_, factors, weights, groups, num_groups,
-                                column);
+      add_values<kHeads, kCols>(sums, padded_dim_, factors, weights, groups, num_groups, column);
     }
   }
 
   const AttentionDecodeParams& p_;
   const DecodeTask& task_;
   const Copies<T>& copies_;
-  const Partial& partial_;
-  std::int64_t heads_;
+  float* partials_;
+  std::int64_t heads_;  // of a group
   std::int64_t padded_dim_;
-  const T* keys_;  // of this layer and head, in cell 0
+  std::int64_t key_;  // the first that no chunk holds yet, in
+  std::int64_t block_;
+  std::int64_t row_;  // of the block
+  const T* keys_;     // of this layer, in cell 0
   const T* values_;
   std::int64_t cell_stride_;
-  const std::int32_t* blocks_;
 };
 
 // Out row of one head of a group from the partial results of its splits, `stride` floats apart.
@@ -261,21 +289,21 @@ void reduce(T* out, const Partial& first, std::int64_t stride, std::int64_t spli
 template <class T>
 void decode(const AttentionDecodeParams& p) {
   const std::int64_t heads = p.num_heads / p.num_kv_heads, padded_dim = round_up(p.head_dim, kRun);
-  const std::int64_t stride = Partial::size(heads, padded_dim);
-  const std::int64_t partial_bytes = round_up(p.num_tasks * stride * 4, 64);
-  const std::int64_t copies_bytes = Copies<T>::bytes(heads, padded_dim);
+  const std::int64_t head_stride = Partial::size(heads, padded_dim), task_stride = p.num_kv_heads * head_stride;
+  const std::int64_t partial_bytes = round_up(p.num_tasks * task_stride * 4, 64);
+  const std::int64_t copies_bytes = Copies<T>::bytes(p.num_kv_heads * round_up(heads, kQuad), padded_dim);
   auto* memory = static_cast<std::byte*>(scratch(partial_bytes + max_threads() * copies_bytes));
   auto* partials = reinterpret_cast<float*>(memory);
   parallel_for(p.num_tasks, [&](std::int64_t task, int thread) {
     const Copies<T> copies(memory + partial_bytes + thread * copies_bytes, padded_dim);
-    const Partial partial(partials + task * stride, heads, padded_dim);
-    Task<T>(p, p.tasks[task], copies, partial).run();
+    Task<T>(p, p.tasks[task], copies, partials + task * task_stride).run();
   });
   parallel_rows(p.num_seqs * p.num_heads, p.head_dim * 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int32_t* first_task = p.first_task + i / heads;
-      const Partial first(partials + first_task[0] * stride, heads, padded_dim);
-      reduce<T>(static_cast<T*>(p.out) + i * p.head_dim, first, stride, first_task[1] - first_task[0], i % heads,
+      const std::int32_t* first_task = p.first_task + i / p.num_heads;
+      const Partial first(partials + first_task[0] * task_stride + i % p.num_heads / heads * head_stride, heads,
+                          padded_dim);
+      reduce<T>(static_cast<T*>(p.out) + i * p.head_dim, first, task_stride, first_task[1] - first_task[0], i % heads,
                 p.head_dim, padded_dim, p.scale * kLog2E);
     }
   });

@@ -22,10 +22,11 @@ constexpr int value_columns(int heads) { return kWidth == 16 ? (heads == 8 ? 2 :
 // kGroupKeys rows of keys and values, valid ones first; the others are zero.
 template <class U, class V>
 struct KeyGroup {
-  const U* k;           // rows padded_dim / kUnitSize units apart
-  const V* v;           // rows padded_dim elements apart
-  const char* next[2];  // what is read after them: as many bytes each, from the same offsets
-  int count;            // of valid rows
+  const U* k;          // rows padded_dim / kUnitSize units apart
+  const V* v;          // rows padded_dim elements apart
+  const char* next_v;  // to prefetch while keys are read, as many bytes as they have
+  const char* next_k;
+  int count;  // of valid rows
 };
 
 // Into the second-level cache: from there the loads are quick enough, while a prefetch into the first one holds one of
@@ -72,8 +73,8 @@ inline void score_group(float* scores, std::int64_t quad_stride, const KeyGroup<
 #pragma GCC unroll 4
       for (int r = 0; r < kScoreKeys; ++r) {
         keys[r] = load_units(group.k + offset + r * units);
-        prefetch(group.next[0] + (offset + r * units) * 4);
-        prefetch(group.next[1] + (offset + r * units) * 4);
+        prefetch(group.next_v + (offset + r * units) * 4);
+        prefetch(group.next_k + (offset + r * units) * 4);
       }
 #pragma GCC unroll 4
       for (int j = 0; j < kQuad; ++j) {
