@@ -150,7 +150,7 @@ class PickleShard:
                 return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             # A name or an instruction that tensors do not need. In a file that is no pickle any byte looks like one.
-            if "Unsupported" in str(error) and self._is_pickle():
+            if "unsupported" in str(error).lower() and self._is_pickle():
                 raise CheckpointError(
                     f"{self.path}: refused: the pickle holds more than tensors, and loading it could run code; "
                     "convert the checkpoint to safetensors where you trust it"

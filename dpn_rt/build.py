@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _one_interrupt():
             engine = _build(options)
+        if not options.quiet:
+            size = sum(record.bytes for record in engine.files.values())
+            print(f"{options.output}: {size / 1e9:.2f} GB, {engine.model.dtype}, {_describe(engine)}", flush=True)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -35,9 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or options.checkpoint}: {error.strerror or error}", file=sys.stderr)
         return 1
-    if not options.quiet:
-        size = sum(record.bytes for record in engine.files.values())
-        print(f"{options.output}: {size / 1e9:.2f} GB, {engine.model.dtype}, {_describe(engine)}")
     return 0
 
 

@@ -77,6 +77,8 @@ def _parse(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
         turns.append(Turn(role, text, bool(found)))
     if turns[-1].role != "user":
         raise RequestError(f"messages: the last one has role {turns[-1].role}, expected user")
+    if not turns[-1].text.strip() and not turns[-1].has_image:
+        raise RequestError(f"messages[{len(turns) - 1}]: empty, expected a question or an image")
     if len(images) > 1:
         raise ImageError(f"messages: got {len(images)} images, {ONE_IMAGE}")
     return turns, images

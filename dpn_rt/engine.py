@@ -86,6 +86,10 @@ class Engine:
         """Requests that wait or run."""
         return len(self._requests)
 
+    def is_unfinished(self, request_id: str) -> bool:
+        """Whether a request waits or runs."""
+        return request_id in self._requests
+
     @property
     def max_num_seqs(self) -> int:
         return self._scheduler.config.max_num_seqs
@@ -185,25 +189,19 @@ class Engine:
             request.first_scheduled = request.first_scheduled or now
 
     def _postprocess(self, batch: Batch, logits: Tensor) -> StepResult:
-        # The largest logit is finite exactly when the softmax is: NaN spreads to it, -inf alone cannot be largest.
-        finite = logits.amax(dim=1).isfinite().tolist()
         sampled = self._sampler.sample(logits, [sequence.sampling for sequence in batch.sequences])
         logprobs = sampled.logprobs or [None] * len(batch.sequences)
         result = StepResult()
         now = time.monotonic()
         for sequence, is_finite, token_id, entry in zip(
-            batch.sequences, finite, sampled.token_ids, logprobs, strict=True
+            batch.sequences, sampled.finite, sampled.token_ids, logprobs, strict=True
         ):
             request = self._requests.get(sequence.request_id)
             if request is None:
                 continue  # a sibling's failure ended the request within this step
-            if not is_finite:
-                error = StepError(
-                    f"request {sequence.request_id}: the model's logits are not finite at output token "
-                    f"{len(sequence.output_token_ids)}; the weights or the image embeddings overflow "
-                    f"{self._model.dtype}"
-                )
-                result.finished.append(self._end_early(request, "error", error))
+            failure = sequence.failure or (None if is_finite else self._not_finite(sequence))
+            if failure is not None:
+                result.finished.append(self._end_early(request, "error", failure))
                 continue
             request.first_token = request.first_token or now
             text = sequence.append(token_id, entry, self._model.prompt.eos_token_ids)
@@ -215,6 +213,12 @@ class Engine:
                 if all(sibling.is_finished for sibling in request.sequences):
                     result.finished.append(self._finish(request))
         return result
+
+    def _not_finite(self, sequence: Sequence) -> StepError:
+        return StepError(
+            f"request {sequence.request_id}: the logits of output token {len(sequence.output_token_ids)} are not "
+            f"finite; the weights or the image embeddings overflow {self._model.dtype}"
+        )
 
     def _end_early(self, request: Request, reason: FinishReason, error: DpnError | None) -> RequestOutput:
         for sequence in request.sequences:

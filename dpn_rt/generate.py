@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,19 +35,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top_k=options.top_k,
             seed=options.seed,
         )
-        llm = LLM(options.engine, device=options.device)
+        llm = LLM(options.engine, device=options.device, verify=not options.skip_verify)
         prompt = prompt_options if _is_raw(options) else _chat(llm, options)
         if options.route is not None:
             prompt = {**prompt, "route": options.route}
         output = _run(llm, prompt, params, silent=options.json)
-        print(json.dumps(_as_json(output)) if options.json else _report(output))
+        print(json.dumps(_as_json(output)) if options.json else _report(output), flush=True)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        return _output_failed(error)
     return 0
+
+
+def _output_failed(error: OSError) -> int:
+    """The reader of a pipe has gone, or the disk behind standard output is full."""
+    with contextlib.suppress(OSError):  # Python flushes once more when it ends, and would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="same seed, same answer")
     parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +13,26 @@ from tqdm import tqdm
 
 from dpn_rt.chat import Message
 from dpn_rt.detokenizer import Detokenizer
-from dpn_rt.engine import Engine
+from dpn_rt.engine import Engine, Progress
 from dpn_rt.engine_dir import EngineDir
-from dpn_rt.errors import BatchError, DpnError
+from dpn_rt.errors import BatchError, DpnError, RequestError
+from dpn_rt.interrupts import deferred_interrupt
 from dpn_rt.loader import RuntimeConfig, check_device, load_runner, max_length, scheduler_config
 from dpn_rt.outputs import RequestOutput, StreamDelta
-from dpn_rt.processor import Processor
+from dpn_rt.processor import ProcessedPrompt, Processor
 from dpn_rt.prompt import Prompt
 from dpn_rt.sampling import Sampler
 from dpn_rt.sampling_params import SamplingParams
 from dpn_rt.scheduler import Scheduler
+
+
+@dataclass(eq=False)
+class _Inbox:
+    """What steps have given to one request since its owner last looked; any owner's step fills all inboxes."""
+
+    progress: deque[Progress] | None = None
+    """None for an owner that only wants the output."""
+    output: RequestOutput | None = None
 
 
 class LLM:
@@ -84,6 +95,7 @@ class LLM:
             self._detokenizer_factory(),
         )
         self._request_ids = (str(number) for number in itertools.count())
+        self._inboxes: dict[str, _Inbox] = {}
 
     def generate(
         self,
@@ -105,13 +117,10 @@ class LLM:
             DpnError: the only prompt failed.
             BatchError: some prompts of several failed; its `outputs` holds what the others gave.
         """
+        if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+            raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
         items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params = [sampling_params or SamplingParams()] * len(items)
-        else:
-            params = list(sampling_params)
-            if len(params) != len(items):
-                raise DpnError(f"{len(items)} prompts with {len(params)} sampling parameters: expected as many")
+        params = _params_of_each(sampling_params, len(items))
         results = self._run(items, params, use_tqdm)
         errors = {i: result for i, result in enumerate(results) if isinstance(result, DpnError)}
         if errors and len(results) == 1:
@@ -128,7 +137,9 @@ class LLM:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answers to one conversation or many, as OpenAI-style messages; adds template, `<image>` and `<ROUTER>`."""
-        if messages and isinstance(messages[0], Mapping):
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            raise RequestError(f"messages: expected a list of messages or of conversations, got {messages!r:.80}")
+        if isinstance(messages[0], Mapping):
             prompt = self.processor.chat(cast(Sequence[Message], messages))
             return self.generate(prompt, sampling_params, use_tqdm=use_tqdm)
         conversations = cast(Sequence[Sequence[Message]], messages)
@@ -137,23 +148,24 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """The completion of one prompt as it comes; each delta is a string. Closing the iterator aborts the request."""
-        params = sampling_params or SamplingParams()
+        params = _params_of_each(sampling_params, 1)[0]
         request_id = next(self._request_ids)
-        self.engine.add_request(request_id, self.processor.process(prompt), params)
+        processed = self.processor.process(prompt)
         try:
-            while self.engine.num_unfinished:
-                result = self.engine.step()
-                final = next((output for output in result.finished if output.request_id == request_id), None)
-                own = [progress for progress in result.progress if progress.request_id == request_id]
-                for position, progress in enumerate(own):
-                    output = final if position == len(own) - 1 else None
-                    yield StreamDelta(progress.text, progress.index, progress.token_ids, progress.finish_reason, output)
-                if final is not None:
-                    if final.error is not None:
-                        raise final.error
-                    return
+            progress: deque[Progress] = deque()
+            inbox = _Inbox(progress)
+            self._submit(request_id, processed, params, inbox)
+            while self.engine.is_unfinished(request_id) or progress:
+                if not progress:
+                    self._step()
+                while progress:
+                    item = progress.popleft()
+                    output = None if progress else inbox.output
+                    yield StreamDelta(item.text, item.index, item.token_ids, item.finish_reason, output)
+            if inbox.output is not None and inbox.output.error is not None:
+                raise inbox.output.error
         finally:
-            self.engine.abort(request_id)
+            self._withdraw([request_id])
 
     def _run(
         self, prompts: list[Prompt], params: list[SamplingParams], use_tqdm: bool
@@ -161,29 +173,66 @@ class LLM:
         """Feeds prompts while the engine has room, so that the images of a long list are not all held at once."""
         results: list[RequestOutput | DpnError] = [DpnError("not run")] * len(prompts)
         waiting = deque(enumerate(zip(prompts, params, strict=True)))
-        positions: dict[str, int] = {}
+        running: dict[str, tuple[int, _Inbox]] = {}
         with tqdm(total=len(prompts), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
             try:
-                while waiting or positions:
+                while waiting or running:
                     while waiting and self.engine.num_waiting < self.engine.max_num_seqs:
                         position, (prompt, sampling) = waiting.popleft()
                         request_id = next(self._request_ids)
+                        running[request_id] = position, _Inbox()
                         try:
-                            self.engine.add_request(request_id, self.processor.process(prompt), sampling)
-                            positions[request_id] = position
+                            self._submit(request_id, self.processor.process(prompt), sampling, running[request_id][1])
                         except DpnError as error:
+                            del running[request_id]
                             results[position] = error
                             bar.update()
-                    for output in self.engine.step().finished:
-                        results[positions.pop(output.request_id)] = output.error or output
-                        bar.update()
+                    self._step()
+                    for request_id, (position, inbox) in list(running.items()):
+                        if inbox.output is not None:
+                            del running[request_id]
+                            results[position] = inbox.output.error or inbox.output
+                            bar.update()
             finally:
-                for request_id in positions:  # only when interrupted: what is left must free its cells
-                    self.engine.abort(request_id)
+                self._withdraw(running)  # only when interrupted: what is left must free its cells
         return results
+
+    def _submit(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, inbox: _Inbox) -> None:
+        with deferred_interrupt():
+            self.engine.add_request(request_id, prompt, params)
+            self._inboxes[request_id] = inbox
+
+    def _step(self) -> None:
+        """One step for whoever has requests; nothing of it is lost to Ctrl-C, which comes afterwards."""
+        with deferred_interrupt():
+            result = self.engine.step()
+            for item in result.progress:
+                inbox = self._inboxes.get(item.request_id)
+                if inbox is not None and inbox.progress is not None:
+                    inbox.progress.append(item)
+            for output in result.finished:
+                inbox = self._inboxes.pop(output.request_id, None)
+                if inbox is not None:
+                    inbox.output = output
+
+    def _withdraw(self, request_ids: Iterable[str]) -> None:
+        with deferred_interrupt():
+            for request_id in request_ids:
+                self._inboxes.pop(request_id, None)
+                self.engine.abort(request_id)
 
     def _detokenizer_factory(self) -> Any:
         tokenizer = self.processor.tokenizer
         if tokenizer is None:
             return None
         return lambda params: Detokenizer(tokenizer, params)
+
+
+def _params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
+        raise RequestError(f"sampling_params={params!r:.80}: expected SamplingParams, or a list with one per prompt")
+    if len(params) != num_prompts:
+        raise RequestError(f"{num_prompts} prompts with {len(params)} sampling parameters: expected as many")
+    return list(params)

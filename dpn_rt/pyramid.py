@@ -1,8 +1,8 @@
 """A boundary of the pyramid: route each sample, pool its visual tokens, return the rows and layout of the next stage.
 
 The only module that changes sequence lengths. Behaviour as published (DPN, arXiv 2503.20322, section 3): a sample with
-fewer than 16 visual tokens, or fewer than the largest kernel covers, stays as it is. Where the published code would
-fail, because the largest kernel is higher or wider than the grid, the sample stays as it is too.
+fewer than 16 visual tokens, or fewer than the largest kernel covers, stays as it is. A sample whose chosen kernel is
+higher or wider than its grid fails, and the others of the batch do not notice.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class BoundaryTrace:
     """`[num_seqs]` expert taken, -1 where skipped."""
     probs: npt.NDArray[np.float32] | None
     """`[num_seqs, num_experts]` probabilities of the router; None where no router runs."""
+    misfits: npt.NDArray[np.bool_]
+    """`[num_seqs]` the kernel of the expert is higher or wider than the grid. The sample was left untouched; what is
+    computed from it further on means nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Boundary:
         prefix = f"boundaries.{index}"
         self._function = config.pooling_function
         self._kernels = np.asarray(boundary.kernels, dtype=np.int32)
-        self._smallest_grid = _smallest_grid(boundary)
+        self._min_visual_tokens = min_visual_tokens(boundary)
         self._router: Router | None = None
         if config.pooling_type == "adaptive":
             self._router = Router(
@@ -77,21 +80,23 @@ class Boundary:
             forced: `[num_seqs]` expert to take, -1 where the router decides. Without a router every sample that is
                 not skipped needs one, except that a single expert needs no choice.
         """
-        skipped = self._skipped(layout)
+        skipped = layout.num_visual < self._min_visual_tokens
         probs: npt.NDArray[np.float32] | None = None
         scales: Tensor | None = None
         if self._router is None:
             chosen = np.maximum(forced, 0)
         else:
             routed, probs = self._route(x, layout)
-            chosen = np.where(forced == UNFORCED, routed, forced)
-            taken = np.take_along_axis(probs, np.maximum(chosen, 0)[:, None], axis=1)[:, 0]
-            scales = torch.from_numpy(taken)
-        experts = np.where(skipped, SKIPPED, chosen).astype(np.int32)
-        if skipped.all():
-            return x, layout, BoundaryTrace(experts, probs)
-        grids = np.where(skipped[:, None], layout.grids, layout.grids // self._kernels[np.maximum(experts, 0)])
-        pooled = layout.pooled(grids.astype(np.int32))
+            chosen = np.maximum(np.where(forced == UNFORCED, routed, forced), 0)
+            scales = torch.from_numpy(np.take_along_axis(probs, chosen[:, None], axis=1)[:, 0])
+        pooled_grids = layout.grids // self._kernels[chosen]
+        misfits = ~skipped & (pooled_grids.min(axis=1) == 0)
+        untouched = skipped | misfits
+        trace = BoundaryTrace(np.where(skipped, SKIPPED, chosen).astype(np.int32), probs, misfits)
+        if untouched.all():
+            return x, layout, trace
+        pooled = layout.pooled(np.where(untouched[:, None], layout.grids, pooled_grids).astype(np.int32))
+        experts = np.where(untouched, SKIPPED, chosen).astype(np.int32)
         rows = ops.pool(
             x,
             torch.from_numpy(layout.cu_seqlens),
@@ -104,12 +109,7 @@ class Boundary:
             function=self._function,
             conv_weights=self._conv_weights,
         )
-        return rows, pooled, BoundaryTrace(experts, probs)
-
-    def _skipped(self, layout: Layout) -> npt.NDArray[np.bool_]:
-        few = layout.num_visual < self._smallest_grid.num_tokens
-        too_flat = (layout.grids[:, 0] < self._smallest_grid.height) | (layout.grids[:, 1] < self._smallest_grid.width)
-        return few | too_flat
+        return rows, pooled, trace
 
     def _route(self, x: Tensor, layout: Layout) -> tuple[IntArray, npt.NDArray[np.float32]]:
         assert self._router is not None
@@ -126,17 +126,9 @@ class Boundary:
         return experts.numpy(), probs.numpy()
 
 
-@dataclass(frozen=True)
-class _SmallestGrid:
-    num_tokens: int
-    height: int
-    width: int
-
-
-def _smallest_grid(boundary: BoundaryConfig) -> _SmallestGrid:
-    """The smallest grid that this boundary pools."""
-    heights, widths = zip(*boundary.kernels, strict=True)
-    return _SmallestGrid(max(MIN_VISUAL_TOKENS, boundary.largest_area), max(heights), max(widths))
+def min_visual_tokens(boundary: BoundaryConfig) -> int:
+    """Visual tokens from which on this boundary pools a sample."""
+    return max(MIN_VISUAL_TOKENS, boundary.largest_area)
 
 
 def longest_lengths(
@@ -156,10 +148,10 @@ def longest_lengths(
         if grid is not None and known == UNFORCED:
             grid = None  # behind a boundary that is open, any grid is possible: count no more pooling
         if grid is not None:
-            smallest = _smallest_grid(boundary)
             height, width = grid
-            if height * width >= smallest.num_tokens and height >= smallest.height and width >= smallest.width:
-                kernel = boundary.kernels[known]
+            kernel = boundary.kernels[known]
+            fits = height >= kernel[0] and width >= kernel[1]
+            if height * width >= min_visual_tokens(boundary) and fits:
                 grid = height // kernel[0], width // kernel[1]
                 num_rows -= height * width - grid[0] * grid[1]
         lengths.append(num_rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpn_rt.config import ModelConfig
 from dpn_rt.decoder import Decoder, decode_batch, prefill_batch
+from dpn_rt.errors import RequestError
 from dpn_rt.kv_cache import KvCache, Slots
 from dpn_rt.layout import Layout
 from dpn_rt.outputs import Pyramid
@@ -118,6 +119,7 @@ class Runner:
             x, layout, batch.slots, [sequence.forced_experts for sequence in batch.sequences]
         )
         for index, sequence in enumerate(batch.sequences):
+            sequence.failure = self._misfit(index, layouts, traces)
             if sequence.pyramid is None:
                 sequence.pyramid = self._pyramid_of(index, layouts, traces)
                 sequence.pin_route([int(trace.experts[index]) for trace in traces])
@@ -142,6 +144,16 @@ class Runner:
             rows = [sequence.image_rows for sequence in sequences if sequence.image_rows is not None]
             x[visual] = torch.cat(rows)
         return x
+
+    def _misfit(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> RequestError | None:
+        for layout, trace, boundary in zip(layouts, traces, self._model.pyramid.boundaries, strict=False):
+            if trace.misfits[index]:
+                expert, grid = int(trace.experts[index]), tuple(map(int, layout.grids[index]))
+                return RequestError(
+                    f"the kernel {boundary.kernels[expert]} of expert {expert} behind layer {boundary.layer} does not "
+                    f"fit the grid {grid} of visual tokens: force another route or give a larger grid"
+                )
+        return None
 
     def _pyramid_of(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> Pyramid:
         experts = [int(trace.experts[index]) for trace in traces]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dpn_rt.detokenizer import Detokenizer
+from dpn_rt.errors import DpnError
 from dpn_rt.logprobs import Logprob
 from dpn_rt.outputs import CompletionOutput, FinishReason, Pyramid
 from dpn_rt.processor import ProcessedPrompt
@@ -45,6 +46,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_preemptions: int = 0
+    failure: DpnError | None = None
+    """Why the sequence cannot go on; the engine ends its request."""
 
     @property
     def is_finished(self) -> bool:

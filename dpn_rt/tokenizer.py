@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tokenizers import normalizers, pre_tokenizers
 
 from dpn_rt.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.errors import EngineError
@@ -30,10 +33,20 @@ class Tokenizer:
         """
         from transformers import AutoTokenizer
 
+        converted = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
         try:
-            return cls(AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
+            settings = _settings(directory) if converted else {}
+            # LLaMA's default, which transformers 5 forgets for a sentencepiece model whose settings do not say it.
+            options = {"add_bos_token": settings.get("add_bos_token", True)} if converted else {}
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False, **options
+            )
         except Exception as error:  # transformers and tokenizers raise anything from OSError to bare Exception
             raise EngineError(f"{directory}: cannot load the tokenizer: {error}") from error
+        has_legacy_spaces = settings.get("legacy") is not False and settings.get("add_prefix_space") is not False
+        if converted and has_legacy_spaces:
+            _restore_legacy_spaces(tokenizer)
+        return cls(tokenizer)
 
     def encode(self, text: str, image_token_id: int | None = None) -> list[int]:
         """Token ids of a prompt, each `<image>` as one placeholder id.
@@ -126,3 +139,20 @@ class Tokenizer:
         """The prompt that the chat template makes of messages, ready for the assistant's answer."""
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return str(text)
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    path = directory / "tokenizer_config.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _restore_legacy_spaces(tokenizer: Any) -> None:
+    """Makes a "legacy" sentencepiece model start every text after a special token with a space, as it was trained.
+
+    LLaVA's models were trained with it, and transformers 4 still has it. transformers 5 leaves the space out where the
+    text has one already, as in `<ROUTER> ASSISTANT:`, which gives other ids.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

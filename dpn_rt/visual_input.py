@@ -47,6 +47,8 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
     if not isinstance(embeds, Tensor) or not embeds.is_floating_point():
         kind = f"{embeds.dtype} tensor" if isinstance(embeds, Tensor) else type(embeds).__name__
         raise ImageError(f"image_embeds: expected a floating-point tensor, got {kind}")
+    if embeds.layout != torch.strided or embeds.is_meta:
+        raise ImageError(f"image_embeds: expected a dense tensor with data, got {embeds.layout} on {embeds.device}")
     hidden_size = model.decoder.hidden_size
     if embeds.ndim != 2 or embeds.shape[1] != hidden_size or embeds.shape[0] == 0:
         raise ImageError(f"image_embeds: expected shape [num_visual_tokens, {hidden_size}], got {list(embeds.shape)}")

@@ -134,7 +134,7 @@ inline VecF exp(VecF x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const VecF mantissa = p * (r * r) + r + 1.0f;
-  const VecI exponent = (reinterpret_cast<VecI>(shifted) << 23) + (127 << 23);
+  const VecU exponent = (reinterpret_cast<VecU>(shifted) << 23) + (127u << 23);
   const VecF result = mantissa * reinterpret_cast<VecF>(exponent);
   return x < -87.3f ? VecF{} : result;
 }

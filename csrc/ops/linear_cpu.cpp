@@ -17,7 +17,7 @@ struct Dot {
   static Vec load_step(const T* weight) { return load(weight); }
   static Vec load_tail(const T* weight, int count) { return load_partial(weight, count); }
   static Vec load_x(const float* x) { return load(x); }
-  static float pack(T x) { return to_float(x); }
+  static void pack(float* packed, const T* x, int count) { store(packed, load_n(x, count)); }
   static VecF multiply_add(VecF sum, Vec a, Vec b) { return sum + a * b; }
 };
 
@@ -33,7 +33,9 @@ struct Dot<bf16> {
     return reinterpret_cast<Vec>(_mm512_maskz_loadu_epi16(mask, weight));
   }
   static Vec load_x(const bf16* x) { return load_step(x); }
-  static bf16 pack(bf16 x) { return x; }
+  static void pack(bf16* packed, const bf16* x, int count) {
+    _mm512_storeu_si512(packed, reinterpret_cast<__m512i>(count == kStep ? load_step(x) : load_tail(x, count)));
+  }
   static VecF multiply_add(VecF sum, Vec a, Vec b) {
     return reinterpret_cast<VecF>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), a, b));
   }
@@ -44,6 +46,7 @@ struct Dot<bf16> {
 // registers (32 with AVX-512, else 16) beside the operands.
 constexpr int kMostTokens = kWidth == 16 ? 8 : 3;
 constexpr int rows_per_group(int tokens) { return kWidth == 16 && tokens > 6 ? 3 : 4; }
+constexpr int kPanelRows = 24;  // a multiple of both
 
 // sums[r] = the sum of partial[r], added in the order of reduce_sum.
 template <int Rows>
@@ -80,72 +83,105 @@ template <class T>
 void pack_block(const LinearParams& p, std::int64_t first_token, std::int64_t tokens) {
   using D = Dot<T>;
   auto* packed = static_cast<typename D::Packed*>(p.packed_x) + first_token * steps<T>(p) * D::kStep;
-  for (std::int64_t m = 0; m < tokens; ++m) {
-    const T* x = static_cast<const T*>(p.x) + (first_token + m) * p.x_stride;
-    for (std::int64_t k = 0; k < p.in_features; k += D::kStep) {
-      auto* target = packed + k * tokens + m * D::kStep;
-      const int count = p.in_features - k < D::kStep ? static_cast<int>(p.in_features - k) : D::kStep;
-      for (int i = 0; i < D::kStep; ++i) target[i] = i < count ? D::pack(x[k + i]) : typename D::Packed{};
+  for (std::int64_t k = 0; k < p.in_features; k += D::kStep) {
+    const int count = p.in_features - k < D::kStep ? static_cast<int>(p.in_features - k) : D::kStep;
+    for (std::int64_t m = 0; m < tokens; ++m) {
+      const T* x = static_cast<const T*>(p.x) + (first_token + m) * p.x_stride + k;
+      D::pack(packed + k * tokens + m * D::kStep, x, count);
     }
   }
 }
 
-// sums[m * Rows + r] = dot(x row m, weight row r). Every line of the group that follows is asked for while its
-// counterpart here is used: rows are often one page long, so the processor's own prefetcher would start anew in each.
+// A run of columns of one group of weight rows.
+template <class T>
+struct Columns {
+  const T* weight;                     // first row, first column
+  const typename Dot<T>::Packed* x;    // packed block, first column
+  std::int64_t row_size;               // elements from one weight row to the next
+  std::int64_t size;                   // columns
+  std::int64_t lookahead;              // elements to the weights that are needed next
+};
+
+// partial[m][r] += x row m times weight row r, element by element. The weights that come next are asked for meanwhile:
+// rows are often one page long, so the processor's own prefetcher would start anew in each.
 template <class T, int Rows, int Tokens>
-void dot_group(const T* weight, const typename Dot<T>::Packed* x, std::int64_t size, float* sums) {
+void accumulate(const Columns<T>& c, VecF (*sums)[Rows]) {
   using D = Dot<T>;
-  VecF partial[Tokens][Rows] = {};
+  const typename D::Packed* x = c.x;
+  VecF partial[Tokens][Rows];
+  for (int m = 0; m < Tokens; ++m) {
+    for (int r = 0; r < Rows; ++r) partial[m][r] = sums[m][r];
+  }
+  const auto add = [&](const typename D::Vec* w) {
+    for (int m = 0; m < Tokens; ++m, x += D::kStep) {
+      const typename D::Vec value = D::load_x(x);
+      for (int r = 0; r < Rows; ++r) partial[m][r] = D::multiply_add(partial[m][r], w[r], value);
+    }
+  };
+  typename D::Vec w[Rows];
   std::int64_t k = 0;
-  for (; k + D::kStep <= size; k += D::kStep) {
-    typename D::Vec w[Rows];
+  for (; k + D::kStep <= c.size; k += D::kStep) {
     for (int r = 0; r < Rows; ++r) {
-      w[r] = D::load_step(weight + r * size + k);
-      __builtin_prefetch(weight + (r + Rows) * size + k, 0, 2);
+      w[r] = D::load_step(c.weight + r * c.row_size + k);
+      __builtin_prefetch(c.weight + r * c.row_size + k + c.lookahead, 0, 1);
     }
-    for (int m = 0; m < Tokens; ++m, x += D::kStep) {
-      const typename D::Vec value = D::load_x(x);
-      for (int r = 0; r < Rows; ++r) partial[m][r] = D::multiply_add(partial[m][r], w[r], value);
-    }
+    add(w);
   }
-  if (const int rest = static_cast<int>(size - k); rest > 0) {
-    typename D::Vec w[Rows];
-    for (int r = 0; r < Rows; ++r) w[r] = D::load_tail(weight + r * size + k, rest);
-    for (int m = 0; m < Tokens; ++m, x += D::kStep) {
-      const typename D::Vec value = D::load_x(x);
-      for (int r = 0; r < Rows; ++r) partial[m][r] = D::multiply_add(partial[m][r], w[r], value);
-    }
+  if (const int rest = static_cast<int>(c.size - k); rest > 0) {
+    for (int r = 0; r < Rows; ++r) w[r] = D::load_tail(c.weight + r * c.row_size + k, rest);
+    add(w);
   }
-  for (int m = 0; m < Tokens; ++m) reduce_sums<Rows>(partial[m], sums + m * Rows);
+  for (int m = 0; m < Tokens; ++m) {
+    for (int r = 0; r < Rows; ++r) sums[m][r] = partial[m][r];
+  }
 }
 
-template <class T, int Rows, int Tokens>
-void block_times_groups(const LinearParams& p, std::int64_t first_token, std::int64_t begin, std::int64_t end) {
-  const auto* x = static_cast<const typename Dot<T>::Packed*>(p.packed_x) + first_token * steps<T>(p) * Dot<T>::kStep;
+template <class T, int Rows>
+void store_sums(const LinearParams& p, std::int64_t token, std::int64_t row, const VecF* partial) {
   const auto* bias = static_cast<const T*>(p.bias);
-  float sums[Rows * Tokens];
-  for (std::int64_t n = begin; n < end; n += Rows) {
-    dot_group<T, Rows, Tokens>(static_cast<const T*>(p.weight) + n * p.in_features, x, p.in_features, sums);
-    for (int m = 0; m < Tokens; ++m) {
-      T* out = static_cast<T*>(p.out) + (first_token + m) * p.out_features + n;
-      for (int r = 0; r < Rows; ++r) {
-        out[r] = from_float<T>(bias ? sums[m * Rows + r] + to_float(bias[n + r]) : sums[m * Rows + r]);
-      }
+  T* out = static_cast<T*>(p.out) + token * p.out_features + row;
+  float sums[Rows];
+  reduce_sums<Rows>(partial, sums);
+  for (int r = 0; r < Rows; ++r) out[r] = from_float<T>(bias ? sums[r] + to_float(bias[row + r]) : sums[r]);
+}
+
+// A block of `Tokens` rows of x times the weight rows [begin, end), Rows at a time. With several tokens the columns are
+// cut into runs, and all groups of the panel take one run before the next, so that this run of x stays in the
+// first-level cache.
+template <class T, int Rows, int Tokens>
+void multiply_groups(const LinearParams& p, std::int64_t first_token, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kRunSteps = 32;  // of a step's 64 bytes: 16 KiB for 8 tokens
+  const std::int64_t num_steps = steps<T>(p);
+  const std::int64_t runs = Tokens > 2 && end - begin > Rows ? (num_steps + kRunSteps - 1) / kRunSteps : 1;
+  const std::int64_t run_size = (num_steps + runs - 1) / runs * Dot<T>::kStep;
+  const auto* x = static_cast<const typename Dot<T>::Packed*>(p.packed_x) + first_token * num_steps * Dot<T>::kStep;
+  const auto* weight = static_cast<const T*>(p.weight);
+  VecF partial[kPanelRows / Rows][Tokens][Rows] = {};
+  for (std::int64_t k = 0; k < p.in_features; k += run_size) {
+    const bool last = k + run_size >= p.in_features;
+    const std::int64_t lookahead = last ? (end - begin) * p.in_features - k : run_size;
+    const std::int64_t size = last ? p.in_features - k : run_size;
+    for (std::int64_t n = begin; n < end; n += Rows) {
+      accumulate<T, Rows, Tokens>({weight + n * p.in_features + k, x + k * Tokens, p.in_features, size, lookahead},
+                                  partial[(n - begin) / Rows]);
     }
+  }
+  for (std::int64_t n = begin; n < end; n += Rows) {
+    for (int m = 0; m < Tokens; ++m) store_sums<T, Rows>(p, first_token + m, n, partial[(n - begin) / Rows][m]);
   }
 }
 
-// `tokens` <= Tokens rows of x times weight rows [begin, end).
+// `tokens` <= Tokens rows of x times a panel, at most kPanelRows weight rows.
 template <class T, int Tokens = kMostTokens>
-void block_times_rows(const LinearParams& p, std::int64_t first_token, std::int64_t tokens, std::int64_t begin,
-                      std::int64_t end) {
+void multiply_panel(const LinearParams& p, std::int64_t first_token, std::int64_t tokens, std::int64_t begin,
+                    std::int64_t end) {
   if constexpr (Tokens > 1) {
-    if (tokens < Tokens) return block_times_rows<T, Tokens - 1>(p, first_token, tokens, begin, end);
+    if (tokens < Tokens) return multiply_panel<T, Tokens - 1>(p, first_token, tokens, begin, end);
   }
   constexpr int kRows = rows_per_group(Tokens);
   const std::int64_t whole = begin + (end - begin) / kRows * kRows;
-  block_times_groups<T, kRows, Tokens>(p, first_token, begin, whole);
-  block_times_groups<T, 1, Tokens>(p, first_token, whole, end);
+  multiply_groups<T, kRows, Tokens>(p, first_token, begin, whole);
+  for (std::int64_t n = whole; n < end; ++n) multiply_groups<T, 1, Tokens>(p, first_token, n, n + 1);
 }
 
 template <class T>
@@ -155,15 +191,14 @@ void run(const LinearParams& p) {
   for (std::int64_t block = 0; block < blocks; ++block) {
     pack_block<T>(p, first_of(block), first_of(block + 1) - first_of(block));
   }
-  // Neighbouring weight rows stay on one core, so that each streams through memory in order.
+  // Neighbouring weight rows stay on one core, so that each streams through memory in order; the second block of
+  // tokens finds a panel in the cache.
   const std::int64_t row_bytes = p.in_features * static_cast<std::int64_t>(sizeof(T));
   parallel_rows(p.out_features, row_bytes, [&](std::int64_t begin, std::int64_t end) {
-    // With several blocks of tokens, few weight rows at a time: the later blocks find them in the cache.
-    const std::int64_t rows_at_once = blocks > 1 ? 12 : end - begin;
-    for (std::int64_t n = begin; n < end; n += rows_at_once) {
+    for (std::int64_t n = begin; n < end; n += kPanelRows) {
+      const std::int64_t panel_end = n + kPanelRows < end ? n + kPanelRows : end;
       for (std::int64_t block = 0; block < blocks; ++block) {
-        block_times_rows<T>(p, first_of(block), first_of(block + 1) - first_of(block), n,
-                            n + rows_at_once < end ? n + rows_at_once : end);
+        multiply_panel<T>(p, first_of(block), first_of(block + 1) - first_of(block), n, panel_end);
       }
     }
   });

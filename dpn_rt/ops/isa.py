@@ -8,7 +8,8 @@ from dpn_rt import _kernels
 def cpu_isa() -> str:
     """`portable`, `avx2`, `avx512` or `avx512_bf16`: the best one that this processor runs.
 
-    The environment variable `DPN_RT_CPU_ISA` forces one of `available_cpu_isas()`; it is read at the first call.
+    The environment variable `DPN_RT_CPU_ISA` forces one of `available_cpu_isas()`; it is read when
+    `dpn_rt.ops` is imported.
     """
     return str(_kernels.cpu_isa())
 

@@ -8,9 +8,10 @@ from torch.nn import functional
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
+from dpn_rt.ops.isa import cpu_isa
 
 # Rows up to which streaming the weight once beats torch; measured by benchmarks/ops.py.
-MOST_STREAMED_ROWS = 16
+MOST_STREAMED_ROWS = {"avx512_bf16": 32, "avx512": 32, "avx2": 12, "portable": 4}[cpu_isa()]
 _STREAMED_DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -18,7 +19,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
     """`x @ weight.T + bias`, float32 accumulation, rounded once.
 
     Up to `MOST_STREAMED_ROWS` rows of float32 or bfloat16 on the CPU run in a kernel that reads `weight` once, at the
-    speed of memory; there a row's result does not depend on the other rows. All else is torch's own product.
+    speed of memory where that is the limit; there a row's result does not depend on the other rows. All else is torch's
+    own product.
 
     Args:
         x: `[num_tokens, in_features]`; rows may be strided.
@@ -32,7 +34,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
     """
-    if x.shape[0] <= MOST_STREAMED_ROWS and x.dtype in _STREAMED_DTYPES and x.is_cpu:
+    # Other than two dimensions: to the kernel, whose checks refuse them, where torch would take them.
+    few_rows = x.ndim != 2 or x.shape[0] <= MOST_STREAMED_ROWS
+    if few_rows and x.dtype in _STREAMED_DTYPES and x.is_cpu:
         if out is None:
             out = x.new_empty(x.shape[0], weight.shape[0])
         _kernels.linear(out, x, weight, bias)

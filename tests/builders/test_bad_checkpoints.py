@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -179,19 +180,21 @@ def test_missing_shards_are_named(tmp_path: Path, suffix: str, index: bool) -> N
 
 
 class RunsCode:
-    """Unpickling it would call `open` on a file."""
+    """Unpickling it would make a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, with_shell: bool = False) -> None:
         self.path = path
+        self.with_shell = with_shell
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return (open, (str(self.path), "w"))
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        return (os.system, (f"touch '{self.path}'",)) if self.with_shell else (open, (str(self.path), "w"))
 
 
+@pytest.mark.parametrize("with_shell", [False, True])  # torch refuses some modules with other words
 @pytest.mark.parametrize("legacy", [False, True])
-def test_pickle_that_would_run_code_is_refused(tmp_path: Path, legacy: bool) -> None:
+def test_pickle_that_would_run_code_is_refused(tmp_path: Path, legacy: bool, with_shell: bool) -> None:
     path = OriginalCheckpoint().fill().write(tmp_path / "c", suffix="bin")
-    content = {"model.norm.weight": torch.zeros(3), "x": RunsCode(tmp_path / "ran")}
+    content = {"model.norm.weight": torch.zeros(3), "x": RunsCode(tmp_path / "ran", with_shell)}
     torch.save(content, path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
     message = message_of_path(path, tmp_path)
     assert "refused: the pickle holds more than tensors" in message

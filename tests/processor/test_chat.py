@@ -113,6 +113,8 @@ def test_a_data_url(original: Setup) -> None:
         ([user({"type": "image_url", "image_url": {"url": "data:image/png;base64,*"}})], "base64 data is damaged"),
         ([user({"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}})], "not an image"),
         ([user({"type": "image_url"})], "url None is not fetched"),
+        ([user(text(" "))], r"messages\[0\]: empty"),
+        ([user(text("a")), assistant("b"), {"role": "user", "content": ""}], r"messages\[2\]: empty"),
     ],
 )
 def test_refusals(original: Setup, messages: Any, named: str) -> None:

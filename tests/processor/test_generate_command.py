@@ -33,10 +33,10 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
         calls: list[Any] = []
 
         class StandIn:
-            def __init__(self, engine: str, device: str) -> None:
+            def __init__(self, engine: str, device: str, verify: bool) -> None:
                 if load_failure is not None:
                     raise load_failure
-                calls.append((engine, device))
+                calls.append((engine, device, verify))
                 self.processor = original.processor
 
             def stream(self, prompt: Any, params: Any) -> Iterator[StreamDelta]:
@@ -58,7 +58,7 @@ def test_it_streams_the_answer_and_reports(
     calls = install()
     arguments = ["--engine", "e", "--image", "a.jpg", "--prompt", "What?", "--max-tokens", "5", "--route", "2,none"]
     assert main(arguments) == 0
-    assert calls[0] == ("e", "auto")
+    assert calls[0] == ("e", "auto", True)
     prompt, params = calls[1]
     assert prompt["prompt"].endswith("USER: <image>\nWhat?<ROUTER> ASSISTANT:")
     assert prompt["multi_modal_data"] == {"image": "a.jpg"} and prompt["route"] == [2, None]
@@ -78,6 +78,18 @@ def test_raw_prompts_get_no_template(install: Callable[..., list[Any]], argument
     calls = install()
     assert main(["--engine", "e", *arguments]) == 0
     assert calls[1][0] == {"prompt": arguments[-1]}
+
+
+def test_checksums_can_be_skipped(install: Callable[..., list[Any]]) -> None:
+    calls = install()
+    assert main(["--engine", "e", "--prompt", "Hi", "--skip-verify"]) == 0
+    assert calls[0] == ("e", "auto", False)
+
+
+def test_output_that_cannot_be_written(install: Callable[..., list[Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    install(failure=BrokenPipeError(32, "Broken pipe"))
+    assert main(["--engine", "e", "--prompt", "Hi"]) == 1
+    assert capfd.readouterr().err == "error: standard output: Broken pipe\n"
 
 
 def test_json_is_one_object(install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]) -> None:

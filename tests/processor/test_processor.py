@@ -229,6 +229,7 @@ EMBEDS = {"image_embeds": embeds()}
             r"\[num_visual_tokens, 8\], got \[16, 7\]",
         ),
         ({"prompt": QUESTION, "multi_modal_data": {"image_embeds": embeds()[:0]}}, r"got \[0, 8\]"),
+        ({"prompt": QUESTION, "multi_modal_data": {"image_embeds": np.ones((4, 8), dtype=object)}}, "got ndarray"),
         ({"prompt": QUESTION, "multi_modal_data": {"image_embeds": embeds()[None]}}, r"got \[1, 16, 8\]"),
         ({"prompt": QUESTION, "multi_modal_data": {"image_embeds": embeds() / 0}}, "row 0 has NaN or infinite values"),
         ({"prompt": QUESTION, "multi_modal_data": {"image_embeds": embeds(12)}}, "12 rows, which is no square grid"),

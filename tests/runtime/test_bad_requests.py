@@ -49,6 +49,8 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     (with_image([-200, ROUTER_ID], torch.zeros(16, 65)), "image_embeds"),
     (with_image([-200, ROUTER_ID], torch.zeros(17, 64)), "no square grid"),
     (with_image([-200, ROUTER_ID], torch.full((16, 64), float("nan"))), "NaN"),
+    (with_image([-200, ROUTER_ID], torch.zeros(16, 64).to_sparse()), "image_embeds: expected a dense tensor"),
+    (with_image([-200, ROUTER_ID], torch.empty(16, 64, device="meta")), "image_embeds: expected a dense tensor"),
     (with_image([-200, ROUTER_ID], image_grid=(3, 5)), "image_grid"),
     (with_image([-200, ROUTER_ID], route=[0, 1]), "route"),
     (with_image([-200, ROUTER_ID], route=[0, 1, 3]), r"route\[2\]=3"),
@@ -86,6 +88,27 @@ def test_parameters_that_do_not_fit_the_model(llm: LLM) -> None:
     ]:
         with pytest.raises(RequestError, match=message):
             llm.generate(prompt, params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, [None], ["x"], [PARAMS, PARAMS], "greedy", 0])
+def test_parameters_of_another_type(llm: LLM, params: Any) -> None:
+    with pytest.raises(RequestError, match="sampling.param"):
+        llm.generate([{"prompt_token_ids": [3]}], params, use_tqdm=False)
+    with pytest.raises(RequestError, match="sampling.param"):
+        next(llm.stream({"prompt_token_ids": [3]}, params))
+    assert llm.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("prompts", [None, 7, b"text"])
+def test_prompts_of_another_type(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(RequestError, match="expected a prompt or a list"):
+        llm.generate(prompts, PARAMS, use_tqdm=False)
+
+
+@pytest.mark.parametrize("messages", [None, [], "text", {"role": "user", "content": "text"}])
+def test_messages_of_another_type(llm: LLM, messages: Any) -> None:
+    with pytest.raises(RequestError, match="messages: expected a list"):
+        llm.chat(messages, PARAMS)
 
 
 def test_pool_too_small_for_one_request(engine_dir: Path) -> None:
@@ -131,6 +154,19 @@ def test_overflowing_request_fails_alone(tmp_path: Path) -> None:
     with pytest.raises(BatchError) as caught:
         llm.generate([prompt, huge, prompt], PARAMS, use_tqdm=False)
     assert isinstance(caught.value.errors[1], StepError)
+    assert [caught.value.outputs[i].outputs[0].token_ids for i in (0, 2)] == [expected, expected]
+
+
+def test_kernel_that_does_not_fit_fails_alone(llm: LLM) -> None:
+    generator = np.random.default_rng()
+    narrow, good = random_prompt(generator, (32, 1)), random_prompt(generator, (6, 6))
+    expected = llm.generate(good, PARAMS, use_tqdm=False)[0].outputs[0].token_ids
+    mild = llm.generate({**narrow, "route": [0, 0, 0]}, PARAMS, use_tqdm=False)[0]
+    assert mild.pyramid.experts == [0, 0, 0]  # 1x1 fits and scales
+    with pytest.raises(
+        BatchError, match=r"kernel \(2, 2\) of expert 2 behind layer 2 does not fit the grid \(32, 1\)"
+    ) as caught:
+        llm.generate([good, {**narrow, "route": [0, 2, 0]}, good], PARAMS, use_tqdm=False)
     assert [caught.value.outputs[i].outputs[0].token_ids for i in (0, 2)] == [expected, expected]
 
 

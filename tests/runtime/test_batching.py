@@ -161,3 +161,21 @@ def test_decode_launches_do_not_grow_with_the_batch(
         for index in range(number):
             llm.engine.abort(f"{number}-{index}")
     assert counts[0] == counts[1] > MODEL.decoder.num_layers
+
+
+def test_streams_and_generate_take_turns(
+    engine_dir: Path, prompts: list[dict[str, Any]], alone: list[RequestOutput]
+) -> None:
+    """Steps of one caller compute the requests of all: none may lose what another's step gave it."""
+    llm = LLM(engine_dir)
+    streams = [llm.stream(prompt, GREEDY) for prompt in prompts[:3]]
+    deltas = [[next(stream)] for stream in streams]
+    assert_same(llm.generate(prompts[3], GREEDY, use_tqdm=False)[0], alone[3])
+    for own, stream in zip(deltas, streams, strict=True):
+        own += list(stream)
+    for own, expected in zip(deltas, alone[:3], strict=True):
+        assert [token_id for delta in own for token_id in delta.token_ids] == expected.outputs[0].token_ids
+        assert [delta.output is not None for delta in own] == [False] * (len(own) - 1) + [True]
+        assert own[-1].output is not None
+        assert_same(own[-1].output, expected)
+    assert_pool_is_full(llm)
