@@ -67,17 +67,15 @@ inline VecF exp2_negative(VecF x, float scale) {
   const VecF r = x * scale - (shifted - kMagic);
   VecF p;
   if constexpr (kUnitSize<U> == 2) {
-    p = broadcast(9.570101276e-3f) * r + 5.591785908e-2f;
-    p = p * r + 2.402474433e-1f;
-    p = p * r + 6.931217909e-1f;
-    p = p * r + 0.9999992847f;
+    p = broadcast(5.500892550e-2f) * r + 2.422109544e-1f;
+    p = p * r + 6.932829022e-1f;
   } else {
-    p = broadcast(1.327647129e-3f) * r + 9.675540961e-3f;
-    p = p * r + 5.550713092e-2f;
-    p = p * r + 2.402212024e-1f;
-    p = p * r + 6.931469440e-1f;
-    p = p * r + 1.0000001192f;
+    p = broadcast(1.326472615e-3f) * r + 9.671512991e-3f;
+    p = p * r + 5.550733581e-2f;
+    p = p * r + 2.402224243e-1f;
+    p = p * r + 6.931470037e-1f;
   }
+  p = p * r + 1.0f;
   const VecF result = p * reinterpret_cast<VecF>(reinterpret_cast<VecI>(shifted) << 23);
   return x < -125.0f / scale ? VecF{} : result;
 }

@@ -104,7 +104,7 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   check_blocks(check, block_table, context_lens, num_cells, block_size);
 
   const auto* lengths = context_lens.as<std::int32_t>();
-  const DecodePlan plan = plan_decode(lengths, num_seqs, num_kv_heads, max_threads());
+  const DecodePlan plan = plan_decode(lengths, num_seqs, max_threads());
   run(AttentionDecodeParams{.out = out.data,
                             .q = q.data,
                             .kv_cache = kv_cache.data,

@@ -48,7 +48,7 @@ struct AttentionDecodeParams {
   DType dtype;
   const DecodeTask* tasks;
   std::int64_t num_tasks;
-  const std::int32_t* first_task;  // [num_seqs * num_kv_heads + 1], see DecodePlan
+  const std::int32_t* first_task;  // [num_seqs + 1], see DecodePlan
 };
 
 void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,

@@ -63,26 +63,23 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, std::int64_t num_seqs, 
   return plan;
 }
 
-DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, std::int64_t num_kv_heads,
-                       int num_threads) {
-  // Even lengths give each thread about eight tasks; a split smaller than this would cost more to reduce than it gives.
-  constexpr std::int64_t kSmallestSplit = 256;
+DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, int num_threads) {
+  // About eight tasks for each thread, so that they finish together although memory serves them unevenly.
+  constexpr std::int64_t kSmallestSplit = 64;
   std::int64_t keys = 0;
-  for (std::int64_t s = 0; s < num_seqs; ++s) keys += context_lens[s] * num_kv_heads;
-  const std::int64_t split = std::max(kSmallestSplit, round_up(keys / (8 * num_threads), kKeyPadding));
+  for (std::int64_t s = 0; s < num_seqs; ++s) keys += context_lens[s];
+  const std::int64_t split = std::max(kSmallestSplit, keys / (8 * num_threads));
   DecodePlan plan;
   plan.first_task.push_back(0);
   for (std::int64_t s = 0; s < num_seqs; ++s) {
     const std::int64_t length = context_lens[s];
     const std::int64_t splits = (length + split - 1) / split;
-    const std::int64_t size = round_up((length + splits - 1) / splits, kKeyPadding);
-    for (std::int64_t h = 0; h < num_kv_heads; ++h) {
-      for (std::int64_t key = 0; key < length; key += size) {
-        plan.tasks.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(h),
-                              static_cast<std::int32_t>(key), static_cast<std::int32_t>(std::min(key + size, length))});
-      }
-      plan.first_task.push_back(static_cast<std::int32_t>(plan.tasks.size()));
+    const std::int64_t size = round_up((length + splits - 1) / splits, kSmallestSplit);
+    for (std::int64_t key = 0; key < length; key += size) {
+      plan.tasks.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(key),
+                            static_cast<std::int32_t>(std::min(key + size, length))});
     }
+    plan.first_task.push_back(static_cast<std::int32_t>(plan.tasks.size()));
   }
   return plan;
 }

@@ -55,20 +55,18 @@ struct PrefillPlan {
 PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, std::int64_t num_seqs, std::int64_t num_heads,
                          std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
 
-// Keys [first_key, last_key) of one sequence, all by one thread; its partial result is number `task index`.
+// Keys [first_key, last_key) of one sequence for all of its heads.
 struct DecodeTask {
   std::int32_t sequence;
-  std::int32_t kv_head;
   std::int32_t first_key;
   std::int32_t last_key;
 };
 
 struct DecodePlan {
-  std::vector<DecodeTask> tasks;         // the splits of a (sequence, key/value head) are neighbours
-  std::vector<std::int32_t> first_task;  // [num_seqs * num_kv_heads + 1]
+  std::vector<DecodeTask> tasks;         // in the order of sequences
+  std::vector<std::int32_t> first_task;  // [num_seqs + 1]
 };
 
-DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, std::int64_t num_kv_heads,
-                       int num_threads);
+DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, int num_threads);
 
 }  // namespace dpn

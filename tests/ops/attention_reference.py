@@ -52,13 +52,11 @@ class PagedCache:
         cells = torch.randperm(num_cells).tolist()
         cache = torch.full((num_cells, 2, 2, k.shape[1], block_size, k.shape[2]), float("nan"), dtype=k.dtype)
         table = torch.full((len(lengths), max(blocks, default=0) + 1), -1, dtype=torch.int32)
-        row = 0
-        for sequence, length in enumerate(lengths):
-            for position in range(length):
-                if position % block_size == 0:
-                    table[sequence, position // block_size] = cells.pop()
-                cell = table[sequence, position // block_size]
-                cache[cell, 1, 0, :, position % block_size] = k[row]
-                cache[cell, 1, 1, :, position % block_size] = v[row]
-                row += 1
+        rows = zip(k.split(lengths), v.split(lengths), strict=True)
+        for sequence, keys_and_values in enumerate(rows):
+            for i in range(blocks[sequence]):
+                table[sequence, i] = cells.pop()
+                for kind, x in enumerate(keys_and_values):
+                    part = x[i * block_size : (i + 1) * block_size].transpose(0, 1)
+                    cache[table[sequence, i], 1, kind, :, : part.shape[1]] = part
         return PagedCache(cache, 1, table, torch.tensor(lengths, dtype=torch.int32))
