@@ -83,6 +83,8 @@ class EngineDir:
         Raises:
             EngineError: not an engine, of a format this version does not read, incomplete or damaged.
         """
+        if not isinstance(path, str | Path):
+            raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
         engine = _read_manifest(Path(path))
         _check_files(engine, verify)
         check_weights(engine.path / WEIGHTS, weight_spec(engine.model))
@@ -191,7 +193,7 @@ def _read_manifest(path: Path) -> EngineDir:
         manifest: Any = json.loads(file.read_bytes())
     except OSError as error:
         raise EngineError(f"{path}: not an engine directory: {MANIFEST}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"{file}: not JSON: {error}") from error
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
     if found != FORMAT_VERSION or isinstance(found, bool):

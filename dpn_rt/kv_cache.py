@@ -77,9 +77,14 @@ class KvCache:
         self.geometry = geometry
         self.config = config
         # Not initialised: the operating system hands out the pages as cells are first written.
-        self.cells: Tensor = torch.empty(
-            (config.num_cells, *geometry.cell_shape(config.block_size)), dtype=geometry.dtype
-        )
+        shape = (config.num_cells, *geometry.cell_shape(config.block_size))
+        try:
+            self.cells: Tensor = torch.empty(shape, dtype=geometry.dtype)
+        except RuntimeError as error:
+            num_bytes = config.num_cells * geometry.cell_bytes(config.block_size)
+            raise CapacityError(
+                f"the memory has no room for a KV cache of {num_bytes:,} bytes: lower kv_cache_bytes"
+            ) from error
         """`[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
         max_blocks = -(-config.max_length // config.block_size)
         self._tables = [

@@ -5,10 +5,12 @@ A checkpoint's configuration and an engine's manifest both pass here, so what th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from dpn_rt.config import MIN_VISUAL_TOKENS, DecoderConfig, ModelConfig, PyramidConfig, VisionConfig
 from dpn_rt.errors import ConfigError
+from dpn_rt.rope import rope_frequencies
 
 Grid = tuple[int, int]
 
@@ -44,15 +46,20 @@ def check_model(model: ModelConfig) -> None:
 def _decoder(config: DecoderConfig) -> Iterator[str]:
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
     for name in (*sizes, "max_position_embeddings", "rms_norm_eps"):
-        if getattr(config, name) <= 0:
+        if not 0 < getattr(config, name) < math.inf:
             yield f"{name} must be positive, got {getattr(config, name)}"
             return
     if config.num_heads % config.num_kv_heads:
         yield f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
     if config.head_dim % 2:
         yield f"head_dim must be even (rotary embedding turns pairs), got {config.head_dim}"
-    if config.rope.theta <= 0:
+    if not 0 < config.rope.theta < math.inf:
         yield f"rope theta must be positive, got {config.rope.theta}"
+    elif config.rope.scaling_json:
+        try:
+            rope_frequencies(config)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _pyramid(config: PyramidConfig, decoder: DecoderConfig) -> Iterator[str]:
@@ -77,7 +84,7 @@ def _pyramid(config: PyramidConfig, decoder: DecoderConfig) -> Iterator[str]:
 
 def _vision(config: VisionConfig) -> Iterator[str]:
     for name in ("hidden_size", "intermediate_size", "num_heads", "image_size", "patch_size", "layer_norm_eps"):
-        if getattr(config, name) <= 0:
+        if not 0 < getattr(config, name) < math.inf:
             yield f"vision {name} must be positive, got {getattr(config, name)}"
             return
     if config.num_layers < 0:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpn_rt.config import DecoderConfig
+from dpn_rt.errors import ConfigError
 
 
 def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
@@ -17,17 +19,39 @@ def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
     The angle is position * (1 / theta^(2i/d)) with the reciprocal taken first, in float32, as in the published models;
     dividing instead moves logits by 1e-4 at position 1000. Scaled variants come from transformers' own rules.
     """
-    frequencies, scale = _frequencies(config)
+    frequencies, scale = rope_frequencies(config)
     angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies[None, :]
     return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=1)
 
 
-def _frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
-    scaling = json.loads(config.rope.scaling_json) if config.rope.scaling_json else {}
+def rope_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
+    """`[head_dim / 2]` float32 angle per position, and the factor on cosines and sines.
+
+    Raises:
+        ConfigError: the scaling is unknown, or lacks a parameter or has one that makes no sense.
+    """
+    if not config.rope.scaling_json:
+        return _unscaled(config), 1.0
+    try:
+        scaling = json.loads(config.rope.scaling_json)
+        frequencies, scale = _scaled(config, scaling)
+        if frequencies.shape != (config.head_dim // 2,) or not bool(frequencies.isfinite().all()):
+            raise ValueError(f"gives the frequencies {frequencies.tolist()}")
+    except Exception as error:  # transformers' rules raise whatever a wrong parameter leads to
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"rope scaling {config.rope.scaling_json}: {reason}") from error
+    return frequencies, scale
+
+
+def _unscaled(config: DecoderConfig) -> Tensor:
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    return 1.0 / (config.rope.theta**exponents)
+
+
+def _scaled(config: DecoderConfig, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-        return 1.0 / (config.rope.theta**exponents), 1.0
+        return _unscaled(config), 1.0
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = {"rope_theta": config.rope.theta, "rope_type": kind, **scaling}

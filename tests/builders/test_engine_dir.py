@@ -153,6 +153,7 @@ def edit_manifest(path: Path, **changes: object) -> None:
     [
         (lambda p: (p / "engine.json").unlink(), "not an engine directory: engine.json: No such file"),
         (lambda p: (p / "engine.json").write_text("{"), "engine.json: not JSON"),
+        (lambda p: (p / "engine.json").write_text("[" * 100_000), "engine.json: not JSON"),
         (lambda p: (p / "engine.json").write_text("[]"), "engine format version None; this version reads 1"),
         (lambda p: edit_manifest(p, format_version=2), "engine format version 2; this version reads 1"),
         (lambda p: edit_manifest(p, format_version=True), "engine format version True"),

@@ -141,8 +141,8 @@ def test_tied_head_that_is_saved_anyway_is_left_out(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, '{"factor": 2.0, "rope_type": "linear"}'),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, ""),
         (
-            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0}, "rope_theta": None},
-            '{"factor": 8.0, "rope_type": "llama3"}',
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0}, "rope_theta": None},
+            '{"factor": 8.0, "rope_type": "dynamic"}',
         ),
         ({"rope_scaling": None}, ""),
     ],

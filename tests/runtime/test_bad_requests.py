@@ -14,7 +14,7 @@ import torch
 
 from dpn_rt import LLM, DpnError, SamplingParams
 from dpn_rt.engine_dir import EngineSource, write_engine
-from dpn_rt.errors import BatchError, CapacityError, ConfigError, RequestError, StepError
+from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, RequestError, StepError
 from tests.runtime.models import MODEL, ROUTER_ID, random_prompt, random_weights, with_decoder, write_random_engine
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -132,6 +132,11 @@ def test_bad_limits(engine_dir: Path) -> None:
             LLM(engine_dir, **arguments)
     with pytest.raises(CapacityError, match="kv_cache_bytes=10"):
         LLM(engine_dir, kv_cache_bytes=10)
+    with pytest.raises(CapacityError, match="lower kv_cache_bytes"):
+        LLM(engine_dir, kv_cache_bytes=10**18)
+    for path in (None, 5, b"engine"):
+        with pytest.raises(EngineError, match="expected a path"):
+            LLM(path)  # type: ignore[arg-type]
 
 
 def test_answer_ends_at_the_model_length(llm: LLM) -> None:
