@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -58,7 +58,15 @@ inline VecF load(const float* source) {
 inline VecF load(const bf16* source) {
   VecH half;
   std::memcpy(&half, source, sizeof half);
-  return reinterpret_cast<VecF>(__builtin_convertvector(half, VecU) << 16);
+  // gcc 12 splits this conversion in two where one instruction does it.
+#if defined(__AVX512F__)
+  const VecU wide = reinterpret_cast<VecU>(_mm512_maskz_cvtepu16_epi32(0xFFFF, reinterpret_cast<__m256i>(half)));
+#elif defined(__AVX2__)
+  const VecU wide = reinterpret_cast<VecU>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(half)));
+#else
+  const VecU wide = __builtin_convertvector(half, VecU);
+#endif
+  return reinterpret_cast<VecF>(wide << 16);
 }
 
 inline void store(float* target, VecF value) { std::memcpy(target, &value, sizeof value); }

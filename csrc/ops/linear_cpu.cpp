@@ -95,11 +95,11 @@ void pack_block(const LinearParams& p, std::int64_t first_token, std::int64_t to
 // A run of columns of one group of weight rows.
 template <class T>
 struct Columns {
-  const T* weight;                     // first row, first column
-  const typename Dot<T>::Packed* x;    // packed block, first column
-  std::int64_t row_size;               // elements from one weight row to the next
-  std::int64_t size;                   // columns
-  std::int64_t lookahead;              // elements to the weights that are needed next
+  const T* weight;                   // first row, first column
+  const typename Dot<T>::Packed* x;  // packed block, first column
+  std::int64_t row_size;             // elements from one weight row to the next
+  std::int64_t size;                 // columns
+  std::int64_t lookahead;            // elements to the weights that are needed next
 };
 
 // partial[m][r] += x row m times weight row r, element by element. The weights that come next are asked for meanwhile:

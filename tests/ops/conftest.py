@@ -32,7 +32,9 @@ def assert_close_to_reference(
 ) -> None:
     """The error against the float64 reference is at most twice that of the same computation in torch's own precision.
 
-    `floor` is an absolute allowance, for cases where torch happens to be exact.
+    Torch happens to be exact where there are few elements, so the rounding of the output itself is allowed besides:
+    half a unit in the last place of the largest element for bfloat16, two units for float32, where sums round as well.
+    `floor` is an absolute allowance.
     """
     assert actual.shape == reference.shape
     assert torch.equal(actual.isnan(), reference.isnan()), "NaN at other places than the reference"
@@ -41,6 +43,7 @@ def assert_close_to_reference(
     if not finite.any():
         return
     error = (actual.double() - reference)[finite].abs()
+    floor += reference[finite].abs().max().item() * (2**-22 if actual.dtype == torch.float32 else 2**-9)
     allowed = 2 * (same_precision.double() - reference)[finite].abs().max().item() + floor
     worst = int(error.argmax())
     assert error.max().item() <= allowed, (

@@ -18,7 +18,8 @@ OTHERS = [isa for isa in ops.available_cpu_isas() if isa != ops.cpu_isa()]
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "DPN_RT_CPU_ISA": isa},
+        # Passive: the pool of this process may still spin on the cores that the other one needs.
+        env={"OMP_WAIT_POLICY": "passive", **os.environ, "DPN_RT_CPU_ISA": isa},
         cwd=HERE.parent.parent,
         capture_output=True,
         text=True,
