@@ -30,6 +30,7 @@ template <>
 inline constexpr int kUnitSize<Pair> = 2;
 
 inline VecF load_units(const float* source) { return load(source); }
+inline void store_units(float* target, VecF value) { store(target, value); }
 inline VecF broadcast_unit(const float* source) { return broadcast(*source); }
 inline VecF dot(VecF sum, VecF a, VecF b) { return sum + a * b; }
 
@@ -43,6 +44,8 @@ inline VecU load_units(const Pair* source) {
   return value;
 }
 
+inline void store_units(Pair* target, VecU value) { std::memcpy(target, &value, sizeof value); }
+
 inline VecU broadcast_unit(const Pair* source) {
   std::uint32_t bits;
   std::memcpy(&bits, source, sizeof bits);
@@ -55,6 +58,32 @@ inline VecF dot(VecF sum, VecU a, VecU b) {
 }
 
 inline void to_unit(Pair* target, const bf16* source) { std::memcpy(target, source, sizeof *target); }
+#endif
+
+// The units of two neighbouring rows of values, kWidth * kCols elements of each: unit i is element i of both. Where a
+// unit is one element, the first row alone. kCols is even.
+template <int kCols, class T>
+inline void load_values(VecF (&columns)[kCols], const T* v, std::int64_t) {
+  for (int c = 0; c < kCols; ++c) columns[c] = load(v + c * kWidth);
+}
+
+#if defined(__AVX512BF16__)
+template <int kCols>
+inline void load_values(VecU (&columns)[kCols], const bf16* v, std::int64_t stride) {
+  using Halves = std::uint16_t __attribute__((vector_size(64)));
+  Halves low, high;
+  for (int i = 0; i < 32; ++i) {
+    low[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * 32);
+    high[i] = static_cast<std::uint16_t>(low[i] + 16);
+  }
+  for (int c = 0; c < kCols; c += 2) {
+    Halves first, second;
+    std::memcpy(&first, v + c * kWidth, sizeof first);
+    std::memcpy(&second, v + stride + c * kWidth, sizeof second);
+    columns[c] = (VecU)__builtin_shuffle(first, second, low);
+    columns[c + 1] = (VecU)__builtin_shuffle(first, second, high);
+  }
+}
 #endif
 
 // 2^(x * scale) for x * scale <= 0, zero below -125, NaN stays NaN. Relative error below 8e-8 for float units, and

@@ -150,31 +150,6 @@ inline void weigh_chunk(const float* scores, U* weights, std::int64_t keys, floa
   store(weight_sums, load(weight_sums) * factor + (sum + other_sum));
 }
 
-// The units of two neighbouring rows of values (one row where a unit is one element), kWidth * kCols elements of each.
-template <int kCols>
-inline void load_values(VecF (&columns)[kCols], const float* v, std::int64_t) {
-  for (int c = 0; c < kCols; ++c) columns[c] = load(v + c * kWidth);
-}
-
-#if defined(__AVX512BF16__)
-template <int kCols>
-inline void load_values(VecU (&columns)[kCols], const bf16* v, std::int64_t stride) {
-  using Halves = std::uint16_t __attribute__((vector_size(64)));
-  Halves low, high;
-  for (int i = 0; i < 32; ++i) {
-    low[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * 32);
-    high[i] = static_cast<std::uint16_t>(low[i] + 16);
-  }
-  for (int c = 0; c < kCols; c += 2) {
-    Halves first, second;
-    std::memcpy(&first, v + c * kWidth, sizeof first);
-    std::memcpy(&second, v + stride + c * kWidth, sizeof second);
-    columns[c] = (VecU)__builtin_shuffle(first, second, low);
-    columns[c + 1] = (VecU)__builtin_shuffle(first, second, high);
-  }
-}
-#endif
-
 // sums[h, :] = sums[h, :] * factors[h] + weights of h . values for kHeads heads and kCols vectors of the head dimension
 // from `column` on. sums and values have rows padded_dim elements apart; weights are [quad, key / kUnitSize, 4].
 template <int kHeads, int kCols, class U, class V>
