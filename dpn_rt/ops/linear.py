@@ -41,6 +41,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
             out = x.new_empty(x.shape[0], weight.shape[0])
         _kernels.linear(out, x, weight, bias)
         return out
+    if out is not None and out.shape != (x.shape[0], weight.shape[0]):  # torch would resize it
+        raise KernelArgumentError(f"linear: out has shape {list(out.shape)}, expected {[x.shape[0], weight.shape[0]]}")
     try:
         if out is None:
             return functional.linear(x, weight, bias)

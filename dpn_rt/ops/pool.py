@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from dpn_rt import _kernels
+from dpn_rt.errors import KernelArgumentError
 
 
 def pool(
@@ -51,7 +52,12 @@ def pool(
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.
     """
     if out is None:
-        out = x.new_empty(_kernels.pool_num_out_tokens(out_cu_seqlens), x.shape[-1])
+        num_out_tokens = _kernels.pool_num_out_tokens(out_cu_seqlens)
+        if num_out_tokens > x.shape[0]:
+            raise KernelArgumentError(
+                f"pool: out_cu_seqlens ends at {num_out_tokens}, expected at most num_tokens={x.shape[0]}"
+            )
+        out = x.new_empty(num_out_tokens, x.shape[-1])
     _kernels.pool(
         out,
         x,
