@@ -87,8 +87,8 @@ def test_small_budgets_admit_late(engine_dir: Path, prompts: list[dict[str, Any]
 
 def test_preempted_equals_alone(engine_dir: Path, prompts: list[dict[str, Any]], alone: list[RequestOutput]) -> None:
     geometry = LLM(engine_dir).engine.runner.cache.geometry
-    # Room for the largest request (256 + 14 + 24 rows in each stage) and little more, in small blocks.
-    rows = 300
+    # Room for the longest prompt that can be drawn (256 visual, 11 + 11 + 3 text rows) and its answer, and no more.
+    rows = 256 + 25 + 23
     num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
     llm = LLM(engine_dir, kv_cache_bytes=num_bytes, block_size=4)
     for output, expected in zip(llm.generate(prompts, GREEDY, use_tqdm=False), alone, strict=True):
