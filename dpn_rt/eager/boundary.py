@@ -14,7 +14,7 @@ from dpn_rt.errors import RequestError
 
 ROUTER_TEMPERATURE = 10.0
 MIN_DRAWN_VISUAL_TOKENS = 18
-"""In training an expert that would leave fewer visual tokens is drawn again (published recipe)."""
+"""Published, for 576 visual tokens."""
 
 
 class Router(nn.Module):
@@ -48,6 +48,8 @@ class Boundary(nn.Module):
         self.config, self.pyramid = config, pyramid
         self.detach_router_input = False
         """Stop the router's gradient from reaching the decoder (`detach_cls_token_to_predict`)."""
+        self.min_drawn_visual_tokens = MIN_DRAWN_VISUAL_TOKENS
+        """In training an expert that would leave fewer visual tokens is drawn again."""
         self.router = (
             Router(hidden_size, config.num_experts, pyramid.router_version)
             if pyramid.pooling_type == "adaptive"
@@ -111,7 +113,7 @@ class Boundary(nn.Module):
         # Drawing again until enough tokens are left is drawing from the experts that leave enough. Where none does
         # (16 or 17 tokens), the published loop would not end; the mildest expert is taken.
         left = [(grid[0] // height) * (grid[1] // width) for height, width in self.config.kernels]
-        allowed = torch.tensor([n >= MIN_DRAWN_VISUAL_TOKENS for n in left], device=probs.device)
+        allowed = torch.tensor([n >= self.min_drawn_visual_tokens for n in left], device=probs.device)
         if not allowed.any():
             return max(range(len(left)), key=left.__getitem__)
         return int(torch.multinomial(probs.detach() * allowed, 1))

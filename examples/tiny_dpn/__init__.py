@@ -1,0 +1,1 @@
+"""A small DPN trained on drawn scenes: data, recipe, checkpoint and evaluation."""

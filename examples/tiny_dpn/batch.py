@@ -1,0 +1,180 @@
+"""Forward and loss of many samples together, on the modules of `dpn_rt.eager`.
+
+The published code runs one sample at a time. Here the layers run over samples padded at their end, which causal
+attention never sees; routing and pooling stay those of `dpn_rt.eager.Boundary`, sample by sample.
+
+The questions about one picture share its rows as long as these do not depend on the question, in the first stage and,
+without routers, in all: template and image stand once, and every question follows as if it were the only one (own
+positions, own attention). At the first router they part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from dpn_rt.eager import Boundary, BoundaryRecord, EagerDpn, SampleLayout
+from examples.tiny_dpn.encoding import Scene, Turn
+from examples.tiny_dpn.tokenizer import ROUTER
+
+PADDING_LIMIT = 1.3
+"""Samples run together as long as the longest has at most so many times the rows of the shortest."""
+
+
+@dataclass(frozen=True, eq=False)
+class BatchOutput:
+    """Losses of a batch, one entry per question and draw: all draws of a question, then the scene's next question."""
+
+    losses: torch.Tensor
+    """[num_questions] float32: negative log-likelihood of the answer, summed over its tokens."""
+    num_tokens: torch.Tensor
+    """[num_questions] float32: tokens of the answer."""
+    is_right: torch.Tensor
+    """[num_questions] bool: every token of the answer is the most probable one, so that greedy decoding gives it."""
+    records: list[tuple[BoundaryRecord, ...]]
+    """What each boundary did; without routers one entry per scene."""
+    visual_tokens: list[int]
+    """Visual rows in the last stage; without routers one entry per scene."""
+
+
+def encode_images(model: EagerDpn, scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tower's rows [scenes, visual, tower hidden] and the projected rows [scenes, visual, hidden]."""
+    assert model.vision is not None and model.projector is not None
+    pixels = torch.stack([scene.pixels for scene in scenes]).to(model.device)
+    features = model.vision(pixels).last_hidden_state[:, 1:]
+    return features, model.projector(features)
+
+
+def forward(
+    model: EagerDpn, visual: torch.Tensor, before_image: Sequence[int], scenes: Sequence[Scene], draws: int = 1
+) -> BatchOutput:
+    """Ask every scene its questions.
+
+    Args:
+        model: in training mode experts are drawn, in eval mode chosen.
+        visual: [scenes, visual, hidden], projected.
+        before_image: template up to the image.
+        scenes: pictures with their questions.
+        draws: routes drawn for each question, for a model with routers.
+    """
+    states = [_start(model, visual[i], before_image, scene.turns) for i, scene in enumerate(scenes)]
+    for stage, layers in enumerate(model.stages):
+        _run_layers(model, layers, states)
+        if stage < len(model.boundaries):
+            boundary = cast(Boundary, model.boundaries[stage])
+            if stage == 0 and boundary.router is not None:
+                states = [part for state in states for part in state.split(draws)]
+            for state in states:
+                state.cross(boundary)
+    return BatchOutput(
+        *_losses(model, states),
+        records=[tuple(state.records) for state in states],
+        visual_tokens=[state.layout.num_visual for state in states],
+    )
+
+
+class _State:
+    """One sequence on its way through the stages: template, image, and one or more questions with their answers."""
+
+    def __init__(self, rows: torch.Tensor, layout: SampleLayout, turns: tuple[Turn, ...]) -> None:
+        self.rows = rows
+        self.layout = layout
+        self.turns = turns
+        self.records: list[BoundaryRecord] = []
+
+    def split(self, draws: int) -> Iterator[_State]:
+        """Every question by itself, `draws` times."""
+        start = end = self.layout.image_end
+        for turn in self.turns:
+            begin, end = end, end + len(turn.ids)
+            rows = torch.cat((self.rows[:start], self.rows[begin:end]))
+            router_rows = (start + turn.ids.index(ROUTER),)
+            layout = SampleLayout(len(rows), self.layout.image_start, self.layout.grid, router_rows)
+            for _ in range(draws):
+                yield _State(rows, layout, (turn,))
+
+    def cross(self, boundary: Boundary) -> None:
+        self.rows, self.layout, record = boundary(self.rows, self.layout)
+        self.records.append(record)
+
+    def turn_of_row(self) -> torch.Tensor:
+        """[num_rows]: 0 for template and image, 1, 2, ... for the questions."""
+        lengths = torch.tensor([self.layout.image_end, *(len(turn.ids) for turn in self.turns)])
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+    def positions(self) -> torch.Tensor:
+        """[num_rows]: every question starts right behind the image."""
+        end = self.layout.image_end
+        return torch.cat([torch.arange(end), *(torch.arange(end, end + len(turn.ids)) for turn in self.turns)])
+
+
+def _start(model: EagerDpn, visual: torch.Tensor, before_image: Sequence[int], turns: tuple[Turn, ...]) -> _State:
+    ids = [*before_image, *(token for turn in turns for token in turn.ids)]
+    text = model.language_model.embed_tokens(torch.tensor(ids, device=model.device))
+    start = len(before_image)
+    rows = torch.cat((text[:start], visual.to(text.dtype), text[start:]))
+    grid = None if model.config.vision is None else model.config.vision.grid
+    return _State(rows, SampleLayout(len(rows), start, grid, ()), turns)
+
+
+def _run_layers(model: EagerDpn, layers: range, states: Sequence[_State]) -> None:
+    decoder = model.language_model
+    for group in _groups(states):
+        rows = pad_sequence([state.rows for state in group], batch_first=True)
+        positions = pad_sequence([state.positions() for state in group], batch_first=True).to(rows.device)
+        options: dict[str, Any] = {
+            "attention_mask": _mask(group, rows.shape[1]),
+            "position_ids": positions,
+            "position_embeddings": decoder.rotary_emb(rows, position_ids=positions),
+        }
+        for layer in layers:
+            rows = decoder.layers[layer](rows, use_cache=False, **options)
+        for state, result in zip(group, rows, strict=True):
+            state.rows = result[: state.layout.num_rows]
+
+
+def _groups(states: Sequence[_State]) -> Iterator[list[_State]]:
+    """Sequences of similar length."""
+    group: list[_State] = []
+    for state in sorted(states, key=lambda state: state.layout.num_rows):
+        if group and state.layout.num_rows > PADDING_LIMIT * group[0].layout.num_rows:
+            yield group
+            group = []
+        group.append(state)
+    yield group
+
+
+def _mask(group: Sequence[_State], num_rows: int) -> torch.Tensor | None:
+    """[group, 1, rows, rows] bool, or None where every sequence has one question: plain causal attention."""
+    if all(len(state.turns) == 1 for state in group):
+        return None
+    turns = pad_sequence([state.turn_of_row() for state in group], batch_first=True, padding_value=-1)
+    same = (turns[:, :, None] == turns[:, None, :]) | (turns[:, None, :] == 0)
+    causal = torch.ones(num_rows, num_rows, dtype=torch.bool).tril()
+    return (same & causal)[:, None].to(group[0].rows.device)
+
+
+def _losses(model: EagerDpn, states: Sequence[_State]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, targets, counts = [], [], []
+    for state in states:
+        start = state.layout.image_end
+        for turn in state.turns:
+            answer = turn.ids[turn.answer_start :]
+            first = start + turn.answer_start - 1
+            rows.append(state.rows[first : first + len(answer)])
+            targets += answer
+            counts.append(len(answer))
+            start += len(turn.ids)
+    logits = model.lm_head(model.language_model.norm(torch.cat(rows)))
+    target = torch.tensor(targets, device=logits.device)
+    nll = F.cross_entropy(logits.float(), target, reduction="none")
+    num_tokens = torch.tensor(counts, device=nll.device)
+    question = torch.repeat_interleave(torch.arange(len(counts), device=nll.device), num_tokens)
+    losses = nll.new_zeros(len(counts)).index_add(0, question, nll)
+    num_wrong = nll.new_zeros(len(counts)).index_add(0, question, (logits.argmax(-1) != target).float())
+    return losses, num_tokens.float(), num_wrong == 0

@@ -1,0 +1,59 @@
+"""The model: CLIP tower, projector and LLaMA decoder, small; dense, with fixed pooling, or with routers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dpn_rt.config import (
+    BoundaryConfig,
+    DecoderConfig,
+    ModelConfig,
+    ProjectorConfig,
+    PromptConfig,
+    PyramidConfig,
+    RopeConfig,
+    VisionConfig,
+)
+from examples.tiny_dpn.scenes import PATCH, SIDE
+from examples.tiny_dpn.tokenizer import BOS, EOS, ROUTER
+
+Variant = Literal["dense", "static", "dpn"]
+VARIANTS: tuple[Variant, ...] = ("dense", "static", "dpn")
+
+HIDDEN = 192
+LAYERS = 8
+POOLING_LAYERS = (0, 2, 4)
+EXPERTS = ((1, 1), (1, 2), (2, 2))
+
+
+def model_config(variant: Variant, vocab_size: int) -> ModelConfig:
+    """The configuration of a variant; all have the same weights but for the routers."""
+    return ModelConfig(
+        dtype="float32",
+        decoder=DecoderConfig(
+            vocab_size=vocab_size,
+            hidden_size=HIDDEN,
+            intermediate_size=512,
+            num_layers=LAYERS,
+            num_heads=6,
+            num_kv_heads=6,
+            head_dim=32,
+            rms_norm_eps=1e-5,
+            rope=RopeConfig(10000.0),
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+            attention_bias=False,
+        ),
+        pyramid=_pyramid(variant),
+        prompt=PromptConfig("vicuna_v1", "pad", BOS, (EOS,), None, ROUTER, True, True),
+        vision=VisionConfig(HIDDEN, 4 * HIDDEN, 4, 6, SIDE, PATCH, 1e-5, "quick_gelu", "patch"),
+        projector=ProjectorConfig("mlp2x_gelu", HIDDEN),
+    )
+
+
+def _pyramid(variant: Variant) -> PyramidConfig:
+    if variant == "dense":
+        return PyramidConfig()
+    if variant == "static":
+        return PyramidConfig(tuple(BoundaryConfig(layer, (EXPERTS[-1],)) for layer in POOLING_LAYERS), "static")
+    return PyramidConfig(tuple(BoundaryConfig(layer, EXPERTS) for layer in POOLING_LAYERS), use_router_token=True)

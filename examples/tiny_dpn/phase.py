@@ -1,0 +1,230 @@
+"""One phase of training: optimizer, resumable loop, log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dpn_rt.eager import Boundary, EagerDpn
+from examples.tiny_dpn import batch, data
+from examples.tiny_dpn.encoding import Encoder, Scene
+from examples.tiny_dpn.patch_labels import PatchHead, patch_labels
+from examples.tiny_dpn.recipe import Phase, Routing
+from examples.tiny_dpn.routing import compression_loss, policy_loss
+
+SAVE_EVERY = 50
+LOG_EVERY = 10
+GRADIENT_LIMIT = 1.0
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.01
+LAST_LEARNING_RATE = 0.02
+"""At the end of the cosine, as a share of the highest."""
+
+
+class TrainingError(Exception):
+    """Training cannot start or go on; the message says why."""
+
+
+class Trainer:
+    """Runs the steps of one phase; a step depends on (seed, step) alone, so that a resumed run is the same run."""
+
+    def __init__(self, model: EagerDpn, phase: Phase, encoder: Encoder, folder: Path, seed: int) -> None:
+        self.model, self.phase, self.encoder, self.folder, self.seed = model, phase, encoder, folder, seed
+        assert model.config.vision is not None and model.vision is not None
+        self.head = PatchHead(model.config.vision.hidden_size).to(model.device)
+        tower = list(model.vision.parameters())
+        routers = list(model.boundaries.parameters())
+        known = {id(parameter) for parameter in (*tower, *routers)}
+        others = [p for p in [*model.parameters(), *self.head.parameters()] if id(p) not in known]
+        self.weights = [*tower, *others]
+        groups: list[dict[str, Any]] = [
+            {"params": others, "highest": phase.learning_rate},
+            {"params": tower, "highest": phase.tower_learning_rate},
+        ]
+        if phase.routing is not None:
+            groups.append({"params": routers, "highest": phase.routing.learning_rate, "weight_decay": 0.0})
+            for boundary in model.boundaries:
+                cast(Boundary, boundary).min_drawn_visual_tokens = phase.routing.min_drawn_visual_tokens
+        self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
+
+    @property
+    def state_file(self) -> Path:
+        """Where the last saved step is."""
+        return self.folder / "state.pt"
+
+    # Starting
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Start from the weights of a model without routers; routers stay as they are.
+
+        Raises:
+            TrainingError: other weights are missing, or some do not belong here.
+        """
+        try:
+            found = self.model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise TrainingError(f"phase {self.phase.name}: weights of another model: {error}") from error
+        wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if not key.startswith("boundaries."))]
+        if wrong:
+            raise TrainingError(f"phase {self.phase.name}: weights missing or too many: {', '.join(wrong)}")
+
+    def load_state(self, file: Path) -> None:
+        """Start from the last state of another phase."""
+        state = _read(file, self.model.device)
+        self.load_weights(state["model"])
+        self.head.load_state_dict(state["head"])
+
+    # Running
+
+    def run(self) -> None:
+        """Train from the last saved step to the end.
+
+        Raises:
+            TrainingError: the saved state is damaged.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        first, seconds = self._resume()
+        self.model.train()
+        started = time.perf_counter()
+        steps = range(first, self.phase.steps)
+        gathered: dict[str, list[float]] = defaultdict(list)
+        with (
+            SummaryWriter(str(self.folder), purge_step=first) as log,
+            tqdm(steps, initial=first, total=self.phase.steps, desc=self.phase.name) as bar,
+        ):
+            for step in bar:
+                for name, value in self.step(step).items():
+                    gathered[name].append(value)
+                if (step + 1) % LOG_EVERY == 0:
+                    means = {name: float(np.mean(values)) for name, values in gathered.items()}
+                    gathered.clear()
+                    for name, mean in means.items():
+                        log.add_scalar(name, mean, step + 1)
+                    bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items() if "/" not in name})
+                if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.phase.steps:
+                    self._save(step + 1, seconds + time.perf_counter() - started)
+
+    def _resume(self) -> tuple[int, float]:
+        if not self.state_file.is_file():
+            return 0, 0.0
+        state = _read(self.state_file, self.model.device)
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["step"], state["seconds"]
+
+    def _save(self, step: int, seconds: float) -> None:
+        part = self.state_file.with_suffix(".part")
+        state = {
+            "step": step,
+            "seconds": seconds,
+            "model": self.model.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, part)
+        part.replace(self.state_file)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step of the optimizer; returns what is logged."""
+        phase = self.phase
+        rng = np.random.default_rng([self.seed, step])
+        torch.manual_seed(int(rng.integers(2**62)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["highest"] * learning_rate_factor(step, phase)
+        samples = [data.sample("train", step * phase.scenes + i, self.seed) for i in range(phase.scenes)]
+        scenes = [self._ask(sample, rng) for sample in samples]
+        with torch.autocast(self.model.device.type, torch.bfloat16):
+            loss, stats = self._loss(scenes, samples)
+        loss.backward()
+        stats["gradient"] = nn.utils.clip_grad_norm_(self.weights, GRADIENT_LIMIT).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return stats
+
+    def _ask(self, sample: data.Sample, rng: np.random.Generator) -> Scene:
+        chosen = rng.permutation(len(sample.questions))[: self.phase.questions]
+        return self.encoder.scene(sample.image, [sample.questions[i] for i in chosen])
+
+    # Losses
+
+    def _loss(self, scenes: list[Scene], samples: list[data.Sample]) -> tuple[torch.Tensor, dict[str, float]]:
+        phase = self.phase
+        features, visual = batch.encode_images(self.model, scenes)
+        loss = torch.zeros((), device=visual.device)
+        stats: dict[str, float] = {}
+        if phase.patch_weight:
+            labels = torch.stack([patch_labels(sample.scene) for sample in samples]).to(visual.device)
+            readings = self.head.losses(features, labels)
+            stats |= {f"patch/{name}": value.item() for name, value in readings.items()}
+            loss = loss + phase.patch_weight * torch.stack(list(readings.values())).mean()
+        if phase.questions:
+            draws = 1 if phase.routing is None else phase.routing.draws
+            kinds = [turn.kind for scene in scenes for turn in scene.turns for _ in range(draws)]
+            output = batch.forward(self.model, visual, self.encoder.before_image, scenes, draws)
+            language = output.losses.sum() / output.num_tokens.sum()
+            loss = loss + language
+            stats["language"] = language.item()
+            stats |= _answer_statistics(output, kinds)
+            if phase.routing is not None:
+                loss = loss + self._routing_loss(phase.routing, output, stats)
+                stats |= _routing_statistics(output, kinds)
+        return loss, stats
+
+    def _routing_loss(self, routing: Routing, output: batch.BatchOutput, stats: dict[str, float]) -> torch.Tensor:
+        compression = compression_loss(output.records, routing.target, routing.score)
+        stats["compression"] = compression.item()
+        loss = routing.compression_weight * compression
+        if routing.policy_weight:
+            loss = loss + routing.policy_weight * policy_loss(output.losses, output.records, routing.draws)
+        return loss
+
+
+def learning_rate_factor(step: int, phase: Phase) -> float:
+    """Linear warmup, then a cosine."""
+    if step < phase.warmup_steps:
+        return (step + 1) / phase.warmup_steps
+    done = (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
+    return LAST_LEARNING_RATE + (1 - LAST_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _read(file: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        return dict(torch.load(file, map_location=device, weights_only=True))
+    except Exception as error:  # torch raises anything from RuntimeError to UnpicklingError for a damaged file
+        raise TrainingError(f"{file}: not a state that training saved ({error}); remove it to start anew") from error
+
+
+def _answer_statistics(output: batch.BatchOutput, kinds: list[str]) -> dict[str, float]:
+    """Share of right answers, over all and per question kind."""
+    right = output.is_right.float().cpu()
+    stats = {"right": right.mean().item()}
+    for kind in data.KINDS:
+        chosen = [i for i, other in enumerate(kinds) if other == kind]
+        if chosen:
+            stats[f"right/{kind}"] = right[chosen].mean().item()
+    return stats
+
+
+def _routing_statistics(output: batch.BatchOutput, kinds: list[str]) -> dict[str, float]:
+    """Mean visual tokens of the last stage and mean probability of every expert, per level of difficulty."""
+    stats = {}
+    for level in data.LEVELS:
+        chosen = [i for i, kind in enumerate(kinds) if data.KINDS[kind] == level]
+        if chosen:
+            stats[f"tokens/{level}"] = float(np.mean([output.visual_tokens[i] for i in chosen]))
+        for b in range(len(output.records[0])):
+            probs = [p for i in chosen if (p := output.records[i][b].probs) is not None]
+            if probs:
+                means = torch.stack(probs).detach().mean(0).tolist()
+                stats |= {f"boundary {b}/{level}/expert {e}": mean for e, mean in enumerate(means)}
+    return stats

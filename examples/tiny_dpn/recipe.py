@@ -1,0 +1,73 @@
+"""What is trained, in which order and for how long: every number of the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from examples.tiny_dpn.model import Variant
+
+PhaseName = Literal["tower", "base", "dense", "static", "dpn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How the routers learn."""
+
+    policy_weight: float
+    """Of the policy gradient (see `routing.py`)."""
+    compression_weight: float
+    """Of the routing loss; published 0.001."""
+    score: Literal["best", "expected"]
+    """The routing loss scores the most probable expert (published) or all of them by their probability."""
+    target: float
+    """Hinge of the routing loss; published 1.5."""
+    draws: int
+    """Routes drawn for each question of a step."""
+    learning_rate: float
+    min_drawn_visual_tokens: int
+    """An expert that would leave fewer is drawn again; published 18 of 576."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One run of the optimizer."""
+
+    name: PhaseName
+    variant: Variant
+    start: PhaseName | None
+    """The phase whose weights it starts from; None: random weights."""
+    steps: int
+    scenes: int
+    """Pictures per step."""
+    questions: int
+    """Questions per picture; 0 trains the tower alone."""
+    learning_rate: float
+    tower_learning_rate: float
+    """Lower than the decoder's once the tower can see: gradients of a decoder that knows nothing would undo that."""
+    warmup_steps: int
+    patch_weight: float = 0.0
+    """Of the patch reading loss."""
+    routing: Routing | None = None
+
+
+ROUTING = Routing(
+    policy_weight=0.02,
+    compression_weight=0.001,
+    score="expected",
+    target=1.5,
+    draws=2,
+    learning_rate=1e-2,
+    min_drawn_visual_tokens=4,
+)
+
+PHASES: dict[PhaseName, Phase] = {
+    phase.name: phase
+    for phase in (
+        Phase("tower", "dense", None, 600, 32, 0, 1e-3, 1e-3, 60, patch_weight=1.0),
+        Phase("base", "dense", "tower", 900, 16, 10, 1e-3, 2e-4, 60, patch_weight=0.3),
+        Phase("dense", "dense", "base", 400, 4, 5, 4e-4, 1e-4, 20),
+        Phase("static", "static", "base", 400, 4, 5, 4e-4, 1e-4, 20),
+        Phase("dpn", "dpn", "base", 400, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),
+    )
+}

@@ -1,0 +1,58 @@
+"""How the routers of the DPN variant learn.
+
+Published: the drawn expert's probability scales the pooled rows, which carries the language loss's gradient to the
+router, and the routing loss asks for compression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from dpn_rt.eager import BoundaryRecord, PyramidTrace, routing_loss
+
+
+def policy_loss(losses: torch.Tensor, records: Sequence[tuple[BoundaryRecord, ...]], draws: int) -> torch.Tensor:
+    """Score-function gradient: routes that made the answer likelier than the question's other draws get likelier.
+
+    Args:
+        losses: [questions * draws] float32, the draws of a question next to each other.
+        records: what each boundary did, in the same order.
+        draws: routes per question, at least 2.
+
+    Returns:
+        a scalar whose gradient reaches the routers alone.
+    """
+    value = losses.detach().view(-1, draws)
+    baseline = (value.sum(1, keepdim=True) - value) / (draws - 1)
+    advantage = (value - baseline).flatten()
+    return (advantage * torch.stack([_log_probability(record) for record in records])).mean()
+
+
+def _log_probability(records: Sequence[BoundaryRecord]) -> torch.Tensor:
+    terms = [record.probs[record.expert].log() for record in records if record.probs is not None]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def compression_loss(
+    records: Sequence[tuple[BoundaryRecord, ...]], target: float, score: Literal["best", "expected"]
+) -> torch.Tensor:
+    """The routing loss: per boundary max(0, target - mean score of the samples), then the mean over boundaries.
+
+    Args:
+        records: what each boundary did, one entry per sequence.
+        target: hinge.
+        score: "best": rank by compression of the most probable expert times its probability (published); "expected":
+            the same of all experts, which also moves a router that prefers to keep every token.
+    """
+    if score == "best":
+        return routing_loss([PyramidTrace(item, (), (), ()) for item in records], target)
+    hinges = []
+    for boundary in zip(*records, strict=True):
+        probs = [record.probs for record in boundary if record.probs is not None]
+        if probs:
+            ranks = probs[0].new_tensor(boundary[0].scores)
+            hinges.append(torch.clamp(target - (torch.stack(probs) @ ranks).mean(), min=0.0))
+    return torch.stack(hinges).mean() if hinges else torch.zeros(())

@@ -1,0 +1,175 @@
+"""Training of the small DPN: batches mean what single samples mean, routers learn, killed runs go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpn_rt.config import IMAGE_PLACEHOLDER_ID
+from dpn_rt.eager import BoundaryRecord, EagerDpn
+from examples.tiny_dpn import batch, data, train
+from examples.tiny_dpn.encoding import Encoder, Scene
+from examples.tiny_dpn.model import VARIANTS, Variant, model_config
+from examples.tiny_dpn.phase import Trainer, TrainingError
+from examples.tiny_dpn.recipe import PHASES, Phase
+from examples.tiny_dpn.routing import compression_loss, policy_loss
+from examples.tiny_dpn.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer()
+ENCODER = Encoder(TOKENIZER)
+
+
+def random_model(variant: Variant) -> EagerDpn:
+    model = EagerDpn(model_config(variant, TOKENIZER.get_vocab_size())).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 8.0 if "predictor" in name else parameter.shape[-1] ** -0.5)
+    return model
+
+
+def scenes(count: int, questions: int) -> list[Scene]:
+    result = []
+    for index in range(count):
+        item = data.sample("train", index)
+        result.append(ENCODER.scene(item.image, item.questions[index : index + questions]))
+    return result
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_batch_gives_every_question_what_the_published_order_gives(variant: Variant) -> None:
+    model, items = random_model(variant), scenes(3, 4)
+    _, visual = batch.encode_images(model, items)
+    output = batch.forward(model, visual, ENCODER.before_image, items)
+    expected, experts = [], []
+    for item in items:
+        for turn in item.turns:
+            ids = [*ENCODER.before_image, IMAGE_PLACEHOLDER_ID, *turn.ids]
+            labels = torch.full((len(ids),), -100)
+            answer = turn.ids[turn.answer_start :]
+            labels[-len(answer) :] = torch.tensor(answer)
+            alone = model(ids, item.pixels, labels=labels)
+            expected.append(alone.language_loss * len(answer))
+            experts.append(alone.trace.experts)
+    torch.testing.assert_close(output.losses, torch.stack(expected), rtol=1e-5, atol=1e-4)
+    if variant == "dpn":
+        assert [tuple(r.expert for r in records) for records in output.records] == experts
+        assert len(set(experts)) > 1, "one route only would not test mixed batches"
+
+
+def record(probs: list[float], expert: int) -> BoundaryRecord:
+    return BoundaryRecord(expert, None, torch.tensor(probs, requires_grad=True), (0, 1, 2))
+
+
+def test_policy_loss_prefers_the_draw_with_the_smaller_loss() -> None:
+    good, bad = record([0.25, 0.25, 0.5], 0), record([0.25, 0.25, 0.5], 2)
+    policy_loss(torch.tensor([1.0, 3.0]), [(good,), (bad,)], draws=2).backward()
+    assert good.probs is not None and bad.probs is not None
+    # mean over 2 sequences of advantage * log p: advantages -2 and +2, d log p / dp = 1 / p.
+    assert good.probs.grad is not None and good.probs.grad.tolist() == [-2 / 0.25 / 2, 0, 0]
+    assert bad.probs.grad is not None and bad.probs.grad.tolist() == [0, 0, 2 / 0.5 / 2]
+
+
+def test_policy_loss_compares_draws_of_the_same_question_alone() -> None:
+    records = [(record([0.5, 0.5, 0.0], e),) for e in (0, 1, 0, 1)]
+    policy_loss(torch.tensor([1.0, 1.0, 9.0, 9.0]), records, draws=2).backward()
+    assert all(r.probs is not None and r.probs.grad is not None and not r.probs.grad.any() for (r,) in records)
+
+
+def test_policy_loss_leaves_out_skipped_boundaries() -> None:
+    skipped = BoundaryRecord(None, None, None, (0, 1, 2))
+    assert policy_loss(torch.tensor([1.0, 2.0]), [(skipped,), (skipped,)], draws=2).item() == 0.0
+
+
+def test_compression_loss_by_hand() -> None:
+    records = [(record([0.2, 0.3, 0.5], 0),), (record([0.9, 0.1, 0.0], 0),)]
+    # Expected ranks 1.3 and 0.1; of the most probable expert alone 2 * 0.5 and 0 * 0.9.
+    assert compression_loss(records, 1.5, "expected").item() == pytest.approx(1.5 - 0.7)
+    assert compression_loss(records, 1.5, "best").item() == pytest.approx(1.5 - 0.5)
+    assert compression_loss(records, 0.6, "expected").item() == 0.0
+
+
+def test_only_the_expected_score_moves_a_router_that_keeps_every_token() -> None:
+    for score, moves in (("best", False), ("expected", True)):
+        keeps = record([0.9, 0.1, 0.0], 0)
+        compression_loss([(keeps,)], 1.5, score).backward()  # type: ignore[arg-type]
+        assert keeps.probs is not None and keeps.probs.grad is not None
+        assert bool(keeps.probs.grad.any()) is moves
+
+
+def tiny_phase(name: str = "dpn", **changes: object) -> Phase:
+    return dataclasses.replace(PHASES[name], steps=4, scenes=1, questions=2, warmup_steps=1, **changes)  # type: ignore[index, arg-type]
+
+
+def trainer(folder: Path, phase: Phase, seed: int = 0) -> Trainer:
+    torch.manual_seed(1)
+    model = EagerDpn(model_config(phase.variant, TOKENIZER.get_vocab_size()))
+    return Trainer(model, phase, ENCODER, folder, seed)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.tiny_dpn.phase.SAVE_EVERY", 2)
+    whole = trainer(tmp_path / "whole", tiny_phase())
+    whole.run()
+    first = trainer(tmp_path / "killed", tiny_phase())
+    step = first.step
+
+    def killed_step(number: int) -> dict[str, float]:
+        if number == 3:
+            raise KilledError
+        return step(number)
+
+    monkeypatch.setattr(first, "step", killed_step)
+    with pytest.raises(KilledError):
+        first.run()
+    second = trainer(tmp_path / "killed", tiny_phase())
+    second.run()
+    for (name, expected), value in zip(
+        whole.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, msg=name)
+
+
+def test_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(TrainingError, match="state.pt"):
+        trainer(tmp_path, tiny_phase()).run()
+
+
+def test_variant_needs_its_base(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="starts from phase base"):
+        train.run_phase(tiny_phase(), tmp_path)
+
+
+def test_unwritable_output_fails_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert train.main(["--output", str(tmp_path / "file" / "run")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_damaged_base_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    assert train.main(["--output", str(tmp_path / "run"), "--phase", "dpn", "--base", str(base)]) == 1
+    assert "base" in capsys.readouterr().err
+
+
+def test_checkpoint_is_read_back_by_runtime_and_eager(tmp_path: Path) -> None:
+    model = random_model("dpn")
+    train.save_checkpoint(model, tmp_path)
+    again = EagerDpn.from_checkpoint(tmp_path, dtype=torch.float32)
+    for (name, expected), value in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(
+            value, expected.to(torch.bfloat16).float(), msg=name
+        ) if "router" not in name else None
+        if "router" in name:
+            torch.testing.assert_close(value, expected, msg=name)
