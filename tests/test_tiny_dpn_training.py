@@ -168,8 +168,5 @@ def test_checkpoint_is_read_back_by_runtime_and_eager(tmp_path: Path) -> None:
     train.save_checkpoint(model, tmp_path)
     again = EagerDpn.from_checkpoint(tmp_path, dtype=torch.float32)
     for (name, expected), value in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
-        torch.testing.assert_close(
-            value, expected.to(torch.bfloat16).float(), msg=name
-        ) if "router" not in name else None
-        if "router" in name:
-            torch.testing.assert_close(value, expected, msg=name)
+        stored = expected if ".router." in name else expected.to(torch.bfloat16).float()
+        torch.testing.assert_close(value, stored, rtol=0, atol=0, msg=name)
