@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.flops import layer_weights
 from dpn_rt.config import DecoderConfig
+from dpn_rt.flops import layer_weights
 
 READ_BYTES = 1 << 30
 MIN_GEMM_WEIGHT_BYTES = 256 << 20

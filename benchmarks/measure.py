@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import flops
 from benchmarks.dense_llava import dense_llava
 from benchmarks.limits import GemmLimit, ReadLimit
 from benchmarks.memory import peak_memory
@@ -24,6 +23,7 @@ from benchmarks.rows import Row, plan
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
 from benchmarks.subjects import Eager, Request, Runtime, Subject, TransformersDense
 from benchmarks.summary import report
+from dpn_rt import flops
 from dpn_rt.config import ModelConfig
 from dpn_rt.eager import EagerDpn
 from dpn_rt.engine_dir import TORCH_DTYPES, EngineDir, EngineSource, weight_spec, write_engine

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from benchmarks.dense_llava import IMAGE_TOKEN
-from benchmarks.flops import Route, kv_rows
 from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.eager import EagerDpn
+from dpn_rt.flops import Route, kv_rows
 
 Clock = time.perf_counter
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks import flops
 from benchmarks.memory import resident_bytes
 from benchmarks.rows import Row
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS
+from dpn_rt import flops
 from dpn_rt.config import ModelConfig
 
 

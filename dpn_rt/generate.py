@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import DpnError, RequestError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
     from dpn_rt.outputs import RequestOutput
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from dpn_rt import LLM, SamplingParams
 
         prompt_options = _prompt(options)
+        _check_picture(options)
         params = SamplingParams(
             max_tokens=options.max_tokens,
             temperature=options.temperature,
@@ -40,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.route is not None:
             prompt = {**prompt, "route": options.route}
         output = _run(llm, prompt, params, silent=options.json)
+        if options.show_pyramid is not None:
+            _draw_pyramid(llm, prompt, output, options.show_pyramid)
         print(json.dumps(_as_json(output)) if options.json else _report(output), flush=True)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -74,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
+    parser.add_argument("--show-pyramid", type=Path, metavar="FILE", help="draw what each stage saw over the image")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
@@ -85,6 +91,28 @@ def _route(text: str) -> list[int | None]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected experts separated by commas, such as 2,2,2 or 2,none,1"
         ) from None
+
+
+def _check_picture(options: argparse.Namespace) -> None:
+    """Refuse now what would fail after the answer."""
+    path: Path | None = options.show_pyramid
+    if path is None:
+        return
+    if not options.image:
+        raise RequestError(f"--show-pyramid {path}: there is no image to draw over, expected --image")
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise RequestError(f"--show-pyramid {path}: expected a name that ends in {' or '.join(PICTURE_SUFFIXES)}")
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
+        raise RequestError(f"--show-pyramid {path}: cannot write there, expected a file in a directory that exists")
+
+
+def _draw_pyramid(llm: LLM, prompt: dict[str, Any], output: RequestOutput, path: Path) -> None:
+    from dpn_rt.picture import draw_pyramid
+
+    try:
+        draw_pyramid(llm.processor.seen_image(prompt), output.pyramid).save(path)
+    except OSError as error:
+        raise RequestError(f"--show-pyramid {path}: cannot be written: {error.strerror or error}") from error
 
 
 def _is_raw(options: argparse.Namespace) -> bool:

@@ -64,6 +64,16 @@ class ImageProcessor:
             )
         return pixels.to(torch.float32).contiguous()
 
+    def picture(self, pixels: Tensor) -> Image.Image:
+        """The RGB picture [image_size, image_size] that pixel values [3, image_size, image_size] show the tower."""
+        settings = self._processor
+        if settings.do_normalize:
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.image_mean, settings.image_std))
+            pixels = pixels * std + mean
+        if settings.do_rescale:
+            pixels = pixels / settings.rescale_factor
+        return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy(), "RGB")
+
 
 def _load(directory: Path) -> Any:
     """The processor that works on PIL and numpy; the one on torchvision needs a package that may be missing."""

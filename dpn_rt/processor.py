@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from torch import Tensor
 
 from dpn_rt.chat import Message, chat_prompt
@@ -126,6 +127,17 @@ class Processor:
             num_rows=num_rows,
             route=route,
         )
+
+    def seen_image(self, prompt: Prompt) -> Image.Image:
+        """The image of a prompt as the vision tower sees it: padded or cropped, scaled; RGB.
+
+        Raises:
+            RequestError: as `process`; ImageError: likewise, or the prompt has no image.
+        """
+        visual = self.process(prompt).visual
+        if visual is None or visual.pixels is None or self._image_processor is None:
+            raise ImageError("the prompt has no image, expected one")
+        return self._image_processor.picture(visual.pixels)
 
     def chat(self, messages: Sequence[Message]) -> dict[str, Any]:
         """The prompt (for `process`) of a conversation in OpenAI's form.

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flops, latency
+from benchmarks import latency
 from benchmarks.dense_llava import IMAGE_TOKEN, dense_llava
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
+from dpn_rt import flops
 from dpn_rt.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.eager import EagerDpn
 from dpn_rt.engine_dir import check_model, weight_spec

@@ -51,13 +51,17 @@ def encode_images(model: EagerDpn, scenes: Sequence[Scene]) -> tuple[torch.Tenso
 
 
 def forward(
-    model: EagerDpn, visual: torch.Tensor, before_image: Sequence[int], scenes: Sequence[Scene], draws: int = 1
+    model: EagerDpn,
+    visual: Sequence[torch.Tensor],
+    before_image: Sequence[int],
+    scenes: Sequence[Scene],
+    draws: int = 1,
 ) -> BatchOutput:
     """Ask every scene its questions.
 
     Args:
         model: in training mode experts are drawn, in eval mode chosen.
-        visual: [scenes, visual, hidden], projected.
+        visual: [visual, hidden] per scene, projected; a model without boundaries takes any number of rows.
         before_image: template up to the image.
         scenes: pictures with their questions.
         draws: routes drawn for each question, for a model with routers.
@@ -118,7 +122,8 @@ def _start(model: EagerDpn, visual: torch.Tensor, before_image: Sequence[int], t
     text = model.language_model.embed_tokens(torch.tensor(ids, device=model.device))
     start = len(before_image)
     rows = torch.cat((text[:start], visual.to(text.dtype), text[start:]))
-    grid = None if model.config.vision is None else model.config.vision.grid
+    whole = model.config.vision
+    grid = whole.grid if whole is not None and whole.num_visual_tokens == len(visual) else (1, len(visual))
     return _State(rows, SampleLayout(len(rows), start, grid, ()), turns)
 
 

@@ -50,6 +50,11 @@ def patch_labels(scene: Scene) -> torch.Tensor:
     return labels.flatten(0, 1)
 
 
+def shows_something(scene: Scene) -> torch.Tensor:
+    """[patches] bool: whether anything stands on the background there."""
+    return patch_labels(scene)[:, 0] != THINGS.index("background")
+
+
 def _fill(labels: torch.Tensor, place: Placed, thing: int, color: int) -> None:
     box = labels[place.row : place.row + place.height, place.column : place.column + place.width]
     box[..., 0], box[..., 1] = thing, color

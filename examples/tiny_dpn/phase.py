@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dpn_rt.eager import Boundary, EagerDpn
 from examples.tiny_dpn import batch, data
 from examples.tiny_dpn.encoding import Encoder, Scene
-from examples.tiny_dpn.patch_labels import PatchHead, patch_labels
+from examples.tiny_dpn.patch_labels import PatchHead, patch_labels, shows_something
 from examples.tiny_dpn.recipe import Phase, Routing
 from examples.tiny_dpn.routing import compression_loss, policy_loss
 
@@ -170,7 +170,8 @@ class Trainer:
         if phase.questions:
             draws = 1 if phase.routing is None else phase.routing.draws
             kinds = [turn.kind for scene in scenes for turn in scene.turns for _ in range(draws)]
-            output = batch.forward(self.model, visual, self.encoder.before_image, scenes, draws)
+            shown = self._thin_out(visual, samples)
+            output = batch.forward(self.model, shown, self.encoder.before_image, scenes, draws)
             language = output.losses.sum() / output.num_tokens.sum()
             loss = loss + language
             stats["language"] = language.item()
@@ -179,6 +180,16 @@ class Trainer:
                 loss = loss + self._routing_loss(phase.routing, output, stats)
                 stats |= _routing_statistics(output, kinds)
         return loss, stats
+
+    def _thin_out(self, visual: torch.Tensor, samples: list[data.Sample]) -> list[torch.Tensor]:
+        """The rows of each picture without some of its background."""
+        share = self.phase.background_kept
+        if share == 1:
+            return list(visual)
+        return [
+            rows[shows_something(sample.scene) | (torch.rand(len(rows)) < share)]
+            for rows, sample in zip(visual, samples, strict=True)
+        ]
 
     def _routing_loss(self, routing: Routing, output: batch.BatchOutput, stats: dict[str, float]) -> torch.Tensor:
         compression = compression_loss(output.records, routing.target, routing.score)

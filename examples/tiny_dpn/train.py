@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from dpn_rt.eager import Boundary, EagerDpn
+from dpn_rt.eager import EagerDpn
 from dpn_rt.errors import DpnError
+from examples.tiny_dpn.beginning import start_on_a_grid, start_undecided
 from examples.tiny_dpn.encoding import MEAN, STD, Encoder
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.phase import Trainer, TrainingError
@@ -79,20 +79,15 @@ def run_phase(phase: Phase, output: Path, *, base: Path | None = None, device: s
     """
     tokenizer = train_tokenizer()
     torch.manual_seed(seed)
-    model = EagerDpn(model_config(phase.variant, tokenizer.get_vocab_size())).to(device)
-    for boundary in model.boundaries:
-        _start_undecided(boundary)
+    model = EagerDpn(model_config(phase.variant, tokenizer.get_vocab_size()))
+    start_on_a_grid(model)
+    start_undecided(model)
+    model.to(device)
     trainer = Trainer(model, phase, Encoder(tokenizer), output / phase.name, seed)
     if phase.start is not None and not trainer.state_file.is_file():
         _start_from(trainer, phase.start, output, base)
     trainer.run()
     save_checkpoint(model, output / phase.name / "checkpoint")
-
-
-def _start_undecided(boundary: nn.Module) -> None:
-    """Every expert equally likely: otherwise chance decides which one the routing loss finds most probable."""
-    if isinstance(boundary, Boundary) and boundary.router is not None:
-        nn.init.zeros_(boundary.router.predictor.weight)
 
 
 def _start_from(trainer: Trainer, start: PhaseName, output: Path, base: Path | None) -> None:

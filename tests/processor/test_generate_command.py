@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import dpn_rt
 from dpn_rt.errors import EngineError, RequestError
 from dpn_rt.generate import main
 from dpn_rt.outputs import CompletionOutput, Pyramid, RequestMetrics, RequestOutput, StreamDelta
+from dpn_rt.picture import draw_pyramid
 from tests.processor.conftest import Setup
 
 OUTPUT = RequestOutput(
@@ -98,6 +102,49 @@ def test_json_is_one_object(install: Callable[..., list[Any]], capsys: pytest.Ca
     result = json.loads(capsys.readouterr().out)
     assert result["text"] == "A boat." and result["experts"] == [2, None] and result["rows"] == [19, 7, 7]
     assert result["seconds"] == {"queue": 0.0, "first_token": 0.5, "total": 1.0}
+
+
+def test_the_pyramid_is_drawn_over_the_image_as_the_tower_saw_it(
+    install: Callable[..., list[Any]], tmp_path: Path, original: Setup
+) -> None:
+    install()
+    wide, drawn = tmp_path / "wide.png", tmp_path / "pyramid.png"
+    Image.new("RGB", (60, 20), (200, 0, 0)).save(wide)
+    assert main(["--engine", "e", "--image", str(wide), "--prompt", "What?", "--show-pyramid", str(drawn)]) == 0
+    seen = original.processor.seen_image(original.processor.chat(question_about(wide)))
+    expected = draw_pyramid(seen, OUTPUT.pyramid)
+    with Image.open(drawn) as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+    # Padded to a square with CLIP's mean colour above and below the red band.
+    assert np.abs(np.asarray(seen)[0, 0].astype(int) - (122, 116, 104)).max() <= 1
+    assert np.abs(np.asarray(seen)[seen.height // 2, seen.width // 2].astype(int) - (200, 0, 0)).max() <= 1
+
+
+def question_about(image: Path) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": str(image)}, {"type": "text", "text": "What?"}]}]
+
+
+@pytest.mark.parametrize(
+    ("target", "with_image", "named"),
+    [
+        ("pyramid.png", False, "there is no image to draw over"),
+        ("pyramid.txt", True, "expected a name that ends in .png"),
+        ("missing/pyramid.png", True, "cannot write there"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_engine_loads(
+    install: Callable[..., list[Any]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    target: str,
+    with_image: bool,
+    named: str,
+) -> None:
+    calls = install()
+    image = ["--image", "a.png"] if with_image else []
+    assert main(["--engine", "e", "--prompt", "Hi", "--show-pyramid", str(tmp_path / target), *image]) == 1
+    assert named in capsys.readouterr().err
+    assert not calls
 
 
 @pytest.mark.parametrize(

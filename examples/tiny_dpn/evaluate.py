@@ -1,0 +1,119 @@
+"""Ask held-out questions through the runtime: accuracy, routes, FLOPs, agreement with eager; tables and pictures.
+
+python -m examples.tiny_dpn.evaluate --model dense=DIR --model static=DIR --model dpn=DIR --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dpn_rt import LLM
+from dpn_rt.builders.native import build_engine
+from dpn_rt.config import DType
+from dpn_rt.errors import DpnError
+from examples.tiny_dpn import plots
+from examples.tiny_dpn.answers import ask_runtime, compare_with_eager
+from examples.tiny_dpn.data import Sample, sample
+from examples.tiny_dpn.metrics import summarize
+from examples.tiny_dpn.phase import TrainingError
+from examples.tiny_dpn.report import markdown
+from examples.tiny_dpn.train import check_writable
+
+DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
+DRAWN_SCENES = 3
+DRAWN_KINDS = ("background", "number")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        check_writable(options.output)
+        evaluate(dict(options.model), options.output, options.scenes, options.dtype or list(DTYPES), options.eager)
+    except (DpnError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m examples.tiny_dpn.evaluate", description="Evaluate checkpoints.")
+    parser.add_argument(
+        "--model", action="append", required=True, type=_named, metavar="NAME=DIR", help="checkpoint (repeat)"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for tables and pictures")
+    parser.add_argument("--scenes", type=int, default=200, metavar="N", help="ten questions each (default 200)")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeat; default both")
+    parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True, help="compare with eager")
+    return parser
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=DIR, such as dpn=runs/tiny_dpn/dpn/checkpoint")
+    return name, Path(path)
+
+
+def evaluate(
+    models: dict[str, Path], output: Path, scenes: int, dtypes: Sequence[DType], eager: bool
+) -> dict[str, Any]:
+    """Evaluate checkpoints and write evaluation.json, evaluation.md and the pictures into `output`.
+
+    Raises:
+        DpnError: a checkpoint is incomplete or damaged; all are built before any question is asked.
+    """
+    samples = [sample("test", index) for index in range(scenes)]
+    with tempfile.TemporaryDirectory() as directory:
+        engines = {
+            (name, dtype): build_engine(path, Path(directory) / f"{name}-{dtype}", dtype=dtype).path
+            for name, path in models.items()
+            for dtype in dtypes
+        }
+        runs = [_run(name, dtype, engine, samples, eager) for (name, dtype), engine in engines.items()]
+        shown = samples[:DRAWN_SCENES]
+        plots.pyramids(LLM(engines[list(models)[-1], dtypes[0]]), shown, DRAWN_KINDS, output / "pyramids.png")
+    evaluation = {
+        "scenes": scenes,
+        "questions": sum(len(item.questions) for item in samples),
+        "versions": {name: version(name) for name in ("dpn_rt", "torch", "transformers")},
+        "python": platform.python_version(),
+        "runs": runs,
+    }
+    (output / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n", encoding="utf-8")
+    (output / "evaluation.md").write_text(markdown(evaluation), encoding="utf-8")
+    first = [run for run in runs if run["dtype"] == dtypes[0]]
+    plots.accuracy_against_flops(first, output / "accuracy_flops.png")
+    plots.routes_per_kind(first[-1], output / "routes.png")
+    print(markdown(evaluation))
+    return evaluation
+
+
+def _run(name: str, dtype: str, engine: Path, samples: Sequence[Sample], eager: bool) -> dict[str, Any]:
+    llm = LLM(engine)
+    started = time.perf_counter()
+    answers = ask_runtime(llm, samples, f"{name}, {dtype}")
+    seconds = time.perf_counter() - started
+    differ = compare_with_eager(llm, engine, samples, answers, f"{name}, {dtype}, eager") if eager else []
+    return {
+        "model": name,
+        "dtype": dtype,
+        "seconds": seconds,
+        "summary": dataclasses.asdict(summarize(answers)),
+        "agreement": 1 - len(differ) / len(answers) if eager else None,
+        "disagreements": [dataclasses.asdict(item) for item in differ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Pictures of the evaluation: accuracy against FLOPs, routes per question kind, pyramids over pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+from PIL import Image, ImageDraw, ImageFont
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.picture import draw_pyramid
+from examples.tiny_dpn.answers import MAX_TOKENS, chat_messages
+from examples.tiny_dpn.data import KINDS, LEVELS, QUESTIONS, Sample
+
+Json = Mapping[str, Any]
+DPI = 120
+MARKERS = {"coarse": "o", "middle": "s", "fine": "^"}
+COLORS = {"dense": "#0072B2", "static": "#D55E00", "dpn": "#009E73"}
+OTHER_COLOR = "#555555"
+MOST_ROUTES = 7
+"""Routes with a color of their own; the rest are drawn together."""
+
+
+def accuracy_against_flops(runs: Sequence[Json], path: Path) -> None:
+    """One point per model and level."""
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=DPI, layout="constrained")
+    for run in runs:
+        color = COLORS.get(run["model"], OTHER_COLOR)
+        groups = run["summary"]["levels"]
+        points = [(groups[level]["flops_ratio"], 100 * groups[level]["accuracy"]) for level in LEVELS]
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=1, alpha=0.5)
+        for level, (x, y) in zip(LEVELS, points, strict=True):
+            axes.scatter(x, y, color=color, marker=MARKERS[level], s=60, label=f"{run['model']}, {level}")
+    axes.set_xlabel("decoder prefill FLOPs / dense")
+    axes.set_ylabel("right answers, %")
+    axes.set_xlim(0, 1.05)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=len(runs), loc="lower right")
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def routes_per_kind(run: Json, path: Path) -> None:
+    """One bar per question kind, cut by route."""
+    routes: dict[str, dict[str, int]] = run["summary"]["routes"]
+    totals: dict[str, int] = {}
+    for counts in routes.values():
+        for route, count in counts.items():
+            totals[route] = totals.get(route, 0) + count
+    frequent = sorted(totals, key=lambda route: -totals[route])[:MOST_ROUTES]
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=DPI, layout="constrained")
+    kinds = list(KINDS)
+    left = [0.0] * len(kinds)
+    colors = pyplot.get_cmap("viridis")
+    for index, route in enumerate([*frequent, "other"]):
+        shares = [_share(routes[kind], route, frequent) for kind in kinds]
+        if any(shares):
+            color = OTHER_COLOR if route == "other" else colors(index / max(1, len(frequent) - 1))
+            axes.barh(kinds, shares, left=left, label=route, color=color, edgecolor="white", linewidth=0.5)
+        left = [a + b for a, b in zip(left, shares, strict=True)]
+    axes.set_yticks(range(len(kinds)), [f"{kind} ({KINDS[kind]})" for kind in kinds])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("questions, %")
+    axes.legend(title="kernel per boundary", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _share(counts: Mapping[str, int], route: str, frequent: Sequence[str]) -> float:
+    chosen = counts.get(route, 0)
+    if route == "other":
+        chosen = sum(count for name, count in counts.items() if name not in frequent)
+    return 100 * chosen / sum(counts.values())
+
+
+def pyramids(llm: LLM, samples: Sequence[Sample], kinds: Sequence[str], path: Path) -> None:
+    """For every sample and question kind one row: what each stage saw as one visual token."""
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 15)
+    rows = []
+    for sample in samples:
+        conversations = [chat_messages(sample.image, QUESTIONS[kind]) for kind in kinds]
+        outputs = llm.chat(conversations, SamplingParams(temperature=0, max_tokens=MAX_TOKENS), use_tqdm=False)
+        for kind, output in zip(kinds, outputs, strict=True):
+            picture = draw_pyramid(sample.image, output.pyramid, side=224)
+            rows.append(_captioned(picture, f"{QUESTIONS[kind]}  →  {output.outputs[0].text.strip()}", font))
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    sheet.save(path)
+
+
+def _captioned(picture: Image.Image, caption: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    result = Image.new("RGB", (picture.width, picture.height + 30), "white")
+    ImageDraw.Draw(result).text((2, 6), caption, fill="black", font=font)
+    result.paste(picture, (0, 26))
+    return result
