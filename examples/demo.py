@@ -1,60 +1,112 @@
-"""Build an engine from a checkpoint and ask it about photographs: the job of `make demo`.
-
-The checkpoint here is small and its weights are random, so the answers are not words; routes, rows and times are real.
-"""
+"""Build an engine from the trained checkpoint and ask easy and hard questions about pictures: `make demo`."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
+from dpn_rt.config import ModelConfig
+from dpn_rt.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
-from examples.random_checkpoint import write_checkpoint
 
-IMAGES = Path(__file__).parent / "images"
-QUESTIONS = [
-    ("cat.jpg", "What animal is this?"),
-    ("coffee.jpg", "How many cups are on the table, and what is written on them?"),
-    ("astronaut.jpg", "What is the name on the suit?"),
-    ("rocket.jpg", "Is there a rocket?"),
-]
+EXAMPLES = Path(__file__).parent
+CHECKPOINT = EXAMPLES / "tiny_dpn" / "checkpoint"
+IMAGES = EXAMPLES / "images"
+MAX_TOKENS = 8
 
 
-def main() -> None:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about a picture in examples/images, and what is right."""
+
+    image: str
+    question: str
+    expected: str
+
+
+BACKGROUND = "What color is the background?"
+PHOTO = "What does the photograph show?"
+CIRCLE = "Is there a circle in the picture?"
+COUNT = "How many squares are there?"
+WHERE = "Where in the picture is the photograph?"
+NUMBER = "What number is printed on the label?"
+WORD = "What word is printed on the label?"
+HANDWRITTEN = "Which digit is written by hand?"
+
+QUESTIONS = (
+    Asked("scene_1.png", BACKGROUND, "blue"),
+    Asked("scene_1.png", PHOTO, "cat"),
+    Asked("scene_1.png", COUNT, "2"),
+    Asked("scene_1.png", NUMBER, "7948"),
+    Asked("scene_2.png", CIRCLE, "yes"),
+    Asked("scene_2.png", WHERE, "top left"),
+    Asked("scene_2.png", WORD, "TIN"),
+    Asked("scene_2.png", HANDWRITTEN, "2"),
+    Asked("scene_3.png", BACKGROUND, "purple"),
+    Asked("scene_3.png", COUNT, "3"),
+    Asked("scene_3.png", NUMBER, "2477"),
+    Asked("scene_3.png", WORD, "DEL"),
+)
+
+
+def main() -> int:
+    if not (CHECKPOINT / "config.json").is_file():
+        print(f"{CHECKPOINT} has no checkpoint; make one with: python -m examples.tiny_dpn.train", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
-        checkpoint = write_checkpoint(Path(directory) / "checkpoint")
-        engine = build_engine(checkpoint, Path(directory) / "engine", dtype="float32")
-        print(f"checkpoint written and engine built in {time.perf_counter() - start:.1f} s")
+        engine = build_engine(CHECKPOINT, Path(directory) / "engine", dtype="float32")
         llm = LLM(engine.path)
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": IMAGES / name}, {"type": "text", "text": text}]}]
-            for name, text in QUESTIONS
-        ]
+        print(f"engine built and loaded in {time.perf_counter() - start:.1f} s\n")
+        conversations = [conversation(asked) for asked in QUESTIONS]
+        params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
         start = time.perf_counter()
-        outputs = llm.chat(conversations, SamplingParams(temperature=0, max_tokens=12))
-        print(f"{len(outputs)} questions answered in one batch in {time.perf_counter() - start:.2f} s\n")
-        for (name, question), output in zip(QUESTIONS, outputs, strict=True):
-            print(report(name, question, output))
+        outputs = llm.chat(conversations, params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        print(table(llm.model, outputs))
+        right = sum(text_of(output) == asked.expected for asked, output in zip(QUESTIONS, outputs, strict=True))
+        print(f"\n{right} of {len(QUESTIONS)} right; one batch with mixed routes, {seconds:.2f} s")
+    return 0
 
 
-def report(image: str, question: str, output: RequestOutput) -> str:
+def conversation(asked: Asked) -> list[dict[str, object]]:
+    content = [{"type": "image", "image": IMAGES / asked.image}, {"type": "text", "text": asked.question}]
+    return [{"role": "user", "content": content}]
+
+
+def text_of(output: RequestOutput) -> str:
+    return output.outputs[0].text.strip()
+
+
+def table(model: ModelConfig, outputs: Sequence[RequestOutput]) -> str:
+    """One line per question, columns aligned."""
+    header = ("picture", "question", "answer", "right", "route", "visual tokens", "FLOPs saved", "first token")
+    lines = [header, *(line(model, asked, output) for asked, output in zip(QUESTIONS, outputs, strict=True))]
+    widths = [max(len(cells[column]) for cells in lines) for column in range(len(header))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in lines)
+
+
+def line(model: ModelConfig, asked: Asked, output: RequestOutput) -> tuple[str, ...]:
     pyramid = output.pyramid
-    route = ", ".join("skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels)
-    return "\n".join(
-        [
-            f"{image}: {question}",
-            f"  answer                  {output.outputs[0].text!r} (random weights)",
-            f"  route                   {route}",
-            f"  visual tokens per stage {', '.join(map(str, pyramid.visual_tokens))}",
-            f"  KV rows per stage       {', '.join(map(str, pyramid.kv_lengths))}",
-            f"  first token after       {output.metrics.time_to_first_token or 0:.3f} s\n",
-        ]
+    rows = [len(output.prompt_token_ids) - 1 + visual for visual in pyramid.visual_tokens]
+    saved = 1 - prefill_flops(model, rows) / prefill_flops(model, [rows[0]] * len(rows))
+    return (
+        asked.image,
+        asked.question,
+        text_of(output),
+        "yes" if text_of(output) == asked.expected else f"no: {asked.expected}",
+        " ".join("skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels),
+        ", ".join(map(str, pyramid.visual_tokens)),
+        f"{100 * saved:.0f} %",
+        f"{output.metrics.time_to_first_token or 0:.2f} s",
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
