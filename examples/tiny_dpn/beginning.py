@@ -11,6 +11,7 @@ from dpn_rt.eager import Boundary, EagerDpn
 from examples.tiny_dpn.scenes import GRID
 
 POSITION_SCALE = 0.3
+EMBEDDING_SCALE = 0.5
 
 
 def start_undecided(model: EagerDpn) -> None:
@@ -19,6 +20,25 @@ def start_undecided(model: EagerDpn) -> None:
         router = cast(Boundary, boundary).router
         if router is not None:
             nn.init.zeros_(router.predictor.weight)
+
+
+def start_awake(model: EagerDpn) -> None:
+    """Decoder and projector weights that keep the size of what passes.
+
+    transformers draws all weights with a deviation of 0.02, which suits a width of thousands. Here every attention
+    would begin as a plain average, and small things are found hundreds of steps later.
+    """
+    decoder = model.language_model
+    residual = {id(layer.self_attn.o_proj) for layer in decoder.layers} | {
+        id(layer.mlp.down_proj) for layer in decoder.layers
+    }
+    depth = 2 * len(decoder.layers)
+    assert model.projector is not None
+    for module in [*decoder.modules(), *model.projector.modules()]:
+        if isinstance(module, nn.Linear):
+            scale = depth**-0.5 if id(module) in residual else 1.0
+            nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
+    nn.init.normal_(decoder.embed_tokens.weight, std=EMBEDDING_SCALE)
 
 
 def start_on_a_grid(model: EagerDpn) -> None:

@@ -50,9 +50,9 @@ def patch_labels(scene: Scene) -> torch.Tensor:
     return labels.flatten(0, 1)
 
 
-def shows_something(scene: Scene) -> torch.Tensor:
-    """[patches] bool: whether anything stands on the background there."""
-    return patch_labels(scene)[:, 0] != THINGS.index("background")
+def has_small_print(scene: Scene) -> torch.Tensor:
+    """[patches] bool: whether a character or the handwritten digit stands there."""
+    return patch_labels(scene)[:, READINGS.index("character")] != IGNORE
 
 
 def _fill(labels: torch.Tensor, place: Placed, thing: int, color: int) -> None:

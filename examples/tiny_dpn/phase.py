@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dpn_rt.eager import Boundary, EagerDpn
 from examples.tiny_dpn import batch, data
 from examples.tiny_dpn.encoding import Encoder, Scene
-from examples.tiny_dpn.patch_labels import PatchHead, patch_labels, shows_something
+from examples.tiny_dpn.patch_labels import PatchHead, has_small_print, patch_labels
 from examples.tiny_dpn.recipe import Phase, Routing
 from examples.tiny_dpn.routing import compression_loss, policy_loss
 
@@ -152,8 +152,9 @@ class Trainer:
         return stats
 
     def _ask(self, sample: data.Sample, rng: np.random.Generator) -> Scene:
-        chosen = rng.permutation(len(sample.questions))[: self.phase.questions]
-        return self.encoder.scene(sample.image, [sample.questions[i] for i in chosen])
+        asked = [question for question in sample.questions if question.level in self.phase.levels]
+        chosen = rng.permutation(len(asked))[: self.phase.questions]
+        return self.encoder.scene(sample.image, [asked[i] for i in chosen])
 
     # Losses
 
@@ -182,12 +183,12 @@ class Trainer:
         return loss, stats
 
     def _thin_out(self, visual: torch.Tensor, samples: list[data.Sample]) -> list[torch.Tensor]:
-        """The rows of each picture without some of its background."""
-        share = self.phase.background_kept
+        """The rows of each picture, only some of those without small print."""
+        share = self.phase.others_kept
         if share == 1:
             return list(visual)
         return [
-            rows[shows_something(sample.scene) | (torch.rand(len(rows)) < share)]
+            rows[has_small_print(sample.scene) | (torch.rand(len(rows)) < share)]
             for rows, sample in zip(visual, samples, strict=True)
         ]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from examples.tiny_dpn.data import LEVELS, Level
 from examples.tiny_dpn.model import Variant
 
-PhaseName = Literal["tower", "sparse", "base", "dense", "static", "dpn"]
+PhaseName = Literal["tower", "reading", "base", "dense", "static", "dpn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,11 @@ class Phase:
     tower_learning_rate: float
     """Lower than the decoder's once the tower can see: gradients of a decoder that knows nothing would undo that."""
     warmup_steps: int
-    background_kept: float = 1.0
-    """Share of the rows that the decoder gets of patches where nothing stands. Small things are found sooner among
-    fewer rows, and steps are shorter."""
+    levels: tuple[Level, ...] = LEVELS
+    """Questions that are asked."""
+    others_kept: float = 1.0
+    """Share of the rows that the decoder gets of patches without small print. Small print is found sooner among fewer
+    rows, and steps are shorter."""
     patch_weight: float = 0.0
     """Of the patch reading loss."""
     routing: Routing | None = None
@@ -68,8 +71,8 @@ PHASES: dict[PhaseName, Phase] = {
     phase.name: phase
     for phase in (
         Phase("tower", "dense", None, 600, 32, 0, 1e-3, 1e-3, 60, patch_weight=1.0),
-        Phase("sparse", "dense", "tower", 700, 16, 10, 1e-3, 2e-4, 60, background_kept=0.15, patch_weight=0.3),
-        Phase("base", "dense", "sparse", 500, 16, 10, 5e-4, 2e-4, 20, patch_weight=0.3),
+        Phase("reading", "dense", "tower", 500, 16, 3, 1e-3, 2e-4, 50, ("fine",), others_kept=0.1, patch_weight=0.3),
+        Phase("base", "dense", "reading", 600, 16, 10, 7e-4, 2e-4, 20, patch_weight=0.3),
         Phase("dense", "dense", "base", 400, 4, 5, 4e-4, 1e-4, 20),
         Phase("static", "static", "base", 400, 4, 5, 4e-4, 1e-4, 20),
         Phase("dpn", "dpn", "base", 400, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),
