@@ -144,7 +144,7 @@ class Trainer:
         samples = [data.sample("train", step * phase.scenes + i, self.seed) for i in range(phase.scenes)]
         scenes = [self._ask(sample, rng) for sample in samples]
         with torch.autocast(self.model.device.type, torch.bfloat16):
-            loss, stats = self._loss(scenes, samples)
+            loss, stats = self._loss(step, scenes, samples)
         loss.backward()
         stats["gradient"] = nn.utils.clip_grad_norm_(self.weights, GRADIENT_LIMIT).item()
         self.optimizer.step()
@@ -158,7 +158,9 @@ class Trainer:
 
     # Losses
 
-    def _loss(self, scenes: list[Scene], samples: list[data.Sample]) -> tuple[torch.Tensor, dict[str, float]]:
+    def _loss(
+        self, step: int, scenes: list[Scene], samples: list[data.Sample]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         phase = self.phase
         features, visual = batch.encode_images(self.model, scenes)
         loss = torch.zeros((), device=visual.device)
@@ -178,7 +180,8 @@ class Trainer:
             stats["language"] = language.item()
             stats |= _answer_statistics(output, kinds)
             if phase.routing is not None:
-                loss = loss + self._routing_loss(phase.routing, output, stats)
+                if step >= phase.routing.first_step:
+                    loss = loss + self._routing_loss(phase.routing, output, stats)
                 stats |= _routing_statistics(output, kinds)
         return loss, stats
 

@@ -14,6 +14,7 @@ from matplotlib import pyplot
 from PIL import Image, ImageDraw, ImageFont
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.outputs import Pyramid
 from dpn_rt.picture import draw_pyramid
 from examples.tiny_dpn.answers import MAX_TOKENS, chat_messages
 from examples.tiny_dpn.data import KINDS, LEVELS, QUESTIONS, Sample
@@ -21,7 +22,8 @@ from examples.tiny_dpn.data import KINDS, LEVELS, QUESTIONS, Sample
 Json = Mapping[str, Any]
 DPI = 120
 MARKERS = {"coarse": "o", "middle": "s", "fine": "^"}
-COLORS = {"dense": "#0072B2", "static": "#D55E00", "dpn": "#009E73"}
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's: they can be told apart without seeing red or green."""
 OTHER_COLOR = "#555555"
 MOST_ROUTES = 7
 """Routes with a color of their own; the rest are drawn together."""
@@ -30,8 +32,8 @@ MOST_ROUTES = 7
 def accuracy_against_flops(runs: Sequence[Json], path: Path) -> None:
     """One point per model and level."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=DPI, layout="constrained")
-    for run in runs:
-        color = COLORS.get(run["model"], OTHER_COLOR)
+    for index, run in enumerate(runs):
+        color = COLORS[index % len(COLORS)]
         groups = run["summary"]["levels"]
         points = [(groups[level]["flops_ratio"], 100 * groups[level]["accuracy"]) for level in LEVELS]
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1, alpha=0.5)
@@ -40,8 +42,9 @@ def accuracy_against_flops(runs: Sequence[Json], path: Path) -> None:
     axes.set_xlabel("decoder prefill FLOPs / dense")
     axes.set_ylabel("right answers, %")
     axes.set_xlim(0, 1.05)
+    axes.set_ylim(-3, 103)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=len(runs), loc="lower right")
+    figure.legend(fontsize=8, ncols=len(runs), loc="outside lower center")
     figure.savefig(path)
     pyplot.close(figure)
 
@@ -62,7 +65,9 @@ def routes_per_kind(run: Json, path: Path) -> None:
         shares = [_share(routes[kind], route, frequent) for kind in kinds]
         if any(shares):
             color = OTHER_COLOR if route == "other" else colors(index / max(1, len(frequent) - 1))
-            axes.barh(kinds, shares, left=left, label=route, color=color, edgecolor="white", linewidth=0.5)
+            axes.barh(
+                kinds, shares, left=left, label=route or "nothing pooled", color=color, edgecolor="white", linewidth=0.5
+            )
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.set_yticks(range(len(kinds)), [f"{kind} ({KINDS[kind]})" for kind in kinds])
     axes.invert_yaxis()
@@ -89,7 +94,8 @@ def pyramids(llm: LLM, samples: Sequence[Sample], kinds: Sequence[str], path: Pa
         outputs = llm.chat(conversations, SamplingParams(temperature=0, max_tokens=MAX_TOKENS), use_tqdm=False)
         for kind, output in zip(kinds, outputs, strict=True):
             picture = draw_pyramid(sample.image, output.pyramid, side=224)
-            rows.append(_captioned(picture, f"{QUESTIONS[kind]}  →  {output.outputs[0].text.strip()}", font))
+            caption = f"{QUESTIONS[kind]}  →  {output.outputs[0].text.strip()}   (route {route_name(output.pyramid)})"
+            rows.append(_captioned(picture, caption, font))
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -98,8 +104,15 @@ def pyramids(llm: LLM, samples: Sequence[Sample], kinds: Sequence[str], path: Pa
     sheet.save(path)
 
 
+def route_name(pyramid: Pyramid) -> str:
+    """Kernel per boundary: "1x1, 2x2, skipped"; "none" of a model without boundaries."""
+    kernels = ["skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels]
+    return ", ".join(kernels) or "none"
+
+
 def _captioned(picture: Image.Image, caption: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    result = Image.new("RGB", (picture.width, picture.height + 30), "white")
+    width = max(picture.width, int(font.getlength(caption)) + 5)
+    result = Image.new("RGB", (width, picture.height + 30), "white")
     ImageDraw.Draw(result).text((2, 6), caption, fill="black", font=font)
     result.paste(picture, (0, 26))
     return result

@@ -26,6 +26,8 @@ class Routing:
     draws: int
     """Routes drawn for each question of a step."""
     learning_rate: float
+    first_step: int
+    """Until then routes are drawn evenly, so that the decoder learns to live with each before they are judged."""
     min_drawn_visual_tokens: int
     """An expert that would leave fewer is drawn again; published 18 of 576."""
 
@@ -59,11 +61,12 @@ class Phase:
 
 ROUTING = Routing(
     policy_weight=0.02,
-    compression_weight=0.001,
+    compression_weight=0.002,
     score="expected",
     target=1.5,
     draws=2,
-    learning_rate=1e-2,
+    learning_rate=2e-2,
+    first_step=100,
     min_drawn_visual_tokens=4,
 )
 

@@ -8,27 +8,35 @@ from typing import Any
 from examples.tiny_dpn.data import KINDS, LEVELS
 
 Json = Mapping[str, Any]
+FOOTNOTE = (
+    "Prefill: GFLOP of the decoder, mean over the questions, text rows included; / dense is the mean over the "
+    "questions of the ratio to the same question without pooling. Fine/coarse: visual tokens of the last stage, mean "
+    "over the pictures of mean over mean; in brackets the ratio of the means over all pictures."
+)
 
 
 def markdown(evaluation: Json) -> str:
     """Tables of `evaluation.json`."""
-    parts = [f"{evaluation['scenes']} held-out scenes, {evaluation['questions']} questions.", _models(evaluation)]
+    versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
+    title = f"{evaluation['scenes']} held-out scenes (seed {evaluation['seed']}), {evaluation['questions']} questions."
+    parts = [f"{title} {versions}; {evaluation['seconds']:.0f} s.", _models(evaluation), FOOTNOTE]
     parts += [_kinds(run) for run in evaluation["runs"]]
     parts += [_disagreements(run) for run in evaluation["runs"] if run["disagreements"]]
     return "\n\n".join(parts) + "\n"
 
 
 def _models(evaluation: Json) -> str:
-    header = ["model", "dtype", "all", *LEVELS, "prefill FLOPs", "last stage, coarse", "last stage, fine"]
+    header = ["model", "dtype", "all", *LEVELS, "prefill, GFLOP", "/ dense", "last stage, coarse", "last stage, fine"]
     header += ["fine/coarse", "agrees with eager"]
     rows = []
     for run in evaluation["runs"]:
-        levels, overall = run["summary"]["levels"], run["summary"]["overall"]
+        levels, overall, cost = run["summary"]["levels"], run["summary"]["overall"], run["cost"]
         row = [run["model"], run["dtype"], percent(overall["accuracy"])]
         row += [percent(levels[level]["accuracy"]) for level in LEVELS]
-        row += [f"{overall['flops_ratio']:.3f} x dense"]
+        row += [f"{cost['prefill_flops'] / 1e9:.3f}", f"{cost['flops_ratio']:.3f}"]
         row += [f"{levels[level]['visual_tokens'][-1]:.1f} tokens" for level in ("coarse", "fine")]
-        row += [f"{run['summary']['fine_to_coarse']:.2f}", _agreement(run)]
+        ratio = f"{run['summary']['fine_to_coarse']:.2f} ({run['fine_to_coarse_of_means']:.2f})"
+        row += [ratio, _agreement(run)]
         rows.append(row)
     return table(header, rows)
 
@@ -47,20 +55,40 @@ def _kinds(run: Json) -> str:
         route = next(iter(routes))
         tokens = ", ".join(f"{count:.0f}" for count in group["visual_tokens"])
         share = percent(routes[route] / group["questions"])
-        rows.append(
-            [kind, level, percent(group["accuracy"]), tokens, f"{group['flops_ratio']:.3f}", f"{route} ({share})"]
-        )
-    header = ["question", "level", "accuracy", "visual tokens per stage", "FLOPs / dense", "most frequent route"]
+        cost = run["cost_of_kinds"][kind]
+        row = [kind, level, f"{cost['right']} of {group['questions']}", percent(group["accuracy"]), tokens]
+        rows.append([*row, f"{cost['flops_ratio']:.3f}", f"{route or 'nothing pooled'} ({share})"])
+    header = ["question", "level", "right", "accuracy", "visual tokens per stage", "FLOPs / dense"]
+    header.append("most frequent route")
     return f"{run['model']}, {run['dtype']}:\n\n" + table(header, rows)
 
 
 def _disagreements(run: Json) -> str:
     rows = [
-        [str(d["scene"]), d["kind"], repr(d["runtime"]), repr(d["eager"]), f"{d['margin']:.2g}"]
+        [
+            str(d["scene"]),
+            d["kind"],
+            *(f"`{d[name]!r}`" for name in ("runtime", "runtime_alone", "eager")),
+            *_margins(d),
+        ]
         for d in run["disagreements"]
     ]
-    title = f"{run['model']}, {run['dtype']}: where runtime and eager differ"
-    return f"{title}\n\n" + table(["scene", "question", "runtime", "eager", "eager's margin (logits)"], rows)
+    title = f"{run['model']}, {run['dtype']}: where runtime and eager differ (margins: runtime asked alone; eager)"
+    header = ["scene", "question", "runtime, in a batch", "alone", "eager", "token", "margin of logits"]
+    return f"{title}\n\n" + table([*header, "margins of routers"], rows)
+
+
+def _margins(disagreement: Json) -> list[str]:
+    runtime, eager = (
+        ", ".join(_number(margin) for margin in disagreement[f"{side}_router_margins"]) or "-"
+        for side in ("runtime", "eager")
+    )
+    logits = f"{_number(disagreement['runtime_margin'])}; {_number(disagreement['eager_margin'])}"
+    return [str(disagreement["position"]), logits, f"{runtime}; {eager}"]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
