@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpn_rt import LLM
+from dpn_rt.builders.native import build_engine
 from dpn_rt.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.eager import BoundaryRecord, EagerDpn
 from examples.tiny_dpn import batch, data, train
-from examples.tiny_dpn.encoding import Encoder, Scene
+from examples.tiny_dpn.answers import chat_messages
+from examples.tiny_dpn.encoding import Encoder, Scene, pixels
 from examples.tiny_dpn.model import VARIANTS, Variant, model_config
 from examples.tiny_dpn.phase import Trainer, TrainingError
 from examples.tiny_dpn.recipe import PHASES, Phase
@@ -59,6 +62,21 @@ def test_batch_gives_every_question_what_the_published_order_gives(variant: Vari
     if variant == "dpn":
         assert [tuple(r.expert for r in records) for records in output.records] == experts
         assert len(set(experts)) > 1, "one route only would not test mixed batches"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ids_are_those_of_the_runtime(variant: Variant, tmp_path: Path) -> None:
+    train.save_checkpoint(random_model(variant), tmp_path / "checkpoint")
+    engine = build_engine(tmp_path / "checkpoint", tmp_path / "engine").path
+    llm, item, phase = LLM(engine), data.sample("train", 5), PHASES[variant]
+    encoder = Encoder(TOKENIZER, phase.router_token)
+    for question in item.questions:
+        prompt = llm.processor.process(llm.processor.chat(chat_messages(item.image, question.text)))
+        turn = encoder.turn(question)
+        expected = [*encoder.before_image, IMAGE_PLACEHOLDER_ID, *turn.ids[: turn.answer_start]]
+        assert prompt.token_ids.tolist() == expected
+        assert prompt.visual is not None and prompt.visual.pixels is not None
+        torch.testing.assert_close(prompt.visual.pixels, pixels(item.image), rtol=0, atol=1e-5)
 
 
 def record(probs: list[float], expert: int) -> BoundaryRecord:

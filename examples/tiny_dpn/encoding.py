@@ -21,7 +21,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What stands behind the image: a question with `<ROUTER>`, and its answer."""
+    """What stands behind the image: a question, `<ROUTER>` where the model has one, and the answer."""
 
     ids: tuple[int, ...]
     answer_start: int
@@ -41,8 +41,9 @@ class Scene:
 class Encoder:
     """Text to ids with one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, router_token: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._question_end = "<ROUTER>" if router_token else ""
         self.before_image = tuple(tokenizer.encode(f"{VICUNA_SYSTEM} USER: ").ids)
         """Ids of the template up to the image."""
         self._turn = cache(self._encode_turn)
@@ -51,7 +52,7 @@ class Encoder:
         return self._turn(question)
 
     def _encode_turn(self, question: Question) -> Turn:
-        asked = self._ids(f"\n{question.text}<ROUTER> ASSISTANT:")
+        asked = self._ids(f"\n{question.text}{self._question_end} ASSISTANT:")
         answer = self._ids(f" {question.answer}</s>")
         return Turn((*asked, *answer), len(asked), question.kind)
 

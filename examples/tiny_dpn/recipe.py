@@ -56,6 +56,9 @@ class Phase:
     rows, and steps are shorter."""
     patch_weight: float = 0.0
     """Of the patch reading loss."""
+    router_token: bool = True
+    """Questions end in `<ROUTER>`. The base has seen it before it means anything; models without routers are asked
+    without it, by the runtime too."""
     routing: Routing | None = None
 
 
@@ -76,8 +79,8 @@ PHASES: dict[PhaseName, Phase] = {
         Phase("tower", "dense", None, 600, 32, 0, 1e-3, 1e-3, 60, patch_weight=1.0),
         Phase("reading", "dense", "tower", 500, 16, 3, 1e-3, 2e-4, 50, ("fine",), others_kept=0.1, patch_weight=0.3),
         Phase("base", "dense", "reading", 600, 16, 10, 7e-4, 2e-4, 20, patch_weight=0.3),
-        Phase("dense", "dense", "base", 400, 4, 5, 4e-4, 1e-4, 20),
-        Phase("static", "static", "base", 400, 4, 5, 4e-4, 1e-4, 20),
+        Phase("dense", "dense", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
+        Phase("static", "static", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
         Phase("dpn", "dpn", "base", 400, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),
     )
 }

@@ -84,7 +84,7 @@ def run_phase(phase: Phase, output: Path, *, base: Path | None = None, device: s
     start_awake(model)
     start_undecided(model)
     model.to(device)
-    trainer = Trainer(model, phase, Encoder(tokenizer), output / phase.name, seed)
+    trainer = Trainer(model, phase, Encoder(tokenizer, phase.router_token), output / phase.name, seed)
     if phase.start is not None and not trainer.state_file.is_file():
         _start_from(trainer, phase.start, output, base)
     trainer.run()
