@@ -16,7 +16,8 @@ from dpn_rt.builders.native import build_engine
 from dpn_rt.eager import EagerDpn
 from dpn_rt.flops import prefill_flops
 from examples.tiny_dpn import evaluate, plots, train
-from examples.tiny_dpn.answers import Answer, ask_runtime, chat_messages, compare_with_eager
+from examples.tiny_dpn.agreement import compare_with_eager, first_difference
+from examples.tiny_dpn.answers import Answer, ask_runtime, chat_messages
 from examples.tiny_dpn.data import KINDS, LEVELS, sample
 from examples.tiny_dpn.metrics import fine_to_coarse, group, summarize
 from examples.tiny_dpn.model import model_config
@@ -47,7 +48,9 @@ def test_group_by_hand() -> None:
     result = group([ANSWER, ANSWER, ANSWER, wrong])
     assert result.questions == 4 and result.accuracy == 0.75
     assert result.visual_tokens == (256, 80)
-    assert result.flops_ratio == pytest.approx((3 * 40 + 110) / (3 * 100 + 200))
+    assert result.right == 3 and result.flops == pytest.approx((3 * 40 + 110) / 4)
+    # Every question counts the same, however long.
+    assert result.flops_ratio == pytest.approx((3 * 40 / 100 + 110 / 200) / 4)
 
 
 def test_fine_to_coarse_compares_within_a_picture() -> None:
@@ -63,13 +66,8 @@ def test_fine_to_coarse_compares_within_a_picture() -> None:
 def test_fine_to_coarse_of_means_weighs_pictures_by_their_tokens() -> None:
     levels = [("coarse", 10), ("fine", 40), ("coarse", 30), ("fine", 30), ("middle", 999)]
     answers = [dataclasses.replace(ANSWER, level=level, visual_tokens=(256, n)) for level, n in levels]
-    assert evaluate.fine_to_coarse_of_means(answers) == pytest.approx(35 / 20)
-
-
-def test_cost_by_hand() -> None:
-    answers = [ANSWER, dataclasses.replace(ANSWER, text="blue", flops=150, dense_flops=200)]
-    # Every question counts the same, however long: (40 / 100 + 150 / 200) / 2, not (40 + 150) / (100 + 200).
-    assert evaluate.cost(answers) == evaluate.Cost(1, 95, 150, pytest.approx(0.575))
+    answers += [dataclasses.replace(ANSWER, kind=kind, level="middle") for kind in KINDS]
+    assert summarize(answers).fine_to_coarse_of_means == pytest.approx(35 / 20)
 
 
 def test_prefill_flops_counted_row_by_row() -> None:
@@ -86,8 +84,8 @@ def test_prefill_flops_counted_row_by_row() -> None:
 
 
 def test_first_difference() -> None:
-    assert evaluate.first_difference([5, 6, 2], [5, 7, 8, 2]) == 1
-    assert evaluate.first_difference([2], [5, 2]) == 0
+    assert first_difference([5, 6, 2], [5, 7, 8, 2]) == 1
+    assert first_difference([2], [5, 2]) == 0
 
 
 def test_summary_counts_routes_of_each_kind() -> None:
@@ -109,7 +107,7 @@ def test_command_end_to_end(checkpoint: Path, tmp_path: Path, capsys: pytest.Cap
     (run,) = evaluation["runs"]
     assert evaluation["questions"] == 10 and run["agreement"] == 1.0 and not run["disagreements"]
     assert evaluation["seed"] == 3 and evaluation["command"].endswith("--seed 3 --dtype float32")
-    assert set(run["summary"]["kinds"]) == set(run["cost_of_kinds"]) == set(KINDS)
+    assert set(run["summary"]["kinds"]) == set(KINDS)
     assert (tmp_path / "evaluation.md").read_text() in capsys.readouterr().out
     for name in ("accuracy_flops.png", "routes.png", "pyramids.png"):
         assert (tmp_path / name).stat().st_size > 1000
@@ -120,7 +118,7 @@ def test_answers_cost_what_their_rows_cost(checkpoint: Path, tmp_path: Path) -> 
     for answer, question in zip(ask_runtime(llm, [asked], "test"), asked.questions, strict=True):
         text = llm.processor.process(llm.processor.chat(chat_messages(asked.image, question.text))).num_text_rows
         assert answer.flops == prefill_flops(llm.model, [text + n for n in answer.visual_tokens])
-        assert answer.dense_flops == prefill_flops(llm.model, [text + 256] * 4)
+        assert answer.dense_flops == prefill_flops(llm.model, [text - 1 + 256] * 4), "the dense model has no <ROUTER>"
 
 
 def test_margins_of_a_disagreement(checkpoint: Path, tmp_path: Path) -> None:
@@ -132,13 +130,11 @@ def test_margins_of_a_disagreement(checkpoint: Path, tmp_path: Path) -> None:
     wrong = dataclasses.replace(first, token_ids=changed)
     (found,) = compare_with_eager(llm, engine, [asked], [wrong, *others], "test")
     assert (found.scene, found.kind) == (0, first.kind)
-    margins = evaluate.margins(llm, EagerDpn.from_engine(engine), asked, wrong)
-    assert margins.position == 2 and margins.question == asked.questions[0].text
-    assert margins.expected == asked.questions[0].answer and margins.runtime_alone == first.text
-    assert margins.eager_margin == found.margin
-    assert margins.runtime_margin == pytest.approx(margins.eager_margin, abs=1e-4)
-    assert len(margins.runtime_router_margins) == 3
-    assert margins.runtime_router_margins == pytest.approx(margins.eager_router_margins, abs=1e-5)
+    assert found.position == 2 and found.question == asked.questions[0].text
+    assert found.expected == asked.questions[0].answer and found.runtime_alone == found.eager == first.text
+    assert found.runtime_margin == pytest.approx(found.eager_margin, abs=1e-4)
+    assert len(found.runtime_router_margins) == 3
+    assert found.runtime_router_margins == pytest.approx(found.eager_router_margins, abs=1e-5)
 
 
 def test_report_shows_a_disagreement_with_its_margins() -> None:
@@ -176,15 +172,10 @@ def _run(answers: list[Answer]) -> dict[str, object]:
         "runtime_router_margins": [0.5, None],
         "eager_router_margins": [0.25, None],
     }
-    cost = dataclasses.asdict(evaluate.cost(answers))
-    kinds = {kind: dataclasses.asdict(evaluate.cost([a for a in answers if a.kind == kind])) for kind in KINDS}
     return {
         "model": "dpn",
         "dtype": "float32",
         "summary": dataclasses.asdict(summarize(answers)),
-        "cost": cost,
-        "cost_of_kinds": kinds,
-        "fine_to_coarse_of_means": 1.0,
         "agreement": 0.9,
         "disagreements": [disagreement],
     }

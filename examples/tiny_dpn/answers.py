@@ -1,18 +1,15 @@
-"""Answers of one model to held-out questions: from the runtime, and from `dpn_rt.eager` on the same engine."""
+"""Answers of the runtime to held-out questions, and what they cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.config import ModelConfig
-from dpn_rt.eager import EagerDpn
 from dpn_rt.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
 from examples.tiny_dpn.data import Question, Sample
@@ -39,23 +36,11 @@ class Answer:
     flops: int
     """Of the decoder's prefill."""
     dense_flops: int
-    """The same without pooling."""
+    """Of the dense model on the same question, which has no `<ROUTER>`."""
 
     @property
     def is_right(self) -> bool:
         return self.text.strip() == self.expected
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """A question that runtime and eager answer differently."""
-
-    scene: int
-    kind: str
-    runtime: str
-    eager: str
-    margin: float
-    """Eager's difference between its two largest logits where the answers part: a near tie when tiny."""
 
 
 def chat_messages(image: Any, text: str) -> list[dict[str, Any]]:
@@ -94,32 +79,5 @@ def _answer(model: ModelConfig, scene: int, question: Question, output: RequestO
         route=tuple("skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels),
         visual_tokens=tuple(pyramid.visual_tokens),
         flops=prefill_flops(model, rows),
-        dense_flops=prefill_flops(model, [rows[0]] * len(rows)),
+        dense_flops=prefill_flops(model, [rows[0] - model.pyramid.use_router_token] * len(rows)),
     )
-
-
-def compare_with_eager(
-    llm: LLM, engine: Path, samples: Sequence[Sample], answers: Sequence[Answer], description: str
-) -> list[Disagreement]:
-    """Asks `dpn_rt.eager` the same questions, one at a time, on the weights and in the dtype of the engine."""
-    model = EagerDpn.from_engine(engine, verify=False)
-    expected = {(answer.scene, answer.kind): answer for answer in answers}
-    found = []
-    for index, sample in enumerate(tqdm(samples, desc=description)):
-        for question in sample.questions:
-            prompt = llm.processor.process(llm.processor.chat(chat_messages(sample.image, question.text)))
-            assert prompt.visual is not None
-            own = model.generate(prompt.token_ids.tolist(), prompt.visual.pixels, max_new_tokens=MAX_TOKENS)
-            other = expected[index, question.kind]
-            if tuple(own.token_ids) != other.token_ids:
-                found.append(_disagreement(llm, other, own.token_ids, own.logits))
-    return found
-
-
-def _disagreement(llm: LLM, answer: Answer, eager_ids: list[int], logits: torch.Tensor) -> Disagreement:
-    pairs = zip(eager_ids, answer.token_ids, strict=False)
-    first = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), 0)
-    largest = logits[first].float().topk(2).values
-    assert llm.processor.tokenizer is not None
-    text = llm.processor.tokenizer.decode(eager_ids, skip_special_tokens=True)
-    return Disagreement(answer.scene, answer.kind, answer.text, text, float(largest[0] - largest[1]))

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from examples.tiny_dpn.data import KINDS, LEVELS
@@ -58,7 +59,7 @@ def draw(run: Path, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_tokens(axes: pyplot.Axes, scalars: dict[str, Series]) -> None:
+def _draw_tokens(axes: Axes, scalars: dict[str, Series]) -> None:
     axes.clear()
     axes.set_title("dpn: visual tokens in the last stage")
     for level in LEVELS:

@@ -13,15 +13,18 @@ from examples.tiny_dpn.data import KINDS, LEVELS
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Answers to one kind, one level or all of the questions."""
+    """Answers to one kind, one level or all of the questions; all but the counts are means over the questions."""
 
     questions: int
+    right: int
     accuracy: float
     """Share of right answers."""
     visual_tokens: tuple[float, ...]
-    """Mean per stage."""
+    """Per stage."""
+    flops: float
+    """Of the decoder's prefill, text rows included."""
     flops_ratio: float
-    """Decoder prefill FLOPs over those without pooling; means over the questions."""
+    """Prefill FLOPs over those of the dense model on the same question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Summary:
     fine_to_coarse: float
     """Visual tokens of the last stage for fine questions over those for coarse ones about the same picture; mean over
     the pictures of mean over mean."""
+    fine_to_coarse_of_means: float
+    """The same of the means over all pictures."""
 
 
 def summarize(answers: Sequence[Answer]) -> Summary:
@@ -48,6 +53,7 @@ def summarize(answers: Sequence[Answer]) -> Summary:
             kind: dict(Counter(" ".join(a.route) for a in answers if a.kind == kind).most_common()) for kind in KINDS
         },
         fine_to_coarse=fine_to_coarse(answers),
+        fine_to_coarse_of_means=_last_stage(answers, "fine") / _last_stage(answers, "coarse"),
     )
 
 
@@ -55,20 +61,23 @@ def group(answers: Sequence[Answer]) -> Group:
     """Means over answers, at least one."""
     return Group(
         questions=len(answers),
+        right=sum(answer.is_right for answer in answers),
         accuracy=mean(answer.is_right for answer in answers),
         visual_tokens=tuple(mean(stage) for stage in zip(*(answer.visual_tokens for answer in answers), strict=True)),
-        flops_ratio=sum(answer.flops for answer in answers) / sum(answer.dense_flops for answer in answers),
+        flops=mean(answer.flops for answer in answers),
+        flops_ratio=mean(answer.flops / answer.dense_flops for answer in answers),
     )
 
 
 def fine_to_coarse(answers: Sequence[Answer]) -> float:
-    """See `Summary.fine_to_coarse`."""
+    """See `Summary.fine_to_coarse`; pictures without a question of both levels do not count."""
     ratios = []
     for scene in sorted({answer.scene for answer in answers}):
-        tokens = {
-            level: [a.visual_tokens[-1] for a in answers if a.scene == scene and a.level == level]
-            for level in ("coarse", "fine")
-        }
-        if tokens["coarse"] and tokens["fine"]:
-            ratios.append(mean(tokens["fine"]) / mean(tokens["coarse"]))
+        about = [answer for answer in answers if answer.scene == scene]
+        if {"coarse", "fine"} <= {answer.level for answer in about}:
+            ratios.append(_last_stage(about, "fine") / _last_stage(about, "coarse"))
     return mean(ratios)
+
+
+def _last_stage(answers: Sequence[Answer], level: str) -> float:
+    return mean(answer.visual_tokens[-1] for answer in answers if answer.level == level)

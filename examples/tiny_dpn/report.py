@@ -10,8 +10,8 @@ from examples.tiny_dpn.data import KINDS, LEVELS
 Json = Mapping[str, Any]
 FOOTNOTE = (
     "Prefill: GFLOP of the decoder, mean over the questions, text rows included; / dense is the mean over the "
-    "questions of the ratio to the same question without pooling. Fine/coarse: visual tokens of the last stage, mean "
-    "over the pictures of mean over mean; in brackets the ratio of the means over all pictures."
+    "questions of the ratio to the dense model on the same question. Fine/coarse: visual tokens of the last stage, "
+    "mean over the pictures of mean over mean; in brackets the ratio of the means over all pictures."
 )
 
 
@@ -30,12 +30,12 @@ def _models(evaluation: Json) -> str:
     header += ["fine/coarse", "agrees with eager"]
     rows = []
     for run in evaluation["runs"]:
-        levels, overall, cost = run["summary"]["levels"], run["summary"]["overall"], run["cost"]
+        levels, overall = run["summary"]["levels"], run["summary"]["overall"]
         row = [run["model"], run["dtype"], percent(overall["accuracy"])]
         row += [percent(levels[level]["accuracy"]) for level in LEVELS]
-        row += [f"{cost['prefill_flops'] / 1e9:.3f}", f"{cost['flops_ratio']:.3f}"]
+        row += [f"{overall['flops'] / 1e9:.3f}", f"{overall['flops_ratio']:.3f}"]
         row += [f"{levels[level]['visual_tokens'][-1]:.1f} tokens" for level in ("coarse", "fine")]
-        ratio = f"{run['summary']['fine_to_coarse']:.2f} ({run['fine_to_coarse_of_means']:.2f})"
+        ratio = f"{run['summary']['fine_to_coarse']:.2f} ({run['summary']['fine_to_coarse_of_means']:.2f})"
         row += [ratio, _agreement(run)]
         rows.append(row)
     return table(header, rows)
@@ -55,9 +55,8 @@ def _kinds(run: Json) -> str:
         route = next(iter(routes))
         tokens = ", ".join(f"{count:.0f}" for count in group["visual_tokens"])
         share = percent(routes[route] / group["questions"])
-        cost = run["cost_of_kinds"][kind]
-        row = [kind, level, f"{cost['right']} of {group['questions']}", percent(group["accuracy"]), tokens]
-        rows.append([*row, f"{cost['flops_ratio']:.3f}", f"{route or 'nothing pooled'} ({share})"])
+        row = [kind, level, f"{group['right']} of {group['questions']}", percent(group["accuracy"]), tokens]
+        rows.append([*row, f"{group['flops_ratio']:.3f}", f"{route or 'nothing pooled'} ({share})"])
     header = ["question", "level", "right", "accuracy", "visual tokens per stage", "FLOPs / dense"]
     header.append("most frequent route")
     return f"{run['model']}, {run['dtype']}:\n\n" + table(header, rows)

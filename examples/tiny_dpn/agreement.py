@@ -1,0 +1,94 @@
+"""Where runtime and `dpn_rt.eager` answer differently on the same engine, and how close to a tie both were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.eager import EagerDpn, EagerGeneration
+from examples.tiny_dpn.answers import MAX_TOKENS, Answer, chat_messages
+from examples.tiny_dpn.data import Question, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A question that runtime and eager answer differently, token by token."""
+
+    scene: int
+    kind: str
+    question: str
+    expected: str
+    runtime: str
+    """Answer in a batch."""
+    runtime_alone: str
+    """Answer when asked this question alone."""
+    eager: str
+    position: int
+    """Of the first token that differs."""
+    eager_margin: float
+    """Difference between the two largest logits at `position`."""
+    runtime_margin: float | None
+    """The same of the runtime when it is asked this question alone; None if that parts from eager earlier."""
+    runtime_router_margins: tuple[float | None, ...]
+    eager_router_margins: tuple[float | None, ...]
+    """Difference between the two largest probabilities, per boundary; None where no router ran."""
+
+
+def compare_with_eager(
+    llm: LLM, engine: Path, samples: Sequence[Sample], answers: Sequence[Answer], description: str
+) -> list[Disagreement]:
+    """Asks `dpn_rt.eager` the same questions, one at a time, on the weights and in the dtype of the engine."""
+    model = EagerDpn.from_engine(engine, verify=False)
+    of_runtime = {(answer.scene, answer.kind): answer for answer in answers}
+    found = []
+    for index, sample in enumerate(tqdm(samples, desc=description)):
+        for question in sample.questions:
+            prompt = llm.processor.process(llm.processor.chat(chat_messages(sample.image, question.text)))
+            assert prompt.visual is not None
+            own = model.generate(prompt.token_ids.tolist(), prompt.visual.pixels, max_new_tokens=MAX_TOKENS)
+            answer = of_runtime[index, question.kind]
+            if tuple(own.token_ids) != answer.token_ids:
+                found.append(_look_closer(llm, sample, question, answer, own))
+    return found
+
+
+def _look_closer(llm: LLM, sample: Sample, question: Question, answer: Answer, own: EagerGeneration) -> Disagreement:
+    """Asks the runtime once more, alone, with log-probabilities: their differences are those of the logits."""
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, logprobs=2)
+    output = llm.chat(chat_messages(sample.image, question.text), params, use_tqdm=False)[0]
+    alone = output.outputs[0]
+    position = first_difference(own.token_ids, answer.token_ids)
+    is_same_before = list(alone.token_ids[:position]) == own.token_ids[:position]
+    assert alone.logprobs is not None and llm.processor.tokenizer is not None
+    return Disagreement(
+        scene=answer.scene,
+        kind=answer.kind,
+        question=question.text,
+        expected=answer.expected,
+        runtime=answer.text,
+        runtime_alone=alone.text,
+        eager=llm.processor.tokenizer.decode(own.token_ids, skip_special_tokens=True),
+        position=position,
+        eager_margin=_margin(own.logits[position].float().tolist()),
+        runtime_margin=_margin([*alone.logprobs[position].values()]) if is_same_before else None,
+        runtime_router_margins=tuple(None if p is None else _margin(p) for p in output.pyramid.probs),
+        eager_router_margins=tuple(None if p is None else _margin(p) for p in own.trace.probs),
+    )
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Index of the first token that differs between two answers that are not the same.
+
+    Neither can be the beginning of the other: an answer ends with its end token or at its greatest length.
+    """
+    return next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+
+
+def _margin(values: Sequence[float]) -> float:
+    """Between the two largest of at least two."""
+    largest = sorted((float(value) for value in values), reverse=True)
+    return largest[0] - largest[1]
