@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -32,9 +34,11 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
     retired = target.parent / f".{target.name}.{mark}.retired"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
         _check_space(target, num_bytes)
         partial.mkdir()
-        yield partial
+        with _locked(partial):
+            yield partial
         sync_directory(partial)
         if replace:
             target.rename(retired)
@@ -66,6 +70,24 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold a lock on a directory; it ends with the process, however that ends. BlockingIOError: another holds it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what writers left that were killed without a chance to do it themselves."""
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        with contextlib.suppress(OSError), _locked(partial):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_space(target: Path, num_bytes: int) -> None:

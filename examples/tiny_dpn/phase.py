@@ -18,7 +18,7 @@ from dpn_rt.eager import Boundary, EagerDpn
 from examples.tiny_dpn import batch, data
 from examples.tiny_dpn.encoding import Encoder, Scene
 from examples.tiny_dpn.patch_labels import PatchHead, has_small_print, patch_labels
-from examples.tiny_dpn.recipe import Phase, Routing
+from examples.tiny_dpn.recipe import OTHERS_KEPT, Phase, Routing
 from examples.tiny_dpn.routing import compression_loss, policy_loss
 
 SAVE_EVERY = 50
@@ -141,8 +141,9 @@ class Trainer:
         torch.manual_seed(int(rng.integers(2**62)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * learning_rate_factor(step, phase)
-        samples = [data.sample("train", step * phase.scenes + i, self.seed) for i in range(phase.scenes)]
-        scenes = [self._ask(sample, rng) for sample in samples]
+        count = phase.scenes + phase.reading_scenes
+        samples = [data.sample("train", step * count + i, self.seed) for i in range(count)]
+        scenes = [self._ask(sample, i >= phase.scenes, rng) for i, sample in enumerate(samples)]
         with torch.autocast(self.model.device.type, torch.bfloat16):
             loss, stats = self._loss(step, scenes, samples)
         loss.backward()
@@ -151,8 +152,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return stats
 
-    def _ask(self, sample: data.Sample, rng: np.random.Generator) -> Scene:
-        asked = [question for question in sample.questions if question.level in self.phase.levels]
+    def _ask(self, sample: data.Sample, is_reading: bool, rng: np.random.Generator) -> Scene:
+        asked = [question for question in sample.questions if question.level == "fine" or not is_reading]
         chosen = rng.permutation(len(asked))[: self.phase.questions]
         return self.encoder.scene(sample.image, [asked[i] for i in chosen])
 
@@ -186,14 +187,12 @@ class Trainer:
         return loss, stats
 
     def _thin_out(self, visual: torch.Tensor, samples: list[data.Sample]) -> list[torch.Tensor]:
-        """The rows of each picture, only some of those without small print."""
-        share = self.phase.others_kept
-        if share == 1:
-            return list(visual)
-        return [
-            rows[has_small_print(sample.scene) | (torch.rand(len(rows)) < share)]
-            for rows, sample in zip(visual, samples, strict=True)
-        ]
+        """The rows of each picture; of those to practise reading on, few without small print."""
+        rows = list(visual)
+        for index in range(self.phase.scenes, len(rows)):
+            kept = has_small_print(samples[index].scene) | (torch.rand(len(rows[index])) < OTHERS_KEPT)
+            rows[index] = rows[index][kept.to(visual.device)]
+        return rows
 
     def _routing_loss(self, routing: Routing, output: batch.BatchOutput, stats: dict[str, float]) -> torch.Tensor:
         compression = compression_loss(output.records, routing.target, routing.score)

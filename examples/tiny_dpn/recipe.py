@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from examples.tiny_dpn.data import LEVELS, Level
 from examples.tiny_dpn.model import Variant
 
-PhaseName = Literal["tower", "reading", "base", "dense", "static", "dpn"]
+OTHERS_KEPT = 0.1
+"""Share of the patches without small print that `reading_scenes` show."""
+PhaseName = Literal["tower", "base", "dense", "static", "dpn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,9 @@ class Phase:
     tower_learning_rate: float
     """Lower than the decoder's once the tower can see: gradients of a decoder that knows nothing would undo that."""
     warmup_steps: int
-    levels: tuple[Level, ...] = LEVELS
-    """Questions that are asked."""
-    others_kept: float = 1.0
-    """Share of the rows that the decoder gets of patches without small print. Small print is found sooner among fewer
-    rows, and steps are shorter."""
+    reading_scenes: int = 0
+    """More pictures per step of which the decoder gets all small print but few other patches, with fine questions
+    alone: small print is found far sooner among few rows, and what finds it there finds it in whole pictures too."""
     patch_weight: float = 0.0
     """Of the patch reading loss."""
     router_token: bool = True
@@ -77,8 +76,7 @@ PHASES: dict[PhaseName, Phase] = {
     phase.name: phase
     for phase in (
         Phase("tower", "dense", None, 600, 32, 0, 1e-3, 1e-3, 60, patch_weight=1.0),
-        Phase("reading", "dense", "tower", 500, 16, 3, 1e-3, 2e-4, 50, ("fine",), others_kept=0.1, patch_weight=0.3),
-        Phase("base", "dense", "reading", 600, 16, 10, 7e-4, 2e-4, 20, patch_weight=0.3),
+        Phase("base", "dense", "tower", 900, 8, 10, 1e-3, 2e-4, 50, reading_scenes=8, patch_weight=0.3),
         Phase("dense", "dense", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
         Phase("static", "static", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
         Phase("dpn", "dpn", "base", 400, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dpn_rt import weight_file
+from dpn_rt.atomic_dir import replaced_directory
 from dpn_rt.config import (
     BoundaryConfig,
     DecoderConfig,
@@ -284,6 +288,27 @@ def test_failure_while_swapping_keeps_the_old_engine(engine: EngineDir, monkeypa
         write_engine(engine.path, MODEL, SOURCE, random_weights().items(), force=True)
     EngineDir.open(engine.path)
     assert names(engine.path.parent) == ["engine"]
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from dpn_rt.atomic_dir import replaced_directory\n"
+        "with replaced_directory(Path(sys.argv[1]), 0, False) as partial:\n"
+        "    (partial / 'weights').write_bytes(b'1'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "engine")], check=False)
+    left = names(tmp_path)
+    assert len(left) == 1 and left[0].endswith(".partial")
+    write_engine(tmp_path / "engine", MODEL, SOURCE, random_weights().items())
+    assert names(tmp_path) == ["engine"]
+
+
+def test_a_build_that_still_runs_is_left_alone(tmp_path: Path) -> None:
+    with replaced_directory(tmp_path / "engine", 0, False) as other:
+        write_engine(tmp_path / "engine", MODEL, SOURCE, random_weights().items())
+        assert other.is_dir() and names(tmp_path) == sorted([other.name, "engine"])
+        shutil.rmtree(tmp_path / "engine")
+    assert names(tmp_path) == ["engine"]
 
 
 def test_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
