@@ -39,10 +39,10 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
         partial.mkdir()
         with _locked(partial):
             yield partial
-        sync_directory(partial)
-        if replace:
-            target.rename(retired)
-        partial.rename(target)
+            sync_directory(partial)
+            if replace:
+                target.rename(retired)
+            partial.rename(target)
         sync_directory(target.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
