@@ -67,7 +67,7 @@ ROUTING = Routing(
     score="expected",
     target=1.5,
     draws=2,
-    learning_rate=2e-2,
+    learning_rate=2e-3,
     first_step=100,
     min_drawn_visual_tokens=4,
 )
