@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from examples.tiny_dpn.data import KINDS, Sample, sample
 from examples.tiny_dpn.materials import load_materials
+from examples.tiny_dpn.patch_labels import GLYPHS, READINGS, THINGS, has_small_print, patch_labels
 from examples.tiny_dpn.scenes import COLORS, GRID, PATCH, Label, Placed, Scene, handwritten, make_scene, numbers, words
 
 indices = st.integers(0, 10**9)
@@ -136,3 +137,16 @@ def test_no_answer_is_right_by_itself(kind: str) -> None:
     most = answers.most_common(1)[0][1] / answers.total()
     assert len(answers) > 1
     assert most < (0.65 if kind in ("circle", "side") else 0.45), answers.most_common(3)
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_patch_labels_say_what_stands_where(index: int) -> None:
+    scene = make_scene("train", index)
+    labels = dict(zip(READINGS, patch_labels(scene).unflatten(0, (GRID, GRID)).unbind(-1), strict=True))
+    is_square = labels["thing"] == THINGS.index("square")
+    assert int((is_square & (labels["corner"] == 1)).sum()) == scene.count("square")
+    label = scene.word
+    cells = [(label.place.row, label.place.column + i) for i in range(len(label.text))]
+    assert "".join(GLYPHS[labels["character"][cell]] for cell in cells) == label.text
+    assert [int(labels["place"][cell]) for cell in cells] == [0, 1, 2]
+    assert int(has_small_print(scene).sum()) == len(scene.number.text) + len(label.text) + 1

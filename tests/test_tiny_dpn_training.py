@@ -14,12 +14,14 @@ from dpn_rt.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.eager import BoundaryRecord, EagerDpn
 from examples.tiny_dpn import batch, data, train
 from examples.tiny_dpn.answers import chat_messages
-from examples.tiny_dpn.encoding import Encoder, Scene, pixels
+from examples.tiny_dpn.beginning import BEGINNING_ODDS, start_without_pooling
+from examples.tiny_dpn.early_answers import EarlyAnswers
+from examples.tiny_dpn.encoding import Encoder, Scene, Turn, pixels
 from examples.tiny_dpn.model import VARIANTS, Variant, model_config
 from examples.tiny_dpn.phase import Trainer, TrainingError
 from examples.tiny_dpn.recipe import PHASES, Phase
 from examples.tiny_dpn.routing import compression_loss, policy_loss
-from examples.tiny_dpn.tokenizer import train_tokenizer
+from examples.tiny_dpn.tokenizer import ROUTER, train_tokenizer
 
 TOKENIZER = train_tokenizer()
 ENCODER = Encoder(TOKENIZER)
@@ -62,6 +64,47 @@ def test_batch_gives_every_question_what_the_published_order_gives(variant: Vari
     if variant == "dpn":
         assert [tuple(r.expert for r in records) for records in output.records] == experts
         assert len(set(experts)) > 1, "one route only would not test mixed batches"
+
+
+@torch.inference_mode()
+def test_router_rows_are_those_of_the_decoder_after_the_layer() -> None:
+    model, items = random_model("dense"), scenes(2, 3)
+    _, visual = batch.encode_images(model, items)
+    output = batch.forward(model, visual, ENCODER.before_image, items, read_after=(0, 3))
+    turns = [(index, turn) for index, item in enumerate(items) for turn in item.turns]
+    assert [rows.shape for rows in output.router_rows] == [(len(turns), model.config.decoder.hidden_size)] * 2
+    for layer, rows in zip((0, 3), output.router_rows, strict=True):
+        for row, (index, turn) in zip(rows, turns, strict=True):
+            torch.testing.assert_close(row, router_row(model, visual[index], turn, layer), rtol=1e-4, atol=1e-4)
+
+
+def router_row(model: EagerDpn, visual: torch.Tensor, turn: Turn, layer: int) -> torch.Tensor:
+    decoder = model.language_model
+    embed = decoder.embed_tokens
+    rows = torch.cat((embed(torch.tensor(ENCODER.before_image)), visual, embed(torch.tensor(turn.ids))))[None]
+    positions = torch.arange(rows.shape[1])[None]
+    for module in decoder.layers[: layer + 1]:
+        rows = module(rows, position_ids=positions, position_embeddings=decoder.rotary_emb(rows, positions))
+    return rows[0, len(ENCODER.before_image) + len(visual) + turn.ids.index(ROUTER)]
+
+
+def test_early_answers_by_hand() -> None:
+    early = EarlyAnswers(2, 4, 3)
+    for guess in early.guesses:
+        guess[1].weight.data.zero_()  # type: ignore[index]
+        guess[1].bias.data.copy_(torch.tensor([0.0, 0.0, 50.0]))  # type: ignore[index]
+    rows = [torch.randn(2, 4)] * 2
+    assert early.loss(rows, torch.tensor([2, 2])).item() == pytest.approx(0.0)
+    assert early.loss(rows, torch.tensor([2, 0])).item() == pytest.approx(25.0)
+
+
+def test_routers_begin_without_pooling_whatever_is_asked() -> None:
+    model = random_model("dpn")
+    start_without_pooling(model)
+    rows = torch.randn(50, model.config.decoder.hidden_size)
+    for boundary in model.boundaries:
+        probs = torch.stack([boundary.router(row[None]) for row in rows])  # type: ignore[operator, union-attr]
+        torch.testing.assert_close(probs.mean(0), torch.tensor(BEGINNING_ODDS), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

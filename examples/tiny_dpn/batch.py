@@ -10,8 +10,9 @@ positions, own attention). At the first router they part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -40,6 +41,8 @@ class BatchOutput:
     """What each boundary did; without routers one entry per scene."""
     visual_tokens: list[int]
     """Visual rows in the last stage; without routers one entry per scene."""
+    router_rows: tuple[torch.Tensor, ...] = ()
+    """[num_questions, hidden] after each layer of `read_after`: the rows of `<ROUTER>`."""
 
 
 def encode_images(model: EagerDpn, scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,6 +59,7 @@ def forward(
     before_image: Sequence[int],
     scenes: Sequence[Scene],
     draws: int = 1,
+    read_after: Collection[int] = (),
 ) -> BatchOutput:
     """Ask every scene its questions.
 
@@ -65,20 +69,26 @@ def forward(
         before_image: template up to the image.
         scenes: pictures with their questions.
         draws: routes drawn for each question, for a model with routers.
+        read_after: layers whose rows of `<ROUTER>` are given back.
     """
     states = [_start(model, visual[i], before_image, scene.turns) for i, scene in enumerate(scenes)]
+    router_rows = []
     for stage, layers in enumerate(model.stages):
-        _run_layers(model, layers, states)
+        for part in _cut(layers, read_after):
+            _run_layers(model, part, states)
+            if part[-1] in read_after:
+                router_rows.append(torch.cat([state.rows[state.router_rows()] for state in states]))
         if stage < len(model.boundaries):
             boundary = cast(Boundary, model.boundaries[stage])
             if stage == 0 and boundary.router is not None:
-                states = [part for state in states for part in state.split(draws)]
+                states = [single for state in states for single in state.split(draws)]
             for state in states:
                 state.cross(boundary)
     return BatchOutput(
         *_losses(model, states),
         records=[tuple(state.records) for state in states],
         visual_tokens=[state.layout.num_visual for state in states],
+        router_rows=tuple(router_rows),
     )
 
 
@@ -116,6 +126,11 @@ class _State:
         end = self.layout.image_end
         return torch.cat([torch.arange(end), *(torch.arange(end, end + len(turn.ids)) for turn in self.turns)])
 
+    def router_rows(self) -> list[int]:
+        """The row of `<ROUTER>` of every question."""
+        ends = accumulate((len(turn.ids) for turn in self.turns), initial=self.layout.image_end)
+        return [end + turn.ids.index(ROUTER) for end, turn in zip(ends, self.turns, strict=False)]
+
 
 def _start(model: EagerDpn, visual: torch.Tensor, before_image: Sequence[int], turns: tuple[Turn, ...]) -> _State:
     ids = [*before_image, *(token for turn in turns for token in turn.ids)]
@@ -125,6 +140,14 @@ def _start(model: EagerDpn, visual: torch.Tensor, before_image: Sequence[int], t
     whole = model.config.vision
     grid = whole.grid if whole is not None and whole.num_visual_tokens == len(visual) else (1, len(visual))
     return _State(rows, SampleLayout(len(rows), start, grid, ()), turns)
+
+
+def _cut(layers: range, after: Collection[int]) -> Iterator[range]:
+    start = layers.start
+    for layer in layers:
+        if layer in after or layer == layers[-1]:
+            yield range(start, layer + 1)
+            start = layer + 1
 
 
 def _run_layers(model: EagerDpn, layers: range, states: Sequence[_State]) -> None:

@@ -8,18 +8,32 @@ import torch
 from torch import nn
 
 from dpn_rt.eager import Boundary, EagerDpn
+from dpn_rt.eager.boundary import ROUTER_TEMPERATURE
 from examples.tiny_dpn.scenes import GRID
 
 POSITION_SCALE = 0.3
 EMBEDDING_SCALE = 0.5
+BEGINNING_ODDS = (0.8, 0.1, 0.1)
+"""Probabilities of the experts before training."""
+MEAN_GELU = 0.28
+"""Mean of GELU over a normal distribution: the router has no bias, but its hidden units are positive on average."""
 
 
-def start_undecided(model: EagerDpn) -> None:
-    """Every expert equally likely: otherwise chance decides which one the routing loss finds most probable."""
+def start_without_pooling(model: EagerDpn) -> None:
+    """Routers that keep every token most of the time, whatever is asked.
+
+    The model then begins as the dense one that it continues from, and compression grows from there. (Even odds would
+    scale the rows by a third at every boundary and pool most of them, which undoes what the base can do.)
+    """
     for boundary in model.boundaries:
         router = cast(Boundary, boundary).router
-        if router is not None:
-            nn.init.zeros_(router.predictor.weight)
+        if router is None or router.hidden is None:
+            continue
+        hidden_size, width = router.hidden.in_features, router.hidden.out_features
+        nn.init.normal_(router.hidden.weight, std=hidden_size**-0.5)
+        logits = ROUTER_TEMPERATURE * torch.tensor(BEGINNING_ODDS).log()
+        with torch.no_grad():
+            router.predictor.weight.copy_((logits / (width * MEAN_GELU))[:, None].expand(-1, width))
 
 
 def start_awake(model: EagerDpn) -> None:

@@ -9,22 +9,22 @@ from torch import nn
 from examples.tiny_dpn.materials import PHOTOS
 from examples.tiny_dpn.scenes import COLORS, GRID, NUMBER_LENGTH, Placed, Scene
 
-READINGS = ("thing", "color", "character", "place")
+READINGS = ("thing", "color", "character", "place", "corner")
 THINGS = ("background", "number", "word", "digit", "circle", "square", "triangle", "star", *PHOTOS)
 GLYPHS = ("", *"0123456789", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *(f"written {digit}" for digit in range(10)))
 IGNORE = -100
 
 
 class PatchHead(nn.Module):
-    """Reads thing, color, character and place in the label off a patch; thrown away after pretraining."""
+    """Reads a patch (see `patch_labels`); thrown away after pretraining."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.sizes = (len(THINGS), len(COLORS), len(GLYPHS), NUMBER_LENGTH)
+        self.sizes = (len(THINGS), len(COLORS), len(GLYPHS), NUMBER_LENGTH, 2)
         self.linear = nn.Linear(hidden_size, sum(self.sizes))
 
     def losses(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cross entropy of every reading; features [..., hidden], labels [..., 4] int64."""
+        """Cross entropy of every reading; features [..., hidden], labels [..., readings] int64."""
         parts = self.linear(features).float().split(self.sizes, dim=-1)
         return {
             name: F.cross_entropy(part.flatten(0, -2), labels[..., index].flatten(), ignore_index=IGNORE)
@@ -33,13 +33,21 @@ class PatchHead(nn.Module):
 
 
 def patch_labels(scene: Scene) -> torch.Tensor:
-    """[patches, 4] int64: thing, color, character, place in the label; -100 where a patch has none."""
+    """What every patch shows.
+
+    Returns:
+        [patches, readings] int64: thing, color, character, place in the label, whether the patch is the upper left one
+        of a shape (what is counted once); -100 where a patch has none.
+    """
     colors, glyphs = list(COLORS), list(GLYPHS)
-    labels = torch.full((GRID, GRID, 4), IGNORE)
+    labels = torch.full((GRID, GRID, len(READINGS)), IGNORE)
     labels[..., 0], labels[..., 1] = 0, colors.index(scene.background)
     _fill(labels, scene.photo_place, THINGS.index(scene.photo), IGNORE)
     for shape in scene.shapes:
         _fill(labels, shape.place, THINGS.index(shape.kind), colors.index(shape.color))
+        box = _box(labels, shape.place)
+        box[..., 4] = 0
+        box[0, 0, 4] = 1
     for thing, label in (("number", scene.number), ("word", scene.word)):
         _fill(labels, label.place, THINGS.index(thing), IGNORE)
         for index, character in enumerate(label.text):
@@ -55,6 +63,10 @@ def has_small_print(scene: Scene) -> torch.Tensor:
     return patch_labels(scene)[:, READINGS.index("character")] != IGNORE
 
 
+def _box(labels: torch.Tensor, place: Placed) -> torch.Tensor:
+    return labels[place.row : place.row + place.height, place.column : place.column + place.width]
+
+
 def _fill(labels: torch.Tensor, place: Placed, thing: int, color: int) -> None:
-    box = labels[place.row : place.row + place.height, place.column : place.column + place.width]
+    box = _box(labels, place)
     box[..., 0], box[..., 1] = thing, color

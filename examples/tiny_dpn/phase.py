@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from dpn_rt.eager import Boundary, EagerDpn
 from examples.tiny_dpn import batch, data
+from examples.tiny_dpn.early_answers import EarlyAnswers
 from examples.tiny_dpn.encoding import Encoder, Scene
+from examples.tiny_dpn.model import POOLING_LAYERS
 from examples.tiny_dpn.patch_labels import PatchHead, has_small_print, patch_labels
 from examples.tiny_dpn.recipe import OTHERS_KEPT, Phase, Routing
 from examples.tiny_dpn.routing import compression_loss, policy_loss
@@ -40,11 +42,14 @@ class Trainer:
     def __init__(self, model: EagerDpn, phase: Phase, encoder: Encoder, folder: Path, seed: int) -> None:
         self.model, self.phase, self.encoder, self.folder, self.seed = model, phase, encoder, folder, seed
         assert model.config.vision is not None and model.vision is not None
-        self.head = PatchHead(model.config.vision.hidden_size).to(model.device)
+        decoder = model.config.decoder
+        self.patch_head = PatchHead(model.config.vision.hidden_size)
+        self.early_answers = EarlyAnswers(len(POOLING_LAYERS), decoder.hidden_size, decoder.vocab_size)
+        self.heads = nn.ModuleList((self.patch_head, self.early_answers)).to(model.device)
         tower = list(model.vision.parameters())
         routers = list(model.boundaries.parameters())
         known = {id(parameter) for parameter in (*tower, *routers)}
-        others = [p for p in [*model.parameters(), *self.head.parameters()] if id(p) not in known]
+        others = [p for p in [*model.parameters(), *self.heads.parameters()] if id(p) not in known]
         self.weights = [*tower, *others]
         groups: list[dict[str, Any]] = [
             {"params": others, "highest": phase.learning_rate},
@@ -81,7 +86,7 @@ class Trainer:
         """Start from the last state of another phase."""
         state = _read(file, self.model.device)
         self.load_weights(state["model"])
-        self.head.load_state_dict(state["head"])
+        self.heads.load_state_dict(state["heads"])
 
     # Running
 
@@ -118,7 +123,7 @@ class Trainer:
             return 0, 0.0
         state = _read(self.state_file, self.model.device)
         self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
+        self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         return state["step"], state["seconds"]
 
@@ -128,7 +133,7 @@ class Trainer:
             "step": step,
             "seconds": seconds,
             "model": self.model.state_dict(),
-            "head": self.head.state_dict(),
+            "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         torch.save(state, part)
@@ -141,8 +146,9 @@ class Trainer:
         torch.manual_seed(int(rng.integers(2**62)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * learning_rate_factor(step, phase)
-        count = phase.scenes + phase.reading_scenes
-        samples = [data.sample("train", step * count + i, self.seed) for i in range(count)]
+        first = step * (phase.scenes + phase.reading_scenes)
+        count = phase.scenes + (phase.reading_scenes if step < phase.reading_until else 0)
+        samples = [data.sample("train", first + i, self.seed) for i in range(count)]
         scenes = [self._ask(sample, i >= phase.scenes, rng) for i, sample in enumerate(samples)]
         with torch.autocast(self.model.device.type, torch.bfloat16):
             loss, stats = self._loss(step, scenes, samples)
@@ -168,18 +174,23 @@ class Trainer:
         stats: dict[str, float] = {}
         if phase.patch_weight:
             labels = torch.stack([patch_labels(sample.scene) for sample in samples]).to(visual.device)
-            readings = self.head.losses(features, labels)
+            readings = self.patch_head.losses(features, labels)
             stats |= {f"patch/{name}": value.item() for name, value in readings.items()}
             loss = loss + phase.patch_weight * torch.stack(list(readings.values())).mean()
         if phase.questions:
             draws = 1 if phase.routing is None else phase.routing.draws
             kinds = [turn.kind for scene in scenes for turn in scene.turns for _ in range(draws)]
             shown = self._thin_out(visual, samples)
-            output = batch.forward(self.model, shown, self.encoder.before_image, scenes, draws)
+            read_after = POOLING_LAYERS if phase.early_answer_weight else ()
+            output = batch.forward(self.model, shown, self.encoder.before_image, scenes, draws, read_after)
             language = output.losses.sum() / output.num_tokens.sum()
             loss = loss + language
             stats["language"] = language.item()
             stats |= _answer_statistics(output, kinds)
+            if phase.early_answer_weight:
+                early = self.early_answers.loss(output.router_rows, _first_tokens(scenes).to(visual.device))
+                stats["early answers"] = early.item()
+                loss = loss + phase.early_answer_weight * early
             if phase.routing is not None:
                 if step >= phase.routing.first_step:
                     loss = loss + self._routing_loss(phase.routing, output, stats)
@@ -216,6 +227,10 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
         return dict(torch.load(file, map_location=device, weights_only=True))
     except Exception as error:  # torch raises anything from RuntimeError to UnpicklingError for a damaged file
         raise TrainingError(f"{file}: not a state that training saved ({error}); remove it to start anew") from error
+
+
+def _first_tokens(scenes: list[Scene]) -> torch.Tensor:
+    return torch.tensor([turn.ids[turn.answer_start] for scene in scenes for turn in scene.turns])
 
 
 def _answer_statistics(output: batch.BatchOutput, kinds: list[str]) -> dict[str, float]:

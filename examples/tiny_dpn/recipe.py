@@ -53,8 +53,12 @@ class Phase:
     reading_scenes: int = 0
     """More pictures per step of which the decoder gets all small print but few other patches, with fine questions
     alone: small print is found far sooner among few rows, and what finds it there finds it in whole pictures too."""
+    reading_until: int = 0
+    """The first step without them."""
     patch_weight: float = 0.0
     """Of the patch reading loss."""
+    early_answer_weight: float = 0.0
+    """Of the loss that teaches the row of `<ROUTER>` what is asked."""
     router_token: bool = True
     """Questions end in `<ROUTER>`. The base has seen it before it means anything; models without routers are asked
     without it, by the runtime too."""
@@ -62,13 +66,13 @@ class Phase:
 
 
 ROUTING = Routing(
-    policy_weight=0.02,
-    compression_weight=0.002,
+    policy_weight=0.2,
+    compression_weight=0.02,
     score="expected",
     target=1.5,
     draws=2,
-    learning_rate=2e-3,
-    first_step=100,
+    learning_rate=5e-3,
+    first_step=0,
     min_drawn_visual_tokens=4,
 )
 
@@ -76,7 +80,21 @@ PHASES: dict[PhaseName, Phase] = {
     phase.name: phase
     for phase in (
         Phase("tower", "dense", None, 600, 32, 0, 1e-3, 1e-3, 60, patch_weight=1.0),
-        Phase("base", "dense", "tower", 900, 8, 10, 1e-3, 2e-4, 50, reading_scenes=8, patch_weight=0.3),
+        Phase(
+            "base",
+            "dense",
+            "tower",
+            2200,
+            8,
+            10,
+            1e-3,
+            2e-4,
+            50,
+            reading_scenes=8,
+            reading_until=1000,
+            patch_weight=0.3,
+            early_answer_weight=0.3,
+        ),
         Phase("dense", "dense", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
         Phase("static", "static", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
         Phase("dpn", "dpn", "base", 400, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),
