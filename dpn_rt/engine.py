@@ -66,12 +66,13 @@ class Engine:
         runner: Runner,
         sampler: Sampler,
         max_length: int,
-        make_detokenizer: Callable[[SamplingParams], Detokenizer] | None,
+        make_detokenizer: Callable[[SamplingParams], Detokenizer | None] | None,
     ) -> None:
         """
         Args:
             max_length: rows of prompt, image and generated tokens at stage 0, at most.
-            make_detokenizer: None for an engine without a tokenizer, whose outputs have no text.
+            make_detokenizer: None for an engine without a tokenizer, whose outputs have no text. It may give None for a
+                request whose owner makes text of the ids itself.
         """
         self._model = model
         self._scheduler = scheduler
@@ -103,8 +104,15 @@ class Engine:
     def num_preemptions(self) -> int:
         return self._scheduler.num_preemptions
 
-    def add_request(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams) -> None:
-        """Queues a request.
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold cells of the KV cache."""
+        return self._scheduler.num_running
+
+    def add_request(
+        self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, *, priority: int = 0
+    ) -> None:
+        """Queues a request; one of a lower priority number goes before all of higher ones.
 
         Raises:
             RequestError: the id is in use, or the parameters do not fit the model.
@@ -127,6 +135,7 @@ class Engine:
         ]
         self._requests[request_id] = Request(request_id, prompt, sequences, arrival=time.monotonic())
         for sequence in sequences:
+            sequence.priority = priority
             self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> RequestOutput | None:

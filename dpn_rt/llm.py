@@ -7,23 +7,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from tqdm import tqdm
 
 from dpn_rt.chat import Message
-from dpn_rt.detokenizer import Detokenizer
-from dpn_rt.engine import Engine, Progress
-from dpn_rt.engine_dir import EngineDir
+from dpn_rt.engine import Progress
 from dpn_rt.errors import BatchError, DpnError, RequestError
 from dpn_rt.interrupts import deferred_interrupt
-from dpn_rt.loader import RuntimeConfig, check_device, load_runner, max_length, scheduler_config
+from dpn_rt.loader import RuntimeConfig, load_engine
 from dpn_rt.outputs import RequestOutput, StreamDelta
-from dpn_rt.processor import ProcessedPrompt, Processor
+from dpn_rt.processor import ProcessedPrompt
 from dpn_rt.prompt import Prompt
-from dpn_rt.sampling import Sampler
 from dpn_rt.sampling_params import SamplingParams
-from dpn_rt.scheduler import Scheduler
 
 
 @dataclass(eq=False)
@@ -81,19 +77,8 @@ class LLM:
             block_size=block_size,
             prepack=prepack_weights,
         )
-        directory = EngineDir.open(engine_dir, verify=verify)
-        self.model = directory.model
-        check_device(device, self.model)
-        self.processor = Processor(directory.processor_path, self.model, max_length=max_length(config, self.model))
-        runner = load_runner(directory, config)
-        self.engine = Engine(
-            self.model,
-            Scheduler(scheduler_config(config, self.model), self.model.pyramid, runner.cache),
-            runner,
-            Sampler(None if self.processor.tokenizer is None else self.processor.tokenizer.token_text),
-            max_length(config, self.model),
-            self._detokenizer_factory(),
-        )
+        loaded = load_engine(engine_dir, device, config, verify=verify)
+        self.model, self.processor, self.engine = loaded.model, loaded.processor, loaded.engine
         self._request_ids = (str(number) for number in itertools.count())
         self._inboxes: dict[str, _Inbox] = {}
 
@@ -109,7 +94,8 @@ class LLM:
         Args:
             prompts: text with `<image>` where the image goes, or a dictionary with `prompt` or `prompt_token_ids` (the
                 image is the one id -200), `multi_modal_data` (`{"image": PIL.Image or path}` or
-                `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`) and `route` (expert per boundary).
+                `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`) `route` (expert per boundary)
+                and `router_bias` (a speed dial: added to the routers' logits per level of compression).
             sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar.
 
@@ -220,12 +206,6 @@ class LLM:
             for request_id in request_ids:
                 self._inboxes.pop(request_id, None)
                 self.engine.abort(request_id)
-
-    def _detokenizer_factory(self) -> Any:
-        tokenizer = self.processor.tokenizer
-        if tokenizer is None:
-            return None
-        return lambda params: Detokenizer(tokenizer, params)
 
 
 def _params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:

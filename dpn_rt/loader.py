@@ -10,14 +10,19 @@ import torch
 
 from dpn_rt.config import ModelConfig
 from dpn_rt.decoder import Decoder
+from dpn_rt.detokenizer import Detokenizer
+from dpn_rt.engine import Engine
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import CapacityError, ConfigError
 from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.linear import can_prepack
+from dpn_rt.processor import Processor
 from dpn_rt.pyramid import Boundary
 from dpn_rt.rope import rope_table
 from dpn_rt.runner import Runner
-from dpn_rt.scheduler import SchedulerConfig
+from dpn_rt.sampling import Sampler
+from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.scheduler import Scheduler, SchedulerConfig
 from dpn_rt.vision import Projector, VisionTower
 from dpn_rt.weight_spec import TORCH_DTYPES
 
@@ -61,6 +66,55 @@ def check_device(device: str, model: ModelConfig) -> None:
             f"the engine's dtype is {model.dtype}, expected {' or '.join(CPU_DTYPES)} on the CPU: "
             "build it again with --dtype bfloat16"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedEngine:
+    """An engine ready to step, and what makes its prompts."""
+
+    model: ModelConfig
+    processor: Processor
+    engine: Engine
+
+
+def load_engine(
+    path: str | Path, device: str, config: RuntimeConfig, *, verify: bool = True, only_stops: bool = False
+) -> LoadedEngine:
+    """An engine directory, loaded.
+
+    Args:
+        path: as `python -m dpn_rt.build` made it.
+        device: "auto" or "cpu".
+        config: limits.
+        verify: compare the files' sha256 with the engine's record before use.
+        only_stops: make text while stepping only for requests with stop strings, which need it to end; the owner makes
+            the others' text from the ids.
+
+    Raises:
+        EngineError: the engine is incomplete, damaged, or of an unknown format.
+        ConfigError: device or a limit cannot be served.
+    """
+    directory = EngineDir.open(path, verify=verify)
+    model = directory.model
+    check_device(device, model)
+    length = max_length(config, model)
+    processor = Processor(directory.processor_path, model, max_length=length)
+    runner = load_runner(directory, config)
+    tokenizer = processor.tokenizer
+
+    def make_detokenizer(params: SamplingParams) -> Detokenizer | None:
+        is_needed = params.stop_strings or not only_stops
+        return Detokenizer(tokenizer, params) if tokenizer is not None and is_needed else None
+
+    engine = Engine(
+        model,
+        Scheduler(scheduler_config(config, model), model.pyramid, runner.cache),
+        runner,
+        Sampler(None if tokenizer is None else tokenizer.token_text),
+        length,
+        None if tokenizer is None else make_detokenizer,
+    )
+    return LoadedEngine(model, processor, engine)
 
 
 def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:

@@ -25,6 +25,9 @@ from dpn_rt.visual_input import Grid, VisualInput, check_image_grid, from_embeds
 Route = tuple[int | None, ...]
 """A forced expert per boundary; None leaves the choice to the router."""
 
+MAX_ROUTER_BIAS = 1000
+"""Beyond it a router's probabilities are 0 and 1 whatever the model says."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProcessedPrompt:
@@ -43,6 +46,8 @@ class ProcessedPrompt:
     num_rows: int
     """Rows of stage 0: ids, the placeholder replaced by the visual tokens."""
     route: Route | None
+    router_bias: float = 0.0
+    """Added to the routers' logits per level of compression: above 0 for speed, below for accuracy."""
 
     @property
     def num_text_rows(self) -> int:
@@ -126,6 +131,7 @@ class Processor:
             router_rows=self._router_rows(token_ids, visual),
             num_rows=num_rows,
             route=route,
+            router_bias=_checked_bias(parts.router_bias),
         )
 
     def seen_image(self, prompt: Prompt) -> Image.Image:
@@ -243,6 +249,14 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
             )
         result.append(index)
     return tuple(result)
+
+
+def _checked_bias(bias: Any) -> float:
+    if bias is None:
+        return 0.0
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not abs(bias) <= MAX_ROUTER_BIAS:
+        raise RequestError(f"router_bias={bias!r}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}")
+    return float(bias)
 
 
 def _expert(value: Any) -> int | None:

@@ -15,7 +15,7 @@ from dpn_rt.errors import ImageError, RequestError
 Prompt = str | Mapping[str, Any]
 """A string, or a mapping with "prompt" or "prompt_token_ids", and optionally an image and a forced route."""
 
-_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route")
+_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route", "router_bias")
 _IMAGE_KEYS = ("image", "image_embeds", "image_grid")
 ONE_IMAGE = "one image per request for now"
 
@@ -30,6 +30,7 @@ class PromptParts:
     image_embeds: Any | None
     image_grid: Any | None
     route: Any | None
+    router_bias: Any | None
 
 
 def take_apart(prompt: Prompt) -> PromptParts:
@@ -59,7 +60,7 @@ def take_apart(prompt: Prompt) -> PromptParts:
     if image is not None and embeds is not None:
         raise ImageError(f"multi_modal_data has both image and image_embeds: {ONE_IMAGE}")
     grid = _get(media, "image_grid", _get(prompt, "image_grid"))
-    return PromptParts(text, token_ids, image, embeds, grid, _get(prompt, "route"))
+    return PromptParts(text, token_ids, image, embeds, grid, _get(prompt, "route"), _get(prompt, "router_bias"))
 
 
 def check_single_placeholder(count: int, where: str) -> None:

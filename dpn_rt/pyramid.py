@@ -20,6 +20,8 @@ from dpn_rt.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig
 from dpn_rt.layout import IntArray, Layout
 
 ROUTER_NORM_EPS = 1e-5
+ROUTER_TEMPERATURE = 10.0
+"""What the router's logits are divided by before the softmax; `ops.route` has it built in."""
 SKIPPED = -1
 """Expert of a sample that a boundary left untouched."""
 UNFORCED = -1
@@ -58,6 +60,7 @@ class Boundary:
         prefix = f"boundaries.{index}"
         self._function = config.pooling_function
         self._kernels = np.asarray(boundary.kernels, dtype=np.int32)
+        self._levels = compression_levels(boundary)
         self._min_visual_tokens = min_visual_tokens(boundary)
         self._router: Router | None = None
         if config.pooling_type == "adaptive":
@@ -71,7 +74,9 @@ class Boundary:
         if config.pooling_function == "conv":
             self._conv_weights = [weights[f"{prefix}.experts.{e}.weight"] for e in range(boundary.num_experts)]
 
-    def apply(self, x: Tensor, layout: Layout, forced: IntArray) -> tuple[Tensor, Layout, BoundaryTrace]:
+    def apply(
+        self, x: Tensor, layout: Layout, forced: IntArray, biases: npt.NDArray[np.float64] | None = None
+    ) -> tuple[Tensor, Layout, BoundaryTrace]:
         """Rows and layout of the next stage.
 
         Args:
@@ -79,6 +84,7 @@ class Boundary:
             layout: of `x`.
             forced: `[num_seqs]` expert to take, -1 where the router decides. Without a router every sample that is
                 not skipped needs one, except that a single expert needs no choice.
+            biases: `[num_seqs]` added to the router's logits per level of compression; None for none.
         """
         skipped = layout.num_visual < self._min_visual_tokens
         probs: npt.NDArray[np.float32] | None = None
@@ -87,6 +93,9 @@ class Boundary:
             chosen = np.maximum(forced, 0)
         else:
             routed, probs = self._route(x, layout)
+            if biases is not None and biases.any():
+                probs = biased(probs, self._levels, biases)
+                routed = probs.argmax(axis=1).astype(np.int32)
             chosen = np.maximum(np.where(forced == UNFORCED, routed, forced), 0)
             scales = torch.from_numpy(np.take_along_axis(probs, chosen[:, None], axis=1)[:, 0])
         pooled_grids = layout.grids // self._kernels[chosen]
@@ -124,6 +133,30 @@ class Boundary:
             eps=ROUTER_NORM_EPS,
         )
         return experts.numpy(), probs.numpy()
+
+
+def biased(
+    probs: npt.NDArray[np.float32], levels: IntArray, biases: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    """The probabilities `[num_seqs, num_experts]` that a router gives with `bias * level` added to each logit.
+
+    Args:
+        probs: `[num_seqs, num_experts]` without it; all 0 where no router ran, and so they stay.
+        levels: `[num_experts]` level of compression of each expert.
+        biases: `[num_seqs]`.
+    """
+    shift = np.outer(biases, levels) / ROUTER_TEMPERATURE
+    weighted = probs * np.exp(shift - shift.max(axis=1, keepdims=True))
+    total = weighted.sum(axis=1, keepdims=True)
+    result: npt.NDArray[np.float32] = (weighted / np.where(total > 0, total, 1)).astype(np.float32)
+    return result
+
+
+def compression_levels(boundary: BoundaryConfig) -> IntArray:
+    """`[num_experts]`: 0 for the smallest kernel area, 1 for the next larger one, and so on."""
+    areas = np.prod(boundary.kernels, axis=1)
+    levels: IntArray = np.searchsorted(np.unique(areas), areas).astype(np.int32)
+    return levels
 
 
 def min_visual_tokens(boundary: BoundaryConfig) -> int:

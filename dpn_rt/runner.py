@@ -62,7 +62,12 @@ class Runner:
         return rows
 
     def prefill(
-        self, x: Tensor, layout: Layout, slots: Slots, forced_experts: list[list[int]]
+        self,
+        x: Tensor,
+        layout: Layout,
+        slots: Slots,
+        forced_experts: list[list[int]],
+        router_biases: list[float] | None = None,
     ) -> tuple[Tensor, list[Layout], list[BoundaryTrace]]:
         """All rows of new sequences through every stage and boundary.
 
@@ -71,11 +76,13 @@ class Runner:
             layout: of `x`.
             slots: `[num_seqs]` empty slots in the KV cache; filled.
             forced_experts: per sequence and boundary, -1 where the router decides.
+            router_biases: per sequence; None for none.
 
         Returns:
             Logits `[num_seqs, vocab_size]`, the layout of each stage, the trace of each boundary.
         """
         forced = np.asarray(forced_experts, dtype=np.int32).reshape(layout.num_seqs, len(self._boundaries))
+        biases = None if router_biases is None else np.asarray(router_biases, dtype=np.float64)
         layouts, traces = [layout], []
         for index, stage in enumerate(self._decoder.stages):
             self.cache.fill_stage(index, slots, layout.lengths)
@@ -88,7 +95,7 @@ class Runner:
             )
             x = stage.forward(x, batch, self.cache.cells)
             if index < len(self._boundaries):
-                x, layout, trace = self._boundaries[index].apply(x, layout, forced[:, index])
+                x, layout, trace = self._boundaries[index].apply(x, layout, forced[:, index], biases)
                 layouts.append(layout)
                 traces.append(trace)
         return self._decoder.logits(x), layouts, traces
@@ -116,7 +123,11 @@ class Runner:
         layout = Layout.of_prompts(batch.sequences)
         x = self._embed(batch.sequences)
         logits, layouts, traces = self.prefill(
-            x, layout, batch.slots, [sequence.forced_experts for sequence in batch.sequences]
+            x,
+            layout,
+            batch.slots,
+            [sequence.forced_experts for sequence in batch.sequences],
+            [sequence.prompt.router_bias for sequence in batch.sequences],
         )
         for index, sequence in enumerate(batch.sequences):
             sequence.failure = self._misfit(index, layouts, traces)

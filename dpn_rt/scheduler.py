@@ -1,13 +1,14 @@
 """Continuous batching: which sequences the next step computes.
 
 Prefill comes first, so that new requests join the running ones soon; a step is either one prefill of waiting
-sequences or one token for every running one. When cells run out the youngest sequence is preempted: it gives its
-cells back and is prefilled again later, its generated tokens included.
+sequences or one token for every running one. When cells run out the last sequence (of the last priority, the
+youngest) is preempted: it gives its cells back and is prefilled again later, its generated tokens included.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,8 +48,9 @@ class Scheduler:
         self.config = config
         self._pyramid = pyramid
         self._cache = cache
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []  # by `Sequence.order`
         self._running: list[Sequence] = []
+        self._numbers = itertools.count()
         self.num_preemptions = 0
 
     @property
@@ -78,8 +80,9 @@ class Scheduler:
             )
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence behind all others."""
-        self._waiting.append(sequence)
+        """Queues a sequence behind all others of its priority."""
+        sequence.number = next(self._numbers)
+        self._enqueue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees its cells."""
@@ -113,7 +116,7 @@ class Scheduler:
             if (admitted and rows > self.config.max_num_batched_tokens) or (cells > free and not whole_cache):
                 break
             free -= cells
-            self._waiting.popleft()
+            del self._waiting[0]
             sequence.slot = self._cache.open_slot()
             self._running.append(sequence)
             admitted.append(sequence)
@@ -121,7 +124,7 @@ class Scheduler:
 
     def _make_room(self) -> list[Sequence]:
         while self._cache.cells_to_grow(self._slots(self._running)) > self._cache.num_free_cells:
-            self._preempt(self._running[-1])
+            self._preempt(max(self._running, key=lambda sequence: sequence.order))
         self._cache.grow(self._slots(self._running))
         return self._running
 
@@ -130,7 +133,10 @@ class Scheduler:
         self._release(sequence)
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self._waiting.appendleft(sequence)
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        bisect.insort(self._waiting, sequence, key=lambda other: other.order)
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None

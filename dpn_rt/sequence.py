@@ -37,6 +37,10 @@ class Sequence:
     forced_experts: list[int]
     """Expert per boundary, -1 where the router decides. After the first prefill the route taken, so that a preempted
     sequence takes it again."""
+    priority: int = 0
+    """Lower goes first."""
+    number: int = 0
+    """Order of arrival, given by the scheduler."""
     output_token_ids: list[int] = field(default_factory=list)
     logprobs: list[Mapping[int, Logprob]] = field(default_factory=list)
     slot: int | None = None
@@ -48,6 +52,11 @@ class Sequence:
     num_preemptions: int = 0
     failure: DpnError | None = None
     """Why the sequence cannot go on; the engine ends its request."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where it stands among those that wait; the last of the running is preempted first."""
+        return self.priority, self.number
 
     @property
     def is_finished(self) -> bool:

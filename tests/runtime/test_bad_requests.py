@@ -54,6 +54,9 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     (with_image([-200, ROUTER_ID], image_grid=(3, 5)), "image_grid"),
     (with_image([-200, ROUTER_ID], route=[0, 1]), "route"),
     (with_image([-200, ROUTER_ID], route=[0, 1, 3]), r"route\[2\]=3"),
+    (with_image([-200, ROUTER_ID], router_bias="fast"), "router_bias='fast': expected a number"),
+    (with_image([-200, ROUTER_ID], router_bias=float("nan")), "router_bias=nan"),
+    (with_image([-200, ROUTER_ID], router_bias=1001), "router_bias=1001"),
     ({"prompt_token_ids": [3], "unknown": 1}, "unknown"),
     (7, "expected a string or a dict"),
 ]

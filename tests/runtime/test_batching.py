@@ -97,6 +97,35 @@ def test_preempted_equals_alone(engine_dir: Path, prompts: list[dict[str, Any]],
     assert_pool_is_full(llm)
 
 
+def test_lower_priority_numbers_go_first(engine_dir: Path, prompts: list[dict[str, Any]]) -> None:
+    llm = LLM(engine_dir, max_num_seqs=1)
+    for name, priority in (("first", 0), ("late", 5), ("second", 0), ("urgent", -1)):
+        llm.engine.add_request(name, llm.processor.process(prompts[0]), GREEDY, priority=priority)
+    finished: list[str] = []
+    while llm.engine.num_unfinished:
+        finished += [output.request_id for output in llm.engine.step().finished]
+    assert finished == ["urgent", "first", "second", "late"]
+
+
+def test_the_last_priority_is_preempted_first(engine_dir: Path) -> None:
+    geometry = LLM(engine_dir).engine.runner.cache.geometry
+    prompt = {"prompt_token_ids": list(range(3, 23))}
+    # Three prompts of 20 rows fit, but not with 20 more tokens each.
+    rows = 3 * 24
+    num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
+    llm = LLM(engine_dir, kv_cache_bytes=num_bytes, block_size=4)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    for name, priority in (("background", 1), ("first", 0), ("second", 0)):
+        llm.engine.add_request(name, llm.processor.process(prompt), params, priority=priority)
+    preemptions = {name: request.sequences[0] for name, request in llm.engine._requests.items()}
+    finished: list[str] = []
+    while llm.engine.num_unfinished:
+        finished += [output.request_id for output in llm.engine.step().finished]
+    assert finished == ["first", "second", "background"]
+    assert preemptions["background"].num_preemptions > 0 and preemptions["first"].num_preemptions == 0
+    assert_pool_is_full(llm)
+
+
 def test_seeded_sampling_does_not_depend_on_the_batch(engine_dir: Path, prompts: list[dict[str, Any]]) -> None:
     params = [SamplingParams(temperature=1.0, seed=i, max_tokens=12, ignore_eos=True) for i in range(len(prompts))]
     llm = LLM(engine_dir)

@@ -76,6 +76,7 @@ def expected_sample(
     function: str,
     forced: int,
     weights: dict[str, torch.Tensor],
+    bias: float,
 ) -> tuple[torch.Tensor, int, tuple[int, int] | None]:
     """Rows, expert (-1: skipped, -2: too large for the grid) and grid of one sample, from the text of the rules."""
     largest = max(k[0] * k[1] for k in kernels)
@@ -88,7 +89,8 @@ def expected_sample(
         w = {name.split("router.")[-1]: tensor.double() for name, tensor in weights.items()}
         row = functional.layer_norm(row, row.shape, w["norm.weight"], w["norm.bias"], 1e-5)
         logits = functional.gelu(row @ w["hidden.weight"].T) @ w["predictor.weight"].T
-        probs = (logits / 10).softmax(0)
+        levels = torch.tensor([sorted({a * b for a, b in kernels}).index(h * v) for h, v in kernels])
+        probs = ((logits + bias * levels) / 10).softmax(0)
         expert = int(probs.argmax()) if forced < 0 else forced
         scale = float(probs[expert])
     height, width = prompt.grid
@@ -124,11 +126,14 @@ def test_boundary(
     layout = Layout.of_prompts(batch)
     x = torch.from_numpy(random.standard_normal((int(layout.cu_seqlens[-1]), HIDDEN)).astype(np.float32))
     forced = random.integers(-1 if adaptive else 0, len(kernels), len(batch)).astype(np.int32)
-    rows, pooled, trace = boundary.apply(x, layout, forced)
+    biases = random.choice([-30.0, 0.0, 5.0, 200.0], len(batch))
+    rows, pooled, trace = boundary.apply(x, layout, forced, biases)
     assert pooled.cu_seqlens[-1] == len(rows)
     for i, prompt in enumerate(batch):
         sample = x[layout.cu_seqlens[i] : layout.cu_seqlens[i + 1]].double()
-        expected, expert, grid = expected_sample(sample, prompt, kernels, adaptive, function, int(forced[i]), weights)
+        expected, expert, grid = expected_sample(
+            sample, prompt, kernels, adaptive, function, int(forced[i]), weights, biases[i]
+        )
         assert trace.misfits[i] == (expert == MISFIT)
         assert expert == MISFIT or trace.experts[i] == expert
         assert tuple(pooled.grids[i]) == (grid or (0, 0))
