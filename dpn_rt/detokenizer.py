@@ -7,6 +7,7 @@ streamed before it is clear that the rest does not follow.
 
 from __future__ import annotations
 
+from dpn_rt.outputs import FinishReason
 from dpn_rt.sampling_params import SamplingParams
 from dpn_rt.tokenizer import Tokenizer
 
@@ -42,6 +43,23 @@ class Detokenizer:
     def text(self) -> str:
         """All text so far; a stop string and what follows it are cut off."""
         return self._text + self._tail
+
+    def add(self, token_id: int, finish_reason: FinishReason | None) -> tuple[str, str | None]:
+        """Take one sampled id.
+
+        Args:
+            token_id: a stop token, which is no text unless it was asked for, where `finish_reason` is "stop".
+            finish_reason: why the completion ends with this id, None while it goes on.
+
+        Returns:
+            The text that became certain, and the stop string that the id completed, if any.
+        """
+        stop = None
+        if finish_reason != "stop" or self._include_stop:
+            stop = self.append(token_id)
+        if finish_reason is not None or stop is not None:
+            self.finish()
+        return self.take(), stop
 
     def append(self, token_id: int) -> str | None:
         """Take one id; gives the stop string that it completed, None otherwise. After a stop string comes no id."""

@@ -13,7 +13,7 @@ from dpn_rt.config import ModelConfig
 from dpn_rt.detokenizer import Detokenizer
 from dpn_rt.errors import DpnError, RequestError, StepError
 from dpn_rt.interrupts import deferred_interrupt
-from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput
+from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.processor import ProcessedPrompt
 from dpn_rt.pyramid import UNFORCED
 from dpn_rt.runner import Runner
@@ -46,6 +46,8 @@ class Progress:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    logprobs: TokenLogprobs | None = None
+    """Of the new token, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ class Engine:
             request.first_token = request.first_token or now
             text = sequence.append(token_id, entry, self._model.prompt.eos_token_ids)
             result.progress.append(
-                Progress(request.request_id, sequence.index, text, (token_id,), sequence.finish_reason)
+                Progress(request.request_id, sequence.index, text, (token_id,), sequence.finish_reason, entry)
             )
             if sequence.is_finished:
                 self._scheduler.remove(sequence)

@@ -14,6 +14,7 @@ from dpn_rt.detokenizer import Detokenizer
 from dpn_rt.engine import Engine
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import CapacityError, ConfigError
+from dpn_rt.image import MAX_PIXELS
 from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.linear import can_prepack
 from dpn_rt.processor import Processor
@@ -42,12 +43,20 @@ class RuntimeConfig:
     """Default: a quarter of the free memory, or what `max_num_seqs` requests of full length need if that is less."""
     block_size: int = 16
     """Rows per KV cell."""
+    max_image_pixels: int = MAX_PIXELS
     prepack: bool | None = None
     """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: when the copy
     takes less than a third of the free memory."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_length", "kv_cache_bytes", "block_size"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_length",
+            "kv_cache_bytes",
+            "block_size",
+            "max_image_pixels",
+        ):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
@@ -98,7 +107,7 @@ def load_engine(
     model = directory.model
     check_device(device, model)
     length = max_length(config, model)
-    processor = Processor(directory.processor_path, model, max_length=length)
+    processor = Processor(directory.processor_path, model, max_length=length, max_pixels=config.max_image_pixels)
     runner = load_runner(directory, config)
     tokenizer = processor.tokenizer
 

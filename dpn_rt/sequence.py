@@ -125,11 +125,7 @@ class Sequence:
             self.finish_reason = "length"
 
     def _new_text(self, detokenizer: Detokenizer, token_id: int) -> str:
-        ends_here = self.finish_reason == "stop" and not self.params.include_stop_str_in_output
-        if not ends_here:
-            stop = detokenizer.append(token_id)
-            if stop is not None:
-                self.finish_reason, self.stop_reason = "stop", stop
-        if self.is_finished:
-            detokenizer.finish()
-        return detokenizer.take()
+        text, stop = detokenizer.add(token_id, self.finish_reason)
+        if stop is not None:
+            self.finish_reason, self.stop_reason = "stop", stop
+        return text

@@ -1,0 +1,118 @@
+"""Serve an engine over HTTP: `python -m dpn_rt.serve --engine DIR --host 127.0.0.1 --port 8000`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpn_rt.errors import ConfigError, DpnError
+
+API_KEY_VARIABLE = "DPN_RT_API_KEY"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        _serve(options)
+    except DpnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: --host {options.host} --port {options.port}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
+    # Imported late: --help and a wrong option should not wait for torch.
+    try:
+        from dpn_rt.server.app import create_app
+        from dpn_rt.server.logs import set_up_logs
+        from dpn_rt.server.process import Server, uvicorn_config
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("dpn_rt"):
+            raise
+        raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
+    from dpn_rt.loader import RuntimeConfig, load_engine
+    from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.media import MediaPolicy
+
+    set_up_logs(options.log_level, as_json=options.log_json)
+    config = ServerConfig(
+        model_name=options.served_model_name or Path(options.engine).resolve().name,
+        api_key=options.api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        max_queued_requests=options.max_queued_requests,
+        max_queued_tokens=options.max_queued_tokens,
+        max_body_bytes=options.max_body_bytes,
+        workers=options.workers,
+        stall_timeout=options.stall_timeout,
+        shutdown_timeout=options.shutdown_timeout,
+        media=MediaPolicy(
+            allowed_domains=frozenset(options.allowed_media_domains),
+            allowed_local_path=options.allowed_local_media_path,
+            max_image_bytes=options.max_image_bytes,
+            timeout=options.media_timeout,
+        ),
+    )
+    runtime = RuntimeConfig(
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_length=options.max_model_len,
+        kv_cache_bytes=options.kv_cache_bytes,
+        max_image_pixels=options.max_image_pixels,
+    )
+    loaded = load_engine(options.engine, options.device, runtime, verify=not options.skip_verify, only_stops=True)
+    app = create_app(loaded, config)
+    settings = uvicorn_config(
+        app,
+        host=options.host,
+        port=options.port,
+        ssl_keyfile=options.ssl_keyfile,
+        ssl_certfile=options.ssl_certfile,
+    )
+    asyncio.run(Server(settings, app.state.service).serve())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dpn_rt.serve",
+        description="Serve an engine over HTTP, as OpenAI's API.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--engine", required=True, metavar="DIR", help="engine directory made by dpn_rt.build")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    add("--port", type=int, default=8000, help="0 takes a free one")
+    add("--device", default="auto", help="cpu or auto")
+    add("--served-model-name", metavar="NAME", help="name of the model in requests; default: the directory's")
+    add("--api-key", metavar="KEY", help=f"bearer token asked of clients; better in ${API_KEY_VARIABLE}")
+    add("--ssl-keyfile", metavar="FILE", help="TLS key")
+    add("--ssl-certfile", metavar="FILE", help="TLS certificate")
+    add("--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at one time")
+    add("--max-num-batched-tokens", type=int, metavar="N", help="rows of one prefill step")
+    add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
+    add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV pool")
+    add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting requests before 429")
+    add("--max-queued-tokens", type=int, default=262_144, metavar="N", help="waiting tokens before 429")
+    add("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="bytes of one request")
+    add("--max-image-bytes", type=int, default=20 * 2**20, metavar="N", help="bytes of one image")
+    add("--max-image-pixels", type=int, default=40_000_000, metavar="N", help="pixels of one image")
+    add("--allowed-media-domains", nargs="*", default=[], metavar="HOST", help="hosts that images are fetched from")
+    add("--allowed-local-media-path", type=Path, metavar="DIR", help="folder that file: images are read from")
+    add("--media-timeout", type=float, default=10.0, metavar="S", help="seconds for one image")
+    add("--workers", type=int, default=2, metavar="N", help="threads that decode images and text")
+    add("--stall-timeout", type=float, default=30.0, metavar="S", help="/health fails when a step takes longer")
+    add("--shutdown-timeout", type=float, default=30.0, metavar="S", help="seconds for running requests at the end")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--log-json", action="store_true", help="one JSON object a line")
+    add("--skip-verify", action="store_true", help="load without comparing the files' sha256")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""HTTP: paths, headers, statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.resources
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from dpn_rt.errors import DpnError
+from dpn_rt.loader import LoadedEngine
+from dpn_rt.server.access import AccessMiddleware
+from dpn_rt.server.admission import Admission
+from dpn_rt.server.async_engine import AsyncEngine
+from dpn_rt.server.config import ServerConfig
+from dpn_rt.server.errors import HttpError, reply
+from dpn_rt.server.media import MediaLoader
+from dpn_rt.server.metrics import Metrics
+from dpn_rt.server.preparation import Preparation
+from dpn_rt.server.protocol import ChatRequest, CompletionRequest
+from dpn_rt.server.service import Service
+
+Body = TypeVar("Body", bound=BaseModel)
+log = logging.getLogger(__name__)
+
+
+def create_app(loaded: LoadedEngine, config: ServerConfig) -> FastAPI:
+    """The server's application; the engine runs from its startup to its shutdown."""
+    workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
+    media = MediaLoader(config.media)
+    engine = AsyncEngine(loaded)
+    service = Service(
+        config,
+        loaded.model,
+        engine,
+        Preparation(loaded.processor, media, config.max_images, workers),
+        Admission(config.max_queued_requests, config.max_queued_tokens),
+        Metrics(loaded.model, config.model_name, lambda: engine.load),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+            await media.close()
+            workers.shutdown(cancel_futures=True)
+
+    app = FastAPI(
+        title="dpn_rt",
+        version=VERSION,
+        description="OpenAI-compatible server for multimodal LLMs that pool visual tokens inside the decoder.",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.add_middleware(AccessMiddleware, api_key=config.api_key, max_body_bytes=config.max_body_bytes)
+    _add_error_handlers(app, service)
+    _add_questions(app, service)
+    _add_operations(app, service)
+    return app
+
+
+def _add_questions(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatRequest), responses=ERRORS)
+    async def chat(request: Request) -> Response:
+        """Answer a conversation, with an image or without."""
+        return await _answer(service, request, ChatRequest)
+
+    @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest), responses=ERRORS)
+    async def completions(request: Request) -> Response:
+        """Continue text as it stands."""
+        return await _answer(service, request, CompletionRequest)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        """The model that is served."""
+        return {"object": "list", "data": [_model_card(service)]}
+
+    @app.get("/v1/models/{name:path}", responses={404: {"description": "another name"}})
+    async def model(name: str) -> Any:
+        """The model, by its name."""
+        if name != service.config.model_name:
+            raise HttpError(404, f"model {name!r:.80}: expected {service.config.model_name!r}", code="model_not_found")
+        return _model_card(service)
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses={503: {"description": "the engine stands still, or the server is going down"}})
+    async def health() -> Response:
+        """200 while the engine steps or has nothing to do."""
+        stalled = service.engine.stalled_seconds
+        if service.admission.is_closed:
+            return JSONResponse({"status": "shutting down"}, 503)
+        if stalled > service.config.stall_timeout:
+            return JSONResponse({"status": "stalled", "seconds": min(stalled, 1e9)}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/version")
+    async def version() -> Any:
+        """The server's version."""
+        return {"version": VERSION}
+
+    page_text = importlib.resources.files("dpn_rt.server").joinpath("page.html").read_text("utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(page_text, headers=PAGE_HEADERS)
+
+
+async def _answer(service: Service, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
+    request_id = request.state.request_id
+    started = time.monotonic()
+    parsed = await service.parse(kind, await request.body())
+    if parsed.stream:
+        events = service.stream(parsed)
+        first = await _until_disconnected(request, anext(events))
+        return StreamingResponse(_rest(first, events), media_type="text/event-stream", headers=NO_BUFFERING)
+    result = await _until_disconnected(request, service.whole(parsed))
+    log.info("request %s: answered in %.3f s", request_id, time.monotonic() - started)
+    return JSONResponse(result)
+
+
+async def _rest(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    async with aclosing(events):
+        yield first
+        async for event in events:
+            yield event
+
+
+async def _until_disconnected(request: Request, work: Awaitable[Any]) -> Any:
+    """The result of `work`, which is cancelled when the client leaves."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeftError(499, "the client closed the connection")
+        return task.result()
+    finally:
+        for future in (task, gone):
+            future.cancel()
+            with suppress(BaseException):
+                await future
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class ClientLeftError(HttpError):
+    """Nobody reads the answer any more."""
+
+
+def _add_error_handlers(app: FastAPI, service: Service) -> None:
+    async def handle(request: Request, error: Exception) -> Response:
+        answer = reply(_plain(error))
+        service.metrics.refused(answer.status)
+        request_id = getattr(request.state, "request_id", "-")
+        if answer.status >= 500 and answer.status != 503:
+            log.error("request %s: %s", request_id, answer.body["error"]["message"], exc_info=error)
+        else:
+            log.info("request %s: %d %s", request_id, answer.status, answer.body["error"]["message"])
+        return JSONResponse(answer.body, answer.status, answer.headers)
+
+    for kind in (DpnError, ValidationError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def _plain(error: Exception) -> Exception:
+    if isinstance(error, HTTPException):
+        return HttpError(error.status_code, str(error.detail))
+    return error
+
+
+def _model_card(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.config.model_name,
+        "object": "model",
+        "created": int(START),
+        "owned_by": "dpn_rt",
+        "max_model_len": service.preparation.max_length,
+    }
+
+
+def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's part for a body that is read by hand, within its limit."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema, definitions)}}}
+    }
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items() if key != "discriminator"}
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "a part of the request cannot be served; `error.message` says which and why"},
+    401: {"description": "the API key is missing or wrong"},
+    404: {"description": "another model"},
+    413: {"description": "body or image too large"},
+    429: {"description": "the queue is full; see Retry-After"},
+    503: {"description": "the server is going down; see Retry-After"},
+}
+NO_BUFFERING = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Asks proxies to pass events on as they come."""
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+START = time.time()
+VERSION = importlib.metadata.version("dpn_rt")

@@ -1,0 +1,139 @@
+"""The engine on a thread of its own: requests join and leave between its steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from dpn_rt.engine import Engine, StepResult
+from dpn_rt.errors import StepError
+from dpn_rt.processor import ProcessedPrompt
+from dpn_rt.sampling_params import SamplingParams
+
+Command = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the engine had to do when it was last looked at."""
+
+    running: int = 0
+    """Sequences that hold cells of the KV cache."""
+    waiting: int = 0
+    """Sequences that wait for cells or for a place among the running."""
+    kv_cells_used: int = 0
+    kv_cells: int = 0
+    preemptions: int = 0
+    """Since the start."""
+
+
+class EngineThread:
+    """Steps an engine while it has work. All methods may be called from any thread; none of them waits for a step."""
+
+    def __init__(self, engine: Engine, deliver: Callable[[StepResult], None]) -> None:
+        """
+        Args:
+            engine: touched by this thread alone from `start` on.
+            deliver: gets the result of each step, on the engine's thread; must return soon.
+        """
+        self._engine = engine
+        self._deliver = deliver
+        self._commands: deque[tuple[Command, Future[object]]] = deque()
+        self._wake = threading.Condition()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="dpn_rt-engine", daemon=True)
+        self._busy_since: float | None = None
+        self.load = self._look()
+        self.failure: BaseException | None = None
+        """What ended the thread, when it was not `stop`."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends after the step that runs now, and waits for that."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def add(
+        self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, priority: int = 0
+    ) -> Future[object]:
+        """Queues a request; the future fails where `Engine.add_request` does."""
+        return self._command(lambda: self._engine.add_request(request_id, prompt, params, priority=priority))
+
+    def abort(self, request_id: str) -> Future[object]:
+        """Ends a request before the next step; the future gives what it has so far, None if it is not known."""
+        return self._command(lambda: self._engine.abort(request_id))
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the work at hand has waited for a step to end; 0 when there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _command(self, command: Command) -> Future[object]:
+        future: Future[object] = Future()
+        with self._wake:
+            if self._is_stopping or self.failure is not None:
+                future.set_exception(StepError(f"the engine has stopped: {self.failure or 'shutting down'}"))
+                return future
+            self._commands.append((command, future))
+            self._wake.notify()
+        return future
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                result = self._engine.step()
+                self.load = self._look()
+                self._busy_since = time.monotonic() if self._engine.num_unfinished else None
+                if result.progress or result.finished:
+                    self._deliver(result)
+        except BaseException as error:
+            self._fail(error)
+
+    def _take_commands(self) -> bool:
+        """Runs what other threads asked for, waiting while there is nothing to do; False when the thread is to end."""
+        with self._wake:
+            while not (self._commands or self._is_stopping or self._engine.num_unfinished):
+                self._wake.wait()
+            if self._is_stopping:
+                return False
+            commands = list(self._commands)
+            self._commands.clear()
+            self._busy_since = self._busy_since or time.monotonic()
+        for command, future in commands:
+            if future.set_running_or_notify_cancel():  # a client that left while its request was on its way here
+                try:
+                    future.set_result(command())
+                except Exception as error:
+                    future.set_exception(error)
+        self.load = self._look()
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        with self._wake:
+            self.failure = error
+            commands = list(self._commands)
+            self._commands.clear()
+        for _, future in commands:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(StepError(f"the engine has stopped: {error!r}"))
+        self._deliver(StepResult())
+
+    def _look(self) -> Load:
+        cache = self._engine.runner.cache
+        return Load(
+            self._engine.num_running,
+            self._engine.num_waiting,
+            cache.config.num_cells - cache.num_free_cells,
+            cache.config.num_cells,
+            self._engine.num_preemptions,
+        )

@@ -1,0 +1,77 @@
+"""Errors in OpenAI's form, with the status that they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpn_rt.errors import CapacityError, DpnError, RequestError
+from dpn_rt.server.media import MediaTooLargeError
+
+RETRY_AFTER = 1
+"""Seconds after which a refused client may try again."""
+
+
+class HttpError(DpnError):
+    """A request that is refused before it reaches the engine."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+class OverloadedError(HttpError):
+    """No room now: 429, or 503 while the server goes down."""
+
+    def __init__(self, message: str, status: int = 429) -> None:
+        super().__init__(status, message, code="overloaded")
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """What goes over the wire."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def reply(error: BaseException) -> ErrorReply:
+    """Status, body and headers for whatever went wrong; of an unexpected error only its type is told."""
+    if isinstance(error, HttpError):
+        return _reply(error.status, str(error), error.param, error.code)
+    if isinstance(error, ValidationError):
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        # Where a value may have several forms, the deepest place belongs to the form that was meant.
+        first = max(errors, key=lambda item: len(item["loc"]))
+        place = ".".join(map(str, first["loc"])) or None
+        return _reply(400, f"{place or 'body'}: {first['msg']}", place)
+    if isinstance(error, MediaTooLargeError):
+        return _reply(413, str(error))
+    if isinstance(error, RequestError | CapacityError):
+        return _reply(400, str(error))
+    if isinstance(error, DpnError):
+        return _reply(500, str(error))
+    return _reply(500, f"internal error ({type(error).__name__}); the server's log has it under the request's id")
+
+
+def _reply(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorReply:
+    body = {"message": message, "type": KINDS.get(status, "server_error"), "param": param, "code": code}
+    headers = {"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return ErrorReply(status, {"error": body}, headers)

@@ -1,0 +1,61 @@
+"""`file:` URLs -> bytes, of regular files below one folder."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from dpn_rt.server.media_policy import MediaError, MediaTooLargeError, shorten
+
+
+def read_local_file(url: str, folder: Path | None, max_bytes: int) -> bytes:
+    """The bytes of the file that `url` names; blocks while reading.
+
+    Args:
+        folder: the file is below it after all symbolic links are followed; None: every file is refused.
+
+    Raises:
+        MediaError: not a `file:` URL of this machine, or no readable regular file below `folder`. One message for all
+            of the latter: it does not tell which files exist elsewhere.
+        MediaTooLargeError: more than `max_bytes`.
+    """
+    name = f"image {shorten(url)}"
+    if folder is None:
+        raise MediaError(f"{name}: this server reads no local files, expected a data: URL")
+    try:
+        path = _path(url, name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise MediaError(_not_found(name))
+        data = _read(path, name, max_bytes + 1)
+    except MediaError:
+        raise
+    # NUL characters and bytes that are no UTF-8 are ValueErrors, endless symbolic links RuntimeErrors
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MediaError(_not_found(name)) from error
+    if len(data) > max_bytes:
+        raise MediaTooLargeError(f"{name}: more than {max_bytes} bytes")
+    return data
+
+
+def _path(url: str, name: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc.lower() not in ("", "localhost") or not parts.path.startswith("/"):
+        raise MediaError(f"{name}: expected file:///absolute/path without a host")
+    if parts.query or parts.fragment:
+        raise MediaError(f"{name}: has a query or fragment, expected ? and # of a file's name as %3F and %23")
+    return Path(unquote(parts.path, errors="strict"))
+
+
+def _read(path: Path, name: str, num_bytes: int) -> bytes:
+    # NOFOLLOW: a link put there since the path was resolved. NONBLOCK: opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise MediaError(_not_found(name))
+        return file.read(num_bytes)
+
+
+def _not_found(name: str) -> str:
+    return f"{name}: no readable regular file below the folder that this server allows"

@@ -1,0 +1,71 @@
+"""The `image_url` of a chat message -> the bytes of an image file, as far as a policy allows."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from dpn_rt.server.addresses import IsAllowedAddress, Resolve, is_public_address, resolve_host
+from dpn_rt.server.data_url import decode_data_url
+from dpn_rt.server.fetch import MAX_URL_LENGTH, Fetcher
+from dpn_rt.server.local_file import read_local_file
+from dpn_rt.server.media_policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
+
+__all__ = ["MediaError", "MediaLoader", "MediaPolicy", "MediaTooLargeError"]
+
+
+class MediaLoader:
+    """Loads the images of requests; belongs to one event loop.
+
+    Args:
+        policy: what may be loaded.
+        resolve: looks up the addresses of a host name, once per connection.
+        is_allowed_address: whether a connection to an address may be made.
+        ssl_context: for https; None: httpx's, which verifies certificates and host names (`SSL_CERT_FILE` is used).
+    """
+
+    def __init__(
+        self,
+        policy: MediaPolicy,
+        *,
+        resolve: Resolve = resolve_host,
+        is_allowed_address: IsAllowedAddress = is_public_address,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._policy = policy
+        self._fetcher = Fetcher(policy, resolve, is_allowed_address, ssl_context)
+
+    async def load(self, url: str) -> bytes:
+        """The bytes that a `data:`, `http:`, `https:` or `file:` URL stands for; whether they are an image is not read.
+
+        Raises:
+            MediaError: the URL is malformed, not allowed, or nothing can be loaded from it in time.
+            MediaTooLargeError: more than the policy's `max_image_bytes`.
+        """
+        if not isinstance(url, str):
+            raise MediaError(f"image_url: expected a URL as a string, got {type(url).__name__}")
+        if url[:5].lower() == "data:":
+            return decode_data_url(url, self._policy.max_image_bytes)
+        if len(url) > MAX_URL_LENGTH:
+            raise MediaError(f"image {shorten(url)}: {len(url)} characters, expected at most {MAX_URL_LENGTH}")
+        if not url.isprintable():
+            raise MediaError(f"image {shorten(url)}: control characters, expected a URL")
+        try:
+            async with asyncio.timeout(self._policy.timeout):
+                return await self._load(url)
+        except TimeoutError as error:
+            raise MediaError(f"image {shorten(url)}: took longer than {self._policy.timeout:g} seconds") from error
+
+    async def close(self) -> None:
+        """Closes all connections; loads under way fail."""
+        await self._fetcher.close()
+
+    async def _load(self, url: str) -> bytes:
+        match url.partition(":")[0].lower():
+            case "http" | "https":
+                return await self._fetcher.fetch(url)
+            case "file":
+                limits = self._policy.allowed_local_path, self._policy.max_image_bytes
+                return await asyncio.to_thread(read_local_file, url, *limits)
+            case _:
+                raise MediaError(f"image {shorten(url)}: expected a URL that starts with data:, https:, http: or file:")

@@ -1,0 +1,81 @@
+"""What the server may fetch for an `image_url`, the errors of it, and how URLs appear in messages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from dpn_rt.errors import ConfigError, ImageError
+
+SHOWN_LENGTH = 80
+"""Characters of a URL in a message, about."""
+
+
+class MediaError(ImageError):
+    """The URL of an image is malformed, not allowed, or does not yield the bytes of an image (HTTP 400)."""
+
+
+class MediaTooLargeError(MediaError):
+    """An image has more bytes than the server takes (HTTP 413)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPolicy:
+    """What may be fetched, and how much of it.
+
+    Attributes:
+        allowed_domains: hosts of http(s) URLs, exact (no subdomains), lower case, international names as `xn--`; empty:
+            nothing is fetched over the network. A host is allowed with every port.
+        allowed_local_path: `file:` URLs may name files below this folder, after symbolic links; None: no file at all.
+            Whoever can write to the folder chooses what is in it; keep it from those who send requests.
+        max_image_bytes: of one image as it is in the file, before its pixels are decoded.
+        timeout: seconds for one image, name lookup, redirects and body included.
+        max_redirects: followed for one image.
+
+    Raises:
+        ConfigError: a value that would allow nothing, or not what it seems to.
+    """
+
+    allowed_domains: frozenset[str] = frozenset()
+    allowed_local_path: Path | None = None
+    max_image_bytes: int = 20 * 2**20
+    timeout: float = 10.0
+    max_redirects: int = 3
+
+    def __post_init__(self) -> None:
+        for domain in sorted(self.allowed_domains):
+            if not _is_host_name(domain):
+                raise ConfigError(
+                    f"allowed_domains: {domain!r} would match no URL, expected a lower-case host name without scheme, "
+                    "port, path or wildcard, such as 'images.example.com'"
+                )
+        if self.allowed_local_path is not None and not self.allowed_local_path.is_dir():
+            raise ConfigError(f"allowed_local_path: {str(self.allowed_local_path)!r} is not a folder")
+        if self.max_image_bytes < 1:
+            raise ConfigError(f"max_image_bytes: {self.max_image_bytes}, expected at least 1")
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout: {self.timeout}, expected more than 0 seconds")
+        if self.max_redirects < 0:
+            raise ConfigError(f"max_redirects: {self.max_redirects}, expected at least 0")
+
+
+def shorten(url: str) -> str:
+    """`url` for messages: quoted, cut, and without what may be secret: data, user and password, query."""
+    if url[:SHOWN_LENGTH].lstrip()[:5].lower() == "data:":
+        head, comma, _ = url.partition(",")
+        shown = f"{head[: SHOWN_LENGTH - 2]},…" if comma else "data:…"
+    else:
+        # Cut last: a cut before the "@" would leave the password.
+        shown = re.sub(r"//[^/?#]*@", "//…@", re.sub(r"[?#].*", "…", url, flags=re.DOTALL))
+        shown = shown if len(shown) <= SHOWN_LENGTH else f"{shown[: SHOWN_LENGTH - 1]}…"
+    return repr(shown)
+
+
+def _is_host_name(domain: str) -> bool:
+    try:
+        return bool(domain) and "*" not in domain and httpx.URL(scheme="http", host=domain).raw_host == domain.encode()
+    except (httpx.InvalidURL, UnicodeError):
+        return False

@@ -1,0 +1,126 @@
+"""Prometheus metrics, under vLLM's names with the prefix `dpn_rt:`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dpn_rt.config import ModelConfig
+from dpn_rt.flops import prefill_flops
+from dpn_rt.outputs import RequestOutput
+from dpn_rt.processor import ProcessedPrompt
+from dpn_rt.server.engine_thread import Load
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """What operators see. One registry per server, nothing global."""
+
+    def __init__(self, model: ModelConfig, model_name: str, load: Callable[[], Load]) -> None:
+        """Args: load: looked at when metrics are read."""
+        self._model = model
+        self._name = model_name
+        self._registry = CollectorRegistry()
+        self._registry.register(_LoadCollector(load, model_name))
+        self._prompt_tokens = self._counter("prompt_tokens", "Rows of prompts, images included.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._successes = self._counter("request_success", "Requests that ended, by reason.", "finished_reason")
+        self._refusals = self._counter("request_refused", "Requests refused before the engine, by status.", "status")
+        self._visual_tokens = self._counter("visual_tokens", "Visual tokens of prompts, per stage.", "stage")
+        self._routes = self._counter("route", "Images by the experts that they took.", "route")
+        self._flops = self._counter("prefill_flops", "Decoder FLOPs of prefills.")
+        self._saved_flops = self._counter("prefill_flops_saved", "Decoder FLOPs that pooling saved.")
+        self._first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token.")
+        self._between = self._histogram("inter_token_latency_seconds", "Between two tokens of a request.")
+        self._total = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.")
+        self._queue = self._histogram("request_queue_time_seconds", "From arrival to the first step.")
+        self._prefill = self._histogram("request_prefill_time_seconds", "From the first step to the first token.")
+        self._decode = self._histogram("request_decode_time_seconds", "From the first token to the last.")
+        self._prepare = self._histogram("request_preparation_time_seconds", "Fetching, decoding, tokenising.")
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self._registry)
+
+    def refused(self, status: int) -> None:
+        self._refusals.labels(self._name, str(status)).inc()
+
+    def prepared(self, seconds: float) -> None:
+        self._prepare.labels(self._name).observe(seconds)
+
+    def finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
+        """Counts a request that the engine has ended."""
+        name, metrics = self._name, output.metrics
+        self._prompt_tokens.labels(name).inc(prompt.num_rows)
+        for completion in output.outputs:
+            self._generation_tokens.labels(name).inc(len(completion.token_ids))
+            self._successes.labels(name, completion.finish_reason or "error").inc()
+        self._count_pyramid(prompt, output)
+        if metrics.finish is None:
+            return
+        self._total.labels(name).observe(metrics.finish - metrics.arrival)
+        if metrics.queue is None or metrics.first_token is None:
+            return
+        self._queue.labels(name).observe(metrics.queue)
+        self._first_token.labels(name).observe(metrics.first_token - metrics.arrival)
+        self._prefill.labels(name).observe(metrics.first_token - metrics.arrival - metrics.queue)
+        self._decode.labels(name).observe(metrics.finish - metrics.first_token)
+
+    def clock(self) -> Callable[[int], None]:
+        """A function to call with the number of tokens that just came for one request."""
+        last: float | None = None
+        observe = self._between.labels(self._name).observe
+
+        def tick(tokens: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if last is not None:
+                for _ in range(tokens):
+                    observe((now - last) / tokens)
+            last = now
+
+        return tick
+
+    def _count_pyramid(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
+        pyramid = output.pyramid
+        if prompt.visual is None or not pyramid.kv_lengths:
+            return
+        for stage, count in enumerate(pyramid.visual_tokens):
+            self._visual_tokens.labels(self._name, str(stage)).inc(count)
+        route = ",".join("-" if expert is None else str(expert) for expert in pyramid.experts)
+        self._routes.labels(self._name, route).inc()
+        flops = prefill_flops(self._model, pyramid.kv_lengths)
+        dense = prefill_flops(self._model, [prompt.num_rows] * len(pyramid.kv_lengths))
+        self._flops.labels(self._name).inc(flops)
+        self._saved_flops.labels(self._name).inc(max(0, dense - flops))
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"dpn_rt:{name}", text, ("model_name", *labels), registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"dpn_rt:{name}", text, ("model_name",), buckets=SECONDS, registry=self._registry)
+
+
+class _LoadCollector(Collector):
+    def __init__(self, load: Callable[[], Load], model_name: str) -> None:
+        self._load, self._name = load, model_name
+
+    def collect(self) -> Iterable[Metric]:
+        load = self._load()
+        used = load.kv_cells_used / load.kv_cells if load.kv_cells else 0.0
+        for name, text, value in (
+            ("num_requests_running", "Sequences in the batch.", load.running),
+            ("num_requests_waiting", "Sequences that wait for a place in it.", load.waiting),
+            ("kv_cache_usage_perc", "Share of the KV cells in use, 0 to 1.", used),
+        ):
+            gauge = GaugeMetricFamily(f"dpn_rt:{name}", text, labels=("model_name",))
+            gauge.add_metric((self._name,), value)
+            yield gauge
+        preemptions = CounterMetricFamily("dpn_rt:num_preemptions", "Sequences preempted.", labels=("model_name",))
+        preemptions.add_metric((self._name,), load.preemptions)
+        yield preemptions

@@ -1,0 +1,109 @@
+"""Requests to processed prompts, in threads beside the engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from dpn_rt.errors import RequestError
+from dpn_rt.image import decode_image
+from dpn_rt.processor import ProcessedPrompt, Processor
+from dpn_rt.server.media import MediaLoader
+from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
+
+BYTES_PER_TOKEN = 3
+"""Of text, for the estimate before there are tokens."""
+DEFAULT_ANSWER = 256
+"""Tokens that an answer of no stated length is taken for."""
+Result = TypeVar("Result")
+
+
+class Preparation:
+    """Makes prompts of one engine."""
+
+    def __init__(self, processor: Processor, media: MediaLoader, max_images: int, workers: Executor) -> None:
+        self._processor, self._media, self._workers = processor, media, workers
+        self._max_images = max_images
+
+    @property
+    def max_length(self) -> int:
+        """Rows of prompt and answer together."""
+        return self._processor.max_length
+
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Calls a function in a worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+    async def chat(self, request: ChatRequest) -> ProcessedPrompt:
+        """The prompt of a conversation.
+
+        Raises:
+            RequestError, ImageError: what is wrong with text or image; MediaError: why the image's URL gives none.
+        """
+        urls = [part.image_url.url for message in request.messages for part in message.images]
+        self.check_images(request)
+        images = [await self._media.load(url) for url in urls]
+        return await self.run(self._process_chat, request, images)
+
+    async def text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
+        """The prompts of a completion request."""
+        return await self.run(self._process_text, request)
+
+    def check_images(self, request: ChatRequest) -> None:
+        """Raise RequestError when a request has more images than the server takes."""
+        count = sum(len(message.images) for message in request.messages)
+        if count > self._max_images:
+            raise RequestError(f"messages: {count} images, expected at most {self._max_images}")
+
+    def estimated_tokens(self, request: ChatRequest | CompletionRequest) -> int:
+        """Tokens of prompt and answer, without looking into text or image."""
+        if isinstance(request, CompletionRequest):
+            lengths = [len(prompt) if isinstance(prompt, list) else _tokens(prompt) for prompt in request.prompts]
+            return sum(lengths) + len(lengths) * request.completions * (request.max_tokens or DEFAULT_ANSWER)
+        vision = self._processor.model.vision
+        visual = 0 if vision is None else vision.num_visual_tokens
+        text = sum(_tokens(text) for message in request.messages for text in _texts(message))
+        images = sum(len(message.images) for message in request.messages)
+        return text + images * visual + request.completions * (request.token_limit or DEFAULT_ANSWER)
+
+    def _process_chat(self, request: ChatRequest, images: list[bytes]) -> ProcessedPrompt:
+        decoded = iter([decode_image(io.BytesIO(data), f"image {i}") for i, data in enumerate(images)])
+        messages = [_message(message, decoded) for message in request.messages]
+        prompt = self._processor.chat(messages)
+        return self._processor.process({**prompt, "route": request.route, "router_bias": request.router_bias})
+
+    def _process_text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
+        keys = ["prompt" if isinstance(prompt, str) else "prompt_token_ids" for prompt in request.prompts]
+        return [
+            self._processor.process({key: prompt, "route": request.route, "router_bias": request.router_bias})
+            for key, prompt in zip(keys, request.prompts, strict=True)
+        ]
+
+
+def _message(message: ChatMessage, images: Any) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    content: list[dict[str, Any]] = []
+    for part in message.content:
+        if part.type == "text":
+            content.append({"type": "text", "text": part.text})
+        else:
+            image: Image.Image = next(images)
+            content.append({"type": "image", "image": image})
+    return {"role": role, "content": content}
+
+
+def _texts(message: ChatMessage) -> list[str]:
+    if isinstance(message.content, str):
+        return [message.content]
+    return [part.text for part in message.content if part.type == "text"]
+
+
+def _tokens(text: str) -> int:
+    return len(text) // BYTES_PER_TOKEN + 1

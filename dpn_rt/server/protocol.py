@@ -1,0 +1,181 @@
+"""OpenAI's requests as far as they apply, with vLLM's and our own additions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dpn_rt.sampling_params import SamplingParams
+
+MAX_LIST = 4096
+"""Items of a list in a request: far above any use, far below what hurts."""
+Value = TypeVar("Value")
+TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(_Strict):
+    """`stream_options`."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    """Accepted, and without effect."""
+
+
+class _Common(_Strict):
+    model: str
+    temperature: float | None = 1.0
+    top_p: float | None = 1.0
+    n: Annotated[int, Field(ge=1, le=64)] | None = 1
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    # As in vLLM.
+    top_k: int | None = 0
+    min_p: float | None = 0.0
+    repetition_penalty: float | None = 1.0
+    min_tokens: int | None = 0
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LIST)] | None = None
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Lower goes first."""
+    # Our own.
+    route: Annotated[list[int | None], Field(max_length=64)] | None = None
+    """Forced expert per boundary; null leaves the choice to the router."""
+    router_bias: float = 0.0
+    """Added to the routers' logits per level of compression: above 0 faster, below 0 more accurate."""
+    # Accepted from OpenAI's clients, and without effect here.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def completions(self) -> int:
+        """`n`, with null as 1."""
+        return self.n or 1
+
+    def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        return SamplingParams(
+            n=self.completions,
+            temperature=_or(self.temperature, 1.0),
+            top_p=_or(self.top_p, 1.0),
+            top_k=_or(self.top_k, 0),
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            max_tokens=max_tokens,
+            min_tokens=_or(self.min_tokens, 0),
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+        )
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(_Strict):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Strict):
+    """Where an image comes from."""
+
+    url: str
+    detail: str | None = None
+    """Accepted, and without effect: the vision tower has one resolution."""
+
+
+class ImagePart(_Strict):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(_Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(max_length=MAX_LIST)]
+    name: str | None = None
+
+    @property
+    def images(self) -> list[ImagePart]:
+        return [] if isinstance(self.content, str) else [part for part in self.content if isinstance(part, ImagePart)]
+
+
+class ChatRequest(_Common):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_LIST)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens of the answer at most; None: the model's length."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Raises RequestError: a value is out of range or contradicts another."""
+        return self._sampling(self.token_limit, (self.top_logprobs or 0) if self.logprobs else None)
+
+
+class CompletionRequest(_Common):
+    """`POST /v1/completions`: text alone, continued as it stands."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_LIST)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_LIST)]
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One prompt or many, as a list."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        texts_or_ids = [item for item in self.prompt if not isinstance(item, int)]
+        ids = [item for item in self.prompt if isinstance(item, int)]
+        return [*texts_or_ids, ids] if ids else [*texts_or_ids]
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Raises RequestError: a value is out of range or contradicts another."""
+        return self._sampling(self.max_tokens, self.logprobs)
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value

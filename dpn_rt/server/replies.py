@@ -1,0 +1,156 @@
+"""The engine's progress and outputs in OpenAI's form."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dpn_rt.config import ModelConfig
+from dpn_rt.engine import Progress
+from dpn_rt.flops import prefill_flops
+from dpn_rt.logprobs import Logprob
+from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from dpn_rt.processor import ProcessedPrompt
+
+Json = dict[str, Any]
+
+
+def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) -> Json:
+    """`usage`: prompt tokens count the image's rows as they enter the decoder, and list them per stage."""
+    prompt_tokens = sum(prompt.num_rows for prompt in prompts)
+    completion_tokens = sum(len(c.token_ids) for output in outputs for c in output.outputs)
+    images = sum(prompt.num_rows - prompt.num_text_rows for prompt in prompts)
+    stages = [output.pyramid.visual_tokens for output in outputs if output.pyramid.visual_tokens]
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"image_tokens": images, "cached_tokens": 0},
+        "visual_tokens_per_stage": [sum(counts) for counts in zip(*stages, strict=True)],
+    }
+
+
+def pyramid(model: ModelConfig, prompt: ProcessedPrompt, output: RequestOutput) -> Json | None:
+    """`pyramid`: the route, what every stage saw, and the decoder's prefill FLOPs; None without an image."""
+    if prompt.visual is None or not output.pyramid.kv_lengths:
+        return None
+    flops = prefill_flops(model, output.pyramid.kv_lengths)
+    dense = prefill_flops(model, [prompt.num_rows] * len(output.pyramid.kv_lengths))
+    return {
+        **asdict(output.pyramid),
+        "image_fit": "pad" if model.prompt.image_aspect_ratio == "pad" else "crop",
+        "flops": {"prefill": flops, "dense_prefill": dense, "saved": 1 - flops / dense},
+    }
+
+
+def timings(output: RequestOutput) -> Json:
+    """`timings`, in seconds: waiting in the queue, until the first token, all."""
+    metrics = output.metrics
+    return {"queue": metrics.queue, "first_token": metrics.time_to_first_token, "total": metrics.latency}
+
+
+class Replies:
+    """The replies to one request, chat or completion."""
+
+    def __init__(self, request_id: str, model_name: str, *, is_chat: bool, top_logprobs: int = 0) -> None:
+        """Args: top_logprobs: alternatives listed per token, for chat."""
+        self._is_chat, self._top_logprobs = is_chat, top_logprobs
+        self._head = {
+            "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
+            "created": int(time.time()),
+            "model": model_name,
+        }
+
+    def first_chunks(self, completions: int) -> list[Json]:
+        """What a chat's stream begins with."""
+        if not self._is_chat:
+            return []
+        delta = {"role": "assistant", "content": ""}
+        return [self._chunk([_choice(index, delta=delta)]) for index in range(completions)]
+
+    def chunk(self, progress: Sequence[Progress], first_index: int = 0) -> Json:
+        """Several tokens at once, if they came so, one choice per completion."""
+        choices = []
+        for index in sorted({item.index for item in progress}):
+            items = [item for item in progress if item.index == index]
+            text = "".join(item.text for item in items)
+            logprobs = [(item.token_ids[0], item.logprobs) for item in items if item.logprobs is not None]
+            content = {"delta": {"content": text} if text else {}} if self._is_chat else {"text": text}
+            choices.append(
+                _choice(
+                    first_index + index,
+                    **content,
+                    logprobs=self._logprobs(logprobs) if logprobs else None,
+                    finish_reason=items[-1].finish_reason,
+                )
+            )
+        return self._chunk(choices)
+
+    def last_chunk(self, indices: Sequence[int], reason: str) -> Json:
+        """Completions that ended without a token of their own: aborted ones."""
+        content: Json = {"delta": {}} if self._is_chat else {"text": ""}
+        return self._chunk([_choice(index, **content, finish_reason=reason) for index in indices])
+
+    def extra_chunk(self, **fields: Any) -> Json:
+        """A chunk without choices: usage, pyramid and timings."""
+        return {**self._chunk([]), **fields}
+
+    def whole(self, outputs: Sequence[RequestOutput], **fields: Any) -> Json:
+        """The reply to a request that does not stream."""
+        completions = [completion for output in outputs for completion in output.outputs]
+        choices = [self._whole_choice(index, completion) for index, completion in enumerate(completions)]
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices, **fields}
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices}
+
+    def _whole_choice(self, index: int, completion: CompletionOutput) -> Json:
+        entries = list(zip(completion.token_ids, completion.logprobs or (), strict=False))
+        logprobs = self._logprobs(entries) if completion.logprobs is not None else None
+        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        content = {"message": message} if self._is_chat else {"text": completion.text}
+        reason = completion.finish_reason
+        return _choice(index, **content, logprobs=logprobs, finish_reason=reason, stop_reason=completion.stop_reason)
+
+    def _logprobs(self, tokens: Sequence[tuple[int, TokenLogprobs]]) -> Json:
+        if self._is_chat:
+            return {"content": [self._chat_logprob(*token) for token in tokens], "refusal": None}
+        texts = [_text(entries[token_id]) for token_id, entries in tokens]
+        offsets = [0]
+        for text in texts[:-1]:
+            offsets.append(offsets[-1] + len(text))
+        return {
+            "tokens": texts,
+            "token_logprobs": [float(entries[token_id]) for token_id, entries in tokens],
+            "top_logprobs": [{_text(entry): float(entry) for entry in entries.values()} for _, entries in tokens],
+            "text_offset": offsets,
+        }
+
+    def _chat_logprob(self, token_id: int, entries: TokenLogprobs) -> Json:
+        # The sampled token is there even where it is not among the most probable ones.
+        best = sorted(entries.values(), key=lambda entry: entry.rank)[: self._top_logprobs]
+        return {**_logprob(entries[token_id]), "top_logprobs": [_logprob(entry) for entry in best]}
+
+
+def _choice(index: int, **fields: Any) -> Json:
+    return {"index": index, "logprobs": None, "finish_reason": None, **fields}
+
+
+def _logprob(entry: Logprob) -> Json:
+    text = _text(entry)
+    return {"token": text, "logprob": float(entry), "bytes": list(text.encode())}
+
+
+def _text(entry: Logprob) -> str:
+    return entry.decoded_token or ""
+
+
+def sse(data: Json | str) -> bytes:
+    """One server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()

@@ -1,0 +1,165 @@
+"""One request from its body to its reply, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from dpn_rt.config import ModelConfig
+from dpn_rt.engine import Progress
+from dpn_rt.errors import DpnError
+from dpn_rt.outputs import RequestOutput
+from dpn_rt.processor import ProcessedPrompt
+from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.server import replies
+from dpn_rt.server.admission import Admission, Ticket
+from dpn_rt.server.async_engine import AsyncEngine
+from dpn_rt.server.config import ServerConfig
+from dpn_rt.server.errors import HttpError, reply
+from dpn_rt.server.metrics import Metrics
+from dpn_rt.server.preparation import Preparation
+from dpn_rt.server.protocol import ChatRequest, CompletionRequest
+from dpn_rt.server.replies import Json, Replies, sse
+
+LONG_BODY = 2**16
+"""Bytes from which on a body is parsed in a worker thread, so that the event loop does not stand still."""
+Request = ChatRequest | CompletionRequest
+Parsed = TypeVar("Parsed", bound=BaseModel)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What answers requests."""
+
+    config: ServerConfig
+    model: ModelConfig
+    engine: AsyncEngine
+    preparation: Preparation
+    admission: Admission
+    metrics: Metrics
+
+    async def parse(self, kind: type[Parsed], body: bytes) -> Parsed:
+        """A request's body.
+
+        Raises:
+            ValidationError: it is no JSON, or not of this kind; HttpError: another model is asked for.
+        """
+        if len(body) < LONG_BODY:
+            request = kind.model_validate_json(body)
+        else:
+            request = await self.preparation.run(kind.model_validate_json, body)
+        name = getattr(request, "model", self.config.model_name)
+        if name != self.config.model_name:
+            raise HttpError(
+                404, f"model {name!r:.80}: expected {self.config.model_name!r}", param="model", code="model_not_found"
+            )
+        return request
+
+    async def whole(self, request: Request) -> Json:
+        """The reply to a request that does not stream."""
+        request_id = uuid.uuid4().hex
+        with self.admission.enter(self.preparation.estimated_tokens(request)) as ticket:
+            prompts = await self._prepare(request)
+            runs = [
+                asyncio.ensure_future(self._output(f"{request_id}-{i}", prompt, request, ticket))
+                for i, prompt in enumerate(prompts)
+            ]
+            try:
+                outputs = await asyncio.gather(*runs)
+            finally:
+                for run in runs:
+                    run.cancel()
+        return self._replies(request, request_id).whole(
+            outputs,
+            usage=replies.usage(prompts, outputs),
+            pyramid=replies.pyramid(self.model, prompts[0], outputs[0]),
+            timings=replies.timings(outputs[0]),
+        )
+
+    async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """Server-sent events. What is wrong with the request is raised before the first of them."""
+        request_id = uuid.uuid4().hex
+        with self.admission.enter(self.preparation.estimated_tokens(request)) as ticket:
+            prompts = await self._prepare(request)
+            answers = self._replies(request, request_id)
+            outputs: list[RequestOutput] = []
+            has_begun = False
+            try:
+                for position, prompt in enumerate(prompts):
+                    first_index = position * request.completions
+                    events = self._events(f"{request_id}-{position}", prompt, request, ticket)
+                    async with aclosing(events):
+                        async for event in events:
+                            if not has_begun:
+                                has_begun = True
+                                for chunk in answers.first_chunks(request.completions):
+                                    yield sse(chunk)
+                            if isinstance(event, RequestOutput):
+                                outputs.append(event)
+                                aborted = [c.index for c in event.outputs if c.finish_reason == "abort"]
+                                if aborted:
+                                    yield sse(answers.last_chunk([first_index + i for i in aborted], "abort"))
+                            else:
+                                yield sse(answers.chunk(event, first_index))
+            except DpnError as error:
+                if not has_begun:
+                    raise
+                log.warning("request %s: %s", request_id, error)
+                yield sse(reply(error).body)
+            else:
+                used = replies.usage(prompts, outputs)
+                pyramid = replies.pyramid(self.model, prompts[0], outputs[0])
+                extra = answers.extra_chunk(pyramid=pyramid, timings=replies.timings(outputs[0]))
+                if request.wants_usage:
+                    extra["usage"] = used
+                yield sse(extra)
+            yield sse("[DONE]")
+
+    async def _prepare(self, request: Request) -> list[ProcessedPrompt]:
+        started = time.monotonic()
+        _ = request.sampling  # refused before anything is decoded
+        if isinstance(request, ChatRequest):
+            prompts = [await self.preparation.chat(request)]
+        else:
+            prompts = await self.preparation.text(request)
+        self.metrics.prepared(time.monotonic() - started)
+        return prompts
+
+    async def _output(
+        self, request_id: str, prompt: ProcessedPrompt, request: Request, ticket: Ticket
+    ) -> RequestOutput:
+        events = self._events(request_id, prompt, request, ticket)
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, RequestOutput):
+                    return event
+        raise AssertionError("a stream ends with its output")
+
+    async def _events(
+        self, request_id: str, prompt: ProcessedPrompt, request: Request, ticket: Ticket
+    ) -> AsyncGenerator[list[Progress] | RequestOutput, None]:
+        params: SamplingParams = request.sampling
+        tick: Callable[[int], None] = self.metrics.clock()
+        events = self.engine.stream(request_id, prompt, params, request.priority)
+        async with aclosing(events):
+            async for event in events:
+                ticket.leave()
+                if isinstance(event, RequestOutput):
+                    self.metrics.finished(prompt, event)
+                else:
+                    tick(len(event))
+                yield event
+
+    def _replies(self, request: Request, request_id: str) -> Replies:
+        is_chat = isinstance(request, ChatRequest)
+        top = (request.top_logprobs or 0) if isinstance(request, ChatRequest) else 0
+        return Replies(request_id, self.config.model_name, is_chat=is_chat, top_logprobs=top)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from dpn_rt import LLM
+from dpn_rt.builders.native import build_engine
+from dpn_rt.eager import EagerDpn
+from dpn_rt.loader import RuntimeConfig, load_engine
+from dpn_rt.server.app import create_app
+from dpn_rt.server.config import ServerConfig
+from dpn_rt.server.process import Server, uvicorn_config
+from dpn_rt.server.service import Service
+from examples.tiny_dpn import data, train
+from examples.tiny_dpn.model import model_config
+from examples.tiny_dpn.tokenizer import train_tokenizer
+
+MODEL = "tiny"
+
+
+@pytest.fixture(scope="session")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights that give every question its own answer and route."""
+    folder = tmp_path_factory.mktemp("server")
+    torch.manual_seed(7)
+    model = EagerDpn(model_config("dpn", train_tokenizer().get_vocab_size())).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 8.0 if "predictor" in name else parameter.shape[-1] ** -0.5)
+    train.save_checkpoint(model, folder / "checkpoint")
+    return build_engine(folder / "checkpoint", folder / MODEL, dtype="float32").path
+
+
+@pytest.fixture(scope="session")
+def llm(engine_dir: Path) -> LLM:
+    return LLM(engine_dir)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(content: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question about a test scene."""
+
+    scene: int = 0
+    text: str = "What color is the background?"
+
+    @property
+    def image(self) -> Image.Image:
+        return data.sample("test", self.scene).image
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        url = data_url(png(self.image))
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": self.text}]
+        return [{"role": "user", "content": content}]
+
+    @property
+    def local_messages(self) -> list[dict[str, Any]]:
+        """The same, as `LLM.chat` takes it."""
+        content = [{"type": "image", "image": self.image}, {"type": "text", "text": self.text}]
+        return [{"role": "user", "content": content}]
+
+    def body(self, **fields: Any) -> dict[str, Any]:
+        return {"model": MODEL, "messages": self.messages, "temperature": 0, "max_tokens": 8, **fields}
+
+
+@dataclass
+class RunningServer:
+    url: str
+    service: Service
+    server: Server
+    thread: threading.Thread
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def post(self, body: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
+        return self.client.post(path, json=body, **options)
+
+    @property
+    def free_cells(self) -> int:
+        load = self.service.engine.load
+        return load.kv_cells - load.kv_cells_used
+
+    def wait_until_idle(self, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while self.service.engine.num_requests or self.service.engine.load.kv_cells_used:
+            assert time.monotonic() < deadline, "requests or cells are left"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def start_server(engine_dir: Path) -> Iterator[StartServer]:
+    """Starts servers in this process, each on a port of its own; they end with the test."""
+    running: list[RunningServer] = []
+
+    def start(runtime: RuntimeConfig | None = None, **settings: Any) -> RunningServer:
+        running.append(run_server(engine_dir, runtime or RuntimeConfig(max_num_seqs=8), **settings))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(engine_dir: Path) -> Iterator[RunningServer]:
+    running = run_server(engine_dir, RuntimeConfig(max_num_seqs=8))
+    yield running
+    running.stop()
+
+
+def run_server(engine_dir: Path, runtime: RuntimeConfig, **settings: Any) -> RunningServer:
+    loaded = load_engine(engine_dir, "cpu", runtime, only_stops=True)
+    app = create_app(loaded, ServerConfig(**{"model_name": MODEL, **settings}))
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    server = Server(uvicorn_config(app), app.state.service)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    deadline = time.monotonic() + 30
+    while not server.started:
+        assert time.monotonic() < deadline and thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.get(f"{url}/health")
+    return RunningServer(url, app.state.service, server, thread)

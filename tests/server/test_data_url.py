@@ -1,0 +1,148 @@
+"""`data:` URLs give back the bytes that went in, or are refused without being shown."""
+
+from __future__ import annotations
+
+import base64
+import os
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpn_rt.server.media import MediaError, MediaTooLargeError
+from tests.server.image_site import load, refused
+
+
+def base64_url(data: bytes, header: str = "image/png;base64") -> str:
+    return f"data:{header},{base64.b64encode(data).decode()}"
+
+
+@given(
+    st.binary(),
+    st.sampled_from(["image/png", "IMAGE/svg+xml", "image/x-a.b", "application/octet-stream", ""]),
+    st.sampled_from(["", ";charset=utf-8", ";a=b;c=d"]),
+    st.sampled_from([";base64", ";BASE64"]),
+)
+def test_base64_round_trip(data: bytes, media_type: str, parameters: str, marker: str) -> None:
+    assert load(base64_url(data, media_type + parameters + marker), max_image_bytes=max(1, len(data))) == data
+
+
+@given(st.binary())
+def test_escaped_base64_round_trip(data: bytes) -> None:
+    url = base64_url(data).replace("+", "%2b").replace("/", "%2F").replace("image%2F", "image/").replace("=", "%3D")
+    assert load(url, max_image_bytes=max(1, len(data))) == data
+
+
+@given(st.binary(), st.sets(st.sampled_from([chr(code) for code in range(32, 127) if chr(code) != "%"])))
+def test_escaped_round_trip(data: bytes, safe: set[str]) -> None:
+    url = "data:image/bmp," + quote(data, safe="".join(safe))
+    assert load(url, max_image_bytes=max(1, len(data))) == data
+
+
+def test_equals_signs_are_no_escapes() -> None:
+    assert load("data:,a=41=%3d%20=") == b"a=41== ="
+
+
+def test_scheme_in_capitals() -> None:
+    assert load("DATA:image/png;base64,QUJD") == b"ABC"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "text/html",
+        "text/plain;base64",
+        "image",
+        "image/",
+        "imagex/png",
+        "image/png/x",
+        "image/p ng",
+        " image/png",
+        "image/png\n;base64",
+        "base64",
+        "application/json",
+        "video/mp4",
+        "application/octet-streams",
+    ],
+)
+def test_not_the_type_of_an_image(header: str) -> None:
+    assert "expected the media type image/*" in refused(f"data:{header},QUJD")
+
+
+@pytest.mark.parametrize("url", ["data:", "data:image/png;base64", "data:QUJD"])
+def test_no_comma(url: str) -> None:
+    assert "no comma" in refused(url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q",
+        "QQ",
+        "QQ=",
+        "QUI",
+        "QUJD=",
+        "QUJD====",
+        "QQ======",
+        "QQ==QQ==",
+        "QQ==x",
+        "=QQ=",
+        "====",
+        "Q-_D",
+        "QU JD",
+        "Q!JD",
+        "%51",
+        "QUJD%3D",
+        "QU%41",
+    ],
+)
+def test_bad_base64(text: str) -> None:
+    assert "bad base64" in refused(f"data:image/png;base64,{text}")
+
+
+@pytest.mark.parametrize("text", ["QU\nJD", "QUJD\r\n", "QUJD\0", "QUJDé", "QUJD\ud800", "QUJ\u0664"])
+@pytest.mark.parametrize("marker", ["", ";base64"])
+def test_line_breaks_and_other_alphabets(text: str, marker: str) -> None:
+    assert "outside of ASCII" in refused(f"data:image/png{marker},{text}")
+
+
+@pytest.mark.parametrize("text", ["%", "a%", "%4", "%4g", "%g4", "%%41", "% 41", "%+4"])
+@pytest.mark.parametrize("marker", ["", ";base64"])
+def test_bad_escapes(text: str, marker: str) -> None:
+    assert "expected %XX" in refused(f"data:image/png{marker},{text}")
+
+
+@given(st.integers(1, 50), st.booleans())
+def test_the_limit_is_exact(max_bytes: int, escaped: bool) -> None:
+    def url(data: bytes) -> str:
+        return "data:," + "".join(f"%{byte:02X}" for byte in data) if escaped else base64_url(data)
+
+    data = os.urandom(max_bytes + 1)
+    assert load(url(data[:-1]), max_image_bytes=max_bytes) == data[:-1]
+    with pytest.raises(MediaTooLargeError, match=f"expected at most {max_bytes}"):
+        load(url(data), max_image_bytes=max_bytes)
+
+
+@pytest.mark.parametrize("marker", ["", ";base64"])
+def test_size_is_checked_before_decoding(marker: str) -> None:
+    undecodable = "\n" * 1000  # would be refused for what it is, were it looked at
+    with pytest.raises(MediaTooLargeError):
+        load(f"data:image/png{marker},{undecodable}", max_image_bytes=100)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,SECRET",
+        "data:text/html,SECRET",
+        "data:SECRET",
+        "data:,%SECRET",
+        " data:,SECRET",
+        "data:,SECRET" + 100 * "a",
+    ],
+)
+def test_messages_do_not_show_the_data(url: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        load(url, max_image_bytes=100)
+    assert "SECRET" not in str(caught.value)
