@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,8 +20,9 @@ from examples.tiny_dpn.early_answers import EarlyAnswers
 from examples.tiny_dpn.encoding import Encoder, Scene, Turn, pixels
 from examples.tiny_dpn.model import VARIANTS, Variant, model_config
 from examples.tiny_dpn.phase import Trainer, TrainingError
+from examples.tiny_dpn.practice import PRACTICES, practice_of
 from examples.tiny_dpn.recipe import PHASES, Phase
-from examples.tiny_dpn.routing import compression_loss, policy_loss
+from examples.tiny_dpn.routing import compression_loss, evenness_loss, policy_loss
 from examples.tiny_dpn.tokenizer import ROUTER, train_tokenizer
 
 TOKENIZER = train_tokenizer()
@@ -128,16 +130,16 @@ def record(probs: list[float], expert: int) -> BoundaryRecord:
 
 def test_policy_loss_prefers_the_draw_with_the_smaller_loss() -> None:
     good, bad = record([0.25, 0.25, 0.5], 0), record([0.25, 0.25, 0.5], 2)
-    policy_loss(torch.tensor([1.0, 3.0]), [(good,), (bad,)], draws=2).backward()
+    policy_loss(torch.tensor([0.25, 0.75]), [(good,), (bad,)], draws=2).backward()
     assert good.probs is not None and bad.probs is not None
-    # mean over 2 sequences of advantage * log p: advantages -2 and +2, d log p / dp = 1 / p.
-    assert good.probs.grad is not None and good.probs.grad.tolist() == [-2 / 0.25 / 2, 0, 0]
-    assert bad.probs.grad is not None and bad.probs.grad.tolist() == [0, 0, 2 / 0.5 / 2]
+    # mean over 2 sequences of advantage * log p: advantages -0.5 and +0.5, d log p / dp = 1 / p.
+    assert good.probs.grad is not None and good.probs.grad.tolist() == [-0.5 / 0.25 / 2, 0, 0]
+    assert bad.probs.grad is not None and bad.probs.grad.tolist() == [0, 0, 0.5 / 0.5 / 2]
 
 
 def test_policy_loss_compares_draws_of_the_same_question_alone() -> None:
     records = [(record([0.5, 0.5, 0.0], e),) for e in (0, 1, 0, 1)]
-    policy_loss(torch.tensor([1.0, 1.0, 9.0, 9.0]), records, draws=2).backward()
+    policy_loss(torch.tensor([0.1, 0.1, 0.9, 0.9]), records, draws=2).backward()
     assert all(r.probs is not None and r.probs.grad is not None and not r.probs.grad.any() for (r,) in records)
 
 
@@ -160,6 +162,30 @@ def test_only_the_expected_score_moves_a_router_that_keeps_every_token() -> None
         compression_loss([(keeps,)], 1.5, score).backward()  # type: ignore[arg-type]
         assert keeps.probs is not None and keeps.probs.grad is not None
         assert bool(keeps.probs.grad.any()) is moves
+
+
+def test_practice_keeps_what_matters() -> None:
+    item = data.sample("train", 3)
+    for index, practice in enumerate(PRACTICES):
+        assert practice_of(index) is practice
+        rows, matters = practice.rows(item), practice.matters(item.scene)
+        assert rows[matters].all()
+        assert 0 < int((rows & ~matters).sum()) < 0.25 * len(rows)
+        assert set(practice.kinds) <= set(data.KINDS)
+
+
+def test_evenness_loss_pulls_even_where_a_router_is_certain() -> None:
+    certain = record([0.999, 0.0005, 0.0005], 0)
+    evenness_loss([(certain,)]).backward()
+    assert certain.probs is not None and certain.probs.grad is not None
+    assert certain.probs.grad.tolist() == pytest.approx([-1 / 3 / 0.999, -1 / 3 / 0.0005, -1 / 3 / 0.0005], rel=1e-4)
+    assert evenness_loss([(record([1 / 3] * 3, 0),)]).item() == pytest.approx(np.log(3))
+    assert evenness_loss([(BoundaryRecord(None, None, None, (0, 1, 2)),)]).item() == 0.0
+
+
+def test_a_wrong_answer_counts_no_more_than_wrong() -> None:
+    records = [(record([0.5, 0.5, 0.0], 0),), (record([0.5, 0.5, 0.0], 1),)]
+    assert policy_loss(torch.tensor([0.0, 1.0]), records, 2) == policy_loss(torch.tensor([0.0, 50.0]), records, 2)
 
 
 def tiny_phase(name: str = "dpn", **changes: object) -> Phase:

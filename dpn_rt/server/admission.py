@@ -31,6 +31,8 @@ class Admission:
         self._max_requests, self._max_tokens = max_requests, max_tokens
         self.requests = 0
         self.tokens = 0
+        self.active = 0
+        """Requests that have entered and not ended, running ones included."""
         self.is_closed = False
         """No one gets in any more: the server is going down."""
 
@@ -50,10 +52,12 @@ class Admission:
                 f"{self.tokens} tokens are waiting and the request may need {tokens}: expected at most "
                 f"{self._max_tokens} together"
             )
+        self.active += 1
         self.requests += 1
         self.tokens += tokens
         ticket = Ticket(self, tokens)
         try:
             yield ticket
         finally:
+            self.active -= 1
             ticket.leave()

@@ -39,6 +39,13 @@ class Server(uvicorn.Server):
         log.info("%s: no new requests; running ones get %g s", signal.Signals(sig).name, seconds)
         loop.call_soon_threadsafe(self._begin_to_end, seconds)
 
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Binds the port; uvicorn would log and exit with a status of its own."""
+        try:
+            await super().startup(sockets)  # type: ignore[arg-type]
+        except SystemExit as error:
+            raise OSError("cannot listen there; the log says why") from error
+
     async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Runs until a signal."""
         self._loop = asyncio.get_running_loop()
@@ -49,12 +56,12 @@ class Server(uvicorn.Server):
         self._draining = self._loop.create_task(self._drain())
 
     async def _drain(self) -> None:
-        while self._service.engine.num_requests:
+        while self._service.admission.active:
             await asyncio.sleep(0.02)
         self.should_exit = True
 
     def _abort(self) -> None:
-        log.warning("aborting %d requests", self._service.engine.num_requests)
+        log.warning("aborting %d requests", self._service.admission.active)
         self._aborting = self._loop.create_task(self._service.engine.abort_all())
         self._loop.call_later(LAST_CHUNKS, setattr, self, "should_exit", True)
 

@@ -99,6 +99,8 @@ class Service:
                     events = self._events(f"{request_id}-{position}", prompt, request, ticket)
                     async with aclosing(events):
                         async for event in events:
+                            if isinstance(event, RequestOutput) and event.error is not None:
+                                raise event.error
                             if not has_begun:
                                 has_begun = True
                                 for chunk in answers.first_chunks(request.completions):
@@ -141,6 +143,8 @@ class Service:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, RequestOutput):
+                    if event.error is not None:
+                        raise event.error
                     return event
         raise AssertionError("a stream ends with its output")
 

@@ -13,7 +13,7 @@ from examples.tiny_dpn.scenes import GRID
 
 POSITION_SCALE = 0.3
 EMBEDDING_SCALE = 0.5
-BEGINNING_ODDS = (0.8, 0.1, 0.1)
+BEGINNING_ODDS = (0.5, 0.25, 0.25)
 """Probabilities of the experts before training."""
 MEAN_GELU = 0.28
 """Mean of GELU over a normal distribution: the router has no bias, but its hidden units are positive on average."""

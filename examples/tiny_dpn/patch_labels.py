@@ -63,6 +63,11 @@ def has_small_print(scene: Scene) -> torch.Tensor:
     return patch_labels(scene)[:, READINGS.index("character")] != IGNORE
 
 
+def has_shape(scene: Scene) -> torch.Tensor:
+    """[patches] bool: whether a shape stands there."""
+    return patch_labels(scene)[:, READINGS.index("corner")] != IGNORE
+
+
 def _box(labels: torch.Tensor, place: Placed) -> torch.Tensor:
     return labels[place.row : place.row + place.height, place.column : place.column + place.width]
 

@@ -19,9 +19,10 @@ from examples.tiny_dpn import batch, data
 from examples.tiny_dpn.early_answers import EarlyAnswers
 from examples.tiny_dpn.encoding import Encoder, Scene
 from examples.tiny_dpn.model import POOLING_LAYERS
-from examples.tiny_dpn.patch_labels import PatchHead, has_small_print, patch_labels
-from examples.tiny_dpn.recipe import OTHERS_KEPT, Phase, Routing
-from examples.tiny_dpn.routing import compression_loss, policy_loss
+from examples.tiny_dpn.patch_labels import PatchHead, patch_labels
+from examples.tiny_dpn.practice import practice_of
+from examples.tiny_dpn.recipe import Phase, Routing
+from examples.tiny_dpn.routing import compression_loss, evenness_loss, policy_loss
 
 SAVE_EVERY = 50
 LOG_EVERY = 10
@@ -58,6 +59,7 @@ class Trainer:
         if phase.routing is not None:
             groups.append({"params": routers, "highest": phase.routing.learning_rate, "weight_decay": 0.0})
             for boundary in model.boundaries:
+                cast(Boundary, boundary).detach_router_input = phase.routing.detach
                 cast(Boundary, boundary).min_drawn_visual_tokens = phase.routing.min_drawn_visual_tokens
         self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
 
@@ -146,10 +148,10 @@ class Trainer:
         torch.manual_seed(int(rng.integers(2**62)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * learning_rate_factor(step, phase)
-        first = step * (phase.scenes + phase.reading_scenes)
-        count = phase.scenes + (phase.reading_scenes if step < phase.reading_until else 0)
+        first = step * (phase.scenes + phase.practice_scenes)
+        count = phase.scenes + (phase.practice_scenes if step < phase.practice_until else 0)
         samples = [data.sample("train", first + i, self.seed) for i in range(count)]
-        scenes = [self._ask(sample, i >= phase.scenes, rng) for i, sample in enumerate(samples)]
+        scenes = [self._ask(sample, i, rng) for i, sample in enumerate(samples)]
         with torch.autocast(self.model.device.type, torch.bfloat16):
             loss, stats = self._loss(step, scenes, samples)
         loss.backward()
@@ -158,8 +160,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return stats
 
-    def _ask(self, sample: data.Sample, is_reading: bool, rng: np.random.Generator) -> Scene:
-        asked = [question for question in sample.questions if question.level == "fine" or not is_reading]
+    def _ask(self, sample: data.Sample, index: int, rng: np.random.Generator) -> Scene:
+        kinds = tuple(data.KINDS) if index < self.phase.scenes else practice_of(index).kinds
+        asked = [question for question in sample.questions if question.kind in kinds]
         chosen = rng.permutation(len(asked))[: self.phase.questions]
         return self.encoder.scene(sample.image, [asked[i] for i in chosen])
 
@@ -198,17 +201,17 @@ class Trainer:
         return loss, stats
 
     def _thin_out(self, visual: torch.Tensor, samples: list[data.Sample]) -> list[torch.Tensor]:
-        """The rows of each picture; of those to practise reading on, few without small print."""
+        """The rows of each picture; of those to practise on, some."""
         rows = list(visual)
         for index in range(self.phase.scenes, len(rows)):
-            kept = has_small_print(samples[index].scene) | (torch.rand(len(rows[index])) < OTHERS_KEPT)
-            rows[index] = rows[index][kept.to(visual.device)]
+            rows[index] = rows[index][practice_of(index).rows(samples[index]).to(visual.device)]
         return rows
 
     def _routing_loss(self, routing: Routing, output: batch.BatchOutput, stats: dict[str, float]) -> torch.Tensor:
         compression = compression_loss(output.records, routing.target, routing.score)
         stats["compression"] = compression.item()
         loss = routing.compression_weight * compression
+        loss = loss + routing.evenness_weight * evenness_loss(output.records)
         if routing.policy_weight:
             loss = loss + routing.policy_weight * policy_loss(output.losses, output.records, routing.draws)
         return loss

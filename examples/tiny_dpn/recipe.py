@@ -7,8 +7,6 @@ from typing import Literal
 
 from examples.tiny_dpn.model import Variant
 
-OTHERS_KEPT = 0.1
-"""Share of the patches without small print that `reading_scenes` show."""
 PhaseName = Literal["tower", "base", "dense", "static", "dpn"]
 
 
@@ -18,6 +16,8 @@ class Routing:
 
     policy_weight: float
     """Of the policy gradient (see `routing.py`)."""
+    evenness_weight: float
+    """Of the loss that keeps every expert possible."""
     compression_weight: float
     """Of the routing loss; published 0.001."""
     score: Literal["best", "expected"]
@@ -29,6 +29,8 @@ class Routing:
     learning_rate: float
     first_step: int
     """Until then routes are drawn evenly, so that the decoder learns to live with each before they are judged."""
+    detach: bool
+    """Routers read the decoder's rows, and leave them as they are."""
     min_drawn_visual_tokens: int
     """An expert that would leave fewer is drawn again; published 18 of 576."""
 
@@ -50,10 +52,9 @@ class Phase:
     tower_learning_rate: float
     """Lower than the decoder's once the tower can see: gradients of a decoder that knows nothing would undo that."""
     warmup_steps: int
-    reading_scenes: int = 0
-    """More pictures per step of which the decoder gets all small print but few other patches, with fine questions
-    alone: small print is found far sooner among few rows, and what finds it there finds it in whole pictures too."""
-    reading_until: int = 0
+    practice_scenes: int = 0
+    """More pictures per step, to practise on (see `practice.py`)."""
+    practice_until: int = 0
     """The first step without them."""
     patch_weight: float = 0.0
     """Of the patch reading loss."""
@@ -66,13 +67,15 @@ class Phase:
 
 
 ROUTING = Routing(
-    policy_weight=0.2,
-    compression_weight=0.02,
+    policy_weight=1.0,
+    evenness_weight=0.03,
+    compression_weight=0.3,
     score="expected",
     target=1.5,
     draws=2,
-    learning_rate=5e-3,
+    learning_rate=1e-2,
     first_step=0,
+    detach=True,
     min_drawn_visual_tokens=4,
 )
 
@@ -90,8 +93,8 @@ PHASES: dict[PhaseName, Phase] = {
             1e-3,
             2e-4,
             50,
-            reading_scenes=8,
-            reading_until=1000,
+            practice_scenes=8,
+            practice_until=1000,
             patch_weight=0.3,
             early_answer_weight=0.3,
         ),

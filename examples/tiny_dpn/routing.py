@@ -13,6 +13,10 @@ import torch
 
 from dpn_rt.eager import BoundaryRecord, PyramidTrace, routing_loss
 
+WRONG = 1.0
+"""Nats from which on an answer is as wrong as can be. Without a bound the first answers that a pooled picture spoils
+push the routers so far that nothing brings them back."""
+
 
 def policy_loss(losses: torch.Tensor, records: Sequence[tuple[BoundaryRecord, ...]], draws: int) -> torch.Tensor:
     """Score-function gradient: routes that made the answer likelier than the question's other draws get likelier.
@@ -25,7 +29,7 @@ def policy_loss(losses: torch.Tensor, records: Sequence[tuple[BoundaryRecord, ..
     Returns:
         a scalar whose gradient reaches the routers alone.
     """
-    value = losses.detach().view(-1, draws)
+    value = losses.detach().clamp(max=WRONG).view(-1, draws)
     baseline = (value.sum(1, keepdim=True) - value) / (draws - 1)
     advantage = (value - baseline).flatten()
     return (advantage * torch.stack([_log_probability(record) for record in records])).mean()
@@ -34,6 +38,16 @@ def policy_loss(losses: torch.Tensor, records: Sequence[tuple[BoundaryRecord, ..
 def _log_probability(records: Sequence[BoundaryRecord]) -> torch.Tensor:
     terms = [record.probs[record.expert].log() for record in records if record.probs is not None]
     return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def evenness_loss(records: Sequence[tuple[BoundaryRecord, ...]]) -> torch.Tensor:
+    """Cross entropy of the experts' probabilities with even ones: unlike entropy it pulls even where one is near 1.
+
+    An expert that is never drawn is never learned to live with, and its rows are scaled by its probability: near 0 it
+    could not show that it has become good enough.
+    """
+    logs = [record.probs.log().mean() for item in records for record in item if record.probs is not None]
+    return -torch.stack(logs).mean() if logs else torch.zeros(())
 
 
 def compression_loss(

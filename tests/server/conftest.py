@@ -109,7 +109,7 @@ class RunningServer:
 
     def wait_until_idle(self, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
-        while self.service.engine.num_requests or self.service.engine.load.kv_cells_used:
+        while self.service.admission.active or self.service.engine.load.kv_cells_used:
             assert time.monotonic() < deadline, "requests or cells are left"
             time.sleep(0.01)
 

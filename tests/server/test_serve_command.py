@@ -1,0 +1,131 @@
+"""`python -m dpn_rt.serve` as a process: it starts, drains, aborts, and survives kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import MODEL, Ask
+
+
+@contextmanager
+def serving(engine_dir: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """A running server, its URL and the lines of its log."""
+    command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine_dir), "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines: list[str] = []
+    try:
+        url = ""
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"running on (http://\S+)", line):
+                url = found[1]
+                break
+        assert url, "".join(lines)
+        stderr = process.stderr
+        threading.Thread(target=lambda: lines.extend(stderr), daemon=True).start()
+        yield process, url, lines
+    finally:
+        process.kill()
+        process.wait()
+
+
+def post(url: str, body: dict[str, Any], **options: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, **options)
+
+
+def test_sigterm_lets_running_requests_end(engine_dir: Path) -> None:
+    with serving(engine_dir) as (process, url, _):
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json=Ask().body(max_tokens=300, ignore_eos=True, stream=True)
+        ) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+            refused = post(url, Ask().body())
+            assert refused.status_code == 503 and refused.headers["Retry-After"]
+            assert httpx.get(f"{url}/health").status_code == 503
+            text = "\n".join(lines)
+        assert '"finish_reason":"length"' in text and "[DONE]" in text
+        assert process.wait(20) == 0
+
+
+def test_after_the_timeout_what_is_left_is_aborted(engine_dir: Path) -> None:
+    with serving(engine_dir, "--shutdown-timeout", "0") as (process, url, _):
+        body = Ask().body(max_tokens=700, ignore_eos=True, stream=True)
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            text = "\n".join(lines)
+        assert '"finish_reason":"abort"' in text and "[DONE]" in text
+        assert process.wait(20) == 0
+
+
+def test_kill_and_restart(engine_dir: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in engine_dir.rglob("*")}
+    body = Ask().body(max_tokens=300, stream=True, ignore_eos=True)
+    with (
+        serving(engine_dir) as (process, url, _),
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as reply,
+    ):
+        lines = reply.iter_lines()
+        next(lines)
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(httpx.HTTPError):
+            list(lines)
+    assert {path: path.stat().st_mtime_ns for path in engine_dir.rglob("*")} == before
+    with serving(engine_dir) as (_, url, _):
+        assert post(url, Ask().body()).status_code == 200
+
+
+def test_logs_name_requests_and_never_their_content(engine_dir: Path) -> None:
+    with serving(engine_dir, "--log-json", "--log-level", "debug") as (process, url, lines):
+        headers = {"X-Request-Id": "request-7"}
+        assert post(url, Ask(text="my secret question").body(), headers=headers).status_code == 200
+        assert post(url, Ask(text="my secret question").body(temperature=-1), headers=headers).status_code == 400
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        time.sleep(0.2)
+    text = "".join(lines)
+    assert "secret" not in text and "base64" not in text
+    entries = [json.loads(line) for line in lines]
+    assert sum("request-7" in entry["message"] for entry in entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-queued-requests", "0"], "max_queued_requests=0"),
+        (["--allowed-media-domains", "http://x"], "allowed_domains"),
+        (["--allowed-local-media-path", "nowhere"], "nowhere"),
+        (["--max-num-seqs", "0"], "max_num_seqs=0"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(engine_dir: Path, options: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine_dir), *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1 and message in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_port_in_use_is_refused(engine_dir: Path) -> None:
+    with serving(engine_dir) as (_, url, _):
+        command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine_dir), "--port", url.rsplit(":", 1)[1]]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1 and "already in use" in ended.stderr and "Traceback" not in ended.stderr
+    assert MODEL in str(engine_dir)
