@@ -15,7 +15,7 @@ from dpn_rt.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.eager import BoundaryRecord, EagerDpn
 from examples.tiny_dpn import batch, data, train
 from examples.tiny_dpn.answers import chat_messages
-from examples.tiny_dpn.beginning import BEGINNING_ODDS, start_without_pooling
+from examples.tiny_dpn.beginning import BEGINNING_ODDS, start_pooling_late
 from examples.tiny_dpn.early_answers import EarlyAnswers
 from examples.tiny_dpn.encoding import Encoder, Scene, Turn, pixels
 from examples.tiny_dpn.model import VARIANTS, Variant, model_config
@@ -100,13 +100,13 @@ def test_early_answers_by_hand() -> None:
     assert early.loss(rows, torch.tensor([2, 0])).item() == pytest.approx(25.0)
 
 
-def test_routers_begin_without_pooling_whatever_is_asked() -> None:
+def test_routers_begin_with_given_odds_whatever_is_asked() -> None:
     model = random_model("dpn")
-    start_without_pooling(model)
+    start_pooling_late(model)
     rows = torch.randn(50, model.config.decoder.hidden_size)
-    for boundary in model.boundaries:
+    for boundary, odds in zip(model.boundaries, BEGINNING_ODDS, strict=True):
         probs = torch.stack([boundary.router(row[None]) for row in rows])  # type: ignore[operator, union-attr]
-        torch.testing.assert_close(probs.mean(0), torch.tensor(BEGINNING_ODDS), rtol=0, atol=0.05)
+        torch.testing.assert_close(probs.mean(0), torch.tensor(odds), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,25 +13,25 @@ from examples.tiny_dpn.scenes import GRID
 
 POSITION_SCALE = 0.3
 EMBEDDING_SCALE = 0.5
-BEGINNING_ODDS = (0.5, 0.25, 0.25)
-"""Probabilities of the experts before training."""
+BEGINNING_ODDS = ((0.7, 0.15, 0.15), (0.34, 0.33, 0.33), (0.1, 0.3, 0.6))
+"""Probabilities of the experts before training, per boundary."""
 MEAN_GELU = 0.28
 """Mean of GELU over a normal distribution: the router has no bias, but its hidden units are positive on average."""
 
 
-def start_without_pooling(model: EagerDpn) -> None:
-    """Routers that keep every token most of the time, whatever is asked.
+def start_pooling_late(model: EagerDpn) -> None:
+    """Routers that keep most tokens at the first boundary and few after the last, whatever is asked.
 
-    The model then begins as the dense one that it continues from, and compression grows from there. (Even odds would
-    scale the rows by a third at every boundary and pool most of them, which undoes what the base can do.)
+    The dense model that training continues from loses least by pooling late and can soon do with it. Where it would
+    lose much the decoder would learn nothing but that, before the routers know better.
     """
-    for boundary in model.boundaries:
+    for boundary, odds in zip(model.boundaries, BEGINNING_ODDS, strict=False):
         router = cast(Boundary, boundary).router
         if router is None or router.hidden is None:
             continue
         hidden_size, width = router.hidden.in_features, router.hidden.out_features
         nn.init.normal_(router.hidden.weight, std=hidden_size**-0.5)
-        logits = ROUTER_TEMPERATURE * torch.tensor(BEGINNING_ODDS).log()
+        logits = ROUTER_TEMPERATURE * torch.tensor(odds).log()
         with torch.no_grad():
             router.predictor.weight.copy_((logits / (width * MEAN_GELU))[:, None].expand(-1, width))
 

@@ -98,8 +98,8 @@ PHASES: dict[PhaseName, Phase] = {
             patch_weight=0.3,
             early_answer_weight=0.3,
         ),
-        Phase("dense", "dense", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
-        Phase("static", "static", "base", 400, 4, 5, 4e-4, 1e-4, 20, router_token=False),
-        Phase("dpn", "dpn", "base", 400, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),
+        Phase("dense", "dense", "base", 600, 4, 5, 4e-4, 1e-4, 20, router_token=False),
+        Phase("static", "static", "base", 600, 4, 5, 4e-4, 1e-4, 20, router_token=False),
+        Phase("dpn", "dpn", "base", 600, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),
     )
 }

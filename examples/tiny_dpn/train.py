@@ -19,7 +19,7 @@ import torch
 
 from dpn_rt.eager import EagerDpn
 from dpn_rt.errors import DpnError
-from examples.tiny_dpn.beginning import start_awake, start_on_a_grid, start_without_pooling
+from examples.tiny_dpn.beginning import start_awake, start_on_a_grid, start_pooling_late
 from examples.tiny_dpn.encoding import MEAN, STD, Encoder
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.phase import Trainer, TrainingError
@@ -82,7 +82,7 @@ def run_phase(phase: Phase, output: Path, *, base: Path | None = None, device: s
     model = EagerDpn(model_config(phase.variant, tokenizer.get_vocab_size()))
     start_on_a_grid(model)
     start_awake(model)
-    start_without_pooling(model)
+    start_pooling_late(model)
     model.to(device)
     trainer = Trainer(model, phase, Encoder(tokenizer, phase.router_token), output / phase.name, seed)
     if phase.start is not None and not trainer.state_file.is_file():
