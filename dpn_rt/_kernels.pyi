@@ -12,6 +12,17 @@ def silu_mul(out: Tensor, gate_up: Tensor, /) -> None: ...
 def attention(
     out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, scale: float, /
 ) -> None: ...
+def attention_extend(
+    out: Tensor,
+    q: Tensor,
+    kv_cache: Tensor,
+    layer_in_cell: int,
+    block_table: Tensor,
+    cu_seqlens: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    /,
+) -> None: ...
 def attention_decode(
     out: Tensor,
     q: Tensor,

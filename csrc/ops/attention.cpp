@@ -1,5 +1,7 @@
 #include "ops/attention.h"
 
+#include <vector>
+
 #include "core/check.h"
 #include "core/parallel.h"
 
@@ -63,12 +65,17 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
   check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
 
   const auto* offsets = cu_seqlens.as<std::int32_t>();
-  const PrefillPlan plan = plan_prefill(offsets, num_offsets - 1, num_heads, num_kv_heads, head_dim, causal);
+  std::vector<std::int32_t> lengths(static_cast<std::size_t>(num_offsets - 1));
+  for (std::size_t s = 0; s < lengths.size(); ++s) lengths[s] = offsets[s + 1] - offsets[s];
+  const PrefillPlan plan =
+      plan_prefill(offsets, lengths.data(), num_offsets - 1, num_heads, num_kv_heads, head_dim, causal);
   run(AttentionParams{.out = out.data,
                       .q = q.data,
                       .k = k.data,
                       .v = v.data,
+                      .paged = {},
                       .cu_seqlens = offsets,
+                      .context_lens = lengths.data(),
                       .q_stride = {q.strides[0], q.strides[1]},
                       .k_stride = {k.strides[0], k.strides[1]},
                       .v_stride = {v.strides[0], v.strides[1]},
@@ -78,6 +85,62 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
                       .head_dim = head_dim,
                       .scale = scale,
                       .causal = causal,
+                      .dtype = q.dtype,
+                      .waves = plan.waves.data(),
+                      .num_waves = static_cast<std::int64_t>(plan.waves.size()),
+                      .max_elements = plan.max_elements});
+}
+
+void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale) {
+  const Checker check("attention_extend");
+  Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_cells("num_cells");
+  Dim layers_per_cell("layers_per_cell"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
+  Dim block_size("block_size"), max_blocks("max_blocks"), num_seqs("num_seqs");
+  check.tensor("q", q, {&num_tokens, &num_heads, &head_dim}, {DType::f32, DType::bf16})
+      .contiguous("kv_cache", kv_cache,
+                  {&num_cells, &layers_per_cell, &keys_and_values, &num_kv_heads, &block_size, &head_dim}, {q.dtype})
+      .contiguous("block_table", block_table, {&num_seqs, &max_blocks}, {DType::i32})
+      .contiguous("context_lens", context_lens, {&num_seqs}, {DType::i32});
+  Dim num_offsets("num_seqs + 1", num_seqs + 1), hidden_size("num_heads*head_dim", num_heads * head_dim);
+  check.contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32})
+      .contiguous("out", out, {&num_tokens, &hidden_size}, {q.dtype})
+      .no_overlap("out", out, "q", q)
+      .no_overlap("out", out, "kv_cache", kv_cache);
+  check_heads(check, num_heads, num_kv_heads, head_dim, scale);
+  check.range("layer_in_cell", layer_in_cell, 0, layers_per_cell - 1).range("block_size", block_size, 1, INT32_MAX);
+  check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+  check_blocks(check, block_table, context_lens, num_cells, block_size);
+  const auto* offsets = cu_seqlens.as<std::int32_t>();
+  const auto* lengths = context_lens.as<std::int32_t>();
+  for (std::int64_t s = 0; s < num_seqs; ++s) {
+    if (const std::int32_t rows = offsets[s + 1] - offsets[s]; lengths[s] < rows) {
+      check.fail("context_lens[" + std::to_string(s) + "] is " + std::to_string(lengths[s]) +
+                 ", expected at least the sequence's " + std::to_string(rows) + " new rows");
+    }
+  }
+  const PrefillPlan plan = plan_prefill(offsets, lengths, num_seqs, num_heads, num_kv_heads, head_dim, true);
+  run(AttentionParams{.out = out.data,
+                      .q = q.data,
+                      .k = nullptr,
+                      .v = nullptr,
+                      .paged = {.kv_cache = kv_cache.data,
+                                .block_table = block_table.as<std::int32_t>(),
+                                .max_blocks = max_blocks,
+                                .block_size = block_size,
+                                .layers_per_cell = layers_per_cell,
+                                .layer_in_cell = layer_in_cell},
+                      .cu_seqlens = offsets,
+                      .context_lens = lengths,
+                      .q_stride = {q.strides[0], q.strides[1]},
+                      .k_stride = {0, 0},
+                      .v_stride = {0, 0},
+                      .num_seqs = num_seqs,
+                      .num_heads = num_heads,
+                      .num_kv_heads = num_kv_heads,
+                      .head_dim = head_dim,
+                      .scale = scale,
+                      .causal = true,
                       .dtype = q.dtype,
                       .waves = plan.waves.data(),
                       .num_waves = static_cast<std::int64_t>(plan.waves.size()),

@@ -1,5 +1,6 @@
-// Softmax attention of packed sequences over their own rows (prefill, vision tower) and of one new row per sequence
-// over paged keys and values (decode). Grouped-query: query head h reads key/value head h / (num_heads / num_kv_heads).
+// Softmax attention of packed sequences over their own rows (prefill, vision tower), of several new rows per sequence
+// over paged keys and values (extend: a prefill whose beginning is in the cache), and of one new row per sequence over
+// them (decode). Grouped-query: query head h reads key/value head h / (num_heads / num_kv_heads).
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -8,13 +9,25 @@
 
 namespace dpn {
 
+// Keys and values in the cells of a KV cache.
+struct PagedKeys {
+  const void* kv_cache;             // [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
+  const std::int32_t* block_table;  // [num_seqs, max_blocks]
+  std::int64_t max_blocks;
+  std::int64_t block_size;
+  std::int64_t layers_per_cell;
+  std::int64_t layer_in_cell;
+};
+
 struct AttentionParams {
-  void* out;                       // [num_tokens, num_heads, head_dim]
-  const void* q;                   // [num_tokens, num_heads, head_dim]
-  const void* k;                   // [num_tokens, num_kv_heads, head_dim]
-  const void* v;                   // [num_tokens, num_kv_heads, head_dim]
-  const std::int32_t* cu_seqlens;  // [num_seqs + 1]
-  std::int64_t q_stride[2];        // of tokens, of heads
+  void* out;                         // [num_tokens, num_heads, head_dim]
+  const void* q;                     // [num_tokens, num_heads, head_dim]
+  const void* k;                     // [num_tokens, num_kv_heads, head_dim]; null where keys and values are paged
+  const void* v;                     // [num_tokens, num_kv_heads, head_dim]; likewise
+  PagedKeys paged;                   // where k and v are null
+  const std::int32_t* cu_seqlens;    // [num_seqs + 1] of the rows of q and out
+  const std::int32_t* context_lens;  // [num_seqs] keys of each sequence; its rows of q are the last of them
+  std::int64_t q_stride[2];          // of tokens, of heads
   std::int64_t k_stride[2];
   std::int64_t v_stride[2];
   std::int64_t num_seqs;
@@ -53,6 +66,8 @@ struct AttentionDecodeParams {
 
 void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
                bool causal, float scale);
+void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale);
 void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
                       const Tensor& block_table, const Tensor& context_lens, float scale);
 

@@ -14,13 +14,15 @@ struct WaveEnd {
 };
 
 // Most work first, so that the threads finish together.
-void sort_tiles(PrefillPlan& plan, std::size_t first_tile, const std::int32_t* cu_seqlens, std::int64_t group,
-                bool causal) {
+void sort_tiles(PrefillPlan& plan, std::size_t first_tile, const std::int32_t* cu_seqlens,
+                const std::int32_t* context_lens, std::int64_t group, bool causal) {
   const auto cost = [&](const TileTask& tile) {
     const std::int32_t sequence = plan.heads[static_cast<std::size_t>(tile.head)].sequence;
-    const std::int64_t length = cu_seqlens[sequence + 1] - cu_seqlens[sequence];
-    const std::int64_t last_row = std::min(tile.first_row + kTileRows, length * group);
-    return (last_row - tile.first_row) * (causal ? (tile.first_row + last_row) / (2 * group) + 1 : length);
+    const std::int64_t rows = cu_seqlens[sequence + 1] - cu_seqlens[sequence];
+    const std::int64_t keys = context_lens[sequence];
+    const std::int64_t last_row = std::min(tile.first_row + kTileRows, rows * group);
+    const std::int64_t seen = causal ? keys - rows + (tile.first_row + last_row) / (2 * group) + 1 : keys;
+    return (last_row - tile.first_row) * seen;
   };
   std::stable_sort(plan.tiles.begin() + static_cast<std::ptrdiff_t>(first_tile), plan.tiles.end(),
                    [&](const TileTask& a, const TileTask& b) { return cost(a) > cost(b); });
@@ -28,30 +30,31 @@ void sort_tiles(PrefillPlan& plan, std::size_t first_tile, const std::int32_t* c
 
 }  // namespace
 
-PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, std::int64_t num_seqs, std::int64_t num_heads,
-                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal) {
+PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens, std::int64_t num_seqs,
+                         std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, bool causal) {
   PrefillPlan plan;
   std::vector<WaveEnd> ends{{0, 0}};
   const std::int64_t group = num_heads / num_kv_heads;
   std::int64_t offset = 0;
   const auto end_wave = [&] {
-    sort_tiles(plan, ends.back().tiles, cu_seqlens, group, causal);
+    sort_tiles(plan, ends.back().tiles, cu_seqlens, context_lens, group, causal);
     ends.push_back({plan.packs.size(), plan.tiles.size()});
     plan.max_elements = std::max(plan.max_elements, offset);
     offset = 0;
   };
   for (std::int64_t s = 0; s < num_seqs; ++s) {
-    const std::int64_t length = cu_seqlens[s + 1] - cu_seqlens[s];
-    const std::int64_t elements = round_up(length, kKeyPadding) * (head_dim + round_up(head_dim, kKeyPadding));
-    for (std::int64_t h = 0; h < num_kv_heads && length > 0; ++h) {
+    const std::int64_t rows = cu_seqlens[s + 1] - cu_seqlens[s];
+    const std::int64_t keys = context_lens[s];
+    const std::int64_t elements = round_up(keys, kKeyPadding) * (head_dim + round_up(head_dim, kKeyPadding));
+    for (std::int64_t h = 0; h < num_kv_heads && rows > 0; ++h) {
       if (offset > 0 && offset + elements > kWaveElements) end_wave();
       const auto head = static_cast<std::int32_t>(plan.heads.size());
       plan.heads.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(h), offset});
       offset += elements;
-      for (std::int64_t key = 0; key < length; key += kPackKeys) {
+      for (std::int64_t key = 0; key < keys; key += kPackKeys) {
         plan.packs.push_back({head, static_cast<std::int32_t>(key)});
       }
-      for (std::int64_t row = 0; row < length * group; row += kTileRows) plan.tiles.push_back({head, row});
+      for (std::int64_t row = 0; row < rows * group; row += kTileRows) plan.tiles.push_back({head, row});
     }
   }
   if (offset > 0) end_wave();

@@ -28,7 +28,7 @@ struct PackTask {
   std::int32_t first_key;
 };
 
-// Query rows of one packed head: row r is query head r % group of position r / group, group = num_heads / num_kv_heads.
+// Query rows of one packed head: row r is query head r % group of new row r / group, group = num_heads / num_kv_heads.
 struct TileTask {
   std::int32_t head;  // index of PackedHead
   std::int64_t first_row;
@@ -52,8 +52,9 @@ struct PrefillPlan {
   std::vector<TileTask> tiles;
 };
 
-PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, std::int64_t num_seqs, std::int64_t num_heads,
-                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
+// context_lens: [num_seqs] keys of each sequence, at least its rows.
+PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens, std::int64_t num_seqs,
+                         std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
 
 // Keys [first_key, last_key) of one sequence for all of its heads.
 struct DecodeTask {

@@ -6,7 +6,7 @@ is touched and raises `KernelArgumentError` with the kernel, the argument, the e
 """
 
 from dpn_rt.ops.activation import activation, silu_mul
-from dpn_rt.ops.attention import attention, attention_decode
+from dpn_rt.ops.attention import attention, attention_decode, attention_extend
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
 from dpn_rt.ops.linear import MOST_STREAMED_ROWS, linear
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -21,6 +21,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_decode",
+    "attention_extend",
     "available_cpu_isas",
     "cpu_isa",
     "layer_norm",

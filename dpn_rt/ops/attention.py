@@ -33,6 +33,39 @@ def attention(
     return out
 
 
+def attention_extend(
+    q: Tensor,
+    kv_cache: Tensor,
+    layer_in_cell: int,
+    block_table: Tensor,
+    cu_seqlens: Tensor,
+    context_lens: Tensor,
+    *,
+    scale: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of the last rows of every sequence over the rows that the paged cache holds, these included.
+
+    A prefill whose beginning has been computed before: the new rows' keys and values are stored first (`rope_store`).
+
+    Args:
+        q: `[num_tokens, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous: the new rows, packed.
+        kv_cache: as in `attention_decode`.
+        layer_in_cell: the layer to read, below layers_per_cell.
+        block_table: `[num_seqs, max_blocks]`, int32; entries beyond a sequence's used ones are not looked at.
+        cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows `cu_seqlens[s]` to `cu_seqlens[s + 1]` of `q`.
+        context_lens: `[num_seqs]`, int32, rows in the cache: at least 1, and at least the new ones.
+        scale: of the scores before softmax, positive.
+        out: `[num_tokens, num_heads * head_dim]`, contiguous, no memory shared with `q` or `kv_cache`.
+
+    Returns:
+        `[num_tokens, num_heads * head_dim]`.
+    """
+    out = _empty_output(q) if out is None else out
+    _kernels.attention_extend(out, q, kv_cache, layer_in_cell, block_table, cu_seqlens, context_lens, scale)
+    return out
+
+
 def attention_decode(
     q: Tensor,
     kv_cache: Tensor,
