@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from dpn_rt import ops
@@ -26,7 +25,11 @@ class StageBatch:
     block_tables: Tensor
     """`[groups, num_seqs, max_blocks]` int32 cells of each sequence."""
     last_rows: Tensor | None
-    """`[num_seqs]` int64 last row of each sequence; None when each sequence has one row (decoding)."""
+    """`[num_ends]` int64 last row of each sequence that ends in this batch; None when each has one row (decoding)."""
+    last_seqs: Tensor | None = None
+    """`[num_ends]` int64 which sequences these are; None for all."""
+    extends: bool = False
+    """Whether rows before these are in the cache: attention then reads all of them there."""
 
     @property
     def is_decode(self) -> bool:
@@ -93,6 +96,16 @@ class Layer:
         qkv = self._qkv(x, cache, batch)
         if batch.is_decode:
             attended = self._attend_cache(qkv, cache, batch)
+        elif batch.extends:
+            attended = ops.attention_extend(
+                self._split(qkv)[0],
+                cache.cells,
+                cache.layer_in_cell,
+                cache.block_table,
+                batch.cu_seqlens,
+                batch.context_lens,
+                scale=self._scale,
+            )
         else:
             q, k, v = self._split(qkv)
             attended = ops.attention(q, k, v, batch.cu_seqlens, causal=True, scale=self._scale)
@@ -101,15 +114,21 @@ class Layer:
     def forward_last(
         self, x: Tensor, residual: Tensor, cache: CacheView, batch: StageBatch, last_rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, but only the last row of each sequence goes on.
+        """As `forward`, but only the last row of each sequence that ends here goes on.
 
         The last layer of a prefill stores keys and values of all rows, and its other outputs are read by nobody.
 
         Returns:
-            MLP output and residual, `[num_seqs, hidden_size]` each.
+            MLP output and residual, `[num_ends, hidden_size]` each.
         """
         qkv = self._qkv(x, cache, batch).index_select(0, last_rows)
         residual = residual.index_select(0, last_rows)
+        if not len(last_rows):
+            return residual, residual
+        if batch.last_seqs is not None:
+            table = cache.block_table.index_select(0, batch.last_seqs)
+            cache = CacheView(cache.cells, cache.layer_in_cell, table)
+            batch = replace(batch, context_lens=batch.context_lens.index_select(0, batch.last_seqs))
         return self._mlp(self._attend_cache(qkv, cache, batch), residual), residual
 
     @property
@@ -158,6 +177,10 @@ class Stage:
         self._layers_per_cell = layers_per_cell
         self._is_last = is_last
 
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
     def forward(self, x: Tensor, batch: StageBatch, cells: Tensor) -> Tensor:
         """Rows through the stage's layers.
 
@@ -167,8 +190,8 @@ class Stage:
             cells: of the KV cache.
 
         Returns:
-            `[num_rows, hidden_size]`; from the last stage of a prefill `[num_seqs, hidden_size]`, the last row of each
-            sequence.
+            `[num_rows, hidden_size]`; from the last stage of a prefill `[num_ends, hidden_size]`, the last row of each
+            sequence that ends in the batch.
         """
         residual = x
         x = ops.rms_norm(x, self._layers[0].input_norm, self._config.rms_norm_eps)
@@ -231,11 +254,3 @@ def decode_batch(lengths: Tensor, block_tables: Tensor, cu_seqlens: Tensor) -> S
         cu_seqlens: `[num_seqs + 1]` int32, 0 to num_seqs.
     """
     return StageBatch(cu_seqlens, lengths - 1, lengths, block_tables, None)
-
-
-def prefill_batch(
-    lengths: Tensor, positions: Tensor, block_tables: Tensor, cu_seqlens: Tensor, last_rows: Tensor
-) -> StageBatch:
-    """All rows of each sequence, none in the cache before."""
-    assert last_rows.dtype == torch.int64
-    return StageBatch(cu_seqlens, positions, lengths, block_tables, last_rows)

@@ -16,7 +16,7 @@ from dpn_rt.interrupts import deferred_interrupt
 from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.processor import ProcessedPrompt
 from dpn_rt.pyramid import UNFORCED
-from dpn_rt.runner import Runner
+from dpn_rt.runner import PrefillJob, Runner
 from dpn_rt.sampling import Sampler, SamplingState
 from dpn_rt.sampling_params import SamplingParams
 from dpn_rt.scheduler import Batch, Scheduler
@@ -68,11 +68,13 @@ class Engine:
         runner: Runner,
         sampler: Sampler,
         max_length: int,
+        max_work: int | None,
         make_detokenizer: Callable[[SamplingParams], Detokenizer | None] | None,
     ) -> None:
         """
         Args:
             max_length: rows of prompt, image and generated tokens at stage 0, at most.
+            max_work: rows times layers of one part of a prefill while others decode; None: prefills are not cut.
             make_detokenizer: None for an engine without a tokenizer, whose outputs have no text. It may give None for a
                 request whose owner makes text of the ids itself.
         """
@@ -81,8 +83,10 @@ class Engine:
         self.runner = runner
         self._sampler = sampler
         self._max_length = max_length
+        self._max_work = max_work
         self._make_detokenizer = make_detokenizer
         self._requests: dict[str, Request] = {}
+        self._job: PrefillJob | None = None
 
     @property
     def num_unfinished(self) -> int:
@@ -153,10 +157,25 @@ class Engine:
                 return StepResult()
             self._note_scheduled(batch)
             try:
-                logits = self.runner.run(batch)
-                return self._postprocess(batch, logits)
+                logits = self._prefill(batch) if batch.kind == "prefill" else self.runner.run(batch)
+                return StepResult() if logits is None else self._postprocess(batch, logits)
             except Exception as error:
+                self._job = None
                 return self._fail_batch(batch, error)
+
+    def _prefill(self, batch: Batch) -> Tensor | None:
+        """Logits, or None while a part of the prefill is left: others decode before that."""
+        self._job = self._job or self.runner.begin_prefill(batch)
+        if self._max_work is not None and self._scheduler.num_decoding:
+            self._job.advance(self._max_work)
+        else:
+            while self._job.logits is None:
+                self._job.advance()
+        logits = self._job.logits
+        if logits is not None:
+            self._job = None
+            self._scheduler.end_prefill()
+        return logits
 
     def _make_sequence(
         self,
@@ -236,8 +255,15 @@ class Engine:
             if not sequence.is_finished:
                 self._scheduler.remove(sequence)
                 sequence.finish_reason = reason
+                self._leave_prefill(sequence)
         request.error = error
         return self._finish(request)
+
+    def _leave_prefill(self, sequence: Sequence) -> None:
+        if self._job is not None and sequence in self._job.sequences:
+            self._job.drop(sequence)
+            if not self._job.sequences:
+                self._job = None
 
     def _fail_batch(self, batch: Batch, error: Exception) -> StepResult:
         """Ends the requests of a batch whose computation failed; all others go on."""

@@ -108,6 +108,10 @@ class KvCache:
         cells = self.config.num_cells - self._num_free_cells
         return cells * self.geometry.cell_bytes(self.config.block_size)
 
+    def cells_of(self, slot: int) -> int:
+        """Cells that a slot holds."""
+        return self.geometry.cells_for(self._lengths[slot], self.config.block_size)
+
     def open_slot(self) -> int:
         """A slot for a sequence; all its lengths are 0.
 

@@ -106,6 +106,18 @@ class Layout:
             cu_router_rows=self.cu_router_rows,
         )
 
+    def select(self, kept: npt.NDArray[np.intp]) -> Layout:
+        """The layout of these sequences alone."""
+        counts = np.diff(self.cu_router_rows)
+        rows = np.split(self.router_rows, self.cu_router_rows[1:-1])
+        return Layout(
+            lengths=self.lengths[kept],
+            image_start=self.image_start[kept],
+            grids=self.grids[kept],
+            router_rows=np.concatenate([rows[i] for i in kept] or [self.router_rows[:0]], dtype=np.int32),
+            cu_router_rows=_offsets(counts[kept]),
+        )
+
 
 def _int_array(values: Sequence[int] | Sequence[tuple[int, int]]) -> IntArray:
     return np.asarray(values, dtype=np.int32)

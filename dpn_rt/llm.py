@@ -47,6 +47,7 @@ class LLM:
         *,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int | None = None,
+        max_chunk_tokens: int | None = None,
         max_model_len: int | None = None,
         kv_cache_bytes: int | None = None,
         block_size: int = 16,
@@ -59,6 +60,8 @@ class LLM:
             device: "auto" or "cpu".
             max_num_seqs: sequences that run at one time.
             max_num_batched_tokens: rows of one prefill step; default: the model's length, at least 8192.
+            max_chunk_tokens: cut prefills into parts of the work of so many tokens while other requests decode, so that
+                these never wait for a whole prompt; default: not cut, which serves a batch soonest.
             max_model_len: rows of prompt, image and answer of one request; default: the model's length.
             kv_cache_bytes: size of the KV pool; default: a quarter of the free memory, or less if less is enough.
             block_size: rows per cell of the pool.
@@ -72,6 +75,7 @@ class LLM:
         config = RuntimeConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            max_chunk_tokens=max_chunk_tokens,
             max_length=max_model_len,
             kv_cache_bytes=kv_cache_bytes,
             block_size=block_size,

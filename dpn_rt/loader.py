@@ -37,6 +37,8 @@ class RuntimeConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
     """Default: the model's length, at least 8192."""
+    max_chunk_tokens: int | None = None
+    """Prefills are cut into parts of the work of so many tokens while other requests decode. Default: not cut."""
     max_length: int | None = None
     """Rows of one request at stage 0, at most. Default: the model's `max_position_embeddings`."""
     kv_cache_bytes: int | None = None
@@ -52,6 +54,7 @@ class RuntimeConfig:
         for name in (
             "max_num_seqs",
             "max_num_batched_tokens",
+            "max_chunk_tokens",
             "max_length",
             "kv_cache_bytes",
             "block_size",
@@ -121,6 +124,7 @@ def load_engine(
         runner,
         Sampler(None if tokenizer is None else tokenizer.token_text),
         length,
+        None if config.max_chunk_tokens is None else config.max_chunk_tokens * model.decoder.num_layers,
         None if tokenizer is None else make_detokenizer,
     )
     return LoadedEngine(model, processor, engine)
@@ -158,7 +162,11 @@ def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
 def scheduler_config(config: RuntimeConfig, model: ModelConfig) -> SchedulerConfig:
     """Budgets of a step."""
     tokens = config.max_num_batched_tokens
-    return SchedulerConfig(config.max_num_seqs, max(8192, max_length(config, model)) if tokens is None else tokens)
+    return SchedulerConfig(
+        config.max_num_seqs,
+        max(8192, max_length(config, model)) if tokens is None else tokens,
+        takes_turns=config.max_chunk_tokens is not None,
+    )
 
 
 def max_length(config: RuntimeConfig, model: ModelConfig) -> int:

@@ -40,6 +40,11 @@ class BoundaryTrace:
     """`[num_seqs]` the kernel of the expert is higher or wider than the grid. The sample was left untouched; what is
     computed from it further on means nothing."""
 
+    def select(self, kept: npt.NDArray[np.intp]) -> BoundaryTrace:
+        """Of these sequences alone."""
+        probs = None if self.probs is None else self.probs[kept]
+        return BoundaryTrace(self.experts[kept], probs, self.misfits[kept])
+
 
 @dataclass(frozen=True)
 class Router:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dpn_rt.config import ModelConfig
-from dpn_rt.decoder import Decoder, decode_batch, prefill_batch
+from dpn_rt.decoder import Decoder, decode_batch
 from dpn_rt.errors import RequestError
 from dpn_rt.kv_cache import KvCache, Slots
 from dpn_rt.layout import Layout
 from dpn_rt.outputs import Pyramid
+from dpn_rt.prefill import Prefill
 from dpn_rt.pyramid import SKIPPED, Boundary, BoundaryTrace
 from dpn_rt.scheduler import Batch
 from dpn_rt.sequence import VISUAL_ROW, Sequence
@@ -46,10 +47,17 @@ class Runner:
     def run(self, batch: Batch) -> Tensor:
         """Logits `[num_seqs, vocab_size]` for the next token of each sequence of the batch."""
         with torch.inference_mode():
-            if batch.kind == "prefill":
-                return self._prefill_sequences(batch)
-            token_ids = torch.tensor([sequence.output_token_ids[-1] for sequence in batch.sequences])
-            return self.decode(token_ids, batch.slots)
+            if batch.kind == "decode":
+                token_ids = torch.tensor([sequence.output_token_ids[-1] for sequence in batch.sequences])
+                return self.decode(token_ids, batch.slots)
+            job = self.begin_prefill(batch)
+            while job.logits is None:
+                job.advance()
+            return job.logits
+
+    def begin_prefill(self, batch: Batch) -> PrefillJob:
+        """New sequences, to be computed as far as the caller likes at a time."""
+        return PrefillJob(self, batch)
 
     def encode_images(self, pixel_values: ListOf[Tensor]) -> list[Tensor]:
         """Decoder rows `[num_visual_tokens, hidden_size]` of each image `[3, image_size, image_size]`."""
@@ -61,44 +69,21 @@ class Runner:
             rows += projected.view(*features.shape[:2], -1).unbind(0)
         return rows
 
-    def prefill(
-        self,
-        x: Tensor,
-        layout: Layout,
-        slots: Slots,
-        forced_experts: list[list[int]],
-        router_biases: list[float] | None = None,
-    ) -> tuple[Tensor, list[Layout], list[BoundaryTrace]]:
-        """All rows of new sequences through every stage and boundary.
-
-        Args:
-            x: `[num_rows, hidden_size]` embeddings; overwritten.
-            layout: of `x`.
-            slots: `[num_seqs]` empty slots in the KV cache; filled.
-            forced_experts: per sequence and boundary, -1 where the router decides.
-            router_biases: per sequence; None for none.
-
-        Returns:
-            Logits `[num_seqs, vocab_size]`, the layout of each stage, the trace of each boundary.
-        """
-        forced = np.asarray(forced_experts, dtype=np.int32).reshape(layout.num_seqs, len(self._boundaries))
-        biases = None if router_biases is None else np.asarray(router_biases, dtype=np.float64)
-        layouts, traces = [layout], []
-        for index, stage in enumerate(self._decoder.stages):
-            self.cache.fill_stage(index, slots, layout.lengths)
-            batch = prefill_batch(
-                torch.from_numpy(layout.lengths),
-                torch.from_numpy(layout.positions),
-                self.cache.block_tables(index, slots),
-                torch.from_numpy(layout.cu_seqlens),
-                torch.from_numpy(layout.last_rows),
-            )
-            x = stage.forward(x, batch, self.cache.cells)
-            if index < len(self._boundaries):
-                x, layout, trace = self._boundaries[index].apply(x, layout, forced[:, index], biases)
-                layouts.append(layout)
-                traces.append(trace)
-        return self._decoder.logits(x), layouts, traces
+    def prefill(self, sequences: ListOf[Sequence], slots: Slots) -> Prefill:
+        """The rows of new sequences, whose images are encoded, before the first stage."""
+        boundaries = len(self._boundaries)
+        forced = np.asarray([sequence.forced_experts for sequence in sequences], dtype=np.int32)
+        biases = np.asarray([sequence.prompt.router_bias for sequence in sequences])
+        return Prefill(
+            self._decoder,
+            self._boundaries,
+            self.cache,
+            self._embed(sequences),
+            Layout.of_prompts(sequences),
+            slots,
+            forced.reshape(len(sequences), boundaries),
+            biases,
+        )
 
     def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
         """One new row for each sequence, whose room in the cache has been made (`KvCache.grow`).
@@ -118,34 +103,20 @@ class Runner:
             x = stage.forward(x, batch, self.cache.cells)
         return self._decoder.logits(x)
 
-    def _prefill_sequences(self, batch: Batch) -> Tensor:
-        self._encode_new_images(batch.sequences)
-        layout = Layout.of_prompts(batch.sequences)
-        x = self._embed(batch.sequences)
-        logits, layouts, traces = self.prefill(
-            x,
-            layout,
-            batch.slots,
-            [sequence.forced_experts for sequence in batch.sequences],
-            [sequence.prompt.router_bias for sequence in batch.sequences],
-        )
-        for index, sequence in enumerate(batch.sequences):
-            sequence.failure = self._misfit(index, layouts, traces)
+    def note_routes(self, sequences: ListOf[Sequence], prefill: Prefill) -> None:
+        """Tells each sequence of a finished prefill how it went through the pyramid."""
+        for index, sequence in enumerate(sequences):
+            sequence.failure = self._misfit(index, prefill.layouts, prefill.traces)
             if sequence.pyramid is None:
-                sequence.pyramid = self._pyramid_of(index, layouts, traces)
-                sequence.pin_route([int(trace.experts[index]) for trace in traces])
-        return logits
+                sequence.pyramid = self._pyramid_of(index, prefill.layouts, prefill.traces)
+                sequence.pin_route([int(trace.experts[index]) for trace in prefill.traces])
 
-    def _encode_new_images(self, sequences: ListOf[Sequence]) -> None:
-        """Image rows of the sequences that have none yet; an image that several share goes through the tower once."""
-        new = [sequence for sequence in sequences if sequence.image_rows is None and sequence.prompt.visual is not None]
-        images = {id(visual): visual.pixels for visual in (_visual(sequence) for sequence in new)}
-        pixels = {key: values for key, values in images.items() if values is not None}
-        encoded = dict(zip(pixels, self.encode_images(list(pixels.values())), strict=True)) if pixels else {}
-        for sequence in new:
-            visual = _visual(sequence)
-            given = visual.embeds
-            sequence.image_rows = encoded[id(visual)] if given is None else given.to(self.cache.cells.dtype)
+    def rows_of(self, images: ListOf[VisualInput]) -> list[Tensor]:
+        """Decoder rows of images, given ones as they are."""
+        pixels = [image.pixels for image in images if image.pixels is not None]
+        encoded = iter(self.encode_images(pixels))
+        dtype = self.cache.cells.dtype
+        return [next(encoded) if image.embeds is None else image.embeds.to(dtype) for image in images]
 
     def _embed(self, sequences: ListOf[Sequence]) -> Tensor:
         token_ids = torch.from_numpy(np.concatenate([sequence.row_token_ids() for sequence in sequences]))
@@ -184,7 +155,53 @@ class Runner:
         )
 
 
-def _visual(sequence: Sequence) -> VisualInput:
-    visual = sequence.prompt.visual
-    assert visual is not None
-    return visual
+class PrefillJob:
+    """New sequences from images to logits, a part at a time."""
+
+    def __init__(self, runner: Runner, batch: Batch) -> None:
+        self._runner = runner
+        self.sequences = list(batch.sequences)
+        self._slots = batch.slots
+        self._prefill: Prefill | None = None
+
+    @property
+    def logits(self) -> Tensor | None:
+        """`[num_seqs, vocab_size]`, when done."""
+        return None if self._prefill is None else self._prefill.logits
+
+    def advance(self, max_work: int | None = None) -> None:
+        """Encodes images or computes a chunk of rows.
+
+        Args:
+            max_work: rows times layers, at most, and one image; None: all images, or all rows of the stage.
+        """
+        with torch.inference_mode():
+            waiting = self._without_rows()
+            if waiting:
+                self._encode(waiting if max_work is None else waiting[:1])
+                return
+            if self._prefill is None:
+                self._prefill = self._runner.prefill(self.sequences, self._slots)
+            self._prefill.advance(None if max_work is None else max_work // self._prefill.layers)
+            if self._prefill.is_done:
+                self._runner.note_routes(self.sequences, self._prefill)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Goes on without a sequence that has ended."""
+        index = self.sequences.index(sequence)
+        del self.sequences[index]
+        self._slots = np.delete(self._slots, index)
+        if self._prefill is not None:
+            self._prefill.drop(index)
+
+    def _without_rows(self) -> list[VisualInput]:
+        """The images that have no rows yet, each once however many sequences share it."""
+        missing = [s.prompt.visual for s in self.sequences if s.image_rows is None and s.prompt.visual is not None]
+        return list({id(visual): visual for visual in missing}.values())
+
+    def _encode(self, images: list[VisualInput]) -> None:
+        rows = self._runner.rows_of(images)
+        for sequence in self.sequences:
+            for visual, encoded in zip(images, rows, strict=True):
+                if sequence.prompt.visual is visual and sequence.image_rows is None:
+                    sequence.image_rows = encoded

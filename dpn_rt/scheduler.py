@@ -1,8 +1,9 @@
 """Continuous batching: which sequences the next step computes.
 
-Prefill comes first, so that new requests join the running ones soon; a step is either one prefill of waiting
-sequences or one token for every running one. When cells run out the last sequence (of the last priority, the
-youngest) is preempted: it gives its cells back and is prefilled again later, its generated tokens included.
+Prefill comes first, so that new requests join the running ones soon; a step is either prefill of new sequences or one
+token for every running one. Where prefills are cut into parts, the two take turns, so that running requests never wait
+for a whole prompt. When cells run out the last sequence (of the last priority, the youngest) is preempted: it gives its
+cells back and is prefilled again later, its generated tokens included.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class SchedulerConfig:
     """Sequences that run at one time."""
     max_num_batched_tokens: int
     """Rows at stage 0 of one prefill; a longer prompt is prefilled alone."""
+    takes_turns: bool = False
+    """Whether a prefill is cut into parts while others decode."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Scheduler:
         self._cache = cache
         self._waiting: list[Sequence] = []  # by `Sequence.order`
         self._running: list[Sequence] = []
+        self._prefilling: dict[Sequence, int] = {}  # and the cells that each may need
+        self._is_decode_due = False
         self._numbers = itertools.count()
         self.num_preemptions = 0
 
@@ -59,6 +64,12 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
+        """Sequences that hold cells."""
+        return len(self._running) + len(self._prefilling)
+
+    @property
+    def num_decoding(self) -> int:
+        """Sequences whose prefill is done."""
         return len(self._running)
 
     def check_fits(self, num_rows: int, grid: tuple[int, int] | None, forced: list[int], max_tokens: int) -> None:
@@ -88,45 +99,71 @@ class Scheduler:
         """Takes a sequence out, wherever it is, and frees its cells."""
         if sequence.slot is not None:
             self._release(sequence)
-            self._running.remove(sequence)
+            if self._prefilling.pop(sequence, None) is None:
+                self._running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
     def schedule(self) -> Batch | None:
-        """The next step, None when nothing is left. Decoding sequences get room for their new row here."""
-        admitted = self._admit()
-        if admitted:
-            return self._batch("prefill", admitted)
-        if not self._running:
-            return None
-        return self._batch("decode", self._make_room())
+        """The next step, None when nothing is left. Decoding sequences get room for their new row here.
 
-    def _admit(self) -> list[Sequence]:
-        admitted: list[Sequence] = []
+        A prefill is given again until `end_prefill`.
+        """
+        if not self._prefilling:
+            self._prefilling = self._admit()
+            self._is_decode_due = False
+        if self._is_decode_due:
+            decoding = self._make_room()
+            if decoding:
+                self._is_decode_due = False
+                return self._batch("decode", decoding)
+        if self._prefilling:
+            self._is_decode_due = self.config.takes_turns
+            return self._batch("prefill", list(self._prefilling))
+        decoding = self._make_room()
+        return self._batch("decode", decoding) if decoding else None
+
+    def end_prefill(self) -> None:
+        """The sequences that were prefilled decode from now on."""
+        self._running += self._prefilling
+        self._prefilling = {}
+
+    def _admit(self) -> dict[Sequence, int]:
+        admitted: dict[Sequence, int] = {}
         rows = 0
         slots = self._slots(self._running)
         free = self._cache.num_free_cells - self._cache.cells_to_grow(slots)
-        while self._waiting and len(self._running) < self.config.max_num_seqs:
+        while self._waiting and len(self._running) + len(admitted) < self.config.max_num_seqs:
             sequence = self._waiting[0]
             rows += sequence.num_rows
             lengths = longest_lengths(self._pyramid, sequence.num_rows, sequence.grid, sequence.forced_experts)
             # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
             cells = self._cells(tuple(length + 1 for length in lengths))
-            whole_cache = not self._running  # alone it fits: `check_fits` has counted its rows
+            whole_cache = not self._running and not admitted  # alone it fits: `check_fits` has counted its rows
             if (admitted and rows > self.config.max_num_batched_tokens) or (cells > free and not whole_cache):
                 break
             free -= cells
             del self._waiting[0]
             sequence.slot = self._cache.open_slot()
-            self._running.append(sequence)
-            admitted.append(sequence)
+            admitted[sequence] = cells
         return admitted
 
     def _make_room(self) -> list[Sequence]:
-        while self._cache.cells_to_grow(self._slots(self._running)) > self._cache.num_free_cells:
+        free = self._cache.num_free_cells - self._num_promised_cells()
+        while self._running and self._cache.cells_to_grow(self._slots(self._running)) > free:
+            before = self._cache.num_free_cells
             self._preempt(max(self._running, key=lambda sequence: sequence.order))
+            free += self._cache.num_free_cells - before
         self._cache.grow(self._slots(self._running))
         return self._running
+
+    def _num_promised_cells(self) -> int:
+        """Cells that prefills in progress may still need."""
+        return sum(
+            max(0, cells - self._cache.cells_of(sequence.slot))
+            for sequence, cells in self._prefilling.items()
+            if sequence.slot is not None
+        )
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)

@@ -62,6 +62,7 @@ def _serve(options: argparse.Namespace) -> None:
     runtime = RuntimeConfig(
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
+        max_chunk_tokens=options.max_chunk_tokens or None,
         max_length=options.max_model_len,
         kv_cache_bytes=options.kv_cache_bytes,
         max_image_pixels=options.max_image_pixels,
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ssl-certfile", metavar="FILE", help="TLS certificate")
     add("--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at one time")
     add("--max-num-batched-tokens", type=int, metavar="N", help="rows of one prefill step")
+    add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV pool")
     add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting requests before 429")

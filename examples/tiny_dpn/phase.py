@@ -57,7 +57,10 @@ class Trainer:
             {"params": tower, "highest": phase.tower_learning_rate},
         ]
         if phase.routing is not None:
-            groups.append({"params": routers, "highest": phase.routing.learning_rate, "weight_decay": 0.0})
+            predictors = [p for name, p in model.boundaries.named_parameters() if "predictor" in name]
+            hidden = [p for name, p in model.boundaries.named_parameters() if "predictor" not in name]
+            groups.append({"params": predictors, "highest": phase.routing.learning_rate, "weight_decay": 0.0})
+            groups.append({"params": hidden, "highest": phase.routing.hidden_learning_rate, "weight_decay": 0.0})
             for boundary in model.boundaries:
                 cast(Boundary, boundary).detach_router_input = phase.routing.detach
                 cast(Boundary, boundary).min_drawn_visual_tokens = phase.routing.min_drawn_visual_tokens

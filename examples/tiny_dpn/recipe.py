@@ -27,6 +27,9 @@ class Routing:
     draws: int
     """Routes drawn for each question of a step."""
     learning_rate: float
+    """Of the routers' last layer, whose logits are divided by 10: it needs large weights."""
+    hidden_learning_rate: float
+    """Of the layer before it. At a high rate all its units end up negative for some questions, and dead."""
     first_step: int
     """Until then routes are drawn evenly, so that the decoder learns to live with each before they are judged."""
     detach: bool
@@ -69,11 +72,12 @@ class Phase:
 ROUTING = Routing(
     policy_weight=1.0,
     evenness_weight=0.03,
-    compression_weight=0.3,
+    compression_weight=0.2,
     score="expected",
     target=1.5,
     draws=2,
     learning_rate=1e-2,
+    hidden_learning_rate=1e-3,
     first_step=0,
     detach=True,
     min_drawn_visual_tokens=4,

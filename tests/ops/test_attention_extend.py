@@ -118,7 +118,10 @@ def test_bad_arguments_are_refused_by_name() -> None:
         ({"cu_seqlens": offsets([5])}, r"cu_seqlens has shape \[2\]"),
         ({"context_lens": context_lens[:1]}, r"context_lens has shape \[1\]"),
         ({"context_lens": torch.tensor([1, 24], dtype=torch.int32)}, r"context_lens\[0\] is 1, expected at least .* 2"),
-        ({"context_lens": torch.tensor([9, 25], dtype=torch.int32)}, "context_lens has the entry 25 at flat index 1, expected 1 to 24"),
+        (
+            {"context_lens": torch.tensor([9, 25], dtype=torch.int32)},
+            "context_lens has the entry 25 at flat index 1, expected 1 to 24",
+        ),
         ({"context_lens": torch.tensor([17, 24], dtype=torch.int32)}, r"block_table\[0, 2\] is -1, expected 0 to 4"),
         ({"scale": -1.0}, "scale is -1.0*, expected a positive finite number"),
         ({"out": torch.zeros(5, 32)}, r"out has shape \[5, 32\]"),

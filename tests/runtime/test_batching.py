@@ -47,6 +47,7 @@ def all_logprobs(output: RequestOutput) -> torch.Tensor:
 
 
 def assert_same(actual: RequestOutput, expected: RequestOutput) -> None:
+    assert actual.error is None
     assert actual.outputs[0].token_ids == expected.outputs[0].token_ids
     assert actual.pyramid.experts == expected.pyramid.experts
     assert actual.pyramid.visual_tokens == expected.pyramid.visual_tokens

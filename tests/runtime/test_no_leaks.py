@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import DpnError
+from dpn_rt.prefill import Prefill
 from tests.runtime.models import random_prompt, write_random_engine
 
 ACTIONS = st.lists(
@@ -25,12 +26,19 @@ ACTIONS = st.lists(
 )
 
 
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+@pytest.fixture(scope="module", params=[None, 7], ids=["whole", "chunked"])
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
     engine = write_random_engine(tmp_path_factory.mktemp("engines") / "adaptive")
     geometry = LLM(engine).engine.runner.cache.geometry
     num_bytes = geometry.cells_for((200,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
-    return LLM(engine, kv_cache_bytes=num_bytes, block_size=4, max_num_seqs=5, max_num_batched_tokens=200)
+    return LLM(
+        engine,
+        kv_cache_bytes=num_bytes,
+        block_size=4,
+        max_num_seqs=5,
+        max_num_batched_tokens=200,
+        max_chunk_tokens=request.param,
+    )
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,7 +49,7 @@ def test_pool_is_full_again(llm: LLM, monkeypatch: pytest.MonkeyPatch, actions: 
     names: list[str] = []
     ended: set[str] = set()
 
-    def failing(batch: Any) -> Any:
+    def failing(*_: Any) -> Any:
         raise MemoryError("no memory for this step")
 
     for action in actions:
@@ -59,7 +67,8 @@ def test_pool_is_full_again(llm: LLM, monkeypatch: pytest.MonkeyPatch, actions: 
             ended |= set() if output is None else {output.request_id}
         elif action[0] == "fail":
             with monkeypatch.context() as patch:
-                patch.setattr(runner, "run", failing)
+                patch.setattr(runner, "decode", failing)
+                patch.setattr(Prefill, "advance", failing)
                 failed = engine.step().finished
             assert all(isinstance(output.error, DpnError) for output in failed)
             ended |= {output.request_id for output in failed}

@@ -1,0 +1,133 @@
+"""New sequences on their way through stages and boundaries, some rows at a time.
+
+A stage is computed in chunks of as many rows as the caller likes, so that others can decode in between; what a chunk
+needs of the rows before it is in the cache. Rows of a stage leave for the boundary together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dpn_rt.decoder import Decoder, StageBatch
+from dpn_rt.kv_cache import KvCache, Slots
+from dpn_rt.layout import IntArray, Layout
+from dpn_rt.pyramid import Boundary, BoundaryTrace
+
+
+class Prefill:
+    """One batch of new sequences. `advance` until `is_done`; then `logits`, `layouts` and `traces` are there."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        boundaries: Sequence[Boundary],
+        cache: KvCache,
+        x: Tensor,
+        layout: Layout,
+        slots: Slots,
+        forced_experts: IntArray,
+        router_biases: npt.NDArray[np.float64],
+    ) -> None:
+        """
+        Args:
+            decoder: with its stages.
+            boundaries: between them.
+            cache: where keys and values go.
+            x: `[num_rows, hidden_size]` embeddings; overwritten.
+            layout: of `x`.
+            slots: `[num_seqs]` empty slots in the KV cache; filled.
+            forced_experts: `[num_seqs, num_boundaries]`, -1 where the router decides.
+            router_biases: `[num_seqs]` added to the routers' logits per level of compression.
+        """
+        self._decoder, self._boundaries, self._cache = decoder, boundaries, cache
+        self._x, self._slots = x, slots
+        self._forced, self._biases = forced_experts, router_biases
+        self._stage = 0
+        self._row = 0  # the first of the stage that has not been computed
+        self._has_room = False  # for the stage's rows, in the cache
+        self._ended: list[Tensor] = []  # last rows from the last stage
+        self.layouts = [layout]
+        """Of each stage so far."""
+        self.traces: list[BoundaryTrace] = []
+        """Of each boundary so far."""
+        self.logits: Tensor | None = None
+        """`[num_seqs, vocab_size]`, when done."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.logits is not None
+
+    @property
+    def layers(self) -> int:
+        """Of the stage that the next chunk goes through."""
+        return self._decoder.stages[self._stage].num_layers
+
+    def advance(self, max_rows: int | None = None) -> None:
+        """The next rows through their stage, and the boundary behind it when they were the last.
+
+        Args:
+            max_rows: at most; None: all of the stage.
+        """
+        layout, stage = self.layouts[-1], self._decoder.stages[self._stage]
+        num_rows = int(layout.cu_seqlens[-1])
+        if not self._has_room:
+            self._cache.fill_stage(self._stage, self._slots, layout.lengths)
+            self._has_room = True
+        end = num_rows if max_rows is None else min(num_rows, self._row + max(1, max_rows))
+        if self._row < end:  # else the sequence that the stage waited for was dropped
+            rows = stage.forward(self._x[self._row : end], self._chunk(layout, self._row, end), self._cache.cells)
+            self._row = end
+            if self._stage == len(self._decoder.stages) - 1:
+                self._ended.append(rows)
+        if end == num_rows:
+            self._end_stage(layout)
+
+    def drop(self, index: int) -> None:
+        """Goes on without one sequence, whose cells may be given to others now."""
+        layout = self.layouts[-1]
+        start, end = int(layout.cu_seqlens[index]), int(layout.cu_seqlens[index + 1])
+        if self._stage == len(self._decoder.stages) - 1 and end <= self._row:
+            ended = torch.cat(self._ended)
+            self._ended = [torch.cat((ended[:index], ended[index + 1 :]))]
+        self._x = torch.cat((self._x[:start], self._x[end:]))
+        self._row -= min(max(self._row - start, 0), end - start)
+        kept = np.delete(np.arange(layout.num_seqs), index)
+        self._slots, self._forced, self._biases = self._slots[kept], self._forced[kept], self._biases[kept]
+        self.layouts = [each.select(kept) for each in self.layouts]
+        self.traces = [each.select(kept) for each in self.traces]
+
+    def _chunk(self, layout: Layout, start: int, end: int) -> StageBatch:
+        """Rows `start` to `end` of the packed ones."""
+        first, last = (int(np.searchsorted(layout.cu_seqlens, row, side="right")) - 1 for row in (start, end - 1))
+        chosen = slice(first, last + 1)
+        offsets = np.clip(layout.cu_seqlens[first : last + 2], start, end)
+        ends = np.flatnonzero(layout.cu_seqlens[first + 1 : last + 2] <= end)
+        context = layout.positions[offsets[1:] - 1] + 1
+        return StageBatch(
+            cu_seqlens=torch.from_numpy(offsets - np.int32(start)),
+            positions=torch.from_numpy(layout.positions[start:end]),
+            context_lens=torch.from_numpy(context),
+            block_tables=self._cache.block_tables(self._stage, self._slots[chosen]),
+            last_rows=torch.from_numpy(layout.last_rows[first + ends] - start),
+            last_seqs=None if len(ends) == last + 1 - first else torch.from_numpy(ends),
+            extends=bool(layout.positions[start] > 0),
+        )
+
+    def _end_stage(self, layout: Layout) -> None:
+        if self._stage == len(self._decoder.stages) - 1:
+            self.logits = self._decoder.logits(torch.cat(self._ended))
+            self._x = self.logits.new_empty(0)
+            return
+        self._x, layout, trace = self._boundaries[self._stage].apply(
+            self._x, layout, self._forced[:, self._stage], self._biases
+        )
+        self.layouts.append(layout)
+        self.traces.append(trace)
+        self._stage += 1
+        self._row = 0
+        self._has_room = False
