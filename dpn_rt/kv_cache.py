@@ -3,11 +3,15 @@
 A cell holds `block_size` rows of K and V for a group of layers, as many as divide every stage evenly (the greatest
 common divisor of the stage sizes), so a cell that one stage frees serves any other. A sequence owns a slot; the block
 tables and lengths of all slots are arrays, so that a step over many sequences is a few array operations.
+
+Cells are counted: several sequences may read one, and what is held for sequences to come is given back when cells run
+out (`reclaim`). Only the one that fills a cell writes to it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +24,7 @@ from dpn_rt.errors import CapacityError
 from dpn_rt.layout import IntArray
 
 Slots = npt.NDArray[np.intp]
+CellArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,23 @@ class KvCache:
             np.full((groups, config.num_slots, max_blocks), -1, dtype=np.int32) for groups in geometry.groups
         ]
         self._lengths = np.zeros((config.num_slots, len(geometry.stage_sizes)), dtype=np.int32)
+        self._users = np.zeros(config.num_cells, dtype=np.int32)  # of each cell: sequences, and `hold`
+        self._is_held = np.zeros(config.num_cells, dtype=bool)
+        self.reclaim: Callable[[int], None] | None = None
+        """Asked to `release` so many cells when too few are unused."""
         self._free_cells = np.arange(config.num_cells, dtype=np.int32)[::-1].copy()
         self._num_free_cells = config.num_cells
         self._free_slots = list(range(config.num_slots))[::-1]
 
     @property
-    def num_free_cells(self) -> int:
+    def num_unused_cells(self) -> int:
+        """Cells that nobody has."""
         return self._num_free_cells
+
+    @property
+    def num_free_cells(self) -> int:
+        """Cells that a sequence could get: unused ones, and those that are only held."""
+        return self._num_free_cells + int(np.count_nonzero(self._is_held & (self._users == 1)))
 
     @property
     def num_free_slots(self) -> int:
@@ -105,7 +120,7 @@ class KvCache:
 
     @property
     def bytes_in_use(self) -> int:
-        cells = self.config.num_cells - self._num_free_cells
+        cells = self.config.num_cells - self.num_free_cells
         return cells * self.geometry.cell_bytes(self.config.block_size)
 
     def cells_of(self, slot: int) -> int:
@@ -126,12 +141,59 @@ class KvCache:
         """Gives the slot and all its cells back."""
         for stage, table in enumerate(self._tables):
             blocks = self._blocks(self._lengths[slot, stage])
-            cells = table[:, slot, :blocks].reshape(-1)
-            self._free_cells[self._num_free_cells : self._num_free_cells + len(cells)] = cells
-            self._num_free_cells += len(cells)
+            self._give_back(table[:, slot, :blocks].reshape(-1))
             table[:, slot, :blocks] = -1
         self._lengths[slot] = 0
         self._free_slots.append(slot)
+
+    # Sharing
+
+    def cells_of_blocks(self, slot: int, first: int, last: int) -> tuple[CellArray, ...]:
+        """Per stage `[groups, last - first]`: the cells of some of a slot's blocks."""
+        return tuple(table[:, slot, first:last].copy() for table in self._tables)
+
+    def hold(self, cells: Iterable[CellArray]) -> None:
+        """Keeps cells beyond the sequences that use them, until `release`."""
+        for array in cells:
+            self._users[array] += 1
+            self._is_held[array] = True
+
+    def release(self, cells: Iterable[CellArray]) -> None:
+        """Ends `hold`."""
+        for array in cells:
+            self._is_held[array] = False
+            self._give_back(array.reshape(-1))
+
+    def are_idle(self, cells: Iterable[CellArray]) -> bool:
+        """Whether some of these cells would be unused after `release`."""
+        return any(bool((self._users[array] == 1).any()) for array in cells)
+
+    def share(self, stage: int, slot: int, cells: CellArray, num_rows: int) -> None:
+        """Appends rows that are in the cache already to a stage of a slot whose rows so far fill whole blocks.
+
+        Args:
+            stage: of the rows.
+            slot: that gets them.
+            cells: `[groups, num_blocks]` that hold them.
+            num_rows: more than `num_blocks - 1` blocks hold. A last block that is not full is copied, since the
+                sequence goes on to write behind these rows.
+        """
+        first = int(self._lengths[slot, stage]) // self.config.block_size
+        whole = num_rows // self.config.block_size
+        self._tables[stage][:, slot, first : first + whole] = cells[:, :whole]
+        self._users[cells[:, :whole]] += 1
+        self._lengths[slot, stage] += whole * self.config.block_size
+        if num_rows % self.config.block_size:
+            source = torch.from_numpy(cells[:, whole].astype(np.int64))
+            self._users[cells[:, whole]] += 1  # not to be reclaimed before it is copied
+            self._require(len(source))
+            self._assign(stage, np.array([slot]), np.array([first + whole]))
+            target = torch.from_numpy(self._tables[stage][:, slot, first + whole].astype(np.int64))
+            self.cells[target] = self.cells[source]
+            self._give_back(cells[:, whole])
+            self._lengths[slot, stage] += num_rows % self.config.block_size
+
+    # Filling
 
     def lengths(self, slots: Slots) -> IntArray:
         """`[num_seqs, num_stages]` rows held."""
@@ -152,11 +214,12 @@ class KvCache:
         self._lengths[slots] += 1
 
     def fill_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
-        """Makes room for the first `lengths` `[num_seqs]` rows of a stage, which holds none yet."""
-        blocks = self._blocks(lengths)
+        """Makes room for `lengths` `[num_seqs]` rows of a stage in all, beyond those that it holds."""
+        held = self._blocks(self._lengths[slots, stage])
+        blocks = self._blocks(lengths) - held
         self._require(int(blocks.sum()) * self.geometry.groups[stage])
         first = np.cumsum(blocks) - blocks
-        block_index = np.arange(int(blocks.sum())) - np.repeat(first, blocks)
+        block_index = np.arange(int(blocks.sum())) - np.repeat(first - held, blocks)
         self._assign(stage, np.repeat(slots, blocks), block_index)
         self._lengths[slots, stage] = lengths
 
@@ -171,6 +234,8 @@ class KvCache:
         return blocks
 
     def _require(self, cells: int) -> None:
+        if cells > self._num_free_cells and self.reclaim is not None:
+            self.reclaim(cells - self._num_free_cells)
         if cells > self._num_free_cells:
             raise CapacityError(f"the KV cache has {self._num_free_cells} free cells, {cells} are needed")
 
@@ -179,4 +244,12 @@ class KvCache:
         count = table.shape[0] * len(slots)
         self._num_free_cells -= count
         cells = self._free_cells[self._num_free_cells : self._num_free_cells + count]
+        self._users[cells] = 1
         table[:, slots, blocks] = cells.reshape(table.shape[0], len(slots))
+
+    def _give_back(self, cells: CellArray) -> None:
+        """One user less for each of `cells`, which are all different."""
+        self._users[cells] -= 1
+        unused = cells[self._users[cells] == 0]
+        self._free_cells[self._num_free_cells : self._num_free_cells + len(unused)] = unused
+        self._num_free_cells += len(unused)

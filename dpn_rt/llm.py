@@ -50,6 +50,7 @@ class LLM:
         max_chunk_tokens: int | None = None,
         max_model_len: int | None = None,
         kv_cache_bytes: int | None = None,
+        reuse_bytes: int = 0,
         block_size: int = 16,
         prepack_weights: bool | None = None,
         verify: bool = True,
@@ -64,6 +65,8 @@ class LLM:
                 these never wait for a whole prompt; default: not cut, which serves a batch soonest.
             max_model_len: rows of prompt, image and answer of one request; default: the model's length.
             kv_cache_bytes: size of the KV pool; default: a quarter of the free memory, or less if less is enough.
+            reuse_bytes: memory for images that may come again; 0: neither images nor the KV of prompts' beginnings are
+                reused. Answers with reuse are the same up to rounding.
             block_size: rows per cell of the pool.
             prepack_weights: spend the weights' size in memory for a faster prefill; default: if memory is plentiful.
             verify: compare the files' sha256 with the engine's record before use.
@@ -78,6 +81,7 @@ class LLM:
             max_chunk_tokens=max_chunk_tokens,
             max_length=max_model_len,
             kv_cache_bytes=kv_cache_bytes,
+            reuse_bytes=reuse_bytes,
             block_size=block_size,
             prepack=prepack_weights,
         )

@@ -15,8 +15,10 @@ from dpn_rt.engine import Engine
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import CapacityError, ConfigError
 from dpn_rt.image import MAX_PIXELS
+from dpn_rt.image_cache import ImageCache
 from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.linear import can_prepack
+from dpn_rt.prefix_cache import PrefixCache, PrefixCacheConfig
 from dpn_rt.processor import Processor
 from dpn_rt.pyramid import Boundary
 from dpn_rt.rope import rope_table
@@ -43,6 +45,9 @@ class RuntimeConfig:
     """Rows of one request at stage 0, at most. Default: the model's `max_position_embeddings`."""
     kv_cache_bytes: int | None = None
     """Default: a quarter of the free memory, or what `max_num_seqs` requests of full length need if that is less."""
+    reuse_bytes: int = 0
+    """Memory for images' rows that may come again, and as much again for those that go with kept prefixes. 0: nothing
+    is reused, KV cells of prefixes neither."""
     block_size: int = 16
     """Rows per KV cell."""
     max_image_pixels: int = MAX_PIXELS
@@ -51,6 +56,8 @@ class RuntimeConfig:
     takes less than a third of the free memory."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.reuse_bytes, bool) or not isinstance(self.reuse_bytes, int) or self.reuse_bytes < 0:
+            raise ConfigError(f"reuse_bytes={self.reuse_bytes!r}: expected a whole number of at least 0")
         for name in (
             "max_num_seqs",
             "max_num_batched_tokens",
@@ -149,13 +156,17 @@ def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
         geometry.layers_per_cell,
         prepack=prepack,
     )
+    cache = KvCache(geometry, _cache_config(config, model, geometry))
+    reuse = config.reuse_bytes
     return Runner(
         model,
         decoder,
         [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))],
         VisionTower(model.vision, weights, prepack=prepack) if model.vision else None,
         Projector(model.projector, weights, prepack=prepack) if model.projector else None,
-        KvCache(geometry, _cache_config(config, model, geometry)),
+        cache,
+        PrefixCache(PrefixCacheConfig(reuse), cache) if reuse else None,
+        ImageCache(reuse) if reuse else None,
     )
 
 

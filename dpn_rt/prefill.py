@@ -7,6 +7,7 @@ needs of the rows before it is in the cache. Rows of a stage leave for the bound
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,18 @@ from dpn_rt.decoder import Decoder, StageBatch
 from dpn_rt.kv_cache import KvCache, Slots
 from dpn_rt.layout import IntArray, Layout
 from dpn_rt.pyramid import Boundary, BoundaryTrace
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What of a prompt is in the cache already."""
+
+    num_rows: int = 0
+    """Rows of text at the beginning, in every stage."""
+    num_exit_rows: int = 0
+    """Rows behind them, the image's last the last of them, that are in the cache in stage 0 alone."""
+    exit_rows: Tensor | None = None
+    """`[num_exit_rows, hidden_size]`: these rows as they left stage 0; None where no boundary follows."""
 
 
 class Prefill:
@@ -32,21 +45,30 @@ class Prefill:
         slots: Slots,
         forced_experts: IntArray,
         router_biases: npt.NDArray[np.float64],
+        beginnings: Sequence[Beginning] | None = None,
+        kept_rows: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         """
         Args:
             decoder: with its stages.
             boundaries: between them.
             cache: where keys and values go.
-            x: `[num_rows, hidden_size]` embeddings; overwritten.
-            layout: of `x`.
-            slots: `[num_seqs]` empty slots in the KV cache; filled.
+            x: `[num_rows, hidden_size]` embeddings of the rows that are not in the cache; overwritten.
+            layout: of the rows behind each beginning's `num_rows`.
+            slots: `[num_seqs]` slots in the KV cache, which hold the beginnings; filled.
             forced_experts: `[num_seqs, num_boundaries]`, -1 where the router decides.
             router_biases: `[num_seqs]` added to the routers' logits per level of compression.
+            beginnings: of each sequence; None: nothing is in the cache.
+            kept_rows: first and last (excluded) of the rows of each sequence in `layout` to keep as they leave stage 0
+                (`exit_rows`); (0, 0) or None for none.
         """
         self._decoder, self._boundaries, self._cache = decoder, boundaries, cache
         self._x, self._slots = x, slots
         self._forced, self._biases = forced_experts, router_biases
+        self._beginnings = list(beginnings or [Beginning()] * layout.num_seqs)
+        self._kept_rows = list(kept_rows or [(0, 0)] * layout.num_seqs)
+        skipped = np.array([beginning.num_exit_rows for beginning in self._beginnings], dtype=np.int32)
+        self._computed = layout.behind(skipped)  # of `x`
         self._stage = 0
         self._row = 0  # the first of the stage that has not been computed
         self._has_room = False  # for the stage's rows, in the cache
@@ -55,6 +77,8 @@ class Prefill:
         """Of each stage so far."""
         self.traces: list[BoundaryTrace] = []
         """Of each boundary so far."""
+        self.exit_rows: list[Tensor | None] = [None] * layout.num_seqs
+        """Per sequence `[kept, hidden_size]`, behind stage 0; None where none were asked for."""
         self.logits: Tensor | None = None
         """`[num_seqs, vocab_size]`, when done."""
 
@@ -67,37 +91,43 @@ class Prefill:
         """Of the stage that the next chunk goes through."""
         return self._decoder.stages[self._stage].num_layers
 
+    @property
+    def _is_last_stage(self) -> bool:
+        return self._stage == len(self._decoder.stages) - 1
+
     def advance(self, max_rows: int | None = None) -> None:
         """The next rows through their stage, and the boundary behind it when they were the last.
 
         Args:
             max_rows: at most; None: all of the stage.
         """
-        layout, stage = self.layouts[-1], self._decoder.stages[self._stage]
+        layout, stage = self._computed, self._decoder.stages[self._stage]
         num_rows = int(layout.cu_seqlens[-1])
         if not self._has_room:
-            self._cache.fill_stage(self._stage, self._slots, layout.lengths)
+            self._cache.fill_stage(self._stage, self._slots, layout.kv_lengths)
             self._has_room = True
         end = num_rows if max_rows is None else min(num_rows, self._row + max(1, max_rows))
         if self._row < end:  # else the sequence that the stage waited for was dropped
             rows = stage.forward(self._x[self._row : end], self._chunk(layout, self._row, end), self._cache.cells)
             self._row = end
-            if self._stage == len(self._decoder.stages) - 1:
+            if self._is_last_stage:
                 self._ended.append(rows)
         if end == num_rows:
-            self._end_stage(layout)
+            self._end_stage()
 
     def drop(self, index: int) -> None:
         """Goes on without one sequence, whose cells may be given to others now."""
-        layout = self.layouts[-1]
-        start, end = int(layout.cu_seqlens[index]), int(layout.cu_seqlens[index + 1])
-        if self._stage == len(self._decoder.stages) - 1 and end <= self._row:
+        start, end = map(int, self._computed.cu_seqlens[index : index + 2])
+        if self._is_last_stage and end <= self._row:
             ended = torch.cat(self._ended)
             self._ended = [torch.cat((ended[:index], ended[index + 1 :]))]
         self._x = torch.cat((self._x[:start], self._x[end:]))
         self._row -= min(max(self._row - start, 0), end - start)
-        kept = np.delete(np.arange(layout.num_seqs), index)
+        kept = np.delete(np.arange(self._computed.num_seqs), index)
         self._slots, self._forced, self._biases = self._slots[kept], self._forced[kept], self._biases[kept]
+        for each in (self._beginnings, self._kept_rows, self.exit_rows):
+            del each[index]
+        self._computed = self._computed.select(kept)
         self.layouts = [each.select(kept) for each in self.layouts]
         self.traces = [each.select(kept) for each in self.traces]
 
@@ -107,27 +137,44 @@ class Prefill:
         chosen = slice(first, last + 1)
         offsets = np.clip(layout.cu_seqlens[first : last + 2], start, end)
         ends = np.flatnonzero(layout.cu_seqlens[first + 1 : last + 2] <= end)
-        context = layout.positions[offsets[1:] - 1] + 1
+        positions = layout.positions[start:end]
+        context = positions[offsets[1:] - start - 1] + 1
         return StageBatch(
             cu_seqlens=torch.from_numpy(offsets - np.int32(start)),
-            positions=torch.from_numpy(layout.positions[start:end]),
+            positions=torch.from_numpy(positions),
             context_lens=torch.from_numpy(context),
             block_tables=self._cache.block_tables(self._stage, self._slots[chosen]),
             last_rows=torch.from_numpy(layout.last_rows[first + ends] - start),
             last_seqs=None if len(ends) == last + 1 - first else torch.from_numpy(ends),
-            extends=bool(layout.positions[start] > 0),
+            extends=bool((positions[offsets[:-1] - start] > 0).any()),
         )
 
-    def _end_stage(self, layout: Layout) -> None:
-        if self._stage == len(self._decoder.stages) - 1:
+    def _end_stage(self) -> None:
+        if self._stage == 0:
+            self._take_up_exit_rows()
+        if self._is_last_stage:
             self.logits = self._decoder.logits(torch.cat(self._ended))
             self._x = self.logits.new_empty(0)
             return
         self._x, layout, trace = self._boundaries[self._stage].apply(
-            self._x, layout, self._forced[:, self._stage], self._biases
+            self._x, self.layouts[-1], self._forced[:, self._stage], self._biases
         )
+        self._computed = layout
         self.layouts.append(layout)
         self.traces.append(trace)
         self._stage += 1
         self._row = 0
         self._has_room = False
+
+    def _take_up_exit_rows(self) -> None:
+        """From here on the rows that stage 0 found in the cache are computed like the others."""
+        if self._is_last_stage:
+            return
+        parts = list(torch.split(self._x, self._computed.lengths.tolist()))
+        if any(beginning.num_exit_rows for beginning in self._beginnings):
+            for index, beginning in enumerate(self._beginnings):
+                if beginning.exit_rows is not None:
+                    parts[index] = torch.cat((beginning.exit_rows, parts[index]))
+            self._x = torch.cat(parts)
+        for index, (part, kept) in enumerate(zip(parts, self._kept_rows, strict=True)):
+            self.exit_rows[index] = part[slice(*kept)].clone() if kept[1] else None

@@ -197,7 +197,7 @@ class Processor:
             raise ImageError("image: this engine has no vision tower, expected image_embeds")
         check_image_grid(parts.image_grid, self.model.vision.grid)
         pixels: Tensor = self._image_processor(load_image(parts.image, self._max_pixels))
-        return VisualInput(pixels, None, self.model.vision.grid, self.model.vision.num_visual_tokens)
+        return VisualInput.of(pixels, None, self.model.vision.grid, self.model.vision.num_visual_tokens)
 
     def _router_rows(self, ids: npt.NDArray[np.int64], visual: VisualInput | None) -> npt.NDArray[np.int32]:
         pyramid = self.model.pyramid

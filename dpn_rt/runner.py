@@ -11,10 +11,12 @@ from torch import Tensor
 from dpn_rt.config import ModelConfig
 from dpn_rt.decoder import Decoder, decode_batch
 from dpn_rt.errors import RequestError
+from dpn_rt.image_cache import ImageCache
 from dpn_rt.kv_cache import KvCache, Slots
 from dpn_rt.layout import Layout
 from dpn_rt.outputs import Pyramid
-from dpn_rt.prefill import Prefill
+from dpn_rt.prefill import Beginning, Prefill
+from dpn_rt.prefix_cache import PrefixCache
 from dpn_rt.pyramid import SKIPPED, Boundary, BoundaryTrace
 from dpn_rt.scheduler import Batch
 from dpn_rt.sequence import VISUAL_ROW, Sequence
@@ -36,6 +38,8 @@ class Runner:
         vision: VisionTower | None,
         projector: Projector | None,
         cache: KvCache,
+        prefix_cache: PrefixCache | None = None,
+        image_cache: ImageCache | None = None,
     ) -> None:
         self._model = model
         self._decoder = decoder
@@ -43,6 +47,10 @@ class Runner:
         self._vision = vision
         self._projector = projector
         self.cache = cache
+        self.prefix_cache = prefix_cache
+        """None: prompts' beginnings are not kept."""
+        self.image_cache = image_cache
+        """None: images' rows are not kept."""
 
     def run(self, batch: Batch) -> Tensor:
         """Logits `[num_seqs, vocab_size]` for the next token of each sequence of the batch."""
@@ -69,21 +77,50 @@ class Runner:
             rows += projected.view(*features.shape[:2], -1).unbind(0)
         return rows
 
-    def prefill(self, sequences: ListOf[Sequence], slots: Slots) -> Prefill:
+    def prefill(self, sequences: ListOf[Sequence], slots: Slots, beginnings: ListOf[Beginning]) -> Prefill:
         """The rows of new sequences, whose images are encoded, before the first stage."""
-        boundaries = len(self._boundaries)
         forced = np.asarray([sequence.forced_experts for sequence in sequences], dtype=np.int32)
         biases = np.asarray([sequence.prompt.router_bias for sequence in sequences])
         return Prefill(
             self._decoder,
             self._boundaries,
             self.cache,
-            self._embed(sequences),
-            Layout.of_prompts(sequences),
+            self._embed(sequences, beginnings),
+            Layout.of_prompts(sequences, [beginning.num_rows for beginning in beginnings]),
             slots,
-            forced.reshape(len(sequences), boundaries),
+            forced.reshape(len(sequences), len(self._boundaries)),
             biases,
+            beginnings,
+            [self._rows_to_keep(*pair) for pair in zip(sequences, beginnings, strict=True)],
         )
+
+    def beginning_of(self, sequence: Sequence) -> Beginning:
+        """What of a sequence is in the cache; its slot gets those cells."""
+        if self.prefix_cache is None or sequence.slot is None:
+            return Beginning()
+        match = self.prefix_cache.match(sequence)
+        block_size = self.cache.config.block_size
+        for block in match.blocks:
+            for stage, cells in enumerate(block.cells):
+                self.cache.share(stage, sequence.slot, cells, block_size)
+        if match.image is None:
+            return Beginning(match.num_text_rows)
+        num_rows = _image_end(sequence) - match.num_text_rows
+        self.cache.share(0, sequence.slot, match.image.cells[0], num_rows)
+        return Beginning(match.num_text_rows, num_rows, match.image.exit_rows)
+
+    def keep_beginning(self, sequence: Sequence, exit_rows: Tensor | None) -> None:
+        """Keeps the beginning of a sequence that has just been prefilled for prompts to come."""
+        if self.prefix_cache is not None and sequence.failure is None:
+            self.prefix_cache.insert(sequence, exit_rows)
+
+    def _rows_to_keep(self, sequence: Sequence, beginning: Beginning) -> tuple[int, int]:
+        """First and last (excluded) of the computed rows that the prefix cache wants behind stage 0."""
+        if self.prefix_cache is None or sequence.image_start is None or beginning.num_exit_rows:
+            return 0, 0
+        block_size = self.cache.config.block_size
+        whole_blocks = sequence.image_start // block_size * block_size
+        return whole_blocks - beginning.num_rows, _image_end(sequence) - beginning.num_rows
 
     def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
         """One new row for each sequence, whose room in the cache has been made (`KvCache.grow`).
@@ -112,19 +149,37 @@ class Runner:
                 sequence.pin_route([int(trace.experts[index]) for trace in prefill.traces])
 
     def rows_of(self, images: ListOf[VisualInput]) -> list[Tensor]:
-        """Decoder rows of images, given ones as they are."""
-        pixels = [image.pixels for image in images if image.pixels is not None]
-        encoded = iter(self.encode_images(pixels))
-        dtype = self.cache.cells.dtype
-        return [next(encoded) if image.embeds is None else image.embeds.to(dtype) for image in images]
+        """Decoder rows of images: given ones as they are, known ones from the cache, others from the tower."""
+        rows = {image.key: self._known_rows(image) for image in images}
+        new = {image.key: image.pixels for image in images if rows[image.key] is None and image.pixels is not None}
+        for key, encoded in zip(new, self.encode_images(list(new.values())), strict=True):
+            rows[key] = encoded
+            if self.image_cache is not None:
+                self.image_cache.insert(key, encoded)
+        found = [rows[image.key] for image in images]
+        assert all(row is not None for row in found)
+        return found  # type: ignore[return-value]
 
-    def _embed(self, sequences: ListOf[Sequence]) -> Tensor:
-        token_ids = torch.from_numpy(np.concatenate([sequence.row_token_ids() for sequence in sequences]))
+    def _known_rows(self, image: VisualInput) -> Tensor | None:
+        if image.embeds is not None:
+            return image.embeds.to(self.cache.cells.dtype)
+        return None if self.image_cache is None else self.image_cache.find(image.key)
+
+    def _embed(self, sequences: ListOf[Sequence], beginnings: ListOf[Beginning]) -> Tensor:
+        """The rows that are not in the cache. An image is there as a whole or not at all."""
+        skipped = [beginning.num_rows + beginning.num_exit_rows for beginning in beginnings]
+        ids = [sequence.row_token_ids()[skip:] for sequence, skip in zip(sequences, skipped, strict=True)]
+        token_ids = torch.from_numpy(np.concatenate(ids))
         visual = token_ids == VISUAL_ROW
         x = self._decoder.embed(token_ids.clamp_min(0))
         if visual.any():
-            rows = [sequence.image_rows for sequence in sequences if sequence.image_rows is not None]
-            x[visual] = torch.cat(rows)
+            x[visual] = torch.cat(
+                [
+                    sequence.image_rows
+                    for sequence, beginning in zip(sequences, beginnings, strict=True)
+                    if sequence.image_rows is not None and not beginning.num_exit_rows
+                ]
+            )
         return x
 
     def _misfit(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> RequestError | None:
@@ -155,6 +210,11 @@ class Runner:
         )
 
 
+def _image_end(sequence: Sequence) -> int:
+    visual, start = sequence.prompt.visual, sequence.image_start
+    return 0 if visual is None or start is None else start + visual.num_visual_tokens
+
+
 class PrefillJob:
     """New sequences from images to logits, a part at a time."""
 
@@ -162,6 +222,7 @@ class PrefillJob:
         self._runner = runner
         self.sequences = list(batch.sequences)
         self._slots = batch.slots
+        self._beginnings = [runner.beginning_of(sequence) for sequence in self.sequences]
         self._prefill: Prefill | None = None
 
     @property
@@ -181,27 +242,36 @@ class PrefillJob:
                 self._encode(waiting if max_work is None else waiting[:1])
                 return
             if self._prefill is None:
-                self._prefill = self._runner.prefill(self.sequences, self._slots)
+                self._prefill = self._runner.prefill(self.sequences, self._slots, self._beginnings)
             self._prefill.advance(None if max_work is None else max_work // self._prefill.layers)
             if self._prefill.is_done:
-                self._runner.note_routes(self.sequences, self._prefill)
+                self._finish(self._prefill)
 
     def drop(self, sequence: Sequence) -> None:
         """Goes on without a sequence that has ended."""
         index = self.sequences.index(sequence)
-        del self.sequences[index]
+        del self.sequences[index], self._beginnings[index]
         self._slots = np.delete(self._slots, index)
         if self._prefill is not None:
             self._prefill.drop(index)
 
     def _without_rows(self) -> list[VisualInput]:
-        """The images that have no rows yet, each once however many sequences share it."""
-        missing = [s.prompt.visual for s in self.sequences if s.image_rows is None and s.prompt.visual is not None]
-        return list({id(visual): visual for visual in missing}.values())
+        """The images that have no rows yet and need some, each once however many sequences share it."""
+        images: dict[bytes, VisualInput] = {}
+        for sequence, beginning in zip(self.sequences, self._beginnings, strict=True):
+            visual = sequence.prompt.visual
+            if visual is not None and sequence.image_rows is None and not beginning.num_exit_rows:
+                images[visual.key] = visual
+        return list(images.values())
 
     def _encode(self, images: list[VisualInput]) -> None:
-        rows = self._runner.rows_of(images)
+        rows = {image.key: row for image, row in zip(images, self._runner.rows_of(images), strict=True)}
         for sequence in self.sequences:
-            for visual, encoded in zip(images, rows, strict=True):
-                if sequence.prompt.visual is visual and sequence.image_rows is None:
-                    sequence.image_rows = encoded
+            visual = sequence.prompt.visual
+            if visual is not None and sequence.image_rows is None:
+                sequence.image_rows = rows.get(visual.key)
+
+    def _finish(self, prefill: Prefill) -> None:
+        self._runner.note_routes(self.sequences, prefill)
+        for sequence, exit_rows in zip(self.sequences, prefill.exit_rows, strict=True):
+            self._runner.keep_beginning(sequence, exit_rows)

@@ -65,6 +65,7 @@ def _serve(options: argparse.Namespace) -> None:
         max_chunk_tokens=options.max_chunk_tokens or None,
         max_length=options.max_model_len,
         kv_cache_bytes=options.kv_cache_bytes,
+        reuse_bytes=options.reuse_bytes,
         max_image_pixels=options.max_image_pixels,
     )
     loaded = load_engine(options.engine, options.device, runtime, verify=not options.skip_verify, only_stops=True)
@@ -99,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV pool")
+    add(
+        "--reuse-bytes", type=int, default=2**28, metavar="N", help="memory for images that may come again; 0: no reuse"
+    )
     add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting requests before 429")
     add("--max-queued-tokens", type=int, default=262_144, metavar="N", help="waiting tokens before 429")
     add("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="bytes of one request")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from dataclasses import dataclass
@@ -29,6 +30,18 @@ class VisualInput:
     """(rows, columns) of the visual tokens."""
     num_visual_tokens: int
     """Rows that replace the placeholder."""
+    key: bytes
+    """Hash of the content: the same for the same pixels or embeddings on the same grid."""
+
+    @classmethod
+    def of(cls, pixels: Tensor | None, embeds: Tensor | None, grid: Grid, num_visual_tokens: int) -> VisualInput:
+        """An image with its key."""
+        content = embeds if pixels is None else pixels
+        assert content is not None
+        name = f"{'pixels' if embeds is None else 'embeds'} {grid} {list(content.shape)} ".encode()
+        digest = hashlib.blake2b(name, digest_size=32)
+        digest.update(content.contiguous().numpy().data)
+        return cls(pixels, embeds, grid, num_visual_tokens, digest.digest())
 
 
 def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput:
@@ -58,7 +71,7 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
         row = int(torch.nonzero(~finite)[0, 0])
         raise ImageError(f"image_embeds: row {row} has NaN or infinite values, expected finite ones")
     count = embeds.shape[0]
-    return VisualInput(None, embeds, _grid(image_grid, count, pools=bool(model.pyramid.boundaries)), count)
+    return VisualInput.of(None, embeds, _grid(image_grid, count, pools=bool(model.pyramid.boundaries)), count)
 
 
 def check_image_grid(image_grid: Any, grid: Grid) -> None:

@@ -73,31 +73,42 @@ def test_router_rows_are_those_of_the_decoder_after_the_layer() -> None:
     model, items = random_model("dense"), scenes(2, 3)
     _, visual = batch.encode_images(model, items)
     output = batch.forward(model, visual, ENCODER.before_image, items, read_after=(0, 3))
+    answers = [turn.ids[turn.answer_start :] for item in items for turn in item.turns]
+    assert output.targets is not None and output.targets.tolist() == [token for ids in answers for token in ids]
+    assert output.early_rows is not None and len(output.early_rows) == len(output.targets)
     turns = [(index, turn) for index, item in enumerate(items) for turn in item.turns]
     assert [rows.shape for rows in output.router_rows] == [(len(turns), model.config.decoder.hidden_size)] * 2
     for layer, rows in zip((0, 3), output.router_rows, strict=True):
         for row, (index, turn) in zip(rows, turns, strict=True):
-            torch.testing.assert_close(row, router_row(model, visual[index], turn, layer), rtol=1e-4, atol=1e-4)
+            rows_of_turn = turn_rows(model, visual[index], turn, layer)
+            torch.testing.assert_close(row, rows_of_turn[turn.ids.index(ROUTER)], rtol=1e-4, atol=1e-4)
+    first = 0
+    for (index, turn), ids in zip(turns, answers, strict=True):
+        predicting = turn_rows(model, visual[index], turn, 3)[turn.answer_start - 1 : -1]
+        torch.testing.assert_close(output.early_rows[first : first + len(ids)], predicting, rtol=1e-4, atol=1e-4)
+        first += len(ids)
 
 
-def router_row(model: EagerDpn, visual: torch.Tensor, turn: Turn, layer: int) -> torch.Tensor:
+def turn_rows(model: EagerDpn, visual: torch.Tensor, turn: Turn, layer: int) -> torch.Tensor:
+    """[ids of the turn, hidden] after a layer."""
     decoder = model.language_model
     embed = decoder.embed_tokens
     rows = torch.cat((embed(torch.tensor(ENCODER.before_image)), visual, embed(torch.tensor(turn.ids))))[None]
     positions = torch.arange(rows.shape[1])[None]
     for module in decoder.layers[: layer + 1]:
         rows = module(rows, position_ids=positions, position_embeddings=decoder.rotary_emb(rows, positions))
-    return rows[0, len(ENCODER.before_image) + len(visual) + turn.ids.index(ROUTER)]
+    return rows[0, len(ENCODER.before_image) + len(visual) :]
 
 
 def test_early_answers_by_hand() -> None:
     early = EarlyAnswers(2, 4, 3)
-    for guess in early.guesses:
+    for guess in (*early.guesses, early.answer):
         guess[1].weight.data.zero_()  # type: ignore[index]
         guess[1].bias.data.copy_(torch.tensor([0.0, 0.0, 50.0]))  # type: ignore[index]
     rows = [torch.randn(2, 4)] * 2
     assert early.loss(rows, torch.tensor([2, 2])).item() == pytest.approx(0.0)
     assert early.loss(rows, torch.tensor([2, 0])).item() == pytest.approx(25.0)
+    assert early.answer_loss(rows[0], torch.tensor([1, 2])).item() == pytest.approx(25.0)
 
 
 def test_routers_begin_with_given_odds_whatever_is_asked() -> None:

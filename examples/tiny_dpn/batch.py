@@ -43,6 +43,10 @@ class BatchOutput:
     """Visual rows in the last stage; without routers one entry per scene."""
     router_rows: tuple[torch.Tensor, ...] = ()
     """[num_questions, hidden] after each layer of `read_after`: the rows of `<ROUTER>`."""
+    early_rows: torch.Tensor | None = None
+    """[num_answer_tokens, hidden] after the last layer of `read_after`: the rows that predict the answers."""
+    targets: torch.Tensor | None = None
+    """[num_answer_tokens] int64: what these predict."""
 
 
 def encode_images(model: EagerDpn, scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,15 +73,17 @@ def forward(
         before_image: template up to the image.
         scenes: pictures with their questions.
         draws: routes drawn for each question, for a model with routers.
-        read_after: layers whose rows of `<ROUTER>` are given back.
+        read_after: layers whose rows of `<ROUTER>` are given back, and of the last one the rows of the answers.
     """
     states = [_start(model, visual[i], before_image, scene.turns) for i, scene in enumerate(scenes)]
-    router_rows = []
+    router_rows, early_rows = [], None
     for stage, layers in enumerate(model.stages):
         for part in _cut(layers, read_after):
             _run_layers(model, part, states)
             if part[-1] in read_after:
                 router_rows.append(torch.cat([state.rows[state.router_rows()] for state in states]))
+                if part[-1] == max(read_after):
+                    early_rows = _answer_rows(states)
         if stage < len(model.boundaries):
             boundary = cast(Boundary, model.boundaries[stage])
             if stage == 0 and boundary.router is not None:
@@ -89,6 +95,8 @@ def forward(
         records=[tuple(state.records) for state in states],
         visual_tokens=[state.layout.num_visual for state in states],
         router_rows=tuple(router_rows),
+        early_rows=early_rows,
+        targets=torch.tensor(_targets(states), device=visual[0].device),
     )
 
 
@@ -188,21 +196,28 @@ def _mask(group: Sequence[_State], num_rows: int) -> torch.Tensor | None:
 
 
 def _losses(model: EagerDpn, states: Sequence[_State]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, targets, counts = [], [], []
-    for state in states:
-        start = state.layout.image_end
-        for turn in state.turns:
-            answer = turn.ids[turn.answer_start :]
-            first = start + turn.answer_start - 1
-            rows.append(state.rows[first : first + len(answer)])
-            targets += answer
-            counts.append(len(answer))
-            start += len(turn.ids)
-    logits = model.lm_head(model.language_model.norm(torch.cat(rows)))
-    target = torch.tensor(targets, device=logits.device)
+    logits = model.lm_head(model.language_model.norm(_answer_rows(states)))
+    target = torch.tensor(_targets(states), device=logits.device)
     nll = F.cross_entropy(logits.float(), target, reduction="none")
+    counts = [len(turn.ids) - turn.answer_start for state in states for turn in state.turns]
     num_tokens = torch.tensor(counts, device=nll.device)
     question = torch.repeat_interleave(torch.arange(len(counts), device=nll.device), num_tokens)
     losses = nll.new_zeros(len(counts)).index_add(0, question, nll)
     num_wrong = nll.new_zeros(len(counts)).index_add(0, question, (logits.argmax(-1) != target).float())
     return losses, num_tokens.float(), num_wrong == 0
+
+
+def _answer_rows(states: Sequence[_State]) -> torch.Tensor:
+    """[num_answer_tokens, hidden]: the rows that predict the answers' tokens, each the row before its token."""
+    rows = []
+    for state in states:
+        start = state.layout.image_end
+        for turn in state.turns:
+            first = start + turn.answer_start - 1
+            rows.append(state.rows[first : first + len(turn.ids) - turn.answer_start])
+            start += len(turn.ids)
+    return torch.cat(rows)
+
+
+def _targets(states: Sequence[_State]) -> list[int]:
+    return [token for state in states for turn in state.turns for token in turn.ids[turn.answer_start :]]

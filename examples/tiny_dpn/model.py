@@ -22,7 +22,7 @@ VARIANTS: tuple[Variant, ...] = ("dense", "static", "dpn")
 
 HIDDEN = 192
 LAYERS = 8
-POOLING_LAYERS = (0, 2, 4)
+POOLING_LAYERS = (0, 1, 3)
 EXPERTS = ((1, 1), (1, 2), (2, 2))
 
 

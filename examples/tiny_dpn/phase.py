@@ -195,8 +195,10 @@ class Trainer:
             stats |= _answer_statistics(output, kinds)
             if phase.early_answer_weight:
                 early = self.early_answers.loss(output.router_rows, _first_tokens(scenes).to(visual.device))
-                stats["early answers"] = early.item()
-                loss = loss + phase.early_answer_weight * early
+                assert output.early_rows is not None and output.targets is not None
+                answer = self.early_answers.answer_loss(output.early_rows, output.targets)
+                stats |= {"early/router": early.item(), "early/answer": answer.item()}
+                loss = loss + phase.early_answer_weight * (early + answer)
             if phase.routing is not None:
                 if step >= phase.routing.first_step:
                     loss = loss + self._routing_loss(phase.routing, output, stats)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from examples.tiny_dpn.model import Variant
@@ -62,7 +62,7 @@ class Phase:
     patch_weight: float = 0.0
     """Of the patch reading loss."""
     early_answer_weight: float = 0.0
-    """Of the loss that teaches the row of `<ROUTER>` what is asked."""
+    """Of the losses that ask for answers after the layers that routers will read (see `early_answers.py`)."""
     router_token: bool = True
     """Questions end in `<ROUTER>`. The base has seen it before it means anything; models without routers are asked
     without it, by the runtime too."""
@@ -83,27 +83,52 @@ ROUTING = Routing(
     min_drawn_visual_tokens=4,
 )
 
+VARIANT = Phase(
+    name="dense",
+    variant="dense",
+    start="base",
+    steps=600,
+    scenes=4,
+    questions=5,
+    learning_rate=4e-4,
+    tower_learning_rate=1e-4,
+    warmup_steps=20,
+    router_token=False,
+)
+"""What the variants have in common: equal budgets, so that they can be compared."""
+
 PHASES: dict[PhaseName, Phase] = {
     phase.name: phase
     for phase in (
-        Phase("tower", "dense", None, 600, 32, 0, 1e-3, 1e-3, 60, patch_weight=1.0),
         Phase(
-            "base",
-            "dense",
-            "tower",
-            2200,
-            8,
-            10,
-            1e-3,
-            2e-4,
-            50,
-            practice_scenes=8,
-            practice_until=1000,
+            name="tower",
+            variant="dense",
+            start=None,
+            steps=600,
+            scenes=32,
+            questions=0,
+            learning_rate=1e-3,
+            tower_learning_rate=1e-3,
+            warmup_steps=60,
+            patch_weight=1.0,
+        ),
+        Phase(
+            name="base",
+            variant="dense",
+            start="tower",
+            steps=2200,
+            scenes=8,
+            questions=10,
+            learning_rate=1e-3,
+            tower_learning_rate=2e-4,
+            warmup_steps=50,
+            practice_scenes=10,
+            practice_until=1200,
             patch_weight=0.3,
             early_answer_weight=0.3,
         ),
-        Phase("dense", "dense", "base", 600, 4, 5, 4e-4, 1e-4, 20, router_token=False),
-        Phase("static", "static", "base", 600, 4, 5, 4e-4, 1e-4, 20, router_token=False),
-        Phase("dpn", "dpn", "base", 600, 4, 5, 4e-4, 1e-4, 20, routing=ROUTING),
+        VARIANT,
+        replace(VARIANT, name="static", variant="static"),
+        replace(VARIANT, name="dpn", variant="dpn", router_token=True, routing=ROUTING),
     )
 }

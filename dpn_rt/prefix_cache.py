@@ -1,0 +1,193 @@
+"""Keys and values of prompts' beginnings, kept for the next prompt that begins alike.
+
+Two kinds. Blocks of text rows at the very beginning are the same in every stage, whatever follows. An image's rows are
+the same in stage 0 alone: what becomes of them behind a boundary depends on the question that follows. So for an image
+the cells of stage 0 are kept, and its rows as they left that stage, where the next question's boundary takes them up.
+
+Entries are found by hashes of everything before them, the image's content included; two images never share. The least
+recently used entries go first when cells are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dpn_rt.kv_cache import CellArray, KvCache
+from dpn_rt.sequence import Sequence
+
+Key = bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One block of text in all stages, or one image in stage 0."""
+
+    cells: tuple[CellArray, ...]
+    """Per stage `[groups, num_blocks]`; of an image stage 0 alone."""
+    exit_rows: Tensor | None = None
+    """`[num_rows, hidden_size]` of an image: rows from the first after the text blocks to the image's last, as they
+    left stage 0; None where there is no boundary."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What of a prompt is in the cache."""
+
+    num_text_rows: int = 0
+    """At the beginning, in every stage: whole blocks."""
+    blocks: tuple[Entry, ...] = ()
+    image: Entry | None = None
+
+    @property
+    def hit(self) -> bool:
+        return bool(self.blocks) or self.image is not None
+
+
+@dataclass
+class PrefixStatistics:
+    """Since the start."""
+
+    queried_rows: int = 0
+    """Rows of prompts at stage 0."""
+    hit_rows: int = 0
+    """Of these, rows that were in the cache."""
+    image_queries: int = 0
+    image_hits: int = 0
+    evictions: int = 0
+
+
+@dataclass(frozen=True)
+class PrefixCacheConfig:
+    """Bounds."""
+
+    max_row_bytes: int
+    """Of the rows that are kept beside the cells."""
+
+
+class PrefixCache:
+    """Entries, and the cells that they hold in the pool."""
+
+    def __init__(self, config: PrefixCacheConfig, cache: KvCache) -> None:
+        self._config, self._cache = config, cache
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
+        self._row_bytes = 0
+        self.statistics = PrefixStatistics()
+        cache.reclaim = self._evict
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def match(self, sequence: Sequence) -> Match:
+        """What of a sequence's prompt is in the cache. At least one row is always left to compute."""
+        keys = _Keys.of(sequence, self._cache.config.block_size)
+        blocks = []
+        for key in keys.blocks:
+            entry = self._touch(key)
+            if entry is None:
+                break
+            blocks.append(entry)
+        image = None
+        if keys.image is not None:
+            self.statistics.image_queries += 1
+            if len(blocks) == len(keys.blocks):
+                image = self._touch(keys.image)
+            self.statistics.image_hits += image is not None
+        rows = len(blocks) * self._cache.config.block_size
+        self.statistics.queried_rows += sequence.num_rows
+        self.statistics.hit_rows += keys.image_end if image is not None else rows
+        return Match(rows, tuple(blocks), image)
+
+    def insert(self, sequence: Sequence, exit_rows: Tensor | None) -> None:
+        """Keeps the beginning of a sequence that has just been prefilled and still holds its slot.
+
+        Args:
+            sequence: with its cells filled.
+            exit_rows: see `Entry`; None where it has no image, or no boundary follows stage 0.
+        """
+        assert sequence.slot is not None
+        block_size = self._cache.config.block_size
+        keys = _Keys.of(sequence, block_size)
+        for index, key in enumerate(keys.blocks):
+            if key not in self._entries:
+                self._add(key, Entry(self._cache.cells_of_blocks(sequence.slot, index, index + 1)))
+        if keys.image is not None and keys.image not in self._entries:
+            last = -(-keys.image_end // block_size)
+            cells = self._cache.cells_of_blocks(sequence.slot, len(keys.blocks), last)[:1]
+            self._add(keys.image, Entry(cells, exit_rows))
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for key in list(self._entries):
+            self._remove(key)
+
+    def _add(self, key: Key, entry: Entry) -> None:
+        self._entries[key] = entry
+        self._cache.hold(entry.cells)
+        self._row_bytes += _row_bytes(entry)
+        while self._row_bytes > self._config.max_row_bytes:
+            self._remove(next(key for key, other in self._entries.items() if other.exit_rows is not None))
+            self.statistics.evictions += 1
+
+    def _touch(self, key: Key) -> Entry | None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def _evict(self, num_cells: int) -> None:
+        """Frees so many cells, or all that nobody else uses."""
+        goal = self._cache.num_unused_cells + num_cells
+        for key, entry in list(self._entries.items()):
+            if self._cache.num_unused_cells >= goal:
+                return
+            if self._cache.are_idle(entry.cells):
+                self._remove(key)
+                self.statistics.evictions += 1
+
+    def _remove(self, key: Key) -> None:
+        entry = self._entries.pop(key)
+        self._row_bytes -= _row_bytes(entry)
+        self._cache.release(entry.cells)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Where the entries of one prompt would be."""
+
+    blocks: tuple[Key, ...]
+    image: Key | None
+    image_end: int = 0
+    """Rows of text before the image, and the image's."""
+
+    @classmethod
+    def of(cls, sequence: Sequence, block_size: int) -> _Keys:
+        prompt = sequence.prompt
+        visual, start = prompt.visual, prompt.image_index
+        ids = prompt.token_ids
+        text = ids if visual is None or start is None else ids[:start]
+        # One row at least is computed: its logits choose the first token.
+        num_blocks = (len(ids) - 1 if visual is None else len(text)) // block_size
+        keys = list(_chain(text[i * block_size : (i + 1) * block_size] for i in range(num_blocks)))
+        if visual is None or start is None:
+            return cls(tuple(keys), None)
+        rest = text[num_blocks * block_size :]
+        before = keys[-1] if keys else b""
+        image = hashlib.sha256(b"image" + before + rest.tobytes() + b"|" + visual.key).digest()
+        return cls(tuple(keys), image, start + visual.num_visual_tokens)
+
+
+def _chain(blocks: Iterable[np.ndarray]) -> Iterable[Key]:
+    key = b""
+    for block in blocks:
+        key = hashlib.sha256(b"text" + key + block.tobytes()).digest()
+        yield key
+
+
+def _row_bytes(entry: Entry) -> int:
+    return 0 if entry.exit_rows is None else entry.exit_rows.nbytes
