@@ -287,6 +287,7 @@ class Engine:
             metrics=RequestMetrics(request.arrival, queue, request.first_token, request.finish),
             pyramid=next((s.pyramid for s in request.sequences if s.pyramid is not None), EMPTY_PYRAMID),
             error=request.error,
+            num_cached_tokens=max(sequence.num_cached_rows for sequence in request.sequences),
         )
 
 

@@ -87,6 +87,8 @@ class RequestOutput:
     metrics: RequestMetrics
     pyramid: Pyramid
     error: DpnError | None = None
+    num_cached_tokens: int = 0
+    """Rows of the prompt at stage 0 that had been computed before, for other prompts."""
 
 
 class StreamDelta(str):

@@ -96,6 +96,12 @@ class Runner:
 
     def beginning_of(self, sequence: Sequence) -> Beginning:
         """What of a sequence is in the cache; its slot gets those cells."""
+        beginning = self._shared_beginning(sequence)
+        if sequence.pyramid is None:
+            sequence.num_cached_rows = beginning.num_rows + beginning.num_exit_rows
+        return beginning
+
+    def _shared_beginning(self, sequence: Sequence) -> Beginning:
         if self.prefix_cache is None or sequence.slot is None:
             return Beginning()
         match = self.prefix_cache.match(sequence)
@@ -113,6 +119,13 @@ class Runner:
         """Keeps the beginning of a sequence that has just been prefilled for prompts to come."""
         if self.prefix_cache is not None and sequence.failure is None:
             self.prefix_cache.insert(sequence, exit_rows)
+
+    def reuse_statistics(self) -> tuple[int, int, int, int]:
+        """Rows of prompts and those of them found in the cache; images of prompts and those that skipped the tower."""
+        if self.prefix_cache is None or self.image_cache is None:
+            return 0, 0, 0, 0
+        prefix, images = self.prefix_cache.statistics, self.image_cache
+        return prefix.queried_rows, prefix.hit_rows, prefix.image_queries, prefix.image_hits + images.hits
 
     def _rows_to_keep(self, sequence: Sequence, beginning: Beginning) -> tuple[int, int]:
         """First and last (excluded) of the computed rows that the prefix cache wants behind stage 0."""
@@ -205,7 +218,7 @@ class Runner:
                 for expert, trace in zip(taken, traces, strict=True)
             ],
             visual_tokens=[int(layout.num_visual[index]) for layout in layouts],
-            kv_lengths=[int(layout.lengths[index]) for layout in layouts],
+            kv_lengths=[int(layout.kv_lengths[index]) for layout in layouts],
             grids=[None if height == 0 else (height, width) for height, width in grids],
         )
 

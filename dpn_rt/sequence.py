@@ -46,6 +46,8 @@ class Sequence:
     slot: int | None = None
     image_rows: Tensor | None = None
     """`[num_visual_tokens, hidden_size]` in the engine's dtype, kept while the sequence may be prefilled again."""
+    num_cached_rows: int = 0
+    """Rows of its first prefill at stage 0 that were in the cache."""
     pyramid: Pyramid | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None

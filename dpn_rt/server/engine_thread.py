@@ -28,7 +28,13 @@ class Load:
     kv_cells_used: int = 0
     kv_cells: int = 0
     preemptions: int = 0
-    """Since the start."""
+    """Since the start, as all that follows."""
+    prefix_queries: int = 0
+    """Rows of prompts, and of these the ones that had been computed before."""
+    prefix_hits: int = 0
+    image_queries: int = 0
+    """Images of prompts, and of these the ones that did not go through the vision tower."""
+    image_hits: int = 0
 
 
 class EngineThread:
@@ -130,10 +136,12 @@ class EngineThread:
 
     def _look(self) -> Load:
         cache = self._engine.runner.cache
+        reuse = self._engine.runner.reuse_statistics()
         return Load(
             self._engine.num_running,
             self._engine.num_waiting,
             cache.config.num_cells - cache.num_free_cells,
             cache.config.num_cells,
             self._engine.num_preemptions,
+            *reuse,
         )

@@ -121,6 +121,13 @@ class _LoadCollector(Collector):
             gauge = GaugeMetricFamily(f"dpn_rt:{name}", text, labels=("model_name",))
             gauge.add_metric((self._name,), value)
             yield gauge
-        preemptions = CounterMetricFamily("dpn_rt:num_preemptions", "Sequences preempted.", labels=("model_name",))
-        preemptions.add_metric((self._name,), load.preemptions)
-        yield preemptions
+        for name, text, value in (
+            ("num_preemptions", "Sequences preempted.", load.preemptions),
+            ("prefix_cache_queries", "Rows of prompts.", load.prefix_queries),
+            ("prefix_cache_hits", "Rows of prompts that had been computed before.", load.prefix_hits),
+            ("image_cache_queries", "Images of prompts.", load.image_queries),
+            ("image_cache_hits", "Images that did not go through the vision tower.", load.image_hits),
+        ):
+            counter = CounterMetricFamily(f"dpn_rt:{name}", text, labels=("model_name",))
+            counter.add_metric((self._name,), value)
+            yield counter

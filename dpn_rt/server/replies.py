@@ -23,12 +23,13 @@ def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) 
     prompt_tokens = sum(prompt.num_rows for prompt in prompts)
     completion_tokens = sum(len(c.token_ids) for output in outputs for c in output.outputs)
     images = sum(prompt.num_rows - prompt.num_text_rows for prompt in prompts)
+    cached = sum(output.num_cached_tokens for output in outputs)
     stages = [output.pyramid.visual_tokens for output in outputs if output.pyramid.visual_tokens]
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"image_tokens": images, "cached_tokens": 0},
+        "prompt_tokens_details": {"image_tokens": images, "cached_tokens": cached},
         "visual_tokens_per_stage": [sum(counts) for counts in zip(*stages, strict=True)],
     }
 

@@ -30,6 +30,7 @@ from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.tokenizer import train_tokenizer
 
 MODEL = "tiny"
+RUNTIME = RuntimeConfig(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2**24)
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +130,7 @@ def start_server(engine_dir: Path) -> Iterator[StartServer]:
     running: list[RunningServer] = []
 
     def start(runtime: RuntimeConfig | None = None, **settings: Any) -> RunningServer:
-        running.append(run_server(engine_dir, runtime or RuntimeConfig(max_num_seqs=8), **settings))
+        running.append(run_server(engine_dir, runtime or RUNTIME, **settings))
         return running[-1]
 
     yield start
@@ -139,7 +140,7 @@ def start_server(engine_dir: Path) -> Iterator[StartServer]:
 
 @pytest.fixture(scope="module")
 def server(engine_dir: Path) -> Iterator[RunningServer]:
-    running = run_server(engine_dir, RuntimeConfig(max_num_seqs=8))
+    running = run_server(engine_dir, RUNTIME)
     yield running
     running.stop()
 

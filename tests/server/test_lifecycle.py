@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.engine import Engine, StepResult
 from dpn_rt.loader import RuntimeConfig
+from dpn_rt.prefill import Prefill
 from tests.server.conftest import Ask, RunningServer, StartServer
 
 LONG = Ask().body(max_tokens=600, ignore_eos=True)
@@ -61,6 +62,18 @@ def test_requests_run_together_and_get_their_own_answers(server: RunningServer, 
     server.wait_until_idle()
 
 
+def test_second_questions_about_an_image_find_it_computed(start_server: StartServer, llm: LLM) -> None:
+    server = start_server()
+    for number, text in enumerate(("Is there a circle?", "How many squares are there?", "What color is the star?")):
+        ask = Ask(3, text)
+        reply = server.post(ask.body()).json()
+        expected = llm.chat(ask.local_messages, SamplingParams(temperature=0, max_tokens=8))[0]
+        assert reply["choices"][0]["message"]["content"] == expected.outputs[0].text
+        cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached == 0 if number == 0 else cached > 256
+    assert server.post(Ask(4).body()).json()["usage"]["prompt_tokens_details"]["cached_tokens"] < 48, "text alone"
+
+
 def test_urgent_requests_overtake(start_server: StartServer) -> None:
     server = start_server(RuntimeConfig(max_num_seqs=1))
     finished: list[str] = []
@@ -99,6 +112,8 @@ def test_metrics_count_what_was_served(start_server: StartServer) -> None:
         assert seen[f"dpn_rt:{name}_seconds_count"] == 2
     assert seen["dpn_rt:kv_cache_usage_perc"] == 0
     assert seen["dpn_rt:num_preemptions_total"] == 0
+    assert seen["dpn_rt:image_cache_queries_total"] == 2 and seen["dpn_rt:image_cache_hits_total"] == 1
+    assert seen["dpn_rt:prefix_cache_hits_total"] > 256
 
 
 def test_health_fails_while_the_engine_stands_still(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,13 +138,11 @@ def test_health_fails_while_the_engine_stands_still(start_server: StartServer, m
 
 
 def test_a_step_that_fails_ends_its_requests_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = server.service.engine._thread._engine.runner
-
     def broken(*_: object) -> None:
         raise ValueError("no such luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run", broken)
+        patch.setattr(Prefill, "advance", broken)
         reply = server.post(Ask().body())
         assert reply.status_code == 500 and "step failed" in reply.json()["error"]["message"]
         assert server.post(Ask().body(stream=True)).status_code == 500

@@ -36,7 +36,8 @@ def test_answers_are_those_of_the_library(client: openai.OpenAI, llm: LLM, ask: 
     assert reply.usage.visual_tokens_per_stage == output.pyramid.visual_tokens  # type: ignore[attr-defined]
     pyramid = reply.pyramid  # type: ignore[attr-defined]
     assert pyramid["experts"] == output.pyramid.experts
-    assert pyramid["probs"] == output.pyramid.probs
+    for probs, of_library in zip(pyramid["probs"], output.pyramid.probs, strict=True):
+        assert probs == pytest.approx(of_library, abs=1e-4)
     assert 0 <= pyramid["flops"]["saved"] < 1
 
 
