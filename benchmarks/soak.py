@@ -31,7 +31,6 @@ from PIL import Image
 
 from benchmarks.http_questions import Question, data_url, questions
 
-HOSTILE_SHARE = 0.05
 HEALTH_INTERVAL = 0.05
 TIMEOUT = 300.0
 
@@ -75,7 +74,15 @@ class Result:
         }
 
 
-async def soak(url: str, pid: int, model: str, good: list[tuple[Question, str]], clients: int, requests: int) -> Result:
+async def soak(
+    url: str,
+    pid: int,
+    model: str,
+    good: list[tuple[Question, str]],
+    clients: int,
+    requests: int,
+    hostile_share: float = 0.05,
+) -> Result:
     """Ask `requests` questions, `clients` at a time.
 
     Args:
@@ -85,11 +92,12 @@ async def soak(url: str, pid: int, model: str, good: list[tuple[Question, str]],
         good: questions with the answers that `LLM` gives.
         clients: that ask at one time.
         requests: in all, hostile ones included.
+        hostile_share: of the requests.
     """
     result, draw = Result(), random.Random(0)
     plan: list[Callable[[httpx.AsyncClient], Awaitable[None]]] = []
     for number in range(requests):
-        if draw.random() < HOSTILE_SHARE:
+        if draw.random() < hostile_share:
             plan.append(_attack(result, model, draw.choice(list(ATTACKS)), good[0][0]))
         else:
             plan.append(_good(result, model, *good[number % len(good)], stream=number % 2 == 0))
