@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dpn_rt import LLM, SamplingParams
 from examples.tiny_dpn import data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Question:
     """A question about a picture."""
 
@@ -22,7 +23,7 @@ class Question:
     text: str
     max_tokens: int = 8
 
-    @property
+    @cached_property
     def url(self) -> str:
         file = io.BytesIO()
         self.image.save(file, "PNG")

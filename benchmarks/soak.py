@@ -21,17 +21,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 from PIL import Image
 
 from benchmarks.http_questions import Question, data_url, questions
 
-HEALTH_INTERVAL = 0.05
+ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 300.0
 
 
@@ -103,18 +103,17 @@ async def soak(
             plan.append(_good(result, model, *good[number % len(good)], stream=number % 2 == 0))
     jobs = iter(plan)
     limits = httpx.Limits(max_connections=clients + 8)
-    started = time.perf_counter()
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits) as client:
-        watch = asyncio.create_task(_watch(result, url, psutil.Process(pid)))
 
         async def work() -> None:
             for job in jobs:
                 await job(client)
 
-        await asyncio.gather(*(work() for _ in range(clients)))
-        result.seconds = time.perf_counter() - started
+        with _watching(result, url, pid):
+            started = time.perf_counter()
+            await asyncio.gather(*(work() for _ in range(clients)))
+            result.seconds = time.perf_counter() - started
         await asyncio.sleep(0.5)
-        watch.cancel()
         result.cells_left_in_use = await _cells_in_use(client)
     return result
 
@@ -161,12 +160,14 @@ def _with_image(body: dict[str, Any], content: bytes) -> dict[str, Any]:
     return {**body, "messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]}
 
 
+@cache
 def _truncated() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
     return file.getvalue()[:4000]
 
 
+@cache
 def _bomb() -> bytes:
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
@@ -213,15 +214,14 @@ ATTACKS: Mapping[str, Callable[[httpx.AsyncClient, dict[str, Any]], Awaitable[st
 }
 
 
-async def _watch(result: Result, url: str, process: psutil.Process) -> None:
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT) as client:
-        while True:
-            started = time.perf_counter()
-            reply = await client.get("/health")
-            result.health_seconds.append(time.perf_counter() - started)
-            result.server_errors += reply.status_code >= 500
-            result.memory_bytes.append(process.memory_info().rss)
-            await asyncio.sleep(HEALTH_INTERVAL)
+@contextmanager
+def _watching(result: Result, url: str, pid: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "benchmarks.watch", url, str(pid)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        yield
+        seen = json.loads(process.communicate("")[0])
+    result.health_seconds, result.memory_bytes = seen["health_seconds"], seen["memory_bytes"]
+    result.server_errors += sum(status >= 500 for status in seen["statuses"])
 
 
 async def _cells_in_use(client: httpx.AsyncClient) -> float:

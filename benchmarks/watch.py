@@ -1,0 +1,41 @@
+"""Watches a server from a process of its own, so that a busy load generator does not count as a slow server.
+
+`python -m benchmarks.watch URL PID` polls /health and the process's memory until its input closes, then prints JSON.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import psutil
+
+INTERVAL = 0.05
+
+
+def main() -> None:
+    url, pid = sys.argv[1:]
+    process, address = psutil.Process(int(pid)), urlsplit(url)
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    seconds: list[float] = []
+    statuses: list[int] = []
+    memory: list[int] = []
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    while not stop.wait(INTERVAL):
+        started = time.perf_counter()
+        connection.request("GET", "/health")
+        reply = connection.getresponse()
+        reply.read()
+        seconds.append(time.perf_counter() - started)
+        statuses.append(reply.status)
+        memory.append(process.memory_info().rss)
+    print(json.dumps({"health_seconds": seconds, "statuses": statuses, "memory_bytes": memory}))
+
+
+if __name__ == "__main__":
+    main()
