@@ -165,7 +165,7 @@ class Runner:
         """Decoder rows of images: given ones as they are, known ones from the cache, others from the tower."""
         rows = {image.key: self._known_rows(image) for image in images}
         new = {image.key: image.pixels for image in images if rows[image.key] is None and image.pixels is not None}
-        for key, encoded in zip(new, self.encode_images(list(new.values())), strict=True):
+        for key, encoded in zip(new, self.encode_images(list(new.values())) if new else (), strict=True):
             rows[key] = encoded
             if self.image_cache is not None:
                 self.image_cache.insert(key, encoded)

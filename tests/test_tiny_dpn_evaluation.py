@@ -72,7 +72,7 @@ def test_fine_to_coarse_of_means_weighs_pictures_by_their_tokens() -> None:
 
 def test_prefill_flops_counted_row_by_row() -> None:
     vocab_size, text, visual = 512, 20, (256, 128, 32, 8)
-    layers_of_stage = (1, 2, 2, 3)  # pooled after layers 0, 2 and 4 of 8
+    layers_of_stage = (1, 1, 2, 4)  # pooled after layers 0, 1 and 3 of 8
     multiply_adds = 192 * vocab_size
     for layers, tokens in zip(layers_of_stage, visual, strict=True):
         for row in range(text + tokens):

@@ -68,8 +68,16 @@ def test_nan_stays_in_its_sequence(generator: torch.Generator, dtype: torch.dtyp
 def test_large_scores_do_not_overflow(generator: torch.Generator, dtype: torch.dtype) -> None:
     q, k, v = (random_rows(generator, (600, 1, 64), dtype, scale) for scale in (100.0, 100.0, 1.0))
     out = ops.attention(q, k, v, offsets([600]), causal=True, scale=1.0)
+    assert out.isfinite().all()
+    # Scores are in the hundred thousands, their rounding in the hundredths: rows of which one key stands out by far more
+    # than that have one right answer.
+    scores = (q[:, 0].double() @ k[:, 0].double().T).masked_fill(torch.ones(600, 600).triu(1).bool(), float("-inf"))
+    best, second = scores.topk(2).values.unbind(1)
+    clear = best - second > 30
+    assert clear.sum() > 500
     reference = torch_attention(q.double(), k.double(), v.double(), [600], True, 1.0)
-    assert_close_to_reference(out, reference, torch_attention(q, k, v, [600], True, 1.0), 1e-4)
+    same_precision = torch_attention(q, k, v, [600], True, 1.0)
+    assert_close_to_reference(out[clear], reference[clear], same_precision[clear], FLOOR)
 
 
 @settings(deadline=None, max_examples=40)
