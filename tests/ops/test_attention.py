@@ -69,8 +69,8 @@ def test_large_scores_do_not_overflow(generator: torch.Generator, dtype: torch.d
     q, k, v = (random_rows(generator, (600, 1, 64), dtype, scale) for scale in (100.0, 100.0, 1.0))
     out = ops.attention(q, k, v, offsets([600]), causal=True, scale=1.0)
     assert out.isfinite().all()
-    # Scores are in the hundred thousands, their rounding in the hundredths: rows of which one key stands out by far more
-    # than that have one right answer.
+    # Scores are in the hundred thousands, their rounding in the hundredths: rows of which one key stands out by far
+    # more than that have one right answer.
     scores = (q[:, 0].double() @ k[:, 0].double().T).masked_fill(torch.ones(600, 600).triu(1).bool(), float("-inf"))
     best, second = scores.topk(2).values.unbind(1)
     clear = best - second > 30
