@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor
+
+from dpn_rt.lru_cache import LruCache
 
 
 class ImageCache:
-    """Least recently used rows leave first."""
+    """Decoder rows `[num_visual_tokens, hidden_size]`; least recently used ones leave first."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.num_bytes = 0
-        self.queries = 0
-        self.hits = 0
+        self._rows: LruCache[Tensor] = LruCache(max_bytes)
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def num_bytes(self) -> int:
+        return self._rows.num_bytes
+
+    @property
+    def queries(self) -> int:
+        return self._rows.queries
+
+    @property
+    def hits(self) -> int:
+        return self._rows.hits
+
     def find(self, key: bytes) -> Tensor | None:
-        """`[num_visual_tokens, hidden_size]` of an image, None if they are not there."""
-        self.queries += 1
-        rows = self._rows.get(key)
-        if rows is not None:
-            self.hits += 1
-            self._rows.move_to_end(key)
-        return rows
+        """Rows of an image, None if they are not there."""
+        return self._rows.find(key)
 
     def insert(self, key: bytes, rows: Tensor) -> None:
-        """Keeps a copy of rows, unless they alone are too large."""
-        if key in self._rows or rows.nbytes > self._max_bytes:
-            return
-        self._rows[key] = rows.clone()  # a view would keep its whole batch alive
-        self.num_bytes += rows.nbytes
-        while self.num_bytes > self._max_bytes:
-            _, oldest = self._rows.popitem(last=False)
-            self.num_bytes -= oldest.nbytes
+        """Keeps a copy of rows."""
+        if key not in self._rows:
+            self._rows.insert(key, rows.clone(), rows.nbytes)  # a view would keep its whole batch alive

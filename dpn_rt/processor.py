@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from dpn_rt.image import MAX_PIXELS, load_image
 from dpn_rt.image_processor import ImageProcessor
 from dpn_rt.prompt import ONE_IMAGE, Prompt, PromptParts, check_single_placeholder, take_apart
 from dpn_rt.tokenizer import IMAGE_TEXT, Tokenizer
-from dpn_rt.visual_input import Grid, VisualInput, check_image_grid, from_embeds
+from dpn_rt.visual_input import Grid, VisualInput, check_image_grid, check_pixels, from_embeds
 
 Route = tuple[int | None, ...]
 """A forced expert per boundary; None leaves the choice to the router."""
@@ -134,6 +135,17 @@ class Processor:
             router_bias=_checked_bias(parts.router_bias),
         )
 
+    def image(self, source: Image.Image | str | os.PathLike[str]) -> VisualInput:
+        """An image made ready once, to be given as `image` in as many prompts as ask about it.
+
+        Raises:
+            ImageError: it cannot be read, or the engine has no vision tower.
+        """
+        if self._image_processor is None or self.model.vision is None:
+            raise ImageError("image: this engine has no vision tower, expected image_embeds")
+        pixels: Tensor = self._image_processor(load_image(source, self._max_pixels))
+        return VisualInput.of(pixels, None, self.model.vision.grid, self.model.vision.num_visual_tokens)
+
     def seen_image(self, prompt: Prompt) -> Image.Image:
         """The image of a prompt as the vision tower sees it: padded or cropped, scaled; RGB.
 
@@ -193,11 +205,12 @@ class Processor:
             return from_embeds(parts.image_embeds, parts.image_grid, self.model)
         if parts.image is None:
             return None
-        if self._image_processor is None or self.model.vision is None:
-            raise ImageError("image: this engine has no vision tower, expected image_embeds")
-        check_image_grid(parts.image_grid, self.model.vision.grid)
-        pixels: Tensor = self._image_processor(load_image(parts.image, self._max_pixels))
-        return VisualInput.of(pixels, None, self.model.vision.grid, self.model.vision.num_visual_tokens)
+        if self.model.vision is not None:
+            check_image_grid(parts.image_grid, self.model.vision.grid)
+        if isinstance(parts.image, VisualInput):
+            check_pixels(parts.image, self.model)
+            return parts.image
+        return self.image(parts.image)
 
     def _router_rows(self, ids: npt.NDArray[np.int64], visual: VisualInput | None) -> npt.NDArray[np.int32]:
         pyramid = self.model.pyramid

@@ -74,6 +74,15 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
     return VisualInput.of(None, embeds, _grid(image_grid, count, pools=bool(model.pyramid.boundaries)), count)
 
 
+def check_pixels(image: VisualInput, model: ModelConfig) -> None:
+    """Raise ImageError unless an image was made ready for this model's tower."""
+    vision = model.vision
+    expected = None if vision is None else (3, vision.image_size, vision.image_size)
+    if image.pixels is None or expected is None or tuple(image.pixels.shape) != expected:
+        got = "embeddings" if image.pixels is None else f"pixels {list(image.pixels.shape)}"
+        raise ImageError(f"image: {got}, expected {'none' if expected is None else f'pixels {list(expected)}'}")
+
+
 def check_image_grid(image_grid: Any, grid: Grid) -> None:
     """Raise ImageError unless a grid that was given with an image is the tower's own."""
     if image_grid is not None and _pair(image_grid) != grid:

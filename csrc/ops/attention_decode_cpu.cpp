@@ -1,4 +1,5 @@
 #include <cstddef>
+#include <cstring>
 
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -58,7 +59,6 @@ struct Copies {
 
 inline void convert(float* target, const float* source) { *target = *source; }
 inline void convert(float* target, const bf16* source) { *target = to_float(*source); }
-inline void convert(bf16* target, const bf16* source) { *target = *source; }
 
 // All heads of one sequence against a part of its keys. Chunk after chunk, and in each chunk head after head: what the
 // processor prefetches beyond a head's rows of a cell is then the next head's, and not read for nothing.
@@ -170,9 +170,14 @@ class Task {
       const std::int64_t valid = r < count ? 1 : 0;
       const T* key = keys + r * p_.head_dim;
       const T* value = values + r * p_.head_dim;
-      for (std::int64_t i = 0; i < used * valid; ++i) to_unit(k + i, key + i * kUnitSize<U>);
+      if constexpr (sizeof(V) == sizeof(T)) {
+        std::memcpy(k, key, static_cast<std::size_t>(valid * p_.head_dim) * sizeof(T));
+        std::memcpy(v, value, static_cast<std::size_t>(valid * p_.head_dim) * sizeof(T));
+      } else {
+        for (std::int64_t i = 0; i < used * valid; ++i) to_unit(k + i, key + i * kUnitSize<U>);
+        for (std::int64_t i = 0; i < p_.head_dim * valid; ++i) convert(v + i, value + i);
+      }
       for (std::int64_t i = used * valid; i < units; ++i) k[i] = U{};
-      for (std::int64_t i = 0; i < p_.head_dim * valid; ++i) convert(v + i, value + i);
       for (std::int64_t i = p_.head_dim * valid; i < padded_dim_; ++i) v[i] = V{};
     }
     return group;
@@ -246,9 +251,11 @@ class Task {
   void add_columns(const KeyGroup<U, V>* groups, int num_groups, float* sums, const U* weights,
                    const float* factors) const {
     constexpr int kCols = value_columns(kHeads);
-    for (std::int64_t column = 0; column < padded_dim_; column += kCols * kWidth) {
+    std::int64_t column = 0;
+    for (; column + kCols * kWidth <= padded_dim_; column += kCols * kWidth) {
       add_values<kHeads, kCols>(sums, padded_dim_, factors, weights, groups, num_groups, column);
     }
+    if (column < padded_dim_) add_values<kHeads, 2>(sums, padded_dim_, factors, weights, groups, num_groups, column);
   }
 
   const AttentionDecodeParams& p_;

@@ -15,7 +15,7 @@ constexpr int kChunkGroups = 8;  // groups between two updates of the running ma
 constexpr int kChunkKeys = kGroupKeys * kChunkGroups;
 constexpr int kScoreKeys = 4;                     // keys whose scores stay in registers
 constexpr int kMostHeads = kWidth == 16 ? 8 : 4;  // whose value sums stay in registers
-constexpr int kRun = 64;                          // keys and values are read in runs of as many elements
+constexpr int kRun = 2 * kWidth;                  // keys and values are read in runs of as many elements
 
 constexpr int value_columns(int heads) { return kWidth == 16 ? (heads == 8 ? 2 : 4) : 2; }
 

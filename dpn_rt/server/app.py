@@ -28,6 +28,7 @@ from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.errors import HttpError, reply
 from dpn_rt.server.media import MediaLoader
 from dpn_rt.server.metrics import Metrics
+from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
@@ -45,7 +46,7 @@ def create_app(loaded: LoadedEngine, config: ServerConfig) -> FastAPI:
         config,
         loaded.model,
         engine,
-        Preparation(loaded.processor, media, config.max_images, workers),
+        Preparation(loaded.processor, media, PictureCache(config.picture_bytes), config.max_images, workers),
         Admission(config.max_queued_requests, config.max_queued_tokens),
         Metrics(loaded.model, config.model_name, lambda: engine.load),
     )

@@ -27,6 +27,8 @@ class ServerConfig:
     max_body_bytes: int = 32 * 2**20
     max_images: int = 1
     """Per request; the models take one."""
+    picture_bytes: int = 2**26
+    """Of pixels of images that came before, so that they are not decoded again; 0: none are kept."""
     workers: int = 2
     """Threads that read requests, images and text beside the engine's own."""
     stall_timeout: float = 30.0
@@ -39,6 +41,8 @@ class ServerConfig:
         for name in ("max_queued_requests", "max_queued_tokens", "max_body_bytes", "max_images", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.picture_bytes < 0:
+            raise ConfigError(f"picture_bytes={self.picture_bytes}: expected at least 0")
         for name in ("stall_timeout", "shutdown_timeout"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 seconds or more")

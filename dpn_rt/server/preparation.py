@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, TypeVar
-
-from PIL import Image
 
 from dpn_rt.errors import RequestError
 from dpn_rt.image import decode_image
 from dpn_rt.processor import ProcessedPrompt, Processor
 from dpn_rt.server.media import MediaLoader
+from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
+from dpn_rt.visual_input import VisualInput
 
 BYTES_PER_TOKEN = 3
 """Of text, for the estimate before there are tokens."""
@@ -26,8 +27,10 @@ Result = TypeVar("Result")
 class Preparation:
     """Makes prompts of one engine."""
 
-    def __init__(self, processor: Processor, media: MediaLoader, max_images: int, workers: Executor) -> None:
-        self._processor, self._media, self._workers = processor, media, workers
+    def __init__(
+        self, processor: Processor, media: MediaLoader, pictures: PictureCache, max_images: int, workers: Executor
+    ) -> None:
+        self._processor, self._media, self._pictures, self._workers = processor, media, pictures, workers
         self._max_images = max_images
 
     @property
@@ -72,10 +75,13 @@ class Preparation:
         return text + images * visual + request.completions * (request.token_limit or DEFAULT_ANSWER)
 
     def _process_chat(self, request: ChatRequest, images: list[bytes]) -> ProcessedPrompt:
-        decoded = iter([decode_image(io.BytesIO(data), f"image {i}") for i, data in enumerate(images)])
-        messages = [_message(message, decoded) for message in request.messages]
+        pictures = iter([self._pictures.get(data, partial(self._picture, i)) for i, data in enumerate(images)])
+        messages = [_message(message, pictures) for message in request.messages]
         prompt = self._processor.chat(messages)
         return self._processor.process({**prompt, "route": request.route, "router_bias": request.router_bias})
+
+    def _picture(self, index: int, data: bytes) -> VisualInput:
+        return self._processor.image(decode_image(io.BytesIO(data), f"image {index}"))
 
     def _process_text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
         keys = ["prompt" if isinstance(prompt, str) else "prompt_token_ids" for prompt in request.prompts]
@@ -85,7 +91,7 @@ class Preparation:
         ]
 
 
-def _message(message: ChatMessage, images: Any) -> dict[str, Any]:
+def _message(message: ChatMessage, pictures: Iterator[VisualInput]) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
     if isinstance(message.content, str):
         return {"role": role, "content": message.content}
@@ -94,8 +100,7 @@ def _message(message: ChatMessage, images: Any) -> dict[str, Any]:
         if part.type == "text":
             content.append({"type": "text", "text": part.text})
         else:
-            image: Image.Image = next(images)
-            content.append({"type": "image", "image": image})
+            content.append({"type": "image", "image": next(pictures)})
     return {"role": role, "content": content}
 
 

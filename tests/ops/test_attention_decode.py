@@ -14,7 +14,7 @@ from tests.ops.conftest import DTYPES, assert_close_to_reference, poisoned, rand
 
 # num_heads, num_kv_heads, head_dim
 SHAPES = [(8, 1, 64), (4, 2, 128), (3, 1, 8)]
-OTHER_SHAPES = [(4, 4, 64), (2, 2, 16), (12, 2, 80), (2, 1, 256), (17, 1, 40), (20, 1, 64)]
+OTHER_SHAPES = [(4, 4, 64), (6, 6, 32), (2, 2, 96), (2, 2, 16), (12, 2, 80), (2, 1, 256), (17, 1, 40), (20, 1, 64)]
 # Around blocks of 16 rows, chunks of 128 keys and splits of 256.
 LENGTHS = [[1], [15, 16, 17], [31, 1, 33], [127, 128, 129], [255, 2, 256, 257], [1500, 700], [1] * 20, []]
 CASES = [
@@ -58,7 +58,7 @@ def test_paged_decode(
 @given(
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5),
     heads=st.sampled_from([(1, 1), (4, 1), (6, 3), (8, 1), (16, 2)]),
-    head_dim=st.sampled_from([8, 24, 64, 128]),
+    head_dim=st.sampled_from([8, 24, 32, 64, 96, 128]),
     block_size=st.sampled_from([1, 8, 16, 19, 32]),
     dtype=st.sampled_from(DTYPES),
 )
