@@ -36,7 +36,7 @@ class Timing:
     arrival: float
     """Since the start of the load."""
     tokens: tuple[float, ...]
-    """When each event with text came, since the request was sent."""
+    """When each event with tokens came, since the request was sent; a token may have no text."""
     total: float
     num_tokens: int
     error: str | None
@@ -108,7 +108,7 @@ async def _ask(client: httpx.AsyncClient, body: dict[str, Any], arrival: float) 
             async for line in reply.aiter_lines():
                 if '"usage":{' in line:
                     num_tokens = json.loads(line[6:])["usage"]["completion_tokens"]
-                elif '"content":"' in line and '"role"' not in line:
+                elif '"choices":[{' in line and '"role"' not in line:
                     times.append(time.perf_counter() - started)
                 elif line.startswith('data: {"error"'):
                     error = line

@@ -35,6 +35,7 @@ def _serve(options: argparse.Namespace) -> None:
         from dpn_rt.server.app import create_app
         from dpn_rt.server.logs import set_up_logs
         from dpn_rt.server.process import Server, uvicorn_config
+        from dpn_rt.server.tracing import otlp_tracing
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("dpn_rt"):
             raise
@@ -71,7 +72,8 @@ def _serve(options: argparse.Namespace) -> None:
         max_image_pixels=options.max_image_pixels,
     )
     loaded = load_engine(options.engine, options.device, runtime, verify=not options.skip_verify, only_stops=True)
-    app = create_app(loaded, config)
+    endpoint = options.otlp_traces_endpoint
+    app = create_app(loaded, config, otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None)
     # What is loaded by now stays. Left to the garbage collector, a full pass over it (0.2 s) would stop every stream.
     gc.collect()
     gc.freeze()
@@ -121,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shutdown-timeout", type=float, default=30.0, metavar="S", help="seconds for running requests at the end")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     add("--log-json", action="store_true", help="one JSON object a line")
+    add("--otlp-traces-endpoint", metavar="URL", help="collector of OpenTelemetry traces, OTLP over HTTP")
     add("--skip-verify", action="store_true", help="load without comparing the files' sha256")
     return parser
 

@@ -32,12 +32,13 @@ from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
+from dpn_rt.server.tracing import Tracing
 
 Body = TypeVar("Body", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
-def create_app(loaded: LoadedEngine, config: ServerConfig) -> FastAPI:
+def create_app(loaded: LoadedEngine, config: ServerConfig, tracing: Tracing | None = None) -> FastAPI:
     """The server's application; the engine runs from its startup to its shutdown."""
     workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
     media = MediaLoader(config.media)
@@ -49,6 +50,7 @@ def create_app(loaded: LoadedEngine, config: ServerConfig) -> FastAPI:
         Preparation(loaded.processor, media, PictureCache(config.picture_bytes), config.max_images, workers),
         Admission(config.max_queued_requests, config.max_queued_tokens),
         Metrics(loaded.model, config.model_name, lambda: engine.load),
+        tracing,
     )
 
     @asynccontextmanager
@@ -59,6 +61,8 @@ def create_app(loaded: LoadedEngine, config: ServerConfig) -> FastAPI:
         finally:
             await engine.stop()
             await media.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
             workers.shutdown(cancel_futures=True)
 
     app = FastAPI(
@@ -72,6 +76,8 @@ def create_app(loaded: LoadedEngine, config: ServerConfig) -> FastAPI:
     _add_error_handlers(app, service)
     _add_questions(app, service)
     _add_operations(app, service)
+    if tracing is not None:
+        tracing.watch(app)
     return app
 
 

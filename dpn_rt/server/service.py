@@ -28,6 +28,7 @@ from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.replies import Json, Replies, sse
+from dpn_rt.server.tracing import Tracing
 
 LONG_BODY = 2**16
 """Bytes from which on a body is parsed in a worker thread, so that the event loop does not stand still."""
@@ -46,6 +47,7 @@ class Service:
     preparation: Preparation
     admission: Admission
     metrics: Metrics
+    tracing: Tracing | None = None
 
     async def parse(self, kind: type[Parsed], body: bytes) -> Parsed:
         """A request's body.
@@ -159,6 +161,8 @@ class Service:
                 ticket.leave()
                 if isinstance(event, RequestOutput):
                     self.metrics.finished(prompt, event)
+                    if self.tracing is not None:
+                        self.tracing.finished(prompt, event)
                 else:
                     tick(len(event))
                 yield event

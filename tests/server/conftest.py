@@ -25,6 +25,7 @@ from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.process import Server, uvicorn_config
 from dpn_rt.server.service import Service
+from dpn_rt.server.tracing import Tracing
 from examples.tiny_dpn import data, train
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.tokenizer import train_tokenizer
@@ -145,9 +146,11 @@ def server(engine_dir: Path) -> Iterator[RunningServer]:
     running.stop()
 
 
-def run_server(engine_dir: Path, runtime: RuntimeConfig, **settings: Any) -> RunningServer:
+def run_server(
+    engine_dir: Path, runtime: RuntimeConfig, tracing: Tracing | None = None, **settings: Any
+) -> RunningServer:
     loaded = load_engine(engine_dir, "cpu", runtime, only_stops=True)
-    app = create_app(loaded, ServerConfig(**{"model_name": MODEL, **settings}))
+    app = create_app(loaded, ServerConfig(**{"model_name": MODEL, **settings}), tracing)
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     server = Server(uvicorn_config(app), app.state.service)

@@ -1,0 +1,97 @@
+"""OpenTelemetry traces: a span per HTTP request, and in it one for what the engine did."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from dpn_rt.errors import ConfigError
+from dpn_rt.outputs import RequestOutput
+from dpn_rt.processor import ProcessedPrompt
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from opentelemetry.sdk.trace import TracerProvider
+
+UNTRACED = "health,metrics"
+"""Paths that are asked all the time."""
+
+
+class Tracing:
+    """Spans hold counts and times, no text and no image."""
+
+    def __init__(self, provider: TracerProvider, model_name: str) -> None:
+        self._provider, self._model_name = provider, model_name
+        self._tracer = provider.get_tracer("dpn_rt")
+
+    def watch(self, app: FastAPI) -> None:
+        """Gives every request of an application a span, the child of its `traceparent` header's."""
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+        FastAPIInstrumentor.instrument_app(
+            app, tracer_provider=self._provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
+        )
+
+    def finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
+        """Records a request that the engine has ended, within the span of its HTTP request."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        metrics = output.metrics
+        offset = time.time() - time.monotonic()  # the engine's clock does not know the date
+        span = self._tracer.start_span("generate", kind=SpanKind.INTERNAL, start_time=_ns(metrics.arrival + offset))
+        completions = output.outputs
+        span.set_attributes(
+            {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": self._model_name,
+                "gen_ai.usage.input_tokens": prompt.num_rows,
+                "gen_ai.usage.output_tokens": sum(len(c.token_ids) for c in completions),
+                "gen_ai.response.finish_reasons": [c.finish_reason or "error" for c in completions],
+                "dpn_rt.request_id": output.request_id,
+                "dpn_rt.cached_tokens": output.num_cached_tokens,
+                "dpn_rt.visual_tokens": list(output.pyramid.visual_tokens),
+                "dpn_rt.route": ["-" if expert is None else str(expert) for expert in output.pyramid.experts],
+            }
+        )
+        if metrics.queue is not None:
+            span.add_event("first step", timestamp=_ns(metrics.arrival + metrics.queue + offset))
+        if metrics.first_token is not None:
+            span.add_event("first token", timestamp=_ns(metrics.first_token + offset))
+        if output.error is not None:
+            span.set_status(Status(StatusCode.ERROR, type(output.error).__name__))
+        span.end(None if metrics.finish is None else _ns(metrics.finish + offset))
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._provider.shutdown()
+
+
+def otlp_tracing(endpoint: str, model_name: str, service_name: str) -> Tracing:
+    """Traces that go to a collector.
+
+    Args:
+        endpoint: URL that takes OTLP over HTTP, for instance http://localhost:4318/v1/traces.
+        model_name: for the spans.
+        service_name: of this server, unless OTEL_SERVICE_NAME names it.
+
+    Raises:
+        ConfigError: the packages are missing, or the endpoint is no URL.
+    """
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"otlp endpoint {endpoint!r}: expected a URL such as http://localhost:4318/v1/traces")
+    try:
+        import opentelemetry.instrumentation.fastapi  # noqa: F401
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"traces need the package {error.name}: pip install 'dpn_rt[otel]'") from error
+    named = Resource.create({"service.name": service_name}).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=named)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    return Tracing(provider, model_name)
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
