@@ -30,6 +30,8 @@ class Request:
     request_id: str
     prompt: ProcessedPrompt
     sequences: list[Sequence]
+    unforked: list[Sequence]
+    """Those that wait for the first one's prefill, to go on from there."""
     arrival: float
     first_scheduled: float | None = None
     first_token: float | None = None
@@ -139,10 +141,10 @@ class Engine:
         sequences = [
             self._make_sequence(request_id, index, prompt, params, max_tokens, forced) for index in range(params.n)
         ]
-        self._requests[request_id] = Request(request_id, prompt, sequences, arrival=time.monotonic())
         for sequence in sequences:
             sequence.priority = priority
-            self._scheduler.add(sequence)
+        self._requests[request_id] = Request(request_id, prompt, sequences, sequences[1:], arrival=time.monotonic())
+        self._scheduler.add(sequences[0], sequences[1:])
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request now and frees its cells; what it has so far comes back. None if it is not known."""
@@ -158,7 +160,7 @@ class Engine:
             self._note_scheduled(batch)
             try:
                 logits = self._prefill(batch) if batch.kind == "prefill" else self.runner.run(batch)
-                return StepResult() if logits is None else self._postprocess(batch, logits)
+                return StepResult() if logits is None else self._postprocess(*self._with_siblings(batch, logits))
             except Exception as error:
                 self._job = None
                 return self._fail_batch(batch, error)
@@ -176,6 +178,25 @@ class Engine:
             self._job = None
             self._scheduler.end_prefill()
         return logits
+
+    def _with_siblings(self, batch: Batch, logits: Tensor) -> tuple[list[Sequence], Tensor]:
+        """Sequences and their logits, with those that go on from a prefill that has just ended."""
+        sequences: list[Sequence] = []
+        rows: list[int] = []
+        for row, sequence in enumerate(batch.sequences):
+            forked = [] if sequence.failure else self._fork(sequence)
+            sequences += [sequence, *forked]
+            rows += [row] * (1 + len(forked))
+        return sequences, logits if len(rows) == len(logits) else logits[rows]
+
+    def _fork(self, sequence: Sequence) -> list[Sequence]:
+        request = self._requests[sequence.request_id]
+        siblings, request.unforked = request.unforked, []
+        for sibling in siblings:
+            sibling.pyramid, sibling.image_rows = sequence.pyramid, sequence.image_rows
+            sibling.forced_experts = list(sequence.forced_experts)
+            sibling.num_cached_rows = sequence.num_cached_rows
+        return [sibling for sibling in siblings if self._scheduler.fork(sequence, sibling)]
 
     def _make_sequence(
         self,
@@ -218,13 +239,13 @@ class Engine:
             request = self._requests[sequence.request_id]
             request.first_scheduled = request.first_scheduled or now
 
-    def _postprocess(self, batch: Batch, logits: Tensor) -> StepResult:
-        sampled = self._sampler.sample(logits, [sequence.sampling for sequence in batch.sequences])
-        logprobs = sampled.logprobs or [None] * len(batch.sequences)
+    def _postprocess(self, sequences: list[Sequence], logits: Tensor) -> StepResult:
+        sampled = self._sampler.sample(logits, [sequence.sampling for sequence in sequences])
+        logprobs = sampled.logprobs or [None] * len(sequences)
         result = StepResult()
         now = time.monotonic()
         for sequence, is_finite, token_id, entry in zip(
-            batch.sequences, sampled.finite, sampled.token_ids, logprobs, strict=True
+            sequences, sampled.finite, sampled.token_ids, logprobs, strict=True
         ):
             request = self._requests.get(sequence.request_id)
             if request is None:

@@ -148,6 +148,21 @@ class KvCache:
 
     # Sharing
 
+    def cells_to_fork(self, slot: int) -> int:
+        """Free cells that `fork` needs: a last block that is not full is copied."""
+        partial = self._lengths[slot] % self.config.block_size != 0
+        return int((partial * np.asarray(self.geometry.groups)).sum())
+
+    def fork(self, slot: int) -> int:
+        """A new slot with the same rows, which shares the full blocks (`cells_to_fork` free cells)."""
+        self._require(self.cells_to_fork(slot))
+        child = self.open_slot()
+        for stage, table in enumerate(self._tables):
+            num_rows = int(self._lengths[slot, stage])
+            num_blocks = -(-num_rows // self.config.block_size)
+            self.share(stage, child, table[:, slot, :num_blocks].copy(), num_rows)
+        return child
+
     def cells_of_blocks(self, slot: int, first: int, last: int) -> tuple[CellArray, ...]:
         """Per stage `[groups, last - first]`: the cells of some of a slot's blocks."""
         return tuple(table[:, slot, first:last].copy() for table in self._tables)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,10 +91,26 @@ class Scheduler:
                 "or shorten prompt or max_tokens"
             )
 
-    def add(self, sequence: Sequence) -> None:
-        """Queues a sequence behind all others of its priority."""
-        sequence.number = next(self._numbers)
+    def add(self, sequence: Sequence, siblings: Iterable[Sequence] = ()) -> None:
+        """Queues a sequence behind all others of its priority. Its siblings wait for its prefill (`fork`)."""
+        for each in (sequence, *siblings):
+            each.number = next(self._numbers)
         self._enqueue(sequence)
+
+    def fork(self, sequence: Sequence, sibling: Sequence) -> bool:
+        """Lets a sibling decode from where the sequence, whose prefill has just ended, stands.
+
+        Returns:
+            False where there is no room for that: the sibling then waits for a prefill of its own.
+        """
+        assert sequence.slot is not None
+        cells = self._cache.cells_to_fork(sequence.slot) + self._num_promised_cells()
+        if self.num_running >= self.config.max_num_seqs or cells > self._cache.num_free_cells:
+            self._enqueue(sibling)
+            return False
+        sibling.slot = self._cache.fork(sequence.slot)
+        self._running.append(sibling)
+        return True
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees its cells."""

@@ -12,6 +12,8 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.outputs import RequestOutput
+from dpn_rt.runner import PrefillJob, Runner
+from dpn_rt.scheduler import Batch
 from tests.runtime.models import MODEL, VOCAB_SIZE, random_prompt, write_random_engine
 
 GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (1, 1), (10, 6), (24, 2), None, (16, 16), (2, 20)]
@@ -141,6 +143,45 @@ def test_several_completions(engine_dir: Path, prompts: list[dict[str, Any]]) ->
     output = llm.generate(prompts[0], params, use_tqdm=False)[0]
     assert [completion.index for completion in output.outputs] == [0, 1, 2, 3]
     assert len({tuple(completion.token_ids) for completion in output.outputs}) > 1
+    assert_pool_is_full(llm)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+def test_completions_share_one_prefill(
+    engine_dir: Path, prompts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, block_size: int
+) -> None:
+    prefilled: list[int] = []
+    begin = Runner.begin_prefill
+
+    def counted(runner: Runner, batch: Batch) -> PrefillJob:
+        prefilled.append(len(batch.sequences))
+        return begin(runner, batch)
+
+    monkeypatch.setattr(Runner, "begin_prefill", counted)
+    params = SamplingParams(n=3, temperature=1.0, seed=3, max_tokens=40, ignore_eos=True, logprobs=0)
+    llm = LLM(engine_dir, block_size=block_size)
+    together = llm.generate(prompts[:4], params, use_tqdm=False)
+    assert sum(prefilled) == 4
+    assert_pool_is_full(llm)
+    prefilled.clear()
+    # One sequence at a time: there is no room to fork, and every completion is prefilled by itself.
+    apart = LLM(engine_dir, block_size=block_size, max_num_seqs=1).generate(prompts[:4], params, use_tqdm=False)
+    assert sum(prefilled) == 12
+    for output, other in zip(together, apart, strict=True):
+        assert output.pyramid.experts == other.pyramid.experts
+        assert [c.token_ids for c in output.outputs] == [c.token_ids for c in other.outputs]
+        for completion, other_completion in zip(output.outputs, other.outputs, strict=True):
+            assert completion.cumulative_logprob == pytest.approx(other_completion.cumulative_logprob, abs=1e-3)
+
+
+def test_completions_share_full_blocks(engine_dir: Path) -> None:
+    llm = LLM(engine_dir, block_size=4)
+    cache = llm.engine.runner.cache
+    prompt = llm.processor.process({"prompt_token_ids": list(range(3, 25))})  # 22 rows: 5 full blocks and a half
+    llm.engine.add_request("one", prompt, SamplingParams(n=5, max_tokens=8, ignore_eos=True))
+    llm.engine.step()
+    assert cache.config.num_cells - cache.num_free_cells == sum(cache.geometry.groups) * (5 + 5)
+    llm.engine.abort("one")
     assert_pool_is_full(llm)
 
 
