@@ -4,6 +4,7 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "ops/attention.h"
+#include "ops/attention_decode_single.h"
 #include "ops/attention_decode_tile.h"
 
 namespace dpn::DPN_ISA {
@@ -99,6 +100,10 @@ class Task {
         partial.maxima[i] = -__builtin_inff();
         partial.weights[i] = 0;
       }
+      if (heads_ == 1) {
+        copy_query(kv_head);
+        continue;
+      }
       for (std::int64_t head = 0; head < heads_; head += kMostQuads * kQuad) copy_queries(kv_head, head);
     }
     Chunk chunks[2];
@@ -120,14 +125,25 @@ class Task {
   }
   int quads_from(std::int64_t head) const { return heads_ - head > kQuad ? kMostQuads : 1; }
 
+  const T* query_row(std::int64_t head) const {
+    return static_cast<const T*>(p_.q) + task_.sequence * p_.q_stride[0] + head * p_.q_stride[1];
+  }
+
+  void copy_query(std::int64_t kv_head) const {
+    const T* row = query_row(kv_head);
+    U* q = queries_of(kv_head, 0);
+    const std::int64_t units = padded_dim_ / kUnitSize<U>, used = p_.head_dim / kUnitSize<U>;
+    for (std::int64_t i = 0; i < units; ++i) q[i] = U{};
+    for (std::int64_t i = 0; i < used; ++i) to_unit(q + i, row + i * kUnitSize<U>);
+  }
+
   // In the order of score_group; heads that do not exist are zero.
   void copy_queries(std::int64_t kv_head, std::int64_t first_head) const {
     const int quads = quads_from(first_head);
     U* q = queries_of(kv_head, first_head);
     for (std::int64_t i = 0; i < padded_dim_ / kUnitSize<U> * quads * kQuad; ++i) q[i] = U{};
     for (std::int64_t h = 0; h < quads * kQuad && first_head + h < heads_; ++h) {
-      const T* row = static_cast<const T*>(p_.q) + task_.sequence * p_.q_stride[0] +
-                     (kv_head * heads_ + first_head + h) * p_.q_stride[1];
+      const T* row = query_row(kv_head * heads_ + first_head + h);
       for (std::int64_t unit = 0; unit < p_.head_dim / kUnitSize<U>; ++unit) {
         const std::int64_t vector = (unit / kWidth * kQuad + unit % kQuad) * quads + h / kQuad;
         to_unit(q + vector * kWidth + unit % kWidth / kQuad * kQuad + h % kQuad, row + unit * kUnitSize<U>);
@@ -197,6 +213,7 @@ class Task {
                                                        : g < next_chunk.num_groups ? keys_ + next_chunk.offsets[g]
                                                                                    : values);
     }
+    if (heads_ == 1) return attend_head(groups, chunk.num_groups, kv_head);
     for (std::int64_t head = 0; head < heads_; head += kMostQuads * kQuad) {
       if (quads_from(head) == 1) {
         attend_heads<1>(groups, chunk.num_groups, kv_head, head);
@@ -204,6 +221,20 @@ class Task {
         attend_heads<2>(groups, chunk.num_groups, kv_head, head);
       }
     }
+  }
+
+  void attend_head(const KeyGroup<U, V>* groups, int num_groups, std::int64_t kv_head) const {
+    alignas(64) float scores[kChunkKeys];
+    alignas(64) U weights[kChunkKeys / kUnitSize<U>];
+    float factor;
+    const U* q = queries_of(kv_head, 0);
+    for (int g = 0; g < num_groups; ++g) {
+      score_group_single(scores + g * kGroupKeys, groups[g], q, padded_dim_ / kUnitSize<U>);
+      for (int i = groups[g].count; i < kGroupKeys; ++i) scores[g * kGroupKeys + i] = -__builtin_inff();
+    }
+    const Partial partial = partial_of(kv_head);
+    weigh_single(scores, weights, num_groups * kGroupKeys, p_.scale * kLog2E, partial.maxima, partial.weights, &factor);
+    add_columns<1, 1>(groups, num_groups, partial.sums, weights, &factor);
   }
 
   template <int kQuads>
@@ -247,15 +278,17 @@ class Task {
     add_columns<1>(groups, num_groups, sums, weights, factors);
   }
 
-  template <int kHeads>
+  template <int kHeads, int kLane = kQuad>
   void add_columns(const KeyGroup<U, V>* groups, int num_groups, float* sums, const U* weights,
                    const float* factors) const {
     constexpr int kCols = value_columns(kHeads);
     std::int64_t column = 0;
     for (; column + kCols * kWidth <= padded_dim_; column += kCols * kWidth) {
-      add_values<kHeads, kCols>(sums, padded_dim_, factors, weights, groups, num_groups, column);
+      add_values<kHeads, kCols, kLane>(sums, padded_dim_, factors, weights, groups, num_groups, column);
     }
-    if (column < padded_dim_) add_values<kHeads, 2>(sums, padded_dim_, factors, weights, groups, num_groups, column);
+    if (column < padded_dim_) {
+      add_values<kHeads, 2, kLane>(sums, padded_dim_, factors, weights, groups, num_groups, column);
+    }
   }
 
   const AttentionDecodeParams& p_;
@@ -275,8 +308,9 @@ class Task {
 // Out row of one head of a group from the partial results of its splits, `stride` floats apart.
 template <class T>
 void reduce(T* out, const Partial& first, std::int64_t stride, std::int64_t splits, std::int64_t head,
-            std::int64_t head_dim, std::int64_t padded_dim, float scale) {
+            std::int64_t heads, std::int64_t head_dim, std::int64_t padded_dim, float scale) {
   const std::int64_t state = head / kQuad * kWidth + head % kQuad;
+  const int lanes_apart = heads == 1 ? 1 : kQuad;  // of the weights of one head
   float maximum = first.maxima[state];
   for (std::int64_t s = 1; s < splits; ++s) {
     const float other = first.maxima[s * stride + state];
@@ -286,7 +320,7 @@ void reduce(T* out, const Partial& first, std::int64_t stride, std::int64_t spli
   float weight = 0;
   for (std::int64_t s = 0; s < splits; ++s) {
     const float factor = exp2_negative<float>(broadcast(first.maxima[s * stride + state] - maximum), scale)[0];
-    for (int i = 0; i < kWidth; i += kQuad) weight += factor * first.weights[s * stride + state + i];
+    for (int i = 0; i < kWidth; i += lanes_apart) weight += factor * first.weights[s * stride + state + i];
     const float* partial = first.sums + s * stride + head * padded_dim;
     for (std::int64_t i = 0; i < head_dim; i += kWidth) store(sums + i, load(sums + i) + load(partial + i) * factor);
   }
@@ -311,7 +345,7 @@ void decode(const AttentionDecodeParams& p) {
       const Partial first(partials + first_task[0] * task_stride + i % p.num_heads / heads * head_stride, heads,
                           padded_dim);
       reduce<T>(static_cast<T*>(p.out) + i * p.head_dim, first, task_stride, first_task[1] - first_task[0], i % heads,
-                p.head_dim, padded_dim, p.scale * kLog2E);
+                heads, p.head_dim, padded_dim, p.scale * kLog2E);
     }
   });
 }

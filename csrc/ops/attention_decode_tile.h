@@ -151,10 +151,12 @@ inline void weigh_chunk(const float* scores, U* weights, std::int64_t keys, floa
 }
 
 // sums[h, :] = sums[h, :] * factors[h] + weights of h . values for kHeads heads and kCols vectors of the head dimension
-// from `column` on. sums and values have rows padded_dim elements apart; weights are [quad, key / kUnitSize, 4].
-template <int kHeads, int kCols, class U, class V>
+// from `column` on. sums and values have rows padded_dim elements apart; weights are [quad, key / kUnitSize, kLane]: 4
+// heads lie side by side, or one alone.
+template <int kHeads, int kCols, int kLane = kQuad, class U, class V>
 inline void add_values(float* sums, std::int64_t padded_dim, const float* factors, const U* weights,
                        const KeyGroup<U, V>* groups, int num_groups, std::int64_t column) {
+  static_assert(kLane == kQuad || kHeads == 1);
   constexpr int kQuadStride = kChunkKeys / kUnitSize<U> * kQuad;
   VecF totals[kHeads][kCols];
 #pragma GCC unroll 8
@@ -164,14 +166,14 @@ inline void add_values(float* sums, std::int64_t padded_dim, const float* factor
   }
   for (int g = 0; g < num_groups; ++g) {
     const V* v = groups[g].v + column;
-    const U* group_weights = weights + g * (kGroupKeys / kUnitSize<U>)*kQuad;
+    const U* group_weights = weights + g * (kGroupKeys / kUnitSize<U>)*kLane;
 #pragma GCC unroll 2
     for (int unit = 0; unit < kGroupKeys / kUnitSize<U>; ++unit) {
       decltype(load_units(weights)) columns[kCols];
       load_values(columns, v + unit * kUnitSize<U> * padded_dim, padded_dim);
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
-        const auto weight = broadcast_unit(group_weights + unit * kQuad + h / kQuad * kQuadStride + h % kQuad);
+        const auto weight = broadcast_unit(group_weights + unit * kLane + h / kQuad * kQuadStride + h % kQuad);
 #pragma GCC unroll 4
         for (int c = 0; c < kCols; ++c) totals[h][c] = dot(totals[h][c], weight, columns[c]);
       }
