@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,13 @@ async def _ask(client: httpx.AsyncClient, body: dict[str, Any], arrival: float) 
     return Timing(arrival, tuple(times), time.perf_counter() - started, num_tokens, error)
 
 
-def offline(llm: LLM, asked: Sequence[Question]) -> float:
+def _length(mean: int, spread: float, draw: random.Random) -> int:
+    return max(1, round(mean * draw.uniform(1 - spread, 1 + spread)))
+
+
+def offline(llm: LLM, asked: Sequence[Question], *, ignore_eos: bool) -> float:
     """Seconds that `LLM.chat` takes for all of them."""
-    params = SamplingParams(temperature=0, max_tokens=asked[0].max_tokens)
+    params = [SamplingParams(temperature=0, max_tokens=one.max_tokens, ignore_eos=ignore_eos) for one in asked]
     started = time.perf_counter()
     llm.chat([question.messages() for question in asked], params)
     return time.perf_counter() - started
@@ -159,7 +163,11 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All loads, round by round."""
     asked = [question for question, _ in questions(options.engine, options.scenes, options.max_tokens)]
-    asked = [asked[i % len(asked)] for i in range(options.requests)]
+    draw = random.Random(0)
+    asked = [
+        replace(asked[i % len(asked)], max_tokens=_length(options.max_tokens, options.spread, draw))
+        for i in range(options.requests)
+    ]
     name = options.engine.resolve().name
     extra = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": options.ignore_eos}
     bodies = [question.body(name, **extra) for question in asked]
@@ -173,11 +181,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 loads.setdefault(f"{clients} clients", []).append(asyncio.run(closed_loop(url, bodies, clients)))
             for rate in options.rates:
                 loads.setdefault(f"{rate:g}/s", []).append(asyncio.run(open_loop(url, bodies, rate, number)))
-            offline_seconds.append(offline(llm, asked))
+            offline_seconds.append(offline(llm, asked, ignore_eos=options.ignore_eos))
     return {
         "requests": options.requests,
         "rounds": options.rounds,
         "max_tokens": options.max_tokens,
+        "spread": options.spread,
+        "ignore_eos": options.ignore_eos,
         "target_ms": {"ttft": 1000 * options.target_first, "itl": 1000 * options.target_between},
         "offline_requests_per_second": _spread([options.requests / seconds for seconds in offline_seconds]),
         "loads": {
@@ -237,7 +247,8 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=8)
-    parser.add_argument("--ignore-eos", action="store_true")
+    parser.add_argument("--spread", type=float, default=0.0, help="of max-tokens over requests, as a share of it")
+    parser.add_argument("--ignore-eos", action="store_true", help="answers of max-tokens, whatever the model says")
     parser.add_argument("--target-first", type=float, default=0.5, help="seconds, for goodput")
     parser.add_argument("--target-between", type=float, default=0.1, help="seconds, for goodput")
     parser.add_argument("--json", type=Path)
