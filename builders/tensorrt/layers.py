@@ -31,7 +31,7 @@ class Graph:
 
     # Arithmetic
 
-    def float(self, x: Tensor) -> Tensor:
+    def widen(self, x: Tensor) -> Tensor:
         """In float32."""
         return x if x.dtype == self._float else self._output("cast", self.network.add_cast(x, self._float))
 
@@ -102,13 +102,13 @@ class Graph:
         Made of elementwise layers: the library's own normalization subtracts the mean.
         """
         operation = self.library.UnaryOperation
-        wide = self.float(x)
+        wide = self.widen(x)
         square = self.multiply(wide, wide)
         average = self.network.add_reduce(square, self.library.ReduceOperation.AVG, 1 << 2, True)
         variance = self.add(self._output("reduce", average), self.scalar(eps, 3))
         deviation = self._output("unary", self.network.add_unary(variance, operation.SQRT))
         normed = self.multiply(wide, self._output("unary", self.network.add_unary(deviation, operation.RECIP)))
-        scale = self.reshape(self.float(weight), (1, 1, *weight.shape))
+        scale = self.reshape(self.widen(weight), (1, 1, *weight.shape))
         return self.narrow(self.multiply(normed, scale))
 
     def rotate(self, heads: Tensor, positions: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Graph:
             positions: `[batch, rows]` int32.
             cosines, sines: `[positions, head_dim / 2]` float32.
         """
-        layer = self.network.add_rotary_embedding(self.float(heads), cosines, sines, False, 0)
+        layer = self.network.add_rotary_embedding(self.widen(heads), cosines, sines, False, 0)
         output = self._output("rotary embedding", layer)
         layer.set_input(3, positions)
         return output
@@ -142,7 +142,7 @@ class Graph:
             causal: row i sees the keys 0 to i alone.
         """
         library = self.library
-        scaled = self.multiply(self.float(q), self.scalar(1 / math.sqrt(q.shape[-1]), 4))
+        scaled = self.multiply(self.widen(q), self.scalar(1 / math.sqrt(q.shape[-1]), 4))
         mask = library.CausalMaskKind.UPPER_LEFT if causal else library.CausalMaskKind.NONE
         norm = library.AttentionNormalizationOp.SOFTMAX
         layer = self.network.add_attention_v2(self.narrow(scaled), k, v, norm, mask)
@@ -152,8 +152,8 @@ class Graph:
 
     def gated(self, gate_up: Tensor, size: int) -> Tensor:
         """`silu(gate) * up` of `gate_up` `[batch, rows, 2 * size]`, gate first."""
-        gate = self.float(self.part(gate_up, 2, 0, size))
-        up = self.float(self.part(gate_up, 2, size, size))
+        gate = self.widen(self.part(gate_up, 2, 0, size))
+        up = self.widen(self.part(gate_up, 2, size, size))
         layer = self.network.add_activation(gate, self.library.ActivationType.SIGMOID)
         silu = self.multiply(gate, self._output("activation", layer))
         return self.narrow(self.multiply(silu, up))

@@ -51,6 +51,11 @@ def plan_file(stage: int, phase: Phase) -> str:
     return f"plans/stage{stage}.{phase}.plan"
 
 
+def plan_files(num_stages: int) -> list[str]:
+    """The plans of a whole engine."""
+    return [plan_file(stage, phase) for stage in range(num_stages) for phase in PHASES]
+
+
 def check_limits(limits: PlanLimits, num_stages: int, max_position_embeddings: int) -> None:
     """Refuse limits that no plan could be built for.
 
