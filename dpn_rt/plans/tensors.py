@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dpn_rt.config import ModelConfig
-from dpn_rt.plans.config import Phase, PlanLimits
+from dpn_rt.plans.config import PHASES, Phase, PlanLimits
 from dpn_rt.weight_spec import TORCH_DTYPES, weight_spec
 
 DYNAMIC = -1
@@ -138,3 +138,9 @@ class StagePlan:
 def cache_names(layer: int) -> tuple[str, str]:
     """Inputs that hold the keys and the values of a layer; each output has `_out` behind."""
     return f"layers.{layer}.key_cache", f"layers.{layer}.value_cache"
+
+
+def stage_plans(model: ModelConfig, limits: PlanLimits) -> list[StagePlan]:
+    """Every plan of an engine, by stage, prefill before decode."""
+    stages = range(len(model.pyramid.boundaries) + 1)
+    return [StagePlan(model, limits, stage, phase) for stage in stages for phase in PHASES]

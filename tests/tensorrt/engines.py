@@ -1,0 +1,106 @@
+"""Engines with plans on the CPU: the evaluator runs each stage's network where a GPU would run its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpn_rt import LLM
+from dpn_rt.config import ModelConfig
+from dpn_rt.engine_dir import EngineSource, write_engine
+from dpn_rt.plans import cuda
+from dpn_rt.plans.config import BuiltPlans, PlanConfig, PlanLimits, plan_files
+from dpn_rt.plans.library import load_library, torch_dtype
+from dpn_rt.plans.plan import Signature
+from dpn_rt.plans.tensors import StagePlan
+from dpn_rt.weight_spec import weight_spec
+from tests.tensorrt.evaluator import Evaluator, stage_network
+
+NETWORK_DTYPE = "bfloat16"
+"""Of the networks; the evaluator computes them in float32, and the engines here hold float32 weights."""
+
+
+class EvaluatedPlan:
+    """A `Plan` that runs the network which a plan would be built from."""
+
+    def __init__(self, spec: StagePlan) -> None:
+        library = load_library("rtx")
+        model = dataclasses.replace(spec.model, dtype=NETWORK_DTYPE)
+        self._stage = stage_network(library, dataclasses.replace(spec, model=model))
+        self._evaluator = Evaluator(library, self._stage.network)
+        network = self._stage.network
+        self.inputs: Signature = _signature([network.get_input(i) for i in range(network.num_inputs)])
+        self.outputs: Signature = _signature([network.get_output(i) for i in range(network.num_outputs)])
+        self._spec = spec
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        assert set(inputs) == set(self.inputs) and set(outputs) == set(self.outputs)
+        for name, tensor in inputs.items():
+            assert tensor.is_contiguous(), name
+            largest = self._spec.inputs()[name].largest
+            assert all(a <= b for a, b in zip(tensor.shape, largest, strict=True)), f"{name}: beyond the profile"
+        for name, result in self._evaluator.run(inputs).items():
+            assert outputs[name].shape == result.shape, name
+            if name.endswith("_cache_out"):
+                assert outputs[name].data_ptr() == result.data_ptr(), f"{name}: not written in place"
+            else:
+                outputs[name].copy_(result)
+
+
+def _signature(tensors: list[Any]) -> Signature:
+    """Floats as float32: so they are evaluated."""
+    dtypes = {tensor.name: torch_dtype(tensor.dtype) for tensor in tensors}
+    return {
+        tensor.name: (
+            torch.float32 if dtypes[tensor.name].is_floating_point else dtypes[tensor.name],
+            tuple(tensor.shape),
+        )
+        for tensor in tensors
+    }
+
+
+@dataclass(frozen=True)
+class EvaluatingReader:
+    """A `PlanReader` whose plans are evaluated on the CPU; takes the place of `CudaPlanReader`."""
+
+    plans: PlanConfig
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def open(self, data: bytes, plan: StagePlan) -> EvaluatedPlan:
+        assert data == f"stage {plan.stage} {plan.phase}".encode()
+        return EvaluatedPlan(plan)
+
+
+def limits_of(model: ModelConfig, rows: int = 768, max_batch: int = 8, max_prefill_batch: int = 3) -> PlanLimits:
+    return PlanLimits(max_batch, max_prefill_batch, (rows,) * (len(model.pyramid.boundaries) + 1))
+
+
+def write_plan_engine(
+    path: Path, model: ModelConfig, weights: Mapping[str, Tensor], limits: PlanLimits | None = None
+) -> Path:
+    """An engine directory whose plan files name their stage and phase, for `EvaluatingReader`."""
+    names = plan_files(len(model.pyramid.boundaries) + 1)
+    contents = {
+        name: name.split("/")[1].removesuffix(".plan").replace(".", " ").replace("stage", "stage ").encode()
+        for name in names
+    }
+    plans = BuiltPlans(PlanConfig("rtx", "1.7.1", ("8.6",), limits or limits_of(model)), contents)
+    ordered = [(name, weights[name]) for name in weight_spec(model)]
+    write_engine(path, model, EngineSource("0" * 64, "synthetic"), ordered, plans=plans)
+    return path
+
+
+def evaluated_llm(path: Path, patch: pytest.MonkeyPatch, **options: Any) -> LLM:
+    """The engine at `path` through the ordinary interface, plans evaluated."""
+    patch.setattr(cuda, "CudaPlanReader", EvaluatingReader)
+    return LLM(path, **options)
