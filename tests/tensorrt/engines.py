@@ -104,3 +104,13 @@ def evaluated_llm(path: Path, patch: pytest.MonkeyPatch, **options: Any) -> LLM:
     """The engine at `path` through the ordinary interface, plans evaluated."""
     patch.setattr(cuda, "CudaPlanReader", EvaluatingReader)
     return LLM(path, **options)
+
+
+def logprob_error(output: Any, expected: Tensor) -> float:
+    """Largest difference of log-probabilities `[num_tokens, vocab_size]`, whatever tokens were chosen."""
+    positions = output.outputs[0].logprobs
+    found = torch.tensor(
+        [[position[token].logprob for token in range(expected.shape[1])] for position in positions], dtype=torch.float64
+    )
+    assert torch.isfinite(found).all()
+    return float((found - expected).abs().max())

@@ -56,9 +56,8 @@ class Evaluator:
         layer.__class__ = getattr(self.library, class_name)
         source = [layer.get_input(i) for i in range(layer.num_inputs)]
         result = evaluate(layer, [None if tensor is None else values[tensor.name] for tensor in source], values)
-        if result is not None:
-            assert layer.num_outputs == 1, layer.name
-            values[layer.get_output(0).name] = result
+        assert layer.num_outputs == 1, layer.name
+        values[layer.get_output(0).name] = result
 
 
 Values = dict[str, Tensor]
@@ -159,8 +158,9 @@ def _kv_cache_update(layer: Any, inputs: list[Tensor], values: Values) -> Tensor
     return cache
 
 
-def _attention_input(layer: Any, inputs: list[Tensor], values: Values) -> None:
+def _attention_input(layer: Any, inputs: list[Tensor], values: Values) -> Tensor:
     """The attention is computed at its output layer, from the tensors that go into this one."""
+    return inputs[0]
 
 
 def _attention_output(layer: Any, inputs: list[Tensor], values: Values) -> Tensor:
@@ -183,7 +183,7 @@ def _attention_output(layer: Any, inputs: list[Tensor], values: Values) -> Tenso
     return torch.softmax(scores, -1) @ v
 
 
-Evaluate = Callable[[Any, list[Tensor], Values], Tensor | None]
+Evaluate = Callable[[Any, list[Tensor], Values], Tensor]
 LAYERS: dict[str, tuple[str, Evaluate]] = {
     "ACTIVATION": ("IActivationLayer", _activation),
     "ATTENTION_INPUT": ("IAttentionInputLayer", _attention_input),
