@@ -152,24 +152,19 @@ def load_engine(
 
 
 def plan_runtime_config(config: RuntimeConfig, limits: PlanLimits, model: ModelConfig) -> RuntimeConfig:
-    """The configuration within what an engine's plans were built for.
+    """The configuration within what an engine's plans were built for. They take prefills whole, in no parts.
 
     Raises:
-        ConfigError: an option that plans have no use for.
+        ConfigError: a size was asked for that the plans have fixed.
     """
-    unused = {
-        "max_chunk_tokens": config.max_chunk_tokens,
-        "kv_cache_bytes": config.kv_cache_bytes,
-        "reuse_bytes": config.reuse_bytes or None,
-    }
-    given = [f"{name}={value}" for name, value in unused.items() if value is not None]
-    if given:
+    if config.kv_cache_bytes is not None:
         raise ConfigError(
-            f"{', '.join(given)}: an engine with TensorRT plans has slots of fixed length, which are neither cut nor "
-            "shared; expected the default"
+            f"kv_cache_bytes={config.kv_cache_bytes}: expected none, the KV caches of an engine with TensorRT plans "
+            f"are {limits.max_batch} slots of {list(limits.stage_rows)} rows per stage, as it was built"
         )
     return dataclasses.replace(
         config,
+        max_chunk_tokens=None,
         max_num_seqs=min(config.max_num_seqs, limits.max_batch),
         max_length=min(max_length(config, model), limits.stage_rows[0]),
     )
@@ -187,19 +182,14 @@ def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
     prepack = _choose_prepack(config, sum(w.nbytes for w in weights.values()), TORCH_DTYPES[model.dtype])
     vision = VisionTower(model.vision, weights, prepack=prepack) if model.vision else None
     projector = Projector(model.projector, weights, prepack=prepack) if model.projector else None
+    images = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans)
-        return Runner(model, load_plan_backend(engine, reader, max_length(config, model)), vision, projector)
+        plans = load_plan_backend(engine, reader, max_length(config, model))
+        return Runner(model, plans, vision, projector, image_cache=images)  # slots cannot be shared: no prefix cache
     backend = load_native_backend(model, weights, config, prepack)
-    reuse = config.reuse_bytes
-    return Runner(
-        model,
-        backend,
-        vision,
-        projector,
-        PrefixCache(PrefixCacheConfig(reuse), backend.cache) if reuse else None,
-        ImageCache(reuse) if reuse else None,
-    )
+    prefixes = PrefixCache(PrefixCacheConfig(config.reuse_bytes), backend.cache) if config.reuse_bytes else None
+    return Runner(model, backend, vision, projector, prefixes, images)
 
 
 def load_native_backend(

@@ -87,7 +87,7 @@ def test_sequences_that_end_at_different_times_leave_slots_to_others(
     grids = [(5, 5), None, (4, 6), (2, 2), None, (5, 4), (6, 6)]
     prompts = [random_prompt(random, grid) for grid in grids]
     params = [dataclasses.replace(GREEDY, max_tokens=count) for count in (9, 1, 5, 2, 7, 3, 4)]
-    llm = evaluated_llm(engine, monkeypatch)
+    llm = evaluated_llm(engine, monkeypatch, max_chunk_tokens=8, reuse_bytes=1 << 20)  # as the server does
     outputs = llm.generate(prompts, params, use_tqdm=False)
     for prompt, each, output in zip(prompts, params, outputs, strict=True):
         image = prompt.get("multi_modal_data", {})
@@ -226,8 +226,7 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         ({"device": "cpu"}, "expected 'auto' or 'cuda'"),
-        ({"kv_cache_bytes": 1 << 20}, "kv_cache_bytes=1048576: .*slots of fixed length"),
-        ({"max_chunk_tokens": 64, "reuse_bytes": 5}, "max_chunk_tokens=64, reuse_bytes=5"),
+        ({"kv_cache_bytes": 1 << 20}, r"kv_cache_bytes=1048576: expected none.* 3 slots of \[96, 96, 96, 96\] rows"),
     ],
 )
 def test_options_without_a_use(engine: Path, options: Mapping[str, Any], message: str) -> None:
