@@ -16,8 +16,10 @@ def make_stage_model(surface: Surface, config: Any, is_last: bool) -> Any:
         config: `LLaMAConfig` of one stage.
         is_last: whether final norm and output layer belong to it.
     """
+    module: Any = surface.Module
+    causal_model: Any = surface.DecoderModelForCausalLM
 
-    class StageModel(surface.Module):  # type: ignore[misc]
+    class StageModel(module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.layers = surface.DecoderLayerList(surface.LLaMADecoderLayer, config)
@@ -36,7 +38,7 @@ def make_stage_model(surface: Surface, config: Any, is_last: bool) -> Any:
             )
             return (self.ln_f(hidden_states) if is_last else hidden_states), presents
 
-    class StageModelForCausalLM(surface.DecoderModelForCausalLM):  # type: ignore[misc]
+    class StageModelForCausalLM(causal_model):  # type: ignore[misc]
         def __init__(self) -> None:
             head = None
             if is_last:
