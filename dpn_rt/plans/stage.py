@@ -83,7 +83,7 @@ class PlanStage:
         first_slot: int,
     ) -> Tensor:
         def on_device(values: IntArray) -> Tensor:
-            return torch.from_numpy(np.array(values, dtype=np.int32)).to(hidden.device)
+            return torch.from_numpy(np.array(values, dtype=np.int32, order="C")).to(hidden.device)
 
         batch = len(kv_lengths)
         caches = self._memory.part(self._caches, first_slot, batch)

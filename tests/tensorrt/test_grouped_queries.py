@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dpn_rt import SamplingParams
 from dpn_rt.config import PyramidConfig
 from tests.runtime.models import MODEL, with_decoder
-from tests.tensorrt.engines import evaluated_llm, logprob_error, write_plan_engine
+from tests.tensorrt.engines import evaluated_llm, limits_of, logprob_error, write_plan_engine
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
 
@@ -64,7 +64,7 @@ def test_logits_equal_those_of_transformers(kv_heads: int, tmp_path: Path, monke
     dense = dataclasses.replace(MODEL, pyramid=PyramidConfig(), vision=None, projector=None)
     model = with_decoder(dense, num_layers=LAYERS, num_kv_heads=kv_heads)
     model = dataclasses.replace(model, prompt=dataclasses.replace(model.prompt, router_token_id=None))
-    path = write_plan_engine(tmp_path / "engine", model, canonical(reference))
+    path = write_plan_engine(tmp_path / "engine", model, canonical(reference), limits_of(model, rows=64))
     llm = evaluated_llm(path, monkeypatch)
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, logprobs=-1, ignore_eos=True)
     prompts = [torch.randint(3, 99, (length,)).tolist() for length in (3, 17, 9)]

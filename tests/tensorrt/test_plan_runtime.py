@@ -115,7 +115,7 @@ def test_limits_are_kept_at_admission(engine: Path, monkeypatch: pytest.MonkeyPa
         llm.generate([long, short], GREEDY, use_tqdm=False)
     assert list(info.value.errors) == [0]
     assert isinstance(info.value.errors[0], RequestError)
-    assert "96" in str(info.value.errors[0])
+    assert "expected at most 95" in str(info.value.errors[0])
     assert len(info.value.outputs[1].outputs[0].token_ids) == 5  # type: ignore[attr-defined]
 
 

@@ -27,7 +27,9 @@ def parts(model: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
     rows = [model.decoder.head_dim * n for n in (HEADS, model.decoder.num_kv_heads, model.decoder.num_kv_heads)]
     for name, tensor in random_weights(model, seed):
         prefix = name.rsplit(".", 2)[0]
-        if ".qkv." in name:
+        if not name.startswith("layers."):
+            result[name] = tensor
+        elif ".qkv." in name:
             kind = name.rsplit(".", 1)[1]
             for part, piece in zip("qkv", tensor.split(rows), strict=True):
                 result[f"{prefix}.{part}.{kind}"] = piece
