@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from dpn_rt.config import DecoderConfig
@@ -37,7 +38,7 @@ def export_stage(
         for name, exported in _WHOLE.items():
             if ours + name in weights:
                 yield theirs + exported, weights[ours + name]
-        gate, up = weights[f"{ours}gate_up.weight"].split(config.intermediate_size)
+        gate, up = torch.split(weights[f"{ours}gate_up.weight"], config.intermediate_size)
         yield theirs + _GATE, gate
         yield theirs + _UP, up
     if is_last:

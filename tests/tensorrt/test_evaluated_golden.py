@@ -16,9 +16,12 @@ from tests.test_golden_runtime import PARAMS, assert_gives, of_eager, of_golden,
 pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
 
 
+MAX_BATCH = 4
+
+
 def load(case: GoldenCase, directory: Path, patch: pytest.MonkeyPatch) -> LLM:
-    path = write_plan_engine(directory / "engine", case.config, case.canonical_weights())
-    return evaluated_llm(path, patch)
+    limits = limits_of(case.config, max_batch=MAX_BATCH)
+    return evaluated_llm(write_plan_engine(directory / "engine", case.config, case.canonical_weights(), limits), patch)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -37,7 +40,7 @@ def test_a_batch_of_routes_gives_each_prompt_what_it_gets_alone(
     prompts = prompts_for(case)
     random.Random(name).shuffle(prompts)
     expected = [of_eager(eager, prompt) for prompt in prompts]
-    assert len(prompts) > limits_of(case.config).max_batch
+    assert len(prompts) > MAX_BATCH
     assert len({tuple(each.experts) for each in expected}) > 2
     outputs = load(case, tmp_path, monkeypatch).generate([p.request() for p in prompts], PARAMS, use_tqdm=False)
     for prompt, output, wanted in zip(prompts, outputs, expected, strict=True):

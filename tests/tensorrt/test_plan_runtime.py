@@ -77,6 +77,12 @@ def test_slots_are_given_out_lowest_first_and_counted() -> None:
         cache.fill_stage(1, np.array([1]), np.array([5], dtype=np.int32))
 
 
+def test_a_device_that_is_too_small() -> None:
+    huge = PlanLimits(1 << 40, 1, (96,) * 4)
+    with pytest.raises(CapacityError, match=r"cpu has no room for [\d,]+ bytes of KV caches.*lower --max-batch"):
+        SlotMemory.allocate([StagePlan(TEXT, huge, 0, "prefill")], torch.float32, torch.device("cpu"))
+
+
 @needs_networks
 def test_sequences_that_end_at_different_times_leave_slots_to_others(
     engine: Path, monkeypatch: pytest.MonkeyPatch

@@ -85,7 +85,7 @@ def layer_weights(layer: int) -> Signature:
     }
 
 
-@pytest.mark.parametrize(("stage", "layers"), enumerate([(0, 1), (2,), (3, 4), (5, 6)]))
+@pytest.mark.parametrize(("stage", "layers"), list(enumerate([(0, 1), (2,), (3, 4), (5, 6)])))
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_inputs_and_outputs_of_every_network(stage: int, layers: tuple[int, ...], phase: str) -> None:
     rows = -1 if phase == "prefill" else 1
