@@ -16,7 +16,7 @@ from dpn_rt import LLM
 from dpn_rt.config import ModelConfig
 from dpn_rt.engine_dir import EngineSource, write_engine
 from dpn_rt.plans import cuda
-from dpn_rt.plans.config import BuiltPlans, PlanConfig, PlanLimits, plan_files
+from dpn_rt.plans.config import PHASES, BuiltPlans, PlanConfig, PlanLimits, plan_file
 from dpn_rt.plans.library import load_library, torch_dtype
 from dpn_rt.plans.plan import Signature
 from dpn_rt.plans.tensors import StagePlan
@@ -85,18 +85,19 @@ def limits_of(model: ModelConfig, rows: int = 768, max_batch: int = 8, max_prefi
     return PlanLimits(max_batch, max_prefill_batch, (rows,) * (len(model.pyramid.boundaries) + 1))
 
 
+def named_plans(model: ModelConfig, limits: PlanLimits | None = None) -> BuiltPlans:
+    """Plans whose files name their stage and phase, for `EvaluatingReader`."""
+    stages = range(len(model.pyramid.boundaries) + 1)
+    files = {plan_file(stage, phase): f"stage {stage} {phase}".encode() for stage in stages for phase in PHASES}
+    return BuiltPlans(PlanConfig("rtx", "1.7.1", ("8.6",), limits or limits_of(model)), files)
+
+
 def write_plan_engine(
     path: Path, model: ModelConfig, weights: Mapping[str, Tensor], limits: PlanLimits | None = None
 ) -> Path:
-    """An engine directory whose plan files name their stage and phase, for `EvaluatingReader`."""
-    names = plan_files(len(model.pyramid.boundaries) + 1)
-    contents = {
-        name: name.split("/")[1].removesuffix(".plan").replace(".", " ").replace("stage", "stage ").encode()
-        for name in names
-    }
-    plans = BuiltPlans(PlanConfig("rtx", "1.7.1", ("8.6",), limits or limits_of(model)), contents)
+    """An engine directory with `named_plans`."""
     ordered = [(name, weights[name]) for name in weight_spec(model)]
-    write_engine(path, model, EngineSource("0" * 64, "synthetic"), ordered, plans=plans)
+    write_engine(path, model, EngineSource("0" * 64, "synthetic"), ordered, plans=named_plans(model, limits))
     return path
 
 

@@ -13,7 +13,7 @@ from dpn_rt.build import main
 from dpn_rt.builders.tensorrt.plans import build_plan, build_plans, normal_capability
 from dpn_rt.config import BoundaryConfig, DecoderConfig, ModelConfig, PyramidConfig, RopeConfig
 from dpn_rt.engine_dir import EngineDir
-from dpn_rt.errors import ConfigError
+from dpn_rt.errors import ConfigError, PlanError
 from dpn_rt.plans.config import PlanLimits, plan_files
 from dpn_rt.plans.library import Log, load_library, torch_dtype
 from dpn_rt.plans.plan import Signature
@@ -147,6 +147,12 @@ def test_limits_that_cannot_be(change: dict[str, object], message: str) -> None:
 def test_targets_that_cannot_be(targets: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_plans(BF16, "rtx", targets, LIMITS)
+
+
+def test_a_target_without_the_dtype_is_refused_with_what_the_library_said() -> None:
+    """Shows too that plans are built for the targets that are named: this one has no bfloat16."""
+    with pytest.raises(PlanError, match=r"stage1\.decode\.plan cannot be built for 7\.5: error: .*sm75"):
+        build_plan(load_library("rtx"), StagePlan(BF16, LIMITS, 1, "decode"), ["7.5"])
 
 
 def test_float32_is_refused() -> None:
