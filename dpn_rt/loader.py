@@ -24,7 +24,7 @@ from dpn_rt.linear import can_prepack
 from dpn_rt.native import NativeBackend
 from dpn_rt.plans import cuda
 from dpn_rt.plans.config import PlanLimits
-from dpn_rt.plans.loading import load_plan_backend
+from dpn_rt.plans.loading import host_weights, load_plan_backend
 from dpn_rt.prefix_cache import PrefixCache, PrefixCacheConfig
 from dpn_rt.processor import Processor
 from dpn_rt.pyramid import Boundary
@@ -178,7 +178,7 @@ def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
         PlanError: the engine's plans cannot be loaded on this machine.
     """
     model = engine.model
-    weights = engine.load_weights()
+    weights = engine.load_weights() if engine.plans is None else host_weights(engine.load_weights())
     prepack = _choose_prepack(config, sum(w.nbytes for w in weights.values()), TORCH_DTYPES[model.dtype])
     vision = VisionTower(model.vision, weights, prepack=prepack) if model.vision else None
     projector = Projector(model.projector, weights, prepack=prepack) if model.projector else None

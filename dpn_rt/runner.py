@@ -187,7 +187,7 @@ class Runner:
                     for sequence, beginning in zip(sequences, beginnings, strict=True)
                     if sequence.image_rows is not None and not beginning.num_exit_rows
                 ]
-            )
+            ).to(x.dtype)
         return x
 
     def _misfit(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> RequestError | None:

@@ -27,6 +27,7 @@ class PlanBackend:
         boundaries: Sequence[Boundary],
         cache: SlotCache,
         device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         """
         Args:
@@ -34,8 +35,9 @@ class PlanBackend:
             stages: one more than `boundaries`, which run on the CPU.
             cache: of the stages.
             device: of the plans' tensors.
+            dtype: of the plans' tensors. On the CPU rows have the embedding's.
         """
-        self._embedding, self._device = embedding, device
+        self._embedding, self._device, self._dtype = embedding, device, dtype
         self._stages, self._boundaries = stages, boundaries
         self.cache = cache
 
@@ -45,7 +47,7 @@ class PlanBackend:
 
     def prefill(self, sequences: NewSequences) -> PlanPrefill:
         """New sequences before the first stage."""
-        return PlanPrefill(self._stages, self._boundaries, self.cache, sequences, self._device)
+        return PlanPrefill(self._stages, self._boundaries, self.cache, sequences, self._device, self._dtype)
 
     def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
         """Logits `[num_seqs, vocab_size]` behind one new row for each sequence, whose room has been made.
@@ -56,12 +58,13 @@ class PlanBackend:
         first = int(slots.min())
         span = np.arange(first, int(slots.max()) + 1)
         asked = torch.from_numpy(slots - first).to(self._device)
-        rows = self.embed(token_ids).to(self._device)
+        embedded = self.embed(token_ids)
+        rows = embedded.to(self._device, self._dtype)
         x = rows.new_zeros(len(span), rows.shape[1]).index_copy_(0, asked, rows)
         lengths = self._lengths_behind_new_rows(span, slots)
         for index, stage in enumerate(self._stages):
             x = stage.decode(x, lengths[:, index], first)
-        return x.index_select(0, asked).cpu()
+        return x.index_select(0, asked).to(embedded.device, embedded.dtype)
 
     def _lengths_behind_new_rows(self, span: Slots, asked: Slots) -> IntArray:
         """`[num_slots, num_stages]`: as they are where room was made, one more where nobody asked, within the slot."""
@@ -82,8 +85,10 @@ class PlanPrefill:
         cache: SlotCache,
         sequences: NewSequences,
         device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        self._stages, self._boundaries, self._cache, self._device = stages, boundaries, cache, device
+        self._stages, self._boundaries, self._cache = stages, boundaries, cache
+        self._device, self._dtype = device, dtype
         self._sequences = sequences
         self.layouts: list[Layout] = [sequences.layout]
         """Of each stage."""
@@ -127,8 +132,8 @@ class PlanPrefill:
         results: list[Tensor] = [x] * layout.num_seqs
         for group in neighbours(self._sequences.slots, stage.spec.max_batch):
             lengths = layout.lengths[group]
-            rows = torch.cat([parts[index] for index in group]).to(self._device)
-            out = stage.prefill(rows, lengths, int(self._sequences.slots[group[0]])).cpu()
+            rows = torch.cat([parts[index] for index in group]).to(self._device, self._dtype)
+            out = stage.prefill(rows, lengths, int(self._sequences.slots[group[0]])).to(x.device, x.dtype)
             sizes = [1] * len(group) if stage.spec.is_last else lengths.tolist()
             for index, part in zip(group, torch.split(out, sizes), strict=True):
                 results[index] = part

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import EngineError
@@ -35,9 +38,11 @@ def load_plan_backend(engine: EngineDir, reader: PlanReader, max_length: int) ->
     specs = stage_plans(model, limits)
     loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
     weights = engine.load_weights()
-    embedding = weights["embed_tokens.weight"]
+    on_host = host_weights(weights)
+    embedding = on_host["embed_tokens.weight"]
+    dtype = weights["embed_tokens.weight"].dtype
     prefills = [spec for spec in specs if spec.is_prefill]
-    memory = SlotMemory.allocate(prefills, embedding.dtype, reader.device)
+    memory = SlotMemory.allocate(prefills, dtype, reader.device)
     cosines, sines = rope_table(model.decoder, prefills[0].num_positions).chunk(2, dim=1)
     table = {
         tensors.COSINES: cosines.contiguous().to(reader.device),
@@ -52,10 +57,21 @@ def load_plan_backend(engine: EngineDir, reader: PlanReader, max_length: int) ->
         )
         for spec in prefills
     ]
-    boundaries = [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))]
-    return PlanBackend(
-        embedding, stages, boundaries, SlotCache(limits, max_length, memory), torch.device(reader.device)
-    )
+    boundaries = [Boundary(model.pyramid, index, on_host) for index in range(len(model.pyramid.boundaries))]
+    cache = SlotCache(limits, max_length, memory)
+    return PlanBackend(embedding, stages, boundaries, cache, reader.device, dtype)
+
+
+def host_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of an engine that are computed with on the CPU: all but the decoder's layers and head.
+
+    In float32 where they are in float16, which the CPU kernels do not take.
+    """
+    return {
+        name: weight.float() if weight.dtype == torch.float16 else weight
+        for name, weight in weights.items()
+        if not name.startswith(("layers.", "norm.", "lm_head."))
+    }
 
 
 def _load(engine: EngineDir, reader: PlanReader, spec: StagePlan) -> LoadedPlan:

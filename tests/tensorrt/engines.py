@@ -24,7 +24,7 @@ from dpn_rt.weight_spec import weight_spec
 from tests.tensorrt.evaluator import Evaluator, stage_network
 
 NETWORK_DTYPE = "bfloat16"
-"""Of the networks; the evaluator computes them in float32, and the engines here hold float32 weights."""
+"""Of the networks of float32 engines, which TensorRT has not; the evaluator computes all networks in float32."""
 
 
 class EvaluatedPlan:
@@ -32,12 +32,14 @@ class EvaluatedPlan:
 
     def __init__(self, spec: StagePlan) -> None:
         library = load_library("rtx")
-        model = dataclasses.replace(spec.model, dtype=NETWORK_DTYPE)
+        dtype = NETWORK_DTYPE if spec.model.dtype == "float32" else spec.model.dtype
+        model = dataclasses.replace(spec.model, dtype=dtype)
         self._stage = stage_network(library, dataclasses.replace(spec, model=model))
         self._evaluator = Evaluator(library, self._stage.network)
         network = self._stage.network
-        self.inputs: Signature = _signature([network.get_input(i) for i in range(network.num_inputs)])
-        self.outputs: Signature = _signature([network.get_output(i) for i in range(network.num_outputs)])
+        widen = spec.model.dtype == "float32"
+        self.inputs: Signature = _signature([network.get_input(i) for i in range(network.num_inputs)], widen)
+        self.outputs: Signature = _signature([network.get_output(i) for i in range(network.num_outputs)], widen)
         self._spec = spec
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
@@ -49,21 +51,18 @@ class EvaluatedPlan:
         for name, result in self._evaluator.run(inputs).items():
             assert outputs[name].shape == result.shape, name
             if name.endswith("_cache_out"):
-                assert outputs[name].data_ptr() == result.data_ptr(), f"{name}: not written in place"
-            else:
-                outputs[name].copy_(result)
+                assert outputs[name].data_ptr() == inputs[name.removesuffix("_out")].data_ptr(), f"{name}: not in place"
+            outputs[name].copy_(result)
 
 
-def _signature(tensors: list[Any]) -> Signature:
-    """Floats as float32: so they are evaluated."""
-    dtypes = {tensor.name: torch_dtype(tensor.dtype) for tensor in tensors}
-    return {
-        tensor.name: (
-            torch.float32 if dtypes[tensor.name].is_floating_point else dtypes[tensor.name],
-            tuple(tensor.shape),
-        )
-        for tensor in tensors
-    }
+def _signature(tensors: list[Any], widen: bool) -> Signature:
+    """With `widen` every float is float32: so the networks of float32 engines are evaluated."""
+
+    def dtype_of(tensor: Any) -> torch.dtype:
+        dtype = torch_dtype(tensor.dtype)
+        return torch.float32 if widen and dtype.is_floating_point else dtype
+
+    return {tensor.name: (dtype_of(tensor), tuple(tensor.shape)) for tensor in tensors}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,14 @@ from dpn_rt.plans.padding import neighbours, pad, unpad
 from dpn_rt.plans.slots import SlotCache, SlotMemory
 from dpn_rt.plans.tensors import StagePlan
 from tests.runtime.models import MODEL, random_prompt, random_weights, with_decoder
-from tests.tensorrt.engines import EvaluatedPlan, EvaluatingReader, evaluated_llm, limits_of, write_plan_engine
+from tests.tensorrt.engines import (
+    EvaluatedPlan,
+    EvaluatingReader,
+    evaluated_llm,
+    limits_of,
+    logprob_error,
+    write_plan_engine,
+)
 
 TEXT = dataclasses.replace(MODEL, vision=None, projector=None)
 GREEDY = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
@@ -108,6 +115,33 @@ def test_sequences_that_end_at_different_times_leave_slots_to_others(
         assert list(output.pyramid.kv_lengths) == list(wanted.trace.kv_lengths)
     assert llm.engine.runner.cache.num_free_slots == LIMITS.max_batch
     assert llm.engine.max_num_seqs == LIMITS.max_batch
+
+
+@needs_networks
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.3), ("float16", 0.03)])
+def test_tensors_are_in_the_engines_dtype(
+    dtype: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, caches and logits are rounded between the plans; boundaries run on the CPU, which takes no float16."""
+    model = dataclasses.replace(TEXT, dtype=dtype)  # type: ignore[arg-type]
+    weights = dict(random_weights(model, 5))
+    eager = EagerDpn.from_weights(TEXT, ((name, weight.float()) for name, weight in weights.items()))
+    prompt = random_prompt(np.random.default_rng(8), (6, 6)) | {"route": [1, 0, 2]}
+    path = write_plan_engine(tmp_path / "engine", model, weights, LIMITS)
+    llm = evaluated_llm(path, monkeypatch)
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)
+    output = llm.generate(prompt, params, use_tqdm=False)[0]
+    image = prompt["multi_modal_data"]
+    wanted = eager.generate(
+        prompt["prompt_token_ids"],
+        image_embeds=image["image_embeds"],
+        image_grid=image["image_grid"],
+        route=prompt["route"],
+        max_new_tokens=1,
+        ignore_eos=True,
+    )
+    assert list(output.pyramid.experts) == [1, 0, 2]
+    assert logprob_error(output, torch.log_softmax(wanted.logits.double(), -1)) < bound
 
 
 # Requests
