@@ -6,13 +6,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test gpu-test lint format bench clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Plans against the product's own kernels; skipped where there is no GPU.
+gpu-test: $(READY)
+	$(BIN)/python -m pytest -rs tests/tensorrt/test_on_gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

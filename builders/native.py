@@ -17,6 +17,7 @@ from dpn_rt.builders.processor import TokenizerFacts, image_processor_file, read
 from dpn_rt.config import DType, ModelConfig, PromptConfig
 from dpn_rt.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.plans.config import BuiltPlans
 
 Progress = Callable[[int, int], None]
 """Takes the number of weight bytes written since the last call, and how many there will be in all."""
@@ -31,6 +32,7 @@ def build_engine(
     force: bool = False,
     progress: Progress = lambda written, total: None,
     note: Note = lambda line: None,
+    make_plans: Callable[[ModelConfig], BuiltPlans] | None = None,
 ) -> EngineDir:
     """Build an engine directory from a checkpoint directory.
 
@@ -39,11 +41,13 @@ def build_engine(
         vision_tower: directory of a CLIP vision tower, for a checkpoint that lacks its weights or its configuration.
         force: replace an engine that exists at `output`.
         note: takes a line about each assumption made and each thing that the engine will not have.
+        make_plans: TensorRT plans for the model, which then run the engine; None: the product's own kernels do.
 
     Raises:
         CheckpointError: files are missing or damaged, or weights do not match the configuration (all are named).
         ConfigError: the configuration asks for something unknown or contradicts itself.
         EngineError: the output exists or cannot be written.
+        PlanError: the plans cannot be built.
     """
     path = Path(checkpoint_path)
     config = read_config(path)
@@ -64,6 +68,7 @@ def build_engine(
     spec = weight_spec(model)
     sources = weight_sources(model, checkpoint, layout.names, layout.tower)
     check_published(checkpoint, layout, sources, note)
+    plans = None if make_plans is None else make_plans(model)
     stream = WeightStream((path / "config.json").read_bytes(), sources, spec)
     total = sum(weight.num_bytes for weight in spec.values())
     return write_engine(
@@ -74,6 +79,7 @@ def build_engine(
         files,
         force=force,
         progress=lambda written: progress(written, total),
+        plans=plans,
     )
 
 

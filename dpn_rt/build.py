@@ -9,15 +9,23 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar, get_args
 
 from tqdm import tqdm
 
 from dpn_rt.builders.native import build_engine
+from dpn_rt.config import ModelConfig
 from dpn_rt.engine_dir import TORCH_DTYPES, EngineDir
 from dpn_rt.errors import DpnError
+from dpn_rt.plans.config import BuiltPlans, Flavor, PlanLimits
+
+T = TypeVar("T")
+
+DEFAULT_PLAN_ROWS = 2048
+"""Keeps the caches of a 7B model at 1 GB per sequence."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +65,56 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=tuple(TORCH_DTYPES),
         help="of the weights (default: float32 for a float32 checkpoint, else bfloat16)",
     )
+    _add_backend(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing engine")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     return parser.parse_args(arguments)
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=("native", "tensorrt"), default="native", help="what runs the engine (default: native)"
+    )
+    group = parser.add_argument_group("with --backend tensorrt (docs/tensorrt.md)")
+    group.add_argument(
+        "--tensorrt-flavor", choices=get_args(Flavor), default="rtx", help="TensorRT-RTX, or TensorRT (default: rtx)"
+    )
+    group.add_argument(
+        "--sm", type=_list_of(str), default=[], metavar="86,89", help="compute capabilities of the GPUs to build for"
+    )
+    group.add_argument("--max-batch", type=int, default=8, metavar="N", help="sequences that run together (default: 8)")
+    group.add_argument(
+        "--max-prefill-batch", type=int, metavar="N", help="sequences that are prefilled together (default: up to 4)"
+    )
+    group.add_argument(
+        "--max-rows",
+        type=_list_of(int),
+        metavar="N[,N...]",
+        help="rows of one sequence, one number or one per stage (default: the model's length, at most 2048)",
+    )
+
+
+def _list_of(kind: type[T]) -> Callable[[str], list[T]]:
+    def items(text: str) -> list[T]:
+        return [kind(item) for item in text.split(",")]  # type: ignore[call-arg]
+
+    return items
+
+
+def _plan_maker(options: argparse.Namespace, note: Callable[[str], None]) -> Callable[[ModelConfig], BuiltPlans] | None:
+    if options.backend == "native":
+        return None
+    from dpn_rt.builders.tensorrt.plans import build_plans
+
+    def make_plans(model: ModelConfig) -> BuiltPlans:
+        num_stages = len(model.pyramid.boundaries) + 1
+        rows: list[int] = options.max_rows or [min(DEFAULT_PLAN_ROWS, model.decoder.max_position_embeddings)]
+        prefill_batch = min(4, options.max_batch) if options.max_prefill_batch is None else options.max_prefill_batch
+        stage_rows = tuple(rows * num_stages if len(rows) == 1 else rows)
+        limits = PlanLimits(options.max_batch, prefill_batch, stage_rows)
+        return build_plans(model, options.tensorrt_flavor, options.sm, limits, lambda name: note(f"built {name}"))
+
+    return make_plans
 
 
 def _build(options: argparse.Namespace) -> EngineDir:
@@ -86,6 +141,7 @@ def _build(options: argparse.Namespace) -> EngineDir:
             force=options.force,
             progress=show_progress,
             note=show_note,
+            make_plans=_plan_maker(options, show_note),
         )
 
 
@@ -94,7 +150,8 @@ def _describe(engine: EngineDir) -> str:
     stages = len(model.pyramid.boundaries) + 1
     pooling = f"{model.pyramid.pooling_type} pooling, {stages} stages" if stages > 1 else "dense"
     tower = f"{model.vision.image_size}-pixel images" if model.vision else "image embeddings only"
-    return f"{model.decoder.num_layers} layers, {pooling}, {tower}"
+    plans = "" if engine.plans is None else f", TensorRT plans for {', '.join(engine.plans.compute_capabilities)}"
+    return f"{model.decoder.num_layers} layers, {pooling}, {tower}{plans}"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     engine.json            format version, model configuration, and size and sha256 of every other file
     weights.safetensors    the weights of `weight_spec`, fused and cast as the runtime wants them
     processor/             tokenizer and image processor files, copied from the checkpoint
+    plans/                 TensorRT plans, where the engine was built with them (docs/tensorrt.md)
 
 It is written to a temporary directory beside the target and renamed, so that what exists under the target's name is
 always complete. The bytes depend on the contents alone: the same checkpoint always gives the same engine.
@@ -24,6 +25,7 @@ from dpn_rt.atomic_dir import replaced_directory, sync_directory, write_file
 from dpn_rt.config import ModelConfig, from_json, to_json
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.model_checks import check_model
+from dpn_rt.plans.config import BuiltPlans, PlanConfig, check_limits, plan_files
 from dpn_rt.weight_file import CHUNK_BYTES, check_weights, map_weights, tensor_bytes, write_weights
 from dpn_rt.weight_spec import TORCH_DTYPES, WeightSpec, weight_spec
 
@@ -73,6 +75,8 @@ class EngineDir:
     source: EngineSource
     builder_version: str
     files: Mapping[str, FileRecord] = field(repr=False)
+    plans: PlanConfig | None = None
+    """None: the engine runs on the product's own kernels."""
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> EngineDir:
@@ -115,6 +119,7 @@ def write_engine(
     *,
     force: bool = False,
     progress: Callable[[int], None] | None = None,
+    plans: BuiltPlans | None = None,
 ) -> EngineDir:
     """Write an engine directory at `path`, whole or not at all.
 
@@ -125,6 +130,7 @@ def write_engine(
         processor_files: name under `processor/` to the file to copy, or its content.
         force: replace an existing engine. A directory with anything else in it is never replaced.
         progress: called with the number of weight bytes written since the last call.
+        plans: of TensorRT, which then run the engine.
 
     Raises:
         ConfigError: `model` contradicts itself.
@@ -133,7 +139,8 @@ def write_engine(
     check_model(model)
     target = Path(path).absolute()
     spec = weight_spec(model)
-    num_bytes = sum(weight.num_bytes for weight in spec.values())
+    built = {} if plans is None else plans.files
+    num_bytes = sum(weight.num_bytes for weight in spec.values()) + sum(len(data) for data in built.values())
     with replaced_directory(target, num_bytes, _check_target(target, force)) as partial:
         sha256 = write_weights(partial / WEIGHTS, spec, weights, progress or (lambda _: None))
         files = {WEIGHTS: FileRecord(sha256, (partial / WEIGHTS).stat().st_size)}
@@ -143,6 +150,10 @@ def write_engine(
             files[f"{PROCESSOR}/{name}"] = FileRecord(hashlib.sha256(data).hexdigest(), len(data))
         if processor_files:
             sync_directory(partial / PROCESSOR)
+        for name, data in sorted(built.items()):
+            write_file(partial / name, data)
+            files[name] = FileRecord(hashlib.sha256(data).hexdigest(), len(data))
+            sync_directory((partial / name).parent)
         manifest = {
             "format_version": FORMAT_VERSION,
             "builder_version": _builder_version(),
@@ -150,6 +161,8 @@ def write_engine(
             "model": to_json(model),
             "files": {name: to_json(record) for name, record in files.items()},
         }
+        if plans is not None:
+            manifest["plans"] = to_json(plans.config)
         write_file(partial / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
     return _read_manifest(target)
 
@@ -201,7 +214,7 @@ def _read_manifest(path: Path) -> EngineDir:
             f"{file}: engine format version {found!r}; this version reads {FORMAT_VERSION}: build the engine again"
         )
     keys = {"format_version", "builder_version", "source", "model", "files"}
-    if set(manifest) != keys or not isinstance(manifest["files"], dict):
+    if set(manifest) - {"plans"} != keys or not isinstance(manifest["files"], dict):
         raise EngineError(f"{file}: expected the keys {sorted(keys)}, got {sorted(manifest)}")
     try:
         model = from_json(ModelConfig, manifest["model"], "model")
@@ -215,7 +228,21 @@ def _read_manifest(path: Path) -> EngineDir:
             raise EngineError(f"{file}: file name {name!r} leaves the engine directory")
     if WEIGHTS not in files:
         raise EngineError(f"{file}: files: {WEIGHTS} is missing")
-    return EngineDir(path, model, source, str(manifest["builder_version"]), files)
+    plans = _read_plans(file, model, manifest["plans"], files) if "plans" in manifest else None
+    return EngineDir(path, model, source, str(manifest["builder_version"]), files, plans)
+
+
+def _read_plans(file: Path, model: ModelConfig, value: Any, files: Mapping[str, FileRecord]) -> PlanConfig:
+    num_stages = len(model.pyramid.boundaries) + 1
+    try:
+        plans: PlanConfig = from_json(PlanConfig, value, "plans")
+        check_limits(plans.limits, num_stages, model.decoder.max_position_embeddings)
+    except ConfigError as error:
+        raise EngineError(f"{file}: {error}") from error
+    missing = [name for name in plan_files(num_stages) if name not in files]
+    if missing:
+        raise EngineError(f"{file}: files: {', '.join(missing)} missing: every stage needs a plan for each phase")
+    return plans
 
 
 def _check_files(engine: EngineDir, verify: bool) -> None:

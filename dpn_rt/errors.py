@@ -21,6 +21,10 @@ class EngineError(DpnError):
     """An engine directory is incomplete, corrupt, or of a format this version does not read."""
 
 
+class PlanError(DpnError):
+    """A TensorRT plan cannot be built, loaded or run; the message ends with what the library said."""
+
+
 class KernelArgumentError(DpnError, ValueError):
     """An argument of a kernel has the wrong shape, dtype, device, layout or content."""
 

@@ -123,6 +123,25 @@ class KvCache:
         cells = self.config.num_cells - self.num_free_cells
         return cells * self.geometry.cell_bytes(self.config.block_size)
 
+    def check_fits(self, lengths: tuple[int, ...], max_tokens: int) -> None:
+        """A sequence with `lengths` rows per stage must fit into the empty pool.
+
+        Raises:
+            CapacityError: it does not.
+        """
+        cells = self.cells_for(lengths)
+        if cells > self.config.num_cells or max(lengths) > self.config.max_length:
+            cell_bytes = self.geometry.cell_bytes(self.config.block_size)
+            raise CapacityError(
+                f"the request needs up to {cells} KV cells ({lengths} rows per stage with max_tokens={max_tokens}), "
+                f"the cache has {self.config.num_cells}: raise kv_cache_bytes to at least {cells * cell_bytes}, "
+                "or shorten prompt or max_tokens"
+            )
+
+    def cells_for(self, lengths: tuple[int, ...] | IntArray) -> int:
+        """Cells of one sequence with `lengths` rows per stage."""
+        return self.geometry.cells_for(lengths, self.config.block_size)
+
     def cells_of(self, slot: int) -> int:
         """Cells that a slot holds."""
         return self.geometry.cells_for(self._lengths[slot], self.config.block_size)

@@ -58,7 +58,7 @@ class LLM:
         """
         Args:
             engine_dir: as `python -m dpn_rt.build` made it.
-            device: "auto" or "cpu".
+            device: "auto", or "cpu" for an engine of the native backend and "cuda" for one with TensorRT plans.
             max_num_seqs: sequences that run at one time.
             max_num_batched_tokens: rows of one prefill step; default: the model's length, at least 8192.
             max_chunk_tokens: cut prefills into parts of the work of so many tokens while other requests decode, so that

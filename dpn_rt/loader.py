@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dpn_rt.config import ModelConfig
 from dpn_rt.decoder import Decoder
@@ -18,6 +21,10 @@ from dpn_rt.image import MAX_PIXELS
 from dpn_rt.image_cache import ImageCache
 from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.linear import can_prepack
+from dpn_rt.native import NativeBackend
+from dpn_rt.plans import cuda
+from dpn_rt.plans.config import PlanLimits
+from dpn_rt.plans.loading import host_weights, load_plan_backend
 from dpn_rt.prefix_cache import PrefixCache, PrefixCacheConfig
 from dpn_rt.processor import Processor
 from dpn_rt.pyramid import Boundary
@@ -72,12 +79,17 @@ class RuntimeConfig:
                 raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
 
 
-def check_device(device: str, model: ModelConfig) -> None:
-    """Refuse a device that is unknown or cannot run the engine's dtype.
+def check_device(device: str, engine: EngineDir) -> None:
+    """Refuse a device that is unknown or cannot run the engine.
 
     Raises:
         ConfigError: naming what would work.
     """
+    model = engine.model
+    if engine.plans is not None:
+        if device not in ("auto", "cuda"):
+            raise ConfigError(f"device={device!r}: expected 'auto' or 'cuda', TensorRT plans run on GPUs alone")
+        return
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={device!r}: expected 'auto' or 'cpu' (this build has no CUDA kernels)")
     if model.dtype not in CPU_DTYPES:
@@ -103,7 +115,7 @@ def load_engine(
 
     Args:
         path: as `python -m dpn_rt.build` made it.
-        device: "auto" or "cpu".
+        device: "auto", or "cpu" for an engine of the native backend and "cuda" for one with plans.
         config: limits.
         verify: compare the files' sha256 with the engine's record before use.
         only_stops: make text while stepping only for requests with stop strings, which need it to end; the owner makes
@@ -115,7 +127,9 @@ def load_engine(
     """
     directory = EngineDir.open(path, verify=verify)
     model = directory.model
-    check_device(device, model)
+    check_device(device, directory)
+    if directory.plans is not None:
+        config = plan_runtime_config(config, directory.plans.limits, model)
     length = max_length(config, model)
     processor = Processor(directory.processor_path, model, max_length=length, max_pixels=config.max_image_pixels)
     runner = load_runner(directory, config)
@@ -137,17 +151,57 @@ def load_engine(
     return LoadedEngine(model, processor, engine)
 
 
+def plan_runtime_config(config: RuntimeConfig, limits: PlanLimits, model: ModelConfig) -> RuntimeConfig:
+    """The configuration within what an engine's plans were built for. They take prefills whole, in no parts.
+
+    Raises:
+        ConfigError: a size was asked for that the plans have fixed.
+    """
+    if config.kv_cache_bytes is not None:
+        raise ConfigError(
+            f"kv_cache_bytes={config.kv_cache_bytes}: expected none, the KV caches of an engine with TensorRT plans "
+            f"are {limits.max_batch} slots of {list(limits.stage_rows)} rows per stage, as it was built"
+        )
+    return dataclasses.replace(
+        config,
+        max_chunk_tokens=None,
+        max_num_seqs=min(config.max_num_seqs, limits.max_batch),
+        max_length=min(max_length(config, model), limits.stage_rows[0]),
+    )
+
+
 def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
-    """The engine's parts with its weights mapped into memory, and an empty KV cache.
+    """The engine's parts with its weights in memory, and an empty KV cache.
+
+    Raises:
+        CapacityError: `kv_cache_bytes` holds not even one cell, or the GPU has no room for the plans' slots.
+        PlanError: the engine's plans cannot be loaded on this machine.
+    """
+    model = engine.model
+    weights = engine.load_weights() if engine.plans is None else host_weights(engine.load_weights())
+    prepack = _choose_prepack(config, sum(w.nbytes for w in weights.values()), TORCH_DTYPES[model.dtype])
+    vision = VisionTower(model.vision, weights, prepack=prepack) if model.vision else None
+    projector = Projector(model.projector, weights, prepack=prepack) if model.projector else None
+    images = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
+    if engine.plans is not None:
+        reader = cuda.CudaPlanReader(engine.plans)
+        plans = load_plan_backend(engine, reader, max_length(config, model))
+        return Runner(model, plans, vision, projector, image_cache=images)  # slots cannot be shared: no prefix cache
+    backend = load_native_backend(model, weights, config, prepack)
+    prefixes = PrefixCache(PrefixCacheConfig(config.reuse_bytes), backend.cache) if config.reuse_bytes else None
+    return Runner(model, backend, vision, projector, prefixes, images)
+
+
+def load_native_backend(
+    model: ModelConfig, weights: Mapping[str, Tensor], config: RuntimeConfig, prepack: bool
+) -> NativeBackend:
+    """The product's own kernels, and an empty pool of cells.
 
     Raises:
         CapacityError: `kv_cache_bytes` holds not even one cell.
     """
-    model = engine.model
     dtype = TORCH_DTYPES[model.dtype]
-    weights = engine.load_weights()
     geometry = KvGeometry.of_model(model.decoder, model.pyramid, dtype)
-    prepack = _choose_prepack(config, sum(w.nbytes for w in weights.values()), dtype)
     decoder = Decoder(
         model.decoder,
         model.pyramid,
@@ -157,17 +211,8 @@ def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
         prepack=prepack,
     )
     cache = KvCache(geometry, _cache_config(config, model, geometry))
-    reuse = config.reuse_bytes
-    return Runner(
-        model,
-        decoder,
-        [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))],
-        VisionTower(model.vision, weights, prepack=prepack) if model.vision else None,
-        Projector(model.projector, weights, prepack=prepack) if model.projector else None,
-        cache,
-        PrefixCache(PrefixCacheConfig(reuse), cache) if reuse else None,
-        ImageCache(reuse) if reuse else None,
-    )
+    boundaries = [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))]
+    return NativeBackend(decoder, boundaries, cache)
 
 
 def scheduler_config(config: RuntimeConfig, model: ModelConfig) -> SchedulerConfig:

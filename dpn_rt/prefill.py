@@ -7,29 +7,17 @@ needs of the rows before it is in the cache. Rows of a stage leave for the bound
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dpn_rt.backend import Beginning
 from dpn_rt.decoder import Decoder, StageBatch
 from dpn_rt.kv_cache import KvCache, Slots
 from dpn_rt.layout import IntArray, Layout
 from dpn_rt.pyramid import Boundary, BoundaryTrace
-
-
-@dataclass(frozen=True, eq=False)
-class Beginning:
-    """What of a prompt is in the cache already."""
-
-    num_rows: int = 0
-    """Rows of text at the beginning, in every stage."""
-    num_exit_rows: int = 0
-    """Rows behind them, the image's last the last of them, that are in the cache in stage 0 alone."""
-    exit_rows: Tensor | None = None
-    """`[num_exit_rows, hidden_size]`: these rows as they left stage 0; None where no boundary follows."""
 
 
 class Prefill:

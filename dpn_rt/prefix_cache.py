@@ -74,7 +74,9 @@ class PrefixCache:
     """Entries, and the cells that they hold in the pool."""
 
     def __init__(self, config: PrefixCacheConfig, cache: KvCache) -> None:
-        self._config, self._cache = config, cache
+        self._config = config
+        self.cache = cache
+        """Whose cells it holds."""
         self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
         self._row_bytes = 0
         self.statistics = PrefixStatistics()
@@ -85,7 +87,7 @@ class PrefixCache:
 
     def match(self, sequence: Sequence) -> Match:
         """What of a sequence's prompt is in the cache. At least one row is always left to compute."""
-        keys = _Keys.of(sequence, self._cache.config.block_size)
+        keys = _Keys.of(sequence, self.cache.config.block_size)
         blocks = []
         for key in keys.blocks:
             entry = self._touch(key)
@@ -98,7 +100,7 @@ class PrefixCache:
             if len(blocks) == len(keys.blocks):
                 image = self._touch(keys.image)
             self.statistics.image_hits += image is not None
-        rows = len(blocks) * self._cache.config.block_size
+        rows = len(blocks) * self.cache.config.block_size
         self.statistics.queried_rows += sequence.num_rows
         self.statistics.hit_rows += keys.image_end if image is not None else rows
         return Match(rows, tuple(blocks), image)
@@ -111,14 +113,14 @@ class PrefixCache:
             exit_rows: see `Entry`; None where it has no image, or no boundary follows stage 0.
         """
         assert sequence.slot is not None
-        block_size = self._cache.config.block_size
+        block_size = self.cache.config.block_size
         keys = _Keys.of(sequence, block_size)
         for index, key in enumerate(keys.blocks):
             if key not in self._entries:
-                self._add(key, Entry(self._cache.cells_of_blocks(sequence.slot, index, index + 1)))
+                self._add(key, Entry(self.cache.cells_of_blocks(sequence.slot, index, index + 1)))
         if keys.image is not None and keys.image not in self._entries:
             last = -(-keys.image_end // block_size)
-            cells = self._cache.cells_of_blocks(sequence.slot, len(keys.blocks), last)[:1]
+            cells = self.cache.cells_of_blocks(sequence.slot, len(keys.blocks), last)[:1]
             self._add(keys.image, Entry(cells, exit_rows))
 
     def clear(self) -> None:
@@ -128,7 +130,7 @@ class PrefixCache:
 
     def _add(self, key: Key, entry: Entry) -> None:
         self._entries[key] = entry
-        self._cache.hold(entry.cells)
+        self.cache.hold(entry.cells)
         self._row_bytes += _row_bytes(entry)
         while self._row_bytes > self._config.max_row_bytes:
             self._remove(next(key for key, other in self._entries.items() if other.exit_rows is not None))
@@ -142,18 +144,18 @@ class PrefixCache:
 
     def _evict(self, num_cells: int) -> None:
         """Frees so many cells, or all that nobody else uses."""
-        goal = self._cache.num_unused_cells + num_cells
+        goal = self.cache.num_unused_cells + num_cells
         for key, entry in list(self._entries.items()):
-            if self._cache.num_unused_cells >= goal:
+            if self.cache.num_unused_cells >= goal:
                 return
-            if self._cache.are_idle(entry.cells):
+            if self.cache.are_idle(entry.cells):
                 self._remove(key)
                 self.statistics.evictions += 1
 
     def _remove(self, key: Key) -> None:
         entry = self._entries.pop(key)
         self._row_bytes -= _row_bytes(entry)
-        self._cache.release(entry.cells)
+        self.cache.release(entry.cells)
 
 
 @dataclass(frozen=True)

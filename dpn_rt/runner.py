@@ -8,49 +8,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn_rt.backend import Backend, Beginning, NewSequences, SequenceCache, StagedPrefill
 from dpn_rt.config import ModelConfig
-from dpn_rt.decoder import Decoder, decode_batch
 from dpn_rt.errors import RequestError
 from dpn_rt.image_cache import ImageCache
-from dpn_rt.kv_cache import KvCache, Slots
+from dpn_rt.kv_cache import Slots
 from dpn_rt.layout import Layout
 from dpn_rt.outputs import Pyramid
-from dpn_rt.prefill import Beginning, Prefill
 from dpn_rt.prefix_cache import PrefixCache
-from dpn_rt.pyramid import SKIPPED, Boundary, BoundaryTrace
+from dpn_rt.pyramid import SKIPPED, BoundaryTrace
 from dpn_rt.scheduler import Batch
 from dpn_rt.sequence import VISUAL_ROW, Sequence
 from dpn_rt.vision import Projector, VisionTower
 from dpn_rt.visual_input import VisualInput
+from dpn_rt.weight_spec import TORCH_DTYPES
 
 IMAGES_PER_CALL = 4
 """Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""
 
 
 class Runner:
-    """The model's parts, and the KV cache that they fill."""
+    """The model's parts, whatever computes its rows."""
 
     def __init__(
         self,
         model: ModelConfig,
-        decoder: Decoder,
-        boundaries: list[Boundary],
+        backend: Backend,
         vision: VisionTower | None,
         projector: Projector | None,
-        cache: KvCache,
         prefix_cache: PrefixCache | None = None,
         image_cache: ImageCache | None = None,
     ) -> None:
         self._model = model
-        self._decoder = decoder
-        self._boundaries = boundaries
+        self._backend = backend
         self._vision = vision
         self._projector = projector
-        self.cache = cache
         self.prefix_cache = prefix_cache
         """None: prompts' beginnings are not kept."""
         self.image_cache = image_cache
         """None: images' rows are not kept."""
+
+    @property
+    def cache(self) -> SequenceCache:
+        """Where keys and values are."""
+        return self._backend.cache
 
     def run(self, batch: Batch) -> Tensor:
         """Logits `[num_seqs, vocab_size]` for the next token of each sequence of the batch."""
@@ -77,21 +78,20 @@ class Runner:
             rows += projected.view(*features.shape[:2], -1).unbind(0)
         return rows
 
-    def prefill(self, sequences: ListOf[Sequence], slots: Slots, beginnings: ListOf[Beginning]) -> Prefill:
+    def prefill(self, sequences: ListOf[Sequence], slots: Slots, beginnings: ListOf[Beginning]) -> StagedPrefill:
         """The rows of new sequences, whose images are encoded, before the first stage."""
         forced = np.asarray([sequence.forced_experts for sequence in sequences], dtype=np.int32)
         biases = np.asarray([sequence.prompt.router_bias for sequence in sequences])
-        return Prefill(
-            self._decoder,
-            self._boundaries,
-            self.cache,
-            self._embed(sequences, beginnings),
-            Layout.of_prompts(sequences, [beginning.num_rows for beginning in beginnings]),
-            slots,
-            forced.reshape(len(sequences), len(self._boundaries)),
-            biases,
-            beginnings,
-            [self._rows_to_keep(*pair) for pair in zip(sequences, beginnings, strict=True)],
+        return self._backend.prefill(
+            NewSequences(
+                x=self._embed(sequences, beginnings),
+                layout=Layout.of_prompts(sequences, [beginning.num_rows for beginning in beginnings]),
+                slots=slots,
+                forced_experts=forced.reshape(len(sequences), len(self._model.pyramid.boundaries)),
+                router_biases=biases,
+                beginnings=beginnings,
+                kept_rows=[self._rows_to_keep(*pair) for pair in zip(sequences, beginnings, strict=True)],
+            )
         )
 
     def beginning_of(self, sequence: Sequence) -> Beginning:
@@ -104,15 +104,16 @@ class Runner:
     def _shared_beginning(self, sequence: Sequence) -> Beginning:
         if self.prefix_cache is None or sequence.slot is None:
             return Beginning()
+        cache = self.prefix_cache.cache
         match = self.prefix_cache.match(sequence)
-        block_size = self.cache.config.block_size
+        block_size = cache.config.block_size
         for block in match.blocks:
             for stage, cells in enumerate(block.cells):
-                self.cache.share(stage, sequence.slot, cells, block_size)
+                cache.share(stage, sequence.slot, cells, block_size)
         if match.image is None:
             return Beginning(match.num_text_rows)
         num_rows = _image_end(sequence) - match.num_text_rows
-        self.cache.share(0, sequence.slot, match.image.cells[0], num_rows)
+        cache.share(0, sequence.slot, match.image.cells[0], num_rows)
         return Beginning(match.num_text_rows, num_rows, match.image.exit_rows)
 
     def keep_beginning(self, sequence: Sequence, exit_rows: Tensor | None) -> None:
@@ -145,15 +146,9 @@ class Runner:
         Returns:
             Logits `[num_seqs, vocab_size]`.
         """
-        lengths = torch.from_numpy(np.ascontiguousarray(self.cache.lengths(slots).T))
-        cu_seqlens = torch.arange(len(slots) + 1, dtype=torch.int32)
-        x = self._decoder.embed(token_ids)
-        for index, stage in enumerate(self._decoder.stages):
-            batch = decode_batch(lengths[index], self.cache.block_tables(index, slots), cu_seqlens)
-            x = stage.forward(x, batch, self.cache.cells)
-        return self._decoder.logits(x)
+        return self._backend.decode(token_ids, slots)
 
-    def note_routes(self, sequences: ListOf[Sequence], prefill: Prefill) -> None:
+    def note_routes(self, sequences: ListOf[Sequence], prefill: StagedPrefill) -> None:
         """Tells each sequence of a finished prefill how it went through the pyramid."""
         for index, sequence in enumerate(sequences):
             sequence.failure = self._misfit(index, prefill.layouts, prefill.traces)
@@ -175,7 +170,7 @@ class Runner:
 
     def _known_rows(self, image: VisualInput) -> Tensor | None:
         if image.embeds is not None:
-            return image.embeds.to(self.cache.cells.dtype)
+            return image.embeds.to(TORCH_DTYPES[self._model.dtype])
         return None if self.image_cache is None else self.image_cache.find(image.key)
 
     def _embed(self, sequences: ListOf[Sequence], beginnings: ListOf[Beginning]) -> Tensor:
@@ -184,7 +179,7 @@ class Runner:
         ids = [sequence.row_token_ids()[skip:] for sequence, skip in zip(sequences, skipped, strict=True)]
         token_ids = torch.from_numpy(np.concatenate(ids))
         visual = token_ids == VISUAL_ROW
-        x = self._decoder.embed(token_ids.clamp_min(0))
+        x = self._backend.embed(token_ids.clamp_min(0))
         if visual.any():
             x[visual] = torch.cat(
                 [
@@ -192,7 +187,7 @@ class Runner:
                     for sequence, beginning in zip(sequences, beginnings, strict=True)
                     if sequence.image_rows is not None and not beginning.num_exit_rows
                 ]
-            )
+            ).to(x.dtype)
         return x
 
     def _misfit(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> RequestError | None:
@@ -236,7 +231,7 @@ class PrefillJob:
         self.sequences = list(batch.sequences)
         self._slots = batch.slots
         self._beginnings = [runner.beginning_of(sequence) for sequence in self.sequences]
-        self._prefill: Prefill | None = None
+        self._prefill: StagedPrefill | None = None
 
     @property
     def logits(self) -> Tensor | None:
@@ -284,7 +279,7 @@ class PrefillJob:
             if visual is not None and sequence.image_rows is None:
                 sequence.image_rows = rows.get(visual.key)
 
-    def _finish(self, prefill: Prefill) -> None:
+    def _finish(self, prefill: StagedPrefill) -> None:
         self._runner.note_routes(self.sequences, prefill)
         for sequence, exit_rows in zip(self.sequences, prefill.exit_rows, strict=True):
             self._runner.keep_beginning(sequence, exit_rows)

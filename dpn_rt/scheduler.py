@@ -16,9 +16,9 @@ from typing import Literal
 
 import numpy as np
 
+from dpn_rt.backend import SequenceCache
 from dpn_rt.config import PyramidConfig
-from dpn_rt.errors import CapacityError
-from dpn_rt.kv_cache import KvCache, Slots
+from dpn_rt.kv_cache import Slots
 from dpn_rt.pyramid import longest_lengths
 from dpn_rt.sequence import Sequence
 
@@ -48,7 +48,7 @@ class Batch:
 class Scheduler:
     """Waiting and running sequences, and their claim on the KV cache."""
 
-    def __init__(self, config: SchedulerConfig, pyramid: PyramidConfig, cache: KvCache) -> None:
+    def __init__(self, config: SchedulerConfig, pyramid: PyramidConfig, cache: SequenceCache) -> None:
         self.config = config
         self._pyramid = pyramid
         self._cache = cache
@@ -79,17 +79,9 @@ class Scheduler:
         Raises:
             CapacityError: it cannot.
         """
-        most = num_rows + max_tokens - 1  # the last token is never stored
-        lengths = tuple(length + max_tokens - 1 for length in longest_lengths(self._pyramid, num_rows, grid, forced))
-        cells = self._cells(lengths)
-        if cells > self._cache.config.num_cells or most > self._cache.config.max_length:
-            block = self._cache.config.block_size
-            cell_bytes = self._cache.geometry.cell_bytes(block)
-            raise CapacityError(
-                f"the request needs up to {cells} KV cells ({lengths} rows per stage with max_tokens={max_tokens}), "
-                f"the cache has {self._cache.config.num_cells}: raise kv_cache_bytes to at least {cells * cell_bytes}, "
-                "or shorten prompt or max_tokens"
-            )
+        lengths = longest_lengths(self._pyramid, num_rows, grid, forced)
+        # The last token is never stored.
+        self._cache.check_fits(tuple(length + max_tokens - 1 for length in lengths), max_tokens)
 
     def add(self, sequence: Sequence, siblings: Iterable[Sequence] = ()) -> None:
         """Queues a sequence behind all others of its priority. Its siblings wait for its prefill (`fork`)."""
@@ -104,8 +96,8 @@ class Scheduler:
             False where there is no room for that: the sibling then waits for a prefill of its own.
         """
         assert sequence.slot is not None
-        cells = self._cache.cells_to_fork(sequence.slot) + self._num_promised_cells()
-        if self.num_running >= self.config.max_num_seqs or cells > self._cache.num_free_cells:
+        cells, free = self._cache.cells_to_fork(sequence.slot), self._cache.num_free_cells - self._num_promised_cells()
+        if cells is None or cells > free or self.num_running >= self.config.max_num_seqs:
             self._enqueue(sibling)
             return False
         sibling.slot = self._cache.fork(sequence.slot)
@@ -155,7 +147,7 @@ class Scheduler:
             rows += sequence.num_rows
             lengths = longest_lengths(self._pyramid, sequence.num_rows, sequence.grid, sequence.forced_experts)
             # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
-            cells = self._cells(tuple(length + 1 for length in lengths))
+            cells = self._cache.cells_for(tuple(length + 1 for length in lengths))
             whole_cache = not self._running and not admitted  # alone it fits: `check_fits` has counted its rows
             if (admitted and rows > self.config.max_num_batched_tokens) or (cells > free and not whole_cache):
                 break
@@ -196,9 +188,6 @@ class Scheduler:
         assert sequence.slot is not None
         self._cache.close_slot(sequence.slot)
         sequence.slot = None
-
-    def _cells(self, lengths: tuple[int, ...]) -> int:
-        return self._cache.geometry.cells_for(lengths, self._cache.config.block_size)
 
     def _batch(self, kind: Literal["prefill", "decode"], sequences: list[Sequence]) -> Batch:
         return Batch(kind, tuple(sequences), self._slots(sequences))

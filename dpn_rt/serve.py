@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", required=True, metavar="DIR", help="engine directory made by dpn_rt.build")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     add("--port", type=int, default=8000, help="0 takes a free one")
-    add("--device", default="auto", help="cpu or auto")
+    add("--device", default="auto", help="cpu, cuda or auto")
     add("--served-model-name", metavar="NAME", help="name of the model in requests; default: the directory's")
     add("--api-key", metavar="KEY", help=f"bearer token asked of clients; better in ${API_KEY_VARIABLE}")
     add("--ssl-keyfile", metavar="FILE", help="TLS key")

@@ -24,6 +24,19 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def imported_modules(path: Path) -> set[str]:
+    """Full names of the modules that a file imports from or imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "dpn_rt.plans":
+            names |= {f"dpn_rt.plans.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
 def files(*patterns: str) -> list[Path]:
     found = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
     assert found, f"{patterns} match no file"
@@ -32,8 +45,29 @@ def files(*patterns: str) -> list[Path]:
 
 def test_builders_know_only_the_engine_format() -> None:
     allowed = {"config", "errors", "engine_dir", "weight_spec", "weight_file", "model_checks", "builders"}
-    for path in files("builders/*.py"):
-        assert imported(path) <= allowed, path
+    for path in files("builders/*.py", "builders/*/*.py"):
+        assert imported(path) <= allowed | {"plans", "trtllm"}, path
+
+
+def test_builders_know_of_plans_what_the_engine_holds() -> None:
+    """Neither how plans are run, nor anything of TensorRT-LLM but its surface."""
+    shared = {"dpn_rt.plans", "dpn_rt.plans.config", "dpn_rt.plans.library", "dpn_rt.plans.tensors"}
+    for path in files("builders/*.py", "builders/*/*.py"):
+        modules = imported_modules(path)
+        assert {name for name in modules if name.startswith("dpn_rt.plans")} <= shared, path
+        assert {name for name in modules if name.startswith("dpn_rt.trtllm")} <= {"dpn_rt.trtllm.surface"}, path
+
+
+def test_tensorrt_is_imported_where_it_is_needed() -> None:
+    """By name at run time: no module of the product fails where it is missing."""
+    for path in files("dpn_rt/*.py", "dpn_rt/*/*.py", "builders/*/*.py"):
+        roots = {name.split(".")[0] for name in imported_modules(path)}
+        assert not roots & {"tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "tensorrt_llm", "cuda"}, path
+
+
+def test_plans_know_nothing_of_requests() -> None:
+    for path in files("dpn_rt/plans/*.py", "dpn_rt/trtllm/*.py", "dpn_rt/backend.py", "dpn_rt/native.py"):
+        assert not imported(path) & REQUEST_SIDE, path
 
 
 def test_only_ops_import_the_extension() -> None:

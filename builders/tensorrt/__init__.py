@@ -1,0 +1,1 @@
+"""Stages as TensorRT plans: the networks, and the files that are built from them."""

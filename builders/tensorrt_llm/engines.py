@@ -1,0 +1,64 @@
+"""Stage checkpoints -> engines, by the package itself on the GPU that is there. Never run where it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from dpn_rt.builders.tensorrt_llm.stage_model import make_stage_model
+from dpn_rt.errors import EngineError
+from dpn_rt.plans.config import PlanLimits
+from dpn_rt.trtllm.surface import Engine, Surface, load_surface
+
+
+def build_stages(
+    checkpoints: list[Path], output: Path, limits: PlanLimits, surface: Surface | None = None
+) -> list[Path]:
+    """One engine per stage.
+
+    Args:
+        checkpoints: of `export_checkpoints`, in the order of the stages.
+        output: gets `stage{i}/rank0.engine` and `stage{i}/config.json`.
+        limits: of batch and rows per stage.
+        surface: of the package; None: loaded.
+
+    Raises:
+        PlanError: the package cannot be loaded.
+        EngineError: a checkpoint is missing.
+    """
+    package = surface or load_surface()
+    directories = []
+    for stage, (checkpoint, max_rows) in enumerate(zip(checkpoints, limits.stage_rows, strict=True)):
+        try:
+            config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+            weights = load_file(checkpoint / "rank0.safetensors")
+        except OSError as error:
+            raise EngineError(f"{checkpoint}: not a stage's checkpoint: {error}") from error
+        model = make_stage_model(package, package.LLaMAConfig(**config), stage == len(checkpoints) - 1)
+        model.load(weights)
+        engine: Engine = package.build(model=model, build_config=build_config(package, limits.max_batch, max_rows))
+        directory = output / f"stage{stage}"
+        directory.mkdir(parents=True)
+        engine.save(str(directory))
+        directories.append(directory)
+    return directories
+
+
+def build_config(surface: Surface, max_batch: int, max_rows: int) -> object:
+    """`BuildConfig` of one stage: both phases in one engine, packed rows, contiguous caches."""
+    plugins = surface.PluginConfig()
+    plugins.gpt_attention_plugin = "auto"
+    plugins.gemm_plugin = "auto"
+    plugins.remove_input_padding = True
+    return surface.BuildConfig(
+        max_input_len=max_rows,
+        max_seq_len=max_rows,
+        max_batch_size=max_batch,
+        max_beam_width=1,
+        max_num_tokens=max_batch * max_rows,
+        kv_cache_type=surface.KVCacheType.CONTINUOUS,
+        strongly_typed=True,
+        plugin_config=plugins,
+    )

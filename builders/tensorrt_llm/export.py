@@ -1,0 +1,85 @@
+"""An engine directory -> one TensorRT-LLM checkpoint per stage. Needs nothing of TensorRT-LLM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from dpn_rt.builders.tensorrt_llm.names import export_stage
+from dpn_rt.config import DecoderConfig, ModelConfig
+from dpn_rt.engine_dir import EngineDir
+from dpn_rt.errors import ConfigError, EngineError
+
+ARCHITECTURE = "LlamaForCausalLM"
+
+
+def export_checkpoints(engine: EngineDir, output: Path) -> list[Path]:
+    """Write `stage{i}/config.json` and `stage{i}/rank0.safetensors` below `output`.
+
+    Returns:
+        The stages' directories.
+
+    Raises:
+        ConfigError: TensorRT-LLM has no place for something in the model.
+        EngineError: `output` exists, or cannot be written.
+    """
+    model = engine.model
+    stages = model.pyramid.stage_layers(model.decoder.num_layers)
+    configs = [stage_config(model, layers) for layers in stages]
+    weights = engine.load_weights()
+    directories = []
+    try:
+        output.mkdir(parents=True)
+        for index, (layers, config) in enumerate(zip(stages, configs, strict=True)):
+            directory = output / f"stage{index}"
+            directory.mkdir()
+            is_last = index == len(stages) - 1
+            # Halves of the fused matrices are views of one tensor, which the writer refuses.
+            tensors = {name: t.clone() for name, t in export_stage(model.decoder, weights, layers, is_last)}
+            save_file(tensors, directory / "rank0.safetensors")
+            (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            directories.append(directory)
+    except OSError as error:
+        raise EngineError(f"{output}: cannot be written: {error.strerror or error}") from error
+    return directories
+
+
+def stage_config(model: ModelConfig, layers: range) -> dict[str, Any]:
+    """`config.json` of one stage: a model of its layers alone, on one GPU.
+
+    Pipeline ranks are of no use here: they talk to each other inside the model and split the layers evenly.
+
+    Raises:
+        ConfigError: a scaled rotary embedding, whose rules differ.
+    """
+    decoder = model.decoder
+    if decoder.rope.scaling_json:
+        raise ConfigError(f"rope scaling {decoder.rope.scaling_json}: expected none for an export to TensorRT-LLM")
+    return {
+        "architecture": ARCHITECTURE,
+        "dtype": model.dtype,
+        "logits_dtype": "float32",
+        "vocab_size": decoder.vocab_size,
+        "num_hidden_layers": len(layers),
+        "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": decoder.rope.theta,
+        "hidden_act": "silu",
+        "norm_epsilon": decoder.rms_norm_eps,
+        "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},
+        **_sizes(decoder),
+    }
+
+
+def _sizes(decoder: DecoderConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "head_size": decoder.head_dim,
+        "max_position_embeddings": decoder.max_position_embeddings,
+        "attn_bias": decoder.attention_bias,
+    }

@@ -1,0 +1,137 @@
+"""What a runner asks of whatever computes rows: the product's own kernels (`native.py`) or plans (`plans/`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dpn_rt.kv_cache import KvCacheConfig, Slots
+from dpn_rt.layout import IntArray, Layout
+from dpn_rt.pyramid import BoundaryTrace
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What of a prompt is in the cache already."""
+
+    num_rows: int = 0
+    """Rows of text at the beginning, in every stage."""
+    num_exit_rows: int = 0
+    """Rows behind them, the image's last the last of them, that are in the cache in stage 0 alone."""
+    exit_rows: Tensor | None = None
+    """`[num_exit_rows, hidden_size]`: these rows as they left stage 0; None where no boundary follows."""
+
+
+@dataclass(frozen=True, eq=False)
+class NewSequences:
+    """One batch of sequences before their prefill."""
+
+    x: Tensor
+    """`[num_rows, hidden_size]` embeddings of the rows that are not in the cache; may be overwritten."""
+    layout: Layout
+    """Of the rows behind each beginning's `num_rows`."""
+    slots: Slots
+    """`[num_seqs]` slots in the KV cache, which hold the beginnings; filled."""
+    forced_experts: IntArray
+    """`[num_seqs, num_boundaries]`, -1 where the router decides."""
+    router_biases: npt.NDArray[np.float64]
+    """`[num_seqs]` added to the routers' logits per level of compression."""
+    beginnings: Sequence[Beginning]
+    """Of each sequence."""
+    kept_rows: Sequence[tuple[int, int]]
+    """First and last (excluded) of the rows of each sequence in `layout` to keep as they leave stage 0; (0, 0) for
+    none."""
+
+
+class StagedPrefill(Protocol):
+    """New sequences on their way. `advance` until `is_done`; then the results are there."""
+
+    layouts: list[Layout]
+    traces: list[BoundaryTrace]
+    exit_rows: list[Tensor | None]
+    logits: Tensor | None
+
+    @property
+    def is_done(self) -> bool: ...
+
+    @property
+    def layers(self) -> int:
+        """Of the stage that the next chunk goes through."""
+
+    def advance(self, max_rows: int | None = None) -> None:
+        """The next rows through their stage; None: all of it."""
+
+    def drop(self, index: int) -> None:
+        """Goes on without one sequence."""
+
+
+class SequenceCache(Protocol):
+    """Where keys and values of sequences are, as far as scheduling is concerned."""
+
+    @property
+    def config(self) -> KvCacheConfig: ...
+
+    @property
+    def num_free_cells(self) -> int: ...
+
+    @property
+    def num_free_slots(self) -> int: ...
+
+    @property
+    def bytes_in_use(self) -> int: ...
+
+    def check_fits(self, lengths: tuple[int, ...], max_tokens: int) -> None:
+        """Raises CapacityError where a sequence with `lengths` rows per stage has no room in an empty cache."""
+
+    def cells_for(self, lengths: tuple[int, ...]) -> int:
+        """Cells of a sequence with `lengths` rows per stage."""
+
+    def cells_of(self, slot: int) -> int:
+        """Cells that a slot holds."""
+
+    def cells_to_grow(self, slots: Slots) -> int:
+        """Free cells needed to add one row to every stage of each of `slots`."""
+
+    def grow(self, slots: Slots) -> None:
+        """Makes room for that row."""
+
+    def cells_to_fork(self, slot: int) -> int | None:
+        """Free cells that `fork` needs; None where sequences cannot share rows."""
+
+    def fork(self, slot: int) -> int:
+        """A new slot with the same rows."""
+
+    def open_slot(self) -> int:
+        """A slot for a sequence."""
+
+    def close_slot(self, slot: int) -> None:
+        """Gives the slot and its cells back."""
+
+
+class Backend(Protocol):
+    """Rows through the stages."""
+
+    @property
+    def cache(self) -> SequenceCache: ...
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """`[num_tokens]` int64 -> `[num_tokens, hidden_size]` on the CPU."""
+
+    def prefill(self, sequences: NewSequences) -> StagedPrefill:
+        """New sequences before the first stage."""
+
+    def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
+        """One new row for each sequence, whose room in the cache has been made.
+
+        Args:
+            token_ids: `[num_seqs]` int64, the last token of each sequence.
+            slots: `[num_seqs]` slots in the KV cache.
+
+        Returns:
+            Logits `[num_seqs, vocab_size]` on the CPU.
+        """

@@ -1,0 +1,1 @@
+"""TensorRT plans: one per stage and phase, with the product's own boundaries between them (docs/tensorrt.md)."""

@@ -1,0 +1,76 @@
+"""What `engine.json` says of an engine's plans: who can read them, and how much they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dpn_rt.errors import ConfigError
+
+Flavor = Literal["rtx", "enterprise"]
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLimits:
+    """Largest inputs that the plans were built for."""
+
+    max_batch: int
+    """Sequences that decode together, and slots of the KV caches."""
+    max_prefill_batch: int
+    """Sequences that are prefilled together."""
+    stage_rows: tuple[int, ...]
+    """Rows of one sequence in each stage, prompt and answer together: the length of that stage's KV caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig:
+    """The plans of one engine."""
+
+    flavor: Flavor
+    version: str
+    """Of the TensorRT that built them; no other version reads them."""
+    compute_capabilities: tuple[str, ...]
+    """Of the GPUs that they run on, as `8.6`."""
+    limits: PlanLimits
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPlans:
+    """Plans as a builder hands them over."""
+
+    config: PlanConfig
+    files: Mapping[str, bytes]
+    """File name in the engine directory (`plan_file`) to the serialized plan."""
+
+
+def plan_file(stage: int, phase: Phase) -> str:
+    """Where a plan lies in the engine directory."""
+    return f"plans/stage{stage}.{phase}.plan"
+
+
+def plan_files(num_stages: int) -> list[str]:
+    """The plans of a whole engine."""
+    return [plan_file(stage, phase) for stage in range(num_stages) for phase in PHASES]
+
+
+def check_limits(limits: PlanLimits, num_stages: int, max_position_embeddings: int) -> None:
+    """Refuse limits that no plan could be built for.
+
+    Raises:
+        ConfigError: every problem found, in one message.
+    """
+    problems = []
+    if limits.max_batch < 1:
+        problems.append(f"max batch {limits.max_batch}: expected at least 1")
+    if not 1 <= limits.max_prefill_batch <= max(1, limits.max_batch):
+        problems.append(f"max prefill batch {limits.max_prefill_batch}: expected 1 to the max batch {limits.max_batch}")
+    if len(limits.stage_rows) != num_stages:
+        problems.append(f"rows for {len(limits.stage_rows)} stages {list(limits.stage_rows)}: expected {num_stages}")
+    wrong = [rows for rows in limits.stage_rows if not 1 <= rows <= max_position_embeddings]
+    if wrong:
+        problems.append(f"rows per stage {wrong}: expected 1 to the model's length {max_position_embeddings}")
+    if problems:
+        raise ConfigError("; ".join(problems))

@@ -1,0 +1,44 @@
+"""Plans on the GPU that is there, against the product's own kernels on the CPU. Never run where it was written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.tensorrt.plans import build_plans
+from dpn_rt.engine_dir import EngineSource, write_engine
+from dpn_rt.plans.config import PlanLimits
+from dpn_rt.weight_spec import weight_spec
+from tests.runtime.models import MODEL, random_prompt, random_weights, write_random_engine
+from tests.tensorrt.engines import logprob_error
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="runs plans of TensorRT-RTX: pip install 'dpn_rt[tensorrt]'")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+BOUND = 0.1
+"""Of log-probabilities: two computations in bfloat16, whose rounding differs."""
+
+
+def test_plans_give_what_the_native_backend_gives(tmp_path: Path) -> None:
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    model = dataclasses.replace(MODEL, dtype="bfloat16", vision=None, projector=None)
+    native = LLM(write_random_engine(tmp_path / "native", model, seed=6), device="cpu")
+    limits = PlanLimits(4, 2, (128,) * 4)
+    weights = dict(random_weights(model, 6))
+    ordered = [(name, weights[name]) for name in weight_spec(model)]
+    plans = build_plans(model, "rtx", [capability], limits)
+    write_engine(tmp_path / "plans", model, EngineSource("0" * 64, "synthetic"), ordered, plans=plans)
+    on_plans = LLM(tmp_path / "plans")
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)
+    random = np.random.default_rng(1)
+    prompts = [random_prompt(random, grid) | ({"route": [2, 0, 1]} if grid else {}) for grid in ((6, 6), None, (4, 5))]
+    wanted = native.generate(prompts, params, use_tqdm=False)
+    for output, reference in zip(on_plans.generate(prompts, params, use_tqdm=False), wanted, strict=True):
+        position = reference.outputs[0].logprobs[0]  # type: ignore[index]
+        expected = torch.tensor([[position[token].logprob for token in range(model.decoder.vocab_size)]])
+        assert logprob_error(output, expected.double()) < BOUND
