@@ -2,8 +2,8 @@
 
 python -m benchmarks.serve --engine DIR --clients 1 4 16 --rates 5 10 --requests 200 --json serve.json --plot serve.png
 
-All requests stream. Offline is `LLM.chat` on the same questions in one process, pictures decoded there too. Rounds
-alternate over all loads; medians over rounds with their spread.
+All requests stream, unless --whole says otherwise. Offline is `LLM.chat` on the same questions in one process, pictures
+decoded there too. Rounds alternate over all loads; medians over rounds with their spread.
 """
 
 from __future__ import annotations
@@ -98,6 +98,22 @@ def _client(url: str, connections: int) -> httpx.AsyncClient:
 
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any], arrival: float) -> Timing:
+    return await (_ask_stream if body["stream"] else _ask_whole)(client, body, arrival)
+
+
+async def _ask_whole(client: httpx.AsyncClient, body: dict[str, Any], arrival: float) -> Timing:
+    started = time.perf_counter()
+    num_tokens, error = 0, None
+    try:
+        reply = await client.post("/v1/chat/completions", json=body)
+        error = None if reply.status_code == 200 else str(reply.status_code)
+        num_tokens = 0 if error else reply.json()["usage"]["completion_tokens"]
+    except httpx.HTTPError as failure:
+        error = repr(failure)
+    return Timing(arrival, (), time.perf_counter() - started, num_tokens, error)
+
+
+async def _ask_stream(client: httpx.AsyncClient, body: dict[str, Any], arrival: float) -> Timing:
     started = time.perf_counter()
     times: list[float] = []
     num_tokens, error = 0, None
@@ -169,11 +185,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for i in range(options.requests)
     ]
     name = options.engine.resolve().name
-    extra = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": options.ignore_eos}
+    extra: dict[str, Any] = {"stream": not options.whole, "ignore_eos": options.ignore_eos}
+    if not options.whole:
+        extra["stream_options"] = {"include_usage": True}
     bodies = [question.body(name, **extra) for question in asked]
     loads: dict[str, list[Round]] = {}
     offline_seconds: list[float] = []
-    llm = LLM(options.engine)
+    llm = LLM(options.engine, max_num_seqs=options.offline_seqs)
     with serving(options.engine) as (url, _):
         asyncio.run(closed_loop(url, bodies[:16], 4))  # warm up
         for number in range(options.rounds):
@@ -188,6 +206,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "max_tokens": options.max_tokens,
         "spread": options.spread,
         "ignore_eos": options.ignore_eos,
+        "whole": options.whole,
+        "offline_seqs": options.offline_seqs,
         "target_ms": {"ttft": 1000 * options.target_first, "itl": 1000 * options.target_between},
         "offline_requests_per_second": _spread([options.requests / seconds for seconds in offline_seconds]),
         "loads": {
@@ -243,11 +263,13 @@ def main() -> int:
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--rates", type=float, nargs="*", default=[])
+    parser.add_argument("--offline-seqs", type=int, default=64, help="max_num_seqs of the offline run")
     parser.add_argument("--requests", type=int, default=160)
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--spread", type=float, default=0.0, help="of max-tokens over requests, as a share of it")
+    parser.add_argument("--whole", action="store_true", help="replies in one piece; first token then means all")
     parser.add_argument("--ignore-eos", action="store_true", help="answers of max-tokens, whatever the model says")
     parser.add_argument("--target-first", type=float, default=0.5, help="seconds, for goodput")
     parser.add_argument("--target-between", type=float, default=0.1, help="seconds, for goodput")

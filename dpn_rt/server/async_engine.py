@@ -54,9 +54,18 @@ class AsyncEngine:
         return self._thread.stalled_seconds if self._thread.failure is None else float("inf")
 
     async def stream(
-        self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, priority: int = 0
+        self,
+        request_id: str,
+        prompt: ProcessedPrompt,
+        params: SamplingParams,
+        priority: int = 0,
+        *,
+        only_first: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Runs a request. Leaving the iterator early (`aclose`) aborts it.
+
+        Args:
+            only_first: give the first progress and the output, for a reader who needs nothing between them.
 
         Raises:
             RequestError, CapacityError: as `Engine.add_request`, before the first event.
@@ -64,7 +73,7 @@ class AsyncEngine:
         """
         if request_id in self._streams:
             raise RequestError(f"request id {request_id!r} is in use")
-        stream = _Stream(self._text_makers(params))
+        stream = _Stream(self._text_makers(params), only_first)
         self._streams[request_id] = stream
         try:
             await asyncio.wrap_future(self._thread.add(request_id, prompt, params, priority))
@@ -115,8 +124,10 @@ class AsyncEngine:
 class _Stream:
     """What one request has got and its reader has not taken yet."""
 
-    def __init__(self, text_makers: list[Detokenizer] | None) -> None:
+    def __init__(self, text_makers: list[Detokenizer] | None, only_first: bool) -> None:
         self._text_makers = text_makers
+        self._only_first = only_first
+        self._has_begun = False
         self._progress: list[Progress] = []
         self._output: RequestOutput | None = None
         self._error: StepError | None = None
@@ -127,8 +138,12 @@ class _Stream:
         return self._output is not None or self._error is not None
 
     def add(self, progress: Progress) -> None:
-        self._progress.append(progress if self._text_makers is None else self._with_text(progress))
-        self._changed.set()
+        if self._text_makers is not None:
+            progress = self._with_text(progress)
+        if not (self._only_first and self._has_begun):
+            self._has_begun = True
+            self._progress.append(progress)
+            self._changed.set()
 
     def finish(self, output: RequestOutput) -> None:
         self._output = self._output or (output if self._text_makers is None else self._with_texts(output))

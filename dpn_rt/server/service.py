@@ -141,21 +141,22 @@ class Service:
     async def _output(
         self, request_id: str, prompt: ProcessedPrompt, request: Request, ticket: Ticket
     ) -> RequestOutput:
-        events = self._events(request_id, prompt, request, ticket)
+        events = self._events(request_id, prompt, request, ticket, only_first=True)
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, RequestOutput):
                     if event.error is not None:
                         raise event.error
+                    self.metrics.paced(event)
                     return event
         raise AssertionError("a stream ends with its output")
 
     async def _events(
-        self, request_id: str, prompt: ProcessedPrompt, request: Request, ticket: Ticket
+        self, request_id: str, prompt: ProcessedPrompt, request: Request, ticket: Ticket, *, only_first: bool = False
     ) -> AsyncGenerator[list[Progress] | RequestOutput, None]:
         params: SamplingParams = request.sampling
         tick: Callable[[int], None] = self.metrics.clock()
-        events = self.engine.stream(request_id, prompt, params, request.priority)
+        events = self.engine.stream(request_id, prompt, params, request.priority, only_first=only_first)
         async with aclosing(events):
             async for event in events:
                 ticket.leave()

@@ -211,10 +211,14 @@ def test_interrupt_leaves_a_working_engine(llm: LLM, monkeypatch: pytest.MonkeyP
         return run(batch)
 
     assert threading.current_thread() is threading.main_thread()
-    with monkeypatch.context() as patch:
-        patch.setattr(llm.engine.runner, "run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            llm.generate(prompts, PARAMS, use_tqdm=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.engine.runner, "run", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate(prompts, PARAMS, use_tqdm=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert llm.engine.num_unfinished == 0
     assert llm.engine.runner.cache.num_free_cells == llm.engine.runner.cache.config.num_cells
     assert len(llm.generate(prompts, PARAMS, use_tqdm=False)) == 4
