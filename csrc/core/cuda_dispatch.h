@@ -47,11 +47,11 @@ int num_multiprocessors();
 
 // Calls the kernel of the device that holds `tensor`. Checker refuses CUDA tensors where there are no CUDA kernels.
 #ifdef DPN_HAS_CUDA
-#define DPN_CALL_KERNEL(kernel, params, tensor, stream)      \
-  if ((tensor).device == Device::cuda) {                     \
-    const cuda::DeviceScope device((tensor).device_index);   \
-    return cuda::kernel(params, stream);                     \
-  }                                                          \
+#define DPN_CALL_KERNEL(kernel, params, tensor, stream)    \
+  if ((tensor).device == Device::cuda) {                   \
+    const cuda::DeviceScope device((tensor).device_index); \
+    return cuda::kernel(params, stream);                   \
+  }                                                        \
   DPN_CALL_CPU_KERNEL(kernel, params)
 #else
 #define DPN_CALL_KERNEL(kernel, params, tensor, stream) \

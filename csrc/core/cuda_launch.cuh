@@ -28,8 +28,8 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, dim3 block, st
   constexpr std::size_t kSharedBytesWithoutAsking = 48 * 1024;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (shared_bytes > kSharedBytesWithoutAsking) {
-    check_status(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          static_cast<int>(shared_bytes)));
+    check_status(
+        op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }
   kernel<<<grid, block, shared_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(args...);
   check_status(op, cudaGetLastError());

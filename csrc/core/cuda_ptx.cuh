@@ -52,7 +52,8 @@ __device__ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], std::uint32_t ro
                : "memory");
 }
 
-// c += a b, a [16, 16] row-major, b [16, 8] column-major, c [16, 8] in float32, spread over the warp as the PTX ISA says.
+// c += a b, a [16, 16] row-major, b [16, 8] column-major, c [16, 8] in float32, spread over the warp as the PTX ISA
+// says.
 template <class T>
 __device__ void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 
