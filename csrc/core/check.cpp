@@ -152,6 +152,10 @@ const Checker& Checker::contiguous(const char* argument, const Tensor& t, std::i
   return *this;
 }
 
+const Checker& Checker::on_cuda(const char* argument, const Tensor& t) const {
+  return condition(t.device == Device::cuda, std::string(argument) + " is on " + name(t.device) + ", expected cuda");
+}
+
 const Checker& Checker::same_dtype(const char* argument, const Tensor& t, const char* other,
                                    const Tensor& other_t) const {
   if (t.dtype != other_t.dtype) {

@@ -50,6 +50,8 @@ class Checker {
   // As `tensor`, and every dimension contiguous.
   const Checker& contiguous(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
                             DTypes dtypes) const;
+  // For a kernel that runs on the GPU alone.
+  const Checker& on_cuda(const char* argument, const Tensor& t) const;
   const Checker& same_dtype(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
   // Output or in-place arguments must not share memory with another argument.
   const Checker& no_overlap(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;

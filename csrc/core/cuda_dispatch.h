@@ -45,6 +45,15 @@ int num_multiprocessors();
   void kernel(const Params&, Stream);           \
   }
 
+// Calls a kernel that exists on the GPU alone; Checker::on_cuda comes first.
+#ifdef DPN_HAS_CUDA
+#define DPN_CALL_CUDA_KERNEL(kernel, params, tensor, stream) \
+  const cuda::DeviceScope device((tensor).device_index);     \
+  cuda::kernel(params, stream);
+#else
+#define DPN_CALL_CUDA_KERNEL(kernel, params, tensor, stream) (void)(params), (void)(tensor), (void)(stream);
+#endif
+
 // Calls the kernel of the device that holds `tensor`. Checker refuses CUDA tensors where there are no CUDA kernels.
 #ifdef DPN_HAS_CUDA
 #define DPN_CALL_KERNEL(kernel, params, tensor, stream)    \
