@@ -48,6 +48,12 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
+    def size(self, name: str, *tensors: Tensor) -> int:
+        """What one of the `*_workspace_size` functions says."""
+        function = getattr(self._library, name)
+        function.restype = ctypes.c_int64
+        return function(*(c_argument(t) for t in tensors))
+
     def __getattr__(self, name: str):
         function = getattr(self._library, name)
         function.restype = ctypes.c_char_p

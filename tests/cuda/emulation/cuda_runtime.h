@@ -108,6 +108,9 @@ inline int __reduce_max_sync(unsigned mask, int value) {
   return dpn::emulation::reduce("__reduce_max_sync", value, [](int a, int b) { return a > b ? a : b; });
 }
 
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 

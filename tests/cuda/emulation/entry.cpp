@@ -3,9 +3,13 @@
 #include <string>
 
 #include "ops/activation.h"
+#include "ops/advance_layout.h"
+#include "ops/attention.h"
 #include "ops/norm.h"
 #include "ops/pool.h"
 #include "ops/rope.h"
+#include "ops/route.h"
+#include "ops/sample.h"
 
 namespace {
 
@@ -72,6 +76,61 @@ const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, c
     dpn::pool(*out, *x, *cu_seqlens, *image_start, *grids, *experts, *kernels, *out_cu_seqlens, scales, function,
               weights, 0);
   });
+}
+
+const char* attention(const Tensor* out, const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* cu_seqlens,
+                      bool causal, float scale) {
+  return caught([&] { dpn::attention(*out, *q, *k, *v, *cu_seqlens, causal, scale, 0); });
+}
+
+const char* attention_extend(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+                             const Tensor* block_table, const Tensor* cu_seqlens, const Tensor* context_lens,
+                             float scale) {
+  return caught([&] {
+    dpn::attention_extend(*out, *q, *kv_cache, layer_in_cell, *block_table, *cu_seqlens, *context_lens, scale, 0);
+  });
+}
+
+const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+                             const Tensor* block_table, const Tensor* context_lens, float scale,
+                             const Tensor* workspace) {
+  return caught([&] {
+    dpn::attention_decode(*out, *q, *kv_cache, layer_in_cell, *block_table, *context_lens, scale, workspace, 0);
+  });
+}
+
+std::int64_t attention_decode_workspace_size(const Tensor* q, const Tensor* kv_cache, const Tensor* block_table) {
+  return dpn::attention_decode_workspace_size(*q, *kv_cache, *block_table);
+}
+
+const char* route(const Tensor* probs, const Tensor* experts, const Tensor* hidden, const Tensor* router_rows,
+                  const Tensor* cu_router_rows, const Tensor* predictor, const Tensor* norm_weight,
+                  const Tensor* norm_bias, const Tensor* hidden_weight, float eps, const Tensor* workspace) {
+  return caught([&] {
+    dpn::route(*probs, *experts, *hidden, *router_rows, *cu_router_rows, *predictor, norm_weight, norm_bias,
+               hidden_weight, eps, workspace, 0);
+  });
+}
+
+std::int64_t route_workspace_size(const Tensor* hidden, const Tensor* cu_router_rows, const Tensor* predictor) {
+  return dpn::route_workspace_size(*hidden, *cu_router_rows, *predictor);
+}
+
+const char* advance_layout(const Tensor* chosen, const Tensor* experts, const Tensor* scales,
+                           const Tensor* out_cu_seqlens, const Tensor* out_grids, const Tensor* out_router_rows,
+                           const Tensor* positions, const Tensor* routed, const Tensor* probs, const Tensor* forced,
+                           const Tensor* kernels, std::int64_t min_visual_tokens, const Tensor* cu_seqlens,
+                           const Tensor* first_rows, const Tensor* image_start, const Tensor* grids,
+                           const Tensor* router_rows, const Tensor* cu_router_rows) {
+  return caught([&] {
+    dpn::advance_layout(*chosen, *experts, *scales, *out_cu_seqlens, *out_grids, *out_router_rows, *positions, routed,
+                        probs, forced, *kernels, min_visual_tokens, *cu_seqlens, *first_rows, *image_start, *grids,
+                        *router_rows, *cu_router_rows, 0);
+  });
+}
+
+const char* sample_greedy(const Tensor* tokens, const Tensor* is_finite, const Tensor* logits) {
+  return caught([&] { dpn::sample_greedy(*tokens, *is_finite, *logits, 0); });
 }
 
 }  // extern "C"
