@@ -84,7 +84,15 @@ def c_argument(value: object) -> object:
 
 
 def build() -> Kernels:
-    command = ["make", "-C", str(FOLDER), f"BUILD={BUILD}", f"-j{os.cpu_count()}", "--keep-going", "--no-print-directory"]
+    command = [
+        "make",
+        "-C",
+        str(FOLDER),
+        f"BUILD={BUILD}",
+        f"-j{os.cpu_count()}",
+        "--keep-going",
+        "--no-print-directory",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"the emulation does not compile:\n{result.stderr}")
