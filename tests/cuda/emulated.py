@@ -90,7 +90,6 @@ def build() -> Kernels:
         str(FOLDER),
         f"BUILD={BUILD}",
         f"-j{os.cpu_count()}",
-        "--keep-going",
         "--no-print-directory",
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
