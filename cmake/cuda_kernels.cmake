@@ -54,6 +54,12 @@ else()
 endif()
 
 enable_language(CUDA)
+# CMake 3.24 and 3.25 do not know that nvcc takes C++20.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "dpn_rt: CUDA ${CUDAToolkit_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
@@ -62,8 +68,7 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/core/*.cu csrc/ops/*_cuda.cu)
 add_library(dpn_cuda_kernels OBJECT ${cuda_sources})
 target_link_libraries(dpn_cuda_kernels PRIVATE dpn_options)
 target_compile_definitions(dpn_cuda_kernels PRIVATE DPN_HAS_CUDA)
-# -std by hand: some CMake versions do not know that nvcc takes C++20.
-target_compile_options(dpn_cuda_kernels PRIVATE -std=c++20 -Xcompiler=-Wall,-Wextra $<$<BOOL:${DPN_RT_WARNINGS_AS_ERRORS}>:-Werror=all-warnings>)
+target_compile_options(dpn_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra $<$<BOOL:${DPN_RT_WARNINGS_AS_ERRORS}>:-Werror=all-warnings>)
 set(DPN_CUDA_OBJECTS $<TARGET_OBJECTS:dpn_cuda_kernels>)
 
 # Linked statically, so that the extension is imported where there is no CUDA, and hidden, so that torch's copy of the

@@ -26,7 +26,10 @@ class Router:
 
     def run(self, kernels: Kernels, hidden: Tensor, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         put = self.guards.put
-        router_rows, cu_router_rows = put(int32(sum(rows, []))), put(offsets([len(r) for r in rows]))
+        router_rows, cu_router_rows = (
+            put(int32([row for own in rows for row in own])),
+            put(offsets([len(r) for r in rows])),
+        )
         probs = self.guards.poisoned(len(rows), self.predictor.shape[0], dtype=torch.float32)
         experts = self.guards.poisoned(len(rows), dtype=torch.int32)
         size = kernels.size("route_workspace_size", hidden, cu_router_rows, self.predictor)
