@@ -20,7 +20,8 @@ WARP = 32
 MOST_THREADS, MOST_BLOCKS, REGISTERS = 2048, 32, 65536
 SHARED_BYTES = {"80": 164 * 1024, "90a": 228 * 1024}
 SHARED_RESERVED = 1024  # of each block, by the system
-# Threads of a block, by the kernel's name; norm_kernel takes the row's size, up to its launch bound.
+NORM_ROW = 4096  # elements: the row that the norms' threads are counted for
+# Threads of a block, by the kernel's name.
 THREADS = {
     "attention_kernel": 128, "attention_decode_kernel": 128, "merge_splits_kernel": 128, "advance_sequences_kernel": 32,
     "sample_greedy_kernel": 1024,
@@ -44,7 +45,8 @@ class Kernel:
         base = re.match(r"\w+", self.name)
         name = base.group() if base else ""
         if name == "norm_kernel":
-            return 128 if "true" in self.name else 512
+            width, vectors = map(int, re.findall(r"\d+", self.name)[-2:])
+            return min(1024, NORM_ROW // width // vectors)
         return THREADS.get(name, DEFAULT_THREADS)
 
     @property
@@ -74,6 +76,7 @@ def demangled(names: list[str]) -> list[str]:
 
 
 def short(name: str) -> str:
+    """A demangled name without namespaces and parameters."""
     name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
     name = re.sub(r"dpn::|cuda::|prefill::|decode::", "", name)
     name = re.sub(r"\(\w+\)(?=\d)", "", name)  # enumerators are printed as casts
@@ -81,6 +84,7 @@ def short(name: str) -> str:
 
 
 def compile_source(source: Path, architecture: str) -> list[Kernel]:
+    """The kernels of one file."""
     command = [
         "nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-DDPN_HAS_CUDA", "-Xptxas=-v", "-c", "-o", "/dev/null",
         f"-gencode=arch=compute_{architecture},code=sm_{architecture}", str(source),
@@ -111,6 +115,7 @@ def parse(log: str, architecture: str) -> list[Kernel]:
 
 
 def table(kernels: list[Kernel]) -> str:
+    """Markdown."""
     rows = [
         "| kernel | sm | registers | threads | shared memory | stack | spills | blocks | occupancy |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -47,6 +47,9 @@ __device__ inline void merge(Part& part, float maximum, float sum, const float (
   for (int i = 0; i < 8; ++i) part.values[i] = part.values[i] * mine + values[i] * theirs;
 }
 
+// Zero for a sequence without keys: a batch may be padded with such.
+__device__ inline float finished(float value, float sum) { return sum == 0.0f ? 0.0f : value / sum; }
+
 template <int kHeadDim, int kHeads>
 struct Shared {
   float values[kWarps][kHeads][kHeadDim];
@@ -185,7 +188,7 @@ __global__ void __launch_bounds__(kThreads) attention_decode_kernel(const __grid
     }
     const std::int64_t row = sequence * p.num_heads + first_head + h;
     if (p.num_splits == 1) {
-      static_cast<T*>(p.out)[row * kHeadDim + dim] = from_float<T>(value / sum);
+      static_cast<T*>(p.out)[row * kHeadDim + dim] = from_float<T>(finished(value, sum));
       continue;
     }
     float* partial = p.partials + (row * p.num_splits + blockIdx.z) * (kHeadDim + 2);
@@ -212,7 +215,7 @@ __global__ void __launch_bounds__(kThreads) merge_splits_kernel(const __grid_con
     sum += partial[kHeadDim + 1] * factor;
     value += partial[dim] * factor;
   }
-  static_cast<T*>(p.out)[row * kHeadDim + dim] = from_float<T>(value / sum);
+  static_cast<T*>(p.out)[row * kHeadDim + dim] = from_float<T>(finished(value, sum));
 }
 
 template <class T, int kHeadDim, int kHeads>

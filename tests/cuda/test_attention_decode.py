@@ -51,6 +51,18 @@ def test_splits_of_the_keys(
     run(kernels, guards, generator, dtype, contexts, 2, 2, head_dim, 7, unused_blocks)
 
 
+@pytest.mark.parametrize("max_blocks", [1, 40])
+def test_padding_without_keys_gets_zeros(kernels: Kernels, dtype: torch.dtype, max_blocks: int) -> None:
+    cache = torch.ones(40, 1, 2, 1, 16, 16, dtype=dtype)
+    q, out = torch.ones(2, 1, 16, dtype=dtype), torch.full((2, 16), float("nan"), dtype=dtype)
+    table = torch.arange(max_blocks, dtype=torch.int32).repeat(2, 1)
+    workspace = torch.full((kernels.size("attention_decode_workspace_size", q, cache, table),), float("nan"))
+    contexts = torch.tensor([3, 0], dtype=torch.int32)
+    kernels.attention_decode(out, q, cache, 0, table, contexts, 1.0, workspace)
+    assert (out[0] == 1).all()
+    assert (out[1] == 0).all()
+
+
 def test_a_missing_or_short_workspace_is_refused(kernels: Kernels, dtype: torch.dtype) -> None:
     cache = torch.zeros(40, 1, 2, 1, 16, 16, dtype=dtype)
     q, out = torch.zeros(1, 1, 16, dtype=dtype), torch.zeros(1, 16, dtype=dtype)
