@@ -129,8 +129,9 @@ void run_block() {
   Machine& m = machine();
   prepare_block();
   while (!m.runnable.empty()) {
-    // A whole warp's worth from a random place: cheap, and warps get far ahead of each other.
-    const std::size_t chosen = m.random() % m.runnable.size();
+    // Mostly the one that became runnable last, which is in the warp that met last: warps get far ahead of each other.
+    const std::size_t last = m.runnable.size() - 1;
+    const std::size_t chosen = m.random() % 64 == 0 ? m.random() % m.runnable.size() : last;
     m.running = m.runnable[chosen];
     m.runnable[chosen] = m.runnable.back();
     m.runnable.pop_back();

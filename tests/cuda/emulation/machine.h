@@ -1,5 +1,6 @@
 // A GPU of one multiprocessor that runs one block at a time, its threads as fibers that give way at barriers and warp
-// collectives. A fiber runs until it has to wait; who goes next is drawn at random.
+// collectives. A fiber runs until it has to wait; who goes next is partly
+// drawn at random.
 #pragma once
 
 #include <csetjmp>
