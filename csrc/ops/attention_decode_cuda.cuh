@@ -72,9 +72,16 @@ struct PagedRows {
   }
 };
 
+// Blocks that a multiprocessor holds at least, as the registers allow: left alone, ptxas aims at one more and spills.
+template <int kHeads>
+constexpr int kBlocks = kHeads <= 2   ? 4
+                        : kHeads == 4 ? 3
+                                      : 2;
+
 // A block takes kHeads query heads of one key/value head, and a part of the keys: grid (head groups, num_seqs, splits).
 template <class T, int kHeadDim, int kHeads>
-__global__ void __launch_bounds__(kThreads) attention_decode_kernel(const __grid_constant__ AttentionDecodeParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
+    attention_decode_kernel(const __grid_constant__ AttentionDecodeParams p) {
   constexpr int kLanes = kLanesPerKey<kHeadDim>, kKeysAtOnce = kWarpSize / kLanes;
   constexpr int kUnroll = kHeads <= 2 ? 4 : 2;
   __shared__ Shared<kHeadDim, kHeads> shared;

@@ -8,6 +8,7 @@ namespace dpn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // of a multiprocessor at least; left alone, ptxas aims at more and spills
 constexpr int kMostConvExperts = 16;
 
 // By value, so that nothing of a launch lives in host memory.
@@ -80,7 +81,8 @@ __device__ Vector<T, kWidth> pooled(const PoolParams& p, const Window& w, const 
 
 // A block writes one output row.
 template <class T, PoolFunction kFunction, int kWidth>
-__global__ void __launch_bounds__(kThreads) pool_kernel(PoolParams p, const __grid_constant__ ConvWeights conv) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    pool_kernel(PoolParams p, const __grid_constant__ ConvWeights conv) {
   const int row = static_cast<int>(blockIdx.x);
   if (row >= p.out_cu_seqlens[p.num_seqs]) return;  // a batch may be shorter than its buffer
   const Window w = window_of_row(p, row);

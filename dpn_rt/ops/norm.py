@@ -21,7 +21,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.rms_norm(out, x, weight, eps, raw_stream(x) if x.is_cuda else 0)
+    _kernels.rms_norm(out, x, weight, eps, raw_stream(out) if out.is_cuda else 0)
     return out
 
 
@@ -39,7 +39,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.add_rms_norm(out, x, residual, weight, eps, raw_stream(x) if x.is_cuda else 0)
+    _kernels.add_rms_norm(out, x, residual, weight, eps, raw_stream(out) if out.is_cuda else 0)
     return out
 
 
@@ -57,7 +57,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tens
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.layer_norm(out, x, weight, bias, eps, raw_stream(x) if x.is_cuda else 0)
+    _kernels.layer_norm(out, x, weight, bias, eps, raw_stream(out) if out.is_cuda else 0)
     return out
 
 
@@ -78,5 +78,5 @@ def add_layer_norm(
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.add_layer_norm(out, x, residual, weight, bias, eps, raw_stream(x) if x.is_cuda else 0)
+    _kernels.add_layer_norm(out, x, residual, weight, bias, eps, raw_stream(out) if out.is_cuda else 0)
     return out
