@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test gpu-test lint format bench clean
+.PHONY: demo test gpu-test lint format bench cuda-resources clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
@@ -22,19 +22,23 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format -i
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
 bench: $(READY)
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/latency.py --shape tiny
 
+# Registers, shared memory and occupancy of the CUDA kernels; fails where registers are spilled.
+cuda-resources: $(READY)
+	$(BIN)/python cmake/cuda_resources.py
+
 # The build tools live in the environment and the build is not isolated, so that an import can rebuild what changed.
-$(READY): pyproject.toml CMakeLists.txt cmake/cpu_kernels.cmake
+$(READY): pyproject.toml CMakeLists.txt cmake/cpu_kernels.cmake cmake/cuda_kernels.cmake
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpn_rt needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.24' ninja

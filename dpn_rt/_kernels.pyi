@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 def available_cpu_isas() -> list[str]: ...
+
+has_cuda: bool
+
 def cpu_isa() -> str: ...
 def max_threads() -> int: ...
-def activation(out: Tensor, x: Tensor, kind: str, /) -> None: ...
-def silu_mul(out: Tensor, gate_up: Tensor, /) -> None: ...
+def activation(out: Tensor, x: Tensor, kind: str, stream: int, /) -> None: ...
+def silu_mul(out: Tensor, gate_up: Tensor, stream: int, /) -> None: ...
 def attention(
-    out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, scale: float, /
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, scale: float, stream: int, /
 ) -> None: ...
 def attention_extend(
     out: Tensor,
@@ -21,6 +24,7 @@ def attention_extend(
     cu_seqlens: Tensor,
     context_lens: Tensor,
     scale: float,
+    stream: int,
     /,
 ) -> None: ...
 def attention_decode(
@@ -31,13 +35,17 @@ def attention_decode(
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
+    workspace: Tensor | None,
+    stream: int,
     /,
 ) -> None: ...
 def linear(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, /) -> None: ...
-def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float, /) -> None: ...
-def add_rms_norm(out: Tensor, x: Tensor, residual: Tensor, weight: Tensor, eps: float, /) -> None: ...
-def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, /) -> None: ...
-def add_layer_norm(out: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, /) -> None: ...
+def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float, stream: int, /) -> None: ...
+def add_rms_norm(out: Tensor, x: Tensor, residual: Tensor, weight: Tensor, eps: float, stream: int, /) -> None: ...
+def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, stream: int, /) -> None: ...
+def add_layer_norm(
+    out: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, stream: int, /
+) -> None: ...
 def rope_store(
     qkv: Tensor,
     positions: Tensor,
@@ -48,6 +56,7 @@ def rope_store(
     cu_seqlens: Tensor,
     num_heads: int,
     num_kv_heads: int,
+    stream: int,
     /,
 ) -> None: ...
 def route(
@@ -61,6 +70,8 @@ def route(
     norm_bias: Tensor | None,
     hidden_weight: Tensor | None,
     eps: float,
+    workspace: Tensor | None,
+    stream: int,
     /,
 ) -> None: ...
 def pool(
@@ -75,6 +86,32 @@ def pool(
     scales: Tensor | None,
     function: str,
     conv_weights: Sequence[Tensor] | None,
+    stream: int,
     /,
 ) -> None: ...
 def pool_num_out_tokens(out_cu_seqlens: Tensor, /) -> int: ...
+def attention_decode_workspace_size(q: Tensor, kv_cache: Tensor, block_table: Tensor, /) -> int: ...
+def route_workspace_size(hidden: Tensor, cu_router_rows: Tensor, predictor: Tensor, /) -> int: ...
+def sample_greedy(tokens: Tensor, is_finite: Tensor, logits: Tensor, stream: int, /) -> None: ...
+def advance_layout(
+    chosen: Tensor,
+    experts: Tensor,
+    scales: Tensor,
+    out_cu_seqlens: Tensor,
+    out_grids: Tensor,
+    out_router_rows: Tensor,
+    positions: Tensor,
+    routed: Tensor | None,
+    probs: Tensor | None,
+    forced: Tensor | None,
+    kernels: Tensor,
+    min_visual_tokens: int,
+    cu_seqlens: Tensor,
+    first_rows: Tensor,
+    image_start: Tensor,
+    grids: Tensor,
+    router_rows: Tensor,
+    cu_router_rows: Tensor,
+    stream: int,
+    /,
+) -> None: ...

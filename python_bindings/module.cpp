@@ -5,6 +5,7 @@
 #include "bindings.h"
 #include "core/check.h"
 #include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
 #include "core/parallel.h"
 
 namespace py = pybind11;
@@ -27,12 +28,15 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
     return names;
   });
   m.def("max_threads", &dpn::max_threads);
+  m.attr("has_cuda") = dpn::kHasCuda;
 
   dpn::python::bind_activation(m);
+  dpn::python::bind_advance_layout(m);
   dpn::python::bind_attention(m);
   dpn::python::bind_linear(m);
   dpn::python::bind_norm(m);
   dpn::python::bind_pool(m);
   dpn::python::bind_rope(m);
   dpn::python::bind_route(m);
+  dpn::python::bind_sample(m);
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "core/cuda_dispatch.h"
+
 namespace dpn {
 
 namespace {
@@ -44,6 +46,10 @@ std::string bindings_text(std::initializer_list<Dim*> dims) {
   return text.empty() ? text : text + ")";
 }
 
+std::string device_text(Device device, std::int32_t index) {
+  return device == Device::cuda ? "cuda:" + std::to_string(index) : name(device);
+}
+
 // First and one-past-last byte that the tensor can touch; strides are never negative in torch.
 std::pair<const std::byte*, const std::byte*> extent(const Tensor& t) {
   const auto* first = static_cast<const std::byte*>(t.data);
@@ -65,6 +71,16 @@ const char* name(Device device) {
   return names[static_cast<int>(device)];
 }
 
+DTypes Checker::floats() const {
+  static constexpr DTypes kCpu = {DType::f32, DType::bf16}, kCuda = {DType::f32, DType::bf16, DType::f16};
+  return device_ == Device::cuda ? kCuda : kCpu;
+}
+
+DTypes Checker::attention_floats() const {
+  static constexpr DTypes kCpu = {DType::f32, DType::bf16}, kCuda = {DType::bf16, DType::f16};
+  return device_ == Device::cuda ? kCuda : kCpu;
+}
+
 void Checker::fail(const std::string& message) const { throw ArgumentError(std::string(kernel_) + ": " + message); }
 
 const Checker& Checker::condition(bool ok, const std::string& message) const {
@@ -81,8 +97,14 @@ const Checker& Checker::range(const char* what, std::int64_t value, std::int64_t
 }
 
 const Checker& Checker::tensor(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
-                               std::initializer_list<DType> dtypes) const {
-  if (t.device != Device::cpu) fail(std::string(argument) + " is on " + name(t.device) + ", expected cpu");
+                               DTypes dtypes) const {
+  if (t.device != device_ || (t.device == Device::cuda && t.device_index != device_index_)) {
+    fail(std::string(argument) + " is on " + device_text(t.device, t.device_index) + ", expected " +
+         device_text(device_, device_index_));
+  }
+  if (!kHasCuda && t.device == Device::cuda) {
+    fail(std::string(argument) + " is on cuda, but this build has no CUDA kernels");
+  }
   if (std::find(dtypes.begin(), dtypes.end(), t.dtype) == dtypes.end()) {
     std::string expected;
     for (DType dtype : dtypes) expected += std::string(expected.empty() ? "" : " or ") + name(dtype);
@@ -116,7 +138,7 @@ const Checker& Checker::tensor(const char* argument, const Tensor& t, std::initi
 }
 
 const Checker& Checker::contiguous(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
-                                   std::initializer_list<DType> dtypes) const {
+                                   DTypes dtypes) const {
   tensor(argument, t, dims, dtypes);
   if (t.numel() == 0) return *this;  // whatever its strides, as torch sees it
   std::int64_t expected = 1;
@@ -128,6 +150,10 @@ const Checker& Checker::contiguous(const char* argument, const Tensor& t, std::i
     expected *= std::max<std::int64_t>(t.shape[i], 1);
   }
   return *this;
+}
+
+const Checker& Checker::on_cuda(const char* argument, const Tensor& t) const {
+  return condition(t.device == Device::cuda, std::string(argument) + " is on " + name(t.device) + ", expected cuda");
 }
 
 const Checker& Checker::same_dtype(const char* argument, const Tensor& t, const char* other,

@@ -27,16 +27,31 @@ struct Dim {
   operator std::int64_t() const { return value; }
 };
 
+using DTypes = std::initializer_list<DType>;
+
 class Checker {
  public:
+  // For a kernel that runs on the CPU alone.
   explicit Checker(const char* kernel) : kernel_(kernel) {}
+  // For a kernel that runs where its argument `leader` is: every tensor must be on that device.
+  Checker(const char* kernel, const Tensor& leader)
+      : kernel_(kernel),
+        device_(leader.device == Device::cuda ? Device::cuda : Device::cpu),
+        device_index_(leader.device == Device::cuda ? leader.device_index : 0) {}
+
+  // Whether the content of tensors can be checked: what is on a GPU is never read by the host.
+  bool can_read() const { return device_ == Device::cpu; }
+  // The dtypes of activations that the device computes with, and those that its attention kernels take.
+  DTypes floats() const;
+  DTypes attention_floats() const;
 
   // Shape, dtype and device; the innermost dimension must be contiguous.
-  const Checker& tensor(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
-                        std::initializer_list<DType> dtypes) const;
+  const Checker& tensor(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims, DTypes dtypes) const;
   // As `tensor`, and every dimension contiguous.
   const Checker& contiguous(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
-                            std::initializer_list<DType> dtypes) const;
+                            DTypes dtypes) const;
+  // For a kernel that runs on the GPU alone.
+  const Checker& on_cuda(const char* argument, const Tensor& t) const;
   const Checker& same_dtype(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
   // Output or in-place arguments must not share memory with another argument.
   const Checker& no_overlap(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
@@ -47,6 +62,8 @@ class Checker {
 
  private:
   const char* kernel_;
+  Device device_ = Device::cpu;
+  std::int32_t device_index_ = 0;
 };
 
 // cu_seqlens [num_seqs + 1]: starts at 0, never falls, ends at num_tokens.

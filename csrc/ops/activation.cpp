@@ -6,7 +6,9 @@ namespace dpn {
 
 namespace {
 
-void run(const ActivationParams& params) { DPN_CALL_CPU_KERNEL(activation_kernel, params) }
+void run(const ActivationParams& params, const Tensor& x, Stream stream) {
+  DPN_CALL_KERNEL(activation_kernel, params, x, stream)
+}
 
 // In place is harmless where every element is read before it is written, at the same place.
 void check_aliasing(const Checker& check, const Tensor& out, const char* x_name, const Tensor& x) {
@@ -17,10 +19,10 @@ void check_aliasing(const Checker& check, const Tensor& out, const char* x_name,
 
 }  // namespace
 
-void silu_mul(const Tensor& out, const Tensor& gate_up) {
-  const Checker check("silu_mul");
+void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream) {
+  const Checker check("silu_mul", gate_up);
   Dim num_tokens("num_tokens"), two_sizes("2 * intermediate_size"), size("intermediate_size");
-  check.tensor("gate_up", gate_up, {&num_tokens, &two_sizes}, {DType::f32, DType::bf16});
+  check.tensor("gate_up", gate_up, {&num_tokens, &two_sizes}, check.floats());
   check.condition(two_sizes % 2 == 0,
                   "gate_up has " + std::to_string(two_sizes) + " columns, expected gate and up of equal size");
   size.value = two_sizes / 2;
@@ -33,14 +35,14 @@ void silu_mul(const Tensor& out, const Tensor& gate_up) {
        .x_stride = gate_up.strides[0],
        .out_stride = out.strides[0],
        .kind = ActivationKind::silu_mul,
-       .dtype = gate_up.dtype});
+       .dtype = gate_up.dtype},
+      gate_up, stream);
 }
 
-void activation(const Tensor& out, const Tensor& x, const std::string& kind) {
-  const Checker check("activation");
+void activation(const Tensor& out, const Tensor& x, const std::string& kind, Stream stream) {
+  const Checker check("activation", x);
   Dim num_tokens("num_tokens"), size("intermediate_size");
-  check.tensor("x", x, {&num_tokens, &size}, {DType::f32, DType::bf16})
-      .tensor("out", out, {&num_tokens, &size}, {x.dtype});
+  check.tensor("x", x, {&num_tokens, &size}, check.floats()).tensor("out", out, {&num_tokens, &size}, {x.dtype});
   check_aliasing(check, out, "x", x);
   check.condition(kind == "quick_gelu" || kind == "gelu", "kind is '" + kind + "', expected 'quick_gelu' or 'gelu'");
   run({.out = out.data,
@@ -50,7 +52,8 @@ void activation(const Tensor& out, const Tensor& x, const std::string& kind) {
        .x_stride = x.strides[0],
        .out_stride = out.strides[0],
        .kind = kind == "gelu" ? ActivationKind::gelu : ActivationKind::quick_gelu,
-       .dtype = x.dtype});
+       .dtype = x.dtype},
+      x, stream);
 }
 
 }  // namespace dpn

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 
 namespace dpn {
@@ -21,9 +22,10 @@ struct ActivationParams {
   DType dtype;
 };
 
-void silu_mul(const Tensor& out, const Tensor& gate_up);
-void activation(const Tensor& out, const Tensor& x, const std::string& kind);
+void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream);
+void activation(const Tensor& out, const Tensor& x, const std::string& kind, Stream stream);
 
 }  // namespace dpn
 
 DPN_DECLARE_CPU_KERNEL(activation_kernel, ActivationParams)
+DPN_DECLARE_CUDA_KERNEL(activation_kernel, ActivationParams)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 #include "ops/attention_plan.h"
 
@@ -26,10 +27,12 @@ struct AttentionParams {
   const void* v;                     // [num_tokens, num_kv_heads, head_dim]; likewise
   PagedKeys paged;                   // where k and v are null
   const std::int32_t* cu_seqlens;    // [num_seqs + 1] of the rows of q and out
-  const std::int32_t* context_lens;  // [num_seqs] keys of each sequence; its rows of q are the last of them
+  const std::int32_t* context_lens;  // [num_seqs] keys of each sequence; its rows of q are the last of them. Null on
+                                     // the GPU where these are all
   std::int64_t q_stride[2];          // of tokens, of heads
   std::int64_t k_stride[2];
   std::int64_t v_stride[2];
+  std::int64_t num_tokens;
   std::int64_t num_seqs;
   std::int64_t num_heads;
   std::int64_t num_kv_heads;
@@ -37,7 +40,7 @@ struct AttentionParams {
   float scale;
   bool causal;
   DType dtype;
-  const Wave* waves;
+  const Wave* waves;  // from here on for the CPU only
   std::int64_t num_waves;
   std::int64_t max_elements;  // of a wave's packed heads
 };
@@ -59,19 +62,27 @@ struct AttentionDecodeParams {
   std::int64_t layer_in_cell;
   float scale;
   DType dtype;
-  const DecodeTask* tasks;
+  const DecodeTask* tasks;  // for the CPU only, as the next two
   std::int64_t num_tasks;
   const std::int32_t* first_task;  // [num_seqs + 1], see DecodePlan
+  int num_splits;                  // for the GPU only, as the next
+  float* partials;                 // [num_seqs, num_heads, num_splits, head_dim + 2], null for one split
 };
 
 void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-               bool causal, float scale);
+               bool causal, float scale, Stream stream);
 void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
-                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale);
+                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale,
+                      Stream stream);
 void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
-                      const Tensor& block_table, const Tensor& context_lens, float scale);
+                      const Tensor& block_table, const Tensor& context_lens, float scale, const Tensor* workspace,
+                      Stream stream);
+// Elements of the float32 workspace that attention_decode needs for such tensors, 0 on the CPU.
+std::int64_t attention_decode_workspace_size(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table);
 
 }  // namespace dpn
 
 DPN_DECLARE_CPU_KERNEL(attention_kernel, AttentionParams)
 DPN_DECLARE_CPU_KERNEL(attention_decode_kernel, AttentionDecodeParams)
+DPN_DECLARE_CUDA_KERNEL(attention_kernel, AttentionParams)
+DPN_DECLARE_CUDA_KERNEL(attention_decode_kernel, AttentionDecodeParams)

@@ -8,9 +8,9 @@ namespace {
 
 NormParams checked_params(const char* kernel, const Tensor& out, const Tensor& x, const Tensor* residual,
                           const Tensor& weight, const Tensor* bias, float eps) {
-  const Checker check(kernel);
+  const Checker check(kernel, x);
   Dim num_tokens("num_tokens"), hidden_size("hidden_size");
-  check.tensor("x", x, {&num_tokens, &hidden_size}, {DType::f32, DType::bf16})
+  check.tensor("x", x, {&num_tokens, &hidden_size}, check.floats())
       .contiguous("weight", weight, {&hidden_size}, {x.dtype})
       .contiguous("out", out, {&num_tokens, &hidden_size}, {x.dtype});
   if (bias) check.contiguous("bias", *bias, {&hidden_size}, {x.dtype});
@@ -34,26 +34,32 @@ NormParams checked_params(const char* kernel, const Tensor& out, const Tensor& x
           .dtype = x.dtype};
 }
 
-void run_rms_norm(const NormParams& params) { DPN_CALL_CPU_KERNEL(rms_norm_kernel, params) }
-void run_layer_norm(const NormParams& params) { DPN_CALL_CPU_KERNEL(layer_norm_kernel, params) }
+void run_rms_norm(const NormParams& params, const Tensor& x, Stream stream) {
+  DPN_CALL_KERNEL(rms_norm_kernel, params, x, stream)
+}
+void run_layer_norm(const NormParams& params, const Tensor& x, Stream stream) {
+  DPN_CALL_KERNEL(layer_norm_kernel, params, x, stream)
+}
 
 }  // namespace
 
-void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps) {
-  run_rms_norm(checked_params("rms_norm", out, x, nullptr, weight, nullptr, eps));
+void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps, Stream stream) {
+  run_rms_norm(checked_params("rms_norm", out, x, nullptr, weight, nullptr, eps), x, stream);
 }
 
-void add_rms_norm(const Tensor& out, const Tensor& x, const Tensor& residual, const Tensor& weight, float eps) {
-  run_rms_norm(checked_params("add_rms_norm", out, x, &residual, weight, nullptr, eps));
+void add_rms_norm(const Tensor& out, const Tensor& x, const Tensor& residual, const Tensor& weight, float eps,
+                  Stream stream) {
+  run_rms_norm(checked_params("add_rms_norm", out, x, &residual, weight, nullptr, eps), x, stream);
 }
 
-void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) {
-  run_layer_norm(checked_params("layer_norm", out, x, nullptr, weight, &bias, eps));
+void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                Stream stream) {
+  run_layer_norm(checked_params("layer_norm", out, x, nullptr, weight, &bias, eps), x, stream);
 }
 
 void add_layer_norm(const Tensor& out, const Tensor& x, const Tensor& residual, const Tensor& weight,
-                    const Tensor& bias, float eps) {
-  run_layer_norm(checked_params("add_layer_norm", out, x, &residual, weight, &bias, eps));
+                    const Tensor& bias, float eps, Stream stream) {
+  run_layer_norm(checked_params("add_layer_norm", out, x, &residual, weight, &bias, eps), x, stream);
 }
 
 }  // namespace dpn

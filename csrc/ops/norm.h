@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 
 namespace dpn {
@@ -19,13 +20,16 @@ struct NormParams {
   DType dtype;
 };
 
-void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps);
-void add_rms_norm(const Tensor& out, const Tensor& x, const Tensor& residual, const Tensor& weight, float eps);
-void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps);
+void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps, Stream stream);
+void add_rms_norm(const Tensor& out, const Tensor& x, const Tensor& residual, const Tensor& weight, float eps,
+                  Stream stream);
+void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps, Stream stream);
 void add_layer_norm(const Tensor& out, const Tensor& x, const Tensor& residual, const Tensor& weight,
-                    const Tensor& bias, float eps);
+                    const Tensor& bias, float eps, Stream stream);
 
 }  // namespace dpn
 
 DPN_DECLARE_CPU_KERNEL(rms_norm_kernel, NormParams)
 DPN_DECLARE_CPU_KERNEL(layer_norm_kernel, NormParams)
+DPN_DECLARE_CUDA_KERNEL(rms_norm_kernel, NormParams)
+DPN_DECLARE_CUDA_KERNEL(layer_norm_kernel, NormParams)

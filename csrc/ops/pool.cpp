@@ -12,7 +12,7 @@ std::string grid_text(std::int64_t height, std::int64_t width) {
   return std::to_string(height) + "x" + std::to_string(width);
 }
 
-void run(const PoolParams& params){DPN_CALL_CPU_KERNEL(pool_kernel, params)}
+void run(const PoolParams& params, const Tensor& x, Stream stream){DPN_CALL_KERNEL(pool_kernel, params, x, stream)}
 
 PoolFunction function_of(const Checker& check, const std::string& name) {
   check.condition(name == "max" || name == "avg" || name == "conv",
@@ -54,6 +54,7 @@ void check_rows(const Checker& check, const PoolParams& p, std::int64_t num_seqs
   }
 }
 
+// kernels: [num_experts, 2], or null where they cannot be read.
 std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, const Tensor& out,
                                        const std::vector<Tensor>& weights, const std::int32_t* kernels,
                                        Dim& num_experts, Dim& hidden_size) {
@@ -63,7 +64,8 @@ std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, co
   std::vector<const void*> pointers;
   for (std::size_t e = 0; e < weights.size(); ++e) {
     const std::string argument = at("conv_weights", static_cast<std::int64_t>(e));
-    Dim area("kernel height * width", std::int64_t{kernels[2 * e]} * kernels[2 * e + 1]);
+    Dim area("kernel height * width");
+    if (kernels) area.value = std::int64_t{kernels[2 * e]} * kernels[2 * e + 1];
     check.contiguous(argument.c_str(), weights[e], {&area, &hidden_size}, {x.dtype})
         .no_overlap("out", out, argument.c_str(), weights[e]);
     pointers.push_back(weights[e].data);
@@ -75,14 +77,14 @@ std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, co
 
 void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
           const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens, const Tensor* scales,
-          const std::string& function_name, const std::optional<std::vector<Tensor>>& conv_weights) {
-  const Checker check("pool");
+          const std::string& function_name, const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
+  const Checker check("pool", x);
   const PoolFunction function = function_of(check, function_name);
   check.condition((function == PoolFunction::conv) == conv_weights.has_value(),
                   "conv_weights must be given for function 'conv' and for no other");
   Dim num_tokens("num_tokens"), hidden_size("hidden_size"), num_seqs("num_seqs"), num_offsets("num_seqs + 1");
   Dim num_experts("num_experts"), num_out_tokens("num_out_tokens"), two("2", 2);
-  check.tensor("x", x, {&num_tokens, &hidden_size}, {DType::f32, DType::bf16})
+  check.tensor("x", x, {&num_tokens, &hidden_size}, check.floats())
       .contiguous("experts", experts, {&num_seqs}, {DType::i32})
       .contiguous("image_start", image_start, {&num_seqs}, {DType::i32})
       .contiguous("grids", grids, {&num_seqs, &two}, {DType::i32})
@@ -92,9 +94,11 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
   check.contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32})
       .contiguous("out_cu_seqlens", out_cu_seqlens, {&num_offsets}, {DType::i32});
   if (scales) check.contiguous("scales", *scales, {&num_seqs}, {DType::f32}).no_overlap("out", out, "scales", *scales);
-  check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
-  check_cu_seqlens(check, "out_cu_seqlens", out_cu_seqlens, num_out_tokens);
-  check_entries(check, "kernels", kernels, 1, 1 << 15);
+  if (check.can_read()) {
+    check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+    check_cu_seqlens(check, "out_cu_seqlens", out_cu_seqlens, num_out_tokens);
+    check_entries(check, "kernels", kernels, 1, 1 << 15);
+  }
   check.no_overlap("out", out, "x", x)
       .no_overlap("out", out, "cu_seqlens", cu_seqlens)
       .no_overlap("out", out, "image_start", image_start)
@@ -104,7 +108,8 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
       .no_overlap("out", out, "out_cu_seqlens", out_cu_seqlens);
   std::vector<const void*> conv;
   if (conv_weights) {
-    conv = conv_pointers(check, x, out, *conv_weights, kernels.as<std::int32_t>(), num_experts, hidden_size);
+    conv = conv_pointers(check, x, out, *conv_weights, check.can_read() ? kernels.as<std::int32_t>() : nullptr,
+                         num_experts, hidden_size);
   }
   const PoolParams params{.out = out.data,
                           .x = x.data,
@@ -118,12 +123,14 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
                           .conv_weights = conv.empty() ? nullptr : conv.data(),
                           .num_tokens = num_tokens,
                           .num_out_tokens = num_out_tokens,
+                          .num_seqs = num_seqs,
+                          .num_experts = num_experts,
                           .hidden_size = hidden_size,
                           .x_stride = x.strides[0],
                           .function = function,
                           .dtype = x.dtype};
-  check_rows(check, params, num_seqs, num_experts);
-  run(params);
+  if (check.can_read()) check_rows(check, params, num_seqs, num_experts);
+  run(params, x, stream);
 }
 
 }  // namespace dpn

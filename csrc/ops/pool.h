@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 
 namespace dpn {
@@ -25,6 +26,8 @@ struct PoolParams {
   const void* const* conv_weights;     // num_experts of [kernel height * kernel width, hidden_size], or null
   std::int64_t num_tokens;
   std::int64_t num_out_tokens;
+  std::int64_t num_seqs;
+  std::int64_t num_experts;
   std::int64_t hidden_size;
   std::int64_t x_stride;
   PoolFunction function;
@@ -33,8 +36,9 @@ struct PoolParams {
 
 void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
           const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens, const Tensor* scales,
-          const std::string& function, const std::optional<std::vector<Tensor>>& conv_weights);
+          const std::string& function, const std::optional<std::vector<Tensor>>& conv_weights, Stream stream);
 
 }  // namespace dpn
 
 DPN_DECLARE_CPU_KERNEL(pool_kernel, PoolParams)
+DPN_DECLARE_CUDA_KERNEL(pool_kernel, PoolParams)

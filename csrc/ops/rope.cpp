@@ -35,14 +35,16 @@ void check_slots(const Checker& check, const RopeStoreParams& p, std::int64_t nu
   }
 }
 
-void run(const RopeStoreParams& params) { DPN_CALL_CPU_KERNEL(rope_store_kernel, params) }
+void run(const RopeStoreParams& params, const Tensor& qkv, Stream stream) {
+  DPN_CALL_KERNEL(rope_store_kernel, params, qkv, stream)
+}
 
 }  // namespace
 
 void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& kv_cache,
                 std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens, std::int64_t num_heads,
-                std::int64_t num_kv_heads) {
-  const Checker check("rope_store");
+                std::int64_t num_kv_heads, Stream stream) {
+  const Checker check("rope_store", qkv);
   constexpr std::int64_t kMostHeads = 1 << 20;  // keeps the products below far from overflow
   check.range("num_heads", num_heads, 1, kMostHeads).range("num_kv_heads", num_kv_heads, 1, num_heads);
   check.condition(num_heads % num_kv_heads == 0,
@@ -56,7 +58,7 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_si
   Dim qkv_size("(num_heads + 2 num_kv_heads) * head_dim", (num_heads + 2 * num_kv_heads) * head_dim);
   Dim num_cells("num_cells"), layers_per_cell("layers_per_cell"), two("2", 2), kv_heads("num_kv_heads", num_kv_heads);
   Dim block_size("block_size");
-  check.tensor("qkv", qkv, {&num_tokens, &qkv_size}, {DType::f32, DType::bf16})
+  check.tensor("qkv", qkv, {&num_tokens, &qkv_size}, check.floats())
       .contiguous("positions", positions, {&num_tokens}, {DType::i32})
       .contiguous("kv_cache", kv_cache, {&num_cells, &layers_per_cell, &two, &kv_heads, &block_size, &head_dim},
                   {qkv.dtype})
@@ -74,7 +76,7 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_si
         .no_overlap(written_name, *written, "cu_seqlens", cu_seqlens);
   }
   check.no_overlap("qkv", qkv, "kv_cache", kv_cache);
-  check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+  if (check.can_read()) check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
   const RopeStoreParams params{.qkv = qkv.data,
                                .kv_cache = kv_cache.data,
                                .positions = positions.as<std::int32_t>(),
@@ -82,6 +84,7 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_si
                                .block_table = block_table.as<std::int32_t>(),
                                .cu_seqlens = cu_seqlens.as<std::int32_t>(),
                                .num_tokens = num_tokens,
+                               .num_seqs = num_seqs,
                                .num_heads = num_heads,
                                .num_kv_heads = num_kv_heads,
                                .head_dim = head_dim,
@@ -91,8 +94,8 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_si
                                .block_size = block_size,
                                .max_blocks = max_blocks,
                                .dtype = qkv.dtype};
-  check_slots(check, params, num_seqs, max_positions, num_cells);
-  run(params);
+  if (check.can_read()) check_slots(check, params, num_seqs, max_positions, num_cells);
+  run(params, qkv, stream);
 }
 
 }  // namespace dpn

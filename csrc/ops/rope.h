@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 
 namespace dpn {
@@ -14,6 +15,7 @@ struct RopeStoreParams {
   const std::int32_t* block_table;  // [num_seqs, max_blocks]
   const std::int32_t* cu_seqlens;   // [num_seqs + 1]
   std::int64_t num_tokens;
+  std::int64_t num_seqs;
   std::int64_t num_heads;
   std::int64_t num_kv_heads;
   std::int64_t head_dim;
@@ -29,8 +31,9 @@ struct RopeStoreParams {
 // positions[t] % block_size of cell block_table[b, positions[t] / block_size].
 void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& kv_cache,
                 std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens, std::int64_t num_heads,
-                std::int64_t num_kv_heads);
+                std::int64_t num_kv_heads, Stream stream);
 
 }  // namespace dpn
 
 DPN_DECLARE_CPU_KERNEL(rope_store_kernel, RopeStoreParams)
+DPN_DECLARE_CUDA_KERNEL(rope_store_kernel, RopeStoreParams)

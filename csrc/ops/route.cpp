@@ -11,7 +11,9 @@ namespace dpn {
 
 namespace {
 
-void run(const RouteParams& params) { DPN_CALL_CPU_KERNEL(route_kernel, params) }
+void run(const RouteParams& params, const Tensor& hidden, Stream stream) {
+  DPN_CALL_KERNEL(route_kernel, params, hidden, stream)
+}
 
 void check_router(const Checker& check, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
                   const Tensor* hidden_weight, Dim& hidden_size, Dim& router_size, Dim& num_experts) {
@@ -30,26 +32,76 @@ void check_router(const Checker& check, const Tensor& predictor, const Tensor* n
       .condition(hidden_size > 0, "hidden has hidden_size=0, expected at least 1");
 }
 
+// Features and activations of every sequence, and a counter.
+std::int64_t workspace_size(std::int64_t num_seqs, std::int64_t hidden_size, std::int64_t router_size) {
+  return num_seqs * (hidden_size + router_size) + 1;
+}
+
+void set_workspace(const Checker& check, RouteParams& params, const Tensor* workspace, std::int64_t needed) {
+  check.condition(workspace != nullptr, "workspace is None, expected route_workspace_size elements");
+  Dim size("workspace_size");
+  check.contiguous("workspace", *workspace, {&size}, {DType::f32}).range("workspace_size", size, needed, INT64_MAX);
+  params.features = workspace->as<float>();
+  params.activations = params.features + params.num_seqs * params.hidden_size;
+  params.finished_blocks = reinterpret_cast<std::uint32_t*>(params.activations + params.num_seqs * params.router_size);
+}
+
 }  // namespace
+
+std::int64_t route_workspace_size(const Tensor& hidden, const Tensor& cu_router_rows, const Tensor& predictor) {
+  // Other ranks are refused by route itself.
+  if (hidden.device != Device::cuda || hidden.ndim != 2 || cu_router_rows.ndim != 1 || predictor.ndim != 2) return 0;
+  return workspace_size(cu_router_rows.shape[0] - 1, hidden.shape[1], predictor.shape[1]);
+}
 
 void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
            const Tensor& cu_router_rows, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
-           const Tensor* hidden_weight, float eps) {
-  const Checker check("route");
+           const Tensor* hidden_weight, float eps, const Tensor* workspace, Stream stream) {
+  const Checker check("route", hidden);
   Dim num_tokens("num_tokens"), hidden_size("hidden_size"), router_size("router_size"), num_experts("num_experts");
   Dim num_rows("num_router_rows"), num_offsets("num_seqs + 1"), num_seqs("num_seqs");
-  check.tensor("hidden", hidden, {&num_tokens, &hidden_size}, {DType::f32, DType::bf16});
+  check.tensor("hidden", hidden, {&num_tokens, &hidden_size}, check.floats());
   check_router(check, predictor, norm_weight, norm_bias, hidden_weight, hidden_size, router_size, num_experts);
   check.contiguous("router_rows", router_rows, {&num_rows}, {DType::i32})
       .contiguous("cu_router_rows", cu_router_rows, {&num_offsets}, {DType::i32});
-  check_cu_seqlens(check, "cu_router_rows", cu_router_rows, num_rows);
-  check_entries(check, "router_rows", router_rows, 0, num_tokens - 1);
+  if (check.can_read()) {
+    check_cu_seqlens(check, "cu_router_rows", cu_router_rows, num_rows);
+    check_entries(check, "router_rows", router_rows, 0, num_tokens - 1);
+  }
+  check.condition(num_offsets > 0, "cu_router_rows is empty, expected num_seqs + 1 entries");
   check.condition(eps >= 0, "eps is " + std::to_string(eps) + ", expected at least 0");
   num_seqs.value = num_offsets - 1;
   check.contiguous("probs", probs, {&num_seqs, &num_experts}, {DType::f32})
       .contiguous("experts", experts, {&num_seqs}, {DType::i32});
 
   const auto* offsets = cu_router_rows.as<std::int32_t>();
+  RouteParams params{.probs = probs.as<float>(),
+                     .experts = experts.as<std::int32_t>(),
+                     .hidden = hidden.data,
+                     .router_rows = router_rows.as<std::int32_t>(),
+                     .cu_router_rows = offsets,
+                     .routed_seqs = nullptr,
+                     .norm_weight = norm_weight ? norm_weight->as<float>() : nullptr,
+                     .norm_bias = norm_bias ? norm_bias->as<float>() : nullptr,
+                     .hidden_weight = hidden_weight ? hidden_weight->as<float>() : nullptr,
+                     .predictor = predictor.as<float>(),
+                     .features = nullptr,
+                     .activations = nullptr,
+                     .logits = nullptr,
+                     .packed_x = nullptr,
+                     .finished_blocks = nullptr,
+                     .num_seqs = num_seqs,
+                     .num_routed = num_seqs,
+                     .num_experts = num_experts,
+                     .hidden_size = hidden_size,
+                     .router_size = router_size,
+                     .hidden_stride = hidden.strides[0],
+                     .eps = eps,
+                     .dtype = hidden.dtype};
+  if (!check.can_read()) {
+    set_workspace(check, params, workspace, workspace_size(num_seqs, hidden_size, router_size));
+    return run(params, hidden, stream);
+  }
   std::vector<std::int32_t> routed;
   for (std::int32_t b = 0; b < num_seqs; ++b) {
     if (offsets[b + 1] > offsets[b]) routed.push_back(b);
@@ -62,28 +114,13 @@ void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, con
   const AlignedBuffer features(count * hidden_size * 4), activations(count * router_size * 4),
       logits(count * num_experts * 4);
   const AlignedBuffer packed_x(linear_scratch_bytes(count, std::max<std::int64_t>(hidden_size, router_size)));
-  run({.probs = probs.as<float>(),
-       .experts = experts.as<std::int32_t>(),
-       .hidden = hidden.data,
-       .router_rows = router_rows.as<std::int32_t>(),
-       .cu_router_rows = offsets,
-       .routed_seqs = routed.data(),
-       .norm_weight = norm_weight ? norm_weight->as<float>() : nullptr,
-       .norm_bias = norm_bias ? norm_bias->as<float>() : nullptr,
-       .hidden_weight = hidden_weight ? hidden_weight->as<float>() : nullptr,
-       .predictor = predictor.as<float>(),
-       .features = static_cast<float*>(features.data()),
-       .activations = static_cast<float*>(activations.data()),
-       .logits = static_cast<float*>(logits.data()),
-       .packed_x = packed_x.data(),
-       .num_seqs = num_seqs,
-       .num_routed = count,
-       .num_experts = num_experts,
-       .hidden_size = hidden_size,
-       .router_size = router_size,
-       .hidden_stride = hidden.strides[0],
-       .eps = eps,
-       .dtype = hidden.dtype});
+  params.routed_seqs = routed.data();
+  params.num_routed = count;
+  params.features = static_cast<float*>(features.data());
+  params.activations = static_cast<float*>(activations.data());
+  params.logits = static_cast<float*>(logits.data());
+  params.packed_x = packed_x.data();
+  run(params, hidden, stream);
 }
 
 }  // namespace dpn

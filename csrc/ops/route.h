@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 
 namespace dpn {
@@ -12,15 +13,16 @@ struct RouteParams {
   const void* hidden;                  // [num_tokens, hidden_size], row stride hidden_stride
   const std::int32_t* router_rows;     // [num_router_rows]
   const std::int32_t* cu_router_rows;  // [num_seqs + 1]
-  const std::int32_t* routed_seqs;     // [num_routed]: the sequences that have router rows
+  const std::int32_t* routed_seqs;     // [num_routed]: the sequences that have router rows; for the CPU only
   const float* norm_weight;            // [hidden_size]; null for a router without LayerNorm and hidden layer
   const float* norm_bias;              // [hidden_size]
   const float* hidden_weight;          // [router_size, hidden_size]
   const float* predictor;              // [num_experts, router_size]; router_size = hidden_size without hidden layer
-  float* features;                     // scratch [num_routed, hidden_size]
+  float* features;                     // scratch [num_routed, hidden_size], num_routed = num_seqs on the GPU
   float* activations;                  // scratch [num_routed, router_size]
-  float* logits;                       // scratch [num_routed, num_experts]
-  void* packed_x;                      // scratch of the products, see LinearParams
+  float* logits;                       // scratch [num_routed, num_experts]; for the CPU only
+  void* packed_x;                      // scratch of the products, see LinearParams; for the CPU only
+  std::uint32_t* finished_blocks;      // scratch [1]; for the GPU only
   std::int64_t num_seqs;
   std::int64_t num_routed;
   std::int64_t num_experts;
@@ -31,11 +33,14 @@ struct RouteParams {
   DType dtype;  // of hidden
 };
 
-// norm_weight, norm_bias and hidden_weight are all given or all null.
+// norm_weight, norm_bias and hidden_weight are all given or all null. workspace is looked at on the GPU only.
 void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
            const Tensor& cu_router_rows, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
-           const Tensor* hidden_weight, float eps);
+           const Tensor* hidden_weight, float eps, const Tensor* workspace, Stream stream);
+// Elements of the float32 workspace that route needs for such tensors, 0 on the CPU.
+std::int64_t route_workspace_size(const Tensor& hidden, const Tensor& cu_router_rows, const Tensor& predictor);
 
 }  // namespace dpn
 
 DPN_DECLARE_CPU_KERNEL(route_kernel, RouteParams)
+DPN_DECLARE_CUDA_KERNEL(route_kernel, RouteParams)

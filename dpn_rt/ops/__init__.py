@@ -3,9 +3,15 @@
 Activations are packed rows `[num_tokens, hidden_size]` in float32 or bfloat16 with float32 accumulation; index tensors
 are contiguous int32. Every function checks shape, dtype, device, layout and content of its arguments before any memory
 is touched and raises `KernelArgumentError` with the kernel, the argument, the expected and the actual value.
+
+A function runs where its tensors are, on the CPU or on one CUDA device; there it is queued on torch's current stream,
+and float16 is taken like bfloat16 (attention takes these two alone).
+What a CUDA tensor holds is never read by the host, so its content is not checked: an index out of range is undefined
+behaviour. An error of a launch is raised as `RuntimeError` with the name of the op.
 """
 
 from dpn_rt.ops.activation import activation, silu_mul
+from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
 from dpn_rt.ops.attention import attention, attention_decode, attention_extend
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
 from dpn_rt.ops.linear import MOST_STREAMED_ROWS, linear
@@ -13,12 +19,16 @@ from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
 from dpn_rt.ops.rope import rope_store
 from dpn_rt.ops.route import route
+from dpn_rt.ops.sample import sample_greedy
 
 __all__ = [
     "MOST_STREAMED_ROWS",
+    "Advance",
+    "DeviceLayout",
     "activation",
     "add_layer_norm",
     "add_rms_norm",
+    "advance_layout",
     "attention",
     "attention_decode",
     "attention_extend",
@@ -30,5 +40,6 @@ __all__ = [
     "rms_norm",
     "rope_store",
     "route",
+    "sample_greedy",
     "silu_mul",
 ]

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
+from dpn_rt.ops.stream import raw_stream
 
 
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -25,7 +26,7 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     if out is None:
         out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[-1] // 2)
-    _kernels.silu_mul(out, gate_up)
+    _kernels.silu_mul(out, gate_up, raw_stream(out) if out.is_cuda else 0)
     return out
 
 
@@ -44,5 +45,5 @@ def activation(x: Tensor, kind: Literal["quick_gelu", "gelu"], *, out: Tensor | 
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout, or `kind` is unknown.
     """
     out = empty_like(x) if out is None else out
-    _kernels.activation(out, x, kind)
+    _kernels.activation(out, x, kind, raw_stream(out) if out.is_cuda else 0)
     return out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
+from dpn_rt.ops.stream import raw_stream
 
 
 def attention(
@@ -17,7 +19,8 @@ def attention(
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`, float32 or bfloat16. q, k and v may be views of one fused buffer: only
-            the last dimension must be contiguous. head_dim is a multiple of 8 up to 256.
+            the last dimension must be contiguous. head_dim is a multiple of 8 up to 256; on the GPU 16, 32, 64, 96 or
+            128, and rows and heads start at multiples of 16 bytes.
         k: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`; num_kv_heads divides num_heads.
         v: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`.
         cu_seqlens: `[num_seqs + 1]`, int32; sequence s is rows `cu_seqlens[s]` to `cu_seqlens[s + 1]`, possibly none.
@@ -29,7 +32,7 @@ def attention(
         `[num_tokens, num_heads * head_dim]`.
     """
     out = _empty_output(q) if out is None else out
-    _kernels.attention(out, q, k, v, cu_seqlens, causal, scale)
+    _kernels.attention(out, q, k, v, cu_seqlens, causal, scale, raw_stream(q) if q.is_cuda else 0)
     return out
 
 
@@ -62,7 +65,8 @@ def attention_extend(
         `[num_tokens, num_heads * head_dim]`.
     """
     out = _empty_output(q) if out is None else out
-    _kernels.attention_extend(out, q, kv_cache, layer_in_cell, block_table, cu_seqlens, context_lens, scale)
+    stream = raw_stream(q) if q.is_cuda else 0
+    _kernels.attention_extend(out, q, kv_cache, layer_in_cell, block_table, cu_seqlens, context_lens, scale, stream)
     return out
 
 
@@ -82,7 +86,7 @@ def attention_decode(
 
     Args:
         q: `[num_seqs, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous. head_dim is a multiple of
-            8 up to 256.
+            8 up to 256; on the GPU 16, 32, 64, 96 or 128.
         kv_cache: `[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]` (keys, then values), contiguous,
             dtype of `q`; num_kv_heads divides num_heads.
         layer_in_cell: the layer to read, below layers_per_cell.
@@ -95,7 +99,12 @@ def attention_decode(
         `[num_seqs, num_heads * head_dim]`.
     """
     out = _empty_output(q) if out is None else out
-    _kernels.attention_decode(out, q, kv_cache, layer_in_cell, block_table, context_lens, scale)
+    stream, workspace = 0, None
+    if q.is_cuda:
+        stream = raw_stream(q)
+        if size := _kernels.attention_decode_workspace_size(q, kv_cache, block_table):
+            workspace = torch.empty(size, dtype=torch.float32, device=q.device)
+    _kernels.attention_decode(out, q, kv_cache, layer_in_cell, block_table, context_lens, scale, workspace, stream)
     return out
 
 

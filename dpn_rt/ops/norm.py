@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
+from dpn_rt.ops.stream import raw_stream
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
@@ -20,7 +21,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.rms_norm(out, x, weight, eps)
+    _kernels.rms_norm(out, x, weight, eps, raw_stream(out) if out.is_cuda else 0)
     return out
 
 
@@ -38,7 +39,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.add_rms_norm(out, x, residual, weight, eps)
+    _kernels.add_rms_norm(out, x, residual, weight, eps, raw_stream(out) if out.is_cuda else 0)
     return out
 
 
@@ -56,7 +57,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tens
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.layer_norm(out, x, weight, bias, eps)
+    _kernels.layer_norm(out, x, weight, bias, eps, raw_stream(out) if out.is_cuda else 0)
     return out
 
 
@@ -77,5 +78,5 @@ def add_layer_norm(
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.add_layer_norm(out, x, residual, weight, bias, eps)
+    _kernels.add_layer_norm(out, x, residual, weight, bias, eps, raw_stream(out) if out.is_cuda else 0)
     return out

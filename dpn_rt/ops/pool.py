@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
+from dpn_rt.ops.stream import raw_stream
 
 
 def pool(
@@ -43,7 +45,9 @@ def pool(
         scales: `[num_seqs]` float32.
         function: `max` (NaN wins, as in torch), `avg`, or `conv` (depthwise).
         conv_weights: for `conv`, one `[kernel height * kernel width, hidden_size]` per expert, dtype of `x`.
-        out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments.
+        out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments. On the GPU, where
+            the number of rows is not known to the host, it may have more: those are not written, and without `out`
+            there are `num_tokens`.
 
     Returns:
         `[num_out_tokens, hidden_size]`.
@@ -51,7 +55,9 @@ def pool(
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.
     """
-    if out is None:
+    if out is None and x.is_cuda:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    elif out is None:
         num_out_tokens = _kernels.pool_num_out_tokens(out_cu_seqlens)
         if num_out_tokens > x.shape[0]:
             raise KernelArgumentError(
@@ -70,5 +76,6 @@ def pool(
         scales,
         function,
         conv_weights,
+        raw_stream(x) if x.is_cuda else 0,
     )
     return out

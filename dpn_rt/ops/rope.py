@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dpn_rt import _kernels
+from dpn_rt.ops.stream import raw_stream
 
 
 def rope_store(
@@ -41,5 +42,14 @@ def rope_store(
         KernelArgumentError: an argument has the wrong shape, dtype, layout or content; nothing was written.
     """
     _kernels.rope_store(
-        qkv, positions, cos_sin, kv_cache, layer_in_cell, block_table, cu_seqlens, num_heads, num_kv_heads
+        qkv,
+        positions,
+        cos_sin,
+        kv_cache,
+        layer_in_cell,
+        block_table,
+        cu_seqlens,
+        num_heads,
+        num_kv_heads,
+        raw_stream(qkv) if qkv.is_cuda else 0,
     )

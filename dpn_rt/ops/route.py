@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
+from dpn_rt.ops.stream import raw_stream
 
 
 def route(
@@ -41,9 +42,26 @@ def route(
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.
     """
     num_seqs = cu_router_rows.shape[0] - 1
-    probs = torch.empty(max(num_seqs, 0), predictor.shape[0], dtype=torch.float32)
-    experts = torch.empty(max(num_seqs, 0), dtype=torch.int32)
+    stream, workspace = 0, None
+    if hidden.is_cuda:
+        stream = raw_stream(hidden)
+        size = _kernels.route_workspace_size(hidden, cu_router_rows, predictor)
+        workspace = torch.empty(size, dtype=torch.float32, device=hidden.device)
+    device = hidden.device if hidden.is_cuda else None
+    probs = torch.empty(max(num_seqs, 0), predictor.shape[0], dtype=torch.float32, device=device)
+    experts = torch.empty(max(num_seqs, 0), dtype=torch.int32, device=device)
     _kernels.route(
-        probs, experts, hidden, router_rows, cu_router_rows, predictor, norm_weight, norm_bias, hidden_weight, eps
+        probs,
+        experts,
+        hidden,
+        router_rows,
+        cu_router_rows,
+        predictor,
+        norm_weight,
+        norm_bias,
+        hidden_weight,
+        eps,
+        workspace,
+        stream,
     )
     return probs, experts

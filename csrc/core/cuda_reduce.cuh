@@ -1,0 +1,27 @@
+// Sums over the lanes of a warp and over a block, the same in every thread and from run to run.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace dpn::cuda {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int step = kWarpSize / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+// `partial`: [kWarpSize] floats of shared memory that nobody else uses until the next barrier; num_warps is the
+// number of warps in the block, a power of two or not.
+__device__ inline float block_sum(float value, float* partial, int num_warps) {
+  value = warp_sum(value);
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  return warp_sum(lane < num_warps ? partial[lane] : 0.0f);
+}
+
+}  // namespace dpn::cuda

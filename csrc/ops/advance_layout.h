@@ -1,0 +1,48 @@
+// From the experts of a boundary to the layout of the next stage, on the GPU: what dpn_rt/pyramid.py and layout.py do
+// on the host, so that nothing but the new number of rows has to be read back.
+#pragma once
+
+#include "core/cuda_dispatch.h"
+#include "core/tensor.h"
+
+namespace dpn {
+
+struct AdvanceLayoutParams {
+  // The boundary.
+  const std::int32_t* routed;   // [num_seqs] experts that the router chose; null without a router
+  const float* probs;           // [num_seqs, num_experts] of the router; null without
+  const std::int32_t* forced;   // [num_seqs] expert to take, -1 where the router decides; null: nowhere
+  const std::int32_t* kernels;  // [num_experts, 2]: height, width
+  std::int64_t num_experts;
+  std::int64_t min_visual_tokens;
+  // The layout of this stage.
+  const std::int32_t* cu_seqlens;      // [num_seqs + 1]
+  const std::int32_t* first_rows;      // [num_seqs] rows of each sequence before those in the batch
+  const std::int32_t* image_start;     // [num_seqs] relative to the sequence, -1 without an image
+  const std::int32_t* grids;           // [num_seqs, 2], (0, 0) without an image
+  const std::int32_t* router_rows;     // [num_router_rows] packed rows
+  const std::int32_t* cu_router_rows;  // [num_seqs + 1]
+  // What is written.
+  std::int32_t* chosen;          // [num_seqs] expert taken, -1 where the sample is skipped
+  std::int32_t* experts;         // [num_seqs] for the pooling: as chosen, but -1 where its kernel does not fit the grid
+  float* scales;                 // [num_seqs] for the pooling: probability of the expert; 1 without a router
+  std::int32_t* out_cu_seqlens;  // [num_seqs + 1]; its end is the number of rows of the next stage
+  std::int32_t* out_grids;       // [num_seqs, 2]
+  std::int32_t* out_router_rows;  // [num_router_rows] packed rows of the next stage
+  std::int32_t* positions;        // [max_tokens] position of each row of the next stage, 0 behind the last
+  std::int64_t num_seqs;
+  std::int64_t num_router_rows;
+  std::int64_t max_tokens;
+};
+
+// On the GPU alone. routed and probs are both given or both null.
+void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& scales, const Tensor& out_cu_seqlens,
+                    const Tensor& out_grids, const Tensor& out_router_rows, const Tensor& positions,
+                    const Tensor* routed, const Tensor* probs, const Tensor* forced, const Tensor& kernels,
+                    std::int64_t min_visual_tokens, const Tensor& cu_seqlens, const Tensor& first_rows,
+                    const Tensor& image_start, const Tensor& grids, const Tensor& router_rows,
+                    const Tensor& cu_router_rows, Stream stream);
+
+}  // namespace dpn
+
+DPN_DECLARE_CUDA_KERNEL(advance_layout_kernel, AdvanceLayoutParams)

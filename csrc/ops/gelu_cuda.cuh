@@ -1,0 +1,14 @@
+// The exact GELU, of vision towers and routers.
+#pragma once
+
+namespace dpn::cuda {
+
+// x Phi(x), Phi the normal distribution function, as max(x, 0) - |x| Phi(-|x|): nothing cancels on either side. The
+// clamp keeps infinity from becoming infinity * 0; NaN stays NaN.
+__device__ inline float gelu(float x) {
+  const float magnitude = fabsf(x) > 20.0f ? 20.0f : fabsf(x);
+  const float tail = 0.5f * erfcf(magnitude * 0.70710678118654752f);
+  return (x > 0.0f ? x : 0.0f) - magnitude * tail;
+}
+
+}  // namespace dpn::cuda

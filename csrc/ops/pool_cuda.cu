@@ -1,0 +1,131 @@
+#include "core/cuda_launch.cuh"
+#include "core/cuda_sequences.cuh"
+#include "core/cuda_vector.cuh"
+#include "ops/pool.h"
+
+namespace dpn::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // of a multiprocessor at least; left alone, ptxas aims at more and spills
+constexpr int kMostConvExperts = 16;
+
+// By value, so that nothing of a launch lives in host memory.
+struct ConvWeights {
+  const void* weights[kMostConvExperts];  // [kernel height * kernel width, hidden_size] each
+};
+
+// Where an output row comes from.
+struct Window {
+  std::int64_t corner;  // row of x
+  int width;            // of the grid
+  int kernel_height;    // 0: the row is copied
+  int kernel_width;
+  int expert;
+  float scale;
+};
+
+__device__ Window window_of_row(const PoolParams& p, int row) {
+  const int b = sequence_of_row(p.out_cu_seqlens, static_cast<int>(p.num_seqs), row);
+  const int in_sequence = row - p.out_cu_seqlens[b], first = p.cu_seqlens[b];
+  Window w{.corner = first + in_sequence};
+  w.expert = p.experts[b];
+  if (w.expert < 0) return w;
+  const int start = p.image_start[b], height = p.grids[2 * b];
+  w.width = p.grids[2 * b + 1];
+  const int kernel_height = p.kernels[2 * w.expert], kernel_width = p.kernels[2 * w.expert + 1];
+  const int out_width = w.width / kernel_width, out_visual = height / kernel_height * out_width;
+  const int visual = in_sequence - start;
+  if (visual >= out_visual) w.corner += height * w.width - out_visual;
+  if (visual < 0 || visual >= out_visual) return w;
+  w.kernel_height = kernel_height;
+  w.kernel_width = kernel_width;
+  w.corner = first + start + visual / out_width * kernel_height * w.width + visual % out_width * kernel_width;
+  w.scale = p.scales ? p.scales[b] : 1.0f;
+  return w;
+}
+
+// NaN wins, as in torch's max_pool2d.
+__device__ float max_or_nan(float best, float value) { return value > best || value != value ? value : best; }
+
+template <class T, PoolFunction kFunction, int kWidth>
+__device__ Vector<T, kWidth> pooled(const PoolParams& p, const Window& w, const T* corner, const T* weights) {
+  float values[kWidth];
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) values[i] = kFunction == PoolFunction::max ? -INFINITY : 0.0f;
+  for (int y = 0; y < w.kernel_height; ++y) {
+#pragma unroll 4
+    for (int x = 0; x < w.kernel_width; ++x) {
+      float elements[kWidth], factors[kWidth];
+      to_floats(elements, load<kWidth>(corner + (y * w.width + x) * p.x_stride));
+      if constexpr (kFunction == PoolFunction::conv) {
+        to_floats(factors, load<kWidth>(weights + (y * w.kernel_width + x) * p.hidden_size));
+      }
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        if constexpr (kFunction == PoolFunction::max) values[i] = max_or_nan(values[i], elements[i]);
+        if constexpr (kFunction == PoolFunction::avg) values[i] += elements[i];
+        if constexpr (kFunction == PoolFunction::conv) values[i] += elements[i] * factors[i];
+      }
+    }
+  }
+  const float area = static_cast<float>(w.kernel_height * w.kernel_width);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    if constexpr (kFunction == PoolFunction::avg) values[i] /= area;
+    values[i] *= w.scale;
+  }
+  return from_floats<T>(values);
+}
+
+// A block writes one output row.
+template <class T, PoolFunction kFunction, int kWidth>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    pool_kernel(PoolParams p, const __grid_constant__ ConvWeights conv) {
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= p.out_cu_seqlens[p.num_seqs]) return;  // a batch may be shorter than its buffer
+  const Window w = window_of_row(p, row);
+  const T* x = static_cast<const T*>(p.x) + w.corner * p.x_stride;
+  T* out = static_cast<T*>(p.out) + row * p.hidden_size;
+  const T* weights =
+      kFunction == PoolFunction::conv && w.kernel_height ? static_cast<const T*>(conv.weights[w.expert]) : nullptr;
+  for (int column = static_cast<int>(threadIdx.x) * kWidth; column < p.hidden_size; column += kThreads * kWidth) {
+    store(out + column, w.kernel_height ? pooled<T, kFunction, kWidth>(p, w, x + column, weights + column)
+                                        : load<kWidth>(x + column));
+  }
+}
+
+template <class T, PoolFunction kFunction>
+void run(const PoolParams& p, const ConvWeights& conv, bool is_wide, Stream stream) {
+  const auto kernel = is_wide ? pool_kernel<T, kFunction, kWidest<T>> : pool_kernel<T, kFunction, 1>;
+  launch("pool", kernel, dim3(static_cast<unsigned>(p.num_out_tokens)), dim3(kThreads), 0, stream, p, conv);
+}
+
+}  // namespace
+
+void pool_kernel(const PoolParams& p, Stream stream) {
+  ConvWeights conv{};
+  bool is_wide = p.hidden_size * size_of(p.dtype) % 16 == 0 && is_aligned(p.x) && is_aligned(p.out) &&
+                 is_aligned_stride(p.x_stride, p.dtype);
+  if (p.conv_weights) {
+    Checker("pool").range("number of conv experts", p.num_experts, 1, kMostConvExperts);
+    for (std::int64_t e = 0; e < p.num_experts; ++e) {
+      conv.weights[e] = p.conv_weights[e];
+      is_wide = is_wide && is_aligned(p.conv_weights[e]);
+    }
+  }
+  dispatch_float(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    switch (p.function) {
+      case PoolFunction::max:
+        return run<T, PoolFunction::max>(p, conv, is_wide, stream);
+      case PoolFunction::avg:
+        return run<T, PoolFunction::avg>(p, conv, is_wide, stream);
+      case PoolFunction::conv:
+        return run<T, PoolFunction::conv>(p, conv, is_wide, stream);
+    }
+  });
+}
+
+}  // namespace dpn::cuda

@@ -1,0 +1,98 @@
+"""The CUDA kernels as host code (`emulation/README.md`), called with torch's CPU tensors as if they were on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "emulation"
+BUILD = FOLDER.parents[2] / "build" / "emulation"
+CUDA = 1
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4}
+MAX_DIMS = 8
+
+
+class TensorStruct(ctypes.Structure):
+    """`dpn::Tensor` of csrc/core/tensor.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_uint8),
+        ("device", ctypes.c_uint8),
+        ("device_index", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * MAX_DIMS),
+        ("strides", ctypes.c_int64 * MAX_DIMS),
+    ]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorStruct:
+        return cls(
+            tensor.data_ptr(), DTYPES.get(tensor.dtype, 5), CUDA, 0, tensor.ndim,
+            (ctypes.c_int64 * MAX_DIMS)(*tensor.shape), (ctypes.c_int64 * MAX_DIMS)(*tensor.stride()),
+        )  # fmt: skip
+
+
+class KernelError(Exception):
+    """What an op of the emulation threw."""
+
+
+class Kernels:
+    """The ops, by the names and with the arguments of `dpn_rt._kernels`."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def size(self, name: str, *tensors: Tensor) -> int:
+        """What one of the `*_workspace_size` functions says."""
+        function = getattr(self._library, name)
+        function.restype = ctypes.c_int64
+        return function(*(c_argument(t) for t in tensors))
+
+    def __getattr__(self, name: str):
+        function = getattr(self._library, name)
+        function.restype = ctypes.c_char_p
+
+        def call(*arguments: object) -> None:
+            message = function(*(c_argument(a) for a in arguments))
+            if message is not None:
+                raise KernelError(message.decode())
+
+        return call
+
+
+def c_argument(value: object) -> object:
+    """Tensors become pointers to structures; a list of tensors becomes an array and its length is passed by hand."""
+    if isinstance(value, Tensor):
+        return ctypes.byref(TensorStruct.of(value))
+    if isinstance(value, list):
+        return (TensorStruct * len(value))(*(TensorStruct.of(t) for t in value))
+    if isinstance(value, bool):
+        return ctypes.c_bool(value)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if isinstance(value, str):
+        return ctypes.c_char_p(value.encode())
+    return value
+
+
+def build() -> Kernels:
+    command = [
+        "make",
+        "-C",
+        str(FOLDER),
+        f"BUILD={BUILD}",
+        f"-j{os.cpu_count()}",
+        "--no-print-directory",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"the emulation does not compile:\n{result.stderr}")
+    return Kernels(ctypes.CDLL(str(BUILD / "libemulation.so")))

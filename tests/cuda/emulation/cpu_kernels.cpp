@@ -1,0 +1,35 @@
+// What the ops link for the CPU: never called here, since every tensor says that it is on a GPU.
+#include <stdexcept>
+
+#include "core/cpu_isa.h"
+#include "core/cuda_dispatch.h"
+#include "core/parallel.h"
+#include "ops/activation.h"
+#include "ops/attention.h"
+#include "ops/norm.h"
+#include "ops/pool.h"
+#include "ops/rope.h"
+#include "ops/route.h"
+
+namespace dpn {
+
+CpuIsa cpu_isa() { throw std::logic_error("a CPU tensor in the emulation of the GPU"); }
+int max_threads() { return 1; }
+
+namespace portable {
+void activation_kernel(const ActivationParams&) {}
+void attention_kernel(const AttentionParams&) {}
+void attention_decode_kernel(const AttentionDecodeParams&) {}
+void layer_norm_kernel(const NormParams&) {}
+void pool_kernel(const PoolParams&) {}
+void rms_norm_kernel(const NormParams&) {}
+void rope_store_kernel(const RopeStoreParams&) {}
+void route_kernel(const RouteParams&) {}
+}  // namespace portable
+
+namespace cuda {
+DeviceScope::DeviceScope(int) {}
+DeviceScope::~DeviceScope() {}
+int num_multiprocessors() { return 4; }
+}  // namespace cuda
+}  // namespace dpn

@@ -1,0 +1,136 @@
+// The ops for ctypes: each returns null, or the message of what it threw.
+#include <exception>
+#include <string>
+
+#include "ops/activation.h"
+#include "ops/advance_layout.h"
+#include "ops/attention.h"
+#include "ops/norm.h"
+#include "ops/pool.h"
+#include "ops/rope.h"
+#include "ops/route.h"
+#include "ops/sample.h"
+
+namespace {
+
+using dpn::Tensor;
+
+template <class Function>
+const char* caught(const Function& function) {
+  static std::string message;
+  try {
+    function();
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* rms_norm(const Tensor* out, const Tensor* x, const Tensor* weight, float eps) {
+  return caught([&] { dpn::rms_norm(*out, *x, *weight, eps, 0); });
+}
+
+const char* add_rms_norm(const Tensor* out, const Tensor* x, const Tensor* residual, const Tensor* weight, float eps) {
+  return caught([&] { dpn::add_rms_norm(*out, *x, *residual, *weight, eps, 0); });
+}
+
+const char* layer_norm(const Tensor* out, const Tensor* x, const Tensor* weight, const Tensor* bias, float eps) {
+  return caught([&] { dpn::layer_norm(*out, *x, *weight, *bias, eps, 0); });
+}
+
+const char* add_layer_norm(const Tensor* out, const Tensor* x, const Tensor* residual, const Tensor* weight,
+                           const Tensor* bias, float eps) {
+  return caught([&] { dpn::add_layer_norm(*out, *x, *residual, *weight, *bias, eps, 0); });
+}
+
+const char* silu_mul(const Tensor* out, const Tensor* gate_up) {
+  return caught([&] { dpn::silu_mul(*out, *gate_up, 0); });
+}
+
+const char* activation(const Tensor* out, const Tensor* x, const char* kind) {
+  return caught([&] { dpn::activation(*out, *x, kind, 0); });
+}
+
+const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor* cos_sin, const Tensor* kv_cache,
+                       std::int64_t layer_in_cell, const Tensor* block_table, const Tensor* cu_seqlens,
+                       std::int64_t num_heads, std::int64_t num_kv_heads) {
+  return caught([&] {
+    dpn::rope_store(*qkv, *positions, *cos_sin, *kv_cache, layer_in_cell, *block_table, *cu_seqlens, num_heads,
+                    num_kv_heads, 0);
+  });
+}
+
+// conv_weights: [num_conv_weights], or null.
+const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, const Tensor* image_start,
+                 const Tensor* grids, const Tensor* experts, const Tensor* kernels, const Tensor* out_cu_seqlens,
+                 const Tensor* scales, const char* function, const Tensor* conv_weights,
+                 std::int64_t num_conv_weights) {
+  return caught([&] {
+    std::optional<std::vector<Tensor>> weights;
+    if (conv_weights) weights.emplace(conv_weights, conv_weights + num_conv_weights);
+    dpn::pool(*out, *x, *cu_seqlens, *image_start, *grids, *experts, *kernels, *out_cu_seqlens, scales, function,
+              weights, 0);
+  });
+}
+
+const char* attention(const Tensor* out, const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* cu_seqlens,
+                      bool causal, float scale) {
+  return caught([&] { dpn::attention(*out, *q, *k, *v, *cu_seqlens, causal, scale, 0); });
+}
+
+const char* attention_extend(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+                             const Tensor* block_table, const Tensor* cu_seqlens, const Tensor* context_lens,
+                             float scale) {
+  return caught([&] {
+    dpn::attention_extend(*out, *q, *kv_cache, layer_in_cell, *block_table, *cu_seqlens, *context_lens, scale, 0);
+  });
+}
+
+const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+                             const Tensor* block_table, const Tensor* context_lens, float scale,
+                             const Tensor* workspace) {
+  return caught([&] {
+    dpn::attention_decode(*out, *q, *kv_cache, layer_in_cell, *block_table, *context_lens, scale, workspace, 0);
+  });
+}
+
+std::int64_t attention_decode_workspace_size(const Tensor* q, const Tensor* kv_cache, const Tensor* block_table) {
+  return dpn::attention_decode_workspace_size(*q, *kv_cache, *block_table);
+}
+
+const char* route(const Tensor* probs, const Tensor* experts, const Tensor* hidden, const Tensor* router_rows,
+                  const Tensor* cu_router_rows, const Tensor* predictor, const Tensor* norm_weight,
+                  const Tensor* norm_bias, const Tensor* hidden_weight, float eps, const Tensor* workspace) {
+  return caught([&] {
+    dpn::route(*probs, *experts, *hidden, *router_rows, *cu_router_rows, *predictor, norm_weight, norm_bias,
+               hidden_weight, eps, workspace, 0);
+  });
+}
+
+std::int64_t route_workspace_size(const Tensor* hidden, const Tensor* cu_router_rows, const Tensor* predictor) {
+  return dpn::route_workspace_size(*hidden, *cu_router_rows, *predictor);
+}
+
+const char* advance_layout(const Tensor* chosen, const Tensor* experts, const Tensor* scales,
+                           const Tensor* out_cu_seqlens, const Tensor* out_grids, const Tensor* out_router_rows,
+                           const Tensor* positions, const Tensor* routed, const Tensor* probs, const Tensor* forced,
+                           const Tensor* kernels, std::int64_t min_visual_tokens, const Tensor* cu_seqlens,
+                           const Tensor* first_rows, const Tensor* image_start, const Tensor* grids,
+                           const Tensor* router_rows, const Tensor* cu_router_rows) {
+  return caught([&] {
+    dpn::advance_layout(*chosen, *experts, *scales, *out_cu_seqlens, *out_grids, *out_router_rows, *positions, routed,
+                        probs, forced, *kernels, min_visual_tokens, *cu_seqlens, *first_rows, *image_start, *grids,
+                        *router_rows, *cu_router_rows, 0);
+  });
+}
+
+const char* sample_greedy(const Tensor* tokens, const Tensor* is_finite, const Tensor* logits) {
+  return caught([&] { dpn::sample_greedy(*tokens, *is_finite, *logits, 0); });
+}
+
+}  // extern "C"

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.cuda.conftest import Guards, assert_near, int32, offsets
+from tests.cuda.emulated import Kernels
+from tests.ops.conftest import random_rows
+
+MAX_POSITIONS = 40
+
+
+@pytest.mark.parametrize("head_dim", [2, 16, 24, 64, 96, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2)])
+@pytest.mark.parametrize("extra_rows", [0, 3])
+def test_rope_store(
+    kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, head_dim: int, heads: int,
+    kv_heads: int, extra_rows: int,
+) -> None:  # fmt: skip
+    lengths, firsts, block_size, layer = [5, 0, 1, 9], [0, 3, 30, 7], 5, 1
+    max_blocks, num_tokens = MAX_POSITIONS // block_size, sum(lengths)
+    # Rows behind the last sequence, as in a buffer made for a larger batch, stay as they are.
+    qkv = guards.put(random_rows(generator, (num_tokens + extra_rows, (heads + 2 * kv_heads) * head_dim), dtype))
+    before = qkv.clone()
+    positions = [first + i for first, length in zip(firsts, lengths, strict=True) for i in range(length)]
+    angles = torch.randn(MAX_POSITIONS, head_dim // 2, generator=generator) * 10
+    cos_sin = guards.put(torch.cat([angles.cos(), angles.sin()], 1))
+    cells = torch.randperm(4 * max_blocks + 2, generator=generator)[: 4 * max_blocks]
+    block_table = cells.reshape(4, max_blocks).to(torch.int32)
+    cache = guards.poisoned(4 * max_blocks + 2, 3, 2, kv_heads, block_size, head_dim, dtype=dtype)
+    kernels.rope_store(
+        qkv, guards.put(int32(positions + [-1] * extra_rows)), cos_sin, cache, layer, guards.put(block_table),
+        guards.put(offsets(lengths)), heads, kv_heads,
+    )  # fmt: skip
+
+    parts = before.double()[:num_tokens].unflatten(1, (-1, head_dim))
+    real, imaginary = parts[:, : heads + kv_heads].chunk(2, dim=-1)
+    cosines, sines = cos_sin.double()[positions].unsqueeze(1).chunk(2, dim=-1)
+    turned = torch.cat([real * cosines - imaginary * sines, imaginary * cosines + real * sines], -1)
+    rows = qkv[:num_tokens].unflatten(1, (-1, head_dim))
+    assert_near(rows[:, : heads + kv_heads], turned, 1.0, 1e-6)
+    assert torch.equal(rows[:, heads + kv_heads :].double(), parts[:, heads + kv_heads :])
+    assert torch.equal(qkv[num_tokens:], before[num_tokens:])
+
+    expected = torch.full_like(cache, float("nan"))
+    sequences = [s for s, length in enumerate(lengths) for _ in range(length)]
+    for row, (s, position) in enumerate(zip(sequences, positions, strict=True)):
+        cell = block_table[s, position // block_size]
+        expected[cell, layer, :, :, position % block_size] = rows[row, heads:].unflatten(0, (2, kv_heads))
+    assert torch.equal(cache.isnan(), expected.isnan())
+    assert torch.equal(cache.nan_to_num(7), expected.nan_to_num(7))
