@@ -23,6 +23,7 @@ from benchmarks.soak import serving
 from examples.tiny_dpn import data
 
 QUESTIONS = 3
+WARM_UP_SCENES = 3
 
 
 def measure(engine: Path, scenes: int, seed: int) -> list[list[float]]:
@@ -31,7 +32,7 @@ def measure(engine: Path, scenes: int, seed: int) -> list[list[float]]:
     extra = {"stream": True, "stream_options": {"include_usage": True}}
     times: list[list[float]] = []
     with serving(engine) as (url, _):
-        for index in range(scenes + 3):
+        for index in range(WARM_UP_SCENES + scenes):
             sample = data.sample("test", index)
             asked = [Question(sample.image, q.text) for q in draw.sample(sample.questions, QUESTIONS)]
             round_ = asyncio.run(closed_loop(url, [q.body(engine.resolve().name, **extra) for q in asked], 1))
@@ -39,7 +40,7 @@ def measure(engine: Path, scenes: int, seed: int) -> list[list[float]]:
             if failed:
                 raise RuntimeError(failed[0])
             times.append([timing.first for timing in round_.timings])
-    return times[3:]  # the first scenes warm up
+    return times[WARM_UP_SCENES:]
 
 
 def main() -> int:

@@ -100,11 +100,8 @@ class SequenceCache(Protocol):
     def grow(self, slots: Slots) -> None:
         """Makes room for that row."""
 
-    def cells_to_fork(self, slot: int) -> int | None:
-        """Free cells that `fork` needs; None where sequences cannot share rows."""
-
-    def fork(self, slot: int) -> int:
-        """A new slot with the same rows."""
+    def fork(self, slot: int, max_cells: int) -> int | None:
+        """A new slot with the same rows, for at most `max_cells` free cells; None where that cannot be."""
 
     def open_slot(self) -> int:
         """A slot for a sequence."""

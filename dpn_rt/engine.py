@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -159,7 +160,9 @@ class Engine:
                 return StepResult()
             self._note_scheduled(batch)
             try:
-                logits = self._prefill(batch) if batch.kind == "prefill" else self.runner.run(batch)
+                if batch.kind == "decode":
+                    return self._postprocess(batch.sequences, self.runner.decode(batch))
+                logits = self._prefill(batch)
                 return StepResult() if logits is None else self._postprocess(*self._with_siblings(batch, logits))
             except Exception as error:
                 self._job = None
@@ -239,7 +242,7 @@ class Engine:
             request = self._requests[sequence.request_id]
             request.first_scheduled = request.first_scheduled or now
 
-    def _postprocess(self, sequences: list[Sequence], logits: Tensor) -> StepResult:
+    def _postprocess(self, sequences: ListOf[Sequence], logits: Tensor) -> StepResult:
         sampled = self._sampler.sample(logits, [sequence.sampling for sequence in sequences])
         logprobs = sampled.logprobs or [None] * len(sequences)
         result = StepResult()

@@ -167,14 +167,16 @@ class KvCache:
 
     # Sharing
 
-    def cells_to_fork(self, slot: int) -> int:
-        """Free cells that `fork` needs: a last block that is not full is copied."""
-        partial = self._lengths[slot] % self.config.block_size != 0
-        return int((partial * np.asarray(self.geometry.groups)).sum())
+    def fork(self, slot: int, max_cells: int) -> int | None:
+        """A new slot with the same rows, which shares the full blocks; a last block that is not full is copied.
 
-    def fork(self, slot: int) -> int:
-        """A new slot with the same rows, which shares the full blocks (`cells_to_fork` free cells)."""
-        self._require(self.cells_to_fork(slot))
+        None where the copies take more than `max_cells` cells.
+        """
+        partial = self._lengths[slot] % self.config.block_size != 0
+        cells = int((partial * np.asarray(self.geometry.groups)).sum())
+        if cells > max_cells:
+            return None
+        self._require(cells)
         child = self.open_slot()
         for stage, table in enumerate(self._tables):
             num_rows = int(self._lengths[slot, stage])

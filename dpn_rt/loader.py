@@ -178,14 +178,15 @@ def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
         PlanError: the engine's plans cannot be loaded on this machine.
     """
     model = engine.model
-    weights = engine.load_weights() if engine.plans is None else host_weights(engine.load_weights())
+    engine_weights = engine.load_weights()
+    weights = engine_weights if engine.plans is None else host_weights(engine_weights)
     prepack = _choose_prepack(config, sum(w.nbytes for w in weights.values()), TORCH_DTYPES[model.dtype])
     vision = VisionTower(model.vision, weights, prepack=prepack) if model.vision else None
     projector = Projector(model.projector, weights, prepack=prepack) if model.projector else None
     images = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans)
-        plans = load_plan_backend(engine, reader, max_length(config, model))
+        plans = load_plan_backend(engine, engine_weights, weights, reader, max_length(config, model))
         return Runner(model, plans, vision, projector, image_cache=images)  # slots cannot be shared: no prefix cache
     backend = load_native_backend(model, weights, config, prepack)
     prefixes = PrefixCache(PrefixCacheConfig(config.reuse_bytes), backend.cache) if config.reuse_bytes else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -11,9 +12,15 @@ Value = TypeVar("Value")
 class LruCache(Generic[Value]):
     """Least recently used values leave first. Not thread-safe."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, size_of: Callable[[Value], int]) -> None:
+        """
+        Args:
+            max_bytes: of all values, at most; 0 keeps nothing.
+            size_of: bytes of a value.
+        """
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, tuple[Value, int]] = OrderedDict()
+        self._size_of = size_of
+        self._entries: OrderedDict[bytes, Value] = OrderedDict()
         self.num_bytes = 0
         self.queries = 0
         self.hits = 0
@@ -27,19 +34,20 @@ class LruCache(Generic[Value]):
     def find(self, key: bytes) -> Value | None:
         """The value of a key, None if it is not there."""
         self.queries += 1
-        entry = self._entries.get(key)
-        if entry is None:
+        value = self._entries.get(key)
+        if value is None:
             return None
         self.hits += 1
         self._entries.move_to_end(key)
-        return entry[0]
+        return value
 
-    def insert(self, key: bytes, value: Value, num_bytes: int) -> None:
-        """Keeps a value of a size, unless it is there or alone too large."""
+    def insert(self, key: bytes, value: Value) -> None:
+        """Keeps a value, unless it is there or alone too large."""
+        num_bytes = self._size_of(value)
         if key in self._entries or num_bytes > self._max_bytes:
             return
-        self._entries[key] = value, num_bytes
+        self._entries[key] = value
         self.num_bytes += num_bytes
         while self.num_bytes > self._max_bytes:
-            _, (_, oldest) = self._entries.popitem(last=False)
-            self.num_bytes -= oldest
+            _, oldest = self._entries.popitem(last=False)
+            self.num_bytes -= self._size_of(oldest)

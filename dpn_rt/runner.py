@@ -53,17 +53,6 @@ class Runner:
         """Where keys and values are."""
         return self._backend.cache
 
-    def run(self, batch: Batch) -> Tensor:
-        """Logits `[num_seqs, vocab_size]` for the next token of each sequence of the batch."""
-        with torch.inference_mode():
-            if batch.kind == "decode":
-                token_ids = torch.tensor([sequence.output_token_ids[-1] for sequence in batch.sequences])
-                return self.decode(token_ids, batch.slots)
-            job = self.begin_prefill(batch)
-            while job.logits is None:
-                job.advance()
-            return job.logits
-
     def begin_prefill(self, batch: Batch) -> PrefillJob:
         """New sequences, to be computed as far as the caller likes at a time."""
         return PrefillJob(self, batch)
@@ -136,17 +125,12 @@ class Runner:
         whole_blocks = sequence.image_start // block_size * block_size
         return whole_blocks - beginning.num_rows, _image_end(sequence) - beginning.num_rows
 
-    def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
-        """One new row for each sequence, whose room in the cache has been made (`KvCache.grow`).
-
-        Args:
-            token_ids: `[num_seqs]` int64, the last token of each sequence.
-            slots: `[num_seqs]` slots in the KV cache.
-
-        Returns:
-            Logits `[num_seqs, vocab_size]`.
-        """
-        return self._backend.decode(token_ids, slots)
+    def decode(self, batch: Batch) -> Tensor:
+        """Logits `[num_seqs, vocab_size]` behind the last token of each sequence, whose room in the cache has been made
+        (`SequenceCache.grow`)."""
+        token_ids = torch.tensor([sequence.output_token_ids[-1] for sequence in batch.sequences])
+        with torch.inference_mode():
+            return self._backend.decode(token_ids, batch.slots)
 
     def note_routes(self, sequences: ListOf[Sequence], prefill: StagedPrefill) -> None:
         """Tells each sequence of a finished prefill how it went through the pyramid."""

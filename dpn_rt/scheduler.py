@@ -96,11 +96,12 @@ class Scheduler:
             False where there is no room for that: the sibling then waits for a prefill of its own.
         """
         assert sequence.slot is not None
-        cells, free = self._cache.cells_to_fork(sequence.slot), self._cache.num_free_cells - self._num_promised_cells()
-        if cells is None or cells > free or self.num_running >= self.config.max_num_seqs:
+        if self.num_running < self.config.max_num_seqs:
+            free = self._cache.num_free_cells - self._num_promised_cells()
+            sibling.slot = self._cache.fork(sequence.slot, free)
+        if sibling.slot is None:
             self._enqueue(sibling)
             return False
-        sibling.slot = self._cache.fork(sequence.slot)
         self._running.append(sibling)
         return True
 

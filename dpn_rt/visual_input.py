@@ -43,6 +43,11 @@ class VisualInput:
         digest.update(content.contiguous().numpy().data)
         return cls(pixels, embeds, grid, num_visual_tokens, digest.digest())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the content."""
+        return sum(content.nbytes for content in (self.pixels, self.embeds) if content is not None)
+
 
 def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput:
     """Checked image embeddings.

@@ -20,12 +20,20 @@ from dpn_rt.pyramid import Boundary
 from dpn_rt.rope import rope_table
 
 
-def load_plan_backend(engine: EngineDir, reader: PlanReader, max_length: int) -> PlanBackend:
+def load_plan_backend(
+    engine: EngineDir,
+    weights: Mapping[str, Tensor],
+    on_host: Mapping[str, Tensor],
+    reader: PlanReader,
+    max_length: int,
+) -> PlanBackend:
     """Weights and plans on the reader's device, with empty slots.
 
     Args:
         engine: with plans.
-        reader: of its plans.
+        weights: of the engine.
+        on_host: those of them that are computed with on the CPU (`host_weights`).
+        reader: of the plans.
         max_length: rows of one request at stage 0, at most.
 
     Raises:
@@ -37,8 +45,6 @@ def load_plan_backend(engine: EngineDir, reader: PlanReader, max_length: int) ->
     model, limits = engine.model, engine.plans.limits
     specs = stage_plans(model, limits)
     loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
-    weights = engine.load_weights()
-    on_host = host_weights(weights)
     embedding = on_host["embed_tokens.weight"]
     dtype = weights["embed_tokens.weight"].dtype
     prefills = [spec for spec in specs if spec.is_prefill]

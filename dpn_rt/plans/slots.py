@@ -109,12 +109,8 @@ class SlotCache:
         """Slots have their full length from the start."""
         return 0
 
-    def cells_to_fork(self, slot: int) -> None:
-        """Slots share nothing."""
-
-    def fork(self, slot: int) -> int:
-        """Not asked for: `cells_to_fork` says so."""
-        raise NotImplementedError(f"slot {slot}: slots cannot be forked")
+    def fork(self, slot: int, max_cells: int) -> None:
+        """Never: slots share nothing."""
 
     def open_slot(self) -> int:
         """The lowest free slot; all its lengths are 0.

@@ -15,7 +15,7 @@ class PictureCache:
 
     def __init__(self, max_bytes: int) -> None:
         """Args: max_bytes: of pixels, at most; 0 keeps nothing."""
-        self._pictures: LruCache[VisualInput] = LruCache(max_bytes)
+        self._pictures = LruCache[VisualInput](max_bytes, size_of=lambda picture: picture.nbytes)
         self._lock = threading.Lock()
 
     @property
@@ -34,7 +34,6 @@ class PictureCache:
         if known is not None:
             return known
         picture = process(file)
-        if picture.pixels is not None:
-            with self._lock:
-                self._pictures.insert(key, picture, picture.pixels.nbytes)
+        with self._lock:
+            self._pictures.insert(key, picture)
         return picture

@@ -42,7 +42,6 @@ class Tracing:
         completions = output.outputs
         span.set_attributes(
             {
-                "gen_ai.operation.name": "chat",
                 "gen_ai.request.model": self._model_name,
                 "gen_ai.usage.input_tokens": prompt.num_rows,
                 "gen_ai.usage.output_tokens": sum(len(c.token_ids) for c in completions),

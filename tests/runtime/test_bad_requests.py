@@ -201,20 +201,20 @@ def test_boundary_free_model(tmp_path: Path) -> None:
 def test_interrupt_leaves_a_working_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [random_prompt(np.random.default_rng(), (6, 6)) for _ in range(4)]
     steps = 0
-    run = llm.engine.runner.run
+    decode = llm.engine.runner.decode
 
     def interrupted(batch: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 3:
             os.kill(os.getpid(), signal.SIGINT)  # arrives inside the step
-        return run(batch)
+        return decode(batch)
 
     assert threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(llm.engine.runner, "run", interrupted)
+            patch.setattr(llm.engine.runner, "decode", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 llm.generate(prompts, PARAMS, use_tqdm=False)
     finally:
