@@ -12,6 +12,9 @@ from PIL import Image, ImageOps
 
 from dpn_rt.errors import ImageError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Files that are read: those whose header is read first. Readers of other formats decode at once or start programs."""
+
 MAX_PIXELS = 89_478_485
 """Pixels at most, in the file and after padding: PIL's own bound for a suspicious image, 256 MiB of RGB."""
 
@@ -53,11 +56,13 @@ def decode_image(file: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file)
+            return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large: {error}; expected at most {max_pixels} pixels") from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and others on bad files
-        raise ImageError(f"{name}: not an image that can be read: {error}") from error
+        raise ImageError(
+            f"{name}: not an image that can be read, expected one of {', '.join(FORMATS)}: {error}"
+        ) from error
 
 
 def pad_to_square(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:

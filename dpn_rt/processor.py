@@ -157,6 +157,21 @@ class Processor:
             raise ImageError("the prompt has no image, expected one")
         return self._image_processor.picture(visual.pixels)
 
+    def check_text(self, num_characters: int) -> None:
+        """Refuse a text that cannot fit, before time is spent on its tokens.
+
+        Raises:
+            RequestError: it is longer than the longest tokens that fit.
+        """
+        if self.tokenizer is None:
+            return
+        longest = self.tokenizer.longest_entry
+        if num_characters > self.max_length * longest:
+            raise RequestError(
+                f"prompt of {num_characters} characters: expected at most {self.max_length * longest}, "
+                f"{self.max_length} rows of at most {longest} characters"
+            )
+
     def chat(self, messages: Sequence[Message]) -> dict[str, Any]:
         """The prompt (for `process`) of a conversation in OpenAI's form.
 
@@ -172,6 +187,7 @@ class Processor:
         if parts.text is not None:
             if self.tokenizer is None:
                 raise RequestError("prompt is a string, but this engine has no tokenizer: expected prompt_token_ids")
+            self.check_text(len(parts.text))
             check_single_placeholder(parts.text.count(IMAGE_TEXT), "prompt")
             ids = self.tokenizer.encode(parts.text, image_token_id)
         else:

@@ -14,6 +14,18 @@ from dpn_rt.errors import EngineError
 
 IMAGE_TEXT = "<image>"
 """Where the image goes in a prompt string, whatever the tokenizer calls it."""
+WORD_START = "▁"
+"""Stands for a space in the vocabularies of sentencepiece."""
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's character for each byte -> the byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_OF = _byte_characters()
 
 
 class Tokenizer:
@@ -90,9 +102,33 @@ class Tokenizer:
         )
         return str(text)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, in UTF-8; a part of a character may be all of it."""
+        entry = self.token(token_id)
+        if entry is None:
+            return b""
+        if token_id in self._added_ids:
+            return entry.encode()
+        if token_id in self.byte_ids:
+            return bytes([int(entry[3:5], 16)])
+        if self._is_byte_level:
+            return b"".join(bytes([BYTE_OF[c]]) if c in BYTE_OF else c.encode() for c in entry)
+        return entry.replace(WORD_START, " ").encode()
+
     def token_text(self, token_id: int) -> str:
-        """Text of one token by itself."""
-        return self.decode([token_id], skip_special_tokens=False)
+        """Text of one token by itself; what is no whole character is U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def num_stripped(self, first_id: int) -> int:
+        """Spaces at the beginning of a text's first token that the text is without."""
+        text = self.token_text(first_id)
+        return len(text) - len(text.lstrip(" ")) if not self.decode([first_id], False).startswith(" ") else 0
+
+    @cached_property
+    def longest_entry(self) -> int:
+        """Characters of the vocabulary's longest entry."""
+        vocabulary = self._tokenizer.get_vocab() if self._backend is None else self._backend.get_vocab()
+        return max(map(len, vocabulary))
 
     def token(self, token_id: int) -> str | None:
         """The vocabulary's entry of an id; None beyond it, where embeddings are often padded."""
@@ -116,6 +152,17 @@ class Tokenizer:
             vocabulary = self._tokenizer.get_vocab()
             ids = [vocabulary.get(entry) for entry in entries]
         return frozenset(token_id for token_id in ids if token_id is not None)
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        """As GPT-2's: the vocabulary's characters stand for bytes."""
+        return self._backend is not None and '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        if self._backend is None:
+            return frozenset(self._tokenizer.get_added_vocab().values())
+        return frozenset(self._backend.get_added_tokens_decoder())
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

@@ -11,25 +11,35 @@ from dpn_rt.server.errors import OverloadedError
 
 @dataclass(eq=False)
 class Ticket:
-    """A place in the queue; `leave` gives it back, once, as soon as the request runs."""
+    """Places in the queue, one for each prompt of a request."""
 
     _admission: Admission
+    prompts: int
     tokens: int
-    _is_held: bool = True
+    """Of all these prompts."""
 
     def leave(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._admission.requests -= 1
-            self._admission.tokens -= self.tokens
+        """Gives one place back, as soon as its prompt runs."""
+        if self.prompts:
+            tokens = self.tokens // self.prompts
+            self._give_back(1, tokens)
+
+    def leave_all(self) -> None:
+        self._give_back(self.prompts, self.tokens)
+
+    def _give_back(self, prompts: int, tokens: int) -> None:
+        self.prompts -= prompts
+        self.tokens -= tokens
+        self._admission.prompts -= prompts
+        self._admission.tokens -= tokens
 
 
 class Admission:
     """Counts who waits. Used on one event loop."""
 
-    def __init__(self, max_requests: int, max_tokens: int) -> None:
-        self._max_requests, self._max_tokens = max_requests, max_tokens
-        self.requests = 0
+    def __init__(self, max_prompts: int, max_tokens: int) -> None:
+        self._max_prompts, self._max_tokens = max_prompts, max_tokens
+        self.prompts = 0
         self.tokens = 0
         self.active = 0
         """Requests that have entered and not ended, running ones included."""
@@ -37,27 +47,30 @@ class Admission:
         """No one gets in any more: the server is going down."""
 
     @contextmanager
-    def enter(self, tokens: int) -> Iterator[Ticket]:
-        """A place for one request with an estimated number of tokens; a request alone is never too large.
+    def enter(self, tokens: int, prompts: int = 1) -> Iterator[Ticket]:
+        """Places for a request's prompts with an estimated number of tokens; a request alone is never too large.
 
         Raises:
             OverloadedError: the queue is full, or closed.
         """
         if self.is_closed:
             raise OverloadedError("the server is shutting down: try another one", status=503)
-        if self.requests >= self._max_requests:
-            raise OverloadedError(f"{self.requests} requests are waiting, expected fewer than {self._max_requests}")
-        if self.requests and self.tokens + tokens > self._max_tokens:
+        if self.prompts >= self._max_prompts or (self.prompts and self.prompts + prompts > self._max_prompts):
+            raise OverloadedError(
+                f"{self.prompts} prompts are waiting and the request has {prompts}: expected at most "
+                f"{self._max_prompts} together"
+            )
+        if self.prompts and self.tokens + tokens > self._max_tokens:
             raise OverloadedError(
                 f"{self.tokens} tokens are waiting and the request may need {tokens}: expected at most "
                 f"{self._max_tokens} together"
             )
         self.active += 1
-        self.requests += 1
+        self.prompts += prompts
         self.tokens += tokens
-        ticket = Ticket(self, tokens)
+        ticket = Ticket(self, prompts, tokens)
         try:
             yield ticket
         finally:
             self.active -= 1
-            ticket.leave()
+            ticket.leave_all()

@@ -56,10 +56,11 @@ def reply(error: BaseException) -> ErrorReply:
         return _reply(error.status, str(error), error.param, error.code)
     if isinstance(error, ValidationError):
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-        # Where a value may have several forms, the deepest place belongs to the form that was meant.
-        first = max(errors, key=lambda item: len(item["loc"]))
-        place = ".".join(map(str, first["loc"])) or None
-        return _reply(400, f"{place or 'body'}: {first['msg']}", place)
+        # Where a value may have several forms, the deepest place belongs to the form that was meant, and a value of
+        # another type to one that was not.
+        first = max(errors, key=lambda item: (len(item["loc"]), not item["type"].endswith("_type")))
+        place = ".".join(str(part) for part in first["loc"] if not _is_form(part)) or None
+        return _reply(400, f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}", place)
     if isinstance(error, MediaTooLargeError):
         return _reply(413, str(error))
     if isinstance(error, RequestError | CapacityError):
@@ -67,6 +68,11 @@ def reply(error: BaseException) -> ErrorReply:
     if isinstance(error, DpnError):
         return _reply(500, str(error))
     return _reply(500, f"internal error ({type(error).__name__}); the server's log has it under the request's id")
+
+
+def _is_form(part: int | str) -> bool:
+    """Whether a part of a place is pydantic's name of one of several types, not a field."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
 
 
 def _reply(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorReply:

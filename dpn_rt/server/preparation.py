@@ -15,6 +15,7 @@ from dpn_rt.processor import ProcessedPrompt, Processor
 from dpn_rt.server.media import MediaLoader
 from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
+from dpn_rt.tokenizer import Tokenizer
 from dpn_rt.visual_input import VisualInput
 
 BYTES_PER_TOKEN = 3
@@ -34,6 +35,10 @@ class Preparation:
         self._max_images = max_images
 
     @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._processor.tokenizer
+
+    @property
     def max_length(self) -> int:
         """Rows of prompt and answer together."""
         return self._processor.max_length
@@ -49,7 +54,6 @@ class Preparation:
             RequestError, ImageError: what is wrong with text or image; MediaError: why the image's URL gives none.
         """
         urls = [part.image_url.url for message in request.messages for part in message.images]
-        self.check_images(request)
         images = [await self._media.load(url) for url in urls]
         return await self.run(self._process_chat, request, images)
 
@@ -57,8 +61,22 @@ class Preparation:
         """The prompts of a completion request."""
         return await self.run(self._process_text, request)
 
-    def check_images(self, request: ChatRequest) -> None:
-        """Raise RequestError when a request has more images than the server takes."""
+    def check(self, request: ChatRequest | CompletionRequest) -> None:
+        """What can be told before anything is decoded.
+
+        Raises:
+            RequestError: sampling parameters that cannot be, more images than the server takes, or a text that is far
+                too long for the model.
+        """
+        _ = request.sampling
+        if isinstance(request, CompletionRequest):
+            for prompt in request.prompts:
+                if isinstance(prompt, str):
+                    self._processor.check_text(len(prompt))
+                elif len(prompt) > self.max_length:
+                    raise RequestError(f"prompt of {len(prompt)} tokens: expected fewer than {self.max_length}")
+            return
+        self._processor.check_text(sum(len(text) for message in request.messages for text in _texts(message)))
         count = sum(len(message.images) for message in request.messages)
         if count > self._max_images:
             raise RequestError(f"messages: {count} images, expected at most {self._max_images}")
@@ -67,12 +85,15 @@ class Preparation:
         """Tokens of prompt and answer, without looking into text or image."""
         if isinstance(request, CompletionRequest):
             lengths = [len(prompt) if isinstance(prompt, list) else _tokens(prompt) for prompt in request.prompts]
-            return sum(lengths) + len(lengths) * request.completions * (request.max_tokens or DEFAULT_ANSWER)
+            return sum(lengths) + len(lengths) * request.completions * self._answer(request.max_tokens)
         vision = self._processor.model.vision
         visual = 0 if vision is None else vision.num_visual_tokens
         text = sum(_tokens(text) for message in request.messages for text in _texts(message))
         images = sum(len(message.images) for message in request.messages)
-        return text + images * visual + request.completions * (request.token_limit or DEFAULT_ANSWER)
+        return text + images * visual + request.completions * self._answer(request.token_limit)
+
+    def _answer(self, max_tokens: int | None) -> int:
+        return min(max_tokens or DEFAULT_ANSWER, self.max_length)
 
     def _process_chat(self, request: ChatRequest, images: list[bytes]) -> ProcessedPrompt:
         pictures = iter([self._pictures.get(data, partial(self._picture, i)) for i, data in enumerate(images)])
@@ -93,8 +114,8 @@ class Preparation:
 
 def _message(message: ChatMessage, pictures: Iterator[VisualInput]) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
+    if not isinstance(message.content, list):
+        return {"role": role, "content": message.content or ""}
     content: list[dict[str, Any]] = []
     for part in message.content:
         if part.type == "text":
@@ -105,8 +126,8 @@ def _message(message: ChatMessage, pictures: Iterator[VisualInput]) -> dict[str,
 
 
 def _texts(message: ChatMessage) -> list[str]:
-    if isinstance(message.content, str):
-        return [message.content]
+    if not isinstance(message.content, list):
+        return [message.content or ""]
     return [part.text for part in message.content if part.type == "text"]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+import json
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dpn_rt.sampling_params import SamplingParams
 
@@ -12,6 +13,22 @@ MAX_LIST = 4096
 """Items of a list in a request: far above any use, far below what hurts."""
 Value = TypeVar("Value")
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
+
+def _neutral(*values: Any) -> AfterValidator:
+    """For a field of OpenAI's that is not supported: its neutral values pass."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not any(value == neutral for neutral in values):
+            expected = " or ".join(json.dumps(neutral) for neutral in (None, *values))
+            raise ValueError(f"not supported, expected it left out or {expected}")
+        return value
+
+    return AfterValidator(check)
+
+
+NoTools = Annotated[Any, _neutral([])]
+"""A list of tools or of their calls: no model here makes any."""
 
 
 class _Strict(BaseModel):
@@ -60,6 +77,14 @@ class _Common(_Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    # Only as what they are when left out.
+    logit_bias: Annotated[Any, _neutral({})] = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: expected stream=true beside it")
+        return self
 
     @property
     def completions(self) -> int:
@@ -122,12 +147,25 @@ class ChatMessage(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=MAX_LIST)]
+    content: str | Annotated[list[Part], Field(max_length=MAX_LIST)] | None
+    """Null of an assistant's message is no text."""
     name: str | None = None
+    # What a reply has beside its text, so that it can be sent back.
+    refusal: Annotated[Any, _neutral()] = None
+    annotations: Annotated[Any, _neutral([])] = None
+    audio: Annotated[Any, _neutral()] = None
+    tool_calls: NoTools = None
+    function_call: Annotated[Any, _neutral()] = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"content: null in a message of role {self.role!r}, expected text or parts")
+        return self
 
     @property
     def images(self) -> list[ImagePart]:
-        return [] if isinstance(self.content, str) else [part for part in self.content if isinstance(part, ImagePart)]
+        return [part for part in self.content if isinstance(part, ImagePart)] if isinstance(self.content, list) else []
 
 
 class ChatRequest(_Common):
@@ -138,6 +176,19 @@ class ChatRequest(_Common):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: NoTools = None
+    tool_choice: Annotated[Any, _neutral("none", "auto")] = None
+    parallel_tool_calls: bool | None = None
+    functions: NoTools = None
+    response_format: Annotated[Any, _neutral({"type": "text"})] = None
+    modalities: Annotated[Any, _neutral(["text"])] = None
+    audio: Annotated[Any, _neutral()] = None
+
+    @model_validator(mode="after")
+    def _check_top_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs={self.top_logprobs}: expected logprobs=true beside it")
+        return self
 
     @property
     def token_limit(self) -> int | None:
@@ -161,6 +212,9 @@ class CompletionRequest(_Common):
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: Annotated[Any, _neutral(False)] = None
+    suffix: Annotated[Any, _neutral("")] = None
+    best_of: Annotated[Any, _neutral(1)] = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

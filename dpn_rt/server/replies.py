@@ -14,6 +14,7 @@ from dpn_rt.flops import prefill_flops
 from dpn_rt.logprobs import Logprob
 from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from dpn_rt.processor import ProcessedPrompt
+from dpn_rt.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
@@ -56,9 +57,23 @@ def timings(output: RequestOutput) -> Json:
 class Replies:
     """The replies to one request, chat or completion."""
 
-    def __init__(self, request_id: str, model_name: str, *, is_chat: bool, top_logprobs: int = 0) -> None:
-        """Args: top_logprobs: alternatives listed per token, for chat."""
-        self._is_chat, self._top_logprobs = is_chat, top_logprobs
+    def __init__(
+        self,
+        request_id: str,
+        model_name: str,
+        *,
+        is_chat: bool,
+        top_logprobs: int = 0,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        """
+        Args:
+            top_logprobs: alternatives listed per token, for chat.
+            tokenizer: for the text of single tokens.
+        """
+        self._is_chat, self._top_logprobs, self._tokenizer = is_chat, top_logprobs, tokenizer
+        self._offsets: dict[int, int] = {}
+        """Per completion, where the text of its next token begins."""
         self._head = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
             "created": int(time.time()),
@@ -84,7 +99,7 @@ class Replies:
                 _choice(
                     first_index + index,
                     **content,
-                    logprobs=self._logprobs(logprobs) if logprobs else None,
+                    logprobs=self._logprobs(first_index + index, logprobs) if logprobs else None,
                     finish_reason=items[-1].finish_reason,
                 )
             )
@@ -95,9 +110,9 @@ class Replies:
         content: Json = {"delta": {}} if self._is_chat else {"text": ""}
         return self._chunk([_choice(index, **content, finish_reason=reason) for index in indices])
 
-    def extra_chunk(self, **fields: Any) -> Json:
-        """A chunk without choices: usage, pyramid and timings."""
-        return {**self._chunk([]), **fields}
+    def usage_chunk(self, used: Json) -> Json:
+        """A chunk without choices."""
+        return {**self._chunk([]), "usage": used}
 
     def whole(self, outputs: Sequence[RequestOutput], **fields: Any) -> Json:
         """The reply to a request that does not stream."""
@@ -112,43 +127,59 @@ class Replies:
 
     def _whole_choice(self, index: int, completion: CompletionOutput) -> Json:
         entries = list(zip(completion.token_ids, completion.logprobs or (), strict=False))
-        logprobs = self._logprobs(entries) if completion.logprobs is not None else None
+        logprobs = self._logprobs(index, entries) if completion.logprobs is not None else None
         message = {"role": "assistant", "content": completion.text, "refusal": None}
         content = {"message": message} if self._is_chat else {"text": completion.text}
         reason = completion.finish_reason
         return _choice(index, **content, logprobs=logprobs, finish_reason=reason, stop_reason=completion.stop_reason)
 
-    def _logprobs(self, tokens: Sequence[tuple[int, TokenLogprobs]]) -> Json:
+    def _logprobs(self, index: int, tokens: Sequence[tuple[int, TokenLogprobs]]) -> Json:
         if self._is_chat:
             return {"content": [self._chat_logprob(*token) for token in tokens], "refusal": None}
-        texts = [_text(entries[token_id]) for token_id, entries in tokens]
-        offsets = [0]
-        for text in texts[:-1]:
-            offsets.append(offsets[-1] + len(text))
         return {
-            "tokens": texts,
+            "tokens": [self._text(token_id) for token_id, _ in tokens],
             "token_logprobs": [float(entries[token_id]) for token_id, entries in tokens],
-            "top_logprobs": [{_text(entry): float(entry) for entry in entries.values()} for _, entries in tokens],
-            "text_offset": offsets,
+            "top_logprobs": [
+                {self._text(entry.token_id): float(entry) for entry in entries.values()} for _, entries in tokens
+            ],
+            "text_offset": [self._take_offset(index, token_id) for token_id, _ in tokens],
         }
+
+    def _take_offset(self, index: int, token_id: int) -> int:
+        """Where a token begins in the text of its completion, whose tokens come in order."""
+        is_first = index not in self._offsets
+        offset = self._offsets.get(index, 0)
+        length = 0
+        if self._tokenizer is not None:
+            length = len(self._tokenizer.token_text(token_id)) - (
+                self._tokenizer.num_stripped(token_id) if is_first else 0
+            )
+        self._offsets[index] = offset + length
+        return offset
 
     def _chat_logprob(self, token_id: int, entries: TokenLogprobs) -> Json:
         # The sampled token is there even where it is not among the most probable ones.
         best = sorted(entries.values(), key=lambda entry: entry.rank)[: self._top_logprobs]
-        return {**_logprob(entries[token_id]), "top_logprobs": [_logprob(entry) for entry in best]}
+        return {**self._logprob(entries[token_id]), "top_logprobs": [self._logprob(entry) for entry in best]}
+
+    def _logprob(self, entry: Logprob) -> Json:
+        content = b"" if self._tokenizer is None else self._tokenizer.token_bytes(entry.token_id)
+        return {"token": _named(content), "logprob": float(entry), "bytes": list(content)}
+
+    def _text(self, token_id: int) -> str:
+        return "" if self._tokenizer is None else _named(self._tokenizer.token_bytes(token_id))
 
 
 def _choice(index: int, **fields: Any) -> Json:
     return {"index": index, "logprobs": None, "finish_reason": None, **fields}
 
 
-def _logprob(entry: Logprob) -> Json:
-    text = _text(entry)
-    return {"token": text, "logprob": float(entry), "bytes": list(text.encode())}
-
-
-def _text(entry: Logprob) -> str:
-    return entry.decoded_token or ""
+def _named(content: bytes) -> str:
+    """Text of a token; as OpenAI writes it where it is no whole character, so that no two tokens look the same."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
 def sse(data: Json | str) -> bytes:

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from dpn_rt.server.admission import Admission, Ticket
 from dpn_rt.server.async_engine import AsyncEngine
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.errors import HttpError, reply
+from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
@@ -69,7 +70,7 @@ class Service:
     async def whole(self, request: Request) -> Json:
         """The reply to a request that does not stream."""
         request_id = uuid.uuid4().hex
-        with self.admission.enter(self.preparation.estimated_tokens(request)) as ticket:
+        with self._enter(request) as ticket:
             prompts = await self._prepare(request)
             runs = [
                 asyncio.ensure_future(self._output(f"{request_id}-{i}", prompt, request, ticket))
@@ -81,56 +82,63 @@ class Service:
                 for run in runs:
                     run.cancel()
         return self._replies(request, request_id).whole(
-            outputs,
-            usage=replies.usage(prompts, outputs),
-            pyramid=replies.pyramid(self.model, prompts[0], outputs[0]),
-            timings=replies.timings(outputs[0]),
+            outputs, usage=replies.usage(prompts, outputs), **self._extra(prompts[0], outputs[0])
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         """Server-sent events. What is wrong with the request is raised before the first of them."""
         request_id = uuid.uuid4().hex
-        with self.admission.enter(self.preparation.estimated_tokens(request)) as ticket:
+        with self._enter(request) as ticket:
             prompts = await self._prepare(request)
             answers = self._replies(request, request_id)
-            outputs: list[RequestOutput] = []
+            outputs: dict[int, RequestOutput] = {}
+            unfinished = [request.completions] * len(prompts)
+            last_chunks: dict[int, Json] = {}  # held until the output is there, whose pyramid they carry
             has_begun = False
+            streams = [self._events(f"{request_id}-{i}", p, request, ticket) for i, p in enumerate(prompts)]
             try:
-                for position, prompt in enumerate(prompts):
-                    first_index = position * request.completions
-                    events = self._events(f"{request_id}-{position}", prompt, request, ticket)
-                    async with aclosing(events):
-                        async for event in events:
-                            if isinstance(event, RequestOutput) and event.error is not None:
-                                raise event.error
-                            if not has_begun:
-                                has_begun = True
-                                for chunk in answers.first_chunks(request.completions):
-                                    yield sse(chunk)
-                            if isinstance(event, RequestOutput):
-                                outputs.append(event)
-                                aborted = [c.index for c in event.outputs if c.finish_reason == "abort"]
-                                if aborted:
-                                    yield sse(answers.last_chunk([first_index + i for i in aborted], "abort"))
-                            else:
-                                yield sse(answers.chunk(event, first_index))
+                async with aclosing(merge(streams)) as events:
+                    async for position, event in events:
+                        if isinstance(event, RequestOutput) and event.error is not None:
+                            raise event.error
+                        if not has_begun:
+                            has_begun = True
+                            for chunk in answers.first_chunks(request.completions):
+                                yield sse(chunk)
+                        first_index = position * request.completions
+                        if isinstance(event, RequestOutput):
+                            outputs[position] = event
+                            aborted = [first_index + c.index for c in event.outputs if c.finish_reason == "abort"]
+                            last = last_chunks.get(position) or answers.last_chunk(aborted, "abort")
+                            yield sse({**last, **self._extra(prompts[position], event)})
+                            continue
+                        chunk = answers.chunk(event, first_index)
+                        unfinished[position] -= sum(item.finish_reason is not None for item in event)
+                        if unfinished[position]:
+                            yield sse(chunk)
+                        else:
+                            last_chunks[position] = chunk
             except DpnError as error:
                 if not has_begun:
                     raise
                 log.warning("request %s: %s", request_id, error)
                 yield sse(reply(error).body)
             else:
-                used = replies.usage(prompts, outputs)
-                pyramid = replies.pyramid(self.model, prompts[0], outputs[0])
-                extra = answers.extra_chunk(pyramid=pyramid, timings=replies.timings(outputs[0]))
                 if request.wants_usage:
-                    extra["usage"] = used
-                yield sse(extra)
+                    yield sse(answers.usage_chunk(replies.usage(prompts, list(outputs.values()))))
             yield sse("[DONE]")
+
+    def _enter(self, request: Request) -> AbstractContextManager[Ticket]:
+        """Places in the queue for a request that is right as far as can be told."""
+        self.preparation.check(request)
+        prompts = len(request.prompts) if isinstance(request, CompletionRequest) else 1
+        return self.admission.enter(self.preparation.estimated_tokens(request), prompts)
+
+    def _extra(self, prompt: ProcessedPrompt, output: RequestOutput) -> Json:
+        return {"pyramid": replies.pyramid(self.model, prompt, output), "timings": replies.timings(output)}
 
     async def _prepare(self, request: Request) -> list[ProcessedPrompt]:
         started = time.monotonic()
-        _ = request.sampling  # refused before anything is decoded
         if isinstance(request, ChatRequest):
             prompts = [await self.preparation.chat(request)]
         else:
@@ -157,9 +165,12 @@ class Service:
         params: SamplingParams = request.sampling
         tick: Callable[[int], None] = self.metrics.clock()
         events = self.engine.stream(request_id, prompt, params, request.priority, only_first=only_first)
+        waits = True
         async with aclosing(events):
             async for event in events:
-                ticket.leave()
+                if waits:
+                    waits = False
+                    ticket.leave()
                 if isinstance(event, RequestOutput):
                     self.metrics.finished(prompt, event)
                     if self.tracing is not None:
@@ -171,4 +182,6 @@ class Service:
     def _replies(self, request: Request, request_id: str) -> Replies:
         is_chat = isinstance(request, ChatRequest)
         top = (request.top_logprobs or 0) if isinstance(request, ChatRequest) else 0
-        return Replies(request_id, self.config.model_name, is_chat=is_chat, top_logprobs=top)
+        return Replies(
+            request_id, self.config.model_name, is_chat=is_chat, top_logprobs=top, tokenizer=self.preparation.tokenizer
+        )

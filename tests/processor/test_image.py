@@ -128,6 +128,14 @@ def test_not_an_image(content: bytes, tmp_path: Path) -> None:
         load_image(path)
 
 
+@pytest.mark.parametrize("kind", ["ICO", "EPS"])
+def test_formats_that_decode_before_their_size_is_known(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"image.{kind.lower()}"
+    Image.new("RGB", (64, 64)).save(path, kind)
+    with pytest.raises(ImageError, match="expected one of PNG, JPEG"):
+        load_image(path)
+
+
 def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in (

@@ -49,7 +49,7 @@ def test_who_leaves_without_streaming_frees_its_cells(server: RunningServer) -> 
     with pytest.raises(httpx.ReadTimeout):
         server.post(LONG, timeout=0.5)
     server.wait_until_idle(5)
-    assert server.service.admission.requests == 0
+    assert server.service.admission.prompts == 0
 
 
 def test_requests_run_together_and_get_their_own_answers(server: RunningServer, llm: LLM) -> None:

@@ -59,7 +59,65 @@ def test_streams_join_to_the_whole(client: openai.OpenAI, llm: LLM, ask: Ask) ->
     assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["length"]
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 8
-    assert chunks[-1].pyramid["experts"] == output.pyramid.experts  # type: ignore[attr-defined]
+    assert [bool(chunk.choices) for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-2].pyramid["experts"] == output.pyramid.experts  # type: ignore[attr-defined]
+    assert chunks[-2].timings["total"] > 0  # type: ignore[attr-defined]
+
+
+def test_every_chunk_of_a_plain_stream_has_a_choice(client: openai.OpenAI, llm: LLM) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL, messages=ASKS[0].messages, max_tokens=8, temperature=0, stream=True
+    )  # type: ignore[call-overload]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == expected(llm, ASKS[0]).outputs[0].text
+
+
+def test_a_reply_can_be_sent_back(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(model=MODEL, messages=ASKS[0].messages, max_tokens=4)  # type: ignore[arg-type]
+    again = [*ASKS[0].messages, first.choices[0].message, {"role": "user", "content": "And the number?"}]
+    reply = client.chat.completions.create(model=MODEL, messages=again, max_tokens=4)  # type: ignore[arg-type]
+    assert reply.usage is not None and first.usage is not None
+    assert reply.usage.prompt_tokens > first.usage.prompt_tokens
+
+
+def test_values_that_ask_for_nothing_are_taken(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=1,
+        tools=[],
+        tool_choice="none",
+        parallel_tool_calls=True,
+        response_format={"type": "text"},
+        logit_bias={},
+        modalities=["text"],
+    )
+    assert reply.choices
+
+
+def test_tokens_of_log_probabilities_make_up_the_text(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": MODEL, "prompt": "a red circle", "max_tokens": 12, "logprobs": 2, "seed": 5}
+    whole = client.completions.create(**options)
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None and logprobs.tokens is not None and logprobs.text_offset is not None
+    text = whole.choices[0].text
+    for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
+        if not token.startswith(("bytes:", "<")):
+            assert text[offset:].startswith(token)
+    chunks = [chunk.choices[0].logprobs for chunk in client.completions.create(**options, stream=True)]
+    streamed = [offset for chunk in chunks if chunk is not None for offset in chunk.text_offset or ()]
+    assert streamed == logprobs.text_offset
+
+
+def test_several_prompts_stream_together(client: openai.OpenAI) -> None:
+    prompts = ["a red circle", "two blue squares"]
+    stream = client.completions.create(
+        model=MODEL, prompt=prompts, max_tokens=24, stream=True, extra_body={"ignore_eos": True}
+    )
+    order = [choice.index for chunk in stream for choice in chunk.choices]
+    assert set(order) == {0, 1}
+    assert order.index(1) < len(order) - 1 - order[::-1].index(0), "the second begins before the first has ended"
 
 
 def test_log_probabilities(client: openai.OpenAI, llm: LLM) -> None:

@@ -60,6 +60,12 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "file": (with_url("file:///etc/hostname"), 400, "file"),
     "ftp": (with_url("ftp://example.com/a.png"), 400, "ftp"),
     "url number": (with_url(7), 400, "url"),
+    "tools": (GOOD.body(tools=[{"type": "function"}]), 400, "tools: not supported, expected it left out or null or []"),
+    "format": (GOOD.body(response_format={"type": "json_object"}), 400, "response_format: not supported"),
+    "no content": (GOOD.body(messages=[{"role": "user", "content": None}]), 400, "content: null"),
+    "17 stop strings": (GOOD.body(stop=["x"] * 17), 400, "stop: List should have at most 16 items"),
+    "top logprobs alone": (GOOD.body(top_logprobs=2), 400, "expected logprobs=true"),
+    "huge text": (GOOD.body(messages=[{"role": "user", "content": "a " * 200_000}]), 400, "characters: expected"),
 }
 
 
@@ -75,7 +81,7 @@ def test_bad_request(server: RunningServer, name: str) -> None:
     assert streamed.status_code == status and streamed.json()["error"]["message"]
     assert server.post(GOOD.body()).status_code == 200
     server.wait_until_idle()
-    assert server.service.admission.requests == 0
+    assert server.service.admission.prompts == 0
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"\xff\xfe", b'"' + b"a" * 100_000])
@@ -139,6 +145,34 @@ def test_a_full_queue_is_told_before_anything_is_decoded(start_server: StartServ
     with server.service.admission.enter(300):
         assert server.post(GOOD.body()).status_code == 429
     assert server.post(GOOD.body(max_tokens=10_000)).status_code == 200, "alone it is never too large"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": -1}, {"messages": [{"role": "user", "content": "a " * 200_000}]}],
+    ids=["value", "length"],
+)
+def test_what_is_wrong_by_itself_takes_no_place_in_the_queue(start_server: StartServer, fields: dict[str, Any]) -> None:
+    server = start_server(max_queued_requests=1)
+    with server.service.admission.enter(1):
+        assert server.post(GOOD.body(**fields)).status_code == 400
+
+
+def test_every_prompt_takes_a_place_in_the_queue(start_server: StartServer) -> None:
+    server = start_server(max_queued_requests=4)
+    body = {"model": "tiny", "prompt": ["a"] * 4, "max_tokens": 1}
+    with server.service.admission.enter(1):
+        assert server.post(body, "/v1/completions").status_code == 429
+    assert server.post(body, "/v1/completions").status_code == 200
+    assert server.service.admission.prompts == server.service.admission.tokens == 0
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_others_of_its_request_stream(start_server: StartServer) -> None:
+    server = start_server(RuntimeConfig(max_num_seqs=2, kv_cache_bytes=2_000_000))
+    body = {"model": "tiny", "prompt": ["a", "a " * 300], "max_tokens": 600, "stream": True}
+    reply = server.post(body, "/v1/completions")
+    assert reply.status_code == 400 and "KV cells" in reply.json()["error"]["message"]
+    server.wait_until_idle()
 
 
 def test_what_the_cache_cannot_hold(start_server: StartServer) -> None:
