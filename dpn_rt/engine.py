@@ -165,7 +165,8 @@ class Engine:
                 logits = self._prefill(batch)
                 return StepResult() if logits is None else self._postprocess(*self._with_siblings(batch, logits))
             except Exception as error:
-                self._job = None
+                if batch.kind == "prefill":
+                    self._job = None
                 return self._fail_batch(batch, error)
 
     def _prefill(self, batch: Batch) -> Tensor | None:

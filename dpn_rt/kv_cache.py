@@ -213,16 +213,23 @@ class KvCache:
             cells: `[groups, num_blocks]` that hold them.
             num_rows: more than `num_blocks - 1` blocks hold. A last block that is not full is copied, since the
                 sequence goes on to write behind these rows.
+
+        Raises:
+            CapacityError: there is no free cell for that copy; the slot is as it was.
         """
         first = int(self._lengths[slot, stage]) // self.config.block_size
         whole = num_rows // self.config.block_size
+        self._users[cells] += 1  # none is to be reclaimed for the sake of another
+        if num_rows % self.config.block_size:
+            try:
+                self._require(len(cells))
+            except CapacityError:
+                self._give_back(cells.reshape(-1))
+                raise
         self._tables[stage][:, slot, first : first + whole] = cells[:, :whole]
-        self._users[cells[:, :whole]] += 1
         self._lengths[slot, stage] += whole * self.config.block_size
         if num_rows % self.config.block_size:
             source = torch.from_numpy(cells[:, whole].astype(np.int64))
-            self._users[cells[:, whole]] += 1  # not to be reclaimed before it is copied
-            self._require(len(source))
             self._assign(stage, np.array([slot]), np.array([first + whole]))
             target = torch.from_numpy(self._tables[stage][:, slot, first + whole].astype(np.int64))
             self.cells[target] = self.cells[source]

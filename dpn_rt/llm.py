@@ -155,7 +155,7 @@ class LLM:
                 while progress:
                     item = progress.popleft()
                     output = None if progress else inbox.output
-                    yield StreamDelta(item.text, item.index, item.token_ids, item.finish_reason, output)
+                    yield StreamDelta(item.text, item.index, item.token_ids, item.finish_reason, output, item.logprobs)
             if inbox.output is not None and inbox.output.error is not None:
                 raise inbox.output.error
         finally:

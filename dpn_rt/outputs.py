@@ -97,12 +97,13 @@ class StreamDelta(str):
     `output` is the whole `RequestOutput` on the last delta of a request, None before.
     """
 
-    __slots__ = ("completion_index", "finish_reason", "output", "token_ids")
+    __slots__ = ("completion_index", "finish_reason", "logprobs", "output", "token_ids")
 
     completion_index: int
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     output: RequestOutput | None
+    logprobs: TokenLogprobs | None
 
     def __new__(
         cls,
@@ -111,6 +112,7 @@ class StreamDelta(str):
         token_ids: tuple[int, ...] = (),
         finish_reason: FinishReason | None = None,
         output: RequestOutput | None = None,
+        logprobs: TokenLogprobs | None = None,
     ) -> StreamDelta:
         """See the attributes of the same names."""
         self = super().__new__(cls, text)
@@ -118,6 +120,7 @@ class StreamDelta(str):
         self.token_ids = token_ids
         self.finish_reason = finish_reason
         self.output = output
+        self.logprobs = logprobs
         return self
 
     @property

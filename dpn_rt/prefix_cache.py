@@ -173,10 +173,10 @@ class _Keys:
         visual, start = prompt.visual, prompt.image_index
         ids = prompt.token_ids
         text = ids if visual is None or start is None else ids[:start]
-        # One row at least is computed: its logits choose the first token.
+        # One row at least is computed: its logits choose the first token. So a prompt that ends in its image has none.
         num_blocks = (len(ids) - 1 if visual is None else len(text)) // block_size
         keys = list(_chain(text[i * block_size : (i + 1) * block_size] for i in range(num_blocks)))
-        if visual is None or start is None:
+        if visual is None or start is None or start == len(ids) - 1:
             return cls(tuple(keys), None)
         rest = text[num_blocks * block_size :]
         before = keys[-1] if keys else b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import os
 from collections.abc import Sequence
@@ -267,7 +268,9 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
     if route is None:
         return None
     boundaries = model.pyramid.boundaries
-    if isinstance(route, str) or not isinstance(route, Sequence | np.ndarray) or len(route) != len(boundaries):
+    if isinstance(route, np.ndarray):
+        route = route.tolist()  # a number for an array without dimensions
+    if isinstance(route, str) or not isinstance(route, Sequence) or len(route) != len(boundaries):
         raise RequestError(f"route={route!r}: expected a list of {len(boundaries)} experts, one per boundary")
     result: list[int | None] = []
     for position, (expert, boundary) in enumerate(zip(route, boundaries, strict=True)):
@@ -283,7 +286,7 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
 def _checked_bias(bias: Any) -> float:
     if bias is None:
         return 0.0
-    if isinstance(bias, bool) or not isinstance(bias, int | float) or not abs(bias) <= MAX_ROUTER_BIAS:
+    if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or not abs(float(bias)) <= MAX_ROUTER_BIAS:
         raise RequestError(f"router_bias={bias!r}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}")
     return float(bias)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpn_rt.backend import Backend, Beginning, NewSequences, SequenceCache, StagedPrefill
 from dpn_rt.config import ModelConfig
-from dpn_rt.errors import RequestError
+from dpn_rt.errors import CapacityError, RequestError
 from dpn_rt.image_cache import ImageCache
 from dpn_rt.kv_cache import Slots
 from dpn_rt.layout import Layout
@@ -102,7 +102,10 @@ class Runner:
         if match.image is None:
             return Beginning(match.num_text_rows)
         num_rows = _image_end(sequence) - match.num_text_rows
-        cache.share(0, sequence.slot, match.image.cells[0], num_rows)
+        try:
+            cache.share(0, sequence.slot, match.image.cells[0], num_rows)
+        except CapacityError:
+            return Beginning(match.num_text_rows)  # sharing may take a cell more than computing does
         return Beginning(match.num_text_rows, num_rows, match.image.exit_rows)
 
     def keep_beginning(self, sequence: Sequence, exit_rows: Tensor | None) -> None:
@@ -265,5 +268,6 @@ class PrefillJob:
 
     def _finish(self, prefill: StagedPrefill) -> None:
         self._runner.note_routes(self.sequences, prefill)
-        for sequence, exit_rows in zip(self.sequences, prefill.exit_rows, strict=True):
-            self._runner.keep_beginning(sequence, exit_rows)
+        for sequence, exit_rows, beginning in zip(self.sequences, prefill.exit_rows, self._beginnings, strict=True):
+            # What was found may have been given up since, and is kept anew with the rows that were found.
+            self._runner.keep_beginning(sequence, beginning.exit_rows if exit_rows is None else exit_rows)

@@ -139,9 +139,13 @@ def _integer(name: str, value: Any) -> int:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise RequestError(f"{name}={value!r}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise RequestError(f"{name}={value!r}: expected a finite number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RequestError(f"{name}={value!r:.80}: expected a finite number")
+    return number
 
 
 def _strings(stop: Any) -> tuple[str, ...]:

@@ -70,7 +70,8 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
     hidden_size = model.decoder.hidden_size
     if embeds.ndim != 2 or embeds.shape[1] != hidden_size or embeds.shape[0] == 0:
         raise ImageError(f"image_embeds: expected shape [num_visual_tokens, {hidden_size}], got {list(embeds.shape)}")
-    embeds = embeds.detach().to("cpu", torch.float32).contiguous()
+    # A copy: the caller may use its memory again while the request waits, or runs anew after a preemption.
+    embeds = embeds.detach().resolve_neg().to("cpu", torch.float32, copy=True).contiguous()
     finite = torch.isfinite(embeds).all(dim=1)
     if not bool(finite.all()):
         row = int(torch.nonzero(~finite)[0, 0])

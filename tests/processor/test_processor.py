@@ -241,6 +241,7 @@ EMBEDS = {"image_embeds": embeds()}
         ({"prompt": QUESTION, "multi_modal_data": EMBEDS, "image_grid": 4}, "expected .rows, columns., two integers"),
         ({"prompt": "a", "route": [0]}, r"route=\[0\]: expected a list of 2 experts"),
         ({"prompt": "a", "route": 2}, "route=2: expected a list of 2"),
+        ({"prompt": "a", "route": np.array(2)}, "route=2: expected a list of 2"),
         ({"prompt": "a", "route": [0, 2]}, r"route\[1\]=2: expected an expert from 0 to 1, or None"),
         ({"prompt": "a", "route": [-1, 0]}, r"route\[0\]=-1"),
         ({"prompt": "a", "route": [0.5, 0]}, r"route\[0\]=0.5"),
@@ -289,3 +290,13 @@ def test_damaged_processor_files(original: Setup, tmp_path: Path) -> None:
     write_image_processor(tmp_path, IMAGE_SIZE * 2)
     with pytest.raises(DpnError, match=r"gave pixel values \[3, 56, 56\], the vision tower takes \[3, 28, 28\]"):
         Processor(tmp_path, original.model).process({"prompt": QUESTION, "multi_modal_data": IMAGE})
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_embeddings_are_a_copy(negative: bool) -> None:
+    given = torch._neg_view(embeds()) if negative else embeds()
+    result = bare_with().process({"prompt_token_ids": [-200, 199], "multi_modal_data": {"image_embeds": given}})
+    expected = given.clone()
+    given.zero_()
+    assert result.visual is not None and result.visual.embeds is not None
+    assert torch.equal(result.visual.embeds, expected)

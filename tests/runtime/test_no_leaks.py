@@ -26,7 +26,11 @@ ACTIONS = st.lists(
 )
 
 
-@pytest.fixture(scope="module", params=[None, 7], ids=["whole", "chunked"])
+@pytest.fixture(
+    scope="module",
+    params=[(None, 0), (7, 0), (None, 2**14), (7, 2**20)],
+    ids=["whole", "chunked", "whole, reused", "chunked, reused"],
+)
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
     engine = write_random_engine(tmp_path_factory.mktemp("engines") / "adaptive")
     geometry = LLM(engine).engine.runner.cache.geometry
@@ -37,7 +41,8 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         block_size=4,
         max_num_seqs=5,
         max_num_batched_tokens=200,
-        max_chunk_tokens=request.param,
+        max_chunk_tokens=request.param[0],
+        reuse_bytes=request.param[1],
     )
 
 
@@ -48,6 +53,7 @@ def test_pool_is_full_again(llm: LLM, monkeypatch: pytest.MonkeyPatch, actions: 
     engine, runner = llm.engine, llm.engine.runner
     names: list[str] = []
     ended: set[str] = set()
+    pictures = [random_prompt(generator, grid) for grid in ((3, 3), (7, 5))]  # asked about again and again
 
     def failing(*_: Any) -> Any:
         raise MemoryError("no memory for this step")
@@ -58,7 +64,8 @@ def test_pool_is_full_again(llm: LLM, monkeypatch: pytest.MonkeyPatch, actions: 
             grid = (height, width) if height * width else None
             names.append(str(len(names)))
             params = SamplingParams(n=n, seed=seed, max_tokens=max_tokens, ignore_eos=bool(max_tokens % 2))
-            engine.add_request(names[-1], llm.processor.process(random_prompt(generator, grid)), params)
+            prompt = pictures[height % 2] if width % 3 == 0 else random_prompt(generator, grid)
+            engine.add_request(names[-1], llm.processor.process(prompt), params)
         elif action[0] == "step":
             for _ in range(action[1]):
                 ended |= {output.request_id for output in engine.step().finished}
@@ -75,6 +82,9 @@ def test_pool_is_full_again(llm: LLM, monkeypatch: pytest.MonkeyPatch, actions: 
     while engine.num_unfinished:
         ended |= {output.request_id for output in engine.step().finished}
     assert ended == set(names)
+    if runner.prefix_cache is not None:
+        runner.prefix_cache.clear()
+    assert (runner.cache._users == 0).all()
     assert runner.cache.num_free_cells == runner.cache.config.num_cells
     assert runner.cache.num_free_slots == runner.cache.config.num_slots
     assert sorted(runner.cache._free_cells.tolist()) == list(range(runner.cache.config.num_cells))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpn_rt import LLM
+from dpn_rt import LLM, SamplingParams
 from dpn_rt.image_cache import ImageCache
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prefix_cache import PrefixCache
@@ -150,6 +151,93 @@ def test_rows_beside_the_cells_stay_within_their_bound(engine_dir: Path, generat
     for _ in range(6):
         ask(llm, prompt(ids(generator, 3), image(generator), (8, 8), ids(generator, 3)))
         assert caches(llm)[0]._row_bytes <= 40_000
+    assert_pool_is_full(llm)
+
+
+def test_an_image_given_up_within_a_batch_is_kept_anew(
+    engine_dir: Path, plain: LLM, generator: np.random.Generator
+) -> None:
+    start, question = ids(generator, 3), ids(generator, 5)
+    one, other = image(generator), image(generator)
+    asked = [prompt(start, rows, (8, 8), question) for rows in (one, other)]
+    llm = LLM(engine_dir, reuse_bytes=(64 + 3) * 64 * 4)  # the rows of one image
+    ask(llm, asked[0])
+    llm.generate(asked[::-1], GREEDY, use_tqdm=False)  # one is found, given up for the other, and kept again
+    for _ in range(3):
+        assert_same(ask(llm, asked[0]), ask(plain, asked[0]))
+    assert_pool_is_full(llm)
+
+
+def test_few_cells_of_which_the_images_own_are_given_up(
+    engine_dir: Path, plain: LLM, generator: np.random.Generator
+) -> None:
+    start, rows = ids(generator, 2), image(generator, (6, 6))
+    short, long = prompt(start, rows, (6, 6), ids(generator, 3)), prompt(start, rows, (6, 6), ids(generator, 60))
+    for each in (short, long):
+        each["route"] = [0] * len(plain.engine.runner._model.pyramid.boundaries)
+    cache = plain.engine.runner.cache
+    stages = len(cache.geometry.stage_sizes)
+    least = cache.cells_for((2 + 36 + 61 + GREEDY.max_tokens,) * stages)
+    for extra in range(4):
+        llm = LLM(engine_dir, reuse_bytes=2**20, kv_cache_bytes=(least + extra) * cache.geometry.cell_bytes(16))
+        for asked in (short, long, short, short, long):
+            assert_same(ask(llm, asked), ask(plain, asked))
+        assert_pool_is_full(llm)
+
+
+def test_a_pool_in_which_sharing_takes_a_cell_too_many(
+    engine_dir: Path, plain: LLM, generator: np.random.Generator
+) -> None:
+    cache = plain.engine.runner.cache
+    asked = prompt(ids(generator, 2), image(generator, (6, 6)), (6, 6), ids(generator, 2))  # 41 rows, 3 blocks
+    cells = cache.cells_for((41 + 4,) * len(cache.geometry.stage_sizes))
+    llm = LLM(engine_dir, reuse_bytes=2**20, kv_cache_bytes=cells * cache.geometry.cell_bytes(16))
+    brief = dataclasses.replace(GREEDY, max_tokens=4)
+    for _ in range(3):
+        outputs = [each.generate(asked, brief, use_tqdm=False)[0] for each in (llm, plain)]
+        assert_same(*outputs)
+    assert_pool_is_full(llm)
+
+
+def test_a_prompt_that_ends_in_its_image(engine_dir: Path, plain: LLM, generator: np.random.Generator) -> None:
+    if plain.engine.runner._model.pyramid.boundaries:
+        pytest.skip("<ROUTER> comes last where there are routers")
+    rows = image(generator, (6, 6))
+    ending = prompt(ids(generator, 2), rows, (6, 6), [])
+    ending["prompt_token_ids"] = ending["prompt_token_ids"][:-1]
+    others = [prompt(ids(generator, 4), image(generator, (6, 6)), (6, 6), ids(generator, 2)) for _ in range(2)]
+    llm = LLM(engine_dir, reuse_bytes=2**20)
+    ask(llm, ending)
+    for batch in ([ending], [others[0], ending], [ending, others[0]], [others[0], ending, others[1]]):
+        for output, asked in zip(llm.generate(batch, GREEDY, use_tqdm=False), batch, strict=True):
+            assert_same(output, ask(plain, asked))
+    assert_pool_is_full(llm)
+
+
+def test_a_failed_decode_leaves_a_prefill_in_progress_alone(
+    engine_dir: Path, plain: LLM, generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = LLM(engine_dir, reuse_bytes=2**20, max_chunk_tokens=4)
+    engine = llm.engine
+    text = ids(generator, 40)
+    ask(llm, {"prompt_token_ids": text})  # keeps two blocks, which the next one shares
+    other = {"prompt_token_ids": [*text, *ids(generator, 40)]}
+    long = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+    engine.add_request("fails", llm.processor.process({"prompt_token_ids": text[:3]}), long)
+    engine.step()
+    engine.add_request("goes on", llm.processor.process(other), GREEDY)
+    for _ in range(3):
+        engine.step()
+    assert engine._job is not None
+    finished: list[RequestOutput] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner, "decode", lambda batch: 1 / 0)
+        while engine.is_unfinished("fails"):
+            finished += engine.step().finished
+    while engine.num_unfinished:
+        finished += engine.step().finished
+    assert [output.request_id for output in finished] == ["fails", "goes on"]
+    assert_same(finished[1], ask(plain, other))
     assert_pool_is_full(llm)
 
 
