@@ -298,12 +298,12 @@ class Engine:
 
     def _fail_batch(self, batch: Batch, error: Exception) -> StepResult:
         """Ends the requests of a batch whose computation failed; all others go on, unless the device is lost."""
-        result = StepResult()
         if is_fatal(error):
             self.failure = DeviceError(f"the engine has stopped, since its {batch.kind} step failed: {error}")
             self.failure.__cause__ = error
-            result.finished += [self._end_early(r, "error", self.failure) for r in list(self._requests.values())]
-            return result
+            lost = list(self._requests.values())
+            return StepResult(finished=[self._end_early(request, "error", self.failure) for request in lost])
+        result = StepResult()
         for request_id in dict.fromkeys(sequence.request_id for sequence in batch.sequences):
             request = self._requests.get(request_id)
             if request is not None:
