@@ -65,6 +65,15 @@ def test_plans_of_the_tiny_checkpoint_build_for_every_target(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_float16_plans_with_grouped_queries_build(stage: int, phase: str) -> None:
+    plan = StagePlan(dataclasses.replace(MODEL, dtype="float16"), LIMITS, stage, phase)  # type: ignore[arg-type]
+    dtypes = {dtype for signature in signatures(plan) for dtype, _ in signature.values() if dtype.is_floating_point}
+    assert dtypes == {torch.float16, torch.float32}  # rotary tables are in float32
+    assert 0 < len(build_plan(load_library("rtx"), plan, ["7.5", "8.6"])) < PLAN_BYTES
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_stage_of_7b_shape_builds_without_its_weights(phase: str) -> None:
     plan = StagePlan(LLAVA_7B, PlanLimits(8, 4, (1024,) * 4), 1, phase)  # type: ignore[arg-type]
     data = build_plan(load_library("rtx"), plan, ["8.9"])
