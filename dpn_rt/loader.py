@@ -201,9 +201,8 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
         encoder = load_encoder(model, on_host, _choose_prepack(config, on_host, TORCH_DTYPES[model.dtype]))
         return Runner(model, plans, encoder, image_cache=images)  # slots cannot be shared: no prefix cache
     if device == "cuda":
-        backend, encoder = load_device_backend(
-            model, engine.load_weights(), device_limits(config, model), open_cuda(model)
-        )
+        gpu = open_cuda(model)
+        backend, encoder = load_device_backend(model, engine.load_weights(), device_limits(config, model), gpu)
     else:
         backend, encoder = load_native_backend(model, engine.load_weights(), config)
     prefixes = PrefixCache(PrefixCacheConfig(config.reuse_bytes), backend.cache) if config.reuse_bytes else None

@@ -227,7 +227,7 @@ def biased(probs: Tensor, levels: Tensor, biases: Tensor) -> Tensor:
     shift = torch.outer(biases, levels.double()) / ROUTER_TEMPERATURE
     weighted = probs * torch.exp(shift - shift.amax(dim=1, keepdim=True))
     total = weighted.sum(dim=1, keepdim=True)
-    return (weighted / torch.where(total > 0, total, 1)).float()
+    return (weighted / total.masked_fill(total == 0, 1)).float()
 
 
 def compression_levels(boundary: BoundaryConfig) -> IntArray:

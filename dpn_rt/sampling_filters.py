@@ -37,7 +37,8 @@ def best_ids(logits: Tensor) -> Tensor:
     """Id of the largest logit per row, -1 where the row has no softmax: [rows, vocab_size] -> [rows] int64."""
     best = argmax(logits)
     # NaN counts as the largest, and -inf alone cannot be: the largest logit is finite exactly when the softmax is.
-    return torch.where(logits.gather(1, best[:, None])[:, 0].isfinite(), best, NO_SOFTMAX)
+    is_finite = logits.gather(1, best[:, None])[:, 0].isfinite()
+    return best.masked_fill(~is_finite, NO_SOFTMAX)  # a graph cannot record `where` with a number of the host
 
 
 def apply_penalties(

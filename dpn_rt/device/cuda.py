@@ -70,7 +70,7 @@ class CudaDevice(Device):
         for target, tensor in zip(targets, tensors, strict=True):
             target.copy_(tensor, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+        done.record(torch.cuda.current_stream(self._device))
         return CudaReading(targets, done)
 
     def record(self, step: Step) -> CudaGraph:

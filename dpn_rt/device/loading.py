@@ -89,7 +89,7 @@ def _build(
     if cells is None:
         with torch.inference_mode():
             peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, limits, device))
-        cells = device.cache_bytes(limits.utilization, peak + 2 * limits.reuse_bytes)
+        cells = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
     cache = KvCache(geometry, cache_config(geometry, limits, cells), device)
     graphs = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
     images = None
@@ -150,6 +150,12 @@ def _largest_work(
         )
         x = stage.forward(x, batch, cells)
     decoder.logits(x)
+
+
+def _kept_bytes(model: ModelConfig, limits: DeviceLimits) -> int:
+    """Of rows beside the cells: those of each running sequence's image, and what is reused."""
+    rows = 0 if model.vision is None else limits.max_num_seqs * model.vision.num_visual_tokens
+    return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * limits.reuse_bytes
 
 
 def _num_bytes(weights: Mapping[str, Tensor]) -> int:

@@ -22,6 +22,8 @@ from tests.runtime.test_batching import all_logprobs, assert_pool_is_full
 GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (10, 6), (24, 2), None, (16, 16)]
 ROUTES = [[1, 0, 2], None, None, [2, 1, 1], [2, 0, 1], None, [None, 2, None], None, None, [2, 2, 2]]
 GREEDY = SamplingParams(temperature=0, max_tokens=14, logprobs=-1, ignore_eos=True)
+PLAIN = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
+"""Needs nothing but the ids that the step itself has found best."""
 
 Prompt = dict[str, Any]
 
@@ -67,6 +69,8 @@ def test_batch_equals_alone(place: Place, engine_dir: Path, prompts: list[Prompt
     outputs = llm.generate([prompts[i] for i in order], GREEDY, use_tqdm=False)
     for output, expected in zip(outputs, alone(engine_dir, [prompts[i] for i in order]), strict=True):
         assert_near(output, expected, place)
+    for plain, output in zip(llm.generate([prompts[i] for i in order], PLAIN, use_tqdm=False), outputs, strict=True):
+        assert plain.outputs[0].token_ids == output.outputs[0].token_ids
     assert_pool_is_full(llm)
 
 

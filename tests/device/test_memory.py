@@ -69,7 +69,8 @@ def test_the_largest_prefill_is_tried(
     device = SmallDevice(peak=1000, cache=2**20)
     play(monkeypatch, device)
     llm = LLM(engine_dir, device="cuda", max_num_batched_tokens=tokens, max_model_len=length, reuse_bytes=50)
-    assert device.measured == 1 and device.asked == [(0.9, 1000 + 2 * 50)]
+    images = 64 * 16 * 64 * 4  # sequences, rows, elements, bytes
+    assert device.measured == 1 and device.asked == [(0.9, 1000 + images + 2 * 50)]
     cache = llm.engine.runner.cache
     assert cache.config.num_cells == 2**20 // cache.geometry.cell_bytes(16)  # type: ignore[attr-defined]
 
