@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.config import ModelConfig
@@ -124,6 +126,35 @@ def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, DeviceBackend, K
     with torch.inference_mode():
         best = backend.decode(np.arange(3) + 11, slots[:3]).best
     assert best is not None and best[1] == -1 and (best[[0, 2]] >= 0).all()
+
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "where.Scalar")
+"""Parts of the names of torch's operators that read a result on the host, or send it a number from there."""
+
+
+class OperatorNames(TorchDispatchMode):
+    """Collects what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_recorded_steps_can_be_recorded(filled: tuple[LLM, DeviceBackend, KvCache, np.ndarray]) -> None:
+    """They wait for no result and make no tensor of the host's numbers, which a GPU could not record."""
+    llm, backend, _, _ = filled
+    encoder = llm.engine.runner._encoder
+    assert isinstance(encoder, EncoderGraphs)
+    steps = [graph._step for graph in backend._graphs._graphs.values()]
+    for step in (*steps, *(graph._step for graph in encoder._graphs.values())):
+        with OperatorNames() as operators:
+            step()
+        assert len(operators.names) > 5, "saw nothing"
+        assert not [name for name in operators.names if any(part in name for part in WAITS)]
 
 
 @pytest.mark.parametrize("count", range(1, 10))
