@@ -85,12 +85,12 @@ def _build(
     if model.vision is not None and model.projector is not None:
         tower = VisionTower(model.vision, weights, prepack=False)
         encoder = ImageEncoder(tower, Projector(model.projector, weights, prepack=False))
-    cells = limits.kv_cache_bytes
-    if cells is None:
+    num_bytes = limits.kv_cache_bytes
+    if num_bytes is None:
         with torch.inference_mode():
             peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, limits, device))
-        cells = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
-    cache = KvCache(geometry, cache_config(geometry, limits, cells), device)
+        num_bytes = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
+    cache = KvCache(geometry, cache_config(geometry, limits, num_bytes), device)
     graphs = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
     images = None
     if encoder is not None and model.vision is not None:
