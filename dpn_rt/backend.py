@@ -1,4 +1,5 @@
-"""What a runner asks of whatever computes rows: the product's own kernels (`native.py`) or plans (`plans/`)."""
+"""What a runner asks of whatever computes rows: the product's own kernels on the CPU (`native.py`) or on a device
+(`device/`), or plans (`plans/`)."""
 
 from __future__ import annotations
 
@@ -110,25 +111,40 @@ class SequenceCache(Protocol):
         """Gives the slot and its cells back."""
 
 
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a decode step gives; on the backend's device, until the next step."""
+
+    logits: Tensor
+    """`[num_seqs, vocab_size]`."""
+    best: Tensor | None = None
+    """`[num_seqs]` int64 as `sampling.best_ids` makes it of the logits; None where the step did not."""
+
+
 class Backend(Protocol):
     """Rows through the stages."""
 
     @property
     def cache(self) -> SequenceCache: ...
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """`[num_tokens]` int64 -> `[num_tokens, hidden_size]` on the CPU."""
+    def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
+        """The rows of a batch before the first stage.
+
+        Args:
+            row_ids: `[num_rows]` token id of each row, negative where the next row of the images goes.
+            image_rows: `[num_visual_tokens, hidden_size]` of each image, on any device.
+
+        Returns:
+            `[num_rows, hidden_size]` on the backend's device.
+        """
 
     def prefill(self, sequences: NewSequences) -> StagedPrefill:
         """New sequences before the first stage."""
 
-    def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
+    def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
         """One new row for each sequence, whose room in the cache has been made.
 
         Args:
-            token_ids: `[num_seqs]` int64, the last token of each sequence.
+            token_ids: `[num_seqs]`, the last token of each sequence.
             slots: `[num_seqs]` slots in the KV cache.
-
-        Returns:
-            Logits `[num_seqs, vocab_size]` on the CPU.
         """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from dpn_rt import ops
@@ -240,17 +241,44 @@ class Decoder:
         """`[num_tokens]` -> `[num_tokens, hidden_size]`."""
         return self._embedding.index_select(0, token_ids)
 
+    def embed_rows(self, token_ids: Tensor, given: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Embeddings with other rows in some places.
+
+        Args:
+            token_ids: `[num_rows]`; any id where a row is given.
+            given: `[num_given]` int64, which rows are.
+            rows: their `[..., hidden_size]` parts in order, of any dtype and device.
+
+        Returns:
+            `[num_rows, hidden_size]`.
+        """
+        x = self.embed(token_ids)
+        if not rows:
+            return x
+        parts = [part.to(x.device, x.dtype, non_blocking=True) for part in rows]
+        return x.index_copy_(0, given, torch.cat(parts))
+
     def logits(self, x: Tensor) -> Tensor:
         """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine."""
         return self._head(ops.rms_norm(x, self._norm, self._config.rms_norm_eps))
 
+    def decode(
+        self, token_ids: Tensor, lengths: Tensor, block_tables: Sequence[Tensor], cu_seqlens: Tensor, cells: Tensor
+    ) -> Tensor:
+        """One new row for each sequence through all stages.
 
-def decode_batch(lengths: Tensor, block_tables: Tensor, cu_seqlens: Tensor) -> StageBatch:
-    """One new row for each sequence.
+        Args:
+            token_ids: `[num_seqs]` int32 or int64.
+            lengths: `[num_stages, num_seqs]` int32 rows in the cache, the new one included.
+            block_tables: per stage `[groups, num_seqs, max_blocks]` int32.
+            cu_seqlens: `[num_seqs + 1]` int32, 0 to num_seqs.
+            cells: of the KV cache.
 
-    Args:
-        lengths: `[num_seqs]` int32 rows in the cache, the new one included.
-        block_tables: `[groups, num_seqs, max_blocks]` int32.
-        cu_seqlens: `[num_seqs + 1]` int32, 0 to num_seqs.
-    """
-    return StageBatch(cu_seqlens, lengths - 1, lengths, block_tables, None)
+        Returns:
+            Logits `[num_seqs, vocab_size]`, dtype of the engine.
+        """
+        x = self.embed(token_ids)
+        for index, (stage, tables) in enumerate(zip(self.stages, block_tables, strict=True)):
+            batch = StageBatch(cu_seqlens, lengths[index] - 1, lengths[index], tables, last_rows=None)
+            x = stage.forward(x, batch, cells)
+        return self.logits(x)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dpn_rt.config import ModelConfig
 from dpn_rt.detokenizer import Detokenizer
-from dpn_rt.errors import DpnError, RequestError, StepError
+from dpn_rt.device.faults import advice, is_fatal
+from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
 from dpn_rt.interrupts import deferred_interrupt
 from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.processor import ProcessedPrompt
@@ -90,6 +91,8 @@ class Engine:
         self._make_detokenizer = make_detokenizer
         self._requests: dict[str, Request] = {}
         self._job: PrefillJob | None = None
+        self.failure: DeviceError | None = None
+        """What stopped the engine for good; no request is taken any more."""
 
     @property
     def num_unfinished(self) -> int:
@@ -126,7 +129,10 @@ class Engine:
         Raises:
             RequestError: the id is in use, or the parameters do not fit the model.
             CapacityError: the KV cache could never hold it.
+            DeviceError: the engine has stopped.
         """
+        if self.failure is not None:
+            raise DeviceError(str(self.failure)) from self.failure
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use")
         room = self._max_length - prompt.num_rows
@@ -161,7 +167,8 @@ class Engine:
             self._note_scheduled(batch)
             try:
                 if batch.kind == "decode":
-                    return self._postprocess(batch.sequences, self.runner.decode(batch))
+                    decoded = self.runner.decode(batch)
+                    return self._postprocess(batch.sequences, decoded.logits, decoded.best)
                 logits = self._prefill(batch)
                 return StepResult() if logits is None else self._postprocess(*self._with_siblings(batch, logits))
             except Exception as error:
@@ -243,8 +250,8 @@ class Engine:
             request = self._requests[sequence.request_id]
             request.first_scheduled = request.first_scheduled or now
 
-    def _postprocess(self, sequences: ListOf[Sequence], logits: Tensor) -> StepResult:
-        sampled = self._sampler.sample(logits, [sequence.sampling for sequence in sequences])
+    def _postprocess(self, sequences: ListOf[Sequence], logits: Tensor, best: Tensor | None = None) -> StepResult:
+        sampled = self._sampler.sample(logits, [sequence.sampling for sequence in sequences], best)
         logprobs = sampled.logprobs or [None] * len(sequences)
         result = StepResult()
         now = time.monotonic()
@@ -291,12 +298,17 @@ class Engine:
                 self._job = None
 
     def _fail_batch(self, batch: Batch, error: Exception) -> StepResult:
-        """Ends the requests of a batch whose computation failed; all others go on."""
+        """Ends the requests of a batch whose computation failed; all others go on, unless the device is lost."""
+        if is_fatal(error):
+            self.failure = DeviceError(f"the engine has stopped, since its {batch.kind} step failed: {error}")
+            self.failure.__cause__ = error
+            lost = list(self._requests.values())
+            return StepResult(finished=[self._end_early(request, "error", self.failure) for request in lost])
         result = StepResult()
         for request_id in dict.fromkeys(sequence.request_id for sequence in batch.sequences):
             request = self._requests.get(request_id)
             if request is not None:
-                failure = StepError(f"request {request_id}: the {batch.kind} step failed: {error!r}")
+                failure = StepError(f"request {request_id}: the {batch.kind} step failed: {error!r}{advice(error)}")
                 failure.__cause__ = error
                 result.finished.append(self._end_early(request, "error", failure))
         return result

@@ -45,6 +45,10 @@ class StepError(DpnError):
     """The computation of a request failed; its output up to then is kept, other requests go on."""
 
 
+class DeviceError(StepError):
+    """The device failed in a step, and nothing that it computes from then on can be trusted: the engine has stopped."""
+
+
 class BatchError(DpnError):
     """Some prompts of a list failed; the others were served.
 

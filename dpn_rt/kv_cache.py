@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt.config import DecoderConfig, PyramidConfig
+from dpn_rt.device.device import Device
+from dpn_rt.device.host import HostDevice
 from dpn_rt.errors import CapacityError
 from dpn_rt.layout import IntArray
 
@@ -78,24 +80,36 @@ class KvGeometry:
 class KvCache:
     """The pool, and who owns which cell."""
 
-    def __init__(self, geometry: KvGeometry, config: KvCacheConfig) -> None:
+    def __init__(self, geometry: KvGeometry, config: KvCacheConfig, device: Device | None = None) -> None:
+        """An empty pool on `device`; None: the host.
+
+        Raises:
+            CapacityError: the device has too little memory.
+        """
         self.geometry = geometry
         self.config = config
+        self._device = device or HostDevice()
+        padding_cell = config.num_cells
         # Not initialised: the operating system hands out the pages as cells are first written.
-        shape = (config.num_cells, *geometry.cell_shape(config.block_size))
+        shape = (padding_cell + 1, *geometry.cell_shape(config.block_size))
         try:
-            self.cells: Tensor = torch.empty(shape, dtype=geometry.dtype)
+            self.cells: Tensor = torch.empty(shape, dtype=geometry.dtype, device=self._device.torch_device)
+            """`[num_cells + 1, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
         except RuntimeError as error:
             num_bytes = config.num_cells * geometry.cell_bytes(config.block_size)
             raise CapacityError(
                 f"the memory has no room for a KV cache of {num_bytes:,} bytes: lower kv_cache_bytes"
             ) from error
-        """`[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
         max_blocks = -(-config.max_length // config.block_size)
         self._tables = [
-            np.full((groups, config.num_slots, max_blocks), -1, dtype=np.int32) for groups in geometry.groups
+            np.full((groups, config.num_slots + 1, max_blocks), -1, dtype=np.int32) for groups in geometry.groups
         ]
-        self._lengths = np.zeros((config.num_slots, len(geometry.stage_sizes)), dtype=np.int32)
+        self.padding_slot = config.num_slots
+        """Fills up batches: always one row in every stage, in a cell that no sequence gets."""
+        self._lengths = np.zeros((config.num_slots + 1, len(geometry.stage_sizes)), dtype=np.int32)
+        self._lengths[self.padding_slot] = 1
+        for table in self._tables:
+            table[:, self.padding_slot, 0] = padding_cell
         self._users = np.zeros(config.num_cells, dtype=np.int32)  # of each cell: sequences, and `hold`
         self._is_held = np.zeros(config.num_cells, dtype=bool)
         self.reclaim: Callable[[int], None] | None = None
@@ -229,10 +243,9 @@ class KvCache:
         self._tables[stage][:, slot, first : first + whole] = cells[:, :whole]
         self._lengths[slot, stage] += whole * self.config.block_size
         if num_rows % self.config.block_size:
-            source = torch.from_numpy(cells[:, whole].astype(np.int64))
             self._assign(stage, np.array([slot]), np.array([first + whole]))
-            target = torch.from_numpy(self._tables[stage][:, slot, first + whole].astype(np.int64))
-            self.cells[target] = self.cells[source]
+            source, target = self._device.upload(cells[:, whole], self._tables[stage][:, slot, first + whole])
+            self.cells.index_copy_(0, target.long(), self.cells.index_select(0, source))
             self._give_back(cells[:, whole])
             self._lengths[slot, stage] += num_rows % self.config.block_size
 
@@ -266,11 +279,15 @@ class KvCache:
         self._assign(stage, np.repeat(slots, blocks), block_index)
         self._lengths[slots, stage] = lengths
 
-    def block_tables(self, stage: int, slots: Slots) -> Tensor:
-        """`[groups, num_seqs, max_blocks]` int32: cells of each sequence, -1 behind its last."""
+    def block_tables(self, stage: int, slots: Slots, *, whole: bool = False) -> IntArray:
+        """`[groups, num_seqs, max_blocks]`: cells of each sequence, -1 behind its last.
+
+        max_blocks is what the longest of these sequences needs, or with `whole` what any sequence may need.
+        """
+        table = self._tables[stage]
         longest = int(self._lengths[slots, stage].max(initial=0))
-        blocks = max(1, -(-longest // self.config.block_size))
-        return torch.from_numpy(np.ascontiguousarray(self._tables[stage][:, slots, :blocks]))
+        blocks = table.shape[2] if whole else max(1, -(-longest // self.config.block_size))
+        return np.ascontiguousarray(table[:, slots, :blocks])
 
     def _blocks(self, lengths: IntArray) -> IntArray:
         blocks: IntArray = -(-lengths // self.config.block_size)

@@ -50,6 +50,7 @@ class LLM:
         max_chunk_tokens: int | None = None,
         max_model_len: int | None = None,
         kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.9,
         reuse_bytes: int = 0,
         block_size: int = 16,
         prepack_weights: bool | None = None,
@@ -58,13 +59,15 @@ class LLM:
         """
         Args:
             engine_dir: as `python -m dpn_rt.build` made it.
-            device: "auto", or "cpu" for an engine of the native backend and "cuda" for one with TensorRT plans.
+            device: "cpu" or "cuda"; "auto" is the CPU, and the GPU for an engine with TensorRT plans.
             max_num_seqs: sequences that run at one time.
             max_num_batched_tokens: rows of one prefill step; default: the model's length, at least 8192.
             max_chunk_tokens: cut prefills into parts of the work of so many tokens while other requests decode, so that
                 these never wait for a whole prompt; default: not cut, which serves a batch soonest.
             max_model_len: rows of prompt, image and answer of one request; default: the model's length.
-            kv_cache_bytes: size of the KV pool; default: a quarter of the free memory, or less if less is enough.
+            kv_cache_bytes: size of the KV pool; default: a quarter of the free memory, on a GPU what is left of
+                `gpu_memory_utilization`; or less if less is enough.
+            gpu_memory_utilization: part of a GPU's memory that may be taken in all.
             reuse_bytes: memory for images that may come again; 0: neither images nor the KV of prompts' beginnings are
                 reused. Answers with reuse are the same up to rounding.
             block_size: rows per cell of the pool.
@@ -74,6 +77,7 @@ class LLM:
         Raises:
             EngineError: the engine is incomplete, damaged, or of an unknown format.
             ConfigError: device or a limit cannot be served.
+            CapacityError: the memory is too small.
         """
         config = RuntimeConfig(
             max_num_seqs=max_num_seqs,
@@ -81,6 +85,7 @@ class LLM:
             max_chunk_tokens=max_chunk_tokens,
             max_length=max_model_len,
             kv_cache_bytes=kv_cache_bytes,
+            gpu_memory_utilization=gpu_memory_utilization,
             reuse_bytes=reuse_bytes,
             block_size=block_size,
             prepack=prepack_weights,

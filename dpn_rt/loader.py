@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,16 @@ from torch import Tensor
 from dpn_rt.config import ModelConfig
 from dpn_rt.decoder import Decoder
 from dpn_rt.detokenizer import Detokenizer
+from dpn_rt.device.backend import DeviceBackend
+from dpn_rt.device.host import HostDevice, free_memory
+from dpn_rt.device.loading import DeviceLimits, cache_config, load_device_backend
+from dpn_rt.device.opening import open_cuda
 from dpn_rt.engine import Engine
 from dpn_rt.engine_dir import EngineDir
-from dpn_rt.errors import CapacityError, ConfigError
+from dpn_rt.errors import ConfigError
 from dpn_rt.image import MAX_PIXELS
 from dpn_rt.image_cache import ImageCache
-from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
+from dpn_rt.kv_cache import KvCache, KvGeometry
 from dpn_rt.linear import can_prepack
 from dpn_rt.native import NativeBackend
 from dpn_rt.plans import cuda
@@ -33,7 +36,7 @@ from dpn_rt.runner import Runner
 from dpn_rt.sampling import Sampler
 from dpn_rt.sampling_params import SamplingParams
 from dpn_rt.scheduler import Scheduler, SchedulerConfig
-from dpn_rt.vision import Projector, VisionTower
+from dpn_rt.vision import Encoder, ImageEncoder, Projector, VisionTower
 from dpn_rt.weight_spec import TORCH_DTYPES
 
 CPU_DTYPES = ("float32", "bfloat16")
@@ -57,6 +60,9 @@ class RuntimeConfig:
     is reused, KV cells of prefixes neither."""
     block_size: int = 16
     """Rows per KV cell."""
+    gpu_memory_utilization: float = 0.9
+    """Part of a GPU's memory that may be taken in all; what weights and the largest prefill leave of it is the KV
+    pool's, unless `kv_cache_bytes` says otherwise."""
     max_image_pixels: int = MAX_PIXELS
     prepack: bool | None = None
     """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: when the copy
@@ -65,6 +71,9 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if isinstance(self.reuse_bytes, bool) or not isinstance(self.reuse_bytes, int) or self.reuse_bytes < 0:
             raise ConfigError(f"reuse_bytes={self.reuse_bytes!r}: expected a whole number of at least 0")
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(f"gpu_memory_utilization={share!r}: expected a number above 0 and at most 1")
         for name in (
             "max_num_seqs",
             "max_num_batched_tokens",
@@ -90,12 +99,14 @@ def check_device(device: str, engine: EngineDir) -> None:
         if device not in ("auto", "cuda"):
             raise ConfigError(f"device={device!r}: expected 'auto' or 'cuda', TensorRT plans run on GPUs alone")
         return
+    if device == "cuda":
+        return  # `open_cuda` knows what a GPU takes
     if device not in ("auto", "cpu"):
-        raise ConfigError(f"device={device!r}: expected 'auto' or 'cpu' (this build has no CUDA kernels)")
+        raise ConfigError(f"device={device!r}: expected 'auto', 'cpu' or 'cuda'")
     if model.dtype not in CPU_DTYPES:
         raise ConfigError(
             f"the engine's dtype is {model.dtype}, expected {' or '.join(CPU_DTYPES)} on the CPU: "
-            "build it again with --dtype bfloat16"
+            "build it again with --dtype bfloat16, or use device='cuda'"
         )
 
 
@@ -115,7 +126,7 @@ def load_engine(
 
     Args:
         path: as `python -m dpn_rt.build` made it.
-        device: "auto", or "cpu" for an engine of the native backend and "cuda" for one with plans.
+        device: "cpu" or "cuda"; "auto" is the CPU, and the GPU for an engine with plans.
         config: limits.
         verify: compare the files' sha256 with the engine's record before use.
         only_stops: make text while stepping only for requests with stop strings, which need it to end; the owner makes
@@ -132,7 +143,7 @@ def load_engine(
         config = plan_runtime_config(config, directory.plans.limits, model)
     length = max_length(config, model)
     processor = Processor(directory.processor_path, model, max_length=length, max_pixels=config.max_image_pixels)
-    runner = load_runner(directory, config)
+    runner = load_runner(directory, config, device)
     tokenizer = processor.tokenizer
 
     def make_detokenizer(params: SamplingParams) -> Detokenizer | None:
@@ -170,50 +181,73 @@ def plan_runtime_config(config: RuntimeConfig, limits: PlanLimits, model: ModelC
     )
 
 
-def load_runner(engine: EngineDir, config: RuntimeConfig) -> Runner:
+def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner:
     """The engine's parts with its weights in memory, and an empty KV cache.
 
     Raises:
-        CapacityError: `kv_cache_bytes` holds not even one cell, or the GPU has no room for the plans' slots.
+        CapacityError: `kv_cache_bytes` holds not even one cell, or the GPU has too little memory.
+        ConfigError: the GPU cannot run the engine.
         PlanError: the engine's plans cannot be loaded on this machine.
     """
     model = engine.model
-    engine_weights = engine.load_weights()
-    weights = engine_weights if engine.plans is None else host_weights(engine_weights)
-    prepack = _choose_prepack(config, sum(w.nbytes for w in weights.values()), TORCH_DTYPES[model.dtype])
-    vision = VisionTower(model.vision, weights, prepack=prepack) if model.vision else None
-    projector = Projector(model.projector, weights, prepack=prepack) if model.projector else None
     images = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
+    backend: NativeBackend | DeviceBackend
+    encoder: Encoder | None
     if engine.plans is not None:
+        weights = engine.load_weights()
+        on_host = host_weights(weights)
         reader = cuda.CudaPlanReader(engine.plans)
-        plans = load_plan_backend(engine, engine_weights, weights, reader, max_length(config, model))
-        return Runner(model, plans, vision, projector, image_cache=images)  # slots cannot be shared: no prefix cache
-    backend = load_native_backend(model, weights, config, prepack)
+        plans = load_plan_backend(engine, weights, on_host, reader, max_length(config, model))
+        encoder = load_encoder(model, on_host, _choose_prepack(config, on_host, TORCH_DTYPES[model.dtype]))
+        return Runner(model, plans, encoder, image_cache=images)  # slots cannot be shared: no prefix cache
+    if device == "cuda":
+        gpu = open_cuda(model)
+        backend, encoder = load_device_backend(model, engine.load_weights(), device_limits(config, model), gpu)
+    else:
+        backend, encoder = load_native_backend(model, engine.load_weights(), config)
     prefixes = PrefixCache(PrefixCacheConfig(config.reuse_bytes), backend.cache) if config.reuse_bytes else None
-    return Runner(model, backend, vision, projector, prefixes, images)
+    return Runner(model, backend, encoder, prefixes, images)
+
+
+def load_encoder(model: ModelConfig, weights: Mapping[str, Tensor], prepack: bool) -> ImageEncoder | None:
+    """Tower and projector, None for an engine without."""
+    if model.vision is None or model.projector is None:
+        return None
+    tower = VisionTower(model.vision, weights, prepack=prepack)
+    return ImageEncoder(tower, Projector(model.projector, weights, prepack=prepack))
 
 
 def load_native_backend(
-    model: ModelConfig, weights: Mapping[str, Tensor], config: RuntimeConfig, prepack: bool
-) -> NativeBackend:
-    """The product's own kernels, and an empty pool of cells.
+    model: ModelConfig, weights: Mapping[str, Tensor], config: RuntimeConfig
+) -> tuple[NativeBackend, ImageEncoder | None]:
+    """The product's own kernels on the CPU, and an empty pool of cells.
 
     Raises:
         CapacityError: `kv_cache_bytes` holds not even one cell.
     """
-    dtype = TORCH_DTYPES[model.dtype]
+    dtype, limits = TORCH_DTYPES[model.dtype], device_limits(config, model)
+    prepack = _choose_prepack(config, weights, dtype)
     geometry = KvGeometry.of_model(model.decoder, model.pyramid, dtype)
-    decoder = Decoder(
-        model.decoder,
-        model.pyramid,
-        weights,
-        rope_table(model.decoder, max_length(config, model)),
-        geometry.layers_per_cell,
-        prepack=prepack,
-    )
-    cache = KvCache(geometry, _cache_config(config, model, geometry))
+    angles = rope_table(model.decoder, limits.max_length)
+    decoder = Decoder(model.decoder, model.pyramid, weights, angles, geometry.layers_per_cell, prepack=prepack)
+    num_bytes = limits.kv_cache_bytes or HostDevice().cache_bytes(limits.utilization, limits.reuse_bytes)
+    cache = KvCache(geometry, cache_config(geometry, limits, num_bytes))
     boundaries = [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))]
-    return NativeBackend(decoder, boundaries, cache)
+    return NativeBackend(decoder, boundaries, cache), load_encoder(model, weights, prepack)
+
+
+def device_limits(config: RuntimeConfig, model: ModelConfig) -> DeviceLimits:
+    """What has to fit into memory."""
+    length = max_length(config, model)
+    return DeviceLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_prefill_rows=max(scheduler_config(config, model).max_num_batched_tokens, length),
+        max_length=length,
+        block_size=config.block_size,
+        kv_cache_bytes=config.kv_cache_bytes,
+        reuse_bytes=config.reuse_bytes,
+        utilization=config.gpu_memory_utilization,
+    )
 
 
 def scheduler_config(config: RuntimeConfig, model: ModelConfig) -> SchedulerConfig:
@@ -238,30 +272,9 @@ def max_length(config: RuntimeConfig, model: ModelConfig) -> int:
     return config.max_length or limit
 
 
-def _choose_prepack(config: RuntimeConfig, weight_bytes: int, dtype: torch.dtype) -> bool:
+def _choose_prepack(config: RuntimeConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
     if not can_prepack(dtype):
         return False
-    return weight_bytes < _free_memory() // 3 if config.prepack is None else config.prepack
-
-
-def _cache_config(config: RuntimeConfig, model: ModelConfig, geometry: KvGeometry) -> KvCacheConfig:
-    length = max_length(config, model)
-    cell_bytes = geometry.cell_bytes(config.block_size)
-    whole = config.max_num_seqs * geometry.cells_for((length,) * len(geometry.stage_sizes), config.block_size)
-    num_cells = min(whole, _free_memory() // 4 // cell_bytes)
-    if config.kv_cache_bytes is not None:
-        num_cells = config.kv_cache_bytes // cell_bytes
-    if num_cells < 1:
-        raise CapacityError(f"kv_cache_bytes={config.kv_cache_bytes}: expected at least {cell_bytes}, one cell")
-    return KvCacheConfig(num_cells, config.block_size, config.max_num_seqs, length)
-
-
-def _free_memory() -> int:
-    """Bytes that can be taken without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if config.prepack is not None:
+        return config.prepack
+    return sum(weight.nbytes for weight in weights.values()) < free_memory() // 3

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dpn_rt.device.transfer import to_device
+
 TokenText = Callable[[int], str]
 """Text of one token id."""
 
@@ -99,21 +101,32 @@ def gather_logprobs(
     """
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     sampled = logprobs.gather(1, token_ids[:, None])
-    sampled_ranks = ((logprobs > sampled).sum(dim=1) + 1).tolist()
-    most = min(max(counts), logits.shape[1])
-    top_values: list[list[float]] = [[] for _ in counts]
-    top_ids: list[list[int]] = [[] for _ in counts]
-    if most > 0:
-        values, ids = logprobs.topk(most, dim=1)
-        top_values, top_ids = values.tolist(), ids.tolist()
+    ranks = (logprobs > sampled).sum(dim=1, keepdim=True) + 1
+    most = min(max(*counts, 0), logits.shape[1])
+    best = logprobs.topk(most, dim=1)
+    # One transfer; float64 holds ids, ranks and float32 values exactly.
+    parts = (token_ids[:, None], ranks, sampled, best.indices, best.values)
+    rows = torch.cat([part.double() for part in parts], dim=1).tolist()
+    whole = [row for row, count in enumerate(counts) if count < 0]
+    whole_logprobs = dict(zip(whole, _rows_on_host(logprobs, whole), strict=True))
     result: list[Mapping[int, Logprob]] = []
-    for row, (token_id, value) in enumerate(zip(token_ids.tolist(), sampled[:, 0].tolist(), strict=True)):
-        if counts[row] < 0:
-            result.append(VocabularyLogprobs(logprobs[row].cpu().numpy().copy(), text))
+    for row, (token_id, rank, value, *top) in enumerate(rows):
+        if row in whole_logprobs:
+            result.append(VocabularyLogprobs(whole_logprobs[row], text))
             continue
-        entries = {token_id: Logprob(value, sampled_ranks[row], token_id, text)}
-        best = zip(top_ids[row][: counts[row]], top_values[row][: counts[row]], strict=True)
-        for rank, (top_id, top_value) in enumerate(best, start=1):
-            entries[top_id] = Logprob(top_value, rank, top_id, text)
+        count = min(counts[row], most)
+        entries = {int(token_id): Logprob(value, int(rank), int(token_id), text)}
+        pairs = zip(top[:count], top[most : most + count], strict=True)
+        for place, (top_id, top_value) in enumerate(pairs, start=1):
+            entries[int(top_id)] = Logprob(top_value, place, int(top_id), text)
         result.append(entries)
     return result
+
+
+def _rows_on_host(logprobs: Tensor, rows: list[int]) -> list[npt.NDArray[np.float32]]:
+    """Copies of some rows, `[vocab_size]` each."""
+    if not rows:
+        return []
+    if len(rows) < len(logprobs):
+        logprobs = logprobs.index_select(0, to_device(torch.tensor(rows), logprobs.device))
+    return [row.copy() for row in logprobs.cpu().numpy()]

@@ -1,15 +1,16 @@
-"""The product's own kernels: packed rows, paged keys and values."""
+"""The product's own kernels on the CPU: packed rows, paged keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import NewSequences
-from dpn_rt.decoder import Decoder, decode_batch
+from dpn_rt.backend import Decoded, NewSequences
+from dpn_rt.decoder import Decoder
 from dpn_rt.kv_cache import KvCache, Slots
 from dpn_rt.prefill import Prefill
 from dpn_rt.pyramid import Boundary
@@ -22,31 +23,19 @@ class NativeBackend:
         self._decoder, self._boundaries = decoder, boundaries
         self.cache = cache
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """`[num_tokens]` -> `[num_tokens, hidden_size]`."""
-        return self._decoder.embed(token_ids)
+    def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
+        """`[num_rows, hidden_size]` before the first stage."""
+        visual = torch.from_numpy(np.flatnonzero(row_ids < 0))
+        return self._decoder.embed_rows(torch.from_numpy(np.maximum(row_ids, 0)), visual, image_rows)
 
     def prefill(self, sequences: NewSequences) -> Prefill:
         """New sequences before the first stage."""
-        return Prefill(
-            self._decoder,
-            self._boundaries,
-            self.cache,
-            sequences.x,
-            sequences.layout,
-            sequences.slots,
-            sequences.forced_experts,
-            sequences.router_biases,
-            sequences.beginnings,
-            sequences.kept_rows,
-        )
+        return Prefill(self._decoder, self._boundaries, self.cache, sequences)
 
-    def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
-        """Logits `[num_seqs, vocab_size]` behind one new row for each sequence, whose room has been made."""
+    def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+        """Logits behind one new row for each sequence, whose room has been made."""
         lengths = torch.from_numpy(np.ascontiguousarray(self.cache.lengths(slots).T))
+        tables = [torch.from_numpy(self.cache.block_tables(stage, slots)) for stage in range(len(self._decoder.stages))]
         cu_seqlens = torch.arange(len(slots) + 1, dtype=torch.int32)
-        x = self._decoder.embed(token_ids)
-        for index, stage in enumerate(self._decoder.stages):
-            batch = decode_batch(lengths[index], self.cache.block_tables(index, slots), cu_seqlens)
-            x = stage.forward(x, batch, self.cache.cells)
-        return self._decoder.logits(x)
+        ids = torch.from_numpy(token_ids)
+        return Decoded(self._decoder.decode(ids, lengths, tables, cu_seqlens, self.cache.cells))

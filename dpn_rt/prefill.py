@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import Beginning
+from dpn_rt.backend import NewSequences
 from dpn_rt.decoder import Decoder, StageBatch
-from dpn_rt.kv_cache import KvCache, Slots
-from dpn_rt.layout import IntArray, Layout
+from dpn_rt.device.device import Device
+from dpn_rt.device.host import HostDevice
+from dpn_rt.kv_cache import KvCache
+from dpn_rt.layout import Layout
 from dpn_rt.pyramid import Boundary, BoundaryTrace
 
 
@@ -28,33 +29,23 @@ class Prefill:
         decoder: Decoder,
         boundaries: Sequence[Boundary],
         cache: KvCache,
-        x: Tensor,
-        layout: Layout,
-        slots: Slots,
-        forced_experts: IntArray,
-        router_biases: npt.NDArray[np.float64],
-        beginnings: Sequence[Beginning] | None = None,
-        kept_rows: Sequence[tuple[int, int]] | None = None,
+        sequences: NewSequences,
+        device: Device | None = None,
     ) -> None:
         """
         Args:
             decoder: with its stages.
             boundaries: between them.
             cache: where keys and values go.
-            x: `[num_rows, hidden_size]` embeddings of the rows that are not in the cache; overwritten.
-            layout: of the rows behind each beginning's `num_rows`.
-            slots: `[num_seqs]` slots in the KV cache, which hold the beginnings; filled.
-            forced_experts: `[num_seqs, num_boundaries]`, -1 where the router decides.
-            router_biases: `[num_seqs]` added to the routers' logits per level of compression.
-            beginnings: of each sequence; None: nothing is in the cache.
-            kept_rows: first and last (excluded) of the rows of each sequence in `layout` to keep as they leave stage 0
-                (`exit_rows`); (0, 0) or None for none.
+            sequences: the batch.
+            device: of all tensors; None: the host.
         """
+        self._device = device or HostDevice()
         self._decoder, self._boundaries, self._cache = decoder, boundaries, cache
-        self._x, self._slots = x, slots
-        self._forced, self._biases = forced_experts, router_biases
-        self._beginnings = list(beginnings or [Beginning()] * layout.num_seqs)
-        self._kept_rows = list(kept_rows or [(0, 0)] * layout.num_seqs)
+        layout = sequences.layout
+        self._x, self._slots = sequences.x, sequences.slots
+        self._forced, self._biases = sequences.forced_experts, sequences.router_biases
+        self._beginnings, self._kept_rows = list(sequences.beginnings), list(sequences.kept_rows)
         skipped = np.array([beginning.num_exit_rows for beginning in self._beginnings], dtype=np.int32)
         self._computed = layout.behind(skipped)  # of `x`
         self._stage = 0
@@ -127,13 +118,22 @@ class Prefill:
         ends = np.flatnonzero(layout.cu_seqlens[first + 1 : last + 2] <= end)
         positions = layout.positions[start:end]
         context = positions[offsets[1:] - start - 1] + 1
+        is_part = len(ends) < last + 1 - first
+        cu_seqlens, placed_positions, context_lens, block_tables, last_rows, *last_seqs = self._device.upload(
+            offsets - np.int32(start),
+            positions,
+            context,
+            self._cache.block_tables(self._stage, self._slots[chosen]),
+            layout.last_rows[first + ends] - start,
+            *([ends] if is_part else []),
+        )
         return StageBatch(
-            cu_seqlens=torch.from_numpy(offsets - np.int32(start)),
-            positions=torch.from_numpy(positions),
-            context_lens=torch.from_numpy(context),
-            block_tables=self._cache.block_tables(self._stage, self._slots[chosen]),
-            last_rows=torch.from_numpy(layout.last_rows[first + ends] - start),
-            last_seqs=None if len(ends) == last + 1 - first else torch.from_numpy(ends),
+            cu_seqlens=cu_seqlens,
+            positions=placed_positions,
+            context_lens=context_lens,
+            block_tables=block_tables,
+            last_rows=last_rows,
+            last_seqs=last_seqs[0] if is_part else None,
             extends=bool((positions[offsets[:-1] - start] > 0).any()),
         )
 

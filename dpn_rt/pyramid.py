@@ -3,6 +3,9 @@
 The only module that changes sequence lengths. Behaviour as published (DPN, arXiv 2503.20322, section 3): a sample with
 fewer than 16 visual tokens, or fewer than the largest kernel covers, stays as it is. A sample whose chosen kernel is
 higher or wider than its grid fails, and the others of the batch do not notice.
+
+What the routers choose is pooled where it was chosen; the host is told behind that, in one reading per boundary, and
+makes the next layout of it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig
+from dpn_rt.device.device import Device
+from dpn_rt.device.host import HostDevice
 from dpn_rt.layout import IntArray, Layout
+from dpn_rt.ops import DeviceLayout
 
 ROUTER_NORM_EPS = 1e-5
 ROUTER_TEMPERATURE = 10.0
@@ -56,16 +62,33 @@ class Router:
     hidden_weight: Tensor | None
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the pooling of a batch is told; on the device."""
+
+    chosen: Tensor
+    """`[num_seqs]` int32 expert taken, -1 where skipped."""
+    experts: Tensor
+    """`[num_seqs]` int32, as `chosen`, but -1 also where the kernel does not fit the grid."""
+    scales: Tensor | None
+    """`[num_seqs]` float32, what pooled rows are multiplied by; None without a router."""
+    cu_seqlens: Tensor
+    """`[num_seqs + 1]` int32 of the next stage."""
+
+
 class Boundary:
     """Routing and pooling on the output of one decoder layer."""
 
-    def __init__(self, config: PyramidConfig, index: int, weights: Mapping[str, Tensor]) -> None:
-        """Takes `boundaries.{index}.*` from an engine's weights."""
+    def __init__(
+        self, config: PyramidConfig, index: int, weights: Mapping[str, Tensor], device: Device | None = None
+    ) -> None:
+        """Takes `boundaries.{index}.*` from an engine's weights, which are on `device`; None: the host."""
         boundary = config.boundaries[index]
         prefix = f"boundaries.{index}"
+        self._device = device or HostDevice()
         self._function = config.pooling_function
         self._kernels = np.asarray(boundary.kernels, dtype=np.int32)
-        self._levels = compression_levels(boundary)
+        self._placed_kernels, self._levels = self._device.upload(self._kernels, compression_levels(boundary))
         self._min_visual_tokens = min_visual_tokens(boundary)
         self._router: Router | None = None
         if config.pooling_type == "adaptive":
@@ -92,69 +115,119 @@ class Boundary:
             biases: `[num_seqs]` added to the router's logits per level of compression; None for none.
         """
         skipped = layout.num_visual < self._min_visual_tokens
-        probs: npt.NDArray[np.float32] | None = None
-        scales: Tensor | None = None
-        if self._router is None:
-            chosen = np.maximum(forced, 0)
-        else:
-            routed, probs = self._route(x, layout)
-            if biases is not None and biases.any():
-                probs = biased(probs, self._levels, biases)
-                routed = probs.argmax(axis=1).astype(np.int32)
-            chosen = np.maximum(np.where(forced == UNFORCED, routed, forced), 0)
-            scales = torch.from_numpy(np.take_along_axis(probs, chosen[:, None], axis=1)[:, 0])
-        pooled_grids = layout.grids // self._kernels[chosen]
-        misfits = ~skipped & (pooled_grids.min(axis=1) == 0)
-        untouched = skipped | misfits
-        trace = BoundaryTrace(np.where(skipped, SKIPPED, chosen).astype(np.int32), probs, misfits)
-        if untouched.all():
-            return x, layout, trace
-        pooled = layout.pooled(np.where(untouched[:, None], layout.grids, pooled_grids).astype(np.int32))
-        experts = np.where(untouched, SKIPPED, chosen).astype(np.int32)
+        if skipped.all():
+            return x, layout, BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros_like(skipped))
+        placed, placed_forced = self._place(x, layout, forced)
+        routed, probs = self._route(x, placed, biases)
+        choice = self._choose(placed, routed, probs, placed_forced)
+        news = self._device.read(choice.chosen, *(() if probs is None else (probs,)))
         rows = ops.pool(
             x,
-            torch.from_numpy(layout.cu_seqlens),
-            torch.from_numpy(layout.image_start),
-            torch.from_numpy(layout.grids),
-            torch.from_numpy(experts),
-            torch.from_numpy(self._kernels),
-            torch.from_numpy(pooled.cu_seqlens),
-            scales=scales,
+            placed.cu_seqlens,
+            placed.image_start,
+            placed.grids,
+            choice.experts,
+            self._placed_kernels,
+            choice.cu_seqlens,
+            scales=choice.scales,
             function=self._function,
             conv_weights=self._conv_weights,
         )
-        return rows, pooled, trace
+        chosen, *read_probs = news.wait()
+        grids, misfits = pooled_grids(layout.grids, chosen, self._kernels)
+        pooled = layout.pooled(grids)
+        trace = BoundaryTrace(chosen, read_probs[0] if read_probs else None, misfits)
+        return rows[: int(pooled.cu_seqlens[-1])], pooled, trace
 
-    def _route(self, x: Tensor, layout: Layout) -> tuple[IntArray, npt.NDArray[np.float32]]:
-        assert self._router is not None
+    def _place(self, x: Tensor, layout: Layout, forced: IntArray) -> tuple[DeviceLayout, Tensor]:
+        """The layout and the forced experts on the device."""
+        cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, placed_forced = self._device.upload(
+            layout.cu_seqlens,
+            layout.first_rows,
+            layout.image_start,
+            layout.grids,
+            layout.packed_router_rows,
+            layout.cu_router_rows,
+            forced,
+        )
+        # Positions are not read here: the next stage gets those of its chunks with the rest of their metadata.
+        positions = cu_seqlens.new_empty(x.shape[0])
+        placed = DeviceLayout(cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, positions)
+        return placed, placed_forced
+
+    def _route(
+        self, x: Tensor, placed: DeviceLayout, biases: npt.NDArray[np.float64] | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Experts `[num_seqs]` int32 and probabilities `[num_seqs, num_experts]` float32; None without a router."""
+        if self._router is None:
+            return None, None
         probs, experts = ops.route(
             x,
-            torch.from_numpy(layout.packed_router_rows),
-            torch.from_numpy(layout.cu_router_rows),
+            placed.router_rows,
+            placed.cu_router_rows,
             self._router.predictor,
             norm_weight=self._router.norm_weight,
             norm_bias=self._router.norm_bias,
             hidden_weight=self._router.hidden_weight,
             eps=ROUTER_NORM_EPS,
         )
-        return experts.numpy(), probs.numpy()
+        if biases is None or not biases.any():
+            return experts, probs
+        probs = biased(probs, self._levels, self._device.upload(biases)[0])
+        return probs.argmax(dim=1).to(torch.int32), probs
+
+    def _choose(self, placed: DeviceLayout, routed: Tensor | None, probs: Tensor | None, forced: Tensor) -> Choice:
+        """`ops.advance_layout`, which is for GPUs alone, and the same on the host."""
+        if placed.grids.is_cuda:
+            kernels, least = self._placed_kernels, self._min_visual_tokens
+            advance = ops.advance_layout(placed, kernels, least, routed, probs, forced)
+            scales = None if probs is None else advance.scales
+            return Choice(advance.chosen, advance.experts, scales, advance.layout.cu_seqlens)
+        wanted, grids = forced.numpy(), placed.grids.numpy()
+        wanted = wanted if routed is None else np.where(wanted == UNFORCED, routed.numpy(), wanted)
+        skipped = grids[:, 0] * grids[:, 1] < self._min_visual_tokens
+        chosen = np.where(skipped, SKIPPED, np.maximum(wanted, 0)).astype(np.int32)
+        after, misfits = pooled_grids(grids, chosen, self._kernels)
+        shrink = (grids[:, 0] * grids[:, 1] - after[:, 0] * after[:, 1]).cumsum()
+        cu_seqlens = placed.cu_seqlens.numpy() - np.concatenate(([0], shrink))
+        taken = np.maximum(chosen, 0)[:, None]
+        return Choice(
+            chosen=torch.from_numpy(chosen),
+            experts=torch.from_numpy(np.where(misfits, SKIPPED, chosen).astype(np.int32)),
+            scales=None if probs is None else probs.gather(1, torch.from_numpy(taken).long())[:, 0],
+            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        )
 
 
-def biased(
-    probs: npt.NDArray[np.float32], levels: IntArray, biases: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float32]:
-    """The probabilities `[num_seqs, num_experts]` that a router gives with `bias * level` added to each logit.
+def pooled_grids(grids: IntArray, chosen: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Grids behind a boundary, and where the kernel did not fit and left the grid as it was.
+
+    Args:
+        grids: `[num_seqs, 2]`.
+        chosen: `[num_seqs]` experts, -1 where skipped.
+        kernels: `[num_experts, 2]`.
+
+    Returns:
+        `[num_seqs, 2]` and `[num_seqs]`.
+    """
+    pooled = grids // kernels[np.maximum(chosen, 0)]
+    misfits = (chosen != SKIPPED) & (pooled.min(axis=1) == 0)
+    untouched = (chosen == SKIPPED) | misfits
+    return np.where(untouched[:, None], grids, pooled).astype(np.int32), misfits
+
+
+def biased(probs: Tensor, levels: Tensor, biases: Tensor) -> Tensor:
+    """The probabilities `[num_seqs, num_experts]` float32 that a router gives with `bias * level` added to each logit.
 
     Args:
         probs: `[num_seqs, num_experts]` without it; all 0 where no router ran, and so they stay.
-        levels: `[num_experts]` level of compression of each expert.
-        biases: `[num_seqs]`.
+        levels: `[num_experts]` int32 level of compression of each expert.
+        biases: `[num_seqs]` float64.
     """
-    shift = np.outer(biases, levels) / ROUTER_TEMPERATURE
-    weighted = probs * np.exp(shift - shift.max(axis=1, keepdims=True))
-    total = weighted.sum(axis=1, keepdims=True)
-    result: npt.NDArray[np.float32] = (weighted / np.where(total > 0, total, 1)).astype(np.float32)
-    return result
+    shift = torch.outer(biases, levels.double()) / ROUTER_TEMPERATURE
+    weighted = probs * torch.exp(shift - shift.amax(dim=1, keepdim=True))
+    total = weighted.sum(dim=1, keepdim=True)
+    return (weighted / total.masked_fill(total == 0, 1)).float()
 
 
 def compression_levels(boundary: BoundaryConfig) -> IntArray:

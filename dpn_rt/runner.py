@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import Backend, Beginning, NewSequences, SequenceCache, StagedPrefill
+from dpn_rt.backend import Backend, Beginning, Decoded, NewSequences, SequenceCache, StagedPrefill
 from dpn_rt.config import ModelConfig
 from dpn_rt.errors import CapacityError, RequestError
 from dpn_rt.image_cache import ImageCache
@@ -18,13 +18,10 @@ from dpn_rt.outputs import Pyramid
 from dpn_rt.prefix_cache import PrefixCache
 from dpn_rt.pyramid import SKIPPED, BoundaryTrace
 from dpn_rt.scheduler import Batch
-from dpn_rt.sequence import VISUAL_ROW, Sequence
-from dpn_rt.vision import Projector, VisionTower
+from dpn_rt.sequence import Sequence
+from dpn_rt.vision import Encoder
 from dpn_rt.visual_input import VisualInput
 from dpn_rt.weight_spec import TORCH_DTYPES
-
-IMAGES_PER_CALL = 4
-"""Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""
 
 
 class Runner:
@@ -34,15 +31,13 @@ class Runner:
         self,
         model: ModelConfig,
         backend: Backend,
-        vision: VisionTower | None,
-        projector: Projector | None,
+        encoder: Encoder | None,
         prefix_cache: PrefixCache | None = None,
         image_cache: ImageCache | None = None,
     ) -> None:
         self._model = model
         self._backend = backend
-        self._vision = vision
-        self._projector = projector
+        self._encoder = encoder
         self.prefix_cache = prefix_cache
         """None: prompts' beginnings are not kept."""
         self.image_cache = image_cache
@@ -59,13 +54,8 @@ class Runner:
 
     def encode_images(self, pixel_values: ListOf[Tensor]) -> list[Tensor]:
         """Decoder rows `[num_visual_tokens, hidden_size]` of each image `[3, image_size, image_size]`."""
-        assert self._vision is not None and self._projector is not None
-        rows: list[Tensor] = []
-        for first in range(0, len(pixel_values), IMAGES_PER_CALL):
-            features = self._vision.forward(torch.stack(list(pixel_values[first : first + IMAGES_PER_CALL])))
-            projected = self._projector.forward(features.flatten(0, 1))
-            rows += projected.view(*features.shape[:2], -1).unbind(0)
-        return rows
+        assert self._encoder is not None
+        return self._encoder.encode(pixel_values)
 
     def prefill(self, sequences: ListOf[Sequence], slots: Slots, beginnings: ListOf[Beginning]) -> StagedPrefill:
         """The rows of new sequences, whose images are encoded, before the first stage."""
@@ -128,10 +118,9 @@ class Runner:
         whole_blocks = sequence.image_start // block_size * block_size
         return whole_blocks - beginning.num_rows, _image_end(sequence) - beginning.num_rows
 
-    def decode(self, batch: Batch) -> Tensor:
-        """Logits `[num_seqs, vocab_size]` behind the last token of each sequence, whose room in the cache has been made
-        (`SequenceCache.grow`)."""
-        token_ids = torch.tensor([sequence.output_token_ids[-1] for sequence in batch.sequences])
+    def decode(self, batch: Batch) -> Decoded:
+        """Logits behind each sequence's last token, whose room in the cache has been made (`SequenceCache.grow`)."""
+        token_ids = np.asarray([sequence.output_token_ids[-1] for sequence in batch.sequences], dtype=np.int64)
         with torch.inference_mode():
             return self._backend.decode(token_ids, batch.slots)
 
@@ -164,18 +153,12 @@ class Runner:
         """The rows that are not in the cache. An image is there as a whole or not at all."""
         skipped = [beginning.num_rows + beginning.num_exit_rows for beginning in beginnings]
         ids = [sequence.row_token_ids()[skip:] for sequence, skip in zip(sequences, skipped, strict=True)]
-        token_ids = torch.from_numpy(np.concatenate(ids))
-        visual = token_ids == VISUAL_ROW
-        x = self._backend.embed(token_ids.clamp_min(0))
-        if visual.any():
-            x[visual] = torch.cat(
-                [
-                    sequence.image_rows
-                    for sequence, beginning in zip(sequences, beginnings, strict=True)
-                    if sequence.image_rows is not None and not beginning.num_exit_rows
-                ]
-            ).to(x.dtype)
-        return x
+        images = [
+            sequence.image_rows
+            for sequence, beginning in zip(sequences, beginnings, strict=True)
+            if sequence.image_rows is not None and not beginning.num_exit_rows
+        ]
+        return self._backend.embed(np.concatenate(ids), images)
 
     def _misfit(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> RequestError | None:
         for layout, trace, boundary in zip(layouts, traces, self._model.pyramid.boundaries, strict=False):

@@ -11,12 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dpn_rt.device.transfer import to_device
 from dpn_rt.logprobs import Logprob, TokenText, gather_logprobs
 from dpn_rt.sampling_filters import (
+    NO_SOFTMAX,
     apply_min_p,
     apply_penalties,
     apply_top_k_top_p,
     argmax,
+    best_ids,
     draw,
     stream_key,
     uniforms,
@@ -98,20 +101,23 @@ class Sampler:
         """token_text: text of a token id for `Logprob.decoded_token`; None without a tokenizer."""
         self._token_text = token_text
 
-    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> SampledTokens:
+    def sample(self, logits: Tensor, states: Sequence[SamplingState], best: Tensor | None = None) -> SampledTokens:
         """The next token of every sequence; the caller appends it to the sequence's state.
 
         Args:
-            logits: [num_seqs, vocab_size], any float dtype, not modified.
+            logits: [num_seqs, vocab_size], any float dtype and device, not modified.
             states: one per row.
+            best: [num_seqs] int64, `best_ids` of the logits where that is known.
         """
-        best = argmax(logits)
-        # NaN counts as the largest, and -inf alone cannot be: the largest logit is finite exactly when the softmax is.
-        finite = logits.gather(1, best[:, None])[:, 0].isfinite().tolist()
+        best = best_ids(logits) if best is None else best
         if all(state.plain for state in states):
-            return SampledTokens(best.tolist(), None, finite)
-        token_ids = self._choose(logits, states)
-        return SampledTokens(token_ids.tolist(), self._logprobs(logits, token_ids, states), finite)
+            best_of_rows = best.tolist()
+            token_ids, logprobs = [max(token_id, 0) for token_id in best_of_rows], None
+        else:
+            chosen = self._choose(logits, states)
+            logprobs = self._logprobs(logits, chosen, states)
+            token_ids, best_of_rows = torch.stack((chosen, best)).tolist()
+        return SampledTokens(token_ids, logprobs, [token_id != NO_SOFTMAX for token_id in best_of_rows])
 
     def _choose(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         scores = _penalize(_forbid_early_ends(logits.float(), states), states)
@@ -120,9 +126,9 @@ class Sampler:
             return argmax(scores)
         if len(random_rows) == len(states):
             return _draw_rows(scores, states)
-        token_ids = argmax(scores)
-        token_ids[random_rows] = _draw_rows(scores[random_rows], [states[row] for row in random_rows])
-        return token_ids
+        rows = to_device(torch.tensor(random_rows), scores.device)
+        drawn = _draw_rows(scores.index_select(0, rows), [states[row] for row in random_rows])
+        return argmax(scores).index_copy_(0, rows, drawn)
 
     def _logprobs(
         self, logits: Tensor, token_ids: Tensor, states: Sequence[SamplingState]
@@ -132,7 +138,8 @@ class Sampler:
             return None
         rows = list(wanted)
         if len(rows) < len(states):
-            logits, token_ids = logits[rows], token_ids[rows]
+            placed = to_device(torch.tensor(rows), logits.device)
+            logits, token_ids = logits.index_select(0, placed), token_ids.index_select(0, placed)
         result: list[Mapping[int, Logprob] | None] = [None] * len(states)
         gathered = gather_logprobs(logits, token_ids, list(wanted.values()), self._token_text)
         for row, entries in zip(rows, gathered, strict=True):
@@ -149,9 +156,9 @@ def _forbid_early_ends(logits: Tensor, states: Sequence[SamplingState]) -> Tenso
             ids.append(state.forbidden_early)
     if not rows:
         return logits
-    logits = logits.clone()
-    logits[torch.cat(rows).to(logits.device), torch.cat(ids).to(logits.device)] = -torch.inf
-    return logits
+    places = to_device(torch.stack((torch.cat(rows), torch.cat(ids))), logits.device)
+    forbidden = torch.full((), -torch.inf, device=logits.device)
+    return logits.index_put((places[0], places[1]), forbidden)
 
 
 def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -161,28 +168,31 @@ def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     params = [states[row].params for row in rows]
     strengths = torch.tensor(
         [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params], dtype=torch.float32
-    ).to(logits.device)
-    seen = torch.from_numpy(np.stack([states[row].seen for row in rows])).to(logits.device)
-    counts = torch.from_numpy(np.stack([states[row].counts for row in rows])).to(logits.device)
-    repetition, presence, frequency = (strengths[:, i, None] for i in range(3))
-    penalized = apply_penalties(logits[rows], seen, counts, repetition, presence, frequency)
-    return logits.index_copy(0, torch.tensor(rows, device=logits.device), penalized)
+    )
+    device = logits.device
+    repetition, presence, frequency = (to_device(strengths, device)[:, i, None] for i in range(3))
+    seen = to_device(torch.from_numpy(np.stack([states[row].seen for row in rows])), device)
+    counts = to_device(torch.from_numpy(np.stack([states[row].counts for row in rows])), device)
+    placed = to_device(torch.tensor(rows), device)
+    penalized = apply_penalties(logits.index_select(0, placed), seen, counts, repetition, presence, frequency)
+    return logits.index_copy(0, placed, penalized)
 
 
 def _draw_rows(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """One random token per row of `logits` [rows, vocab_size] float32."""
     device, vocab_size = logits.device, logits.shape[1]
     params = [state.params for state in states]
-    temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float32).to(device)
+    temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)
     # Largest entry 0: dividing by a small temperature then cannot overflow upwards.
-    logits = (logits - logits.amax(dim=1, keepdim=True)) / temperatures[:, None]
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / to_device(temperatures, device)
     if any(p.min_p > 0 for p in params):
         min_p = torch.tensor([[p.min_p] for p in params], dtype=torch.float32)
-        logits = apply_min_p(logits, min_p.to(device))
+        logits = apply_min_p(logits, to_device(min_p, device))
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
         top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
         top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64)
-        logits = apply_top_k_top_p(logits, torch.tensor(top_k)[:, None].to(device), top_p.to(device), max(top_k))
+        placed_k = to_device(torch.tensor(top_k)[:, None], device)
+        logits = apply_top_k_top_p(logits, placed_k, to_device(top_p, device), max(top_k))
     keys = np.array([state.key for state in states], dtype=np.uint64)
     positions = np.array([state.num_output for state in states], dtype=np.uint64)
-    return draw(logits, torch.from_numpy(uniforms(keys, positions)).to(device))
+    return draw(logits, to_device(torch.from_numpy(uniforms(keys, positions)), device))

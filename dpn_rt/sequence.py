@@ -19,7 +19,7 @@ from dpn_rt.sampling import SamplingState
 from dpn_rt.sampling_params import SamplingParams
 
 VISUAL_ROW = -1
-"""Stands for one visual row where the ids of all rows of a prompt are listed."""
+"""Stands for one visual row where the ids of all rows of a prompt are listed; negative, as `Backend.embed` asks."""
 
 
 @dataclass(eq=False)

@@ -68,6 +68,7 @@ def _serve(options: argparse.Namespace) -> None:
         max_chunk_tokens=options.max_chunk_tokens or None,
         max_length=options.max_model_len,
         kv_cache_bytes=options.kv_cache_bytes,
+        gpu_memory_utilization=options.gpu_memory_utilization,
         reuse_bytes=options.reuse_bytes,
         max_image_pixels=options.max_image_pixels,
     )
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV pool")
+    add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="part of a GPU's memory to take at most")
     add(
         "--reuse-bytes", type=int, default=2**28, metavar="N", help="memory for images that may come again; 0: no reuse"
     )

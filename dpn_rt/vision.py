@@ -5,8 +5,9 @@ Weights and arithmetic as transformers' `CLIPVisionModel`, cut after the layer w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as functional
@@ -15,6 +16,9 @@ from torch import Tensor
 from dpn_rt import ops
 from dpn_rt.config import ProjectorConfig, VisionConfig
 from dpn_rt.linear import Linear
+
+IMAGES_PER_CALL = 4
+"""Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class VisionTower:
         num_images = pixel_values.shape[0]
         residual = ops.layer_norm(self._embed(pixel_values), *self._pre_norm, config.layer_norm_eps)
         rows_per_image = residual.shape[0] // num_images
-        cu_seqlens = torch.arange(0, residual.shape[0] + 1, rows_per_image, dtype=torch.int32)
+        cu_seqlens = torch.arange(0, residual.shape[0] + 1, rows_per_image, dtype=torch.int32, device=residual.device)
         output: Tensor | None = None  # of the last MLP, not yet added to the residual
         for layer in self._layers:
             if output is None:
@@ -121,3 +125,29 @@ class Projector:
         for linear in self._linears[1:]:
             x = linear(functional.gelu(x))
         return x
+
+
+class Encoder(Protocol):
+    """Images to decoder rows."""
+
+    def encode(self, pixel_values: Sequence[Tensor]) -> list[Tensor]:
+        """Decoder rows `[num_visual_tokens, hidden_size]` of each image `[3, image_size, image_size]` on the CPU."""
+
+
+class ImageEncoder:
+    """An `Encoder`: tower and projector, some images at a time."""
+
+    def __init__(self, tower: VisionTower, projector: Projector) -> None:
+        self._tower, self._projector = tower, projector
+
+    def encode(self, pixel_values: Sequence[Tensor]) -> list[Tensor]:
+        """Decoder rows of each image."""
+        rows: list[Tensor] = []
+        for first in range(0, len(pixel_values), IMAGES_PER_CALL):
+            rows += self.forward(torch.stack(list(pixel_values[first : first + IMAGES_PER_CALL]))).unbind(0)
+        return rows
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[num_images, 3, image_size, image_size]` -> `[num_images, num_visual_tokens, decoder hidden_size]`."""
+        features = self._tower.forward(pixel_values)
+        return self._projector.forward(features.flatten(0, 1)).view(*features.shape[:2], -1)

@@ -80,6 +80,19 @@ def test_the_model_knows_nothing_of_requests() -> None:
         assert not imported(ROOT / f"dpn_rt/{name}.py") & REQUEST_SIDE, name
 
 
+def test_devices_know_nothing_of_requests() -> None:
+    for path in files("dpn_rt/device/*.py"):
+        assert not imported(path) & (REQUEST_SIDE | {"sampling", "outputs"}), path
+
+
+def test_few_files_ask_for_cuda() -> None:
+    """All others take a device and do not ask which, so that what they do is tested without a GPU."""
+    allowed = {"dpn_rt/device/cuda.py", "dpn_rt/device/opening.py", "dpn_rt/plans/cuda.py"}
+    for path in files("dpn_rt/*.py", "dpn_rt/device/*.py", "dpn_rt/plans/*.py"):
+        uses = "torch.cuda" in path.read_text(encoding="utf-8")
+        assert uses == (str(path.relative_to(ROOT)) in allowed), path
+
+
 def test_the_decoder_sees_no_images() -> None:
     assert not imported(ROOT / "dpn_rt/decoder.py") & {"vision", "visual_input", "image", "pyramid", "layout"}
 

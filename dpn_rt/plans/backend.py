@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import NewSequences
+from dpn_rt.backend import Decoded, NewSequences
 from dpn_rt.kv_cache import Slots
 from dpn_rt.layout import IntArray, Layout
 from dpn_rt.plans.padding import neighbours
@@ -41,16 +42,20 @@ class PlanBackend:
         self._stages, self._boundaries = stages, boundaries
         self.cache = cache
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """`[num_tokens]` -> `[num_tokens, hidden_size]` on the CPU."""
-        return self._embedding.index_select(0, token_ids)
+    def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
+        """`[num_rows, hidden_size]` before the first stage, on the CPU."""
+        x = self._embedding.index_select(0, torch.from_numpy(np.maximum(row_ids, 0)))
+        if not image_rows:
+            return x
+        visual = torch.from_numpy(np.flatnonzero(row_ids < 0))
+        return x.index_copy_(0, visual, torch.cat(list(image_rows)).to(x.dtype))
 
     def prefill(self, sequences: NewSequences) -> PlanPrefill:
         """New sequences before the first stage."""
         return PlanPrefill(self._stages, self._boundaries, self.cache, sequences, self._device, self._dtype)
 
-    def decode(self, token_ids: Tensor, slots: Slots) -> Tensor:
-        """Logits `[num_seqs, vocab_size]` behind one new row for each sequence, whose room has been made.
+    def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+        """Logits on the CPU behind one new row for each sequence, whose room has been made.
 
         All slots from the first to the last of `slots` go through the plans. Those between that nobody asked for get a
         row of zeros behind what they hold, which the next row that they get replaces.
@@ -58,13 +63,13 @@ class PlanBackend:
         first = int(slots.min())
         span = np.arange(first, int(slots.max()) + 1)
         asked = torch.from_numpy(slots - first).to(self._device)
-        embedded = self.embed(token_ids)
+        embedded = self.embed(token_ids, ())
         rows = embedded.to(self._device, self._dtype)
         x = rows.new_zeros(len(span), rows.shape[1]).index_copy_(0, asked, rows)
         lengths = self._lengths_behind_new_rows(span, slots)
         for index, stage in enumerate(self._stages):
             x = stage.decode(x, lengths[:, index], first)
-        return x.index_select(0, asked).to(embedded.device, embedded.dtype)
+        return Decoded(x.index_select(0, asked).to(embedded.device, embedded.dtype))
 
     def _lengths_behind_new_rows(self, span: Slots, asked: Slots) -> IntArray:
         """`[num_slots, num_stages]`: as they are where room was made, one more where nobody asked, within the slot."""

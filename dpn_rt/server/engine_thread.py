@@ -102,6 +102,8 @@ class EngineThread:
                 self._busy_since = time.monotonic() if self._engine.num_unfinished else None
                 if result.progress or result.finished:
                     self._deliver(result)
+                if self._engine.failure is not None:
+                    raise self._engine.failure
         except BaseException as error:
             self._fail(error)
 

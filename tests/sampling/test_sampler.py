@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpn_rt import sampling_filters
 from dpn_rt.sampling import SampledTokens, Sampler, SamplingState
 from dpn_rt.sampling_filters import apply_min_p, apply_top_k_top_p, draw, stream_key, uniforms
 from dpn_rt.sampling_params import SamplingParams
@@ -89,6 +90,19 @@ def test_top_k_keeps_exactly_k_also_among_ties(top_k: int) -> None:
     logits = torch.cat([torch.zeros(1, VOCAB_SIZE), random_logits(1, 0).round()])
     kept = filtered(logits, [SamplingParams(top_k=top_k)] * 2).isfinite().sum(dim=1)
     assert kept.tolist() == [min(top_k, VOCAB_SIZE)] * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(params=st.lists(RANDOM_PARAMS, min_size=1, max_size=4), seed=st.integers(0, 2**31), coarse=st.booleans())
+def test_without_looking_at_results_the_same_tokens_are_kept(
+    params: list[SamplingParams], seed: int, coarse: bool
+) -> None:
+    """As on a GPU, where the shortcuts of the CPU would wait."""
+    logits = random_logits(len(params), seed, torch.bfloat16 if coarse else torch.float32, vocab_size=400).float()
+    expected = filtered(logits, params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling_filters, "_can_look", lambda _: False)
+        assert torch.equal(filtered(logits, params), expected)
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.5, 2.0])
@@ -251,6 +265,19 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
     logits = random_logits(1, 9) * 100
     result = Sampler().sample(logits, [state(SamplingParams(temperature=2e-5, seed=0))])
     assert result.token_ids == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(seed=0, logprobs=3)])
+def test_best_ids_that_are_known_are_not_sought(monkeypatch: pytest.MonkeyPatch, params: SamplingParams) -> None:
+    logits = random_logits(3, 4)
+    logits[1, 3] = torch.nan
+    expected = Sampler().sample(logits, [state(params) for _ in range(3)])
+    best = sampling_filters.best_ids(logits)
+    assert best[1] == sampling_filters.NO_SOFTMAX
+    monkeypatch.setattr("dpn_rt.sampling.best_ids", None)
+    result = Sampler().sample(logits, [state(params) for _ in range(3)], best)
+    assert result.finite == expected.finite == [True, False, True]
+    assert result.token_ids == expected.token_ids
 
 
 def test_rows_without_a_softmax_are_told() -> None:

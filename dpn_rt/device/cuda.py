@@ -1,0 +1,113 @@
+"""A GPU through torch. Of the runtime the one module that has never been run: where it was written was no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpn_rt.device.device import Device, Step
+from dpn_rt.device.packing import Array
+from dpn_rt.errors import CapacityError
+
+
+class CudaGraph:
+    """A `Graph` that the driver launches as a whole."""
+
+    def __init__(self, step: Step, stream: torch.cuda.Stream, pool: object) -> None:
+        """
+        Args:
+            step: to record.
+            stream: to record on; not the one that work is queued on.
+            pool: of memory, shared by graphs of which never two run at a time.
+        """
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()  # libraries set themselves up, which cannot be recorded
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream):  # type: ignore[arg-type]
+            self.outputs = step()
+
+    def replay(self) -> None:
+        """Queues the step on torch's current stream."""
+        self._graph.replay()
+
+
+@dataclass(frozen=True)
+class CudaReading:
+    """Transfers to pinned memory, and the event behind them."""
+
+    targets: tuple[Tensor, ...]
+    done: torch.cuda.Event
+
+    def wait(self) -> list[Array]:
+        """Their values."""
+        self.done.synchronize()
+        return [target.numpy() for target in self.targets]
+
+
+class CudaDevice(Device):
+    """The current GPU; work is queued on torch's current stream."""
+
+    def __init__(self) -> None:
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def torch_device(self) -> torch.device:
+        return self._device
+
+    def staging(self, num_bytes: int) -> Tensor:
+        # torch hands pinned memory out again only when the transfers from it are done.
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def read(self, *tensors: Tensor) -> CudaReading:
+        targets = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
+        for target, tensor in zip(targets, tensors, strict=True):
+            target.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self._device))
+        return CudaReading(targets, done)
+
+    def record(self, step: Step) -> CudaGraph:
+        return CudaGraph(step, self._stream, self._pool)
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        work()
+        torch.cuda.synchronize(self._device)
+        peak = torch.cuda.max_memory_allocated(self._device) - before
+        torch.cuda.empty_cache()
+        return peak
+
+    def cache_bytes(self, utilization: float, reserved: int) -> int:
+        free, total = torch.cuda.mem_get_info(self._device)
+        return cache_share(free, total, utilization, reserved)
+
+
+def cache_share(free: int, total: int, utilization: float, reserved: int) -> int:
+    """Bytes for a KV cache on a GPU.
+
+    Args:
+        free: bytes, the weights loaded.
+        total: bytes.
+        utilization: part of `total` that may be taken, by whomever.
+        reserved: bytes of that for other things yet to come.
+
+    Raises:
+        CapacityError: nothing is left.
+    """
+    share = int(total * utilization) - (total - free) - reserved
+    if share <= 0:
+        raise CapacityError(
+            f"the GPU has no room for a KV cache: of {total:,} bytes {total - free:,} are taken, {reserved:,} are "
+            f"needed for the largest prefill and for reuse, and gpu_memory_utilization={utilization} allows "
+            f"{int(total * utilization):,} in all: raise it, or lower max_num_batched_tokens or reuse_bytes"
+        )
+    return share

@@ -1,0 +1,76 @@
+"""A decode step as one graph per size of batch: the host sends one block of metadata and queues one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dpn_rt.backend import Decoded
+from dpn_rt.decoder import Decoder
+from dpn_rt.device.device import Device, StaticInputs
+from dpn_rt.device.packing import Array
+from dpn_rt.kv_cache import KvCache, Slots
+from dpn_rt.sampling_filters import best_ids
+
+PADDING_TOKEN = 0
+"""Any token would do: nobody looks at a padding row."""
+
+
+class DecodeGraphs:
+    """Decode steps for batches of every size up to a limit."""
+
+    def __init__(self, decoder: Decoder, cache: KvCache, device: Device, max_num_seqs: int) -> None:
+        """Records all sizes; the largest first, in whose memory the others fit."""
+        self._graphs = {
+            size: DecodeGraph(decoder, cache, device, size) for size in sorted(batch_sizes(max_num_seqs), reverse=True)
+        }
+
+    def run(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+        """One new row for each of at most `max_num_seqs` sequences, whose room has been made."""
+        size = min(size for size in self._graphs if size >= len(slots))
+        return self._graphs[size].run(token_ids, slots)
+
+
+class DecodeGraph:
+    """The decode step of `size` rows. Smaller batches are filled up with the cache's padding slot."""
+
+    def __init__(self, decoder: Decoder, cache: KvCache, device: Device, size: int) -> None:
+        self._decoder, self._cache = decoder, cache
+        self._size = size
+        nobody = np.empty(0, dtype=np.intp)
+        self._inputs = StaticInputs(device, self._metadata(nobody, nobody))
+        self._cu_seqlens = device.upload(np.arange(size + 1, dtype=np.int32))[0]
+        self._graph = device.record(self._step)
+
+    def run(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+        """One new row for each of at most `size` sequences, whose room has been made."""
+        self._inputs.set(self._metadata(token_ids, slots))
+        self._graph.replay()
+        logits, best = self._graph.outputs
+        return Decoded(logits[: len(slots)], best[: len(slots)])
+
+    def _metadata(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> list[Array]:
+        """Token ids `[size]`, lengths `[num_stages, size]` and per stage block tables `[groups, size, max_blocks]`."""
+        count = self._size - len(slots)
+        slots = np.concatenate((slots, np.full(count, self._cache.padding_slot)))
+        ids = np.concatenate((token_ids, np.full(count, PADDING_TOKEN))).astype(np.int32)
+        stages = range(len(self._decoder.stages))
+        tables = [self._cache.block_tables(stage, slots, whole=True) for stage in stages]
+        return [ids, self._cache.lengths(slots).T, *tables]
+
+    def _step(self) -> tuple[Tensor, ...]:
+        token_ids, lengths, *tables = self._inputs.tensors
+        logits = self._decoder.decode(token_ids, lengths, tables, self._cu_seqlens, self._cache.cells)
+        return logits, best_ids(logits)
+
+
+def batch_sizes(max_num_seqs: int) -> Iterator[int]:
+    """1, 2, 4, 8, 16, 24, 32, ... below the limit, and the limit."""
+    size = 1
+    while size < max_num_seqs:
+        yield size
+        size = size * 2 if size < 16 else size + 8
+    yield max_num_seqs

@@ -1,0 +1,73 @@
+"""The host's own memory: work is done as soon as it is asked for, and nothing needs a transfer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpn_rt.device.device import Device, Step
+from dpn_rt.device.packing import Array
+
+
+class RepeatedStep:
+    """A `Graph` that does its step again; its outputs stay where the first run put them."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.outputs = step()
+
+    def replay(self) -> None:
+        """Runs the step."""
+        for output, new in zip(self.outputs, self._step(), strict=True):
+            output.copy_(new)
+
+
+@dataclass(frozen=True)
+class HostReading:
+    """Tensors that are here already."""
+
+    tensors: tuple[Tensor, ...]
+
+    def wait(self) -> list[Array]:
+        """Their values."""
+        return [tensor.numpy() for tensor in self.tensors]
+
+
+class HostDevice(Device):
+    """The CPU."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def staging(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def read(self, *tensors: Tensor) -> HostReading:
+        return HostReading(tensors)
+
+    def record(self, step: Step) -> RepeatedStep:
+        return RepeatedStep(step)
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        return 0
+
+    def cache_bytes(self, utilization: float, reserved: int) -> int:
+        """A quarter of what is free: other programs run here too."""
+        return free_memory() // 4
+
+
+def free_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,0 +1,108 @@
+"""Whether this machine's GPU can run an engine; every refusal says what would work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dpn_rt import ops
+from dpn_rt.config import ModelConfig
+from dpn_rt.device.cuda import CudaDevice
+from dpn_rt.errors import ConfigError, KernelArgumentError
+
+DTYPES = ("bfloat16", "float16")
+"""That attention takes on a GPU."""
+HEAD_DIMS = (16, 32, 64, 96, 128)
+"""That attention is built for."""
+OLDEST_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What there is."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+def open_cuda(model: ModelConfig) -> CudaDevice:
+    """The current GPU, for this model.
+
+    Raises:
+        ConfigError: there is no driver or GPU, the GPU or the driver is too old, this build has no CUDA kernels, or the
+            model has a dtype or head size that they do not take.
+    """
+    check_model_on_cuda(model)
+    check_gpu(find_gpu())
+    device = CudaDevice()
+    probe_kernels(device.torch_device)
+    return device
+
+
+def check_model_on_cuda(model: ModelConfig) -> None:
+    """Refuse a model that the CUDA kernels do not take.
+
+    Raises:
+        ConfigError: its dtype or a head size.
+    """
+    if model.dtype not in DTYPES:
+        raise ConfigError(
+            f"device='cuda': the engine's dtype is {model.dtype}, expected {' or '.join(DTYPES)}: build it again with "
+            "--dtype bfloat16"
+        )
+    heads = {"decoder": model.decoder.head_dim}
+    if model.vision is not None:
+        heads["vision tower"] = model.vision.hidden_size // model.vision.num_heads
+    for part, head_dim in heads.items():
+        if head_dim not in HEAD_DIMS:
+            built = ", ".join(map(str, HEAD_DIMS))
+            raise ConfigError(
+                f"device='cuda': the {part}'s head_dim is {head_dim}, expected one of {built}: use device='cpu'"
+            )
+
+
+def find_gpu() -> Gpu:
+    """The current GPU.
+
+    Raises:
+        ConfigError: torch cannot use one; with its reason.
+    """
+    try:
+        torch.empty(1, device="cuda")
+        return Gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"device='cuda': torch {torch.__version__} cannot use a GPU ({reason}): expected an NVIDIA GPU, its driver "
+            "and a build of torch with CUDA; or use device='cpu'"
+        ) from error
+
+
+def check_gpu(gpu: Gpu) -> None:
+    """Refuse a GPU that the kernels are not built for.
+
+    Raises:
+        ConfigError: with its compute capability.
+    """
+    if gpu.capability < OLDEST_CAPABILITY:
+        found, oldest = (".".join(map(str, pair)) for pair in (gpu.capability, OLDEST_CAPABILITY))
+        raise ConfigError(
+            f"device='cuda': {gpu.name} has compute capability {found}, expected {oldest} or newer: use device='cpu'"
+        )
+
+
+def probe_kernels(device: torch.device) -> None:
+    """Run one kernel.
+
+    Raises:
+        ConfigError: this build has none for the GPU, or the driver is too old for them; with the reason.
+    """
+    try:
+        ops.rms_norm(torch.ones(1, 8, device=device), torch.ones(8, device=device), 1e-5)
+        torch.cuda.synchronize(device)
+    except (KernelArgumentError, RuntimeError) as error:
+        raise ConfigError(
+            f"device='cuda': the kernels do not run ({error}): expected a build with nvcc for this GPU and a driver "
+            "that is not older than it; or use device='cpu'"
+        ) from error

@@ -1,0 +1,69 @@
+"""Arrays on their way to a device: as they were, in one block, at fixed places for a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dpn_rt.device.device import StaticInputs
+from dpn_rt.device.host import HostDevice
+from dpn_rt.device.packing import ALIGNMENT, Packing
+from tests.device.conftest import CountingDevice
+
+DTYPES = [np.int32, np.int64, np.float32, np.float64]
+SHAPES = [(), (1,), (3,), (0,), (2, 5), (0, 4), (2, 1, 3)]
+
+
+def arrays_of(seed: int) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [np.asarray(random.normal(size=shape) * 1e4).astype(dtype) for dtype in DTYPES for shape in SHAPES]
+
+
+@pytest.mark.parametrize("device", [HostDevice(), CountingDevice()], ids=["host", "counting"])
+def test_uploaded_arrays_are_what_they_were(device: HostDevice) -> None:
+    arrays = arrays_of(1)
+    tensors = device.upload(*arrays)
+    device.upload(*arrays_of(2))
+    for tensor, array in zip(tensors, arrays, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert tensor.is_contiguous() and torch.from_numpy(array.reshape(-1)).dtype == tensor.dtype
+
+
+def test_arrays_that_are_no_blocks_of_memory() -> None:
+    table = np.arange(60, dtype=np.int32).reshape(3, 4, 5)
+    for array in (table[:, 1], table.T, table[:, :, ::2], np.broadcast_to(table[0, 0], (7, 5))):
+        np.testing.assert_array_equal(HostDevice().upload(array)[0].numpy(), array)
+
+
+def test_places_are_aligned_and_apart() -> None:
+    packing = Packing.of(arrays_of(1))
+    assert all(offset % ALIGNMENT == 0 for offset in packing.offsets)
+    block = torch.zeros(packing.num_bytes, dtype=torch.uint8)
+    for view in packing.views(block):
+        view.view(-1).view(torch.uint8).add_(1)
+    assert int(block.max()) == 1, "two arrays share a byte"
+
+
+def test_nothing_to_upload() -> None:
+    assert HostDevice().upload() == []
+
+
+def test_static_inputs_stay_where_they_are() -> None:
+    device = CountingDevice()
+    inputs = StaticInputs(device, arrays_of(1))
+    addresses = [tensor.data_ptr() for tensor in inputs.tensors]
+    arrays = arrays_of(2)
+    inputs.set(arrays)
+    device.upload(*arrays_of(3))
+    assert [tensor.data_ptr() for tensor in inputs.tensors] == addresses
+    for tensor, array in zip(inputs.tensors, arrays, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array)
+    assert device.uploads == 3
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), (1, 3)])
+def test_static_inputs_of_another_shape(shape: tuple[int, ...]) -> None:
+    inputs = StaticInputs(HostDevice(), [np.zeros(3, dtype=np.int32)])
+    with pytest.raises(ValueError, match=r"shape \[.*\], its place \[3\]"):
+        inputs.set([np.zeros(shape, dtype=np.int32)])
