@@ -90,20 +90,21 @@ class KvCache:
         self.config = config
         self._device = device or HostDevice()
         padding_cell = config.num_cells
-        # Not initialised: the operating system hands out the pages as cells are first written.
         shape = (padding_cell + 1, *geometry.cell_shape(config.block_size))
+        max_blocks = -(-config.max_length // config.block_size)
         try:
+            # Not initialised: the operating system hands out the pages as cells are first written.
             self.cells: Tensor = torch.empty(shape, dtype=geometry.dtype, device=self._device.torch_device)
             """`[num_cells + 1, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
-        except RuntimeError as error:
+            self._tables = [
+                np.full((groups, config.num_slots + 1, max_blocks), -1, dtype=np.int32) for groups in geometry.groups
+            ]
+        except (RuntimeError, MemoryError) as error:
             num_bytes = config.num_cells * geometry.cell_bytes(config.block_size)
             raise CapacityError(
-                f"the memory has no room for a KV cache of {num_bytes:,} bytes: lower kv_cache_bytes"
+                f"the memory has no room for a KV cache of {num_bytes:,} bytes and tables for {config.num_slots} "
+                "sequences: lower kv_cache_bytes or max_num_seqs"
             ) from error
-        max_blocks = -(-config.max_length // config.block_size)
-        self._tables = [
-            np.full((groups, config.num_slots + 1, max_blocks), -1, dtype=np.int32) for groups in geometry.groups
-        ]
         self.padding_slot = config.num_slots
         """Fills up batches: always one row in every stage, in a cell that no sequence gets."""
         self._lengths = np.zeros((config.num_slots + 1, len(geometry.stage_sizes)), dtype=np.int32)

@@ -129,7 +129,7 @@ class Runner:
         for index, sequence in enumerate(sequences):
             sequence.failure = self._misfit(index, prefill.layouts, prefill.traces)
             if sequence.pyramid is None:
-                sequence.pyramid = self._pyramid_of(index, prefill.layouts, prefill.traces)
+                sequence.pyramid = self._pyramid_of(index, sequence, prefill)
                 sequence.pin_route([int(trace.experts[index]) for trace in prefill.traces])
 
     def rows_of(self, images: ListOf[VisualInput]) -> list[Tensor]:
@@ -170,10 +170,13 @@ class Runner:
                 )
         return None
 
-    def _pyramid_of(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> Pyramid:
+    def _pyramid_of(self, index: int, sequence: Sequence, prefill: StagedPrefill) -> Pyramid:
+        layouts, traces = prefill.layouts, prefill.traces
         experts = [int(trace.experts[index]) for trace in traces]
         boundaries = self._model.pyramid.boundaries
         grids = [tuple(map(int, layout.grids[index])) for layout in layouts]
+        visual = sequence.prompt.visual
+        outside_grid = 0 if visual is None else visual.num_visual_tokens - visual.grid[0] * visual.grid[1]
         taken = [None if expert == SKIPPED else expert for expert in experts]
         return Pyramid(
             experts=taken,
@@ -182,7 +185,7 @@ class Runner:
                 None if trace.probs is None or expert is None else trace.probs[index].tolist()
                 for expert, trace in zip(taken, traces, strict=True)
             ],
-            visual_tokens=[int(layout.num_visual[index]) for layout in layouts],
+            visual_tokens=[int(layout.num_visual[index]) + outside_grid for layout in layouts],
             kv_lengths=[int(layout.kv_lengths[index]) for layout in layouts],
             grids=[None if height == 0 else (height, width) for height, width in grids],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -13,9 +14,19 @@ import pytest
 import torch
 
 from dpn_rt import LLM, DpnError, SamplingParams
+from dpn_rt.config import PyramidConfig
 from dpn_rt.engine_dir import EngineSource, write_engine
 from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, RequestError, StepError
-from tests.runtime.models import MODEL, ROUTER_ID, random_prompt, random_weights, with_decoder, write_random_engine
+from dpn_rt.visual_input import VisualInput
+from tests.runtime.models import (
+    MODEL,
+    ROUTER_ID,
+    VISION,
+    random_prompt,
+    random_weights,
+    with_decoder,
+    write_random_engine,
+)
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
@@ -187,15 +198,27 @@ def test_float16_engine_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_boundary_free_model(tmp_path: Path) -> None:
-    import dataclasses
-
-    from dpn_rt.config import PyramidConfig
-
     model = dataclasses.replace(with_decoder(tie_word_embeddings=True), pyramid=PyramidConfig())
     llm = LLM(write_random_engine(tmp_path / "engine", model))
     output = llm.generate(with_image([3, -200, 4]), PARAMS, use_tqdm=False)[0]
     assert output.pyramid.experts == []
     assert output.pyramid.visual_tokens == [16]
+
+
+def test_a_class_row_counts_as_a_visual_token(tmp_path: Path) -> None:
+    vision = dataclasses.replace(VISION, select_feature="cls_patch")
+    model = dataclasses.replace(MODEL, pyramid=PyramidConfig(), vision=vision)
+    llm = LLM(write_random_engine(tmp_path / "engine", model))
+    pixels = torch.randn(3, vision.image_size, vision.image_size)
+    image = VisualInput.of(pixels, None, vision.grid, vision.num_visual_tokens)
+    asked = {"prompt_token_ids": [5, -200, 6], "multi_modal_data": {"image": image}}
+    output = llm.generate(asked, PARAMS, use_tqdm=False)[0]
+    assert output.pyramid.visual_tokens == [17] and output.pyramid.kv_lengths == [19]
+
+
+def test_more_sequences_than_memory_has_room_for(tmp_path: Path) -> None:
+    with pytest.raises(CapacityError, match="tables for 1099511627776 sequences: lower kv_cache_bytes or max_num_seqs"):
+        LLM(write_random_engine(tmp_path / "engine"), max_num_seqs=2**40)
 
 
 def test_interrupt_leaves_a_working_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
