@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test gpu-test lint format bench cuda-resources clean
+.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench lint format bench cuda-resources clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
@@ -14,9 +14,30 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Plans against the product's own kernels; skipped where there is no GPU.
-gpu-test: $(READY)
-	$(BIN)/python -m pytest -rs tests/tensorrt/test_on_gpu.py
+# The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use.
+GPU_TESTS := tests/ops $(wildcard tests/device) tests/tensorrt/test_on_gpu.py
+RESULTS := benchmarks/results
+
+gpu-build:
+	$(PYTHON) cmake/build_in_place.py -D DPN_RT_CUDA=ON
+	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"; print(torch.cuda.get_device_name())'
+
+gpu-test: gpu-build
+	$(PYTHON) -m pytest -rs -m gpu $(GPU_TESTS)
+
+# Without torch's caching allocator every tensor is an allocation of its own, so that the first byte behind it counts.
+gpu-sanitize: gpu-build
+	@command -v compute-sanitizer > /dev/null || { echo "compute-sanitizer of the CUDA toolkit is not on the PATH"; exit 1; }
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-name kns=3dpn4cuda --error-exitcode 9 \
+	    $(PYTHON) -m pytest -x -m 'gpu and not hypothesis' tests/ops || exit 1; \
+	done
+
+gpu-bench: gpu-build
+	$(PYTHON) benchmarks/ops.py --device cuda --json $(RESULTS)/ops-cuda.json
+	$(PYTHON) benchmarks/latency.py --device cuda --shape llava-1.5-7b --batch 1 8 32 --mix 40-40-20 --compile \
+	  --json $(RESULTS)/llava-1.5-7b-cuda.json
+	$(PYTHON) benchmarks/document.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -47,4 +68,4 @@ $(READY): pyproject.toml CMakeLists.txt cmake/cpu_kernels.cmake cmake/cuda_kerne
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist dpn_rt/_kernels.*.so

@@ -3,7 +3,8 @@
     python benchmarks/latency.py --shape llava-1b --routes 222 --batch 1 8 --json latency.json
 
 Weights are random and routes are forced. Every round runs every row once; medians over the rounds, and ratios taken
-round by round. Prefill runs from image embeddings and token ids to the first token of every request.
+round by round. Prefill runs from image embeddings and token ids to the first token of every request. Rows are timed by
+the host, which waits for the device as a user does; on a GPU the limits are timed by events.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if not __package__:  # run as a file: the repository's root is where `benchmarks
 
 from benchmarks.measure import measure
 from benchmarks.report import print_table
-from benchmarks.rows import SUBJECTS
+from benchmarks.rows import MIXES, SUBJECTS
 from benchmarks.shapes import SHAPES
 from dpn_rt.config import DType
 
@@ -34,7 +35,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=get_args(DType), default="bfloat16")
     parser.add_argument("--routes", nargs="*", default=["222"], metavar="ROUTE", help='one digit per boundary: "222"')
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="above 1: mixed routes")
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=[s for s in SUBJECTS if s != "compiled"])
+    parser.add_argument("--compile", action="store_true", help="transformers under torch.compile too, where that works")
+    parser.add_argument("--mix", choices=MIXES, default="quarters", help="routes of a mixed batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="decode steps per round")
     parser.add_argument("--threads", type=int, default=None)
@@ -44,6 +47,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not all(len(route) == 3 and set(route) <= set("012") for route in options.routes):
         parser.error(f"--routes: expected three digits from 0 to 2 each, got {' '.join(options.routes)}")
     options.routes = [tuple(int(digit) for digit in route) for route in options.routes]
+    if options.compile and "compiled" not in options.subjects:
+        options.subjects.insert(0, "compiled")
     if min(options.batch) < 1 or options.repeats < 1 or options.tokens < 1:
         parser.error("--batch, --repeats and --tokens must be at least 1")
     return options

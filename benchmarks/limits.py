@@ -1,17 +1,17 @@
-"""What this machine can do in this run: rate of matrix multiplication, and rate of reading memory."""
+"""What this machine can do in this run: rate of matrix multiplication, and rate of moving memory."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.clock import is_cuda, seconds
 from dpn_rt.config import DecoderConfig
 from dpn_rt.flops import layer_weights
 
 READ_BYTES = 1 << 30
+COPIED_BYTES = 4 << 30
+"""On a GPU: a thousand times what starting a copy costs."""
 MIN_GEMM_WEIGHT_BYTES = 256 << 20
 """Weights that the multiplications walk through: several times the largest cache."""
 
@@ -34,31 +34,33 @@ class GemmLimit:
         ]
         self.inputs = {k: torch.randn(rows, k, dtype=dtype, device=device) for k in {shape[1] for shape in shapes}}
         self.flops = 2 * rows * layer_weights(config) * self.num_layers
-        self.synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.device = device
 
     @torch.inference_mode()
     def measure(self) -> float:
         """FLOP/s of one pass."""
-        self.synchronize()
-        start = time.perf_counter()
+        return self.flops / seconds(self._multiply, self.device)
+
+    def _multiply(self) -> None:
         for weight in self.weights:
             F.linear(self.inputs[weight.shape[1]], weight)
-        self.synchronize()
-        return self.flops / (time.perf_counter() - start)
 
 
 class ReadLimit:
-    """Reads a block far larger than the caches with all of torch's threads."""
+    """Bytes per second of memory: on the CPU of reading a block far larger than the caches with all of torch's threads,
+    on a GPU of a copy within it, read and written bytes counted."""
 
     def __init__(self, device: torch.device) -> None:
-        self.block = torch.ones(READ_BYTES // 8, dtype=torch.int64, device=device)
-        self.synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.device = device
+        size = COPIED_BYTES if is_cuda(device) else READ_BYTES
+        self.block = torch.ones(size // 8, dtype=torch.int64, device=device)
+        self.copy = torch.empty_like(self.block) if is_cuda(device) else None
+        self.num_bytes = size if self.copy is None else 2 * size
 
     @torch.inference_mode()
     def measure(self) -> float:
         """Bytes/s of one pass; the sum of integers costs less than reading them."""
-        self.synchronize()
-        start = time.perf_counter()
-        self.block.sum()
-        self.synchronize()
-        return READ_BYTES / (time.perf_counter() - start)
+        copy = self.copy
+        if copy is None:
+            return self.num_bytes / seconds(self.block.sum, self.device)
+        return self.num_bytes / seconds(lambda: copy.copy_(self.block), self.device)

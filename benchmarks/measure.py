@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.dense_llava import dense_llava
 from benchmarks.limits import GemmLimit, ReadLimit
 from benchmarks.memory import peak_memory
-from benchmarks.rows import Row, plan
+from benchmarks.rows import DENSE, DENSE_SUBJECTS, Row, plan
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
 from benchmarks.subjects import Eager, Request, Runtime, Subject, TransformersDense
 from benchmarks.summary import report
@@ -43,6 +43,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}") as path:
         subjects = load_subjects(options, path, model)
         prompt_rows = flops.stage_rows(model, None, NUM_TEXT_ROWS).rows[0]
+        if "compiled" in options.subjects and (problem := compile_problem(subjects["compiled"], model)):
+            print(f"no rows of torch.compile, which does not work here: {problem}", file=sys.stderr)
+            rows = [row for row in rows if row.subject != "compiled"]
         gemm = GemmLimit(model.decoder, prompt_rows, dtype, device)
         read = ReadLimit(device)
         limits = Row("limits", "", 1, ())
@@ -85,8 +88,11 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     subjects: dict[str, Subject] = {}
     weights = EngineDir.open(path, verify=False).load_weights()
     device = torch.device(options.device)
-    if "transformers" in options.subjects:
-        subjects["transformers"] = TransformersDense(dense_llava(model, weights).to(device))
+    dense = dense_llava(model, weights).to(device) if set(DENSE_SUBJECTS) & set(options.subjects) else None
+    if dense is not None:
+        subjects["transformers"] = TransformersDense(dense)
+        if "compiled" in options.subjects:
+            subjects["compiled"] = TransformersDense(dense, compiled=True)
     if "eager" in options.subjects:
         eager = EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False)
         subjects["eager"] = Eager(eager.to(device))
@@ -102,8 +108,17 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
             max_num_batched_tokens=rows,
             kv_cache_bytes=2 * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
         )
-        subjects["dpn_rt"] = Runtime(llm, model)
+        subjects["dpn_rt"] = Runtime(llm, model, options.device)
     return subjects
+
+
+def compile_problem(subject: Subject, model: ModelConfig) -> str | None:
+    """What torch.compile says to one small round; None where it works."""
+    try:
+        subject.run(make_requests(model, Row("compiled", "dense", 1, (DENSE,))), 1)
+    except Exception as error:  # of the compiler's many kinds
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None
 
 
 def make_requests(model: ModelConfig, row: Row) -> list[Request]:

@@ -13,8 +13,8 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +23,43 @@ import torch
 if not __package__:  # run as a file: the repository's root is where `benchmarks` is found
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.ops_cases import EPS, Case, Run, all_cases, int32
+from benchmarks.clock import Run, is_cuda, replayable, seconds
+from benchmarks.machine import machine
+from benchmarks.ops_cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
 from dpn_rt import ops
 
-LIMIT_BYTES = 256 << 20
-COLD_BYTES = 96 << 20
-"""Inputs of one kernel together: three times the last-level cache of the machine that this was written on."""
+
+@dataclass(frozen=True)
+class Setting:
+    """What suits a device."""
+
+    shapes: KernelShapes
+    limit_bytes: int
+    """Moved by one measurement of the memory."""
+    cold_bytes: int
+    """Inputs of one kernel together: several times the last cache."""
+    gemm_rows: int
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+CPU = Setting(LLAVA_1B, 256 << 20, 96 << 20, 640)
+GPU = Setting(LLAVA_7B, 8 << 30, 512 << 20, 8192)
 
 
-def limit_runs(dtype: torch.dtype) -> dict[str, tuple[Run, float]]:
+def limit_runs(setting: Setting, dtype: torch.dtype) -> dict[str, tuple[Run, float]]:
     """Rates of this machine: name -> (work, amount of it in bytes or FLOPs)."""
-    block = torch.ones(LIMIT_BYTES // 8, dtype=torch.int64)
+    block = torch.ones(setting.limit_bytes // 8, dtype=torch.int64)
     half = block[: block.numel() // 2]
     target = torch.empty_like(half)
-    left, right = torch.randn(640, 4096).to(dtype), torch.randn(4096, 4096).to(dtype)
+    left, right = torch.randn(setting.gemm_rows, 4096).to(dtype), torch.randn(4096, 4096).to(dtype)
     return {
-        "read": (block.sum, LIMIT_BYTES),
-        "copy": (lambda: target.copy_(half), LIMIT_BYTES),
-        "gemm": (lambda: torch.nn.functional.linear(left, right), 2.0 * 640 * 4096 * 4096),
+        "read": (block.sum, setting.limit_bytes),
+        "copy": (lambda: target.copy_(half), setting.limit_bytes),
+        "gemm": (lambda: torch.nn.functional.linear(left, right), 2.0 * setting.gemm_rows * 4096 * 4096),
     }
 
 
-def calls_of(case: Case) -> tuple[list[Run], list[Run]]:
-    count = max(2, min(64, COLD_BYTES // (case.bytes_read + case.bytes_written)))
+def calls_of(case: Case, cold_bytes: int) -> tuple[list[Run], list[Run]]:
+    count = max(2, min(64, cold_bytes // (case.bytes_read + case.bytes_written)))
     ours, others = zip(*(case.make() for _ in range(count)), strict=True)
     return list(ours), list(others)
 
@@ -68,16 +76,18 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def measure_case(case: Case, limits: dict[str, tuple[Run, float]], rounds: int) -> dict[str, Any]:
-    calls = calls_of(case)
+def measure_case(
+    case: Case, limits: dict[str, tuple[Run, float]], rounds: int, cold_bytes: int, device: str
+) -> dict[str, Any]:
+    calls = calls_of(case, cold_bytes)
     count = len(calls[0])
-    ours, others = run_all(calls[0]), run_all(calls[1])
+    ours, others = (replayable(run_all(list_of_calls), device) for list_of_calls in calls)
     ours(), others()
     samples: dict[str, list[float]] = {name: [] for name in ("ours", "torch", "speedup", "of_limit", *limits)}
     few_writes = case.bytes_written * 4 < case.bytes_read
     for _ in range(rounds):
-        rates = {name: amount / seconds(run) for name, (run, amount) in limits.items()}
-        mine, torchs = seconds(ours) / count, seconds(others) / count
+        rates = {name: amount / seconds(run, device) for name, (run, amount) in limits.items()}
+        mine, torchs = seconds(ours, device) / count, seconds(others, device) / count
         moved = (case.bytes_read + case.bytes_written) / rates["read" if few_writes else "copy"]
         least = max(moved, case.flops / rates["gemm"])
         for name, value in {
@@ -147,6 +157,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None)
@@ -158,22 +169,29 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype: torch.dtype = getattr(torch, options.dtype)
-    with torch.inference_mode():
-        limits = limit_runs(dtype)
-        rows = [measure_case(c, limits, options.rounds) for c in all_cases(dtype) if options.only in c.name]
-        costs = call_cost()
+    on_gpu = is_cuda(options.device)
+    if on_gpu and dtype == torch.float32:
+        parser.error("--dtype float32: attention takes bfloat16 on a GPU")
+    setting = GPU if on_gpu else CPU
+    with torch.inference_mode(), torch.device(options.device):
+        limits = limit_runs(setting, dtype)
+        cases = [c for c in all_cases(setting.shapes, dtype, with_linear=not on_gpu) if options.only in c.name]
+        rows = [measure_case(c, limits, options.rounds, setting.cold_bytes, options.device) for c in cases]
+        costs = {} if on_gpu else call_cost()
     rates = {name: statistics.median(row[name]["median"] for row in rows) for name in limits} if rows else {}
     print(f"{options.dtype}, {torch.get_num_threads()} threads, {ops.cpu_isa()}, torch {torch.__version__}")
     for name, rate in rates.items():
         print(f"{name}: {rate / 1e9:.1f} {'GFLOP/s' if name == 'gemm' else 'GB/s'}")
     if rows:
         print_table(rows)
-    print(
-        "\nmicroseconds per call on one tiny row: "
-        + ", ".join(f"{n} {v['median'] * 1e6:.1f}" for n, v in costs.items())
-    )
+    if costs:
+        per_call = ", ".join(f"{name} {cost['median'] * 1e6:.1f}" for name, cost in costs.items())
+        print(f"\nmicroseconds per call on one tiny row: {per_call}")
     if options.json:
-        result = {"dtype": options.dtype, "isa": ops.cpu_isa(), "limits": rates, "kernels": rows, "call_seconds": costs}
+        result = {
+            "benchmark": "ops", "device": options.device, "machine": machine(options.device), "dtype": options.dtype,
+            "isa": ops.cpu_isa(), "limits": rates, "kernels": rows, "call_seconds": costs,
+        }  # fmt: skip
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,4 +1,7 @@
-"""What benchmarks/ops.py measures: every kernel on the shapes of llava-1b, beside the same work in torch."""
+"""What benchmarks/ops.py measures: every kernel on the shapes of a model, beside the same work in torch.
+
+Inputs are made on torch's default device.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.clock import Run
 from dpn_rt import ops
 
-HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2048, 5632, 32, 4, 64
-VISION_ROWS, VISION_HIDDEN, VISION_FFN, VISION_HEADS = 577, 1024, 4096, 16
-ROWS, BLOCK, EPS = 640, 16, 1e-5
+BLOCK, EPS, VISION_HEAD_DIM = 16, 1e-5, 64
 GRID, KERNELS = 24, [(1, 1), (1, 2), (2, 2)]
 
-Run = Callable[[], object]
+
+@dataclass(frozen=True)
+class KernelShapes:
+    """Sizes that a model and its batches give the kernels."""
+
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    num_seqs: int
+    """Of one boundary."""
+    decodes: tuple[tuple[int, int], ...]
+    """Sequences and their rows in the cache."""
+    rows: int = 640
+    vision_rows: int = 577
+    vision_hidden: int = 1024
+    vision_ffn: int = 4096
+    vision_heads: int = 16
+    vocab_size: int = 32064
+
+
+LLAVA_1B = KernelShapes(2048, 5632, 32, 4, 64, 8, ((8, 640), (1, 16384)))
+LLAVA_7B = KernelShapes(4096, 11008, 32, 32, 128, 32, ((1, 640), (32, 640), (64, 592)))
 
 
 @dataclass(frozen=True)
@@ -35,7 +60,7 @@ def int32(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def norm_cases(dtype: torch.dtype) -> list[Case]:
+def norm_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
     def make(name: str, rows: int, size: int) -> Case:
         def inputs() -> tuple[Run, Run]:
             x, residual = torch.randn(2, rows, size).to(dtype)
@@ -62,36 +87,36 @@ def norm_cases(dtype: torch.dtype) -> list[Case]:
         return Case(name, f"[{rows}, {size}]", inputs, passes * size_bytes, passes * size_bytes)
 
     return [
-        make("rms_norm", ROWS, HIDDEN),
-        make("add_rms_norm", ROWS, HIDDEN),
-        make("layer_norm", VISION_ROWS, VISION_HIDDEN),
-        make("add_layer_norm", VISION_ROWS, VISION_HIDDEN),
+        make("rms_norm", s.rows, s.hidden),
+        make("add_rms_norm", s.rows, s.hidden),
+        make("layer_norm", s.vision_rows, s.vision_hidden),
+        make("add_layer_norm", s.vision_rows, s.vision_hidden),
     ]
 
 
-def activation_cases(dtype: torch.dtype) -> list[Case]:
+def activation_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
     def silu_mul() -> tuple[Run, Run]:
-        gate_up = torch.randn(ROWS, 2 * FFN).to(dtype)
+        gate_up = torch.randn(s.rows, 2 * s.ffn).to(dtype)
         gate, up = gate_up.chunk(2, dim=1)
         return lambda: ops.silu_mul(gate_up), lambda: F.silu(gate) * up
 
     def quick_gelu() -> tuple[Run, Run]:
-        x = torch.randn(VISION_ROWS, VISION_FFN).to(dtype)
+        x = torch.randn(s.vision_rows, s.vision_ffn).to(dtype)
         return lambda: ops.activation(x, "quick_gelu"), lambda: x * torch.sigmoid(1.702 * x)
 
     def gelu() -> tuple[Run, Run]:
-        x = torch.randn(VISION_ROWS, VISION_FFN).to(dtype)
+        x = torch.randn(s.vision_rows, s.vision_ffn).to(dtype)
         return lambda: ops.activation(x, "gelu"), lambda: F.gelu(x)
 
-    wide, vision = ROWS * FFN * dtype.itemsize, VISION_ROWS * VISION_FFN * dtype.itemsize
+    wide, vision = s.rows * s.ffn * dtype.itemsize, s.vision_rows * s.vision_ffn * dtype.itemsize
     return [
-        Case("silu_mul", f"[{ROWS}, 2 x {FFN}]", silu_mul, 2 * wide, wide),
-        Case("quick_gelu", f"[{VISION_ROWS}, {VISION_FFN}]", quick_gelu, vision, vision),
-        Case("gelu", f"[{VISION_ROWS}, {VISION_FFN}]", gelu, vision, vision),
+        Case("silu_mul", f"[{s.rows}, 2 x {s.ffn}]", silu_mul, 2 * wide, wide),
+        Case("quick_gelu", f"[{s.vision_rows}, {s.vision_ffn}]", quick_gelu, vision, vision),
+        Case("gelu", f"[{s.vision_rows}, {s.vision_ffn}]", gelu, vision, vision),
     ]
 
 
-def linear_cases(dtype: torch.dtype) -> list[Case]:
+def linear_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
     def make(rows: int, in_features: int, out_features: int) -> Case:
         def inputs() -> tuple[Run, Run]:
             x, weight = torch.randn(rows, in_features).to(dtype), torch.randn(out_features, in_features).to(dtype)
@@ -101,48 +126,52 @@ def linear_cases(dtype: torch.dtype) -> list[Case]:
         shape = f"{rows} x {in_features} -> {out_features}"
         return Case("linear", shape, inputs, count * dtype.itemsize, flops=2 * rows * count)
 
-    return [make(r, HIDDEN, 2 * FFN) for r in (1, 2, 4, 8, 16, 32)] + [make(r, FFN, HIDDEN) for r in (1, 8)]
+    return [make(r, s.hidden, 2 * s.ffn) for r in (1, 2, 4, 8, 16, 32)] + [make(r, s.ffn, s.hidden) for r in (1, 8)]
 
 
-def rope_case(dtype: torch.dtype) -> Case:
-    turning = HEADS + KV_HEADS
+def rope_case(s: KernelShapes, dtype: torch.dtype) -> Case:
+    turning = s.heads + s.kv_heads
 
     def inputs() -> tuple[Run, Run]:
-        qkv = torch.randn(ROWS, (HEADS + 2 * KV_HEADS) * HEAD_DIM).to(dtype)
-        angles = torch.randn(ROWS, HEAD_DIM // 2)
+        qkv = torch.randn(s.rows, (s.heads + 2 * s.kv_heads) * s.head_dim).to(dtype)
+        angles = torch.randn(s.rows, s.head_dim // 2)
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
-        cells = ROWS // BLOCK
-        cache = torch.zeros(cells, 1, 2, KV_HEADS, BLOCK, HEAD_DIM, dtype=dtype)
-        table, cu_seqlens = torch.randperm(cells).to(torch.int32)[None], int32([0, ROWS])
-        positions = torch.arange(ROWS, dtype=torch.int32)
+        cells = s.rows // BLOCK
+        cache = torch.zeros(cells, 1, 2, s.kv_heads, BLOCK, s.head_dim, dtype=dtype)
+        table, cu_seqlens = torch.randperm(cells).to(torch.int32)[None], int32([0, s.rows])
+        positions = torch.arange(s.rows, dtype=torch.int32)
         cos, sin = (part.repeat(1, 2)[:, None].to(dtype) for part in (angles.cos(), angles.sin()))
-        k_cache, v_cache = torch.zeros(2, ROWS, KV_HEADS, HEAD_DIM, dtype=dtype)
+        k_cache, v_cache = torch.zeros(2, s.rows, s.kv_heads, s.head_dim, dtype=dtype)
 
         def in_torch() -> None:
-            heads = qkv.view(ROWS, -1, HEAD_DIM)
+            heads = qkv.view(s.rows, -1, s.head_dim)
             x = heads[:, :turning]
             first, second = x.chunk(2, dim=-1)
             rotated = x * cos + torch.cat([-second, first], dim=-1) * sin
-            k_cache.copy_(rotated[:, HEADS:])
+            k_cache.copy_(rotated[:, s.heads :])
             v_cache.copy_(heads[:, turning:])
 
         return lambda: ops.rope_store(
-            qkv, positions, cos_sin, cache, 0, table, cu_seqlens, HEADS, KV_HEADS
+            qkv, positions, cos_sin, cache, 0, table, cu_seqlens, s.heads, s.kv_heads
         ), in_torch  # fmt: skip
 
-    row = HEAD_DIM * dtype.itemsize
-    read = ROWS * (row * (HEADS + 2 * KV_HEADS) + HEAD_DIM * 4)
+    row = s.head_dim * dtype.itemsize
+    read = s.rows * (row * (s.heads + 2 * s.kv_heads) + s.head_dim * 4)
     return Case(
-        "rope_store", f"[{ROWS}, {HEADS} + 2 x {KV_HEADS} heads]", inputs, read, ROWS * row * (HEADS + 3 * KV_HEADS)
+        "rope_store",
+        f"[{s.rows}, {s.heads} + 2 x {s.kv_heads} heads]",
+        inputs,
+        read,
+        s.rows * row * (s.heads + 3 * s.kv_heads),
     )
 
 
-def attention_cases(dtype: torch.dtype) -> list[Case]:
-    def prefill(name: str, rows: int, heads: int, kv_heads: int, causal: bool) -> Case:
+def attention_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
+    def prefill(name: str, rows: int, heads: int, kv_heads: int, head_dim: int, causal: bool) -> Case:
         def inputs() -> tuple[Run, Run]:
-            qkv = torch.randn(rows, heads + 2 * kv_heads, HEAD_DIM).to(dtype)
+            qkv = torch.randn(rows, heads + 2 * kv_heads, head_dim).to(dtype)
             q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-            cu_seqlens, scale = int32([0, rows]), HEAD_DIM**-0.5
+            cu_seqlens, scale = int32([0, rows]), head_dim**-0.5
             heads_q, heads_k, heads_v = (part.transpose(0, 1)[None] for part in (q, k, v))
             return (
                 lambda: ops.attention(q, k, v, cu_seqlens, causal=causal, scale=scale),
@@ -151,97 +180,119 @@ def attention_cases(dtype: torch.dtype) -> list[Case]:
                 ),
             )
 
-        flops = 4 * rows * rows * heads * HEAD_DIM // (2 if causal else 1)
-        size = rows * HEAD_DIM * dtype.itemsize
+        flops = 4 * rows * rows * heads * head_dim // (2 if causal else 1)
+        size = rows * head_dim * dtype.itemsize
         shape = f"[{rows}, {heads}/{kv_heads} heads]"
         return Case(name, shape, inputs, size * (heads + 2 * kv_heads), size * heads, flops)
 
     def decode(num_seqs: int, context: int) -> Case:
         def inputs() -> tuple[Run, Run]:
-            q = torch.randn(num_seqs, HEADS, HEAD_DIM).to(dtype)
+            q = torch.randn(num_seqs, s.heads, s.head_dim).to(dtype)
             blocks = context // BLOCK
-            cache = torch.randn(num_seqs * blocks, 1, 2, KV_HEADS, BLOCK, HEAD_DIM).to(dtype)
+            cache = torch.randn(num_seqs * blocks, 1, 2, s.kv_heads, BLOCK, s.head_dim).to(dtype)
             table = torch.randperm(num_seqs * blocks).to(torch.int32).view(num_seqs, blocks)
-            lengths, scale = torch.full((num_seqs,), context, dtype=torch.int32), HEAD_DIM**-0.5
+            lengths, scale = torch.full((num_seqs,), context, dtype=torch.int32), s.head_dim**-0.5
             # torch gets its cache in one piece per sequence, which a paged cache is not.
-            k, v = torch.randn(2, num_seqs, KV_HEADS, context, HEAD_DIM).to(dtype)
+            k, v = torch.randn(2, num_seqs, s.kv_heads, context, s.head_dim).to(dtype)
             return (
                 lambda: ops.attention_decode(q, cache, 0, table, lengths, scale=scale),
                 lambda: F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True),
             )
 
-        read = 2 * num_seqs * context * KV_HEADS * HEAD_DIM * dtype.itemsize
-        flops = 4 * num_seqs * context * HEADS * HEAD_DIM
+        read = 2 * num_seqs * context * s.kv_heads * s.head_dim * dtype.itemsize
+        flops = 4 * num_seqs * context * s.heads * s.head_dim
         return Case("attention_decode", f"{num_seqs} x {context}", inputs, read, flops=flops)
 
     return [
-        prefill("attention causal", ROWS, HEADS, KV_HEADS, True),
-        prefill("attention full", VISION_ROWS, VISION_HEADS, VISION_HEADS, False),
-        decode(8, ROWS),
-        decode(1, 16384),
+        prefill("attention causal", s.rows, s.heads, s.kv_heads, s.head_dim, True),
+        prefill("attention full", s.vision_rows, s.vision_heads, s.vision_heads, VISION_HEAD_DIM, False),
+        *(decode(num_seqs, context) for num_seqs, context in s.decodes),
     ]
 
 
-def route_case(dtype: torch.dtype) -> Case:
-    num_seqs, size = 8, HIDDEN // 4
+def route_case(s: KernelShapes, dtype: torch.dtype) -> Case:
+    num_seqs, size = s.num_seqs, s.hidden // 4
 
     def inputs() -> tuple[Run, Run]:
-        x, rows = torch.randn(num_seqs * ROWS, HIDDEN).to(dtype), torch.arange(num_seqs) * ROWS + ROWS - 3
-        weight, bias = torch.randn(2, HIDDEN)
-        hidden, predictor = torch.randn(size, HIDDEN) / HIDDEN**0.5, torch.randn(3, size)
+        x, rows = torch.randn(num_seqs * s.rows, s.hidden).to(dtype), torch.arange(num_seqs) * s.rows + s.rows - 3
+        weight, bias = torch.randn(2, s.hidden)
+        hidden, predictor = torch.randn(size, s.hidden) / s.hidden**0.5, torch.randn(3, size)
         router_rows, offsets = rows.to(torch.int32), torch.arange(num_seqs + 1, dtype=torch.int32)
 
         def in_torch() -> tuple[Tensor, Tensor]:
-            features = F.layer_norm(x[rows].float(), (HIDDEN,), weight, bias, EPS)
+            features = F.layer_norm(x[rows].float(), (s.hidden,), weight, bias, EPS)
             logits = F.linear(F.gelu(F.linear(features, hidden)), predictor)
             return (logits / 10).softmax(-1), logits.argmax(-1)
 
         return lambda: ops.route(x, router_rows, offsets, predictor, weight, bias, hidden), in_torch
 
-    return Case("route", f"{num_seqs} sequences", inputs, size * HIDDEN * 4, flops=2 * num_seqs * size * HIDDEN)
+    return Case("route", f"{num_seqs} sequences", inputs, size * s.hidden * 4, flops=2 * num_seqs * size * s.hidden)
 
 
-def pool_case(dtype: torch.dtype) -> Case:
-    experts = [2, 1, 2, 0, 2, 1, 2, 2]
+def pool_case(s: KernelShapes, dtype: torch.dtype) -> Case:
+    experts = [[2, 1, 2, 0, 2, 1, 2, 2][i % 8] for i in range(s.num_seqs)]
     before, after = 35, 29
     length = before + GRID * GRID + after
     out_lengths = [before + (GRID // kh) * (GRID // kw) + after for kh, kw in (KERNELS[e] for e in experts)]
 
     def inputs() -> tuple[Run, Run]:
         num_seqs = len(experts)
-        x, scales = torch.randn(num_seqs * length, HIDDEN).to(dtype), torch.rand(num_seqs)
+        x, scales = torch.randn(num_seqs * length, s.hidden).to(dtype), torch.rand(num_seqs)
         cu_seqlens = torch.arange(num_seqs + 1, dtype=torch.int32) * length
         out_cu_seqlens = torch.tensor([0, *out_lengths]).cumsum(0).to(torch.int32)
         starts, grids = torch.full((num_seqs,), before, dtype=torch.int32), int32([[GRID, GRID]] * num_seqs)
         chosen, kernels = int32(experts), int32(KERNELS)
+        out = torch.empty(sum(out_lengths), s.hidden, dtype=dtype)
 
         def in_torch() -> Tensor:
             parts = []
             for rows, expert, scale in zip(torch.split(x, length), experts, scales, strict=True):
                 text, visual, tail = torch.split(rows, [before, GRID * GRID, after])
-                image = visual.t().reshape(1, HIDDEN, GRID, GRID)
+                image = visual.t().reshape(1, s.hidden, GRID, GRID)
                 pooled = F.max_pool2d(image, KERNELS[expert]).flatten(2)[0].t()
                 parts += [text, pooled * scale.to(dtype), tail]
             return torch.cat(parts)
 
         return (
-            lambda: ops.pool(x, cu_seqlens, starts, grids, chosen, kernels, out_cu_seqlens, scales),
+            lambda: ops.pool(x, cu_seqlens, starts, grids, chosen, kernels, out_cu_seqlens, scales, out=out),
             in_torch,
         )
 
-    row = HIDDEN * dtype.itemsize
+    row = s.hidden * dtype.itemsize
     return Case(
         "pool", f"{len(experts)} x {GRID}x{GRID} mixed", inputs, len(experts) * length * row, sum(out_lengths) * row
     )
 
 
-def all_cases(dtype: torch.dtype) -> list[Case]:
+def sample_case(s: KernelShapes, dtype: torch.dtype) -> Case:
+    def inputs() -> tuple[Run, Run]:
+        logits, rows = torch.randn(s.num_seqs, s.vocab_size).to(dtype), (s.num_seqs,)
+        parameters = (
+            torch.full(rows, 0.7), int32([0] * s.num_seqs), torch.full(rows, 0.9, dtype=torch.float64),
+            torch.zeros(rows), torch.arange(s.num_seqs), torch.zeros(rows, dtype=torch.int64),
+        )  # fmt: skip
+
+        def in_torch() -> Tensor:
+            probs, ids = (logits.float() / 0.7).softmax(-1).sort(descending=True)
+            kept = probs.masked_fill(probs.cumsum(-1) - probs >= 0.9, 0)
+            draws = torch.searchsorted(kept.cumsum(-1), torch.rand(s.num_seqs, 1) * kept.sum(-1, keepdim=True))
+            return ids.gather(1, draws.clamp(max=s.vocab_size - 1))
+
+        return lambda: ops.sample(logits, *parameters), in_torch
+
+    shape = f"{s.num_seqs} x {s.vocab_size}, top-p"
+    return Case("sample", shape, inputs, s.num_seqs * s.vocab_size * dtype.itemsize)
+
+
+def all_cases(s: KernelShapes, dtype: torch.dtype, with_linear: bool) -> list[Case]:
+    """with_linear: the product of few rows, which is the CPU's alone."""
     return [
-        *norm_cases(dtype),
-        *activation_cases(dtype),
-        *linear_cases(dtype),
-        rope_case(dtype),
-        *attention_cases(dtype),
-        route_case(dtype),
-        pool_case(dtype),
+        *norm_cases(s, dtype),
+        *activation_cases(s, dtype),
+        *(linear_cases(s, dtype) if with_linear else []),
+        rope_case(s, dtype),
+        *attention_cases(s, dtype),
+        route_case(s, dtype),
+        pool_case(s, dtype),
+        sample_case(s, dtype),
     ]

@@ -57,6 +57,8 @@ RATIOS: dict[str, Cell] = {
     "vision / tf": ratio("transformers dense", "vision"),
     "prefill / tf": ratio("transformers dense", "prefill"),
     "step / tf": ratio("transformers dense", "decode_step"),
+    "prefill / compiled": ratio("compiled dense", "prefill"),
+    "step / compiled": ratio("compiled dense", "decode_step"),
     "prefill / eager": ratio("eager", "prefill"),
     "step / eager": ratio("eager", "decode_step"),
     "prefill / dense": ratio("dpn_rt dense", "prefill"),
@@ -79,10 +81,13 @@ def print_table(result: dict[str, Any]) -> None:
     )
     print(
         f"limits: GEMM {limits['gemm_flops_per_second']['median'] / 1e12:.3f} TFLOP/s, "
-        f"reads {limits['read_bytes_per_second']['median'] / 1e9:.1f} GB/s"
+        f"memory {limits['read_bytes_per_second']['median'] / 1e9:.1f} GB/s"
     )
     print_columns(result["rows"], TIMES)
-    print("speed against: tf = transformers dense, eager = same route, dense = dpn_rt dense (times faster)")
+    print(
+        "speed against: tf = transformers dense, compiled = it under torch.compile, eager = same route, "
+        "dense = dpn_rt dense (times faster)"
+    )
     print_columns(result["rows"], RATIOS)
 
 

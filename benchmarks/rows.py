@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 
 from benchmarks.samples import Samples
 
-SUBJECTS = ("transformers", "eager", "dpn_rt")
-MIXED_ROUTES = ((2, 2, 2), (0, 1, 2), (1, 1, 1), (2, 0, 1))
+SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt")
+DENSE_SUBJECTS = ("transformers", "compiled")
+"""They know of no routes."""
+MIXES = {
+    "quarters": ((2, 2, 2), (0, 1, 2), (1, 1, 1), (2, 0, 1)),
+    "40-40-20": ((2, 2, 2), (1, 1, 1), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+}
+"""Routes of a mixed batch, taken in turn: four kinds, or 40 % all 2x2, 40 % all 1x2 and 20 % all 1x1."""
 DENSE = (0, 0, 0)
 """All rows kept: the 1x1 expert at every boundary."""
 
@@ -38,11 +44,12 @@ def plan(options: argparse.Namespace) -> list[Row]:
     """The lines of the table, in the order in which a round runs them."""
     rows = []
     for batch in options.batch:
-        mixed = tuple(MIXED_ROUTES[i % len(MIXED_ROUTES)] for i in range(batch))
+        mix = MIXES[options.mix]
+        mixed = tuple(mix[i % len(mix)] for i in range(batch))
         same = [("".join(map(str, route)), (route,) * batch) for route in options.routes]
         groups = same if batch == 1 else [*same, ("mixed", mixed)]
-        if "transformers" in options.subjects:
-            rows.append(Row("transformers", "dense", batch, (DENSE,) * batch))
+        dense = [subject for subject in DENSE_SUBJECTS if subject in options.subjects]
+        rows += [Row(subject, "dense", batch, (DENSE,) * batch) for subject in dense]
         if "eager" in options.subjects:
             chosen = groups if batch == 1 else groups[-1:]
             rows += [Row("eager", label, batch, routes) for label, routes in chosen]

@@ -6,6 +6,7 @@ every request is chosen, and then decodes one token for every request and step; 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
+from benchmarks.clock import Stopwatch, synchronize
 from benchmarks.dense_llava import IMAGE_TOKEN
 from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.eager import EagerDpn
@@ -61,12 +63,14 @@ class TransformersDense:
 
     name = "transformers dense"
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    def __init__(self, model: LlavaForConditionalGeneration, compiled: bool = False) -> None:
+        """compiled: run the decoder through torch.compile."""
         self.model = model
+        self.forward: Any = torch.compile(model) if compiled else model
 
     @torch.inference_mode()
     def run(self, requests: Sequence[Request], steps: int) -> Timing:
-        model, cache = self.model, DynamicCache()
+        model, forward, cache = self.model, self.forward, DynamicCache()
         pixels = torch.stack([request.pixels for request in requests]).to(model.device, model.dtype)
         ids = torch.tensor([_repeat_placeholder(request) for request in requests], device=model.device)
         embeds = torch.stack([request.image_embeds for request in requests])
@@ -75,12 +79,12 @@ class TransformersDense:
         vision = now(model)
         rows = model.get_input_embeddings()(ids)
         rows[ids == IMAGE_TOKEN] = embeds.flatten(0, 1).to(rows.dtype)
-        logits = model(inputs_embeds=rows, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = forward(inputs_embeds=rows, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         tokens = logits[:, -1].argmax(-1, keepdim=True)
         prefill = now(model)
         kv_rows = len(requests) * self.num_layers * cache.get_seq_length()
         for _ in range(steps):
-            logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits = forward(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
             tokens = logits[:, -1].argmax(-1, keepdim=True)
         end = now(model)
         return Timing(vision - start, prefill - vision, (end - prefill) / steps, None, kv_rows)
@@ -120,28 +124,23 @@ class Eager:
                 for total, part in zip(spent, (vision - start, prefill - vision, end - prefill), strict=True)
             ]
         hooks.remove()
-        return Timing(spent[0], spent[1], spent[2] / steps, hooks.seconds, rows)
+        return Timing(spent[0], spent[1], spent[2] / steps, hooks.clock.seconds, rows)
 
 
 class BoundaryClock:
     """Time inside an eager model's boundaries."""
 
     def __init__(self, model: EagerDpn) -> None:
-        self.seconds, self._start = 0.0, 0.0
-        self._handles = []
-        for boundary in model.boundaries:
-            self._handles.append(boundary.register_forward_pre_hook(self._enter))
-            self._handles.append(boundary.register_forward_hook(self._leave))
+        self.clock, self._boundaries = Stopwatch(next(model.parameters()).device), list(model.boundaries)
+        for boundary in self._boundaries:
+            boundary.forward = functools.partial(self._timed, boundary.forward)
 
-    def _enter(self, module: nn.Module, _: Any) -> None:
-        self._start = now(module)
-
-    def _leave(self, module: nn.Module, _: Any, __: Any) -> None:
-        self.seconds += now(module) - self._start
+    def _timed(self, forward: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self.clock(lambda: forward(*args, **kwargs))
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for boundary in self._boundaries:
+            del boundary.forward  # the instance's own: the class's is back
 
 
 class Runtime:
@@ -149,10 +148,10 @@ class Runtime:
 
     name = "dpn_rt"
 
-    def __init__(self, llm: Any, config: ModelConfig) -> None:
+    def __init__(self, llm: Any, config: ModelConfig, device: str) -> None:
         from dpn_rt import SamplingParams
 
-        self.llm, self.config, self.sampling_params = llm, config, SamplingParams
+        self.llm, self.config, self.device, self.sampling_params = llm, config, device, SamplingParams
 
     def run(self, requests: Sequence[Request], steps: int) -> Timing:
         prompts = [
@@ -167,8 +166,9 @@ class Runtime:
         start = Clock()
         with torch.inference_mode():
             self.llm.engine.runner.encode_images([request.pixels for request in requests])
+        synchronize(self.device)
         vision = Clock() - start
-        boundary = OpClock()
+        boundary = OpClock(self.device)
         start = Clock()
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         total = Clock() - start
@@ -181,27 +181,22 @@ class Runtime:
             lengths = output.pyramid.kv_lengths
             grown = lengths[0] - (len(request.token_ids) + len(request.image_embeds) - 1)  # by decoding, in each stage
             rows += kv_rows(self.config, [length - grown for length in lengths])
-        return Timing(vision, total - decode, decode / steps, boundary.seconds, rows)
+        return Timing(vision, total - decode, decode / steps, boundary.clock.seconds, rows)
 
 
 class OpClock:
-    """Time inside the routing and pooling kernels."""
+    """Time inside the kernels of boundaries."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         from dpn_rt import ops
 
-        self.seconds, self._ops, self._originals = 0.0, ops, {"route": ops.route, "pool": ops.pool}
+        self.clock, self._ops = Stopwatch(device), ops
+        self._originals = {name: getattr(ops, name) for name in ("route", "advance_layout", "pool")}
         for name, function in self._originals.items():
-            setattr(ops, name, self._timed(function))
+            setattr(ops, name, functools.partial(self._timed, function))
 
-    def _timed(self, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = Clock()
-            result = function(*args, **kwargs)
-            self.seconds += Clock() - start
-            return result
-
-        return call
+    def _timed(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self.clock(lambda: function(*args, **kwargs))
 
     def remove(self) -> None:
         for name, function in self._originals.items():
@@ -210,8 +205,7 @@ class OpClock:
 
 def now(model: nn.Module) -> float:
     """The time, once the model's device has finished."""
-    if next(model.parameters()).device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(next(model.parameters()).device)
     return Clock()
 
 

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import platform
-from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from benchmarks.memory import resident_bytes
-from benchmarks.rows import Row
+from benchmarks.machine import machine
+from benchmarks.rows import DENSE_SUBJECTS, Row
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS
 from dpn_rt import flops
@@ -32,6 +25,7 @@ def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], lim
         "prompt": {"text_rows": NUM_TEXT_ROWS, "visual_rows": model.vision.num_visual_tokens},
         "decode_steps": options.tokens,
         "rounds": options.repeats,
+        "mix": options.mix,
         "machine": machine(options.device),
         "dense_prefill_flops": dense,
         "vision_flops": flops.vision_flops(model.vision, model.decoder.hidden_size),
@@ -62,9 +56,9 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
     """Speed against the other rows of the same batch, and against the limits; above 1 is faster than they."""
     found: dict[str, Any] = {}
     for other in rows:
-        dense = other.label == "dense" and other.subject in ("transformers", "dpn_rt")
+        dense = other.label == "dense" and other.subject in (*DENSE_SUBJECTS, "dpn_rt")
         same_route = other.subject == "eager" and other.routes == row.routes
-        if other is row or other.batch != row.batch or not (dense or same_route) or row.subject == "transformers":
+        if other is row or other.batch != row.batch or not (dense or same_route) or row.subject in DENSE_SUBJECTS:
             continue
         if other.subject == "dpn_rt" and row.subject != "dpn_rt":
             continue
@@ -83,22 +77,3 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
     if "boundary" in row.samples:
         found["boundary share of prefill"] = paired_ratio(row.samples["boundary"], row.samples["prefill"]).to_json()
     return found
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "resident_bytes": resident_bytes(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }

@@ -70,6 +70,8 @@ def route(
     norm_bias: Tensor | None,
     hidden_weight: Tensor | None,
     eps: float,
+    biases: Tensor | None,
+    levels: Tensor | None,
     workspace: Tensor | None,
     stream: int,
     /,
@@ -92,6 +94,20 @@ def pool(
 def pool_num_out_tokens(out_cu_seqlens: Tensor, /) -> int: ...
 def attention_decode_workspace_size(q: Tensor, kv_cache: Tensor, block_table: Tensor, /) -> int: ...
 def route_workspace_size(hidden: Tensor, cu_router_rows: Tensor, predictor: Tensor, /) -> int: ...
+def sample(
+    tokens: Tensor,
+    is_finite: Tensor,
+    logits: Tensor,
+    depths: Tensor,
+    temperatures: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    stream: int,
+    /,
+) -> None: ...
 def sample_greedy(tokens: Tensor, is_finite: Tensor, logits: Tensor, stream: int, /) -> None: ...
 def advance_layout(
     chosen: Tensor,

@@ -20,9 +20,10 @@ void bind_route(pybind11::module_& m) {
       "route",
       [](const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
          const Tensor& cu_router_rows, const Tensor& predictor, const Optional& norm_weight, const Optional& norm_bias,
-         const Optional& hidden_weight, float eps, const Optional& workspace, Stream stream) {
+         const Optional& hidden_weight, float eps, const Optional& biases, const Optional& levels,
+         const Optional& workspace, Stream stream) {
         route(probs, experts, hidden, router_rows, cu_router_rows, predictor, pointer(norm_weight), pointer(norm_bias),
-              pointer(hidden_weight), eps, pointer(workspace), stream);
+              pointer(hidden_weight), eps, pointer(biases), pointer(levels), pointer(workspace), stream);
       },
       pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("route_workspace_size", &route_workspace_size);

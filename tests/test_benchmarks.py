@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import latency
+from benchmarks import document, latency, ops
+from benchmarks.clock import Stopwatch, replayable, seconds
 from benchmarks.dense_llava import IMAGE_TOKEN, dense_llava
+from benchmarks.rows import plan
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
 from dpn_rt import flops
@@ -121,16 +126,22 @@ def test_the_transformers_baseline_and_eager_are_the_same_model() -> None:
 
 def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latency.json"
-    arguments = ["--subjects", "transformers", "eager", "--repeats", "1", "--tokens", "2", "--batch", "1", "2"]
+    arguments = ["--subjects", "transformers", "eager", "dpn_rt", "--repeats", "1", "--tokens", "2", "--batch", "1", "2"]
     latency.main([*arguments, "--json", str(file)])
     report = json.loads(file.read_text())
     labels = [(row["subject"], row["routes"], row["batch"]) for row in report["rows"]]
     assert labels == [
         ("transformers", "dense", 1),
         ("eager", "222", 1),
+        ("dpn_rt", "dense", 1),
+        ("dpn_rt", "222", 1),
         ("transformers", "dense", 2),
         ("eager", "mixed", 2),
+        ("dpn_rt", "dense", 2),
+        ("dpn_rt", "222", 2),
+        ("dpn_rt", "mixed", 2),
     ]
+    assert all(row["boundary"]["median"] > 0 for row in report["rows"] if row["subject"] != "transformers")
     assert report["rows"][0]["flops_to_dense"] == 1.0
     assert all(row["prefill"]["median"] > 0 for row in report["rows"])
     assert "eager 222 x1" in capsys.readouterr().out
@@ -145,3 +156,107 @@ def test_unknown_routes_are_refused() -> None:
     for bad in ("22", "223", "2222", "a"):
         with pytest.raises(SystemExit):
             latency.parse_arguments(["--routes", bad])
+
+
+def latency_result() -> dict[str, Any]:
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "min": value, "max": value}
+
+    row = {
+        "subject": "dpn_rt", "routes": "222", "batch": 1, "prefill_flops": 4e12, "computed_prefill_flops": 4e12,
+        "flops_to_dense": 0.4, "kv_bytes": 1e6, "ratios": {}, "tokens_per_second": spread(300.0),
+        "prefill_flops_per_second": spread(6e14),
+    }  # fmt: skip
+    times = {"vision": 0.004, "prefill": 0.007, "time_to_first_token": 0.011, "decode_step": 0.0035}
+    row |= {name: spread(value) for name, value in times.items()}
+    gpu = {"name": "GPU", "capability": "9.0", "driver": "1.2", "cuda": "13.0"}
+    machine = {
+        "cpu": "CPU",
+        "device": "GPU",
+        "threads": 1,
+        "gpu": gpu,
+        "torch": "2",
+        "transformers": "5",
+        "python": "3",
+    }
+    return {
+        "shape": "llava-1.5-7b", "dtype": "bfloat16", "machine": machine, "rounds": 1, "decode_weight_bytes": 13e9,
+        "prompt": {"visual_rows": 576, "text_rows": 64},
+        "limits": {"gemm_flops_per_second": spread(8e14), "read_bytes_per_second": spread(4e12)},
+        "rows": [row, row | {"subject": "eager", "prefill": spread(0.03), "computed_prefill_flops": 9e12}],
+    }  # fmt: skip
+
+
+def kernels_result() -> dict[str, Any]:
+    numbers = {name: {"median": 1e-5, "min": 1e-5, "max": 1e-5} for name in ("ours", "torch", "speedup", "of_limit")}
+    return {"kernels": [{"name": "route", "shape": "32 sequences", "bytes": 1, "flops": 0, **numbers}]}
+
+
+def test_the_document_gets_tables_and_a_plot_in_place_of_the_old_ones(tmp_path: Path) -> None:
+    for name, value in (("latency", latency_result()), ("ops", kernels_result())):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    page = tmp_path / "performance.md"
+    page.write_text(f"# Above\n\n{document.BEGIN}\nold\n{document.END}\n\n# Below\n")
+    arguments = [f"--latency={tmp_path}/latency.json", f"--ops={tmp_path}/ops.json", f"--docs={tmp_path}"]
+    document.main(arguments)
+    written = page.read_text()
+    assert written.startswith("# Above\n") and written.endswith("\n# Below\n")
+    assert "old" not in written
+    assert "GPU (capability 9.0, driver 1.2), CUDA 13.0" in written
+    assert "dpn_rt 222 x1" in written and "32 sequences" in written
+    assert (tmp_path / document.PLOT).stat().st_size > 1000
+    document.main(arguments)
+    assert page.read_text() == written, "a second run changes nothing"
+
+
+def test_a_document_without_marks_gets_them_at_its_end_and_half_a_mark_is_refused() -> None:
+    assert document.with_section("# Page\n", "text") == "# Page\n\ntext\n"
+    with pytest.raises(ValueError, match="without"):
+        document.with_section(f"a {document.BEGIN} b", "text")
+
+
+def test_missing_results_are_told_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        document.main([f"--latency={tmp_path}/none.json"])
+    assert "none.json is not there" in capsys.readouterr().err
+
+
+def test_the_limit_is_the_products_or_the_weights() -> None:
+    result = latency_result()
+    assert document.least_seconds(result, 8e14) == pytest.approx(1.0)
+    assert document.least_seconds(result, 1.0) == pytest.approx(13e9 / 4e12)
+
+
+def test_mixes_hold_what_their_names_say() -> None:
+    options = argparse.Namespace(batch=[10], routes=[], subjects=["dpn_rt"], mix="40-40-20")
+    (_, mixed) = plan(options)
+    assert (mixed.label, len(mixed.routes)) == ("mixed", 10)
+    assert [mixed.routes.count((kernel,) * 3) for kernel in (2, 1, 0)] == [4, 4, 2]
+
+
+def test_a_stopwatch_sums_what_runs_within_it() -> None:
+    watch = Stopwatch("cpu")
+    assert watch(lambda: 5) == 5
+    first = watch.seconds
+    watch(lambda: sum(range(1000)))
+    assert 0 < first < watch.seconds
+    assert seconds(lambda: None) >= 0
+    assert replayable(run := lambda: None, "cpu") is run
+
+
+def test_ops_report_names_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ops.json"
+    monkeypatch.setattr(ops, "CPU", dataclasses.replace(ops.CPU, limit_bytes=1 << 20, cold_bytes=1 << 20, gemm_rows=2))
+    monkeypatch.setattr(ops, "call_cost", dict)
+    monkeypatch.setattr("sys.argv", ["ops.py", "--rounds", "1", "--only", "rms_norm", "--json", str(file)])
+    ops.main()
+    result = json.loads(file.read_text())
+    assert [row["name"] for row in result["kernels"]] == ["rms_norm", "add_rms_norm"]
+    assert result["machine"]["gpu"] is None and result["machine"]["torch"] == torch.__version__
+
+
+def test_every_kernel_has_its_row_on_both_devices() -> None:
+    names = [{case.name for case in ops.all_cases(shape, torch.bfloat16, linear)} for shape, linear in
+             ((ops.LLAVA_1B, True), (ops.LLAVA_7B, False))]  # fmt: skip
+    assert names[0] - names[1] == {"linear"} and not names[1] - names[0]
+    assert {"route", "pool", "attention causal", "attention_decode", "sample", "rope_store"} <= names[1]

@@ -62,7 +62,8 @@ std::pair<const std::byte*, const std::byte*> extent(const Tensor& t) {
 }  // namespace
 
 const char* name(DType dtype) {
-  constexpr const char* names[] = {"float32", "bfloat16", "float16", "int32", "int64", "an unsupported dtype"};
+  constexpr const char* names[] = {
+      "float32", "bfloat16", "float16", "int32", "int64", "float64", "an unsupported dtype"};
   return names[static_cast<int>(dtype)];
 }
 

@@ -4,6 +4,34 @@
 
 namespace dpn {
 
+namespace {
+
+void run(const AdvanceLayoutParams& params, const Tensor& grids,
+         Stream stream){DPN_CALL_KERNEL(advance_layout_kernel, params, grids, stream)}
+
+std::string at(const char* name, std::int64_t index) {
+  return std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+// The image and the router rows of a sequence lie within its rows.
+void check_sequence(const Checker& check, const AdvanceLayoutParams& p, std::int64_t b) {
+  const std::int64_t first = p.cu_seqlens[b], end = p.cu_seqlens[b + 1];
+  const std::int64_t start = p.image_start[b], height = p.grids[2 * b], width = p.grids[2 * b + 1];
+  const std::string grid = at("grids", b) + " is " + std::to_string(height) + "x" + std::to_string(width);
+  check.condition(height >= 0 && width >= 0, grid + ", expected no negative size")
+      .condition(height * width == 0 || (start >= 0 && start + height * width <= end - first),
+                 grid + " from row " + std::to_string(start) + " on, but the sequence has " +
+                     std::to_string(end - first) + " rows");
+  for (std::int64_t i = p.cu_router_rows[b]; i < p.cu_router_rows[b + 1]; ++i) {
+    if (p.router_rows[i] < first || p.router_rows[i] >= end) {
+      check.fail(at("router_rows", i) + " is " + std::to_string(p.router_rows[i]) + ", expected a row of sequence " +
+                 std::to_string(b) + ", " + std::to_string(first) + " to " + std::to_string(end - 1));
+    }
+  }
+}
+
+}  // namespace
+
 void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& scales, const Tensor& out_cu_seqlens,
                     const Tensor& out_grids, const Tensor& out_router_rows, const Tensor& positions,
                     const Tensor* routed, const Tensor* probs, const Tensor* forced, const Tensor& kernels,
@@ -11,7 +39,6 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
                     const Tensor& image_start, const Tensor& grids, const Tensor& router_rows,
                     const Tensor& cu_router_rows, Stream stream) {
   const Checker check("advance_layout", grids);
-  check.on_cuda("grids", grids);
   Dim num_seqs("num_seqs"), num_offsets("num_seqs + 1"), num_experts("num_experts"), two("2", 2);
   Dim num_router_rows("num_router_rows"), max_tokens("max_tokens");
   check.contiguous("grids", grids, {&num_seqs, &two}, {DType::i32});
@@ -68,7 +95,17 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
                                    .num_seqs = num_seqs,
                                    .num_router_rows = num_router_rows,
                                    .max_tokens = max_tokens};
-  DPN_CALL_CUDA_KERNEL(advance_layout_kernel, params, grids, stream)
+  if (check.can_read()) {
+    check_cu_seqlens(check, "cu_seqlens", cu_seqlens, params.cu_seqlens[num_seqs]);
+    check.range("the end of cu_seqlens", params.cu_seqlens[num_seqs], 0, max_tokens);
+    check_cu_seqlens(check, "cu_router_rows", cu_router_rows, num_router_rows);
+    check_entries(check, "first_rows", first_rows, 0, INT32_MAX - max_tokens);
+    check_entries(check, "kernels", kernels, 1, 1 << 15);
+    if (routed) check_entries(check, "routed", *routed, -1, num_experts - 1);
+    if (forced) check_entries(check, "forced", *forced, -1, num_experts - 1);
+    for (std::int64_t b = 0; b < num_seqs; ++b) check_sequence(check, params, b);
+  }
+  run(params, grids, stream);
 }
 
 }  // namespace dpn

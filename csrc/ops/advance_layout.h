@@ -1,7 +1,8 @@
-// From the experts of a boundary to the layout of the next stage, on the GPU: what dpn_rt/pyramid.py and layout.py do
-// on the host, so that nothing but the new number of rows has to be read back.
+// From the experts of a boundary to the layout of the next stage, where the experts are: on the GPU nothing but the new
+// number of rows has to be read back.
 #pragma once
 
+#include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 
@@ -35,7 +36,7 @@ struct AdvanceLayoutParams {
   std::int64_t max_tokens;
 };
 
-// On the GPU alone. routed and probs are both given or both null.
+// routed and probs are both given or both null.
 void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& scales, const Tensor& out_cu_seqlens,
                     const Tensor& out_grids, const Tensor& out_router_rows, const Tensor& positions,
                     const Tensor* routed, const Tensor* probs, const Tensor* forced, const Tensor& kernels,
@@ -45,4 +46,5 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
 
 }  // namespace dpn
 
+DPN_DECLARE_CPU_KERNEL(advance_layout_kernel, AdvanceLayoutParams)
 DPN_DECLARE_CUDA_KERNEL(advance_layout_kernel, AdvanceLayoutParams)

@@ -1,6 +1,7 @@
 #include "ops/route.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -32,6 +33,19 @@ void check_router(const Checker& check, const Tensor& predictor, const Tensor* n
       .condition(hidden_size > 0, "hidden has hidden_size=0, expected at least 1");
 }
 
+// A bias that is not finite would make NaN of the logit at level 0.
+void check_biases(const Checker& check, const Tensor* biases, const Tensor* levels, Dim& num_seqs, Dim& num_experts) {
+  check.condition(!biases == !levels, "biases and levels must be given together");
+  if (!biases) return;
+  check.contiguous("biases", *biases, {&num_seqs}, {DType::f32})
+      .contiguous("levels", *levels, {&num_experts}, {DType::i32});
+  for (std::int64_t b = 0; check.can_read() && b < num_seqs; ++b) {
+    const float bias = biases->as<float>()[b];
+    check.condition(std::isfinite(bias), "biases has the entry " + std::to_string(bias) + " at flat index " +
+                                             std::to_string(b) + ", expected a finite number");
+  }
+}
+
 // Features and activations of every sequence, and a counter.
 std::int64_t workspace_size(std::int64_t num_seqs, std::int64_t hidden_size, std::int64_t router_size) {
   return num_seqs * (hidden_size + router_size) + 1;
@@ -56,7 +70,8 @@ std::int64_t route_workspace_size(const Tensor& hidden, const Tensor& cu_router_
 
 void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
            const Tensor& cu_router_rows, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
-           const Tensor* hidden_weight, float eps, const Tensor* workspace, Stream stream) {
+           const Tensor* hidden_weight, float eps, const Tensor* biases, const Tensor* levels, const Tensor* workspace,
+           Stream stream) {
   const Checker check("route", hidden);
   Dim num_tokens("num_tokens"), hidden_size("hidden_size"), router_size("router_size"), num_experts("num_experts");
   Dim num_rows("num_router_rows"), num_offsets("num_seqs + 1"), num_seqs("num_seqs");
@@ -73,6 +88,7 @@ void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, con
   num_seqs.value = num_offsets - 1;
   check.contiguous("probs", probs, {&num_seqs, &num_experts}, {DType::f32})
       .contiguous("experts", experts, {&num_seqs}, {DType::i32});
+  check_biases(check, biases, levels, num_seqs, num_experts);
 
   const auto* offsets = cu_router_rows.as<std::int32_t>();
   RouteParams params{.probs = probs.as<float>(),
@@ -85,6 +101,8 @@ void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, con
                      .norm_bias = norm_bias ? norm_bias->as<float>() : nullptr,
                      .hidden_weight = hidden_weight ? hidden_weight->as<float>() : nullptr,
                      .predictor = predictor.as<float>(),
+                     .biases = biases ? biases->as<float>() : nullptr,
+                     .levels = levels ? levels->as<std::int32_t>() : nullptr,
                      .features = nullptr,
                      .activations = nullptr,
                      .logits = nullptr,

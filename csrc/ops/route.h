@@ -18,6 +18,8 @@ struct RouteParams {
   const float* norm_bias;              // [hidden_size]
   const float* hidden_weight;          // [router_size, hidden_size]
   const float* predictor;              // [num_experts, router_size]; router_size = hidden_size without hidden layer
+  const float* biases;                 // [num_seqs] added to each logit times its level; null: none
+  const std::int32_t* levels;          // [num_experts] level of compression; null without biases
   float* features;                     // scratch [num_routed, hidden_size], num_routed = num_seqs on the GPU
   float* activations;                  // scratch [num_routed, router_size]
   float* logits;                       // scratch [num_routed, num_experts]; for the CPU only
@@ -33,10 +35,12 @@ struct RouteParams {
   DType dtype;  // of hidden
 };
 
-// norm_weight, norm_bias and hidden_weight are all given or all null. workspace is looked at on the GPU only.
+// norm_weight, norm_bias and hidden_weight are all given or all null, and so are biases and levels. workspace is looked
+// at on the GPU only.
 void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
            const Tensor& cu_router_rows, const Tensor& predictor, const Tensor* norm_weight, const Tensor* norm_bias,
-           const Tensor* hidden_weight, float eps, const Tensor* workspace, Stream stream);
+           const Tensor* hidden_weight, float eps, const Tensor* biases, const Tensor* levels, const Tensor* workspace,
+           Stream stream);
 // Elements of the float32 workspace that route needs for such tensors, 0 on the CPU.
 std::int64_t route_workspace_size(const Tensor& hidden, const Tensor& cu_router_rows, const Tensor& predictor);
 

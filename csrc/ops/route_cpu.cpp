@@ -53,11 +53,15 @@ void multiply(const RouteParams& p, float* out, const float* x, const float* wei
                  .dtype = DType::f32});
 }
 
-// softmax(logits / 10), and the first of the largest logits. A NaN is never larger: the choice stays a valid expert.
+// Adds the sequence's bias; softmax(logits / 10), and the first of the largest logits. A NaN is never larger: the
+// choice stays a valid expert.
 void choose(const RouteParams& p, std::int64_t index) {
   constexpr float kTemperature = 10.0f;
-  const float* logits = p.logits + index * p.num_experts;
+  float* logits = p.logits + index * p.num_experts;
   const std::int32_t sequence = p.routed_seqs[index];
+  for (std::int64_t e = 0; p.biases && e < p.num_experts; ++e) {
+    logits[e] += p.biases[sequence] * static_cast<float>(p.levels[e]);
+  }
   float* probs = p.probs + sequence * p.num_experts;
   std::int32_t best = 0;
   for (std::int32_t e = 1; e < p.num_experts; ++e) {

@@ -27,18 +27,20 @@ __device__ float sum_of_block(float value, float* partial) {
   return block_sum(value, partial, kWarps);
 }
 
-// Probabilities and choice of one sequence by one warp: softmax(logits / 10), and the first of the largest logits. A
-// NaN is never larger: the choice stays a valid expert.
+// Probabilities and choice of one sequence by one warp: softmax(logits / 10) with its bias, and the first of the
+// largest logits. A NaN is never larger: the choice stays a valid expert.
 __device__ void predict(const RouteParams& p, int sequence, const float* input) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   float* probs = p.probs + sequence * p.num_experts;
+  const float bias = p.biases ? p.biases[sequence] : 0.0f;
   float highest = 0;
   int best = 0;
   for (int e = 0; e < p.num_experts; ++e) {
     const float* weights = p.predictor + e * p.router_size;
     float sum = 0;
     for (std::int64_t i = lane; i < p.router_size; i += kWarpSize) sum += __ldcg(input + i) * weights[i];
-    const float logit = warp_sum(sum);
+    float logit = warp_sum(sum);
+    if (p.biases) logit += bias * static_cast<float>(p.levels[e]);
     if (lane == 0) probs[e] = logit;
     if (e == 0 || logit > highest) {
       highest = logit;

@@ -19,7 +19,7 @@ from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
 from dpn_rt.ops.rope import rope_store
 from dpn_rt.ops.route import route
-from dpn_rt.ops.sample import sample_greedy
+from dpn_rt.ops.sample import sample, sample_greedy
 
 __all__ = [
     "MOST_STREAMED_ROWS",
@@ -40,6 +40,7 @@ __all__ = [
     "rms_norm",
     "rope_store",
     "route",
+    "sample",
     "sample_greedy",
     "silu_mul",
 ]

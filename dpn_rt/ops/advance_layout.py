@@ -1,4 +1,4 @@
-"""The layout of the next stage on the GPU, where the experts are."""
+"""The layout of the next stage, made where the experts are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpn_rt.ops.stream import raw_stream
 
 @dataclass(frozen=True)
 class DeviceLayout:
-    """Rows of a packed batch in one stage, int32 tensors of one CUDA device."""
+    """Rows of a packed batch in one stage, int32 tensors of one device."""
 
     cu_seqlens: Tensor
     """`[num_seqs + 1]` first packed row of each sequence, and the number of rows at the end."""
@@ -52,7 +52,7 @@ def advance_layout(
     probs: Tensor | None = None,
     forced: Tensor | None = None,
 ) -> Advance:
-    """The counterpart of `pyramid.Boundary.apply` and `Layout.pooled` that reads nothing back. CUDA only.
+    """The counterpart of `pyramid.Boundary.apply` and `Layout.pooled` that reads nothing back from the GPU.
 
     Args:
         layout: of the stage before.
@@ -64,7 +64,7 @@ def advance_layout(
             router, -1 means expert 0.
 
     Raises:
-        KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
+        KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.
     """
     after = DeviceLayout(
         cu_seqlens=torch.empty_like(layout.cu_seqlens),

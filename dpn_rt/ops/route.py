@@ -18,6 +18,8 @@ def route(
     norm_bias: Tensor | None = None,
     hidden_weight: Tensor | None = None,
     eps: float = 1e-5,
+    biases: Tensor | None = None,
+    levels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean of a sequence's router rows -> LayerNorm -> Linear -> GELU -> Linear -> softmax(logits / 10), in float32.
 
@@ -32,6 +34,9 @@ def route(
         norm_bias: `[hidden_size]` float32.
         hidden_weight: `[router_size, hidden_size]` float32; published routers have router_size = hidden_size / 4.
         eps: of the LayerNorm.
+        biases: `[num_seqs]` float32, finite: `biases[b] * levels[e]` is added to the logit of expert e; with `levels`.
+            0 leaves a sequence's probabilities as they are, bit for bit.
+        levels: `[num_experts]` int32, level of compression of each expert.
 
     Returns:
         probs `[num_seqs, num_experts]` float32 and experts `[num_seqs]` int32, the first of the most probable ones. A
@@ -61,6 +66,8 @@ def route(
         norm_bias,
         hidden_weight,
         eps,
+        biases,
+        levels,
         workspace,
         stream,
     )

@@ -1,4 +1,4 @@
-"""The choice of the next token on the GPU."""
+"""The choice of the next token, made where the logits are."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dpn_rt.ops.stream import raw_stream
 
 
 def sample_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The most probable token of each row, without a round trip through the host. CUDA only.
+    """The most probable token of each row, without a round trip through the host.
 
     Args:
-        logits: `[num_rows, vocab_size]`, float32, bfloat16 or float16; rows may be strided.
+        logits: `[num_rows, vocab_size]`, float32 or bfloat16; rows may be strided.
 
     Returns:
         tokens `[num_rows]` int32, the first of the largest logits (a NaN is never larger), and is_finite `[num_rows]`
-        int32: 1 where every logit of the row is finite, else 0.
+        int32: 1 where the row has a softmax (no NaN, and a largest logit that is finite), else 0.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
@@ -25,4 +25,43 @@ def sample_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     tokens = torch.empty(logits.shape[:1], dtype=torch.int32, device=logits.device)
     is_finite = torch.empty_like(tokens)
     _kernels.sample_greedy(tokens, is_finite, logits, raw_stream(logits) if logits.is_cuda else 0)
+    return tokens, is_finite
+
+
+def sample(
+    logits: Tensor,
+    temperatures: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """A random token of each row, without a round trip through the host.
+
+    Cuts and draws as `sampling_filters`: min-p first, then top-k, of what that leaves top-p, ties by token id; then the
+    cumulative distribution in order of the vocabulary is inverted at the row's random number. Probabilities are summed
+    in fixed point (2^-42 of the best token's), so a row gets the same token in any batch, and but for rounding the one
+    that `sampling_filters` gives.
+
+    Args:
+        logits: `[num_rows, vocab_size]`, float32 or bfloat16; rows may be strided; at most 2^21 tokens.
+        temperatures: `[num_rows]` float32, below 1e-5 greedy.
+        top_k: `[num_rows]` int32, 0 or -1 where off.
+        top_p: `[num_rows]` float64, 1 where off.
+        min_p: `[num_rows]` float32, 0 where off.
+        keys: `[num_rows]` int64, the bits of `sampling_filters.stream_key`.
+        positions: `[num_rows]` int64, which number of the row's stream to draw with: tokens sampled before.
+
+    Returns:
+        tokens and is_finite as `sample_greedy`; a row without a softmax gets that function's token.
+
+    Raises:
+        KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.
+    """
+    tokens = torch.empty(logits.shape[:1], dtype=torch.int32, device=logits.device)
+    is_finite = torch.empty_like(tokens)
+    depths = torch.empty(logits.shape, dtype=torch.int32, device=logits.device)
+    stream = raw_stream(logits) if logits.is_cuda else 0
+    _kernels.sample(tokens, is_finite, logits, depths, temperatures, top_k, top_p, min_p, keys, positions, stream)
     return tokens, is_finite

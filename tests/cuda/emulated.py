@@ -13,7 +13,7 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "emulation"
 BUILD = FOLDER.parents[2] / "build" / "emulation"
 CUDA = 1
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4, torch.float64: 5}
 MAX_DIMS = 8
 
 
@@ -33,7 +33,7 @@ class TensorStruct(ctypes.Structure):
     @classmethod
     def of(cls, tensor: Tensor) -> TensorStruct:
         return cls(
-            tensor.data_ptr(), DTYPES.get(tensor.dtype, 5), CUDA, 0, tensor.ndim,
+            tensor.data_ptr(), DTYPES.get(tensor.dtype, 6), CUDA, 0, tensor.ndim,
             (ctypes.c_int64 * MAX_DIMS)(*tensor.shape), (ctypes.c_int64 * MAX_DIMS)(*tensor.stride()),
         )  # fmt: skip
 

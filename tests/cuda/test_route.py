@@ -24,7 +24,9 @@ class Router:
         self.hidden_weight = weights(router_size, hidden_size, scale=hidden_size**-0.5)
         self.predictor = weights(num_experts, router_size or hidden_size, scale=3.0)
 
-    def run(self, kernels: Kernels, hidden: Tensor, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def run(
+        self, kernels: Kernels, hidden: Tensor, rows: list[list[int]], bias: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         put = self.guards.put
         router_rows, cu_router_rows = (
             put(int32([row for own in rows for row in own])),
@@ -35,10 +37,13 @@ class Router:
         size = kernels.size("route_workspace_size", hidden, cu_router_rows, self.predictor)
         layer = [self.norm_weight, self.norm_bias, self.hidden_weight] if self.has_hidden else [None] * 3
         workspace = self.guards.poisoned(size, dtype=torch.float32)
-        kernels.route(probs, experts, hidden, router_rows, cu_router_rows, self.predictor, *layer, EPS, workspace)
+        biases, levels = (put(bias[0]), put(bias[1])) if bias else (None, None)
+        kernels.route(
+            probs, experts, hidden, router_rows, cu_router_rows, self.predictor, *layer, EPS, biases, levels, workspace
+        )
         return probs, experts
 
-    def reference(self, hidden: Tensor, rows: list[list[int]]) -> Tensor:
+    def reference(self, hidden: Tensor, rows: list[list[int]], added: Tensor | float = 0.0) -> Tensor:
         probs = torch.zeros(len(rows), self.predictor.shape[0], dtype=torch.float64)
         for b, own in enumerate(rows):
             if not own:
@@ -48,7 +53,8 @@ class Router:
                 shape = [x.shape[0]]
                 x = functional.layer_norm(x, shape, self.norm_weight.double(), self.norm_bias.double(), EPS)
                 x = functional.gelu(self.hidden_weight.double() @ x)
-            probs[b] = (self.predictor.double() @ x / 10).softmax(0)
+            own_added = added[b] if isinstance(added, Tensor) else added
+            probs[b] = ((self.predictor.double() @ x + own_added) / 10).softmax(0)
         return probs
 
 
@@ -68,6 +74,20 @@ def test_route(
     # Alone a sequence gets bit for bit what it gets in the batch.
     alone, _ = router.run(kernels, hidden, [rows[2]])
     assert torch.equal(alone[0], probs[2])
+
+
+@pytest.mark.parametrize("router_size", [0, 5])
+def test_biases(
+    kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, router_size: int
+) -> None:
+    router = Router(guards, generator, 48, router_size, 3)
+    hidden = guards.put(random_rows(generator, (6, 48), dtype, 2.0))
+    rows = [[0], [1], [], [2, 3], [5]]
+    biases, levels = torch.tensor([0.0, -7.5, 3.0, 20.0, 0.25]), int32([2, 0, 1])
+    probs, experts = router.run(kernels, hidden, rows, (biases, levels))
+    assert_near(probs, router.reference(hidden, rows, biases.double()[:, None] * levels), 4.0, 1e-5)
+    assert experts.tolist() == [int(probs[b].argmax()) if own else -1 for b, own in enumerate(rows)]
+    assert torch.equal(probs[0], router.run(kernels, hidden, rows)[0][0]), "a bias of 0 changed something"
 
 
 def test_nan_leaves_a_valid_expert(kernels: Kernels, guards: Guards, generator: torch.Generator) -> None:

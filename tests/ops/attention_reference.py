@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as functional
 
 # Absolute allowance over torch's error: what the order of additions changes in float32 scores of these tests' size.
 FLOOR = 5e-6
+
+
+CUDA_HEAD_DIMS = (16, 32, 64, 96, 128)
+
+
+def require_head_dim(head_dim: int) -> None:
+    """Skips the test where the device's kernels do not take this head size."""
+    if torch.get_default_device().type == "cuda" and head_dim not in CUDA_HEAD_DIMS:
+        pytest.skip(f"CUDA attention takes head sizes {CUDA_HEAD_DIMS}, not {head_dim}")
+
+
+def head_dim_here(head_dim: int) -> int:
+    """A head size of the device for one that a strategy drew."""
+    is_taken = torch.get_default_device().type == "cpu" or head_dim in CUDA_HEAD_DIMS
+    return head_dim if is_taken else CUDA_HEAD_DIMS[head_dim % len(CUDA_HEAD_DIMS)]
+
+
+def dtype_here(dtype: torch.dtype) -> torch.dtype:
+    """float16 for float32 where attention computes in 16 bits only."""
+    is_taken = torch.get_default_device().type == "cpu" or dtype.itemsize == 2
+    return dtype if is_taken else torch.float16
 
 
 def offsets(lengths: list[int]) -> torch.Tensor:

@@ -1,14 +1,63 @@
-"""Helpers of every kernel test: fresh random inputs, poisoned outputs, a tolerance that calibrates itself."""
+"""Helpers of every kernel test: where it runs, fresh random inputs, poisoned outputs, a tolerance that fits itself.
+
+Every test runs on the CPU, and again on the GPU where there is one: what it creates is made there, since the device is
+torch's default one. A test that takes `dtype` gets each of the device's. Modules say with `DTYPES` or `DEVICES` what
+differs, tests that are about the CPU alone with `@pytest.mark.cpu_only`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-DTYPES = [torch.float32, torch.bfloat16]
+from dpn_rt import _kernels
+
+DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
+ATTENTION_DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.bfloat16, torch.float16]}
+CPU_ONLY = ["cpu"]
+
+NO_GPU = "there is no GPU" if not torch.cuda.is_available() else "" if _kernels.has_cuda else "built without CUDA"
+GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU or "runs")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    devices = getattr(metafunc.module, "DEVICES", ["cpu", "cuda"])
+    if metafunc.definition.get_closest_marker("cpu_only"):
+        devices = CPU_ONLY
+    dtypes = getattr(metafunc.module, "DTYPES", DTYPES)
+    takes_dtype = "dtype" in metafunc.fixturenames
+    cases = [(device, dtype) for device in devices for dtype in (dtypes[device] if takes_dtype else [None])]
+    parameters = [
+        pytest.param(
+            *((device, dtype) if takes_dtype else (device,)),
+            marks=GPU_MARKS if device == "cuda" else [],
+            id="-".join([device, *([str(dtype).removeprefix("torch.")] if takes_dtype else [])]),
+        )
+        for device, dtype in cases
+    ]
+    metafunc.parametrize(("device", "dtype") if takes_dtype else ("device",), parameters, indirect=["device"])
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the test's tensors are made."""
+    device = torch.device(getattr(request, "param", "cpu"))
+    if device.type == "cpu":
+        yield device
+        return
+    torch.set_default_device(device)
+    try:
+        yield device
+    finally:
+        torch.set_default_device(None)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Random numbers on the test's device."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 @pytest.fixture
@@ -16,12 +65,7 @@ def generator() -> torch.Generator:
     """Random numbers that differ from run to run; the seed is printed when a test fails."""
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
+    return seeded(seed)
 
 
 def assert_close_to_reference(
@@ -60,7 +104,7 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def random_rows(
     generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0, offset: float = 0.0
 ) -> torch.Tensor:
-    return (torch.randn(shape, generator=generator) * scale + offset).to(dtype)
+    return (torch.randn(shape, generator=generator, device=generator.device) * scale + offset).to(dtype)
 
 
 Reference = Callable[..., torch.Tensor]

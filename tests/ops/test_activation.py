@@ -78,6 +78,7 @@ def test_strided_rows_and_the_gate_half_in_place(generator: torch.Generator, dty
     assert torch.equal(gate_up[:, 32:], up)
 
 
+@pytest.mark.cpu_only
 def test_bad_arguments_are_refused_by_name() -> None:
     x = torch.zeros(4, 8)
     cases = [

@@ -7,6 +7,9 @@ import torch
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
+from tests.ops.conftest import CPU_ONLY
+
+DEVICES = CPU_ONLY
 
 
 def test_linear_never_resizes_its_output() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from dpn_rt import ops
+from tests.ops.conftest import CPU_ONLY
 
+DEVICES = CPU_ONLY
 HERE = Path(__file__).parent
 OTHERS = [isa for isa in ops.available_cpu_isas() if isa != ops.cpu_isa()]
 

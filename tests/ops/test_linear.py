@@ -9,7 +9,9 @@ from torch.nn import functional
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
 from dpn_rt.ops import MOST_STREAMED_ROWS as MOST
-from tests.ops.conftest import assert_close_to_reference, poisoned, random_rows
+from tests.ops.conftest import CPU_ONLY, assert_close_to_reference, poisoned, random_rows, seeded
+
+DEVICES = CPU_ONLY
 
 ROWS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 11, 27, MOST, MOST + 1]
 # (in_features, out_features): one, below and above vectors of 4 to 32 elements and groups of 3 and 4 rows, empty
@@ -42,7 +44,7 @@ def test_linear(
 def test_a_row_does_not_depend_on_its_batch(
     seed: int, rows: int, in_features: int, out_features: int, dtype: torch.dtype
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     x = random_rows(generator, (rows, in_features), dtype)
     weight = random_rows(generator, (out_features, in_features), dtype)
     together = ops.linear(x, weight)

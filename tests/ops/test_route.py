@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
-from tests.ops.conftest import assert_close_to_reference, random_rows
+from tests.ops.conftest import assert_close_to_reference, random_rows, seeded
 
 
 def offsets(counts: list[int]) -> Tensor:
@@ -80,7 +80,7 @@ def test_route(
 def test_a_batch_gives_each_sequence_what_it_gets_alone(
     seed: int, counts: list[int], dtype: torch.dtype, hidden: bool
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     router = Router(generator, 72, 3, hidden)
     x = random_rows(generator, (30, 72), dtype)
     rows = draw(generator, 30, counts)
@@ -115,6 +115,26 @@ def test_an_expert_stays_in_range_whatever_the_input(
         assert probs[1].isnan().all()
 
 
+@pytest.mark.parametrize("hidden", [True, False], ids=["v1", "v2"])
+def test_biases_shift_the_logits_by_level(generator: torch.Generator, dtype: torch.dtype, hidden: bool) -> None:
+    router = Router(generator, 40, 3, hidden)
+    weights = (router.predictor, router.norm_weight, router.norm_bias, router.hidden_weight)
+    x, rows = random_rows(generator, (4, 40), dtype), torch.tensor([0, 2, 3, 1], dtype=torch.int32)
+    biases, levels = torch.tensor([0.0, -7.5, 30.0, 0.5, 2.0]), torch.tensor([2, 0, 1], dtype=torch.int32)
+    counts = [1, 1, 1, 0, 1]
+    probs, experts = ops.route(x, rows, offsets(counts), *weights, biases=biases, levels=levels)
+    plain, _ = ops.route(x, rows, offsets(counts), *weights)
+    for b, row in ((0, 0), (1, 2), (2, 3), (4, 1)):
+        exact, same = (
+            ((router.logits(x, [row], kind) + (biases[b] * levels).to(kind)) / 10).softmax(0)
+            for kind in (torch.float64, torch.float32)
+        )
+        assert_close_to_reference(probs[b], exact, same, 1e-6)
+        assert experts[b] == probs[b].argmax()
+    assert torch.equal(probs[0], plain[0]), "a bias of 0 changed something"
+    assert experts[3] == -1 and not probs[3].any()
+
+
 def test_strided_hidden_rows(generator: torch.Generator, dtype: torch.dtype) -> None:
     router = Router(generator, 32, 3, True)
     wide = random_rows(generator, (6, 50), dtype)
@@ -123,6 +143,7 @@ def test_strided_hidden_rows(generator: torch.Generator, dtype: torch.dtype) -> 
     assert torch.equal(strided[0], packed[0])
 
 
+@pytest.mark.cpu_only
 def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
     router = Router(generator, 16, 3, True)
     arguments = {
@@ -151,6 +172,11 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"hidden_weight": torch.zeros(4, 15)}, r"hidden_weight has shape \[4, 15\]"),
         ({"hidden_weight": torch.zeros(16, 4).t()}, "hidden_weight has stride"),
         ({"eps": -1.0}, "eps is -1"),
+        ({"biases": torch.zeros(2)}, "biases and levels must be given together"),
+        ({"levels": offsets([1, 1])}, "biases and levels must be given together"),
+        ({"biases": torch.zeros(3), "levels": offsets([1, 1])}, r"biases has shape \[3\], expected \[num_seqs=2\]"),
+        ({"biases": torch.zeros(2), "levels": offsets([1])}, r"levels has shape \[2\], expected \[num_experts=3\]"),
+        ({"biases": torch.tensor([0, float("inf")]), "levels": offsets([1, 1])}, "biases has the entry inf at flat"),
     ]
     for change, message in cases:
         with pytest.raises(KernelArgumentError, match=message):

@@ -18,7 +18,7 @@ from tests.runtime.models import MODEL, random_prompt, random_weights, write_ran
 from tests.tensorrt.engines import logprob_error
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="runs plans of TensorRT-RTX: pip install 'dpn_rt[tensorrt]'")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 BOUND = 0.1
 """Of log-probabilities: two computations in bfloat16, whose rounding differs."""

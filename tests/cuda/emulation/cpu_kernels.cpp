@@ -5,11 +5,13 @@
 #include "core/cuda_dispatch.h"
 #include "core/parallel.h"
 #include "ops/activation.h"
+#include "ops/advance_layout.h"
 #include "ops/attention.h"
 #include "ops/norm.h"
 #include "ops/pool.h"
 #include "ops/rope.h"
 #include "ops/route.h"
+#include "ops/sample.h"
 
 namespace dpn {
 
@@ -18,6 +20,7 @@ int max_threads() { return 1; }
 
 namespace portable {
 void activation_kernel(const ActivationParams&) {}
+void advance_layout_kernel(const AdvanceLayoutParams&) {}
 void attention_kernel(const AttentionParams&) {}
 void attention_decode_kernel(const AttentionDecodeParams&) {}
 void layer_norm_kernel(const NormParams&) {}
@@ -25,6 +28,8 @@ void pool_kernel(const PoolParams&) {}
 void rms_norm_kernel(const NormParams&) {}
 void rope_store_kernel(const RopeStoreParams&) {}
 void route_kernel(const RouteParams&) {}
+void sample_greedy_kernel(const SampleGreedyParams&) {}
+void sample_kernel(const SampleParams&) {}
 }  // namespace portable
 
 namespace cuda {

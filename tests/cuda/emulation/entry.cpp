@@ -105,10 +105,11 @@ std::int64_t attention_decode_workspace_size(const Tensor* q, const Tensor* kv_c
 
 const char* route(const Tensor* probs, const Tensor* experts, const Tensor* hidden, const Tensor* router_rows,
                   const Tensor* cu_router_rows, const Tensor* predictor, const Tensor* norm_weight,
-                  const Tensor* norm_bias, const Tensor* hidden_weight, float eps, const Tensor* workspace) {
+                  const Tensor* norm_bias, const Tensor* hidden_weight, float eps, const Tensor* biases,
+                  const Tensor* levels, const Tensor* workspace) {
   return caught([&] {
     dpn::route(*probs, *experts, *hidden, *router_rows, *cu_router_rows, *predictor, norm_weight, norm_bias,
-               hidden_weight, eps, workspace, 0);
+               hidden_weight, eps, biases, levels, workspace, 0);
   });
 }
 
@@ -126,6 +127,14 @@ const char* advance_layout(const Tensor* chosen, const Tensor* experts, const Te
     dpn::advance_layout(*chosen, *experts, *scales, *out_cu_seqlens, *out_grids, *out_router_rows, *positions, routed,
                         probs, forced, *kernels, min_visual_tokens, *cu_seqlens, *first_rows, *image_start, *grids,
                         *router_rows, *cu_router_rows, 0);
+  });
+}
+
+const char* sample(const Tensor* tokens, const Tensor* is_finite, const Tensor* logits, const Tensor* depths,
+                   const Tensor* temperatures, const Tensor* top_k, const Tensor* top_p, const Tensor* min_p,
+                   const Tensor* keys, const Tensor* positions) {
+  return caught([&] {
+    dpn::sample(*tokens, *is_finite, *logits, *depths, *temperatures, *top_k, *top_p, *min_p, *keys, *positions, 0);
   });
 }
 

@@ -1,0 +1,117 @@
+#include <cmath>
+
+#include "core/parallel.h"
+#include "core/simd.h"
+#include "ops/sample.h"
+#include "ops/sample_row.h"
+
+namespace dpn::DPN_ISA {
+
+namespace {
+
+using sampling::kPivots;
+using sampling::Mass;
+
+template <class T>
+struct Row {
+  const T* logits;
+  std::int64_t vocab_size;
+
+  float operator[](std::int64_t token) const { return to_float(logits[token]); }
+};
+
+// The first of the largest logits; a NaN is never larger. Writes both results.
+template <class T>
+std::int32_t choose_best(const SampleGreedyParams& p, Row<T> row, std::int64_t index) {
+  std::int32_t best = -1;
+  float largest = -INFINITY;
+  bool has_nan = false;
+  for (std::int64_t token = 0; token < row.vocab_size; ++token) {
+    const float logit = row[token];
+    has_nan |= logit != logit;
+    if (logit > largest) {
+      largest = logit;
+      best = static_cast<std::int32_t>(token);
+    }
+  }
+  p.tokens[index] = best < 0 ? 0 : best;
+  p.is_finite[index] = best >= 0 && largest < INFINITY && !has_nan;
+  return p.tokens[index];
+}
+
+// Depths of one row and their masses.
+struct Depths {
+  std::int32_t* depths;
+  Mass* masses;
+  std::int64_t vocab_size;
+
+  std::uint32_t depth(std::int64_t token) const { return static_cast<std::uint32_t>(depths[token]); }
+
+  // amounts[i]: the sum of amount(token) over the tokens less deep than limits[i].
+  template <class Amount>
+  void sum_below(const std::uint32_t (&limits)[kPivots], Mass (&amounts)[kPivots], const Amount& amount) const {
+    for (int i = 0; i < kPivots; ++i) {
+      Mass sum = 0;
+      for (std::int64_t token = 0; token < vocab_size; ++token) sum += depth(token) < limits[i] ? amount(token) : 0;
+      amounts[i] = sum;
+    }
+  }
+
+  std::int32_t draw(const sampling::Kept& kept, Mass target) const {
+    std::int64_t ties = 0;
+    Mass sum = 0;
+    for (std::int64_t token = 0;; ++token) {
+      const bool is_tie = depth(token) >= kept.low && depth(token) < kept.high;
+      if (depth(token) < kept.low || (is_tie && ties++ < kept.num_ties)) sum += masses[token];
+      if (sum > target || token + 1 == vocab_size) return static_cast<std::int32_t>(token);
+    }
+  }
+};
+
+template <class T>
+void sample_row(const SampleParams& p, std::int64_t index) {
+  const std::int64_t vocab_size = p.greedy.vocab_size, first = index * vocab_size;
+  const Row<T> row{static_cast<const T*>(p.greedy.logits) + index * p.greedy.logits_stride, vocab_size};
+  const std::int32_t best = choose_best(p.greedy, row, index);
+  const float temperature = p.temperatures[index];
+  if (temperature < sampling::kMinTemperature || !p.greedy.is_finite[index]) return;
+  const Depths depths{p.depths + first, p.masses + first, vocab_size};
+  const float largest = row[best], most = sampling::deepest(p.min_p[index]);
+  for (std::int64_t token = 0; token < vocab_size; ++token) {
+    const std::uint32_t depth = sampling::depth_of(row[token], largest, temperature, most);
+    depths.depths[token] = static_cast<std::int32_t>(depth);
+    depths.masses[token] = sampling::mass_of(depth);
+  }
+  const sampling::Kept kept = sampling::cut(
+      p.top_k[index], p.top_p[index], vocab_size,
+      [&](const auto& limits, auto& amounts) {
+        depths.sum_below(limits, amounts, [](std::int64_t) { return Mass{1}; });
+      },
+      [&](const auto& limits, auto& amounts) {
+        depths.sum_below(limits, amounts, [&](std::int64_t token) { return depths.masses[token]; });
+      });
+  const double number =
+      sampling::uniform(static_cast<std::uint64_t>(p.keys[index]), static_cast<std::uint64_t>(p.positions[index]));
+  p.greedy.tokens[index] = depths.draw(kept, sampling::drawn(number, kept.mass));
+}
+
+}  // namespace
+
+void sample_greedy_kernel(const SampleGreedyParams& p) {
+  parallel_for(p.num_rows, [&](std::int64_t index, int) {
+    const std::int64_t first = index * p.logits_stride;
+    if (p.dtype == DType::f32) {
+      choose_best(p, Row<float>{static_cast<const float*>(p.logits) + first, p.vocab_size}, index);
+    } else {
+      choose_best(p, Row<bf16>{static_cast<const bf16*>(p.logits) + first, p.vocab_size}, index);
+    }
+  });
+}
+
+void sample_kernel(const SampleParams& p) {
+  parallel_for(p.greedy.num_rows, [&](std::int64_t index, int) {
+    p.greedy.dtype == DType::f32 ? sample_row<float>(p, index) : sample_row<bf16>(p, index);
+  });
+}
+
+}  // namespace dpn::DPN_ISA
