@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from dpn_rt import ops
@@ -26,8 +25,6 @@ from dpn_rt.layout import IntArray, Layout
 from dpn_rt.ops import DeviceLayout
 
 ROUTER_NORM_EPS = 1e-5
-ROUTER_TEMPERATURE = 10.0
-"""What the router's logits are divided by before the softmax; `ops.route` has it built in."""
 SKIPPED = -1
 """Expert of a sample that a boundary left untouched."""
 UNFORCED = -1
@@ -60,20 +57,6 @@ class Router:
     norm_weight: Tensor | None
     norm_bias: Tensor | None
     hidden_weight: Tensor | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the pooling of a batch is told; on the device."""
-
-    chosen: Tensor
-    """`[num_seqs]` int32 expert taken, -1 where skipped."""
-    experts: Tensor
-    """`[num_seqs]` int32, as `chosen`, but -1 also where the kernel does not fit the grid."""
-    scales: Tensor | None
-    """`[num_seqs]` float32, what pooled rows are multiplied by; None without a router."""
-    cu_seqlens: Tensor
-    """`[num_seqs + 1]` int32 of the next stage."""
 
 
 class Boundary:
@@ -119,17 +102,19 @@ class Boundary:
             return x, layout, BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros_like(skipped))
         placed, placed_forced = self._place(x, layout, forced)
         routed, probs = self._route(x, placed, biases)
-        choice = self._choose(placed, routed, probs, placed_forced)
-        news = self._device.read(choice.chosen, *(() if probs is None else (probs,)))
+        advance = ops.advance_layout(
+            placed, self._placed_kernels, self._min_visual_tokens, routed, probs, placed_forced
+        )
+        news = self._device.read(advance.chosen, *(() if probs is None else (probs,)))
         rows = ops.pool(
             x,
             placed.cu_seqlens,
             placed.image_start,
             placed.grids,
-            choice.experts,
+            advance.experts,
             self._placed_kernels,
-            choice.cu_seqlens,
-            scales=choice.scales,
+            advance.layout.cu_seqlens,
+            scales=None if probs is None else advance.scales,
             function=self._function,
             conv_weights=self._conv_weights,
         )
@@ -161,6 +146,9 @@ class Boundary:
         """Experts `[num_seqs]` int32 and probabilities `[num_seqs, num_experts]` float32; None without a router."""
         if self._router is None:
             return None, None
+        placed_biases, levels = None, None
+        if biases is not None and biases.any():
+            placed_biases, levels = self._device.upload(biases.astype(np.float32))[0], self._levels
         probs, experts = ops.route(
             x,
             placed.router_rows,
@@ -170,33 +158,10 @@ class Boundary:
             norm_bias=self._router.norm_bias,
             hidden_weight=self._router.hidden_weight,
             eps=ROUTER_NORM_EPS,
+            biases=placed_biases,
+            levels=levels,
         )
-        if biases is None or not biases.any():
-            return experts, probs
-        probs = biased(probs, self._levels, self._device.upload(biases)[0])
-        return probs.argmax(dim=1).to(torch.int32), probs
-
-    def _choose(self, placed: DeviceLayout, routed: Tensor | None, probs: Tensor | None, forced: Tensor) -> Choice:
-        """`ops.advance_layout`, which is for GPUs alone, and the same on the host."""
-        if placed.grids.is_cuda:
-            kernels, least = self._placed_kernels, self._min_visual_tokens
-            advance = ops.advance_layout(placed, kernels, least, routed, probs, forced)
-            scales = None if probs is None else advance.scales
-            return Choice(advance.chosen, advance.experts, scales, advance.layout.cu_seqlens)
-        wanted, grids = forced.numpy(), placed.grids.numpy()
-        wanted = wanted if routed is None else np.where(wanted == UNFORCED, routed.numpy(), wanted)
-        skipped = grids[:, 0] * grids[:, 1] < self._min_visual_tokens
-        chosen = np.where(skipped, SKIPPED, np.maximum(wanted, 0)).astype(np.int32)
-        after, misfits = pooled_grids(grids, chosen, self._kernels)
-        shrink = (grids[:, 0] * grids[:, 1] - after[:, 0] * after[:, 1]).cumsum()
-        cu_seqlens = placed.cu_seqlens.numpy() - np.concatenate(([0], shrink))
-        taken = np.maximum(chosen, 0)[:, None]
-        return Choice(
-            chosen=torch.from_numpy(chosen),
-            experts=torch.from_numpy(np.where(misfits, SKIPPED, chosen).astype(np.int32)),
-            scales=None if probs is None else probs.gather(1, torch.from_numpy(taken).long())[:, 0],
-            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        )
+        return experts, probs
 
 
 def pooled_grids(grids: IntArray, chosen: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
@@ -214,20 +179,6 @@ def pooled_grids(grids: IntArray, chosen: IntArray, kernels: IntArray) -> tuple[
     misfits = (chosen != SKIPPED) & (pooled.min(axis=1) == 0)
     untouched = (chosen == SKIPPED) | misfits
     return np.where(untouched[:, None], grids, pooled).astype(np.int32), misfits
-
-
-def biased(probs: Tensor, levels: Tensor, biases: Tensor) -> Tensor:
-    """The probabilities `[num_seqs, num_experts]` float32 that a router gives with `bias * level` added to each logit.
-
-    Args:
-        probs: `[num_seqs, num_experts]` without it; all 0 where no router ran, and so they stay.
-        levels: `[num_experts]` int32 level of compression of each expert.
-        biases: `[num_seqs]` float64.
-    """
-    shift = torch.outer(biases, levels.double()) / ROUTER_TEMPERATURE
-    weighted = probs * torch.exp(shift - shift.amax(dim=1, keepdim=True))
-    total = weighted.sum(dim=1, keepdim=True)
-    return (weighted / total.masked_fill(total == 0, 1)).float()
 
 
 def compression_levels(boundary: BoundaryConfig) -> IntArray:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.device.transfer import to_device
+from dpn_rt import ops
+from dpn_rt.device.transfer import to_device, upload
 from dpn_rt.logprobs import Logprob, TokenText, gather_logprobs
 from dpn_rt.sampling_filters import (
     NO_SOFTMAX,
@@ -178,8 +179,25 @@ def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     return logits.index_copy(0, placed, penalized)
 
 
+def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """As `_draw_rows`, by one kernel that does not look at results for shortcuts, which a GPU would be waited for."""
+    params = [state.params for state in states]
+    placed = upload(
+        logits.device,
+        np.array([p.temperature for p in params], dtype=np.float32),
+        np.array([min(p.top_k, logits.shape[1]) for p in params], dtype=np.int32),
+        np.array([p.top_p for p in params], dtype=np.float64),
+        np.array([p.min_p for p in params], dtype=np.float32),
+        np.array([state.key for state in states], dtype=np.uint64).view(np.int64),
+        np.array([state.num_output for state in states], dtype=np.int64),
+    )
+    return ops.sample(logits, *placed)[0].long()
+
+
 def _draw_rows(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """One random token per row of `logits` [rows, vocab_size] float32."""
+    if logits.is_cuda:
+        return draw_without_sorting(logits, states)
     device, vocab_size = logits.device, logits.shape[1]
     params = [state.params for state in states]
     temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)

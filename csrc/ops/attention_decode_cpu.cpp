@@ -27,7 +27,7 @@ template <class T>
 using Value = typename ValueOf<Unit<T>>::type;
 
 // Result of all heads of a group over a part of the keys. In floats: sums [heads, padded_dim], then maxima and weights
-// [quads, kWidth], in which every quad's four values are repeated.
+// [quads, kWidth], in which every quad's four values are repeated, or a single head's one.
 struct Partial {
   float* sums;
   float* maxima;

@@ -157,7 +157,8 @@ template <class T, int Rows, int Tokens>
 void multiply_groups(const LinearParams& p, std::int64_t first_token, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t kRunSteps = 32;  // of a step's 64 bytes: 16 KiB for 8 tokens
   const std::int64_t num_steps = steps<T>(p);
-  const std::int64_t runs = Tokens > 2 && end - begin > Rows ? (num_steps + kRunSteps - 1) / kRunSteps : 1;
+  const std::int64_t most_runs = (num_steps + kRunSteps - 1) / kRunSteps;  // 0 for a weight without columns
+  const std::int64_t runs = Tokens > 2 && end - begin > Rows && most_runs > 0 ? most_runs : 1;
   const std::int64_t run_size = (num_steps + runs - 1) / runs * Dot<T>::kStep;
   const auto* x = static_cast<const typename Dot<T>::Packed*>(p.packed_x) + first_token * num_steps * Dot<T>::kStep;
   const auto* weight = static_cast<const T*>(p.weight);

@@ -7,9 +7,11 @@ from typing import Literal
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
+@face
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """`gate * sigmoid(gate) * up`, in float32, rounded once.
 
@@ -26,10 +28,11 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     if out is None:
         out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[-1] // 2)
-    _kernels.silu_mul(out, gate_up, raw_stream(out) if out.is_cuda else 0)
+    _kernels.silu_mul(out, gate_up, stream_of(out))
     return out
 
 
+@face
 def activation(x: Tensor, kind: Literal["quick_gelu", "gelu"], *, out: Tensor | None = None) -> Tensor:
     """`quick_gelu`: `x * sigmoid(1.702 x)`; `gelu`: `x * Phi(x)`, exact (erf). In float32, rounded once.
 
@@ -45,5 +48,5 @@ def activation(x: Tensor, kind: Literal["quick_gelu", "gelu"], *, out: Tensor | 
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout, or `kind` is unknown.
     """
     out = empty_like(x) if out is None else out
-    _kernels.activation(out, x, kind, raw_stream(out) if out.is_cuda else 0)
+    _kernels.activation(out, x, kind, stream_of(out))
     return out

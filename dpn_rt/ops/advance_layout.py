@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Advance:
     layout: DeviceLayout
 
 
+@face
 def advance_layout(
     layout: DeviceLayout,
     kernels: Tensor,
@@ -96,6 +98,6 @@ def advance_layout(
         layout.grids,
         layout.router_rows,
         layout.cu_router_rows,
-        raw_stream(layout.grids) if layout.grids.is_cuda else 0,
+        stream_of(layout.grids),
     )
     return Advance(chosen, experts, scales, after)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
+@face
 def attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, scale: float, out: Tensor | None = None
 ) -> Tensor:
@@ -32,10 +34,11 @@ def attention(
         `[num_tokens, num_heads * head_dim]`.
     """
     out = _empty_output(q) if out is None else out
-    _kernels.attention(out, q, k, v, cu_seqlens, causal, scale, raw_stream(q) if q.is_cuda else 0)
+    _kernels.attention(out, q, k, v, cu_seqlens, causal, scale, stream_of(q))
     return out
 
 
+@face
 def attention_extend(
     q: Tensor,
     kv_cache: Tensor,
@@ -65,11 +68,12 @@ def attention_extend(
         `[num_tokens, num_heads * head_dim]`.
     """
     out = _empty_output(q) if out is None else out
-    stream = raw_stream(q) if q.is_cuda else 0
+    stream = stream_of(q)
     _kernels.attention_extend(out, q, kv_cache, layer_in_cell, block_table, cu_seqlens, context_lens, scale, stream)
     return out
 
 
+@face
 def attention_decode(
     q: Tensor,
     kv_cache: Tensor,
@@ -101,7 +105,7 @@ def attention_decode(
     out = _empty_output(q) if out is None else out
     stream, workspace = 0, None
     if q.is_cuda:
-        stream = raw_stream(q)
+        stream = stream_of(q)
         if size := _kernels.attention_decode_workspace_size(q, kv_cache, block_table):
             workspace = torch.empty(size, dtype=torch.float32, device=q.device)
     _kernels.attention_decode(out, q, kv_cache, layer_in_cell, block_table, context_lens, scale, workspace, stream)

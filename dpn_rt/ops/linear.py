@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
+from dpn_rt.ops.face import face
 from dpn_rt.ops.isa import cpu_isa
 
 # Rows up to which streaming the weight once beats torch; measured by benchmarks/ops.py.
@@ -15,6 +16,7 @@ MOST_STREAMED_ROWS = {"avx512_bf16": 32, "avx512": 32, "avx2": 12, "portable": 4
 _STREAMED_DTYPES = (torch.bfloat16, torch.float32)
 
 
+@face
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`, float32 accumulation, rounded once.
 
@@ -41,8 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
             out = x.new_empty(x.shape[0], weight.shape[0])
         _kernels.linear(out, x, weight, bias)
         return out
-    if out is not None and out.shape != (x.shape[0], weight.shape[0]):  # torch would resize it
-        raise KernelArgumentError(f"linear: out has shape {list(out.shape)}, expected {[x.shape[0], weight.shape[0]]}")
+    _check(x, weight, bias, out)
     try:
         if out is None:
             return functional.linear(x, weight, bias)
@@ -51,3 +52,36 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
         return torch.addmm(bias, x, weight.t(), out=out)
     except RuntimeError as error:
         raise KernelArgumentError(f"linear: {error}") from error
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> None:
+    """What the kernel checks too. torch would take some of it: it broadcasts, resizes, and overwrites what it reads."""
+    num_tokens, in_features = x.shape
+    out_features = weight.shape[0]
+    expected = {"weight": (weight, (out_features, in_features)), "bias": (bias, (out_features,))}
+    for name, (tensor, shape) in {**expected, "out": (out, (num_tokens, out_features))}.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise KernelArgumentError(f"linear: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise KernelArgumentError(
+                f"linear: {name} is {tensor.dtype} on {tensor.device}, expected {x.dtype} on {x.device}"
+            )
+        if not tensor.is_contiguous():
+            raise KernelArgumentError(f"linear: {name} has strides {tensor.stride()}, expected a contiguous tensor")
+    for name, read in (("x", x), ("weight", weight), ("bias", bias)):
+        if out is not None and read is not None and _overlap(out, read):
+            raise KernelArgumentError(f"linear: out shares memory with {name}")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    (a_start, a_end), (b_start, b_end) = _extent(a), _extent(b)
+    return a_start < b_end and b_start < a_end
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First byte and the one behind the last."""
+    start = tensor.data_ptr()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.itemsize if tensor.numel() else start

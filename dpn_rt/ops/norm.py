@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
+@face
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
     """RMSNorm of every row: `x / sqrt(mean(x^2) + eps) * weight`, in float32, rounded once.
 
@@ -21,10 +23,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.rms_norm(out, x, weight, eps, raw_stream(out) if out.is_cuda else 0)
+    _kernels.rms_norm(out, x, weight, eps, stream_of(out))
     return out
 
 
+@face
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
     """`residual += x` in place (rounded to its dtype), then RMSNorm of the sum.
 
@@ -39,10 +42,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.add_rms_norm(out, x, residual, weight, eps, raw_stream(out) if out.is_cuda else 0)
+    _kernels.add_rms_norm(out, x, residual, weight, eps, stream_of(out))
     return out
 
 
+@face
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
     """LayerNorm of every row, in float32, rounded once.
 
@@ -57,10 +61,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tens
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.layer_norm(out, x, weight, bias, eps, raw_stream(out) if out.is_cuda else 0)
+    _kernels.layer_norm(out, x, weight, bias, eps, stream_of(out))
     return out
 
 
+@face
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None
 ) -> Tensor:
@@ -78,5 +83,5 @@ def add_layer_norm(
         `[num_tokens, hidden_size]`.
     """
     out = empty_like(x) if out is None else out
-    _kernels.add_layer_norm(out, x, residual, weight, bias, eps, raw_stream(out) if out.is_cuda else 0)
+    _kernels.add_layer_norm(out, x, residual, weight, bias, eps, stream_of(out))
     return out

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
+@face
 def pool(
     x: Tensor,
     cu_seqlens: Tensor,
@@ -76,6 +78,6 @@ def pool(
         scales,
         function,
         conv_weights,
-        raw_stream(x) if x.is_cuda else 0,
+        stream_of(x),
     )
     return out

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
+@face
 def rope_store(
     qkv: Tensor,
     positions: Tensor,
@@ -51,5 +53,5 @@ def rope_store(
         cu_seqlens,
         num_heads,
         num_kv_heads,
-        raw_stream(qkv) if qkv.is_cuda else 0,
+        stream_of(qkv),
     )

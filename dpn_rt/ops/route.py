@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
+@face
 def route(
     hidden: Tensor,
     router_rows: Tensor,
@@ -49,7 +51,7 @@ def route(
     num_seqs = cu_router_rows.shape[0] - 1
     stream, workspace = 0, None
     if hidden.is_cuda:
-        stream = raw_stream(hidden)
+        stream = stream_of(hidden)
         size = _kernels.route_workspace_size(hidden, cu_router_rows, predictor)
         workspace = torch.empty(size, dtype=torch.float32, device=hidden.device)
     device = hidden.device if hidden.is_cuda else None

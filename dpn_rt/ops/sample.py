@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.stream import raw_stream
+from dpn_rt.ops.face import face
+from dpn_rt.ops.stream import stream_of
 
 
+@face
 def sample_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The most probable token of each row, without a round trip through the host.
 
@@ -24,10 +26,11 @@ def sample_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     tokens = torch.empty(logits.shape[:1], dtype=torch.int32, device=logits.device)
     is_finite = torch.empty_like(tokens)
-    _kernels.sample_greedy(tokens, is_finite, logits, raw_stream(logits) if logits.is_cuda else 0)
+    _kernels.sample_greedy(tokens, is_finite, logits, stream_of(logits))
     return tokens, is_finite
 
 
+@face
 def sample(
     logits: Tensor,
     temperatures: Tensor,
@@ -62,6 +65,6 @@ def sample(
     tokens = torch.empty(logits.shape[:1], dtype=torch.int32, device=logits.device)
     is_finite = torch.empty_like(tokens)
     depths = torch.empty(logits.shape, dtype=torch.int32, device=logits.device)
-    stream = raw_stream(logits) if logits.is_cuda else 0
+    stream = stream_of(logits)
     _kernels.sample(tokens, is_finite, logits, depths, temperatures, top_k, top_p, min_p, keys, positions, stream)
     return tokens, is_finite

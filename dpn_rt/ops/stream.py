@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def raw_stream(tensor: Tensor) -> int:
-    """torch's current stream on the device of a CUDA tensor, as the integer that kernels take."""
-    stream: int = torch._C._cuda_getCurrentRawStream(tensor.device.index)
+def stream_of(tensor: Tensor) -> int:
+    """torch's current stream on the device of a CUDA tensor, as the integer that kernels take; 0 for the CPU."""
+    stream: int = torch._C._cuda_getCurrentRawStream(tensor.device.index) if tensor.is_cuda else 0
     return stream

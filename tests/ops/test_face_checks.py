@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -27,3 +31,59 @@ def test_pool_allocates_no_more_rows_than_it_was_given() -> None:
         ops.pool(
             torch.zeros(4, 8), ints(0, 4), ints(-1), ints(0, 0)[None], ints(-1), ints(1, 1)[None], ints(0, 2**31 - 1)
         )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (None, "rms_norm: x is of type NoneType, expected a tensor"),
+        ([[1.0]], "rms_norm: x is of type float, expected a tensor"),
+        (np.zeros((2, 8), dtype=np.float32), "rms_norm: x is of type ndarray, expected a tensor"),
+        (torch.zeros(()), "rms_norm: x"),
+        (torch.zeros(2, 8).to_sparse(), "rms_norm: x has layout torch.sparse_coo, expected torch.strided"),
+    ],
+    ids=["none", "list", "numpy", "0-d", "sparse"],
+)
+def test_what_is_no_tensor_of_rows(argument: Any, message: str) -> None:
+    with pytest.raises(KernelArgumentError, match=re.escape(message)):
+        ops.rms_norm(argument, torch.ones(8), 1e-5)
+
+
+def test_a_wrong_call_stays_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match="missing"):
+        ops.rms_norm(torch.ones(2, 8))  # type: ignore[call-arg]
+
+
+ROWS = [2, ops.MOST_STREAMED_ROWS + 1]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_without_columns(rows: int, with_bias: bool) -> None:
+    bias = torch.randn(30) if with_bias else None
+    result = ops.linear(torch.randn(rows, 0), torch.randn(30, 0), bias)
+    assert torch.equal(result, torch.zeros(rows, 30) if bias is None else bias.expand(rows, -1))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear_checks_any_number_of_rows(rows: int) -> None:
+    x, weight = torch.randn(rows, 8), torch.randn(8, 8)
+    memory = torch.zeros(rows + 1, 8)
+    bad: list[dict[str, Any]] = [
+        {"x": x, "weight": weight, "out": x},
+        {"x": memory[1:], "weight": weight, "out": memory[:-1]},
+        {"x": x, "weight": weight.to("meta")},
+        {"x": x, "weight": weight.bfloat16()},
+        {"x": x, "weight": weight.t()[:, :8]},
+        {"x": x, "weight": weight[:, :7]},
+        {"x": x, "weight": weight, "bias": torch.zeros(rows, 8)},
+        {"x": x, "weight": weight, "bias": torch.zeros(16)[::2]},
+        {"x": x, "weight": weight, "bias": torch.zeros(())},
+        {"x": x, "weight": weight, "out": torch.zeros(8, rows).t()},
+        {"x": x.to_sparse(), "weight": weight},
+    ]
+    for arguments in bad:
+        with pytest.raises(KernelArgumentError, match="linear: "):
+            ops.linear(**arguments)
+    out = torch.empty(rows, 8)
+    assert ops.linear(x, weight, out=out) is out

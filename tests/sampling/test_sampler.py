@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpn_rt import sampling_filters
-from dpn_rt.sampling import SampledTokens, Sampler, SamplingState
+from dpn_rt import sampling, sampling_filters
+from dpn_rt.sampling import SampledTokens, Sampler, SamplingState, draw_without_sorting
 from dpn_rt.sampling_filters import apply_min_p, apply_top_k_top_p, draw, stream_key, uniforms
 from dpn_rt.sampling_params import SamplingParams
 from tests.sampling import reference
@@ -200,6 +201,15 @@ def test_a_seeded_sequence_repeats_whatever_else_is_in_the_batch() -> None:
     # A preempted sequence keeps its state; one that is rebuilt from its output goes on in the same way.
     rebuilt = state(params, output=expected[:6])
     assert [_run(logits[2:3], [rebuilt]).token_ids[0] for logits in steps[6:]] == expected[6:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(params=st.lists(RANDOM_PARAMS, min_size=1, max_size=5), seed=st.integers(0, 2**31))
+def test_without_sorting_the_same_tokens_are_drawn(params: list[SamplingParams], seed: int) -> None:
+    """What GPUs run; sums rounded otherwise may decide a draw in 2^20 or so, not in these many."""
+    logits = random_logits(len(params), seed)
+    states = [state(dataclasses.replace(p, seed=seed), output=[3] * row) for row, p in enumerate(params)]
+    assert torch.equal(draw_without_sorting(logits, states), sampling._draw_rows(logits, states))
 
 
 def test_seeds_and_completions_differ() -> None:

@@ -1,0 +1,57 @@
+"""What all functions of `dpn_rt.ops` have in common: arguments that are no tensors of rows are refused by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from dpn_rt.errors import KernelArgumentError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def face(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function whose errors of Python's own are explained, which costs nothing as long as there is none.
+
+    Raises:
+        KernelArgumentError: an argument that should be a tensor is none, is sparse, or has no dimensions.
+    """
+    signature = inspect.signature(function)
+    optional = {name: "None" in str(parameter.annotation) for name, parameter in signature.parameters.items()}
+    tensors = [name for name, parameter in signature.parameters.items() if "Tensor" in str(parameter.annotation)]
+
+    @wraps(function)
+    def explained(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except KernelArgumentError:
+            raise
+        except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+            given = signature.bind(*args, **kwargs).arguments
+            for name in tensors:
+                found = given.get(name)
+                fault = None if found is None and optional[name] else _fault(found)
+                if fault is not None:
+                    raise KernelArgumentError(f"{function.__name__}: {name} {fault}") from error
+            raise
+
+    return explained
+
+
+def _fault(value: object) -> str | None:
+    """What is wrong with a value that should be a tensor, or a list of them."""
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_fault, value)), None)
+    if not isinstance(value, Tensor):
+        return f"is of type {type(value).__name__}, expected a tensor"
+    if value.layout != torch.strided:
+        return f"has layout {value.layout}, expected {torch.strided}"
+    if value.ndim == 0:
+        return "has no dimensions, expected at least 1"
+    return None
