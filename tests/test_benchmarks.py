@@ -126,19 +126,8 @@ def test_the_transformers_baseline_and_eager_are_the_same_model() -> None:
 
 def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latency.json"
-    arguments = [
-        "--subjects",
-        "transformers",
-        "eager",
-        "dpn_rt",
-        "--repeats",
-        "1",
-        "--tokens",
-        "2",
-        "--batch",
-        "1",
-        "2",
-    ]
+    subjects = ["transformers", "eager", "dpn_rt"]
+    arguments = ["--subjects", *subjects, "--repeats", "1", "--tokens", "2", "--batch", "1", "2"]
     latency.main([*arguments, "--json", str(file)])
     report = json.loads(file.read_text())
     labels = [(row["subject"], row["routes"], row["batch"]) for row in report["rows"]]

@@ -106,5 +106,5 @@ def test_a_short_workspace_is_refused(kernels: Kernels, guards: Guards, generato
     with pytest.raises(KernelError, match="workspace_size is 3, expected 21 to"):
         kernels.route(
             torch.empty(1, 2), int32([0]), hidden, int32([0]), int32([0, 1]), router.predictor, router.norm_weight,
-            router.norm_bias, router.hidden_weight, EPS, torch.empty(3),
+            router.norm_bias, router.hidden_weight, EPS, None, None, torch.empty(3),
         )  # fmt: skip
