@@ -15,7 +15,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 # The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use.
-GPU_TESTS := tests/ops $(wildcard tests/device) tests/tensorrt/test_on_gpu.py
+GPU_TESTS := tests/ops tests/device tests/sampling tests/tensorrt/test_on_gpu.py
 RESULTS := benchmarks/results
 
 gpu-build:

@@ -18,7 +18,8 @@ from dpn_rt.device.host import HostDevice, HostReading
 from dpn_rt.device.packing import Array
 
 HAS_GPU = torch.cuda.is_available()
-PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not HAS_GPU, reason="there is no GPU"))]
+GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")]
+PLACES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 
 
 class CountingDevice(HostDevice):

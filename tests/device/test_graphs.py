@@ -174,6 +174,7 @@ def test_any_number_of_images(place: Place, tmp_path: Path, count: int) -> None:
         torch.testing.assert_close(row, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")
 def test_graphs_equal_eager_launches_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, dtype="bfloat16"))

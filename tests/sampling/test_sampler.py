@@ -21,7 +21,8 @@ from tests.sampling import reference
 
 VOCAB_SIZE = 50
 EOS = (2,)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 
 
 def state(
