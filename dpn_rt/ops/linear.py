@@ -56,6 +56,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> None:
     """What the kernel checks too. torch would take some of it: it broadcasts, resizes, and overwrites what it reads."""
+    if x.layout != torch.strided:
+        raise KernelArgumentError(f"linear: x has layout {x.layout}, expected {torch.strided}")
     num_tokens, in_features = x.shape
     out_features = weight.shape[0]
     expected = {"weight": (weight, (out_features, in_features)), "bias": (bias, (out_features,))}
