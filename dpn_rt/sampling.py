@@ -198,19 +198,18 @@ def _draw_rows(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """One random token per row of `logits` [rows, vocab_size] float32."""
     if logits.is_cuda:
         return draw_without_sorting(logits, states)
-    device, vocab_size = logits.device, logits.shape[1]
+    vocab_size = logits.shape[1]
     params = [state.params for state in states]
     temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)
     # Largest entry 0: dividing by a small temperature then cannot overflow upwards.
-    logits = (logits - logits.amax(dim=1, keepdim=True)) / to_device(temperatures, device)
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / temperatures
     if any(p.min_p > 0 for p in params):
         min_p = torch.tensor([[p.min_p] for p in params], dtype=torch.float32)
-        logits = apply_min_p(logits, to_device(min_p, device))
+        logits = apply_min_p(logits, min_p)
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
         top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
         top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64)
-        placed_k = to_device(torch.tensor(top_k)[:, None], device)
-        logits = apply_top_k_top_p(logits, placed_k, to_device(top_p, device), max(top_k))
+        logits = apply_top_k_top_p(logits, torch.tensor(top_k)[:, None], top_p, max(top_k))
     keys = np.array([state.key for state in states], dtype=np.uint64)
     positions = np.array([state.num_output for state in states], dtype=np.uint64)
-    return draw(logits, to_device(torch.from_numpy(uniforms(keys, positions)), device))
+    return draw(logits, torch.from_numpy(uniforms(keys, positions)))

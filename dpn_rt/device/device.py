@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.device.packing import Array, Packing
+from dpn_rt.device.transfer import upload
 
 Step = Callable[[], tuple[Tensor, ...]]
 """Work on tensors that stay where they are; no transfers, nothing read by the host."""
@@ -71,10 +72,7 @@ class Device(ABC):
 
     def upload(self, *arrays: Array) -> list[Tensor]:
         """Copies of arrays on the device, by one transfer for which the host does not wait."""
-        packing = Packing.of(arrays)
-        block = self.staging(packing.num_bytes)
-        packing.fill(block, arrays)
-        return packing.views(block.to(self.torch_device, non_blocking=True))
+        return upload(self.torch_device, *arrays, staging=self.staging)
 
 
 class StaticInputs:

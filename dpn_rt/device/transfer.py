@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,18 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def upload(device: torch.device, *arrays: Array) -> list[Tensor]:
-    """Copies of arrays on a device, by one transfer."""
+def upload(device: torch.device, *arrays: Array, staging: Callable[[int], Tensor] | None = None) -> list[Tensor]:
+    """Copies of arrays on a device, by one transfer.
+
+    Args:
+        device: that gets them.
+        arrays: of any shapes and dtypes.
+        staging: makes `[num_bytes]` uint8 of the host's memory to send from; None: pinned for a GPU.
+    """
     packing = Packing.of(arrays)
-    block = torch.empty(packing.num_bytes, dtype=torch.uint8)
+    if staging is None:
+        block = torch.empty(packing.num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    else:
+        block = staging(packing.num_bytes)
     packing.fill(block, arrays)
-    return packing.views(to_device(block, device))
+    return packing.views(block.to(device, non_blocking=True))

@@ -151,9 +151,8 @@ class Replies:
         offset = self._offsets.get(index, 0)
         length = 0
         if self._tokenizer is not None:
-            length = len(self._tokenizer.token_text(token_id)) - (
-                self._tokenizer.num_stripped(token_id) if is_first else 0
-            )
+            length = len(self._tokenizer.token_text(token_id))
+            length -= self._tokenizer.num_stripped(token_id) if is_first else 0
         self._offsets[index] = offset + length
         return offset
 

@@ -207,7 +207,7 @@ def test_a_seeded_sequence_repeats_whatever_else_is_in_the_batch() -> None:
 @settings(max_examples=60, deadline=None)
 @given(params=st.lists(RANDOM_PARAMS, min_size=1, max_size=5), seed=st.integers(0, 2**31))
 def test_without_sorting_the_same_tokens_are_drawn(params: list[SamplingParams], seed: int) -> None:
-    """What GPUs run; sums rounded otherwise may decide a draw in 2^20 or so, not in these many."""
+    """What GPUs run. Its sums are rounded otherwise, which decides a draw only next to a step of the distribution."""
     logits = random_logits(len(params), seed)
     states = [state(dataclasses.replace(p, seed=seed), output=[3] * row) for row, p in enumerate(params)]
     assert torch.equal(draw_without_sorting(logits, states), sampling._draw_rows(logits, states))
