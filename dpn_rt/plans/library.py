@@ -68,8 +68,9 @@ class Log:
         """To hand to the library, which must not outlive it."""
 
     def explain(self, what: str) -> PlanError:
-        """An error that ends with what the library said."""
-        said = " | ".join(self.lines[-8:]) or "the library gave no reason"
+        """An error that ends with what the library said last: its errors, then its warnings."""
+        errors_first = sorted(self.lines[-8:], key=lambda line: line.startswith("warning"))
+        said = " | ".join(errors_first) or "the library gave no reason"
         return PlanError(f"{what}: {said}")
 
 

@@ -172,10 +172,11 @@ def test_float32_is_refused() -> None:
 def test_what_the_library_says_is_in_the_error() -> None:
     log = Log(load_library("rtx"))
     library = load_library("rtx")
+    log.logger.log(library.ILogger.WARNING, "another logger is in use")
     log.logger.log(library.ILogger.ERROR, "no kernel for this")
     log.logger.log(library.ILogger.INFO, "chatter")
     assert str(log.explain("stage0.prefill.plan cannot be built")) == (
-        "stage0.prefill.plan cannot be built: error: no kernel for this"
+        "stage0.prefill.plan cannot be built: error: no kernel for this | warning: another logger is in use"
     )
 
 
