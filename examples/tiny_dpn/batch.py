@@ -165,6 +165,7 @@ def _run_layers(model: EagerDpn, layers: range, states: Sequence[_State]) -> Non
         positions = pad_sequence([state.positions() for state in group], batch_first=True).to(rows.device)
         options: dict[str, Any] = {
             "attention_mask": _mask(group, rows.shape[1]),
+            "shared_rows": min(state.layout.image_end for state in group),
             "position_ids": positions,
             "position_embeddings": decoder.rotary_emb(rows, position_ids=positions),
         }

@@ -64,7 +64,9 @@ class Trainer:
             for boundary in model.boundaries:
                 cast(Boundary, boundary).detach_router_input = phase.routing.detach
                 cast(Boundary, boundary).min_drawn_visual_tokens = phase.routing.min_drawn_visual_tokens
-        self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=phase.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+        )
 
     @property
     def state_file(self) -> Path:

@@ -19,6 +19,7 @@ import torch
 
 from dpn_rt.eager import EagerDpn
 from dpn_rt.errors import DpnError
+from examples.tiny_dpn.attention import use_training_attention
 from examples.tiny_dpn.beginning import start_awake, start_on_a_grid, start_pooling_late
 from examples.tiny_dpn.encoding import MEAN, STD, Encoder
 from examples.tiny_dpn.model import model_config
@@ -84,6 +85,7 @@ def run_phase(phase: Phase, output: Path, *, base: Path | None = None, device: s
     start_awake(model)
     start_pooling_late(model)
     model.to(device)
+    use_training_attention(model)
     trainer = Trainer(model, phase, Encoder(tokenizer, phase.router_token), output / phase.name, seed)
     if phase.start is not None and not trainer.state_file.is_file():
         _start_from(trainer, phase.start, output, base)
