@@ -8,7 +8,7 @@ from dpn_rt.errors import DpnError
 
 if TYPE_CHECKING:
     from dpn_rt.llm import LLM
-    from dpn_rt.sampling_params import SamplingParams
+    from dpn_rt.sampling.params import SamplingParams
 
 __all__ = ["LLM", "DpnError", "SamplingParams"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return LLM
     if name == "SamplingParams":
-        from dpn_rt.sampling_params import SamplingParams
+        from dpn_rt.sampling.params import SamplingParams
 
         return SamplingParams
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,15 +11,15 @@ from typing import cast
 
 from tqdm import tqdm
 
-from dpn_rt.chat import Message
-from dpn_rt.engine import Progress
+from dpn_rt.engine.engine import Progress
+from dpn_rt.engine.interrupts import deferred_interrupt
+from dpn_rt.engine.loader import RuntimeConfig, load_engine
 from dpn_rt.errors import BatchError, DpnError, RequestError
-from dpn_rt.interrupts import deferred_interrupt
-from dpn_rt.loader import RuntimeConfig, load_engine
 from dpn_rt.outputs import RequestOutput, StreamDelta
-from dpn_rt.processor import ProcessedPrompt
-from dpn_rt.prompt import Prompt
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.prompts.chat import Message
+from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.prompts.prompt import Prompt
+from dpn_rt.sampling.params import SamplingParams
 
 
 @dataclass(eq=False)

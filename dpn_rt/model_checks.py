@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from dpn_rt.config import MIN_VISUAL_TOKENS, DecoderConfig, ModelConfig, PyramidConfig, VisionConfig
 from dpn_rt.errors import ConfigError
-from dpn_rt.rope import rope_frequencies
+from dpn_rt.model.rope import rope_frequencies
 
 Grid = tuple[int, int]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpn_rt.errors import DpnError
-from dpn_rt.logprobs import Logprob
+from dpn_rt.sampling.logprobs import Logprob
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 TokenLogprobs = Mapping[int, Logprob]

@@ -40,7 +40,7 @@ def _serve(options: argparse.Namespace) -> None:
         if error.name and error.name.startswith("dpn_rt"):
             raise
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
-    from dpn_rt.loader import RuntimeConfig, load_engine
+    from dpn_rt.engine.loader import RuntimeConfig, load_engine
     from dpn_rt.server.config import ServerConfig
     from dpn_rt.server.media import MediaPolicy
 

@@ -33,7 +33,7 @@ struct SampleParams {
 // is_finite: 1 where the row has a softmax (no NaN, a largest logit that is finite), else 0.
 void sample_greedy(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits, Stream stream);
 
-// One random token per row, as dpn_rt/sampling_filters.py draws it; rows without a softmax get what sample_greedy
+// One random token per row, as dpn_rt/sampling/filters.py draws it; rows without a softmax get what sample_greedy
 // gives.
 void sample(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits, const Tensor& depths,
             const Tensor& temperatures, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,

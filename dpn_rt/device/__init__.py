@@ -1,1 +1,1 @@
-"""The runtime on a device: what differs between the host's memory and a GPU, and what is built upon that difference."""
+"""Where tensors are: what differs between the host's memory and a GPU. What computes there is in `backends`."""

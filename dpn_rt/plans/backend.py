@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import Decoded, NewSequences
-from dpn_rt.kv_cache import Slots
-from dpn_rt.layout import IntArray, Layout
+from dpn_rt.backends.backend import Decoded, NewSequences
+from dpn_rt.cache.kv_cache import Slots
+from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.pyramid import Boundary, BoundaryTrace
 from dpn_rt.plans.padding import neighbours
 from dpn_rt.plans.slots import SlotCache
 from dpn_rt.plans.stage import PlanStage
-from dpn_rt.pyramid import Boundary, BoundaryTrace
 
 
 class PlanBackend:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import EngineError
+from dpn_rt.model.pyramid import Boundary
+from dpn_rt.model.rope import rope_table
 from dpn_rt.plans import tensors
 from dpn_rt.plans.backend import PlanBackend
 from dpn_rt.plans.config import plan_file
@@ -16,8 +18,6 @@ from dpn_rt.plans.plan import PlanReader, check_signature
 from dpn_rt.plans.slots import SlotCache, SlotMemory
 from dpn_rt.plans.stage import LoadedPlan, PlanStage
 from dpn_rt.plans.tensors import StagePlan, stage_plans
-from dpn_rt.pyramid import Boundary
-from dpn_rt.rope import rope_table
 
 
 def load_plan_backend(

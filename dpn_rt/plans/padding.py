@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.kv_cache import Slots
-from dpn_rt.layout import IntArray
+from dpn_rt.cache.kv_cache import Slots
+from dpn_rt.model.layout import IntArray
 
 Indices = npt.NDArray[np.intp]
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
 from dpn_rt.errors import CapacityError
-from dpn_rt.kv_cache import KvCacheConfig, Slots
-from dpn_rt.layout import IntArray
+from dpn_rt.model.layout import IntArray
 from dpn_rt.plans.config import PlanLimits
 from dpn_rt.plans.tensors import StagePlan, cache_names
 

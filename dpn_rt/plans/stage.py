@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn_rt.layout import IntArray
+from dpn_rt.model.layout import IntArray
 from dpn_rt.plans import tensors
 from dpn_rt.plans.padding import pad, unpad
 from dpn_rt.plans.plan import Plan

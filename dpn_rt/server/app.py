@@ -19,8 +19,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from dpn_rt.engine.loader import LoadedEngine
 from dpn_rt.errors import DpnError
-from dpn_rt.loader import LoadedEngine
 from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
 from dpn_rt.server.async_engine import AsyncEngine

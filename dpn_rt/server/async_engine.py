@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from dpn_rt.detokenizer import Detokenizer
-from dpn_rt.engine import Progress, StepResult
+from dpn_rt.engine.detokenizer import Detokenizer
+from dpn_rt.engine.engine import Progress, StepResult
+from dpn_rt.engine.loader import LoadedEngine
 from dpn_rt.errors import RequestError, StepError
-from dpn_rt.loader import LoadedEngine
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.processor import ProcessedPrompt
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.server.engine_thread import EngineThread, Load
 
 Event = list[Progress] | RequestOutput

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from dpn_rt.engine import Engine, StepResult
+from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.errors import StepError
-from dpn_rt.processor import ProcessedPrompt
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.sampling.params import SamplingParams
 
 Command = Callable[[], object]
 

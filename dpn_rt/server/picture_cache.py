@@ -6,8 +6,8 @@ import hashlib
 import threading
 from collections.abc import Callable
 
-from dpn_rt.lru_cache import LruCache
-from dpn_rt.visual_input import VisualInput
+from dpn_rt.cache.lru_cache import LruCache
+from dpn_rt.prompts.visual_input import VisualInput
 
 
 class PictureCache:

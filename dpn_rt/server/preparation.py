@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dpn_rt.errors import RequestError
-from dpn_rt.image import decode_image
-from dpn_rt.processor import ProcessedPrompt, Processor
+from dpn_rt.prompts.image import decode_image
+from dpn_rt.prompts.processor import ProcessedPrompt, Processor
+from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.prompts.visual_input import VisualInput
 from dpn_rt.server.media import MediaLoader
 from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
-from dpn_rt.tokenizer import Tokenizer
-from dpn_rt.visual_input import VisualInput
 
 BYTES_PER_TOKEN = 3
 """Of text, for the estimate before there are tokens."""

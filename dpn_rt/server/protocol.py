@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.sampling.params import SamplingParams
 
 MAX_LIST = 4096
 """Items of a list in a request: far above any use, far below what hurts."""

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from dpn_rt.config import ModelConfig
-from dpn_rt.engine import Progress
+from dpn_rt.engine.engine import Progress
 from dpn_rt.flops import prefill_flops
-from dpn_rt.logprobs import Logprob
 from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from dpn_rt.processor import ProcessedPrompt
-from dpn_rt.tokenizer import Tokenizer
+from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.sampling.logprobs import Logprob
 
 Json = dict[str, Any]
 

@@ -14,11 +14,11 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from dpn_rt.config import ModelConfig
-from dpn_rt.engine import Progress
+from dpn_rt.engine.engine import Progress
 from dpn_rt.errors import DpnError
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.processor import ProcessedPrompt
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.server import replies
 from dpn_rt.server.admission import Admission, Ticket
 from dpn_rt.server.async_engine import AsyncEngine

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.processor import ProcessedPrompt
+from dpn_rt.prompts.processor import ProcessedPrompt
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

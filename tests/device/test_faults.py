@@ -12,9 +12,9 @@ import torch
 
 from dpn_rt import LLM, SamplingParams, ops
 from dpn_rt.device import faults
-from dpn_rt.engine import StepResult
+from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import BatchError, DeviceError, KernelArgumentError, StepError
-from dpn_rt.sampling import Sampler
+from dpn_rt.sampling.sampler import Sampler
 from dpn_rt.server.engine_thread import EngineThread
 from tests.device.conftest import HAS_GPU, Place
 from tests.runtime.models import write_random_engine

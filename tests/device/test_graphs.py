@@ -13,14 +13,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.backends.native import NativeBackend
+from dpn_rt.backends.on_device.backend import DeviceBackend
+from dpn_rt.backends.on_device.decode import batch_sizes
+from dpn_rt.backends.on_device.images import EncoderGraphs
+from dpn_rt.cache.kv_cache import KvCache
 from dpn_rt.config import ModelConfig
 from dpn_rt.device import cuda
-from dpn_rt.device.backend import DeviceBackend
-from dpn_rt.device.decode import batch_sizes
 from dpn_rt.device.host import HostDevice, RepeatedStep
-from dpn_rt.device.images import EncoderGraphs
-from dpn_rt.kv_cache import KvCache
-from dpn_rt.native import NativeBackend
 from tests.device.conftest import HAS_GPU, Place
 from tests.runtime.models import MODEL, VOCAB_SIZE, write_random_engine
 

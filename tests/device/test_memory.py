@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpn_rt import LLM, loader
-from dpn_rt.device import loading
+from dpn_rt.backends.on_device import loading
 from dpn_rt.device.cuda import cache_share
 from dpn_rt.device.host import HostDevice
 from dpn_rt.errors import CapacityError

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dpn_rt import LLM, ops
+from dpn_rt.backends.on_device import opening
+from dpn_rt.backends.on_device.opening import Gpu, check_gpu, check_model_on_cuda, find_gpu, open_cuda, probe_kernels
 from dpn_rt.config import ModelConfig
-from dpn_rt.device import opening
-from dpn_rt.device.opening import Gpu, check_gpu, check_model_on_cuda, find_gpu, open_cuda, probe_kernels
 from dpn_rt.errors import ConfigError, KernelArgumentError
 from tests.device.conftest import HAS_GPU
 from tests.runtime.models import MODEL, VISION, with_decoder, write_random_engine

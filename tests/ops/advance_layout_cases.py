@@ -1,4 +1,4 @@
-"""Random boundaries, and what the host makes of them (dpn_rt/layout.py, dpn_rt/pyramid.py)."""
+"""Random boundaries, and what the host makes of them (dpn_rt/model/layout.py, dpn_rt/model/pyramid.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpn_rt.layout import IntArray, Layout
+from dpn_rt.model.layout import IntArray, Layout
 
 KERNELS = np.array([[1, 1], [1, 2], [2, 2], [4, 1]], dtype=np.int32)
 MIN_VISUAL_TOKENS = 16

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn_rt.sampling_filters import apply_min_p, apply_top_k_top_p, draw, uniforms
+from dpn_rt.sampling.filters import apply_min_p, apply_top_k_top_p, draw, uniforms
 
 HAIR = 1e-6
 """Sums that differ by rounding may put a token on the other side of a border."""
@@ -52,7 +52,7 @@ def uniform_numbers(parameters: Parameters) -> Tensor:
 
 
 def tokens_drawn(logits: Tensor, parameters: Parameters, numbers: Tensor, top_p: Tensor) -> Tensor:
-    """`[num_rows]` tokens, on the CPU and in the order of operations of `dpn_rt.sampling`."""
+    """`[num_rows]` tokens, on the CPU and in the order of operations of `dpn_rt.sampling.sampler`."""
     logits, vocab_size = logits.cpu().float(), logits.shape[1]
     scaled = (logits - logits.amax(dim=1, keepdim=True)) / parameters.temperatures.cpu()[:, None]
     scaled = apply_min_p(scaled, parameters.min_p.cpu()[:, None])

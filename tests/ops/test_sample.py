@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.sampling import Sampler, SamplingState
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.sampling.sampler import Sampler, SamplingState
 from tests.ops.conftest import random_rows
 from tests.ops.sample_reference import Parameters, assert_drawn
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpn_rt.config import ModelConfig
-from dpn_rt.processor import Processor
+from dpn_rt.prompts.processor import Processor
 from tests.processor.models import make_model, write_image_processor
 from tests.tiny_tokenizer import TinyTokenizer, make_tokenizer
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpn_rt.chat import VICUNA_SYSTEM
 from dpn_rt.config import PyramidConfig
 from dpn_rt.errors import RequestError
+from dpn_rt.prompts.chat import VICUNA_SYSTEM
 from tests.processor.conftest import Setup
 
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpn_rt.errors import ImageError
-from dpn_rt.image import CLIP_MEAN_COLOUR, load_image, pad_to_square
+from dpn_rt.prompts.image import CLIP_MEAN_COLOUR, load_image, pad_to_square
 
 
 def random_rgb(width: int = 13, height: int = 7) -> Image.Image:

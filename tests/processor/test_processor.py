@@ -13,8 +13,8 @@ from PIL import Image
 
 from dpn_rt.config import PyramidConfig
 from dpn_rt.errors import DpnError, EngineError, ImageError, RequestError
-from dpn_rt.image import pad_to_square
-from dpn_rt.processor import Processor
+from dpn_rt.prompts.image import pad_to_square
+from dpn_rt.prompts.processor import Processor
 from tests.processor.conftest import Setup
 from tests.processor.models import (
     CLIP_MEAN,

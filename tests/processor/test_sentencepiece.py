@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpn_rt.detokenizer import Detokenizer
-from dpn_rt.sampling_params import SamplingParams
-from dpn_rt.tokenizer import Tokenizer
+from dpn_rt.engine.detokenizer import Detokenizer
+from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.sampling.params import SamplingParams
 from tests.tiny_tokenizer import CORPUS
 
 sentencepiece = pytest.importorskip("sentencepiece")

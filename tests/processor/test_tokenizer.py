@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpn_rt.tokenizer import Tokenizer
+from dpn_rt.prompts.tokenizer import Tokenizer
 from tests.tiny_tokenizer import KINDS, Kind, make_tokenizer
 
 TEXTS = ["Hello world, how are you?", "  two  spaces ", "Größe 猫 naïve", "a<ROUTER>b", "\U0001f600 x", "1"]

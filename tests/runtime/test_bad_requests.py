@@ -17,7 +17,7 @@ from dpn_rt import LLM, DpnError, SamplingParams
 from dpn_rt.config import PyramidConfig
 from dpn_rt.engine_dir import EngineSource, write_engine
 from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, RequestError, StepError
-from dpn_rt.visual_input import VisualInput
+from dpn_rt.prompts.visual_input import VisualInput
 from tests.runtime.models import (
     MODEL,
     ROUTER_ID,

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.engine.runner import PrefillJob, Runner
+from dpn_rt.engine.scheduler import Batch
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.runner import PrefillJob, Runner
-from dpn_rt.scheduler import Batch
 from tests.runtime.models import MODEL, VOCAB_SIZE, random_prompt, write_random_engine
 
 GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (1, 1), (10, 6), (24, 2), None, (16, 16), (2, 20)]

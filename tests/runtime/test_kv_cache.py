@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpn_rt.cache.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.config import BoundaryConfig, PyramidConfig
 from dpn_rt.errors import CapacityError
-from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from tests.runtime.models import DECODER, PYRAMID
 
 GEOMETRY = KvGeometry((4, 2, 6), num_kv_heads=2, head_dim=8, dtype=torch.float32)

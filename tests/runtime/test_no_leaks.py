@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.backends.prefill import Prefill
 from dpn_rt.errors import DpnError
-from dpn_rt.prefill import Prefill
 from tests.runtime.models import random_prompt, write_random_engine
 
 ACTIONS = st.lists(

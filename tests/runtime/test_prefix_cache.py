@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.image_cache import ImageCache
+from dpn_rt.cache.image_cache import ImageCache
+from dpn_rt.engine.prefix_cache import PrefixCache
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.prefix_cache import PrefixCache
 from tests.runtime.models import ROUTER_ID, write_random_engine
 from tests.runtime.test_batching import GREEDY, assert_pool_is_full, assert_same
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpn_rt.config import BoundaryConfig, PoolingFunction, PyramidConfig
-from dpn_rt.layout import Layout
-from dpn_rt.pyramid import Boundary, longest_lengths
+from dpn_rt.model.layout import Layout
+from dpn_rt.model.pyramid import Boundary, longest_lengths
 
 HIDDEN = 24
 MISFIT = -2

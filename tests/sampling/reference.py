@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.sampling.params import SamplingParams
 
 
 def penalized(logits: list[float], prompt: list[int], output: list[int], params: SamplingParams) -> list[float]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpn_rt.logprobs import Logprob, VocabularyLogprobs
-from dpn_rt.sampling import Sampler, SamplingState
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.sampling.logprobs import Logprob, VocabularyLogprobs
+from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.sampling.sampler import Sampler, SamplingState
 
 VOCAB_SIZE = 40
 

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpn_rt import sampling, sampling_filters
-from dpn_rt.sampling import SampledTokens, Sampler, SamplingState, draw_without_sorting
-from dpn_rt.sampling_filters import apply_min_p, apply_top_k_top_p, draw, stream_key, uniforms
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.sampling import filters, sampler
+from dpn_rt.sampling.filters import apply_min_p, apply_top_k_top_p, draw, stream_key, uniforms
+from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.sampling.sampler import SampledTokens, Sampler, SamplingState, draw_without_sorting
 from tests.sampling import reference
 
 VOCAB_SIZE = 50
@@ -103,7 +103,7 @@ def test_without_looking_at_results_the_same_tokens_are_kept(
     logits = random_logits(len(params), seed, torch.bfloat16 if coarse else torch.float32, vocab_size=400).float()
     expected = filtered(logits, params)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling_filters, "_can_look", lambda _: False)
+        patch.setattr(filters, "_can_look", lambda _: False)
         assert torch.equal(filtered(logits, params), expected)
 
 
@@ -210,7 +210,7 @@ def test_without_sorting_the_same_tokens_are_drawn(params: list[SamplingParams],
     """What GPUs run. Its sums are rounded otherwise, which decides a draw only next to a step of the distribution."""
     logits = random_logits(len(params), seed)
     states = [state(dataclasses.replace(p, seed=seed), output=[3] * row) for row, p in enumerate(params)]
-    assert torch.equal(draw_without_sorting(logits, states), sampling._draw_rows(logits, states))
+    assert torch.equal(draw_without_sorting(logits, states), sampler._draw_rows(logits, states))
 
 
 def test_seeds_and_completions_differ() -> None:
@@ -283,9 +283,9 @@ def test_best_ids_that_are_known_are_not_sought(monkeypatch: pytest.MonkeyPatch,
     logits = random_logits(3, 4)
     logits[1, 3] = torch.nan
     expected = Sampler().sample(logits, [state(params) for _ in range(3)])
-    best = sampling_filters.best_ids(logits)
-    assert best[1] == sampling_filters.NO_SOFTMAX
-    monkeypatch.setattr("dpn_rt.sampling.best_ids", None)
+    best = filters.best_ids(logits)
+    assert best[1] == filters.NO_SOFTMAX
+    monkeypatch.setattr("dpn_rt.sampling.sampler.best_ids", None)
     result = Sampler().sample(logits, [state(params) for _ in range(3)], best)
     assert result.finite == expected.finite == [True, False, True]
     assert result.token_ids == expected.token_ids

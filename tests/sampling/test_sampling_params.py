@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpn_rt.errors import RequestError
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.sampling.params import SamplingParams
 
 
 def test_defaults() -> None:

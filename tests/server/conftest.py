@@ -20,7 +20,7 @@ from PIL import Image
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.eager import EagerDpn
-from dpn_rt.loader import RuntimeConfig, load_engine
+from dpn_rt.engine.loader import RuntimeConfig, load_engine
 from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.process import Server, uvicorn_config

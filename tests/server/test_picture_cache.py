@@ -7,8 +7,8 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import ImageError
+from dpn_rt.prompts.visual_input import VisualInput
 from dpn_rt.server.picture_cache import PictureCache
-from dpn_rt.visual_input import VisualInput
 from tests.server.conftest import Ask, RunningServer
 
 NUM_BYTES = 3 * 4 * 4 * 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpn_rt.loader import RuntimeConfig
+from dpn_rt.engine.loader import RuntimeConfig
 from dpn_rt.server.media import MediaPolicy
 from tests.server.conftest import Ask, RunningServer, StartServer, data_url, png
 

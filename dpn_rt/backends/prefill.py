@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import NewSequences
-from dpn_rt.decoder import Decoder, StageBatch
+from dpn_rt.backends.backend import NewSequences
+from dpn_rt.cache.kv_cache import KvCache
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice
-from dpn_rt.kv_cache import KvCache
-from dpn_rt.layout import Layout
-from dpn_rt.pyramid import Boundary, BoundaryTrace
+from dpn_rt.model.decoder import Decoder, StageBatch
+from dpn_rt.model.layout import Layout
+from dpn_rt.model.pyramid import Boundary, BoundaryTrace
 
 
 class Prefill:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from dpn_rt.config import ModelConfig
 from dpn_rt.errors import ImageError, RequestError
-from dpn_rt.image import decode_image
-from dpn_rt.prompt import ONE_IMAGE
-from dpn_rt.tokenizer import IMAGE_TEXT, Tokenizer
+from dpn_rt.prompts.image import decode_image
+from dpn_rt.prompts.prompt import ONE_IMAGE
+from dpn_rt.prompts.tokenizer import IMAGE_TEXT, Tokenizer
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text or a list of parts}."""

@@ -1,5 +1,5 @@
 """What a runner asks of whatever computes rows: the product's own kernels on the CPU (`native.py`) or on a device
-(`device/`), or plans (`plans/`)."""
+(`on_device/`), or TensorRT plans (`dpn_rt/plans/`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.kv_cache import KvCacheConfig, Slots
-from dpn_rt.layout import IntArray, Layout
-from dpn_rt.pyramid import BoundaryTrace
+from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
+from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.pyramid import BoundaryTrace
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dpn_rt.lru_cache import LruCache
+from dpn_rt.cache.lru_cache import LruCache
 
 
 class ImageCache(LruCache[Tensor]):

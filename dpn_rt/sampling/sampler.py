@@ -13,8 +13,7 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.device.transfer import to_device, upload
-from dpn_rt.logprobs import Logprob, TokenText, gather_logprobs
-from dpn_rt.sampling_filters import (
+from dpn_rt.sampling.filters import (
     NO_SOFTMAX,
     apply_min_p,
     apply_penalties,
@@ -25,7 +24,8 @@ from dpn_rt.sampling_filters import (
     stream_key,
     uniforms,
 )
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.sampling.logprobs import Logprob, TokenText, gather_logprobs
+from dpn_rt.sampling.params import SamplingParams
 
 
 class SamplingState:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpn_rt.config import AspectRatio, VisionConfig
 from dpn_rt.errors import EngineError, ImageError
-from dpn_rt.image import MAX_PIXELS, pad_to_square
+from dpn_rt.prompts.image import MAX_PIXELS, pad_to_square
 
 
 class ImageProcessor:

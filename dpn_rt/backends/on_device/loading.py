@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpn_rt.backends.on_device.backend import DeviceBackend
+from dpn_rt.backends.on_device.decode import DecodeGraphs
+from dpn_rt.backends.on_device.images import EncoderGraphs
+from dpn_rt.cache.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.config import ModelConfig
-from dpn_rt.decoder import Decoder, StageBatch
-from dpn_rt.device.backend import DeviceBackend
-from dpn_rt.device.decode import DecodeGraphs
 from dpn_rt.device.device import Device
-from dpn_rt.device.images import EncoderGraphs
 from dpn_rt.errors import CapacityError
-from dpn_rt.kv_cache import KvCache, KvCacheConfig, KvGeometry
-from dpn_rt.pyramid import Boundary
-from dpn_rt.rope import rope_table
-from dpn_rt.vision import IMAGES_PER_CALL, Encoder, ImageEncoder, Projector, VisionTower
+from dpn_rt.model.decoder import Decoder, StageBatch
+from dpn_rt.model.pyramid import Boundary
+from dpn_rt.model.rope import rope_table
+from dpn_rt.model.vision import IMAGES_PER_CALL, Encoder, ImageEncoder, Projector, VisionTower
 from dpn_rt.weight_spec import TORCH_DTYPES
 
 

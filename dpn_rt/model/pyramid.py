@@ -21,7 +21,7 @@ from dpn_rt import ops
 from dpn_rt.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice
-from dpn_rt.layout import IntArray, Layout
+from dpn_rt.model.layout import IntArray, Layout
 from dpn_rt.ops import DeviceLayout
 
 ROUTER_NORM_EPS = 1e-5

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dpn_rt.kv_cache import CellArray, KvCache
-from dpn_rt.sequence import Sequence
+from dpn_rt.cache.kv_cache import CellArray, KvCache
+from dpn_rt.engine.sequence import Sequence
 
 Key = bytes
 

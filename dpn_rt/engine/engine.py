@@ -11,18 +11,18 @@ import numpy as np
 from torch import Tensor
 
 from dpn_rt.config import ModelConfig
-from dpn_rt.detokenizer import Detokenizer
 from dpn_rt.device.faults import advice, is_fatal
+from dpn_rt.engine.detokenizer import Detokenizer
+from dpn_rt.engine.interrupts import deferred_interrupt
+from dpn_rt.engine.runner import PrefillJob, Runner
+from dpn_rt.engine.scheduler import Batch, Scheduler
+from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
-from dpn_rt.interrupts import deferred_interrupt
+from dpn_rt.model.pyramid import UNFORCED
 from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
-from dpn_rt.processor import ProcessedPrompt
-from dpn_rt.pyramid import UNFORCED
-from dpn_rt.runner import PrefillJob, Runner
-from dpn_rt.sampling import Sampler, SamplingState
-from dpn_rt.sampling_params import SamplingParams
-from dpn_rt.scheduler import Batch, Scheduler
-from dpn_rt.sequence import Sequence
+from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.sampling.sampler import Sampler, SamplingState
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpn_rt.config import VisionConfig
 from dpn_rt.device.device import Device, StaticInputs
-from dpn_rt.vision import IMAGES_PER_CALL, ImageEncoder
+from dpn_rt.model.vision import IMAGES_PER_CALL, ImageEncoder
 
 
 class EncoderGraphs:

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.detokenizer import Detokenizer
+from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.errors import DpnError
-from dpn_rt.logprobs import Logprob
+from dpn_rt.model.pyramid import SKIPPED, UNFORCED
 from dpn_rt.outputs import CompletionOutput, FinishReason, Pyramid
-from dpn_rt.processor import ProcessedPrompt
-from dpn_rt.pyramid import SKIPPED, UNFORCED
-from dpn_rt.sampling import SamplingState
-from dpn_rt.sampling_params import SamplingParams
+from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.sampling.logprobs import Logprob
+from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.sampling.sampler import SamplingState
 
 VISUAL_ROW = -1
 """Stands for one visual row where the ids of all rows of a prompt are listed; negative, as `Backend.embed` asks."""

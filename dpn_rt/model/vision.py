@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.config import ProjectorConfig, VisionConfig
-from dpn_rt.linear import Linear
+from dpn_rt.model.linear import Linear
 
 IMAGES_PER_CALL = 4
 """Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from dpn_rt.chat import Message, chat_prompt
 from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.errors import EngineError, ImageError, RequestError
-from dpn_rt.image import MAX_PIXELS, load_image
-from dpn_rt.image_processor import ImageProcessor
-from dpn_rt.prompt import ONE_IMAGE, Prompt, PromptParts, check_single_placeholder, take_apart
-from dpn_rt.tokenizer import IMAGE_TEXT, Tokenizer
-from dpn_rt.visual_input import Grid, VisualInput, check_image_grid, check_pixels, from_embeds
+from dpn_rt.prompts.chat import Message, chat_prompt
+from dpn_rt.prompts.image import MAX_PIXELS, load_image
+from dpn_rt.prompts.image_processor import ImageProcessor
+from dpn_rt.prompts.prompt import ONE_IMAGE, Prompt, PromptParts, check_single_placeholder, take_apart
+from dpn_rt.prompts.tokenizer import IMAGE_TEXT, Tokenizer
+from dpn_rt.prompts.visual_input import Grid, VisualInput, check_image_grid, check_pixels, from_embeds
 
 Route = tuple[int | None, ...]
 """A forced expert per boundary; None leaves the choice to the router."""

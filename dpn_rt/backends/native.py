@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import Decoded, NewSequences
-from dpn_rt.decoder import Decoder
-from dpn_rt.kv_cache import KvCache, Slots
-from dpn_rt.prefill import Prefill
-from dpn_rt.pyramid import Boundary
+from dpn_rt.backends.backend import Decoded, NewSequences
+from dpn_rt.backends.prefill import Prefill
+from dpn_rt.cache.kv_cache import KvCache, Slots
+from dpn_rt.model.decoder import Decoder
+from dpn_rt.model.pyramid import Boundary
 
 
 class NativeBackend:

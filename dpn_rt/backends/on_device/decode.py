@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.backend import Decoded
-from dpn_rt.decoder import Decoder
+from dpn_rt.backends.backend import Decoded
+from dpn_rt.cache.kv_cache import KvCache, Slots
 from dpn_rt.device.device import Device, StaticInputs
 from dpn_rt.device.packing import Array
-from dpn_rt.kv_cache import KvCache, Slots
-from dpn_rt.sampling_filters import best_ids
+from dpn_rt.model.decoder import Decoder
+from dpn_rt.sampling.filters import best_ids
 
 PADDING_TOKEN = 0
 """Any token would do: nobody looks at a padding row."""

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.backend import Decoded, NewSequences
-from dpn_rt.decoder import Decoder
-from dpn_rt.device.decode import DecodeGraphs
+from dpn_rt.backends.backend import Decoded, NewSequences
+from dpn_rt.backends.on_device.decode import DecodeGraphs
+from dpn_rt.backends.prefill import Prefill
+from dpn_rt.cache.kv_cache import KvCache, Slots
 from dpn_rt.device.device import Device
-from dpn_rt.kv_cache import KvCache, Slots
-from dpn_rt.prefill import Prefill
-from dpn_rt.pyramid import Boundary
+from dpn_rt.model.decoder import Decoder
+from dpn_rt.model.pyramid import Boundary
 
 
 class DeviceBackend:

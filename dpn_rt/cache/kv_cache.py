@@ -23,7 +23,7 @@ from dpn_rt.config import DecoderConfig, PyramidConfig
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice
 from dpn_rt.errors import CapacityError
-from dpn_rt.layout import IntArray
+from dpn_rt.model.layout import IntArray
 
 Slots = npt.NDArray[np.intp]
 CellArray = npt.NDArray[np.int32]

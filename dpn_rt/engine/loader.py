@@ -10,33 +10,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dpn_rt.backends.native import NativeBackend
+from dpn_rt.backends.on_device.backend import DeviceBackend
+from dpn_rt.backends.on_device.loading import DeviceLimits, cache_config, load_device_backend
+from dpn_rt.backends.on_device.opening import open_cuda
+from dpn_rt.cache.image_cache import ImageCache
+from dpn_rt.cache.kv_cache import KvCache, KvGeometry
 from dpn_rt.config import ModelConfig
-from dpn_rt.decoder import Decoder
-from dpn_rt.detokenizer import Detokenizer
-from dpn_rt.device.backend import DeviceBackend
 from dpn_rt.device.host import HostDevice, free_memory
-from dpn_rt.device.loading import DeviceLimits, cache_config, load_device_backend
-from dpn_rt.device.opening import open_cuda
-from dpn_rt.engine import Engine
+from dpn_rt.engine.detokenizer import Detokenizer
+from dpn_rt.engine.engine import Engine
+from dpn_rt.engine.prefix_cache import PrefixCache, PrefixCacheConfig
+from dpn_rt.engine.runner import Runner
+from dpn_rt.engine.scheduler import Scheduler, SchedulerConfig
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import ConfigError
-from dpn_rt.image import MAX_PIXELS
-from dpn_rt.image_cache import ImageCache
-from dpn_rt.kv_cache import KvCache, KvGeometry
-from dpn_rt.linear import can_prepack
-from dpn_rt.native import NativeBackend
+from dpn_rt.model.decoder import Decoder
+from dpn_rt.model.linear import can_prepack
+from dpn_rt.model.pyramid import Boundary
+from dpn_rt.model.rope import rope_table
+from dpn_rt.model.vision import Encoder, ImageEncoder, Projector, VisionTower
 from dpn_rt.plans import cuda
 from dpn_rt.plans.config import PlanLimits
 from dpn_rt.plans.loading import host_weights, load_plan_backend
-from dpn_rt.prefix_cache import PrefixCache, PrefixCacheConfig
-from dpn_rt.processor import Processor
-from dpn_rt.pyramid import Boundary
-from dpn_rt.rope import rope_table
-from dpn_rt.runner import Runner
-from dpn_rt.sampling import Sampler
-from dpn_rt.sampling_params import SamplingParams
-from dpn_rt.scheduler import Scheduler, SchedulerConfig
-from dpn_rt.vision import Encoder, ImageEncoder, Projector, VisionTower
+from dpn_rt.prompts.image import MAX_PIXELS
+from dpn_rt.prompts.processor import Processor
+from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.sampling.sampler import Sampler
 from dpn_rt.weight_spec import TORCH_DTYPES
 
 CPU_DTYPES = ("float32", "bfloat16")

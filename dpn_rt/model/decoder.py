@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.config import DecoderConfig, PyramidConfig
-from dpn_rt.linear import Linear
+from dpn_rt.model.linear import Linear
 
 
 @dataclass(frozen=True)

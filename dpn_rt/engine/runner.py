@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn_rt.backend import Backend, Beginning, Decoded, NewSequences, SequenceCache, StagedPrefill
+from dpn_rt.backends.backend import Backend, Beginning, Decoded, NewSequences, SequenceCache, StagedPrefill
+from dpn_rt.cache.image_cache import ImageCache
+from dpn_rt.cache.kv_cache import Slots
 from dpn_rt.config import ModelConfig
+from dpn_rt.engine.prefix_cache import PrefixCache
+from dpn_rt.engine.scheduler import Batch
+from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import CapacityError, RequestError
-from dpn_rt.image_cache import ImageCache
-from dpn_rt.kv_cache import Slots
-from dpn_rt.layout import Layout
+from dpn_rt.model.layout import Layout
+from dpn_rt.model.pyramid import SKIPPED, BoundaryTrace
+from dpn_rt.model.vision import Encoder
 from dpn_rt.outputs import Pyramid
-from dpn_rt.prefix_cache import PrefixCache
-from dpn_rt.pyramid import SKIPPED, BoundaryTrace
-from dpn_rt.scheduler import Batch
-from dpn_rt.sequence import Sequence
-from dpn_rt.vision import Encoder
-from dpn_rt.visual_input import VisualInput
+from dpn_rt.prompts.visual_input import VisualInput
 from dpn_rt.weight_spec import TORCH_DTYPES
 
 

@@ -8,8 +8,8 @@ streamed before it is clear that the rest does not follow.
 from __future__ import annotations
 
 from dpn_rt.outputs import FinishReason
-from dpn_rt.sampling_params import SamplingParams
-from dpn_rt.tokenizer import Tokenizer
+from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.sampling.params import SamplingParams
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW = 16

@@ -1,0 +1,1 @@
+"""Who computes a step: `backend.py` is what the engine asks, the others are answers."""

@@ -1,0 +1,1 @@
+"""What is kept between steps: keys and values in paged cells, and image embeddings."""

@@ -1,0 +1,1 @@
+"""Logits -> token ids: parameters, filters, sampler, log probabilities."""
