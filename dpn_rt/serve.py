@@ -51,6 +51,7 @@ def _serve(options: argparse.Namespace) -> None:
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_body_bytes=options.max_body_bytes,
+        max_held_body_bytes=options.max_held_body_bytes,
         picture_bytes=options.reuse_bytes,
         workers=options.workers,
         stall_timeout=options.stall_timeout,
@@ -115,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting requests before 429")
     add("--max-queued-tokens", type=int, default=262_144, metavar="N", help="waiting tokens before 429")
     add("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="bytes of one request")
+    add(
+        "--max-held-body-bytes",
+        type=int,
+        default=2**30,
+        metavar="N",
+        help="bytes of all unanswered requests before 429",
+    )
     add("--max-image-bytes", type=int, default=20 * 2**20, metavar="N", help="bytes of one image")
     add("--max-image-pixels", type=int, default=40_000_000, metavar="N", help="pixels of one image")
     add("--allowed-media-domains", nargs="*", default=[], metavar="HOST", help="hosts that images are fetched from")

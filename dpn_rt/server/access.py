@@ -6,10 +6,12 @@ import json
 import re
 import secrets
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dpn_rt.server.bodies import BodyLimits
 from dpn_rt.server.errors import HttpError, reply
 
 OPEN_PATHS = ("/health",)
@@ -20,8 +22,9 @@ _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 class AccessMiddleware:
     """Plain ASGI, so that streams pass untouched."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, max_body_bytes: int) -> None:
-        self._app, self._max_body_bytes = app, max_body_bytes
+    def __init__(self, app: ASGIApp, api_key: str | None, bodies: BodyLimits, refused: Callable[[int], None]) -> None:
+        """Args: refused: told the status of each request that gets no further than here."""
+        self._app, self._bodies, self._refused = app, bodies, refused
         self._api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,9 +42,10 @@ class AccessMiddleware:
 
         try:
             self._check_key(scope["path"], headers)
-            self._check_length(headers)
-            await self._app(scope, self._limited(receive), send_with_id)
+            with self._bodies.enter(headers.get(b"content-length", b"")) as body:
+                await self._app(scope, body.limited(receive), send_with_id)
         except HttpError as error:
+            self._refused(error.status)
             await _send_error(error, send_with_id)
 
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
@@ -50,27 +54,6 @@ class AccessMiddleware:
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not secrets.compare_digest(key.strip(), self._api_key):
             raise HttpError(401, "the API key is missing or wrong: expected Authorization: Bearer ...")
-
-    def _check_length(self, headers: dict[bytes, bytes]) -> None:
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            raise self._too_large(int(length))
-
-    def _limited(self, receive: Receive) -> Receive:
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise self._too_large(received)
-            return message
-
-        return limited
-
-    def _too_large(self, length: int) -> HttpError:
-        return HttpError(413, f"the body has {length} bytes or more: expected at most {self._max_body_bytes}")
 
 
 def _request_id(given: bytes) -> str:

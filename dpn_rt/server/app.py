@@ -24,6 +24,7 @@ from dpn_rt.errors import DpnError
 from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
 from dpn_rt.server.async_engine import AsyncEngine
+from dpn_rt.server.bodies import BodyLimits
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.errors import HttpError, reply
 from dpn_rt.server.media import MediaLoader
@@ -72,7 +73,8 @@ def create_app(loaded: LoadedEngine, config: ServerConfig, tracing: Tracing | No
         lifespan=lifespan,
     )
     app.state.service = service
-    app.add_middleware(AccessMiddleware, api_key=config.api_key, max_body_bytes=config.max_body_bytes)
+    bodies = BodyLimits(config.max_body_bytes, config.max_held_body_bytes)
+    app.add_middleware(AccessMiddleware, api_key=config.api_key, bodies=bodies, refused=service.metrics.refused)
     _add_error_handlers(app, service)
     _add_questions(app, service)
     _add_operations(app, service)

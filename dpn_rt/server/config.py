@@ -25,6 +25,8 @@ class ServerConfig:
     max_queued_tokens: int = 262_144
     """Tokens that those may need, prompt and answer, estimated before anything is decoded."""
     max_body_bytes: int = 32 * 2**20
+    max_held_body_bytes: int = 2**30
+    """Of the bodies of all requests that have not been answered; what would go beyond is refused with 429."""
     max_images: int = 1
     """Per request; the models take one."""
     picture_bytes: int = 2**26
@@ -41,6 +43,10 @@ class ServerConfig:
         for name in ("max_queued_requests", "max_queued_tokens", "max_body_bytes", "max_images", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.max_held_body_bytes < self.max_body_bytes:
+            raise ConfigError(
+                f"max_held_body_bytes={self.max_held_body_bytes}: expected at least one body, {self.max_body_bytes}"
+            )
         if self.picture_bytes < 0:
             raise ConfigError(f"picture_bytes={self.picture_bytes}: expected at least 0")
         for name in ("stall_timeout", "shutdown_timeout"):

@@ -71,6 +71,10 @@ class Metrics:
         self._prefill.labels(name).observe(metrics.first_token - metrics.arrival - metrics.queue)
         self._decode.labels(name).observe(metrics.finish - metrics.first_token)
 
+    def left(self, completions: int) -> None:
+        """Counts a request whose client went away, or that ended with another prompt of its request."""
+        self._successes.labels(self._name, "abort").inc(completions)
+
     def paced(self, output: RequestOutput) -> None:
         """Counts the times between the tokens of a request that nobody watched: their mean, for each."""
         metrics = output.metrics

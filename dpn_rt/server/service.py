@@ -29,6 +29,7 @@ from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.replies import Json, Replies, sse
+from dpn_rt.server.reply_stream import ReplyStream
 from dpn_rt.server.tracing import Tracing
 
 LONG_BODY = 2**16
@@ -91,41 +92,26 @@ class Service:
         with self._enter(request) as ticket:
             prompts = await self._prepare(request)
             answers = self._replies(request, request_id)
-            outputs: dict[int, RequestOutput] = {}
-            unfinished = [request.completions] * len(prompts)
-            last_chunks: dict[int, Json] = {}  # held until the output is there, whose pyramid they carry
-            has_begun = False
-            streams = [self._events(f"{request_id}-{i}", p, request, ticket) for i, p in enumerate(prompts)]
+            stream = ReplyStream(
+                answers,
+                len(prompts),
+                request.completions,
+                extra=lambda position, output: self._extra(prompts[position], output),
+            )
+            runs = [self._events(f"{request_id}-{i}", p, request, ticket) for i, p in enumerate(prompts)]
             try:
-                async with aclosing(merge(streams)) as events:
+                async with aclosing(merge(runs)) as events:
                     async for position, event in events:
-                        if isinstance(event, RequestOutput) and event.error is not None:
-                            raise event.error
-                        if not has_begun:
-                            has_begun = True
-                            for chunk in answers.first_chunks(request.completions):
-                                yield sse(chunk)
-                        first_index = position * request.completions
-                        if isinstance(event, RequestOutput):
-                            outputs[position] = event
-                            aborted = [first_index + c.index for c in event.outputs if c.finish_reason == "abort"]
-                            last = last_chunks.get(position) or answers.last_chunk(aborted, "abort")
-                            yield sse({**last, **self._extra(prompts[position], event)})
-                            continue
-                        chunk = answers.chunk(event, first_index)
-                        unfinished[position] -= sum(item.finish_reason is not None for item in event)
-                        if unfinished[position]:
+                        for chunk in stream.take(position, event):
                             yield sse(chunk)
-                        else:
-                            last_chunks[position] = chunk
             except DpnError as error:
-                if not has_begun:
+                if not stream.has_begun:
                     raise
                 log.warning("request %s: %s", request_id, error)
                 yield sse(reply(error).body)
             else:
                 if request.wants_usage:
-                    yield sse(answers.usage_chunk(replies.usage(prompts, list(outputs.values()))))
+                    yield sse(answers.usage_chunk(replies.usage(prompts, stream.outputs)))
             yield sse("[DONE]")
 
     def _enter(self, request: Request) -> AbstractContextManager[Ticket]:
@@ -165,19 +151,25 @@ class Service:
         params: SamplingParams = request.sampling
         tick: Callable[[int], None] = self.metrics.clock()
         events = self.engine.stream(request_id, prompt, params, request.priority, only_first=only_first)
-        waits = True
-        async with aclosing(events):
-            async for event in events:
-                if waits:
-                    waits = False
-                    ticket.leave()
-                if isinstance(event, RequestOutput):
-                    self.metrics.finished(prompt, event)
-                    if self.tracing is not None:
-                        self.tracing.finished(prompt, event)
-                else:
-                    tick(len(event))
-                yield event
+        waits, has_ended = True, False
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if waits:
+                        waits = False
+                        ticket.leave()
+                    if isinstance(event, RequestOutput):
+                        has_ended = True
+                        self.metrics.finished(prompt, event)
+                        if self.tracing is not None:
+                            self.tracing.finished(prompt, event)
+                    else:
+                        tick(len(event))
+                    yield event
+        except (GeneratorExit, asyncio.CancelledError):
+            if not has_ended:
+                self.metrics.left(request.completions)
+            raise
 
     def _replies(self, request: Request, request_id: str) -> Replies:
         is_chat = isinstance(request, ChatRequest)

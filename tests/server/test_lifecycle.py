@@ -37,12 +37,15 @@ def chunks(reply: httpx.Response) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_who_leaves_a_stream_frees_its_cells(server: RunningServer) -> None:
+def test_who_leaves_a_stream_frees_its_cells_and_is_counted(start_server: StartServer) -> None:
+    server = start_server()
     with server.client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as reply:
         assert next(reply.iter_lines())
         assert server.service.engine.load.running == 1
     server.wait_until_idle()
-    assert metrics(server)["dpn_rt:num_requests_running"] == 0
+    seen = metrics(server)
+    assert seen["dpn_rt:num_requests_running"] == 0
+    assert seen["dpn_rt:request_success_total abort"] == 1
 
 
 def test_who_leaves_without_streaming_frees_its_cells(server: RunningServer) -> None:
@@ -102,6 +105,7 @@ def test_metrics_count_what_was_served(start_server: StartServer) -> None:
     server.post({"model": "tiny"})
     seen = metrics(server)
     assert seen["dpn_rt:request_success_total length"] == 2
+    assert "dpn_rt:request_success_total abort" not in seen
     assert seen["dpn_rt:generation_tokens_total"] == 16
     assert seen["dpn_rt:prompt_tokens_total"] == 2 * reply["usage"]["prompt_tokens"]
     assert seen["dpn_rt:visual_tokens_total 0"] == 512

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from dpn_rt.engine.loader import RuntimeConfig
 from dpn_rt.server.media import MediaPolicy
-from tests.server.conftest import Ask, RunningServer, StartServer, data_url, png
+from tests.server.conftest import MODEL, Ask, RunningServer, StartServer, data_url, png
 
 GOOD = Ask()
 
@@ -121,6 +124,30 @@ def test_large_bodies_are_refused_before_they_are_read(start_server: StartServer
     server = start_server(media=MediaPolicy(max_image_bytes=1000))
     reply = server.post(GOOD.body())
     assert reply.status_code == 413 and "1000" in reply.json()["error"]["message"]
+
+
+def test_bodies_of_all_requests_share_a_limit(start_server: StartServer) -> None:
+    """Those still being sent count, a small request still passes, and room comes back with the client's end."""
+    server = start_server(max_body_bytes=200_000, max_held_body_bytes=200_000)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 200000\r\n\r\n"
+        slow.sendall(head.encode() + b"x" * 199_000)
+        refused = status_becomes(server, GOOD.body(), 429)
+        assert refused.headers["Retry-After"] == "1" and "200000 together" in refused.json()["error"]["message"]
+        text_alone = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+        assert server.post(text_alone).status_code == 200
+    status_becomes(server, GOOD.body(), 200)
+    counts = server.client.get("/metrics").text
+    assert 'request_refused_total{model_name="tiny",status="429"}' in counts
+
+
+def status_becomes(server: RunningServer, body: Any, status: int) -> httpx.Response:
+    deadline = time.monotonic() + 20
+    while (reply := server.post(body)).status_code != status:
+        assert time.monotonic() < deadline, reply.text
+        time.sleep(0.01)
+    return reply
 
 
 def test_local_files_only_below_their_folder(start_server: StartServer, tmp_path: Path) -> None:
