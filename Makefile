@@ -35,7 +35,7 @@ gpu-sanitize: gpu-build
 
 gpu-bench: gpu-build
 	$(PYTHON) benchmarks/ops.py --device cuda --json $(RESULTS)/ops-cuda.json
-	$(PYTHON) benchmarks/latency.py --device cuda --shape llava-1.5-7b --batch 1 8 32 --mix 40-40-20 --compile \
+	$(PYTHON) benchmarks/latency.py --device cuda --shape llava-1.5-7b --batch 1 8 32 --mix 40-40-20 --compile --tensorrt \
 	  --json $(RESULTS)/llava-1.5-7b-cuda.json
 	$(PYTHON) benchmarks/document.py
 

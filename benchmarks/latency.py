@@ -23,7 +23,7 @@ if not __package__:  # run as a file: the repository's root is where `benchmarks
 
 from benchmarks.measure import measure
 from benchmarks.report import print_table
-from benchmarks.rows import MIXES, SUBJECTS
+from benchmarks.rows import MIXES, OPTIONAL_SUBJECTS, SUBJECTS
 from benchmarks.shapes import SHAPES
 from dpn_rt.config import DType
 
@@ -35,8 +35,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=get_args(DType), default="bfloat16")
     parser.add_argument("--routes", nargs="*", default=["222"], metavar="ROUTE", help='one digit per boundary: "222"')
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="above 1: mixed routes")
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=[s for s in SUBJECTS if s != "compiled"])
+    parser.add_argument(
+        "--subjects", nargs="+", choices=SUBJECTS, default=[s for s in SUBJECTS if s not in OPTIONAL_SUBJECTS]
+    )
     parser.add_argument("--compile", action="store_true", help="transformers under torch.compile too, where that works")
+    parser.add_argument("--tensorrt", action="store_true", help="dpn_rt on TensorRT plans too, where that works")
     parser.add_argument("--mix", choices=MIXES, default="quarters", help="routes of a mixed batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="decode steps per round")
@@ -49,6 +52,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.routes = [tuple(int(digit) for digit in route) for route in options.routes]
     if options.compile and "compiled" not in options.subjects:
         options.subjects.insert(0, "compiled")
+    if options.tensorrt and "tensorrt" not in options.subjects:
+        options.subjects.append("tensorrt")
     if min(options.batch) < 1 or options.repeats < 1 or options.tokens < 1:
         parser.error("--batch, --repeats and --tokens must be at least 1")
     return options

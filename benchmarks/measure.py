@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.dense_llava import dense_llava
 from benchmarks.limits import GemmLimit, ReadLimit
 from benchmarks.memory import peak_memory
+from benchmarks.plan_engine import write_plan_engine
 from benchmarks.rows import DENSE, DENSE_SUBJECTS, Row, plan
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
 from benchmarks.subjects import Eager, Request, Runtime, Subject, TransformersDense
@@ -27,6 +28,7 @@ from dpn_rt import flops
 from dpn_rt.config import ModelConfig
 from dpn_rt.eager import EagerDpn
 from dpn_rt.engine_dir import TORCH_DTYPES, EngineDir, EngineSource, weight_spec, write_engine
+from dpn_rt.errors import DpnError
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -42,10 +44,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         row.kv_rows = sum(flops.kv_rows(model, stage) for stage in stages)
     with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}") as path:
         subjects = load_subjects(options, path, model)
-        prompt_rows = flops.stage_rows(model, None, NUM_TEXT_ROWS).rows[0]
-        if "compiled" in options.subjects and (problem := compile_problem(subjects["compiled"], model)):
+        if "compiled" in subjects and (problem := compile_problem(subjects["compiled"], model)):
             print(f"no rows of torch.compile, which does not work here: {problem}", file=sys.stderr)
-            rows = [row for row in rows if row.subject != "compiled"]
+            del subjects["compiled"]
+        rows = [row for row in rows if row.subject in subjects]
+        prompt_rows = flops.stage_rows(model, None, NUM_TEXT_ROWS).rows[0]
         gemm = GemmLimit(model.decoder, prompt_rows, dtype, device)
         read = ReadLimit(device)
         limits = Row("limits", "", 1, ())
@@ -96,19 +99,28 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     if "eager" in options.subjects:
         eager = EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False)
         subjects["eager"] = Eager(eager.to(device))
+    batch = max(options.batch)
+    rows = NUM_TEXT_ROWS + 576 + options.tokens + 16
     if "dpn_rt" in options.subjects:
         from dpn_rt import LLM
 
-        batch = max(options.batch)
-        rows = batch * (NUM_TEXT_ROWS + 576 + options.tokens + 16)
         llm = LLM(
             path,
             device=options.device,
             max_num_seqs=batch,
-            max_num_batched_tokens=rows,
-            kv_cache_bytes=2 * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
+            max_num_batched_tokens=batch * rows,
+            kv_cache_bytes=2 * batch * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
         )
         subjects["dpn_rt"] = Runtime(llm, model, options.device)
+    if "tensorrt" in options.subjects:
+        from dpn_rt import LLM
+
+        try:
+            with_plans = write_plan_engine(path, path.with_name(f"{path.name}-plans"), model, batch, rows)
+            llm = LLM(with_plans, max_num_batched_tokens=batch * rows)
+            subjects["tensorrt"] = Runtime(llm, model, options.device, name="dpn_rt on TensorRT plans")
+        except DpnError as error:
+            print(f"no rows of TensorRT plans, which do not work here: {error}", file=sys.stderr)
     return subjects
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from benchmarks.samples import Samples
 
-SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt")
+SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt", "tensorrt")
+OPTIONAL_SUBJECTS = ("compiled", "tensorrt")
+"""Left out unless they are asked for."""
 DENSE_SUBJECTS = ("transformers", "compiled")
 """They know of no routes."""
 MIXES = {
@@ -53,7 +55,8 @@ def plan(options: argparse.Namespace) -> list[Row]:
         if "eager" in options.subjects:
             chosen = groups if batch == 1 else groups[-1:]
             rows += [Row("eager", label, batch, routes) for label, routes in chosen]
-        if "dpn_rt" in options.subjects:
-            rows.append(Row("dpn_rt", "dense", batch, (DENSE,) * batch))
-            rows += [Row("dpn_rt", label, batch, routes) for label, routes in groups]
+        for subject in ("dpn_rt", "tensorrt"):
+            if subject in options.subjects:
+                rows.append(Row(subject, "dense", batch, (DENSE,) * batch))
+                rows += [Row(subject, label, batch, routes) for label, routes in groups]
     return rows

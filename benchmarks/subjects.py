@@ -146,11 +146,10 @@ class BoundaryClock:
 class Runtime:
     """dpn_rt. Prefill and decode go through the public `LLM.generate`, scheduling and sampling included."""
 
-    name = "dpn_rt"
-
-    def __init__(self, llm: Any, config: ModelConfig, device: str) -> None:
+    def __init__(self, llm: Any, config: ModelConfig, device: str, name: str = "dpn_rt") -> None:
         from dpn_rt import SamplingParams
 
+        self.name = name
         self.llm, self.config, self.device, self.sampling_params = llm, config, device, SamplingParams
 
     def run(self, requests: Sequence[Request], steps: int) -> Timing:

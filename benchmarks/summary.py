@@ -52,22 +52,31 @@ def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], lim
     return result
 
 
+SAME_ROUTE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(DENSE_SUBJECTS, ()),
+    "eager": (),
+    "dpn_rt": ("eager",),
+    "tensorrt": ("eager", "dpn_rt"),
+}
+"""Per subject those that it is compared with on the same routes."""
+
+
 def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[str, Any]:
     """Speed against the other rows of the same batch, and against the limits; above 1 is faster than they."""
     found: dict[str, Any] = {}
     for other in rows:
         dense = other.label == "dense" and other.subject in (*DENSE_SUBJECTS, "dpn_rt")
-        same_route = other.subject == "eager" and other.routes == row.routes
+        same_route = other.routes == row.routes and other.subject in SAME_ROUTE[row.subject]
         if other is row or other.batch != row.batch or not (dense or same_route) or row.subject in DENSE_SUBJECTS:
             continue
-        if other.subject == "dpn_rt" and row.subject != "dpn_rt":
+        if other.subject == "dpn_rt" and row.subject == "eager":
             continue
         name = f"{other.subject} {other.label}"
         found[name] = {
             quantity: paired_ratio(other.samples[quantity], row.samples[quantity]).to_json()
             for quantity in ("vision", "prefill", "time_to_first_token", "decode_step")
         }
-        if other.subject == "dpn_rt":  # how much of the saved arithmetic becomes saved time
+        if other.subject == row.subject:  # how much of the saved arithmetic becomes saved time
             saving = Samples([value * row.flops / other.flops for value in found[name]["prefill"]["samples"]])
             found["flop saving realised"] = {"prefill": saving.to_json()}
     fastest = limits.samples["gemm_flops_per_second"], limits.samples["read_bytes_per_second"]

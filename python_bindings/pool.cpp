@@ -14,10 +14,10 @@ void bind_pool(pybind11::module_& m) {
       "pool",
       [](const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
          const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens,
-         const std::optional<Tensor>& scales, const std::string& function,
+         const std::optional<Tensor>& scales, const std::optional<Tensor>& lengths, const std::string& function,
          const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
         pool(out, x, cu_seqlens, image_start, grids, experts, kernels, out_cu_seqlens, scales ? &*scales : nullptr,
-             function, conv_weights, stream);
+             lengths ? &*lengths : nullptr, function, conv_weights, stream);
       },
       release_gil());
   // The number of rows of pool's output, read without a round trip through a one-element torch tensor.

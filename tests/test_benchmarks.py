@@ -148,6 +148,15 @@ def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.Capture
     assert "eager 222 x1" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_latency_says_why_there_are_no_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "latency.json"
+    arguments = ["--subjects", "dpn_rt", "--tensorrt", "--repeats", "1", "--tokens", "1", "--batch", "1"]
+    latency.main([*arguments, "--json", str(file)])
+    assert {row["subject"] for row in json.loads(file.read_text())["rows"]} == {"dpn_rt"}
+    assert "no rows of TensorRT plans, which do not work here: plans run on GPUs alone" in capsys.readouterr().err
+
+
 def test_paired_ratios_are_taken_round_by_round() -> None:
     ratio = paired_ratio(Samples([2.0, 8.0, 3.0]), Samples([1.0, 2.0, 3.0]))
     assert ratio.values == [2.0, 4.0, 1.0] and ratio.median == 2.0

@@ -13,6 +13,7 @@ struct Sample {
   std::int64_t visual_begin;  // rows [visual_begin, visual_end) of the output are pooled, the others copied
   std::int64_t visual_end;
   std::int64_t dropped;  // rows that an output row behind the image has moved up by
+  std::int64_t end;      // rows of the output; behind them there is room, which is zeroed
   std::int64_t width;
   std::int64_t out_width;
   std::int64_t kernel_height;
@@ -26,6 +27,7 @@ Sample<T> sample_of(const PoolParams& p, std::int64_t b) {
   Sample<T> s{};
   s.x = static_cast<const T*>(p.x) + p.cu_seqlens[b] * p.x_stride;
   const std::int32_t expert = p.experts[b];
+  s.end = p.lengths ? p.lengths[b] : p.cu_seqlens[b + 1] - p.cu_seqlens[b];
   if (expert < 0) return s;
   const std::int64_t height = p.grids[2 * b];
   s.width = p.grids[2 * b + 1];
@@ -35,6 +37,7 @@ Sample<T> sample_of(const PoolParams& p, std::int64_t b) {
   s.visual_begin = p.image_start[b];
   s.visual_end = s.visual_begin + height / s.kernel_height * s.out_width;
   s.dropped = s.visual_begin + height * s.width - s.visual_end;
+  s.end -= s.dropped;
   s.scale = p.scales ? p.scales[b] : 1.0f;
   s.conv_weight = p.conv_weights ? static_cast<const T*>(p.conv_weights[expert]) : nullptr;
   return s;
@@ -78,14 +81,15 @@ void write_rows(const PoolParams& p, std::int64_t b, std::int64_t begin, std::in
   const Sample<T> s = sample_of<T>(p, b);
   T* out = static_cast<T*>(p.out) + p.out_cu_seqlens[b] * p.hidden_size;
   const auto limit = [&](std::int64_t row) { return row < begin ? begin : row > end ? end : row; };
-  const std::int64_t visual_begin = limit(s.visual_begin), visual_end = limit(s.visual_end);
+  const std::int64_t visual_begin = limit(s.visual_begin), visual_end = limit(s.visual_end), held = limit(s.end);
   copy_rows(p, s.x + begin * p.x_stride, out + begin * p.hidden_size, visual_begin - begin);
   for (std::int64_t row = visual_begin; row < visual_end; ++row) {
     const std::int64_t index = row - s.visual_begin;
     const std::int64_t y = index / s.out_width * s.kernel_height, x = index % s.out_width * s.kernel_width;
     pool_row<T, function>(p, s, s.x + (s.visual_begin + y * s.width + x) * p.x_stride, out + row * p.hidden_size);
   }
-  copy_rows(p, s.x + (visual_end + s.dropped) * p.x_stride, out + visual_end * p.hidden_size, end - visual_end);
+  copy_rows(p, s.x + (visual_end + s.dropped) * p.x_stride, out + visual_end * p.hidden_size, held - visual_end);
+  std::memset(out + held * p.hidden_size, 0, static_cast<std::size_t>((end - held) * p.hidden_size) * sizeof(T));
 }
 
 template <class T, PoolFunction function>

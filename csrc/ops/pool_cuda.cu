@@ -10,6 +10,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlocks = 4;  // of a multiprocessor at least; left alone, ptxas aims at more and spills
 constexpr int kMostConvExperts = 16;
+constexpr int kNoRow = -1;
 
 // By value, so that nothing of a launch lives in host memory.
 struct ConvWeights {
@@ -18,7 +19,7 @@ struct ConvWeights {
 
 // Where an output row comes from.
 struct Window {
-  std::int64_t corner;  // row of x
+  std::int64_t corner;  // row of x, kNoRow behind the end of a sequence
   int width;            // of the grid
   int kernel_height;    // 0: the row is copied
   int kernel_width;
@@ -31,18 +32,24 @@ __device__ Window window_of_row(const PoolParams& p, int row) {
   const int in_sequence = row - p.out_cu_seqlens[b], first = p.cu_seqlens[b];
   Window w{.corner = first + in_sequence};
   w.expert = p.experts[b];
-  if (w.expert < 0) return w;
-  const int start = p.image_start[b], height = p.grids[2 * b];
-  w.width = p.grids[2 * b + 1];
-  const int kernel_height = p.kernels[2 * w.expert], kernel_width = p.kernels[2 * w.expert + 1];
-  const int out_width = w.width / kernel_width, out_visual = height / kernel_height * out_width;
-  const int visual = in_sequence - start;
-  if (visual >= out_visual) w.corner += height * w.width - out_visual;
-  if (visual < 0 || visual >= out_visual) return w;
-  w.kernel_height = kernel_height;
-  w.kernel_width = kernel_width;
-  w.corner = first + start + visual / out_width * kernel_height * w.width + visual % out_width * kernel_width;
-  w.scale = p.scales ? p.scales[b] : 1.0f;
+  int dropped = 0;  // rows of the image that have no row of their own in the output
+  if (w.expert >= 0) {
+    const int start = p.image_start[b], height = p.grids[2 * b];
+    w.width = p.grids[2 * b + 1];
+    const int kernel_height = p.kernels[2 * w.expert], kernel_width = p.kernels[2 * w.expert + 1];
+    const int out_width = w.width / kernel_width, out_visual = height / kernel_height * out_width;
+    const int visual = in_sequence - start;
+    if (visual >= 0 && visual < out_visual) {
+      w.kernel_height = kernel_height;
+      w.kernel_width = kernel_width;
+      w.corner = first + start + visual / out_width * kernel_height * w.width + visual % out_width * kernel_width;
+      w.scale = p.scales ? p.scales[b] : 1.0f;
+      return w;
+    }
+    dropped = height * w.width - out_visual;
+    if (visual >= 0) w.corner += dropped;
+  }
+  if (p.lengths && in_sequence >= p.lengths[b] - dropped) w.corner = kNoRow;
   return w;
 }
 
@@ -86,13 +93,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int row = static_cast<int>(blockIdx.x);
   if (row >= p.out_cu_seqlens[p.num_seqs]) return;  // a batch may be shorter than its buffer
   const Window w = window_of_row(p, row);
-  const T* x = static_cast<const T*>(p.x) + w.corner * p.x_stride;
+  const bool is_held = w.corner != kNoRow;
+  const T* x = static_cast<const T*>(p.x) + (is_held ? w.corner * p.x_stride : 0);
   T* out = static_cast<T*>(p.out) + row * p.hidden_size;
   const T* weights =
       kFunction == PoolFunction::conv && w.kernel_height ? static_cast<const T*>(conv.weights[w.expert]) : nullptr;
   for (int column = static_cast<int>(threadIdx.x) * kWidth; column < p.hidden_size; column += kThreads * kWidth) {
     store(out + column, w.kernel_height ? pooled<T, kFunction, kWidth>(p, w, x + column, weights + column)
-                                        : load<kWidth>(x + column));
+                        : is_held       ? load<kWidth>(x + column)
+                                        : Vector<T, kWidth>{});
   }
 }
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 
-ALIGNMENT = 16
-"""Bytes: what the kernels load at once."""
+ALIGNMENT = 256
+"""Bytes: of every address that TensorRT takes; the kernels load 16 at once."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision import Encoder, ImageEncoder, Projector, VisionTower
 from dpn_rt.plans import cuda
 from dpn_rt.plans.config import PlanLimits
-from dpn_rt.plans.loading import host_weights, load_plan_backend
+from dpn_rt.plans.loading import load_plan_backend
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.sampling.params import SamplingParams
@@ -194,11 +194,8 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     backend: NativeBackend | DeviceBackend
     encoder: Encoder | None
     if engine.plans is not None:
-        weights = engine.load_weights()
-        on_host = host_weights(weights)
         reader = cuda.CudaPlanReader(engine.plans)
-        plans = load_plan_backend(engine, weights, on_host, reader, max_length(config, model))
-        encoder = load_encoder(model, on_host, _choose_prepack(config, on_host, TORCH_DTYPES[model.dtype]))
+        plans, encoder = load_plan_backend(engine, engine.load_weights(), reader, max_length(config, model))
         return Runner(model, plans, encoder, image_cache=images)  # slots cannot be shared: no prefix cache
     if device == "cuda":
         gpu = open_cuda(model)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.config import DecoderConfig, PyramidConfig
 from dpn_rt.model.linear import Linear
+from dpn_rt.model.rows import embed_rows
 
 
 @dataclass(frozen=True)
@@ -242,21 +242,8 @@ class Decoder:
         return self._embedding.index_select(0, token_ids)
 
     def embed_rows(self, token_ids: Tensor, given: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Embeddings with other rows in some places.
-
-        Args:
-            token_ids: `[num_rows]`; any id where a row is given.
-            given: `[num_given]` int64, which rows are.
-            rows: their `[..., hidden_size]` parts in order, of any dtype and device.
-
-        Returns:
-            `[num_rows, hidden_size]`.
-        """
-        x = self.embed(token_ids)
-        if not rows:
-            return x
-        parts = [part.to(x.device, x.dtype, non_blocking=True) for part in rows]
-        return x.index_copy_(0, given, torch.cat(parts))
+        """Embeddings with other rows in some places, as `rows.embed_rows`."""
+        return embed_rows(self._embedding, token_ids, given, rows)
 
     def logits(self, x: Tensor) -> Tensor:
         """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine."""

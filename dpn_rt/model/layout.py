@@ -103,10 +103,9 @@ class Layout:
         """`[num_seqs]` packed row of each sequence's last token."""
         return self.cu_seqlens[1:].astype(np.int64) - 1
 
-    @cached_property
-    def packed_router_rows(self) -> IntArray:
-        """`[num_router_rows]` router rows as packed rows."""
-        return self.router_rows + np.repeat(self.cu_seqlens[:-1], np.diff(self.cu_router_rows))
+    def router_rows_from(self, offsets: IntArray) -> IntArray:
+        """`[num_router_rows]` router rows where the sequences begin at `offsets` `[num_seqs + 1]`."""
+        return self.router_rows + np.repeat(offsets[:-1], np.diff(self.cu_router_rows))
 
     def pooled(self, grids: IntArray) -> Layout:
         """The layout after the visual tokens shrank to `grids` `[num_seqs, 2]`; router rows move up with the text."""

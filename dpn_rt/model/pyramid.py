@@ -10,7 +10,7 @@ makes the next layout of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig
-from dpn_rt.device.device import Device
+from dpn_rt.device.device import Device, Reading
 from dpn_rt.device.host import HostDevice
 from dpn_rt.model.layout import IntArray, Layout
-from dpn_rt.ops import DeviceLayout
+from dpn_rt.ops import Advance, DeviceLayout
 
 ROUTER_NORM_EPS = 1e-5
 SKIPPED = -1
@@ -100,38 +100,89 @@ class Boundary:
         skipped = layout.num_visual < self._min_visual_tokens
         if skipped.all():
             return x, layout, BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros_like(skipped))
-        placed, placed_forced = self._place(x, layout, forced)
+        placed, placed_forced = self._place(x, layout, layout.cu_seqlens, forced)
         routed, probs = self._route(x, placed, biases)
-        advance = ops.advance_layout(
-            placed, self._placed_kernels, self._min_visual_tokens, routed, probs, placed_forced
-        )
+        advance = self._advance(placed, routed, probs, placed_forced)
         news = self._device.read(advance.chosen, *(() if probs is None else (probs,)))
-        rows = ops.pool(
+        rows = self._pool(x, placed, advance, probs, advance.layout.cu_seqlens)
+        pooled, trace = self._next(layout, news)
+        return rows[: int(pooled.cu_seqlens[-1])], pooled, trace
+
+    def apply_padded(
+        self, x: Tensor, layout: Layout, forced: IntArray, biases: npt.NDArray[np.float64] | None = None
+    ) -> tuple[Tensor, Layout, BoundaryTrace]:
+        """The same for sequences that are padded to one length, and so is what comes out.
+
+        Here the host learns what was chosen before rows are pooled, since their new length is the longest sequence's.
+
+        Args:
+            x: `[num_seqs, longest, hidden_size]`, with anything behind each sequence.
+            layout: of the packed rows.
+            forced: as in `apply`.
+            biases: as in `apply`.
+
+        Returns:
+            `[num_seqs, longest, hidden_size]`, zeros behind each sequence; `x` itself where all are skipped.
+        """
+        num_seqs, longest, hidden_size = x.shape
+        skipped = layout.num_visual < self._min_visual_tokens
+        if skipped.all():
+            return x, layout, BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros_like(skipped))
+        rows = x.flatten(0, 1)
+        sequences = np.arange(num_seqs + 1, dtype=np.int32)
+        placed, placed_forced = self._place(rows, layout, sequences * np.int32(longest), forced)
+        routed, probs = self._route(rows, placed, biases)
+        advance = self._advance(placed, routed, probs, placed_forced)
+        pooled, trace = self._next(layout, self._device.read(advance.chosen, *(() if probs is None else (probs,))))
+        width = int(pooled.lengths.max())
+        out_offsets, lengths = self._device.upload(sequences * np.int32(width), layout.lengths)
+        out = x.new_empty(num_seqs * width, hidden_size)
+        self._pool(rows, placed, advance, probs, out_offsets, lengths=lengths, out=out)
+        return out.view(num_seqs, width, hidden_size), pooled, trace
+
+    def _advance(self, placed: DeviceLayout, routed: Tensor | None, probs: Tensor | None, forced: Tensor) -> Advance:
+        return ops.advance_layout(placed, self._placed_kernels, self._min_visual_tokens, routed, probs, forced)
+
+    def _pool(
+        self,
+        x: Tensor,
+        placed: DeviceLayout,
+        advance: Advance,
+        probs: Tensor | None,
+        out_offsets: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        return ops.pool(
             x,
             placed.cu_seqlens,
             placed.image_start,
             placed.grids,
             advance.experts,
             self._placed_kernels,
-            advance.layout.cu_seqlens,
+            out_offsets,
             scales=None if probs is None else advance.scales,
             function=self._function,
             conv_weights=self._conv_weights,
+            lengths=lengths,
+            out=out,
         )
-        chosen, *read_probs = news.wait()
-        grids, misfits = pooled_grids(layout.grids, chosen, self._kernels)
-        pooled = layout.pooled(grids)
-        trace = BoundaryTrace(chosen, read_probs[0] if read_probs else None, misfits)
-        return rows[: int(pooled.cu_seqlens[-1])], pooled, trace
 
-    def _place(self, x: Tensor, layout: Layout, forced: IntArray) -> tuple[DeviceLayout, Tensor]:
-        """The layout and the forced experts on the device."""
+    def _next(self, layout: Layout, news: Reading) -> tuple[Layout, BoundaryTrace]:
+        """The next stage's layout, and what was done, when the choice has been read."""
+        chosen, *probs = news.wait()
+        grids, misfits = pooled_grids(layout.grids, chosen, self._kernels)
+        return layout.pooled(grids), BoundaryTrace(chosen, probs[0] if probs else None, misfits)
+
+    def _place(self, x: Tensor, layout: Layout, offsets: IntArray, forced: IntArray) -> tuple[DeviceLayout, Tensor]:
+        """The layout with sequences at `offsets` `[num_seqs + 1]`, and the forced experts, on the device."""
         cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, placed_forced = self._device.upload(
-            layout.cu_seqlens,
+            offsets,
             layout.first_rows,
             layout.image_start,
             layout.grids,
-            layout.packed_router_rows,
+            layout.router_rows_from(offsets),
             layout.cu_router_rows,
             forced,
         )
@@ -179,6 +230,23 @@ def pooled_grids(grids: IntArray, chosen: IntArray, kernels: IntArray) -> tuple[
     misfits = (chosen != SKIPPED) & (pooled.min(axis=1) == 0)
     untouched = (chosen == SKIPPED) | misfits
     return np.where(untouched[:, None], grids, pooled).astype(np.int32), misfits
+
+
+def join_traces(parts: Sequence[BoundaryTrace], order: npt.NDArray[np.intp]) -> BoundaryTrace:
+    """What a boundary did with the parts of a batch, as of the whole.
+
+    Args:
+        parts: at least one.
+        order: `[num_seqs]` where each sequence of the batch is among those of all parts.
+    """
+    probs = None
+    known = [part.probs for part in parts if part.probs is not None]
+    if known:
+        none = np.zeros((1, known[0].shape[1]), dtype=np.float32)
+        rows = [none.repeat(len(part.experts), axis=0) if part.probs is None else part.probs for part in parts]
+        probs = np.concatenate(rows)[order]
+    experts = np.concatenate([part.experts for part in parts])[order]
+    return BoundaryTrace(experts, probs, np.concatenate([part.misfits for part in parts])[order])
 
 
 def compression_levels(boundary: BoundaryConfig) -> IntArray:

@@ -27,6 +27,7 @@ def pool(
     function: Literal["max", "avg", "conv"] = "max",
     conv_weights: Sequence[Tensor] | None = None,
     *,
+    lengths: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Pack text rows and pooled visual rows of every sequence into the layout of the next stage, in one pass.
@@ -47,6 +48,9 @@ def pool(
         scales: `[num_seqs]` float32.
         function: `max` (NaN wins, as in torch), `avg`, or `conv` (depthwise).
         conv_weights: for `conv`, one `[kernel height * kernel width, hidden_size]` per expert, dtype of `x`.
+        lengths: `[num_seqs]` int32, for sequences that have room behind them, as in a padded batch: the rows that each
+            has, from its offset in `cu_seqlens` on. `out_cu_seqlens` may then leave room as well, which is zeroed.
+            None: every sequence reaches to the next.
         out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments. On the GPU, where
             the number of rows is not known to the host, it may have more: those are not written, and without `out`
             there are `num_tokens`.
@@ -76,6 +80,7 @@ def pool(
         kernels,
         out_cu_seqlens,
         scales,
+        lengths,
         function,
         conv_weights,
         stream_of(x),

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dpn_rt.backends.backend import Decoded, NewSequences
 from dpn_rt.cache.kv_cache import Slots
+from dpn_rt.device.device import Device
 from dpn_rt.model.layout import IntArray, Layout
-from dpn_rt.model.pyramid import Boundary, BoundaryTrace
-from dpn_rt.plans.padding import neighbours
+from dpn_rt.model.pyramid import Boundary, BoundaryTrace, join_traces
+from dpn_rt.model.rows import embed_rows
+from dpn_rt.plans.padding import Indices, neighbours, pad
 from dpn_rt.plans.slots import SlotCache
 from dpn_rt.plans.stage import PlanStage
 
@@ -27,49 +29,44 @@ class PlanBackend:
         stages: Sequence[PlanStage],
         boundaries: Sequence[Boundary],
         cache: SlotCache,
-        device: torch.device,
-        dtype: torch.dtype,
+        device: Device,
     ) -> None:
         """
         Args:
-            embedding: `[vocab_size, hidden_size]` on the CPU.
-            stages: one more than `boundaries`, which run on the CPU.
+            embedding: `[vocab_size, hidden_size]`; between plans rows are of its dtype.
+            stages: one more than `boundaries`.
+            boundaries: on `device`.
             cache: of the stages.
-            device: of the plans' tensors.
-            dtype: of the plans' tensors. On the CPU rows have the embedding's.
+            device: of all tensors.
         """
-        self._embedding, self._device, self._dtype = embedding, device, dtype
+        self._embedding, self._device = embedding, device
         self._stages, self._boundaries = stages, boundaries
         self.cache = cache
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
-        """`[num_rows, hidden_size]` before the first stage, on the CPU."""
-        x = self._embedding.index_select(0, torch.from_numpy(np.maximum(row_ids, 0)))
-        if not image_rows:
-            return x
-        visual = torch.from_numpy(np.flatnonzero(row_ids < 0))
-        return x.index_copy_(0, visual, torch.cat(list(image_rows)).to(x.dtype))
+        """`[num_rows, hidden_size]` before the first stage."""
+        token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
+        return embed_rows(self._embedding, token_ids, visual, image_rows)
 
     def prefill(self, sequences: NewSequences) -> PlanPrefill:
         """New sequences before the first stage."""
-        return PlanPrefill(self._stages, self._boundaries, self.cache, sequences, self._device, self._dtype)
+        return PlanPrefill(self._stages, self._boundaries, self.cache, sequences, self._device)
 
     def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
-        """Logits on the CPU behind one new row for each sequence, whose room has been made.
+        """Logits behind one new row for each sequence, whose room has been made.
 
         All slots from the first to the last of `slots` go through the plans. Those between that nobody asked for get a
         row of zeros behind what they hold, which the next row that they get replaces.
         """
         first = int(slots.min())
         span = np.arange(first, int(slots.max()) + 1)
-        asked = torch.from_numpy(slots - first).to(self._device)
-        embedded = self.embed(token_ids, ())
-        rows = embedded.to(self._device, self._dtype)
+        placed_ids, asked = self._device.upload(token_ids, slots - first)
+        rows = self._embedding.index_select(0, placed_ids)
         x = rows.new_zeros(len(span), rows.shape[1]).index_copy_(0, asked, rows)
         lengths = self._lengths_behind_new_rows(span, slots)
         for index, stage in enumerate(self._stages):
             x = stage.decode(x, lengths[:, index], first)
-        return Decoded(x.index_select(0, asked).to(embedded.device, embedded.dtype))
+        return Decoded(x.index_select(0, asked))
 
     def _lengths_behind_new_rows(self, span: Slots, asked: Slots) -> IntArray:
         """`[num_slots, num_stages]`: as they are where room was made, one more where nobody asked, within the slot."""
@@ -89,11 +86,10 @@ class PlanPrefill:
         boundaries: Sequence[Boundary],
         cache: SlotCache,
         sequences: NewSequences,
-        device: torch.device,
-        dtype: torch.dtype,
+        device: Device,
     ) -> None:
         self._stages, self._boundaries, self._cache = stages, boundaries, cache
-        self._device, self._dtype = device, dtype
+        self._device = device
         self._sequences = sequences
         self.layouts: list[Layout] = [sequences.layout]
         """Of each stage."""
@@ -102,7 +98,7 @@ class PlanPrefill:
         self.exit_rows: list[Tensor | None] = [None] * sequences.layout.num_seqs
         """Nothing is kept: slots cannot be shared."""
         self.logits: Tensor | None = None
-        """`[num_seqs, vocab_size]` on the CPU, when done."""
+        """`[num_seqs, vocab_size]`, when done."""
 
     @property
     def is_done(self) -> bool:
@@ -114,32 +110,34 @@ class PlanPrefill:
         return sum(len(stage.spec.layers) for stage in self._stages)
 
     def advance(self, max_rows: int | None = None) -> None:
-        """Everything, whatever `max_rows`: plans take sequences as a whole."""
-        x = self._sequences.x
-        for index, stage in enumerate(self._stages):
-            layout = self.layouts[-1]
-            self._cache.fill_stage(index, self._sequences.slots, layout.kv_lengths)
-            x = self._through(stage, x, layout)
-            if index < len(self._boundaries):
-                forced = self._sequences.forced_experts[:, index]
-                x, layout, trace = self._boundaries[index].apply(x, layout, forced, self._sequences.router_biases)
-                self.layouts.append(layout)
-                self.traces.append(trace)
-        self.logits = x
+        """Everything, whatever `max_rows`: plans take sequences as a whole, those in neighbouring slots together."""
+        groups = neighbours(self._sequences.slots, self._stages[0].spec.max_batch)
+        results = [self._run(group) for group in groups]
+        order = np.argsort(np.concatenate(groups))
+        for index in range(len(self._boundaries)):
+            grids = np.concatenate([layouts[index + 1].grids for _, layouts, _ in results])[order]
+            self.layouts.append(self.layouts[-1].pooled(grids))
+            self.traces.append(join_traces([traces[index] for _, _, traces in results], order))
+        logits = torch.cat([part for part, _, _ in results])
+        self.logits = logits.index_select(0, self._device.upload(order)[0])
 
     def drop(self, index: int) -> None:
         """Nothing to go on without: a prefill begins and ends within one step."""
         raise AssertionError("a prefill on plans is never left in parts")
 
-    def _through(self, stage: PlanStage, x: Tensor, layout: Layout) -> Tensor:
-        """Packed rows or logits on the CPU, in the order of the batch; groups of sequences that share a plan's run."""
-        parts = torch.split(x, layout.lengths.tolist())
-        results: list[Tensor] = [x] * layout.num_seqs
-        for group in neighbours(self._sequences.slots, stage.spec.max_batch):
-            lengths = layout.lengths[group]
-            rows = torch.cat([parts[index] for index in group]).to(self._device, self._dtype)
-            out = stage.prefill(rows, lengths, int(self._sequences.slots[group[0]])).to(x.device, x.dtype)
-            sizes = [1] * len(group) if stage.spec.is_last else lengths.tolist()
-            for index, part in zip(group, torch.split(out, sizes), strict=True):
-                results[index] = part
-        return torch.cat(results)
+    def _run(self, group: Indices) -> tuple[Tensor, list[Layout], list[BoundaryTrace]]:
+        """Logits of some sequences, their layout in each stage, and what each boundary did. Rows stay padded."""
+        sequences = self._sequences
+        slots, biases = sequences.slots[group], sequences.router_biases[group]
+        x = pad(sequences.x, sequences.layout, group, self._device)
+        layouts, traces = [sequences.layout.select(group)], []
+        for index, stage in enumerate(self._stages):
+            layout = layouts[-1]
+            self._cache.fill_stage(index, slots, layout.kv_lengths)
+            x = stage.prefill(x, layout.lengths, int(slots[0]))
+            if index < len(self._boundaries):
+                forced = sequences.forced_experts[group, index]
+                x, layout, trace = self._boundaries[index].apply_padded(x, layout, forced, biases)
+                layouts.append(layout)
+                traces.append(trace)
+        return x, layouts, traces

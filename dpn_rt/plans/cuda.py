@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpn_rt.device.cuda import CudaDevice
+from dpn_rt.device.device import Device
 from dpn_rt.errors import PlanError
 from dpn_rt.plans.config import PlanConfig, plan_file
 from dpn_rt.plans.library import MODULES, Log, load_library, torch_dtype
@@ -62,12 +64,10 @@ class CudaPlanReader:
         if torch.cuda.is_available():
             capability = "{}.{}".format(*torch.cuda.get_device_capability())
         check_host(plans, self._library.__version__, capability)
+        self.device: Device = CudaDevice()
+        """The current GPU."""
         self._log = Log(self._library)
         self._runtime = self._library.Runtime(self._log.logger)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda", torch.cuda.current_device())
 
     def open(self, data: bytes, plan: StagePlan) -> CudaPlan:
         """A serialized plan, loaded onto the GPU.

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dpn_rt.backends.on_device.loading import load_encoder, place_weights, record_encoder
+from dpn_rt.device.device import Device
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import EngineError
 from dpn_rt.model.pyramid import Boundary
 from dpn_rt.model.rope import rope_table
+from dpn_rt.model.vision import Encoder
 from dpn_rt.plans import tensors
 from dpn_rt.plans.backend import PlanBackend
 from dpn_rt.plans.config import plan_file
@@ -21,60 +24,58 @@ from dpn_rt.plans.tensors import StagePlan, stage_plans
 
 
 def load_plan_backend(
-    engine: EngineDir,
-    weights: Mapping[str, Tensor],
-    on_host: Mapping[str, Tensor],
-    reader: PlanReader,
-    max_length: int,
-) -> PlanBackend:
+    engine: EngineDir, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
+) -> tuple[PlanBackend, Encoder | None]:
     """Weights and plans on the reader's device, with empty slots.
 
     Args:
         engine: with plans.
         weights: of the engine.
-        on_host: those of them that are computed with on the CPU (`host_weights`).
         reader: of the plans.
         max_length: rows of one request at stage 0, at most.
 
     Raises:
         PlanError: a plan cannot be loaded, or does not match the model.
-        CapacityError: the device has no room for the KV caches.
+        CapacityError: the device has no room for weights or KV caches.
     """
     if engine.plans is None:
         raise EngineError(f"{engine.path}: has no plans: build it with --backend tensorrt")
-    model, limits = engine.model, engine.plans.limits
+    model, limits, device = engine.model, engine.plans.limits, reader.device
     specs = stage_plans(model, limits)
     loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
-    embedding = on_host["embed_tokens.weight"]
     dtype = weights["embed_tokens.weight"].dtype
+    placed = place_weights(weights, device)
+    between = between_plans(placed, device)
     prefills = [spec for spec in specs if spec.is_prefill]
-    memory = SlotMemory.allocate(prefills, dtype, reader.device)
-    cosines, sines = rope_table(model.decoder, prefills[0].num_positions).chunk(2, dim=1)
-    table = {
-        tensors.COSINES: cosines.contiguous().to(reader.device),
-        tensors.SINES: sines.contiguous().to(reader.device),
-    }
+    memory = SlotMemory.allocate(prefills, dtype, device.torch_device)
+    table = rope_table(model.decoder, prefills[0].num_positions).to(device.torch_device)
+    cosines, sines = (part.contiguous() for part in table.chunk(2, dim=1))
     stages = [
         PlanStage(
             loaded[spec.stage, "prefill"],
             loaded[spec.stage, "decode"],
-            table | {name: weights[name].to(reader.device) for name in spec.weights()},
+            {tensors.COSINES: cosines, tensors.SINES: sines} | {name: placed[name] for name in spec.weights()},
             memory,
+            device,
+            dtype,
         )
         for spec in prefills
     ]
-    boundaries = [Boundary(model.pyramid, index, on_host) for index in range(len(model.pyramid.boundaries))]
-    cache = SlotCache(limits, max_length, memory)
-    return PlanBackend(embedding, stages, boundaries, cache, reader.device, dtype)
+    boundaries = [Boundary(model.pyramid, index, between, device) for index in range(len(model.pyramid.boundaries))]
+    backend = PlanBackend(
+        between["embed_tokens.weight"], stages, boundaries, SlotCache(limits, max_length, memory), device
+    )
+    return backend, record_encoder(model, load_encoder(model, between), device)
 
 
-def host_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of an engine that are computed with on the CPU: all but the decoder's layers and head.
+def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
+    """Those of an engine that are computed with outside of the plans: all but the decoder's layers and head.
 
-    In float32 where they are in float16, which the CPU kernels do not take.
+    In float32 where they are in float16 and on the CPU, whose kernels do not take it.
     """
+    widens = device.torch_device.type == "cpu"
     return {
-        name: weight.float() if weight.dtype == torch.float16 else weight
+        name: weight.float() if widens and weight.dtype == torch.float16 else weight
         for name, weight in weights.items()
         if not name.startswith(("layers.", "norm.", "lm_head."))
     }

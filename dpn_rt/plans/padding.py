@@ -1,36 +1,38 @@
-"""Packed rows to padded ones and back, and the order in which sequences of a batch go through a plan."""
+"""Packed rows to padded ones, and the order in which sequences of a batch go through a plan."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from dpn_rt.cache.kv_cache import Slots
-from dpn_rt.model.layout import IntArray
+from dpn_rt.device.device import Device
+from dpn_rt.model.layout import Layout
 
 Indices = npt.NDArray[np.intp]
 
 
-def pad(rows: Tensor, lengths: IntArray) -> Tensor:
-    """`[num_rows, hidden_size]` of sequences -> `[num_seqs, longest, hidden_size]`, zeros behind each sequence."""
-    width = int(lengths.max())
-    padded = rows.new_zeros(len(lengths) * width, rows.shape[1])
-    padded.index_copy_(0, _places(lengths, width, rows.device), rows)
-    return padded.view(len(lengths), width, rows.shape[1])
+def pad(x: Tensor, layout: Layout, chosen: Indices, device: Device) -> Tensor:
+    """Some sequences of a packed batch `[num_rows, hidden_size]` -> `[num_chosen, longest, hidden_size]`.
 
+    Zeros behind each sequence.
 
-def unpad(padded: Tensor, lengths: IntArray) -> Tensor:
-    """The inverse of `pad`."""
-    return padded.flatten(0, 1).index_select(0, _places(lengths, padded.shape[1], padded.device))
-
-
-def _places(lengths: IntArray, width: int, device: torch.device) -> Tensor:
-    """`[num_rows]` int64 place of each packed row among the padded ones."""
-    starts = np.cumsum(lengths) - lengths
-    rows = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
-    return torch.from_numpy(rows + np.repeat(np.arange(len(lengths)) * width, lengths)).to(device)
+    Args:
+        x: on `device`.
+        layout: of `x`.
+        chosen: the sequences, in the order in which they are wanted; at least one.
+        device: of both.
+    """
+    lengths = layout.lengths[chosen].astype(np.int64)
+    longest = int(lengths.max())
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    source, target = device.upload(
+        np.repeat(layout.cu_seqlens[chosen].astype(np.int64), lengths) + within,
+        np.repeat(np.arange(len(chosen)) * longest, lengths) + within,
+    )
+    padded = x.new_zeros(len(chosen) * longest, x.shape[1]).index_copy_(0, target, x.index_select(0, source))
+    return padded.view(len(chosen), longest, x.shape[1])
 
 
 def neighbours(slots: Slots, most: int) -> list[Indices]:

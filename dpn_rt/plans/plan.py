@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dpn_rt.device.device import Device
 from dpn_rt.errors import PlanError
 from dpn_rt.plans.config import plan_file
 from dpn_rt.plans.tensors import StagePlan
@@ -41,7 +42,7 @@ class PlanReader(Protocol):
     """Opens the plans of one engine."""
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Device:
         """Where plans take and leave their tensors."""
 
     def open(self, data: bytes, plan: StagePlan) -> Plan:

@@ -1,4 +1,4 @@
-"""One stage on its two plans: rows and lengths in, rows or logits out."""
+"""One stage on its two plans: padded rows and lengths in, rows or logits out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn_rt.device.device import Device
 from dpn_rt.model.layout import IntArray
 from dpn_rt.plans import tensors
-from dpn_rt.plans.padding import pad, unpad
 from dpn_rt.plans.plan import Plan
 from dpn_rt.plans.slots import SlotMemory
 from dpn_rt.plans.tensors import StagePlan, cache_names
@@ -29,12 +29,25 @@ class PlanStage:
     """A run of decoder layers."""
 
     def __init__(
-        self, prefill: LoadedPlan, decode: LoadedPlan, weights: Mapping[str, Tensor], memory: SlotMemory
+        self,
+        prefill: LoadedPlan,
+        decode: LoadedPlan,
+        weights: Mapping[str, Tensor],
+        memory: SlotMemory,
+        device: Device,
+        dtype: torch.dtype,
     ) -> None:
-        """`weights`: those of `StagePlan.weights`, and the rotary table; on the plans' device. Both plans read them."""
+        """
+        Args:
+            weights: those of `StagePlan.weights`, and the rotary table. Both plans read them.
+            memory: of the slots.
+            device: of all tensors.
+            dtype: of the plans' rows, from which and to which the caller's are converted where theirs is another.
+        """
         self._prefill, self._decode = prefill, decode
         self._weights = weights
         self._memory = memory
+        self._device, self._dtype = device, dtype
         self._caches = tuple(name for layer in prefill.spec.layers for name in cache_names(layer))
 
     @property
@@ -46,23 +59,21 @@ class PlanStage:
         """New sequences, one slot after the other.
 
         Args:
-            rows: `[num_rows, hidden_size]` packed, on the device.
+            rows: `[num_seqs, longest, hidden_size]`, with anything behind each sequence.
             lengths: `[num_seqs]` rows of each sequence.
             first_slot: of the first sequence.
 
         Returns:
-            `[num_rows, hidden_size]` packed; from the last stage logits `[num_seqs, vocab_size]`.
+            `[num_seqs, longest, hidden_size]`; from the last stage logits `[num_seqs, vocab_size]`.
         """
-        padded = pad(rows, lengths)
-        positions = np.broadcast_to(np.arange(padded.shape[1], dtype=np.int32), padded.shape[:2])
-        out = self._run(self._prefill, padded, positions, np.zeros_like(lengths), lengths, first_slot)
-        return out if self.spec.is_last else unpad(out, lengths)
+        positions = np.broadcast_to(np.arange(rows.shape[1], dtype=np.int32), rows.shape[:2])
+        return self._run(self._prefill, rows, positions, np.zeros_like(lengths), lengths, first_slot)
 
     def decode(self, rows: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
         """One new row for each of some slots that follow one another.
 
         Args:
-            rows: `[num_slots, hidden_size]`, on the device.
+            rows: `[num_slots, hidden_size]`.
             lengths: `[num_slots]` rows of each slot that the new one sees, itself the last of them.
             first_slot: of the first row.
 
@@ -82,24 +93,18 @@ class PlanStage:
         kv_lengths: IntArray,
         first_slot: int,
     ) -> Tensor:
-        def on_device(values: IntArray) -> Tensor:
-            return torch.from_numpy(np.array(values, dtype=np.int32, order="C")).to(hidden.device)
-
         batch = len(kv_lengths)
         caches = self._memory.part(self._caches, first_slot, batch)
-        inputs = {
-            tensors.HIDDEN: hidden,
-            tensors.POSITIONS: on_device(positions),
-            tensors.WRITE_ROWS: on_device(write_rows),
-            tensors.KV_LENGTHS: on_device(kv_lengths),
-            **caches,
-            **self._weights,
-        }
+        names = [tensors.POSITIONS, tensors.WRITE_ROWS, tensors.KV_LENGTHS]
+        arrays = [positions, write_rows, kv_lengths]
         if tensors.LAST_ROWS in loaded.spec.inputs():
-            inputs[tensors.LAST_ROWS] = on_device(kv_lengths[:, None] - 1)
+            names.append(tensors.LAST_ROWS)
+            arrays.append(kv_lengths[:, None] - np.int32(1))
+        placed = dict(zip(names, self._device.upload(*arrays), strict=True))
+        inputs = {tensors.HIDDEN: hidden.to(self._dtype), **placed, **caches, **self._weights}
         name, shape = tensors.HIDDEN_OUT, tuple(hidden.shape)
         if loaded.spec.is_last:
             name, shape = tensors.LOGITS, (batch, loaded.spec.model.decoder.vocab_size)
-        out = hidden.new_empty(shape)
+        out = hidden.new_empty(shape, dtype=self._dtype)
         loaded.plan.run(inputs, {name: out, **{f"{cache}_out": tensor for cache, tensor in caches.items()}})
-        return out
+        return out.to(hidden.dtype)

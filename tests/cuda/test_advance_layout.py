@@ -26,8 +26,8 @@ def test_advance_layout(kernels: Kernels, guards: Guards, num_seqs: int, mode: s
         None if case.probs is None else put(torch.from_numpy(case.probs)),
         None if case.forced is None else put(int32(case.forced)),
         put(int32(KERNELS)), MIN_VISUAL_TOKENS, put(int32(layout.cu_seqlens)), put(int32(layout.first_rows)),
-        put(int32(layout.image_start)), put(int32(layout.grids)), put(int32(layout.packed_router_rows)),
-        put(int32(layout.cu_router_rows)),
+        put(int32(layout.image_start)), put(int32(layout.grids)),
+        put(int32(layout.router_rows_from(layout.cu_seqlens))), put(int32(layout.cu_router_rows)),
     )  # fmt: skip
     for name, value in expected.items():
         assert np.array_equal(outputs[name].numpy(), value), name

@@ -6,17 +6,18 @@ from torch import Tensor
 
 from tests.cuda.conftest import HALVES, Guards, assert_near
 from tests.cuda.emulated import Kernels
-from tests.ops.test_pool import FUNCTIONS, KERNELS, MIXED, Batch, Sample
+from tests.ops.test_pool import FUNCTIONS, KERNELS, MIXED, Batch, Sample, assert_padded
 
 
-def run(kernels: Kernels, guards: Guards, batch: Batch, extra_rows: int = 0) -> Tensor:
-    given = {name: guards.put(value) if isinstance(value, Tensor) else value for name, value in batch.arguments.items()}
-    num_out = sum(s.out_length for s in batch.samples)
+def run(kernels: Kernels, guards: Guards, batch: Batch, extra_rows: int = 0, padding: int | None = None) -> Tensor:
+    arguments = batch.arguments if padding is None else batch.padded(padding)
+    given = {name: guards.put(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    num_out = int(arguments["out_cu_seqlens"][-1])  # type: ignore[index]
     out = guards.poisoned(num_out + extra_rows, batch.x.shape[1], dtype=batch.x.dtype)
     weights = [guards.put(w) for w in batch.conv_weights] if batch.conv_weights else None
     kernels.pool(
         out, given["x"], given["cu_seqlens"], given["image_start"], given["grids"], given["experts"], given["kernels"],
-        given["out_cu_seqlens"], given["scales"], batch.function, weights, len(weights or []),
+        given["out_cu_seqlens"], given["scales"], given.get("lengths"), batch.function, weights, len(weights or []),
     )  # fmt: skip
     assert out[num_out:].isnan().all(), "rows behind the batch were written"
     return out[:num_out]
@@ -57,6 +58,17 @@ def test_nan_wins(kernels: Kernels, guards: Guards, generator: torch.Generator, 
         out = run(kernels, guards, batch)
         assert out[1, 3].isnan()
         assert out.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("hidden_size", [24, 33])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_padded_rows(
+    kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, hidden_size: int, padding: int
+) -> None:
+    """Input in guarded memory without a row too many: what lies behind a sequence is not read."""
+    batch = Batch(MIXED, hidden_size, dtype, generator)
+    out = run(kernels, guards, batch, extra_rows=1, padding=padding)
+    assert_padded(out, batch, run(kernels, guards, batch))
 
 
 @pytest.mark.parametrize("samples", [[], [Sample(0, (0, 0), 0, -1)], [Sample(0, (1, 1), 0, 0)]], ids=str)

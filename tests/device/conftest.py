@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpn_rt import LLM, loader
+from dpn_rt import LLM
 from dpn_rt.config import DType, ModelConfig
 from dpn_rt.device.device import Graph, Step
 from dpn_rt.device.host import HostDevice, HostReading
 from dpn_rt.device.packing import Array
+from dpn_rt.engine import loader
 
 HAS_GPU = torch.cuda.is_available()
 GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpn_rt import LLM, loader
+from dpn_rt import LLM
 from dpn_rt.backends.on_device import loading
 from dpn_rt.device.cuda import cache_share
 from dpn_rt.device.host import HostDevice
+from dpn_rt.engine import loader
 from dpn_rt.errors import CapacityError
 from tests.device.conftest import HAS_GPU
 from tests.runtime.models import write_random_engine

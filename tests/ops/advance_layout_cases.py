@@ -54,7 +54,7 @@ class Case:
             "scales": scales,
             "cu_seqlens": pooled.cu_seqlens,
             "grids": pooled.grids,
-            "router_rows": pooled.packed_router_rows,
+            "router_rows": pooled.router_rows_from(pooled.cu_seqlens),
             "positions": np.pad(pooled.positions, (0, self.num_rows - len(pooled.positions))),
         }
 

@@ -24,7 +24,7 @@ def device_layout(case: Case, max_tokens: int) -> ops.DeviceLayout:
         first_rows=int32(layout.first_rows),
         image_start=int32(layout.image_start),
         grids=int32(layout.grids.tolist()).reshape(-1, 2),
-        router_rows=int32(layout.packed_router_rows),
+        router_rows=int32(layout.router_rows_from(layout.cu_seqlens)),
         cu_router_rows=int32(layout.cu_router_rows),
         positions=torch.zeros(max_tokens, dtype=torch.int32),
     )

@@ -70,6 +70,22 @@ class Batch:
             "conv_weights": self.conv_weights,
         }
 
+    def padded(self, room: int) -> dict[str, object]:
+        """The arguments with every sequence as long as the longest, and `room` rows more, before and after pooling."""
+        samples = self.samples
+        width = max(s.length for s in samples) + room
+        x = torch.full((len(samples) * width, self.x.shape[1]), float("nan"), dtype=self.x.dtype)
+        for b, rows in enumerate(self.x.split([s.length for s in samples])):
+            x[b * width : b * width + len(rows)] = rows
+        out_width = max(s.out_length for s in samples) + room
+        return {
+            **self.arguments,
+            "x": x,
+            "cu_seqlens": torch.arange(len(samples) + 1, dtype=torch.int32) * width,
+            "out_cu_seqlens": torch.arange(len(samples) + 1, dtype=torch.int32) * out_width,
+            "lengths": int32([s.length for s in samples]),
+        }
+
     def run(self) -> Tensor:
         out = poisoned((sum(s.out_length for s in self.samples), self.x.shape[1]), self.x.dtype)
         return ops.pool(**self.arguments, out=out)  # type: ignore[arg-type]
@@ -129,6 +145,31 @@ def test_text_rows_and_skipped_sequences_are_copied_bit_by_bit(
     for sample, out, exact in zip(MIXED, batch.run().split([s.out_length for s in MIXED]), expected, strict=True):
         text = slice(None) if sample.expert < 0 else [*range(sample.before), *range(-sample.after, 0)]
         assert torch.equal(out[text].contiguous().view(bits), exact[text].contiguous().view(bits))
+
+
+def assert_padded(padded: Tensor, batch: Batch, packed: Tensor) -> None:
+    """Bit by bit what the packed batch gives, with zeros behind each sequence."""
+    parts = packed.split([s.out_length for s in batch.samples])
+    for rows, wanted in zip(padded.unflatten(0, (len(parts), -1)), parts, strict=True):
+        assert torch.equal(rows[: len(wanted)], wanted)
+        assert not rows[len(wanted) :].any()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("room", [0, 3])
+def test_padded_rows(generator: torch.Generator, dtype: torch.dtype, function: str, room: int) -> None:
+    """What lies behind a sequence is not read: it is NaN."""
+    batch = Batch(MIXED, 33, dtype, generator, function)
+    arguments = batch.padded(room)
+    out = poisoned((int(arguments["out_cu_seqlens"][-1]), 33), dtype)  # type: ignore[index]
+    assert_padded(ops.pool(**arguments, out=out), batch, batch.run())  # type: ignore[arg-type]
+
+
+def test_many_padded_rows_in_parallel(generator: torch.Generator, dtype: torch.dtype) -> None:
+    """Threads begin and end within images, text and room."""
+    samples = [Sample(35, (24, 24), 40, expert) for expert in (2, 0, 4)] + [Sample(20, (0, 0), 0, -1)]
+    batch = Batch(samples, 300, dtype, generator)
+    assert_padded(ops.pool(**batch.padded(1)), batch, batch.run())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("samples", [[], [Sample(0, (0, 0), 0, -1)], [Sample(0, (1, 1), 0, 0)]], ids=str)
@@ -236,6 +277,11 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"out_cu_seqlens": int32([0, 11, 10])}, r"out_cu_seqlens\[2\] is 10, expected at least 11"),
         ({"out_cu_seqlens": int32([0, 7, -1]), "out": None}, "out_cu_seqlens ends with -1"),
         ({"out_cu_seqlens": int32([]), "out": None}, "out_cu_seqlens is empty"),
+        ({"lengths": int32([19])}, r"lengths has shape \[1\], expected \[num_seqs=2\]"),
+        ({"lengths": int32([20, 3])}, r"lengths\[0\] is 20, expected 0 to 19"),
+        ({"lengths": int32([19, -1])}, r"lengths\[1\] is -1, expected 0 to 3"),
+        ({"lengths": int32([17, 3])}, r"grids\[0\] is 4x4 from row 2 on, but the sequence has 17 rows"),
+        ({"lengths": int32([19, 3]), "out_cu_seqlens": int32([0, 6, 10])}, "sequence 0 6 rows, expected at least 7"),
         ({"scales": torch.ones(3)}, r"scales has shape \[3\], expected \[num_seqs=2\]"),
         ({"scales": torch.ones(2).bfloat16()}, "scales has dtype bfloat16"),
         ({"function": "min"}, "function is 'min', expected 'max', 'avg' or 'conv'"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpn_rt.config import BoundaryConfig, PoolingFunction, PyramidConfig
 from dpn_rt.model.layout import Layout
-from dpn_rt.model.pyramid import Boundary, longest_lengths
+from dpn_rt.model.pyramid import SKIPPED, Boundary, BoundaryTrace, join_traces, longest_lengths
 
 HIDDEN = 24
 MISFIT = -2
@@ -140,10 +140,50 @@ def test_boundary(
         actual = rows[pooled.cu_seqlens[i] : pooled.cu_seqlens[i + 1]]
         torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
         # The router's rows are still the same rows of text.
-        moved = pooled.packed_router_rows[pooled.cu_router_rows[i] : pooled.cu_router_rows[i + 1]]
+        moved = pooled.router_rows_from(pooled.cu_seqlens)[pooled.cu_router_rows[i] : pooled.cu_router_rows[i + 1]]
         assert torch.equal(rows[moved.tolist()], x[(prompt.router_rows + layout.cu_seqlens[i]).tolist()])
         positions = pooled.positions[pooled.cu_seqlens[i] : pooled.cu_seqlens[i + 1]]
         assert positions.tolist() == list(range(len(actual)))
+    assert_the_same_padded(boundary, x, layout, forced, biases, (rows, pooled, trace))
+
+
+def assert_the_same_padded(
+    boundary: Boundary,
+    x: torch.Tensor,
+    layout: Layout,
+    forced: np.ndarray,
+    biases: np.ndarray,
+    packed: tuple[torch.Tensor, Layout, BoundaryTrace],
+) -> None:
+    """Bit by bit, whatever lies behind each sequence."""
+    longest = int(layout.lengths.max())
+    padded = torch.full((layout.num_seqs, longest, HIDDEN), float("nan"))
+    for found, part in zip(padded, x.split(layout.lengths.tolist()), strict=True):
+        found[: len(part)] = part
+    rows, pooled, trace = boundary.apply_padded(padded, layout, forced, biases)
+    wanted_rows, wanted_layout, wanted_trace = packed
+    assert rows.shape[1] == pooled.lengths.max()
+    assert pooled.lengths.tolist() == wanted_layout.lengths.tolist()
+    assert pooled.router_rows.tolist() == wanted_layout.router_rows.tolist()
+    assert trace.experts.tolist() == wanted_trace.experts.tolist()
+    assert trace.misfits.tolist() == wanted_trace.misfits.tolist()
+    assert (trace.probs is None) == (wanted_trace.probs is None)
+    for found, part in zip(rows, wanted_rows.split(pooled.lengths.tolist()), strict=True):
+        assert torch.equal(found[: len(part)], part)
+        assert (trace.experts == SKIPPED).all() or not found[len(part) :].any()
+
+
+def test_traces_are_joined_in_the_order_of_the_batch() -> None:
+    def part(experts: list[int], probs: list[float] | None) -> BoundaryTrace:
+        rows = None if probs is None else np.array([[p, 1 - p] for p in probs], dtype=np.float32)
+        return BoundaryTrace(np.array(experts, dtype=np.int32), rows, np.array([e == 1 for e in experts]))
+
+    order = np.array([2, 0, 1])
+    joined = join_traces([part([1, 0], [0.25, 0.5]), part([SKIPPED], None)], order)
+    assert joined.experts.tolist() == [SKIPPED, 1, 0]
+    assert joined.misfits.tolist() == [False, True, False]
+    assert joined.probs is not None and joined.probs.tolist() == [[0, 0], [0.25, 0.75], [0.5, 0.5]]
+    assert join_traces([part([0], None), part([SKIPPED, 1], None)], order).probs is None
 
 
 @settings(max_examples=200, deadline=None)

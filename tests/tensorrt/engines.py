@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dpn_rt import LLM
 from dpn_rt.config import ModelConfig
+from dpn_rt.device.device import Device
+from dpn_rt.device.host import HostDevice
 from dpn_rt.engine_dir import EngineSource, write_engine
 from dpn_rt.plans import cuda
 from dpn_rt.plans.config import PHASES, BuiltPlans, PlanConfig, PlanLimits, plan_file
@@ -72,8 +74,8 @@ class EvaluatingReader:
     plans: PlanConfig
 
     @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
+    def device(self) -> Device:
+        return HostDevice()
 
     def open(self, data: bytes, plan: StagePlan) -> EvaluatedPlan:
         assert data == f"stage {plan.stage} {plan.phase}".encode()

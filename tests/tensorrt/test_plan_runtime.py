@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.device.host import HostDevice
 from dpn_rt.eager import EagerDpn
 from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, PlanError, RequestError, StepError
+from dpn_rt.model.layout import Layout
 from dpn_rt.plans import cuda
 from dpn_rt.plans.config import PlanConfig, PlanLimits
 from dpn_rt.plans.cuda import check_host
 from dpn_rt.plans.library import load_library
-from dpn_rt.plans.padding import neighbours, pad, unpad
+from dpn_rt.plans.padding import neighbours, pad
 from dpn_rt.plans.slots import SlotCache, SlotMemory
 from dpn_rt.plans.tensors import StagePlan
 from tests.runtime.models import MODEL, random_prompt, random_weights, with_decoder
@@ -50,15 +52,19 @@ def engine(tmp_path: Path) -> Path:
 # Padding and slots
 
 
-def test_unpad_is_the_inverse_of_pad() -> None:
+def test_pad_takes_sequences_in_the_order_asked_for() -> None:
     lengths = np.array([3, 1, 7, 2], dtype=np.int32)
+    no_image = np.full((4, 2), 0, dtype=np.int32)
+    empty, starts = np.zeros(0, dtype=np.int32), np.full(4, -1, dtype=np.int32)
+    layout = Layout(lengths, np.zeros_like(lengths), starts, no_image, empty, np.zeros(5, dtype=np.int32))
     rows = torch.randn(13, 5)
-    padded = pad(rows, lengths)
-    assert padded.shape == (4, 7, 5)
-    for index, part in enumerate(rows.split(lengths.tolist())):
-        assert torch.equal(padded[index, : len(part)], part)
-        assert not padded[index, len(part) :].any()
-    assert torch.equal(unpad(padded, lengths), rows)
+    parts = rows.split(lengths.tolist())
+    for chosen, longest in (([2, 0], 7), ([0, 1, 2, 3], 7), ([3], 2), ([1, 3], 2)):
+        padded = pad(rows, layout, np.array(chosen), HostDevice())
+        assert padded.shape == (len(chosen), longest, 5)
+        for found, index in zip(padded, chosen, strict=True):
+            assert torch.equal(found[: lengths[index]], parts[index])
+            assert not found[lengths[index] :].any()
 
 
 def test_neighbours_are_slots_in_a_row() -> None:
@@ -122,7 +128,7 @@ def test_sequences_that_end_at_different_times_leave_slots_to_others(
 def test_tensors_are_in_the_engines_dtype(
     dtype: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows, caches and logits are rounded between the plans; boundaries run on the CPU, which takes no float16."""
+    """Rows, caches and logits are rounded between the plans; boundaries run on the CPU here, which takes no float16."""
     model = dataclasses.replace(TEXT, dtype=dtype)  # type: ignore[arg-type]
     weights = dict(random_weights(model, 5))
     eager = EagerDpn.from_weights(TEXT, ((name, weight.float()) for name, weight in weights.items()))

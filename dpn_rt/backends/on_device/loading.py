@@ -81,10 +81,7 @@ def _build(
     angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
     decoder = Decoder(model.decoder, model.pyramid, weights, angles, geometry.layers_per_cell, prepack=False)
     boundaries = [Boundary(model.pyramid, index, weights, device) for index in range(len(model.pyramid.boundaries))]
-    encoder: ImageEncoder | None = None
-    if model.vision is not None and model.projector is not None:
-        tower = VisionTower(model.vision, weights, prepack=False)
-        encoder = ImageEncoder(tower, Projector(model.projector, weights, prepack=False))
+    encoder = load_encoder(model, weights)
     num_bytes = limits.kv_cache_bytes
     if num_bytes is None:
         with torch.inference_mode():
@@ -92,10 +89,22 @@ def _build(
         num_bytes = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
     cache = KvCache(geometry, cache_config(geometry, limits, num_bytes), device)
     graphs = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
-    images = None
-    if encoder is not None and model.vision is not None:
-        images = EncoderGraphs(encoder, model.vision, device)
-    return DeviceBackend(decoder, boundaries, cache, graphs, device), images
+    return DeviceBackend(decoder, boundaries, cache, graphs, device), record_encoder(model, encoder, device)
+
+
+def load_encoder(model: ModelConfig, weights: Mapping[str, Tensor]) -> ImageEncoder | None:
+    """Tower and projector, None for an engine without."""
+    if model.vision is None or model.projector is None:
+        return None
+    tower = VisionTower(model.vision, weights, prepack=False)
+    return ImageEncoder(tower, Projector(model.projector, weights, prepack=False))
+
+
+def record_encoder(model: ModelConfig, encoder: ImageEncoder | None, device: Device) -> EncoderGraphs | None:
+    """An encoder as graphs on a device."""
+    if encoder is None or model.vision is None:
+        return None
+    return EncoderGraphs(encoder, model.vision, device)
 
 
 def cache_config(geometry: KvGeometry, limits: DeviceLimits, num_bytes: int) -> KvCacheConfig:

@@ -68,13 +68,13 @@ const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor*
 // conv_weights: [num_conv_weights], or null.
 const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, const Tensor* image_start,
                  const Tensor* grids, const Tensor* experts, const Tensor* kernels, const Tensor* out_cu_seqlens,
-                 const Tensor* scales, const char* function, const Tensor* conv_weights,
+                 const Tensor* scales, const Tensor* lengths, const char* function, const Tensor* conv_weights,
                  std::int64_t num_conv_weights) {
   return caught([&] {
     std::optional<std::vector<Tensor>> weights;
     if (conv_weights) weights.emplace(conv_weights, conv_weights + num_conv_weights);
-    dpn::pool(*out, *x, *cu_seqlens, *image_start, *grids, *experts, *kernels, *out_cu_seqlens, scales, function,
-              weights, 0);
+    dpn::pool(*out, *x, *cu_seqlens, *image_start, *grids, *experts, *kernels, *out_cu_seqlens, scales, lengths,
+              function, weights, 0);
   });
 }
 

@@ -1,0 +1,35 @@
+"""A benchmark's engine with TensorRT plans besides, for the GPU that is there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from dpn_rt.builders.tensorrt.plans import build_plans
+from dpn_rt.config import ModelConfig
+from dpn_rt.engine_dir import EngineDir, EngineSource, weight_spec, write_engine
+from dpn_rt.errors import PlanError
+from dpn_rt.plans.config import Flavor, PlanLimits
+
+
+def write_plan_engine(source: Path, target: Path, model: ModelConfig, batch: int, rows: int) -> Path:
+    """The engine at `source` once more at `target`, with plans for `batch` sequences of `rows` rows in every stage.
+
+    TensorRT is taken where it is installed, else TensorRT-RTX.
+
+    Raises:
+        PlanError: there is no GPU, or the library is missing or refuses.
+        ConfigError: the library has no kernels for this GPU or dtype.
+    """
+    if not torch.cuda.is_available():
+        raise PlanError("plans run on GPUs alone, and there is none")
+    flavor: Flavor = "rtx" if importlib.util.find_spec("tensorrt") is None else "enterprise"
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    limits = PlanLimits(batch, batch, (rows,) * (len(model.pyramid.boundaries) + 1))
+    plans = build_plans(model, flavor, [capability], limits)
+    weights = EngineDir.open(source, verify=False).load_weights()
+    ordered = ((name, weights[name]) for name in weight_spec(model))
+    write_engine(target, model, EngineSource("0" * 64, "synthetic"), ordered, plans=plans)
+    return target

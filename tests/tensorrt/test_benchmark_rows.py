@@ -1,0 +1,32 @@
+"""Rows of TensorRT plans in the latency benchmark, with the evaluator in the plans' place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import latency, measure
+from dpn_rt.config import ModelConfig
+from dpn_rt.engine_dir import EngineDir
+from dpn_rt.plans import cuda
+from tests.tensorrt.engines import EvaluatingReader, limits_of, write_plan_engine
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
+
+
+def test_plans_have_rows_beside_those_of_the_products_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(source: Path, target: Path, model: ModelConfig, batch: int, rows: int) -> Path:
+        weights = EngineDir.open(source).load_weights()
+        return write_plan_engine(target, model, weights, limits_of(model, rows, batch, batch))
+
+    monkeypatch.setattr(measure, "write_plan_engine", written)
+    monkeypatch.setattr(cuda, "CudaPlanReader", EvaluatingReader)
+    file = tmp_path / "latency.json"
+    arguments = ["--dtype", "float32", "--subjects", "dpn_rt", "tensorrt", "--repeats", "1", "--tokens", "1"]
+    latency.main([*arguments, "--batch", "2", "--json", str(file)])
+    rows = {(row["subject"], row["routes"]): row for row in json.loads(file.read_text())["rows"]}
+    assert [key for key in rows if key[0] == "tensorrt"] == [("tensorrt", name) for name in ("dense", "222", "mixed")]
+    assert {"dpn_rt dense", "dpn_rt mixed"} <= set(rows["tensorrt", "mixed"]["ratios"])
+    assert rows["tensorrt", "mixed"]["prefill"]["median"] > 0
