@@ -20,7 +20,7 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
     """A new directory beside `target` that takes its name when the block ends without an exception.
 
     On any exception, Ctrl-C included, the new directory is removed and `target` is as it was. With `replace`, the
-    directory at `target` is moved aside, and removed once the new one has its name.
+    directory at `target` is moved aside, and removed once the new one has its name. Call `settle` first.
 
     Args:
         num_bytes: about to be written; a disk with less free space is an error before anything is written.
@@ -34,7 +34,6 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
     retired = target.parent / f".{target.name}.{mark}.retired"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
         _check_space(target, num_bytes)
         partial.mkdir()
         with _locked(partial):
@@ -52,6 +51,25 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
         if retired.exists() and not target.exists():
             retired.rename(target)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def settle(target: Path) -> None:
+    """Tidies up behind writers of `target` that were killed without a chance to do it themselves.
+
+    What they had not finished is removed. What they had moved aside gets its name back, unless its successor has it.
+    """
+    target = target.resolve()
+    for partial in _beside(target, "partial"):
+        with contextlib.suppress(OSError), _locked(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+    for retired in _beside(target, "retired"):
+        if retired.with_suffix(".partial").exists():
+            continue  # of a writer that is alive, between its two renames
+        if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                retired.rename(target)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -83,11 +101,8 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove what writers left that were killed without a chance to do it themselves."""
-    for partial in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        with contextlib.suppress(OSError), _locked(partial):
-            shutil.rmtree(partial, ignore_errors=True)
+def _beside(target: Path, kind: str) -> list[Path]:
+    return list(target.parent.glob(f".{glob.escape(target.name)}.*.{kind}"))
 
 
 def _check_space(target: Path, num_bytes: int) -> None:

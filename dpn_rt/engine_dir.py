@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dpn_rt.atomic_dir import replaced_directory, sync_directory, write_file
+from dpn_rt.atomic_dir import replaced_directory, settle, sync_directory, write_file
 from dpn_rt.config import ModelConfig, from_json, to_json
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.model_checks import check_model
@@ -138,6 +138,7 @@ def write_engine(
     """
     check_model(model)
     target = Path(path).absolute()
+    settle(target)
     spec = weight_spec(model)
     built = {} if plans is None else plans.files
     num_bytes = sum(weight.num_bytes for weight in spec.values()) + sum(len(data) for data in built.values())

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dpn_rt import weight_file
-from dpn_rt.atomic_dir import replaced_directory
+from dpn_rt.atomic_dir import replaced_directory, settle
 from dpn_rt.config import (
     BoundaryConfig,
     DecoderConfig,
@@ -301,6 +301,50 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None
     assert len(left) == 1 and left[0].endswith(".partial")
     write_engine(tmp_path / "engine", MODEL, SOURCE, random_weights().items())
     assert names(tmp_path) == ["engine"]
+
+
+KILLED_WHILE_SWAPPING = """
+import os, signal, sys
+from pathlib import Path
+from dpn_rt.atomic_dir import replaced_directory, settle
+rename, when = Path.rename, sys.argv[2]
+def killed(self, target):
+    if when == "between" and self.name.endswith(".partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(self, target)
+    if when == "behind" and self.name.endswith(".partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = killed
+with replaced_directory(Path(sys.argv[1]), 0, True) as partial:
+    (partial / "weights").write_bytes(b"1")
+"""
+
+
+def test_an_engine_that_a_killed_build_had_moved_aside_is_put_back(engine: EngineDir) -> None:
+    script = [sys.executable, "-c", KILLED_WHILE_SWAPPING, str(engine.path), "between"]
+    subprocess.run(script, check=False)
+    assert not engine.path.exists() and len(names(engine.path.parent)) == 2
+    with pytest.raises(EngineError, match="an engine exists there"):
+        write_engine(engine.path, MODEL, SOURCE, random_weights().items())
+    EngineDir.open(engine.path)
+    assert names(engine.path.parent) == ["engine"]
+
+
+def test_an_engine_that_a_killed_build_had_replaced_is_removed(engine: EngineDir) -> None:
+    script = [sys.executable, "-c", KILLED_WHILE_SWAPPING, str(engine.path), "behind"]
+    subprocess.run(script, check=False)
+    assert names(engine.path) == ["weights"] and len(names(engine.path.parent)) == 2
+    settle(engine.path)
+    assert names(engine.path.parent) == ["engine"] and names(engine.path) == ["weights"]
+
+
+def test_what_a_build_that_still_runs_has_moved_aside_is_left_alone(tmp_path: Path) -> None:
+    with replaced_directory(tmp_path / "engine", 0, False) as running:
+        retired = running.with_suffix(".retired")
+        retired.mkdir()
+        settle(tmp_path / "engine")
+        assert names(tmp_path) == sorted([running.name, retired.name])
+        retired.rmdir()
 
 
 def test_a_build_that_still_runs_is_left_alone(tmp_path: Path) -> None:
