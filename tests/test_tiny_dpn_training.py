@@ -15,6 +15,7 @@ from dpn_rt.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.eager import BoundaryRecord, EagerDpn
 from examples.tiny_dpn import batch, data, train
 from examples.tiny_dpn.answers import chat_messages
+from examples.tiny_dpn.attention import use_training_attention
 from examples.tiny_dpn.beginning import BEGINNING_ODDS, start_pooling_late
 from examples.tiny_dpn.early_answers import EarlyAnswers
 from examples.tiny_dpn.encoding import Encoder, Scene, Turn, pixels
@@ -69,6 +70,32 @@ def test_batch_gives_every_question_what_the_published_order_gives(variant: Vari
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_attention_gives_the_losses_and_gradients_of_sdpa(variant: Variant) -> None:
+    """Some scenes with fewer rows of the image, so that a group shares fewer rows than its longest sequence has."""
+    model = EagerDpn(model_config(variant, TOKENIZER.get_vocab_size())).eval()
+    items = scenes(variant)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        _, visual = batch.encode_images(model, items)
+        rows = [part[: len(part) - 5 * i] if variant == "dense" else part for i, part in enumerate(visual)]
+        losses = batch.forward(model, rows, ENCODER.before_image, items).losses
+        losses.sum().backward()
+        return losses.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    wanted_losses, wanted_gradients = run()
+    use_training_attention(model)
+    losses, gradients = run()
+    torch.testing.assert_close(losses, wanted_losses, atol=1e-4, rtol=1e-5)
+    assert (gradients - wanted_gradients).norm() < 1e-5 * wanted_gradients.norm()
+    assert all(module.config._attn_implementation == "tiny_dpn" for module in model.modules() if is_attention(module))
+
+
+def is_attention(module: torch.nn.Module) -> bool:
+    return hasattr(module, "is_causal")
+
+
 def test_router_rows_are_those_of_the_decoder_after_the_layer() -> None:
     model, items = random_model("dense"), scenes(2, 3)
     _, visual = batch.encode_images(model, items)
