@@ -54,6 +54,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.subjects.insert(0, "compiled")
     if options.tensorrt and "tensorrt" not in options.subjects:
         options.subjects.append("tensorrt")
+    if "tensorrt" in options.subjects and options.device != "cuda":
+        parser.error("rows of TensorRT plans need --device cuda")
     if min(options.batch) < 1 or options.repeats < 1 or options.tokens < 1:
         parser.error("--batch, --repeats and --tokens must be at least 1")
     return options

@@ -42,7 +42,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         computed = flops.needed_prefill_flops if row.subject == "dpn_rt" else flops.prefill_flops
         row.computed_flops = sum(computed(model, stage) for stage in stages)
         row.kv_rows = sum(flops.kv_rows(model, stage) for stage in stages)
-    with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}") as path:
+    copies = 2 if "tensorrt" in options.subjects else 1
+    with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}", copies) as path:
         subjects = load_subjects(options, path, model)
         if "compiled" in subjects and (problem := compile_problem(subjects["compiled"], model)):
             print(f"no rows of torch.compile, which does not work here: {problem}", file=sys.stderr)
@@ -68,16 +69,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def engine_directory(model: ModelConfig, cache: Path | None, name: str) -> Iterator[Path]:
-    """An engine with random weights; a temporary one unless `cache` names a place to keep it."""
+def engine_directory(model: ModelConfig, cache: Path | None, name: str, copies: int = 1) -> Iterator[Path]:
+    """An engine with random weights; a temporary one unless `cache` names a place to keep it.
+
+    `copies`: as often its weights will be written, for which there has to be room.
+    """
     total = sum(spec.num_bytes for spec in weight_spec(model).values())
+    needed = copies * total
     with contextlib.ExitStack() as stack:
         root = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dpn_rt-benchmark-")))
         path = root / name
         if not (path / "engine.json").exists():
             free = shutil.disk_usage(root if root.exists() else root.parent).free
-            if free < total + (1 << 30):
-                sys.exit(f"{root}: {total / 1e9:.1f} GB of weights do not fit, {free / 1e9:.1f} GB are free")
+            if free < needed + (1 << 30):
+                sys.exit(f"{root}: {needed / 1e9:.1f} GB of weights do not fit, {free / 1e9:.1f} GB are free")
             root.mkdir(parents=True, exist_ok=True)
             with tqdm(total=total, unit="B", unit_scale=True, desc="random weights", leave=False, disable=None) as bar:
                 write_engine(

@@ -15,7 +15,9 @@ from dpn_rt.plans.config import Flavor, PlanLimits
 
 
 def write_plan_engine(source: Path, target: Path, model: ModelConfig, batch: int, rows: int) -> Path:
-    """The engine at `source` once more at `target`, with plans for `batch` sequences of `rows` rows in every stage.
+    """The engine at `source` once more at `target`, where one may be, with plans.
+
+    They take `batch` sequences of `rows` rows in every stage.
 
     TensorRT is taken where it is installed, else TensorRT-RTX.
 
@@ -31,5 +33,5 @@ def write_plan_engine(source: Path, target: Path, model: ModelConfig, batch: int
     plans = build_plans(model, flavor, [capability], limits)
     weights = EngineDir.open(source, verify=False).load_weights()
     ordered = ((name, weights[name]) for name in weight_spec(model))
-    write_engine(target, model, EngineSource("0" * 64, "synthetic"), ordered, plans=plans)
+    write_engine(target, model, EngineSource("0" * 64, "synthetic"), ordered, plans=plans, force=True)
     return target

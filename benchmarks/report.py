@@ -36,6 +36,16 @@ def ratio(baseline: str, quantity: str) -> Cell:
     return cell
 
 
+def same_route(baseline: str, quantity: str) -> Cell:
+    """Of the rows of another subject than `baseline`."""
+
+    def cell(row: dict[str, Any]) -> str:
+        values = row["ratios"].get(f"{baseline} {row['routes']}", {})
+        return f"{values[quantity]['median']:.2f}" if quantity in values and row["subject"] != baseline else "-"
+
+    return cell
+
+
 def boundary_share(row: dict[str, Any]) -> str:
     share = row["ratios"].get("boundary share of prefill")
     return f"{share['median'] * 100:.2f}%" if share else "-"
@@ -63,6 +73,8 @@ RATIOS: dict[str, Cell] = {
     "step / eager": ratio("eager", "decode_step"),
     "prefill / dense": ratio("dpn_rt dense", "prefill"),
     "step / dense": ratio("dpn_rt dense", "decode_step"),
+    "prefill / dpn_rt": same_route("dpn_rt", "prefill"),
+    "step / dpn_rt": same_route("dpn_rt", "decode_step"),
     "of FLOP saving": ratio("flop saving realised", "prefill"),
     "of GEMM rate": ratio("gemm limit", "prefill"),
     "step over reads": ratio("read limit", "decode_step"),
@@ -85,14 +97,15 @@ def print_table(result: dict[str, Any]) -> None:
     )
     print_columns(result["rows"], TIMES)
     print(
-        "speed against: tf = transformers dense, compiled = it under torch.compile, eager = same route, "
-        "dense = dpn_rt dense (times faster)"
+        "speed against: tf = transformers dense, compiled = it under torch.compile, eager, dpn_rt = same "
+        "route, dense = dpn_rt dense (times faster)"
     )
     print_columns(result["rows"], RATIOS)
 
 
 def print_columns(rows: Sequence[dict[str, Any]], columns: dict[str, Cell]) -> None:
     names = [f"{row['subject']} {row['routes']} x{row['batch']}" for row in rows]
+    columns = {title: cell for title, cell in columns.items() if any(cell(row) != "-" for row in rows)}
     table = [
         ["", *columns],
         *([name, *(cell(row) for cell in columns.values())] for name, row in zip(names, rows, strict=True)),

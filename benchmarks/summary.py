@@ -65,7 +65,7 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
     """Speed against the other rows of the same batch, and against the limits; above 1 is faster than they."""
     found: dict[str, Any] = {}
     for other in rows:
-        dense = other.label == "dense" and other.subject in (*DENSE_SUBJECTS, "dpn_rt")
+        dense = other.label == "dense" and other.subject in (*DENSE_SUBJECTS, "dpn_rt", row.subject)
         same_route = other.routes == row.routes and other.subject in SAME_ROUTE[row.subject]
         if other is row or other.batch != row.batch or not (dense or same_route) or row.subject in DENSE_SUBJECTS:
             continue

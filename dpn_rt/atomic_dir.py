@@ -42,21 +42,23 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
             if replace:
                 target.rename(retired)
             partial.rename(target)
+            if replace:
+                retired.rename(partial)  # from here on what was replaced is no more than something to remove
         sync_directory(target.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise EngineError(f"{target}: cannot be written: {reason}; nothing was left behind") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         if retired.exists() and not target.exists():
             retired.rename(target)
+        shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
 
 
 def settle(target: Path) -> None:
     """Tidies up behind writers of `target` that were killed without a chance to do it themselves.
 
-    What they had not finished is removed. What they had moved aside gets its name back, unless its successor has it.
+    What they had not finished is removed. What they had moved aside gets its name back, unless something has it.
     """
     target = target.resolve()
     for partial in _beside(target, "partial"):
@@ -65,11 +67,13 @@ def settle(target: Path) -> None:
     for retired in _beside(target, "retired"):
         if retired.with_suffix(".partial").exists():
             continue  # of a writer that is alive, between its two renames
-        if target.exists():
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                retired.rename(target)
+        with contextlib.suppress(OSError):  # of a rename onto anything but nothing or an empty directory
+            retired.rename(target)
+
+
+def moved_aside(target: Path) -> Path | None:
+    """What `settle` would put back at `target`."""
+    return next(iter(_beside(target.resolve(), "retired")), None)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dpn_rt.atomic_dir import replaced_directory, settle, sync_directory, write_file
+from dpn_rt.atomic_dir import moved_aside, replaced_directory, settle, sync_directory, write_file
 from dpn_rt.config import ModelConfig, from_json, to_json
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.model_checks import check_model
@@ -206,7 +206,9 @@ def _read_manifest(path: Path) -> EngineDir:
     try:
         manifest: Any = json.loads(file.read_bytes())
     except OSError as error:
-        raise EngineError(f"{path}: not an engine directory: {MANIFEST}: {error.strerror}") from error
+        aside = moved_aside(path)
+        hint = "" if aside is None else f"; a build that was killed has moved an engine aside: rename {aside} to {path}"
+        raise EngineError(f"{path}: not an engine directory: {MANIFEST}: {error.strerror}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise EngineError(f"{file}: not JSON: {error}") from error
     found = manifest.get("format_version") if isinstance(manifest, dict) else None

@@ -119,9 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-held-body-bytes",
         type=int,
-        default=2**30,
         metavar="N",
-        help="bytes of all unanswered requests before 429",
+        help="bytes of all unanswered requests before 429; about 1 GiB",
     )
     add("--max-image-bytes", type=int, default=20 * 2**20, metavar="N", help="bytes of one image")
     add("--max-image-pixels", type=int, default=40_000_000, metavar="N", help="pixels of one image")

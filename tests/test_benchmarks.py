@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import document, latency, ops
 from benchmarks.clock import Stopwatch, replayable, seconds
 from benchmarks.dense_llava import IMAGE_TOKEN, dense_llava
+from benchmarks.measure import measure
 from benchmarks.rows import plan
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
@@ -152,7 +153,12 @@ def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.Capture
 def test_latency_says_why_there_are_no_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latency.json"
     arguments = ["--subjects", "dpn_rt", "--tensorrt", "--repeats", "1", "--tokens", "1", "--batch", "1"]
-    latency.main([*arguments, "--json", str(file)])
+    with pytest.raises(SystemExit):
+        latency.main(arguments)
+    assert "rows of TensorRT plans need --device cuda" in capsys.readouterr().err
+    options = latency.parse_arguments([*arguments, "--device", "cuda", "--json", str(file)])
+    options.device = "cpu"  # there is no GPU to time the others on
+    file.write_text(json.dumps(measure(options)))
     assert {row["subject"] for row in json.loads(file.read_text())["rows"]} == {"dpn_rt"}
     assert "no rows of TensorRT plans, which do not work here: plans run on GPUs alone" in capsys.readouterr().err
 

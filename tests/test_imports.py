@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     *("errors", "_kernels", "config", "weight_spec", "weight_file", "atomic_dir"),
     *("ops", "device", "model", "model_checks", "plans.config", "engine_dir", "flops"),
-    *("cache", "sampling", "outputs", "prompts", "picture", "backends", "plans", "trtllm"),
+    *("cache", "sampling", "backends", "plans", "trtllm", "outputs", "prompts", "picture"),
     *("engine", "llm", "server", "generate", "serve", "builders", "build", "eager"),
 )
 """Packages and modules of `dpn_rt`: each imports only from those before it."""

@@ -11,7 +11,16 @@ import torch
 from dpn_rt.builders.tensorrt.network import define_network
 from dpn_rt.config import ModelConfig
 from dpn_rt.errors import ConfigError, PlanError
-from dpn_rt.plans.config import PHASES, BuiltPlans, Flavor, PlanConfig, PlanLimits, check_limits, plan_file
+from dpn_rt.plans.config import (
+    OLDEST_CAPABILITY,
+    PHASES,
+    BuiltPlans,
+    Flavor,
+    PlanConfig,
+    PlanLimits,
+    check_limits,
+    plan_file,
+)
 from dpn_rt.plans.library import Log, load_library
 from dpn_rt.plans.tensors import DYNAMIC, PlanTensor, StagePlan
 
@@ -41,6 +50,7 @@ def build_plans(
         raise ConfigError("TensorRT has no float32 attention kernels: expected --dtype bfloat16 or float16")
     library = load_library(flavor)
     targets = tuple(normal_capability(capability) for capability in compute_capabilities)
+    _check_age(targets)
     files = {}
     for stage in range(len(limits.stage_rows)):
         for phase in PHASES:
@@ -86,6 +96,14 @@ def normal_capability(text: str) -> str:
     if not digits.isdecimal() or len(digits) < 2:
         raise ConfigError(f"compute capability {text!r}: expected one such as 86 or 8.6")
     return f"{digits[:-1]}.{digits[-1]}"
+
+
+def _check_age(compute_capabilities: Sequence[str]) -> None:
+    for capability in compute_capabilities:
+        if tuple(map(int, capability.split("."))) < OLDEST_CAPABILITY:
+            raise ConfigError(
+                f"compute capability {capability}: expected 8.0 or newer, which the kernels between the plans are for"
+            )
 
 
 def _profile(builder: Any, plan: StagePlan) -> Any:

@@ -85,7 +85,8 @@ std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, co
 
 void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
           const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens, const Tensor* scales,
-          const Tensor* lengths, const std::string& function_name, const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
+          const Tensor* lengths, const std::string& function_name,
+          const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
   const Checker check("pool", x);
   const PoolFunction function = function_of(check, function_name);
   check.condition((function == PoolFunction::conv) == conv_weights.has_value(),

@@ -37,7 +37,8 @@ struct PoolParams {
 
 void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
           const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens, const Tensor* scales,
-          const Tensor* lengths, const std::string& function, const std::optional<std::vector<Tensor>>& conv_weights, Stream stream);
+          const Tensor* lengths, const std::string& function, const std::optional<std::vector<Tensor>>& conv_weights,
+          Stream stream);
 
 }  // namespace dpn
 

@@ -118,7 +118,7 @@ class Decoded:
     logits: Tensor
     """`[num_seqs, vocab_size]`."""
     best: Tensor | None = None
-    """`[num_seqs]` int64 as `sampling.best_ids` makes it of the logits; None where the step did not."""
+    """`[num_seqs]` int64 as `sampling.filters.best_ids` makes it of the logits; None where the step did not."""
 
 
 class Backend(Protocol):

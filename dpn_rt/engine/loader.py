@@ -194,7 +194,7 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     backend: NativeBackend | DeviceBackend
     encoder: Encoder | None
     if engine.plans is not None:
-        reader = cuda.CudaPlanReader(engine.plans)
+        reader = cuda.CudaPlanReader(engine.plans, model)
         plans, encoder = load_plan_backend(engine, engine.load_weights(), reader, max_length(config, model))
         return Runner(model, plans, encoder, image_cache=images)  # slots cannot be shared: no prefix cache
     if device == "cuda":

@@ -50,7 +50,7 @@ def pool(
         conv_weights: for `conv`, one `[kernel height * kernel width, hidden_size]` per expert, dtype of `x`.
         lengths: `[num_seqs]` int32, for sequences that have room behind them, as in a padded batch: the rows that each
             has, from its offset in `cu_seqlens` on. `out_cu_seqlens` may then leave room as well, which is zeroed.
-            None: every sequence reaches to the next.
+            None: every sequence reaches to the next. Asks for `out`.
         out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments. On the GPU, where
             the number of rows is not known to the host, it may have more: those are not written, and without `out`
             there are `num_tokens`.
@@ -61,6 +61,8 @@ def pool(
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.
     """
+    if out is None and lengths is not None:
+        raise KernelArgumentError("pool: lengths without out: expected out, with the rows that out_cu_seqlens gives")
     if out is None and x.is_cuda:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
     elif out is None:

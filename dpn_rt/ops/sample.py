@@ -42,10 +42,10 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """A random token of each row, without a round trip through the host.
 
-    Cuts and draws as `sampling_filters`: min-p first, then top-k, of what that leaves top-p, ties by token id; then the
+    Cuts and draws as `sampling.filters`: min-p first, then top-k, of what that leaves top-p, ties by token id; then the
     cumulative distribution in order of the vocabulary is inverted at the row's random number. Probabilities are summed
     in fixed point (2^-42 of the best token's), so a row gets the same token in any batch, and but for rounding the one
-    that `sampling_filters` gives.
+    that `sampling.filters` gives.
 
     Args:
         logits: `[num_rows, vocab_size]`, float32 or bfloat16; rows may be strided; at most 2^21 tokens.
@@ -53,7 +53,7 @@ def sample(
         top_k: `[num_rows]` int32, 0 or -1 where off.
         top_p: `[num_rows]` float64, 1 where off.
         min_p: `[num_rows]` float32, 0 where off.
-        keys: `[num_rows]` int64, the bits of `sampling_filters.stream_key`.
+        keys: `[num_rows]` int64, the bits of `sampling.filters.stream_key`.
         positions: `[num_rows]` int64, which number of the row's stream to draw with: tokens sampled before.
 
     Returns:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpn_rt.device.cuda import CudaDevice
+from dpn_rt.backends.on_device.opening import open_cuda_for_plans
+from dpn_rt.config import ModelConfig
 from dpn_rt.device.device import Device
 from dpn_rt.errors import PlanError
 from dpn_rt.plans.config import PlanConfig, plan_file
@@ -54,17 +55,18 @@ def check_host(plans: PlanConfig, version: str, compute_capability: str | None) 
 class CudaPlanReader:
     """A `PlanReader` for the current GPU."""
 
-    def __init__(self, plans: PlanConfig) -> None:
+    def __init__(self, plans: PlanConfig, model: ModelConfig) -> None:
         """
         Raises:
             PlanError: the library is missing, or the plans are not for this machine.
+            ConfigError: the kernels between the plans do not run on this GPU.
         """
         self._library = load_library(plans.flavor)
         capability = None
         if torch.cuda.is_available():
             capability = "{}.{}".format(*torch.cuda.get_device_capability())
         check_host(plans, self._library.__version__, capability)
-        self.device: Device = CudaDevice()
+        self.device: Device = open_cuda_for_plans(model)
         """The current GPU."""
         self._log = Log(self._library)
         self._runtime = self._library.Runtime(self._log.logger)

@@ -10,13 +10,13 @@ from torch import Tensor
 from dpn_rt.backends.on_device.loading import load_encoder, place_weights, record_encoder
 from dpn_rt.device.device import Device
 from dpn_rt.engine_dir import EngineDir
-from dpn_rt.errors import EngineError
+from dpn_rt.errors import CapacityError, EngineError
 from dpn_rt.model.pyramid import Boundary
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision import Encoder
 from dpn_rt.plans import tensors
 from dpn_rt.plans.backend import PlanBackend
-from dpn_rt.plans.config import plan_file
+from dpn_rt.plans.config import PlanLimits, plan_file
 from dpn_rt.plans.plan import PlanReader, check_signature
 from dpn_rt.plans.slots import SlotCache, SlotMemory
 from dpn_rt.plans.stage import LoadedPlan, PlanStage
@@ -36,11 +36,23 @@ def load_plan_backend(
 
     Raises:
         PlanError: a plan cannot be loaded, or does not match the model.
-        CapacityError: the device has no room for weights or KV caches.
+        CapacityError: the device has no room for weights, KV caches or the vision tower's graphs.
     """
     if engine.plans is None:
         raise EngineError(f"{engine.path}: has no plans: build it with --backend tensorrt")
-    model, limits, device = engine.model, engine.plans.limits, reader.device
+    try:
+        return _load_backend(engine, engine.plans.limits, weights, reader, max_length)
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"{reader.device.torch_device} ran out of memory while plans, tables and the vision tower's graphs were "
+            f"loaded behind weights and KV caches: build the engine with a lower --max-batch or --max-rows ({error})"
+        ) from error
+
+
+def _load_backend(
+    engine: EngineDir, limits: PlanLimits, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
+) -> tuple[PlanBackend, Encoder | None]:
+    model, device = engine.model, reader.device
     specs = stage_plans(model, limits)
     loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
     dtype = weights["embed_tokens.weight"].dtype

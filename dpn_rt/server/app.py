@@ -73,7 +73,8 @@ def create_app(loaded: LoadedEngine, config: ServerConfig, tracing: Tracing | No
         lifespan=lifespan,
     )
     app.state.service = service
-    bodies = BodyLimits(config.max_body_bytes, config.max_held_body_bytes)
+    held = config.max_held_body_bytes or max(2**30, config.max_body_bytes)
+    bodies = BodyLimits(config.max_body_bytes, held)
     app.add_middleware(AccessMiddleware, api_key=config.api_key, bodies=bodies, refused=service.metrics.refused)
     _add_error_handlers(app, service)
     _add_questions(app, service)
@@ -183,7 +184,8 @@ class ClientLeftError(HttpError):
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         answer = reply(_plain(error))
-        service.metrics.refused(answer.status)
+        if not isinstance(error, ClientLeftError):  # which is no refusal
+            service.metrics.refused(answer.status)
         request_id = getattr(request.state, "request_id", "-")
         if answer.status >= 500 and answer.status != 503:
             log.error("request %s: %s", request_id, answer.body["error"]["message"], exc_info=error)

@@ -25,8 +25,9 @@ class ServerConfig:
     max_queued_tokens: int = 262_144
     """Tokens that those may need, prompt and answer, estimated before anything is decoded."""
     max_body_bytes: int = 32 * 2**20
-    max_held_body_bytes: int = 2**30
-    """Of the bodies of all requests that have not been answered; what would go beyond is refused with 429."""
+    max_held_body_bytes: int | None = None
+    """Of the bodies of all requests that have not been answered; what would go beyond is refused with 429. Default:
+    1 GiB, or one body if that may be larger."""
     max_images: int = 1
     """Per request; the models take one."""
     picture_bytes: int = 2**26
@@ -43,7 +44,7 @@ class ServerConfig:
         for name in ("max_queued_requests", "max_queued_tokens", "max_body_bytes", "max_images", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.max_held_body_bytes < self.max_body_bytes:
+        if self.max_held_body_bytes is not None and self.max_held_body_bytes < self.max_body_bytes:
             raise ConfigError(
                 f"max_held_body_bytes={self.max_held_body_bytes}: expected at least one body, {self.max_body_bytes}"
             )

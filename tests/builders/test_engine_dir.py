@@ -312,7 +312,7 @@ def killed(self, target):
     if when == "between" and self.name.endswith(".partial"):
         os.kill(os.getpid(), signal.SIGKILL)
     rename(self, target)
-    if when == "behind" and self.name.endswith(".partial"):
+    if when == "behind" and self.name.endswith(".retired"):
         os.kill(os.getpid(), signal.SIGKILL)
 Path.rename = killed
 with replaced_directory(Path(sys.argv[1]), 0, True) as partial:
@@ -320,10 +320,15 @@ with replaced_directory(Path(sys.argv[1]), 0, True) as partial:
 """
 
 
-def test_an_engine_that_a_killed_build_had_moved_aside_is_put_back(engine: EngineDir) -> None:
+@pytest.mark.parametrize("empty", [False, True], ids=["nothing", "an empty directory"])
+def test_an_engine_that_a_killed_build_had_moved_aside_is_put_back(engine: EngineDir, empty: bool) -> None:
     script = [sys.executable, "-c", KILLED_WHILE_SWAPPING, str(engine.path), "between"]
     subprocess.run(script, check=False)
     assert not engine.path.exists() and len(names(engine.path.parent)) == 2
+    if empty:
+        engine.path.mkdir()
+    with pytest.raises(EngineError, match=r"moved aside.*\.retired"):
+        EngineDir.open(engine.path)
     with pytest.raises(EngineError, match="an engine exists there"):
         write_engine(engine.path, MODEL, SOURCE, random_weights().items())
     EngineDir.open(engine.path)

@@ -12,7 +12,15 @@ import torch
 
 from dpn_rt import LLM, ops
 from dpn_rt.backends.on_device import opening
-from dpn_rt.backends.on_device.opening import Gpu, check_gpu, check_model_on_cuda, find_gpu, open_cuda, probe_kernels
+from dpn_rt.backends.on_device.opening import (
+    Gpu,
+    check_gpu,
+    check_model_on_cuda,
+    find_gpu,
+    open_cuda,
+    open_cuda_for_plans,
+    probe_kernels,
+)
 from dpn_rt.config import ModelConfig
 from dpn_rt.errors import ConfigError, KernelArgumentError
 from tests.device.conftest import HAS_GPU
@@ -44,6 +52,15 @@ def test_models_that_are_taken(dtype: str, head_dim: int) -> None:
 def test_models_that_are_refused(model: ModelConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_cuda(model)
+
+
+def test_a_tower_that_cannot_run_between_plans_is_refused_and_the_decoder_is_not_asked() -> None:
+    vision = dataclasses.replace(VISION, num_heads=4)
+    with pytest.raises(ConfigError, match="vision tower's head_dim is 8, expected one of"):
+        open_cuda_for_plans(dataclasses.replace(BF16, vision=vision))
+    if not HAS_GPU:
+        with pytest.raises(ConfigError, match="cannot use a GPU"):
+            open_cuda_for_plans(with_decoder(BF16, head_dim=24))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
@@ -96,7 +113,7 @@ def test_kernels_that_do_not_run(monkeypatch: pytest.MonkeyPatch, error: Excepti
 @without_gpu
 def test_a_machine_without_gpu(tmp_path: Path) -> None:
     engine = write_random_engine(tmp_path / "engine", BF16)
-    with pytest.raises(ConfigError, match="device='cuda': torch .* cannot use a GPU"):
+    with pytest.raises(ConfigError, match="on a GPU: torch .* cannot use a GPU"):
         LLM(engine, device="cuda")
     LLM(engine, device="auto")
 
@@ -110,7 +127,7 @@ def test_commands_on_a_machine_without_gpu(tmp_path: Path, command: str) -> None
         [sys.executable, "-m", f"dpn_rt.{command}", *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "error: device='cuda': torch" in done.stderr and "Traceback" not in done.stderr
+    assert "error: on a GPU: torch" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan"), True, "0.9", None])

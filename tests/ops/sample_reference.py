@@ -1,4 +1,4 @@
-"""What a random draw from a row may be: `sampling_filters`, which sorts, a hair to either side of every border."""
+"""What a random draw from a row may be: `sampling.filters`, which sorts, a hair to either side of every border."""
 
 from __future__ import annotations
 

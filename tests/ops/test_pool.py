@@ -163,13 +163,17 @@ def test_padded_rows(generator: torch.Generator, dtype: torch.dtype, function: s
     arguments = batch.padded(room)
     out = poisoned((int(arguments["out_cu_seqlens"][-1]), 33), dtype)  # type: ignore[index]
     assert_padded(ops.pool(**arguments, out=out), batch, batch.run())  # type: ignore[arg-type]
+    with pytest.raises(KernelArgumentError, match="lengths without out"):
+        ops.pool(**arguments)  # type: ignore[arg-type]
 
 
 def test_many_padded_rows_in_parallel(generator: torch.Generator, dtype: torch.dtype) -> None:
     """Threads begin and end within images, text and room."""
     samples = [Sample(35, (24, 24), 40, expert) for expert in (2, 0, 4)] + [Sample(20, (0, 0), 0, -1)]
     batch = Batch(samples, 300, dtype, generator)
-    assert_padded(ops.pool(**batch.padded(1)), batch, batch.run())  # type: ignore[arg-type]
+    arguments = batch.padded(1)
+    out = poisoned((int(arguments["out_cu_seqlens"][-1]), 300), dtype)  # type: ignore[index]
+    assert_padded(ops.pool(**arguments, out=out), batch, batch.run())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("samples", [[], [Sample(0, (0, 0), 0, -1)], [Sample(0, (1, 1), 0, 0)]], ids=str)

@@ -48,11 +48,15 @@ def test_who_leaves_a_stream_frees_its_cells_and_is_counted(start_server: StartS
     assert seen["dpn_rt:request_success_total abort"] == 1
 
 
-def test_who_leaves_without_streaming_frees_its_cells(server: RunningServer) -> None:
+def test_who_leaves_without_streaming_frees_its_cells_and_is_counted_once(start_server: StartServer) -> None:
+    server = start_server()
     with pytest.raises(httpx.ReadTimeout):
         server.post(LONG, timeout=0.5)
     server.wait_until_idle(5)
     assert server.service.admission.prompts == 0
+    seen = metrics(server)
+    assert seen["dpn_rt:request_success_total abort"] == 1
+    assert not [name for name in seen if name.startswith("dpn_rt:request_refused_total")]
 
 
 def test_requests_run_together_and_get_their_own_answers(server: RunningServer, llm: LLM) -> None:

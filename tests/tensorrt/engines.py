@@ -72,6 +72,7 @@ class EvaluatingReader:
     """A `PlanReader` whose plans are evaluated on the CPU; takes the place of `CudaPlanReader`."""
 
     plans: PlanConfig
+    model: ModelConfig
 
     @property
     def device(self) -> Device:

@@ -149,6 +149,7 @@ def test_limits_that_cannot_be(change: dict[str, object], message: str) -> None:
     ("targets", "message"),
     [
         (["90"], "cannot build for SM90: expected some of .*SM120"),
+        (["86", "75"], r"compute capability 7\.5: expected 8\.0 or newer"),
         (["blackwell"], "compute capability 'blackwell': expected one such as 86 or 8.6"),
         ([], "name at least one"),
     ],

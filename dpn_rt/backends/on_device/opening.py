@@ -16,6 +16,8 @@ DTYPES = ("bfloat16", "float16")
 HEAD_DIMS = (16, 32, 64, 96, 128)
 """That attention is built for."""
 OLDEST_CAPABILITY = (8, 0)
+ELSEWHERE = "use device='cpu', or build the engine without plans for it"
+"""What works where a GPU does not."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,21 @@ def open_cuda(model: ModelConfig) -> CudaDevice:
             model has a dtype or head size that they do not take.
     """
     check_model_on_cuda(model)
+    return _open()
+
+
+def open_cuda_for_plans(model: ModelConfig) -> CudaDevice:
+    """The current GPU, for what runs between plans of this model, whose decoder is in the plans.
+
+    Raises:
+        ConfigError: as `open_cuda`.
+    """
+    if model.vision is not None:
+        _check_head_dim("vision tower", model.vision.hidden_size // model.vision.num_heads)
+    return _open()
+
+
+def _open() -> CudaDevice:
     check_gpu(find_gpu())
     device = CudaDevice()
     probe_kernels(device.torch_device)
@@ -48,18 +65,18 @@ def check_model_on_cuda(model: ModelConfig) -> None:
     """
     if model.dtype not in DTYPES:
         raise ConfigError(
-            f"device='cuda': the engine's dtype is {model.dtype}, expected {' or '.join(DTYPES)}: build it again with "
+            f"on a GPU: the engine's dtype is {model.dtype}, expected {' or '.join(DTYPES)}: build it again with "
             "--dtype bfloat16"
         )
-    heads = {"decoder": model.decoder.head_dim}
+    _check_head_dim("decoder", model.decoder.head_dim)
     if model.vision is not None:
-        heads["vision tower"] = model.vision.hidden_size // model.vision.num_heads
-    for part, head_dim in heads.items():
-        if head_dim not in HEAD_DIMS:
-            built = ", ".join(map(str, HEAD_DIMS))
-            raise ConfigError(
-                f"device='cuda': the {part}'s head_dim is {head_dim}, expected one of {built}: use device='cpu'"
-            )
+        _check_head_dim("vision tower", model.vision.hidden_size // model.vision.num_heads)
+
+
+def _check_head_dim(part: str, head_dim: int) -> None:
+    if head_dim not in HEAD_DIMS:
+        built = ", ".join(map(str, HEAD_DIMS))
+        raise ConfigError(f"on a GPU: the {part}'s head_dim is {head_dim}, expected one of {built}: {ELSEWHERE}")
 
 
 def find_gpu() -> Gpu:
@@ -74,8 +91,8 @@ def find_gpu() -> Gpu:
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"device='cuda': torch {torch.__version__} cannot use a GPU ({reason}): expected an NVIDIA GPU, its driver "
-            "and a build of torch with CUDA; or use device='cpu'"
+            f"on a GPU: torch {torch.__version__} cannot use a GPU ({reason}): expected an NVIDIA GPU, its driver "
+            f"and a build of torch with CUDA; or {ELSEWHERE}"
         ) from error
 
 
@@ -88,7 +105,7 @@ def check_gpu(gpu: Gpu) -> None:
     if gpu.capability < OLDEST_CAPABILITY:
         found, oldest = (".".join(map(str, pair)) for pair in (gpu.capability, OLDEST_CAPABILITY))
         raise ConfigError(
-            f"device='cuda': {gpu.name} has compute capability {found}, expected {oldest} or newer: use device='cpu'"
+            f"on a GPU: {gpu.name} has compute capability {found}, expected {oldest} or newer: {ELSEWHERE}"
         )
 
 
@@ -103,6 +120,6 @@ def probe_kernels(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     except (KernelArgumentError, RuntimeError) as error:
         raise ConfigError(
-            f"device='cuda': the kernels do not run ({error}): expected a build with nvcc for this GPU and a driver "
-            "that is not older than it; or use device='cpu'"
+            f"on a GPU: the kernels do not run ({error}): expected a build with nvcc for this GPU and a driver that is "
+            f"not older than it; or {ELSEWHERE}"
         ) from error
