@@ -327,7 +327,7 @@ def test_an_engine_that_a_killed_build_had_moved_aside_is_put_back(engine: Engin
     assert not engine.path.exists() and len(names(engine.path.parent)) == 2
     if empty:
         engine.path.mkdir()
-    with pytest.raises(EngineError, match=r"moved aside.*\.retired"):
+    with pytest.raises(EngineError, match=r"has moved an engine aside: rename .*\.retired"):
         EngineDir.open(engine.path)
     with pytest.raises(EngineError, match="an engine exists there"):
         write_engine(engine.path, MODEL, SOURCE, random_weights().items())

@@ -79,8 +79,10 @@ def test_preempted_equals_alone(place: Place, engine_dir: Path, prompts: list[Pr
     rows = 256 + 25 + 13
     num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
     llm = place.load(engine_dir, kv_cache_bytes=num_bytes, block_size=4, max_num_seqs=9)
-    outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
-    for output, expected in zip(outputs, alone(engine_dir, prompts), strict=True):
+    # Nine times 32 rows fill the pool, and all want a new cell for their next row.
+    together = [{"prompt_token_ids": [*range(start, start + 32)]} for start in range(3, 12)] + prompts
+    outputs = llm.generate(together, GREEDY, use_tqdm=False)
+    for output, expected in zip(outputs, alone(engine_dir, together), strict=True):
         assert_near(output, expected, place)
     assert llm.engine.num_preemptions > 0
     assert_pool_is_full(llm)

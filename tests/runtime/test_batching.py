@@ -94,7 +94,11 @@ def test_preempted_equals_alone(engine_dir: Path, prompts: list[dict[str, Any]],
     rows = 256 + 25 + 23
     num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
     llm = LLM(engine_dir, kv_cache_bytes=num_bytes, block_size=4)
-    for output, expected in zip(llm.generate(prompts, GREEDY, use_tqdm=False), alone, strict=True):
+    # Nine times 32 rows nearly fill the pool, and all want a new cell for their next row.
+    crowd = [{"prompt_token_ids": [*range(start, start + 32)]} for start in range(3, 12)]
+    crowd_alone = [LLM(engine_dir).generate(prompt, GREEDY, use_tqdm=False)[0] for prompt in crowd]
+    outputs = llm.generate([*crowd, *prompts], GREEDY, use_tqdm=False)
+    for output, expected in zip(outputs, [*crowd_alone, *alone], strict=True):
         assert_same(output, expected)
     assert llm.engine.num_preemptions > 0
     assert_pool_is_full(llm)
