@@ -123,7 +123,7 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
         try:
             with_plans = write_plan_engine(path, path.with_name(f"{path.name}-plans"), model, batch, rows)
             llm = LLM(with_plans, max_num_batched_tokens=batch * rows)
-            subjects["tensorrt"] = Runtime(llm, model, options.device, name="dpn_rt on TensorRT plans")
+            subjects["tensorrt"] = Runtime(llm, model, options.device)
         except DpnError as error:
             print(f"no rows of TensorRT plans, which do not work here: {error}", file=sys.stderr)
     return subjects

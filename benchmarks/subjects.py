@@ -52,16 +52,12 @@ class Timing:
 
 
 class Subject(Protocol):
-    name: str
-
     def run(self, requests: Sequence[Request], steps: int) -> Timing:
         """Serve all requests once; `steps` decode steps after the first token."""
 
 
 class TransformersDense:
     """LlavaForConditionalGeneration; all requests have the same length, so a batch needs no padding."""
-
-    name = "transformers dense"
 
     def __init__(self, model: LlavaForConditionalGeneration, compiled: bool = False) -> None:
         """compiled: run the decoder through torch.compile."""
@@ -96,8 +92,6 @@ class TransformersDense:
 
 class Eager:
     """The eager DPN, one request after the other, as the published code runs."""
-
-    name = "eager"
 
     def __init__(self, model: EagerDpn) -> None:
         self.model = model
@@ -146,10 +140,9 @@ class BoundaryClock:
 class Runtime:
     """dpn_rt. Prefill and decode go through the public `LLM.generate`, scheduling and sampling included."""
 
-    def __init__(self, llm: Any, config: ModelConfig, device: str, name: str = "dpn_rt") -> None:
+    def __init__(self, llm: Any, config: ModelConfig, device: str) -> None:
         from dpn_rt import SamplingParams
 
-        self.name = name
         self.llm, self.config, self.device, self.sampling_params = llm, config, device, SamplingParams
 
     def run(self, requests: Sequence[Request], steps: int) -> Timing:

@@ -27,6 +27,9 @@ PromptTemplate = Literal["vicuna_v1", "tokenizer"]
 IMAGE_PLACEHOLDER_ID = -200
 """Stands for the image in prompt token ids; one id, whatever the number of visual tokens (as in LLaVA)."""
 
+OLDEST_CAPABILITY = (8, 0)
+"""Compute capability of a GPU: the CUDA kernels are built for no older one."""
+
 MIN_VISUAL_TOKENS = 16
 """A boundary leaves a sample with fewer visual tokens untouched (published behaviour)."""
 

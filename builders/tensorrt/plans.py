@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from dpn_rt.builders.tensorrt.network import define_network
-from dpn_rt.config import ModelConfig
+from dpn_rt.config import OLDEST_CAPABILITY, ModelConfig
 from dpn_rt.errors import ConfigError, PlanError
 from dpn_rt.plans.config import (
-    OLDEST_CAPABILITY,
     PHASES,
     BuiltPlans,
     Flavor,
@@ -99,10 +98,11 @@ def normal_capability(text: str) -> str:
 
 
 def _check_age(compute_capabilities: Sequence[str]) -> None:
+    oldest = ".".join(map(str, OLDEST_CAPABILITY))
     for capability in compute_capabilities:
         if tuple(map(int, capability.split("."))) < OLDEST_CAPABILITY:
             raise ConfigError(
-                f"compute capability {capability}: expected 8.0 or newer, which the kernels between the plans are for"
+                f"compute capability {capability}: expected {oldest} or newer, for the kernels between the plans"
             )
 
 

@@ -29,7 +29,7 @@ from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.linear import can_prepack
 from dpn_rt.model.pyramid import Boundary
 from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision import Encoder, ImageEncoder, Projector, VisionTower
+from dpn_rt.model.vision import Encoder, ImageEncoder, load_encoder
 from dpn_rt.plans import cuda
 from dpn_rt.plans.config import PlanLimits
 from dpn_rt.plans.loading import load_plan_backend
@@ -206,14 +206,6 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     return Runner(model, backend, encoder, prefixes, images)
 
 
-def load_encoder(model: ModelConfig, weights: Mapping[str, Tensor], prepack: bool) -> ImageEncoder | None:
-    """Tower and projector, None for an engine without."""
-    if model.vision is None or model.projector is None:
-        return None
-    tower = VisionTower(model.vision, weights, prepack=prepack)
-    return ImageEncoder(tower, Projector(model.projector, weights, prepack=prepack))
-
-
 def load_native_backend(
     model: ModelConfig, weights: Mapping[str, Tensor], config: RuntimeConfig
 ) -> tuple[NativeBackend, ImageEncoder | None]:
@@ -230,7 +222,7 @@ def load_native_backend(
     num_bytes = limits.kv_cache_bytes or HostDevice().cache_bytes(limits.utilization, limits.reuse_bytes)
     cache = KvCache(geometry, cache_config(geometry, limits, num_bytes))
     boundaries = [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))]
-    return NativeBackend(decoder, boundaries, cache), load_encoder(model, weights, prepack)
+    return NativeBackend(decoder, boundaries, cache), load_encoder(model, weights, prepack=prepack)
 
 
 def device_limits(config: RuntimeConfig, model: ModelConfig) -> DeviceLimits:

@@ -97,13 +97,12 @@ class Boundary:
                 not skipped needs one, except that a single expert needs no choice.
             biases: `[num_seqs]` added to the router's logits per level of compression; None for none.
         """
-        skipped = layout.num_visual < self._min_visual_tokens
-        if skipped.all():
-            return x, layout, BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros_like(skipped))
+        if self._skips_all(layout):
+            return x, layout, _untouched(layout)
         placed, placed_forced = self._place(x, layout, layout.cu_seqlens, forced)
         routed, probs = self._route(x, placed, biases)
         advance = self._advance(placed, routed, probs, placed_forced)
-        news = self._device.read(advance.chosen, *(() if probs is None else (probs,)))
+        news = self._read(advance, probs)
         rows = self._pool(x, placed, advance, probs, advance.layout.cu_seqlens)
         pooled, trace = self._next(layout, news)
         return rows[: int(pooled.cu_seqlens[-1])], pooled, trace
@@ -125,20 +124,25 @@ class Boundary:
             `[num_seqs, longest, hidden_size]`, zeros behind each sequence; `x` itself where all are skipped.
         """
         num_seqs, longest, hidden_size = x.shape
-        skipped = layout.num_visual < self._min_visual_tokens
-        if skipped.all():
-            return x, layout, BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros_like(skipped))
+        if self._skips_all(layout):
+            return x, layout, _untouched(layout)
         rows = x.flatten(0, 1)
         sequences = np.arange(num_seqs + 1, dtype=np.int32)
         placed, placed_forced = self._place(rows, layout, sequences * np.int32(longest), forced)
         routed, probs = self._route(rows, placed, biases)
         advance = self._advance(placed, routed, probs, placed_forced)
-        pooled, trace = self._next(layout, self._device.read(advance.chosen, *(() if probs is None else (probs,))))
+        pooled, trace = self._next(layout, self._read(advance, probs))
         width = int(pooled.lengths.max())
         out_offsets, lengths = self._device.upload(sequences * np.int32(width), layout.lengths)
         out = x.new_empty(num_seqs * width, hidden_size)
         self._pool(rows, placed, advance, probs, out_offsets, lengths=lengths, out=out)
         return out.view(num_seqs, width, hidden_size), pooled, trace
+
+    def _skips_all(self, layout: Layout) -> bool:
+        return bool((layout.num_visual < self._min_visual_tokens).all())
+
+    def _read(self, advance: Advance, probs: Tensor | None) -> Reading:
+        return self._device.read(advance.chosen, *(() if probs is None else (probs,)))
 
     def _advance(self, placed: DeviceLayout, routed: Tensor | None, probs: Tensor | None, forced: Tensor) -> Advance:
         return ops.advance_layout(placed, self._placed_kernels, self._min_visual_tokens, routed, probs, forced)
@@ -213,6 +217,11 @@ class Boundary:
             levels=levels,
         )
         return experts, probs
+
+
+def _untouched(layout: Layout) -> BoundaryTrace:
+    """What is done where every sample is skipped."""
+    return BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros(layout.num_seqs, dtype=np.bool_))
 
 
 def pooled_grids(grids: IntArray, chosen: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:

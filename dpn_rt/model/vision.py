@@ -14,7 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.config import ProjectorConfig, VisionConfig
+from dpn_rt.config import ModelConfig, ProjectorConfig, VisionConfig
 from dpn_rt.model.linear import Linear
 
 IMAGES_PER_CALL = 4
@@ -151,3 +151,11 @@ class ImageEncoder:
         """`[num_images, 3, image_size, image_size]` -> `[num_images, num_visual_tokens, decoder hidden_size]`."""
         features = self._tower.forward(pixel_values)
         return self._projector.forward(features.flatten(0, 1)).view(*features.shape[:2], -1)
+
+
+def load_encoder(model: ModelConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> ImageEncoder | None:
+    """Tower and projector, None for an engine without."""
+    if model.vision is None or model.projector is None:
+        return None
+    tower = VisionTower(model.vision, weights, prepack=prepack)
+    return ImageEncoder(tower, Projector(model.projector, weights, prepack=prepack))

@@ -11,8 +11,6 @@ from dpn_rt.errors import ConfigError
 Flavor = Literal["rtx", "enterprise"]
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-OLDEST_CAPABILITY = (8, 0)
-"""Of a GPU: what runs between the plans is built for no older one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.on_device.loading import load_encoder, place_weights, record_encoder
+from dpn_rt.backends.on_device.loading import place_weights, record_encoder
 from dpn_rt.device.device import Device
 from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import CapacityError, EngineError
 from dpn_rt.model.pyramid import Boundary
 from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision import Encoder
+from dpn_rt.model.vision import Encoder, load_encoder
 from dpn_rt.plans import tensors
 from dpn_rt.plans.backend import PlanBackend
 from dpn_rt.plans.config import PlanLimits, plan_file
@@ -77,7 +77,7 @@ def _load_backend(
     backend = PlanBackend(
         between["embed_tokens.weight"], stages, boundaries, SlotCache(limits, max_length, memory), device
     )
-    return backend, record_encoder(model, load_encoder(model, between), device)
+    return backend, record_encoder(model, load_encoder(model, between, prepack=False), device)
 
 
 def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:

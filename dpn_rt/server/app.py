@@ -73,8 +73,7 @@ def create_app(loaded: LoadedEngine, config: ServerConfig, tracing: Tracing | No
         lifespan=lifespan,
     )
     app.state.service = service
-    held = config.max_held_body_bytes or max(2**30, config.max_body_bytes)
-    bodies = BodyLimits(config.max_body_bytes, held)
+    bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
     app.add_middleware(AccessMiddleware, api_key=config.api_key, bodies=bodies, refused=service.metrics.refused)
     _add_error_handlers(app, service)
     _add_questions(app, service)

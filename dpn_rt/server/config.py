@@ -40,6 +40,11 @@ class ServerConfig:
     """Seconds that running requests get to end when the server is told to stop."""
     media: MediaPolicy = field(default_factory=MediaPolicy)
 
+    @property
+    def held_body_bytes(self) -> int:
+        """`max_held_body_bytes`, or its default."""
+        return self.max_held_body_bytes or max(2**30, self.max_body_bytes)
+
     def __post_init__(self) -> None:
         for name in ("max_queued_requests", "max_queued_tokens", "max_body_bytes", "max_images", "workers"):
             if getattr(self, name) < 1:

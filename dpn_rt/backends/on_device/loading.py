@@ -18,7 +18,7 @@ from dpn_rt.errors import CapacityError
 from dpn_rt.model.decoder import Decoder, StageBatch
 from dpn_rt.model.pyramid import Boundary
 from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision import IMAGES_PER_CALL, Encoder, ImageEncoder, Projector, VisionTower
+from dpn_rt.model.vision import IMAGES_PER_CALL, Encoder, ImageEncoder, load_encoder
 from dpn_rt.weight_spec import TORCH_DTYPES
 
 
@@ -81,7 +81,7 @@ def _build(
     angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
     decoder = Decoder(model.decoder, model.pyramid, weights, angles, geometry.layers_per_cell, prepack=False)
     boundaries = [Boundary(model.pyramid, index, weights, device) for index in range(len(model.pyramid.boundaries))]
-    encoder = load_encoder(model, weights)
+    encoder = load_encoder(model, weights, prepack=False)
     num_bytes = limits.kv_cache_bytes
     if num_bytes is None:
         with torch.inference_mode():
@@ -90,14 +90,6 @@ def _build(
     cache = KvCache(geometry, cache_config(geometry, limits, num_bytes), device)
     graphs = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
     return DeviceBackend(decoder, boundaries, cache, graphs, device), record_encoder(model, encoder, device)
-
-
-def load_encoder(model: ModelConfig, weights: Mapping[str, Tensor]) -> ImageEncoder | None:
-    """Tower and projector, None for an engine without."""
-    if model.vision is None or model.projector is None:
-        return None
-    tower = VisionTower(model.vision, weights, prepack=False)
-    return ImageEncoder(tower, Projector(model.projector, weights, prepack=False))
 
 
 def record_encoder(model: ModelConfig, encoder: ImageEncoder | None, device: Device) -> EncoderGraphs | None:

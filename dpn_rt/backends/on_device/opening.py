@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dpn_rt import ops
-from dpn_rt.config import ModelConfig
+from dpn_rt.config import OLDEST_CAPABILITY, ModelConfig
 from dpn_rt.device.cuda import CudaDevice
 from dpn_rt.errors import ConfigError, KernelArgumentError
 
@@ -15,7 +15,6 @@ DTYPES = ("bfloat16", "float16")
 """That attention takes on a GPU."""
 HEAD_DIMS = (16, 32, 64, 96, 128)
 """That attention is built for."""
-OLDEST_CAPABILITY = (8, 0)
 ELSEWHERE = "use device='cpu', or build the engine without plans for it"
 """What works where a GPU does not."""
 
@@ -45,8 +44,7 @@ def open_cuda_for_plans(model: ModelConfig) -> CudaDevice:
     Raises:
         ConfigError: as `open_cuda`.
     """
-    if model.vision is not None:
-        _check_head_dim("vision tower", model.vision.hidden_size // model.vision.num_heads)
+    _check_tower(model)
     return _open()
 
 
@@ -69,6 +67,10 @@ def check_model_on_cuda(model: ModelConfig) -> None:
             "--dtype bfloat16"
         )
     _check_head_dim("decoder", model.decoder.head_dim)
+    _check_tower(model)
+
+
+def _check_tower(model: ModelConfig) -> None:
     if model.vision is not None:
         _check_head_dim("vision tower", model.vision.hidden_size // model.vision.num_heads)
 
