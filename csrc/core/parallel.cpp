@@ -49,7 +49,8 @@ int max_threads() {
 }
 
 std::int64_t tasks_for_rows(std::int64_t num_rows, std::int64_t bytes_per_row) {
-  constexpr std::int64_t kBytesPerTask = 64 * 1024;  // a region costs a few microseconds; 64 KiB take about as long
+  if (num_rows * bytes_per_row < kSmallestRegion) return 1;
+  constexpr std::int64_t kBytesPerTask = 64 * 1024;
   const std::int64_t by_size = num_rows * bytes_per_row / kBytesPerTask;
   const std::int64_t most = std::min<std::int64_t>(num_rows, 4 * max_threads());
   return std::max<std::int64_t>(1, std::min(by_size, most));

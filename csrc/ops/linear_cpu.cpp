@@ -200,7 +200,7 @@ void run(const LinearParams& p) {
   // Neighbouring weight rows stay on one core, so that each streams through memory in order; the second block of
   // tokens finds a panel in the cache.
   const std::int64_t row_bytes = p.in_features * static_cast<std::int64_t>(sizeof(T));
-  parallel_rows(p.out_features, row_bytes, [&](std::int64_t begin, std::int64_t end) {
+  parallel_rows(p.out_features, row_bytes * blocks, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; n += kPanelRows) {
       const std::int64_t panel_end = n + kPanelRows < end ? n + kPanelRows : end;
       for (std::int64_t block = 0; block < blocks; ++block) {
