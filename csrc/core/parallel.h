@@ -28,8 +28,8 @@ void parallel_for(std::int64_t num_tasks, const Body& body) {
       const_cast<Body*>(&body));
 }
 
-// Bytes from which on a region is worth it. 512 KiB take a core 20 to 40 microseconds, ten times what a region costs on an
-// idle machine; where other processes want the cores too, a region waits for the thread that had to make way, which
+// Bytes from which on a region is worth it. 512 KiB take a core 20 to 40 microseconds, ten times what a region costs on
+// an idle machine; where other processes want the cores too, a region waits for the thread that had to make way, which
 // takes milliseconds.
 constexpr std::int64_t kSmallestRegion = 512 * 1024;
 
