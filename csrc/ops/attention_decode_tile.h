@@ -24,13 +24,14 @@ template <class U, class V>
 struct KeyGroup {
   const U* k;          // rows padded_dim / kUnitSize units apart
   const V* v;          // rows padded_dim elements apart
-  const char* next_v;  // to prefetch while keys are read, as many bytes as they have
-  const char* next_k;
-  int count;  // of valid rows
+  const char* next_v;  // to prefetch, as many bytes as the keys have: these values themselves,
+  const char* next_k;  // and the keys that come after them
+  int count;           // of valid rows
 };
 
 // Into the second-level cache: from there the loads are quick enough, while a prefetch into the first one holds one of
-// its few miss buffers until memory answers, which halves the bandwidth that a core reaches.
+// its few miss buffers until memory answers, which halves the bandwidth that a core reaches. Where no miss buffer is
+// free a prefetch is dropped, so all lines are asked for several times.
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
 // The halves of each key's lanes added: a has kLanes lanes a key, b as many of the keys that follow.
@@ -158,6 +159,8 @@ inline void add_values(float* sums, std::int64_t padded_dim, const float* factor
                        const KeyGroup<U, V>* groups, int num_groups, std::int64_t column) {
   static_assert(kLane == kQuad || kHeads == 1);
   constexpr int kQuadStride = kChunkKeys / kUnitSize<U> * kQuad;
+  constexpr int kUnitBytes = kUnitSize<U> * static_cast<int>(sizeof(V));  // of one column
+  constexpr int kAskedBytes = 4 * kCols * kWidth * kUnitBytes;            // so each line is asked for four times
   VecF totals[kHeads][kCols];
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) {
@@ -166,11 +169,18 @@ inline void add_values(float* sums, std::int64_t padded_dim, const float* factor
   }
   for (int g = 0; g < num_groups; ++g) {
     const V* v = groups[g].v + column;
+    const char* next_v = reinterpret_cast<const char*>(groups[g + 1 < num_groups ? g + 1 : g].v);
     const U* group_weights = weights + g * (kGroupKeys / kUnitSize<U>)*kLane;
 #pragma GCC unroll 2
     for (int unit = 0; unit < kGroupKeys / kUnitSize<U>; ++unit) {
       decltype(load_units(weights)) columns[kCols];
       load_values(columns, v + unit * kUnitSize<U> * padded_dim, padded_dim);
+      const std::int64_t asked = (unit * padded_dim + column) * kUnitBytes;
+#pragma GCC unroll 16
+      for (int line = 0; line < kAskedBytes; line += 64) {
+        prefetch(next_v + asked + line);
+        prefetch(groups[g].next_k + asked + line);
+      }
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) {
         const auto weight = broadcast_unit(group_weights + unit * kLane + h / kQuad * kQuadStride + h % kQuad);
