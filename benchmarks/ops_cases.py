@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.clock import Run
 from dpn_rt import ops
+from dpn_rt.device.host import HostDevice
 
 BLOCK, EPS, VISION_HEAD_DIM = 16, 1e-5, 64
 GRID, KERNELS = 24, [(1, 1), (1, 2), (2, 2)]
@@ -58,6 +59,12 @@ class Case:
 
 def int32(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
+
+
+def kv_cells(num_cells: int, s: KernelShapes, dtype: torch.dtype) -> Tensor:
+    """Random keys and values where the runtime would keep them."""
+    values = torch.randn(num_cells, 1, 2, s.kv_heads, BLOCK, s.head_dim).to(dtype)
+    return values if values.is_cuda else HostDevice().pool(values.shape, dtype).copy_(values)
 
 
 def norm_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
@@ -189,7 +196,7 @@ def attention_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
         def inputs() -> tuple[Run, Run]:
             q = torch.randn(num_seqs, s.heads, s.head_dim).to(dtype)
             blocks = context // BLOCK
-            cache = torch.randn(num_seqs * blocks, 1, 2, s.kv_heads, BLOCK, s.head_dim).to(dtype)
+            cache = kv_cells(num_seqs * blocks, s, dtype)
             table = torch.randperm(num_seqs * blocks).to(torch.int32).view(num_seqs, blocks)
             lengths, scale = torch.full((num_seqs,), context, dtype=torch.int32), s.head_dim**-0.5
             # torch gets its cache in one piece per sequence, which a paged cache is not.

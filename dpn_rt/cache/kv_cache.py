@@ -93,8 +93,7 @@ class KvCache:
         shape = (padding_cell + 1, *geometry.cell_shape(config.block_size))
         max_blocks = -(-config.max_length // config.block_size)
         try:
-            # Not initialised: the operating system hands out the pages as cells are first written.
-            self.cells: Tensor = torch.empty(shape, dtype=geometry.dtype, device=self._device.torch_device)
+            self.cells: Tensor = self._device.pool(shape, geometry.dtype)
             """`[num_cells + 1, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
             self._tables = [
                 np.full((groups, config.num_slots + 1, max_blocks), -1, dtype=np.int32) for groups in geometry.groups

@@ -42,6 +42,14 @@ class Device(ABC):
     def torch_device(self) -> torch.device:
         """Where tensors are made."""
 
+    def pool(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A large tensor, not initialised, of which pieces are written and read in any order.
+
+        Raises:
+            RuntimeError, MemoryError: there is too little memory.
+        """
+        return torch.empty(shape, dtype=dtype, device=self.torch_device)
+
     @abstractmethod
     def staging(self, num_bytes: int) -> Tensor:
         """`[num_bytes]` uint8 in the host's memory that transfers read from, its own until they have."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +47,20 @@ class HostDevice(Device):
     @property
     def torch_device(self) -> torch.device:
         return torch.device("cpu")
+
+    def pool(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """In huge pages where the system has them, as whoever reads cells here and there else waits for addresses to be
+        looked up. Pages are taken as they are first written."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if not num_bytes or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return super().pool(shape, dtype)
+        try:
+            memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(f"{num_bytes:,} bytes: {error}") from error
+        with suppress(OSError):  # a system built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
     def staging(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)

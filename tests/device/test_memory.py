@@ -123,3 +123,18 @@ def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, engine_dir: Pa
     monkeypatch.setattr(torch.Tensor, "to", refuse)
     with pytest.raises(CapacityError, match=r"no room for [\d,]+ bytes of weights"):
         LLM(engine_dir, device="cuda")
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1,), (3, 5), (1 << 20, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pool_on_the_host_is_plain_memory(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    pool = HostDevice().pool(shape, dtype)
+    assert pool.shape == shape and pool.dtype == dtype and pool.is_contiguous()
+    values = torch.randn(shape).to(dtype)
+    assert torch.equal(pool.copy_(values), values)
+
+
+@pytest.mark.parametrize("num_bytes", [1 << 60, 1 << 70])
+def test_pool_that_is_too_large(num_bytes: int) -> None:
+    with pytest.raises((MemoryError, RuntimeError)):
+        HostDevice().pool((num_bytes,), torch.uint8)
