@@ -29,7 +29,7 @@ NO_MEMORY = [
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 FATAL = [
-    faults.ACCELERATOR_ERROR("CUDA error: an illegal memory access was encountered"),
+    getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: an illegal memory access was encountered"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
     RuntimeError("rope_store: CUDA error cudaErrorLaunchFailure: unspecified launch failure"),
 ]
