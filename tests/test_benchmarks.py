@@ -66,7 +66,7 @@ def test_flops_equal_those_that_torch_counts() -> None:
             hidden, _, trace = model.prefill(rows, layout, (2, 1, 2))
             model.lm_head(hidden[-1:])
     counts = counter.get_flop_counts()["Global"]
-    # Attention is written as batched products in older torch, and not counted at all in others.
+    # Older torch takes attention apart into batched products, which are no linear layers.
     linear = sum(n for op, n in counts.items() if "mm" in str(op) and "bmm" not in str(op))
     stages = flops.stage_rows(TINY, (2, 1, 2), NUM_TEXT_ROWS)
     assert (trace.kv_lengths, trace.visual_tokens) == (stages.rows, stages.visual)

@@ -99,8 +99,7 @@ def test_bfloat16_stays_near_float32() -> None:
     with torch.inference_mode():
         output = low(case.prompt_token_ids, image_embeds=case.image_embeds, route=[0, 1, 2])
     assert output.logits.dtype == torch.bfloat16
-    expected = case.tensor("logits").double()
-    assert (output.logits.double() - expected).norm() <= expected.norm() / 16  # torch 2.13: 0.027, 2.6: 0.056
+    assert_close(output.logits, case.tensor("logits"), 0.5, "logits")
 
 
 def test_canonical_weights_round_trip() -> None:
