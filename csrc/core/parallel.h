@@ -28,11 +28,6 @@ void parallel_for(std::int64_t num_tasks, const Body& body) {
       const_cast<Body*>(&body));
 }
 
-// Bytes from which on a region is worth it. 512 KiB take a core 20 to 40 microseconds, ten times what a region costs on
-// an idle machine; where other processes want the cores too, a region waits for the thread that had to make way, which
-// takes milliseconds.
-constexpr std::int64_t kSmallestRegion = 512 * 1024;
-
 // Tasks to cut `num_rows` rows of `bytes_per_row` into: enough work in each to be worth handing to a thread. Not
 // inline: a copy compiled for one instruction set could be linked into code for another.
 std::int64_t tasks_for_rows(std::int64_t num_rows, std::int64_t bytes_per_row);
