@@ -38,7 +38,8 @@ class GemmLimit:
 
     @torch.inference_mode()
     def measure(self) -> float:
-        """FLOP/s of one pass."""
+        """FLOP/s of one pass, after another one: what has lain idle for a round is slow to reach at first."""
+        self._multiply()
         return self.flops / seconds(self._multiply, self.device)
 
     def _multiply(self) -> None:
@@ -59,8 +60,12 @@ class ReadLimit:
 
     @torch.inference_mode()
     def measure(self) -> float:
-        """Bytes/s of one pass; the sum of integers costs less than reading them."""
-        copy = self.copy
-        if copy is None:
-            return self.num_bytes / seconds(self.block.sum, self.device)
-        return self.num_bytes / seconds(lambda: copy.copy_(self.block), self.device)
+        """Bytes/s of one pass, after another one as above."""
+        self._move()
+        return self.num_bytes / seconds(self._move, self.device)
+
+    def _move(self) -> None:
+        if self.copy is None:
+            self.block.sum()  # of integers, which costs less than reading them
+        else:
+            self.copy.copy_(self.block)

@@ -1,6 +1,7 @@
 """Watches a server from a process of its own, so that a busy load generator does not count as a slow server.
 
-`python -m benchmarks.watch URL PID` polls /health and the process's memory until its input closes, then prints JSON.
+`python -m benchmarks.watch URL PID` polls /health and the memory of the process and its children until its input closes,
+then prints JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ INTERVAL = 0.05
 def main() -> None:
     url, pid = sys.argv[1:]
     process, address = psutil.Process(int(pid)), urlsplit(url)
+    processes = [process, *process.children(recursive=True)]
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     seconds: list[float] = []
@@ -33,7 +35,7 @@ def main() -> None:
         reply.read()
         seconds.append(time.perf_counter() - started)
         statuses.append(reply.status)
-        memory.append(process.memory_info().rss)
+        memory.append(sum(each.memory_info().rss for each in processes))
     print(json.dumps({"health_seconds": seconds, "statuses": statuses, "memory_bytes": memory}))
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpn_rt.errors import ConfigError, DpnError
+from dpn_rt.errors import ConfigError, DpnError, StepError
 
 API_KEY_VARIABLE = "DPN_RT_API_KEY"
 
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> None:
     # Imported late: --help and a wrong option should not wait for torch.
+    import torch
+
     try:
         from dpn_rt.server.app import create_app
         from dpn_rt.server.logs import set_up_logs
@@ -40,13 +42,15 @@ def _serve(options: argparse.Namespace) -> None:
         if error.name and error.name.startswith("dpn_rt"):
             raise
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
-    from dpn_rt.engine.loader import RuntimeConfig, load_engine
+    from dpn_rt.engine.loader import RuntimeConfig, load_processor
     from dpn_rt.server.config import ServerConfig
     from dpn_rt.server.media import MediaPolicy
+    from dpn_rt.server.stepping.engine_process import EngineProcess
+    from dpn_rt.server.stepping.messages import EngineSource, LogConfig
 
     set_up_logs(options.log_level, as_json=options.log_json)
     config = ServerConfig(
-        model_name=options.served_model_name or Path(options.engine).resolve().name,
+        model_name=options.served_model_name or options.engine.resolve().name,
         api_key=options.api_key or os.environ.get(API_KEY_VARIABLE) or None,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
@@ -73,20 +77,28 @@ def _serve(options: argparse.Namespace) -> None:
         reuse_bytes=options.reuse_bytes,
         max_image_pixels=options.max_image_pixels,
     )
-    loaded = load_engine(options.engine, options.device, runtime, verify=not options.skip_verify, only_stops=True)
-    endpoint = options.otlp_traces_endpoint
-    app = create_app(loaded, config, otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None)
-    # What is loaded by now stays. Left to the garbage collector, a full pass over it (0.2 s) would stop every stream.
-    gc.collect()
-    gc.freeze()
-    settings = uvicorn_config(
-        app,
-        host=options.host,
-        port=options.port,
-        ssl_keyfile=options.ssl_keyfile,
-        ssl_certfile=options.ssl_certfile,
-    )
-    asyncio.run(Server(settings, app.state.service).serve())
+    source = EngineSource(options.engine, options.device, runtime, LogConfig(options.log_level, options.log_json))
+    with EngineProcess(source) as stepper:  # which loads the weights while the files are compared here
+        processor = load_processor(source.path, source.device, runtime, verify=not options.skip_verify)
+        stepper.wait_until_loaded()
+        endpoint = options.otlp_traces_endpoint
+        tracing = otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None
+        app = create_app(processor, stepper, config, tracing)
+        torch.set_num_threads(1)  # images are made ready side by side, and the cores are the engine's
+        # What is loaded by now stays. Left to the garbage collector, a full pass over it would stop every stream.
+        gc.collect()
+        gc.freeze()
+        settings = uvicorn_config(
+            app,
+            host=options.host,
+            port=options.port,
+            ssl_keyfile=options.ssl_keyfile,
+            ssl_certfile=options.ssl_certfile,
+        )
+        server = Server(settings, app.state.service)
+        asyncio.run(server.serve())
+        if server.failure is not None:
+            raise StepError(f"the engine has stopped: {server.failure}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--engine", required=True, metavar="DIR", help="engine directory made by dpn_rt.build")
+    add("--engine", type=Path, required=True, metavar="DIR", help="engine directory made by dpn_rt.build")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     add("--port", type=int, default=8000, help="0 takes a free one")
     add("--device", default="auto", help="cpu, cuda or auto")

@@ -136,13 +136,9 @@ def load_engine(
         EngineError: the engine is incomplete, damaged, or of an unknown format.
         ConfigError: device or a limit cannot be served.
     """
-    directory = EngineDir.open(path, verify=verify)
-    model = directory.model
-    check_device(device, directory)
-    if directory.plans is not None:
-        config = plan_runtime_config(config, directory.plans.limits, model)
-    length = max_length(config, model)
-    processor = Processor(directory.processor_path, model, max_length=length, max_pixels=config.max_image_pixels)
+    directory, config = _open(path, device, config, verify)
+    model, length = directory.model, max_length(config, directory.model)
+    processor = _processor(directory, config)
     runner = load_runner(directory, config, device)
     tokenizer = processor.tokenizer
 
@@ -160,6 +156,29 @@ def load_engine(
         None if tokenizer is None else make_detokenizer,
     )
     return LoadedEngine(model, processor, engine)
+
+
+def load_processor(path: str | Path, device: str, config: RuntimeConfig, *, verify: bool = True) -> Processor:
+    """What makes an engine's prompts, without its weights: for a process beside the one that steps.
+
+    Raises:
+        EngineError, ConfigError: as `load_engine`, whose arguments it takes.
+    """
+    return _processor(*_open(path, device, config, verify))
+
+
+def _open(path: str | Path, device: str, config: RuntimeConfig, verify: bool) -> tuple[EngineDir, RuntimeConfig]:
+    """An engine that the device can run, and the configuration within what it was built for."""
+    directory = EngineDir.open(path, verify=verify)
+    check_device(device, directory)
+    if directory.plans is not None:
+        config = plan_runtime_config(config, directory.plans.limits, directory.model)
+    return directory, config
+
+
+def _processor(directory: EngineDir, config: RuntimeConfig) -> Processor:
+    length = max_length(config, directory.model)
+    return Processor(directory.processor_path, directory.model, max_length=length, max_pixels=config.max_image_pixels)
 
 
 def plan_runtime_config(config: RuntimeConfig, limits: PlanLimits, model: ModelConfig) -> RuntimeConfig:

@@ -19,8 +19,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from dpn_rt.engine.loader import LoadedEngine
 from dpn_rt.errors import DpnError
+from dpn_rt.prompts.processor import Processor
 from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
 from dpn_rt.server.async_engine import AsyncEngine
@@ -33,24 +33,29 @@ from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
+from dpn_rt.server.stepping.stepper import Stepper
 from dpn_rt.server.tracing import Tracing
 
 Body = TypeVar("Body", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
-def create_app(loaded: LoadedEngine, config: ServerConfig, tracing: Tracing | None = None) -> FastAPI:
-    """The server's application; the engine runs from its startup to its shutdown."""
+def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tracing: Tracing | None = None) -> FastAPI:
+    """The server's application; the engine is stepped from its startup to its shutdown.
+
+    Args:
+        processor: makes the prompts of the stepper's engine, which was loaded with `only_stops`.
+    """
     workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
     media = MediaLoader(config.media)
-    engine = AsyncEngine(loaded)
+    engine = AsyncEngine(stepper, processor.tokenizer)
     service = Service(
         config,
-        loaded.model,
+        processor.model,
         engine,
-        Preparation(loaded.processor, media, PictureCache(config.picture_bytes), config.max_images, workers),
+        Preparation(processor, media, PictureCache(config.picture_bytes), config.max_images, workers),
         Admission(config.max_queued_requests, config.max_queued_tokens),
-        Metrics(loaded.model, config.model_name, lambda: engine.load),
+        Metrics(processor.model, config.model_name, lambda: engine.load),
         tracing,
     )
 

@@ -4,44 +4,60 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import replace
 
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.engine import Progress, StepResult
-from dpn_rt.engine.loader import LoadedEngine
 from dpn_rt.errors import RequestError, StepError
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
-from dpn_rt.server.engine_thread import EngineThread, Load
+from dpn_rt.server.stepping.stepper import Load, Stepper
 
 Event = list[Progress] | RequestOutput
 """What steps have added since the stream was last read; at the end the whole output."""
+SECONDS_TO_ABORT = 5.0
+"""At the end, for the step that runs."""
 
 
 class AsyncEngine:
     """Requests in, streams out. Made, started and used on one event loop."""
 
-    def __init__(self, loaded: LoadedEngine) -> None:
-        """Args: loaded: with `only_stops`, since most text is made here, off the thread that steps."""
-        self._tokenizer = loaded.processor.tokenizer
-        self._thread = EngineThread(loaded.engine, self._deliver)
+    def __init__(self, stepper: Stepper, tokenizer: Tokenizer | None) -> None:
+        """
+        Args:
+            stepper: of an engine loaded with `only_stops`, since most text is made here, off the thread that steps.
+            tokenizer: the engine's.
+        """
+        self._tokenizer = tokenizer
+        self._stepper = stepper
+        self._failed = asyncio.Event()
         self._streams: dict[str, _Stream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begin to step; from here on the engine belongs to its thread."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._stepper.start(self._deliver)
 
     async def stop(self) -> None:
-        """End all requests and the thread."""
-        await self.abort_all()
-        await asyncio.to_thread(self._thread.stop)
+        """End all requests and the stepping, even that of an engine which stands still."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SECONDS_TO_ABORT):
+                await self.abort_all()
+        await asyncio.to_thread(self._stepper.stop)
+
+    async def failed(self) -> Exception:
+        """Waits until the engine has failed; what it died of."""
+        await self._failed.wait()
+        assert self._stepper.failure is not None
+        return self._stepper.failure
 
     @property
     def load(self) -> Load:
-        return self._thread.load
+        return self._stepper.load
 
     @property
     def num_requests(self) -> int:
@@ -51,7 +67,7 @@ class AsyncEngine:
     @property
     def stalled_seconds(self) -> float:
         """How long the work at hand has waited for a step to end; endless once the engine has failed."""
-        return self._thread.stalled_seconds if self._thread.failure is None else float("inf")
+        return self._stepper.stalled_seconds if self._stepper.failure is None else float("inf")
 
     async def stream(
         self,
@@ -76,7 +92,7 @@ class AsyncEngine:
         stream = _Stream(self._text_makers(params), only_first)
         self._streams[request_id] = stream
         try:
-            await asyncio.wrap_future(self._thread.add(request_id, prompt, params, priority))
+            await asyncio.wrap_future(self._stepper.add(request_id, prompt, params, priority))
             while True:
                 event = await stream.next()
                 yield event
@@ -87,12 +103,12 @@ class AsyncEngine:
         finally:
             self._streams.pop(request_id, None)
             if not stream.is_finished:
-                self._thread.abort(request_id)
+                self._stepper.abort(request_id)
 
     async def abort_all(self) -> None:
         """Ends every request; each stream gets its output with finish reason "abort"."""
         for request_id, stream in list(self._streams.items()):
-            output = await asyncio.wrap_future(self._thread.abort(request_id))
+            output = await asyncio.wrap_future(self._stepper.abort(request_id))
             if isinstance(output, RequestOutput):
                 stream.finish(output)
 
@@ -104,7 +120,8 @@ class AsyncEngine:
 
     def _deliver(self, result: StepResult) -> None:
         assert self._loop is not None
-        if not self._loop.is_closed():
+        has_news = result.progress or result.finished or self._stepper.failure is not None
+        if has_news and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._dispatch, result)
 
     def _dispatch(self, result: StepResult) -> None:
@@ -116,9 +133,10 @@ class AsyncEngine:
             stream = self._streams.get(output.request_id)
             if stream is not None:
                 stream.finish(output)
-        if self._thread.failure is not None:
+        if self._stepper.failure is not None:
             for stream in self._streams.values():
-                stream.fail(StepError(f"the engine has stopped: {self._thread.failure!r}"))
+                stream.fail(StepError(f"the engine has stopped: {self._stepper.failure!r}"))
+            self._failed.set()
 
 
 class _Stream:

@@ -19,7 +19,7 @@ LAST_CHUNKS = 5
 class Server(uvicorn.Server):
     """On SIGTERM or SIGINT: refuse new requests, let the running ones end, abort what is left, leave.
 
-    A second signal aborts at once.
+    A second signal aborts at once. Leaves too when the engine has failed, so that a supervisor starts it again.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -27,6 +27,8 @@ class Server(uvicorn.Server):
         self._service = service
         self._deadline: asyncio.TimerHandle | None = None
         self._aborting: asyncio.Task[None] | None = None
+        self.failure: Exception | None = None
+        """Of the engine, if that has ended the server."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal's handler."""
@@ -49,7 +51,17 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Runs until a signal."""
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)  # type: ignore[arg-type]
+        watching = self._loop.create_task(self._leave_with_engine())
+        try:
+            await super().serve(sockets)  # type: ignore[arg-type]
+        finally:
+            watching.cancel()
+
+    async def _leave_with_engine(self) -> None:
+        self.failure = await self._service.engine.failed()
+        log.error("the engine has stopped, and the server with it: %s", self.failure)
+        self._service.admission.is_closed = True
+        await self._drain()  # every request ends now, with an error
 
     def _begin_to_end(self, seconds: float) -> None:
         self._deadline = self._loop.call_later(seconds, self._abort)

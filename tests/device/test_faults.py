@@ -15,7 +15,7 @@ from dpn_rt.device import faults
 from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import BatchError, DeviceError, KernelArgumentError, StepError
 from dpn_rt.sampling.sampler import Sampler
-from dpn_rt.server.engine_thread import EngineThread
+from dpn_rt.server.stepping.engine_thread import EngineThread
 from tests.device.conftest import HAS_GPU, Place
 from tests.runtime.models import write_random_engine
 from tests.runtime.test_batching import assert_pool_is_full
@@ -132,8 +132,8 @@ def test_a_device_is_lost_in_a_step(
 
 def test_the_server_stops_with_the_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     results: list[StepResult] = []
-    thread = EngineThread(llm.engine, results.append)
-    thread.start()
+    thread = EngineThread(llm.engine)
+    thread.start(results.append)
     monkeypatch.setattr(Sampler, "sample", raising(FATAL[0]))
     thread.add("a", llm.processor.process(PROMPT), PARAMS).result(timeout=60)
     deadline = time.monotonic() + 60

@@ -20,11 +20,16 @@ from PIL import Image
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.eager import EagerDpn
-from dpn_rt.engine.loader import RuntimeConfig, load_engine
+from dpn_rt.engine.loader import RuntimeConfig, load_engine, load_processor
+from dpn_rt.prompts.processor import Processor
 from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.process import Server, uvicorn_config
 from dpn_rt.server.service import Service
+from dpn_rt.server.stepping.engine_process import EngineProcess
+from dpn_rt.server.stepping.engine_thread import EngineThread
+from dpn_rt.server.stepping.messages import EngineSource
+from dpn_rt.server.stepping.stepper import Stepper
 from dpn_rt.server.tracing import Tracing
 from examples.tiny_dpn import data, train
 from examples.tiny_dpn.model import model_config
@@ -127,7 +132,8 @@ StartServer = Callable[..., RunningServer]
 
 @pytest.fixture
 def start_server(engine_dir: Path) -> Iterator[StartServer]:
-    """Starts servers in this process, each on a port of its own; they end with the test."""
+    """Starts servers, each on a port of its own, with their engines in this process, where tests can reach them; they
+    end with the test."""
     running: list[RunningServer] = []
 
     def start(runtime: RuntimeConfig | None = None, **settings: Any) -> RunningServer:
@@ -141,16 +147,23 @@ def start_server(engine_dir: Path) -> Iterator[StartServer]:
 
 @pytest.fixture(scope="module")
 def server(engine_dir: Path) -> Iterator[RunningServer]:
-    running = run_server(engine_dir, RUNTIME)
-    yield running
-    running.stop()
+    """As it is deployed: the engine has a process of its own."""
+    with EngineProcess(EngineSource(engine_dir, "cpu", RUNTIME)) as process:
+        process.wait_until_loaded()
+        running = serve(load_processor(engine_dir, "cpu", RUNTIME), process)
+        yield running
+        running.stop()
 
 
 def run_server(
     engine_dir: Path, runtime: RuntimeConfig, tracing: Tracing | None = None, **settings: Any
 ) -> RunningServer:
     loaded = load_engine(engine_dir, "cpu", runtime, only_stops=True)
-    app = create_app(loaded, ServerConfig(**{"model_name": MODEL, **settings}), tracing)
+    return serve(loaded.processor, EngineThread(loaded.engine), tracing, **settings)
+
+
+def serve(processor: Processor, stepper: Stepper, tracing: Tracing | None = None, **settings: Any) -> RunningServer:
+    app = create_app(processor, stepper, ServerConfig(**{"model_name": MODEL, **settings}), tracing)
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     server = Server(uvicorn_config(app), app.state.service)

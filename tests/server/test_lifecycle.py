@@ -145,7 +145,9 @@ def test_health_fails_while_the_engine_stands_still(start_server: StartServer, m
     assert server.client.get("/health").status_code == 200
 
 
-def test_a_step_that_fails_ends_its_requests_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_ends_its_requests_alone(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start_server()
+
     def broken(*_: object) -> None:
         raise ValueError("no such luck")
 
@@ -159,9 +161,10 @@ def test_a_step_that_fails_ends_its_requests_alone(server: RunningServer, monkey
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = server.service.engine._thread._engine.runner
+    server = start_server()
+    runner = server.service.engine._stepper._engine.runner
     decode, calls = runner.decode, []
 
     def broken(*arguments: Any) -> Any:
@@ -178,14 +181,16 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(
     server.wait_until_idle()
 
 
-def test_an_engine_that_ends_is_told_to_everyone(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_ends_with_its_engine(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start_server()
 
     def broken(self: Engine) -> StepResult:
         raise MemoryError("nothing left")
 
     monkeypatch.setattr(Engine, "step", broken)
-    assert server.post(Ask().body()).status_code == 500
-    assert server.client.get("/health").status_code == 503
     reply = server.post(Ask().body())
     assert reply.status_code == 500 and "the engine has stopped" in reply.json()["error"]["message"]
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    assert isinstance(server.server.failure, MemoryError)
+    assert server.service.engine.stalled_seconds == float("inf")

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.server.conftest import MODEL, Ask
 
 
 @contextmanager
-def serving(engine_dir: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+def serving(
+    engine_dir: Path, *options: str, start_new_session: bool = False
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """A running server, its URL and the lines of its log."""
     command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine_dir), "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=start_new_session)
     assert process.stderr is not None
     lines: list[str] = []
     try:
@@ -86,12 +89,42 @@ def test_kill_and_restart(engine_dir: Path) -> None:
     ):
         lines = reply.iter_lines()
         next(lines)
+        (engine,) = psutil.Process(process.pid).children()
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(httpx.HTTPError):
             list(lines)
+        engine.wait(5)
     assert {path: path.stat().st_mtime_ns for path in engine_dir.rglob("*")} == before
     with serving(engine_dir) as (_, url, _):
         assert post(url, Ask().body()).status_code == 200
+
+
+def test_a_server_whose_engine_is_killed_ends_for_its_supervisor(engine_dir: Path) -> None:
+    body = Ask().body(max_tokens=700, stream=True, ignore_eos=True)
+    with serving(engine_dir) as (process, url, lines):
+        (engine,) = psutil.Process(process.pid).children()
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as reply:
+            events = reply.iter_lines()
+            next(events)
+            engine.kill()
+            text = "\n".join(events)
+        assert "killed by SIGKILL" in text and text.rstrip().endswith("[DONE]")
+        assert process.wait(20) == 1
+        time.sleep(0.2)
+    assert any("killed by SIGKILL" in line for line in lines)
+    assert not any("Traceback" in line for line in lines if line.startswith("error:"))
+
+
+def test_ctrl_c_drains_like_sigterm(engine_dir: Path) -> None:
+    with serving(engine_dir, start_new_session=True) as (process, url, _):
+        body = Ask().body(max_tokens=300, ignore_eos=True, stream=True)
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            os.killpg(process.pid, signal.SIGINT)
+            text = "\n".join(lines)
+        assert '"finish_reason":"length"' in text and "[DONE]" in text
+        assert process.wait(20) == 0
 
 
 def test_logs_name_requests_and_never_their_content(engine_dir: Path) -> None:

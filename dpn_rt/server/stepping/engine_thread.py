@@ -7,57 +7,46 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.errors import StepError
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.server.stepping.stepper import Deliver, Load
 
 Command = Callable[[], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What the engine had to do when it was last looked at."""
-
-    running: int = 0
-    """Sequences that hold cells of the KV cache."""
-    waiting: int = 0
-    """Sequences that wait for cells or for a place among the running."""
-    kv_cells_used: int = 0
-    kv_cells: int = 0
-    preemptions: int = 0
-    """Since the start, as all that follows."""
-    prefix_queries: int = 0
-    """Rows of prompts, and of these the ones that had been computed before."""
-    prefix_hits: int = 0
-    image_queries: int = 0
-    """Images of prompts, and of these the ones that did not go through the vision tower."""
-    image_hits: int = 0
-
-
 class EngineThread:
-    """Steps an engine while it has work. All methods may be called from any thread; none of them waits for a step."""
+    """A `Stepper` within this process."""
 
-    def __init__(self, engine: Engine, deliver: Callable[[StepResult], None]) -> None:
-        """
-        Args:
-            engine: touched by this thread alone from `start` on.
-            deliver: gets the result of each step, on the engine's thread; must return soon.
-        """
+    def __init__(self, engine: Engine) -> None:
+        """Args: engine: touched by this thread alone from `start` on."""
         self._engine = engine
-        self._deliver = deliver
+        self._deliver: Deliver = lambda _: None
         self._commands: deque[tuple[Command, Future[object]]] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="dpn_rt-engine", daemon=True)
         self._busy_since: float | None = None
-        self.load = self._look()
-        self.failure: BaseException | None = None
-        """What ended the thread, when it was not `stop`."""
+        self._load = self._look()
+        self._failure: Exception | None = None
 
-    def start(self) -> None:
+    @property
+    def load(self) -> Load:
+        return self._load
+
+    @property
+    def failure(self) -> Exception | None:
+        return self._failure
+
+    @property
+    def stalled_seconds(self) -> float:
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
         self._thread.start()
 
     def stop(self) -> None:
@@ -71,24 +60,16 @@ class EngineThread:
     def add(
         self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, priority: int = 0
     ) -> Future[object]:
-        """Queues a request; the future fails where `Engine.add_request` does."""
         return self._command(lambda: self._engine.add_request(request_id, prompt, params, priority=priority))
 
     def abort(self, request_id: str) -> Future[object]:
-        """Ends a request before the next step; the future gives what it has so far, None if it is not known."""
         return self._command(lambda: self._engine.abort(request_id))
-
-    @property
-    def stalled_seconds(self) -> float:
-        """How long the work at hand has waited for a step to end; 0 when there is none."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
 
     def _command(self, command: Command) -> Future[object]:
         future: Future[object] = Future()
         with self._wake:
-            if self._is_stopping or self.failure is not None:
-                future.set_exception(StepError(f"the engine has stopped: {self.failure or 'shutting down'}"))
+            if self._is_stopping or self._failure is not None:
+                future.set_exception(StepError(f"the engine has stopped: {self._failure or 'shutting down'}"))
                 return future
             self._commands.append((command, future))
             self._wake.notify()
@@ -98,13 +79,12 @@ class EngineThread:
         try:
             while self._take_commands():
                 result = self._engine.step()
-                self.load = self._look()
+                self._load = self._look()
                 self._busy_since = time.monotonic() if self._engine.num_unfinished else None
-                if result.progress or result.finished:
-                    self._deliver(result)
+                self._deliver(result)
                 if self._engine.failure is not None:
                     raise self._engine.failure
-        except BaseException as error:
+        except Exception as error:
             self._fail(error)
 
     def _take_commands(self) -> bool:
@@ -123,12 +103,12 @@ class EngineThread:
                     future.set_result(command())
                 except Exception as error:
                     future.set_exception(error)
-        self.load = self._look()
+        self._load = self._look()
         return True
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
         with self._wake:
-            self.failure = error
+            self._failure = error
             commands = list(self._commands)
             self._commands.clear()
         for _, future in commands:
@@ -140,6 +120,7 @@ class EngineThread:
         cache = self._engine.runner.cache
         reuse = self._engine.runner.reuse_statistics()
         return Load(
+            self._engine.num_unfinished,
             self._engine.num_running,
             self._engine.num_waiting,
             cache.config.num_cells - cache.num_free_cells,

@@ -1,0 +1,1 @@
+"""What steps an engine for the server: a thread, or a process of its own."""
