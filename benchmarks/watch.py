@@ -1,7 +1,7 @@
 """Watches a server from a process of its own, so that a busy load generator does not count as a slow server.
 
-`python -m benchmarks.watch URL PID` polls /health and the memory of the process and its children until its input closes,
-then prints JSON.
+`python -m benchmarks.watch URL PID` polls /health and the memory of the process with its children until its input
+closes, then prints JSON.
 """
 
 from __future__ import annotations

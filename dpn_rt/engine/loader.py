@@ -35,6 +35,7 @@ from dpn_rt.plans.config import PlanLimits
 from dpn_rt.plans.loading import load_plan_backend
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.processor import Processor
+from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler
 from dpn_rt.weight_spec import TORCH_DTYPES
@@ -119,9 +120,7 @@ class LoadedEngine:
     engine: Engine
 
 
-def load_engine(
-    path: str | Path, device: str, config: RuntimeConfig, *, verify: bool = True, only_stops: bool = False
-) -> LoadedEngine:
+def load_engine(path: str | Path, device: str, config: RuntimeConfig, *, verify: bool = True) -> LoadedEngine:
     """An engine directory, loaded.
 
     Args:
@@ -129,37 +128,32 @@ def load_engine(
         device: "cpu" or "cuda"; "auto" is the CPU, and the GPU for an engine with plans.
         config: limits.
         verify: compare the files' sha256 with the engine's record before use.
-        only_stops: make text while stepping only for requests with stop strings, which need it to end; the owner makes
-            the others' text from the ids.
 
     Raises:
         EngineError: the engine is incomplete, damaged, or of an unknown format.
         ConfigError: device or a limit cannot be served.
     """
     directory, config = _open(path, device, config, verify)
-    model, length = directory.model, max_length(config, directory.model)
     processor = _processor(directory, config)
-    runner = load_runner(directory, config, device)
-    tokenizer = processor.tokenizer
+    engine = _engine(directory, device, config, processor.tokenizer, only_stops=False)
+    return LoadedEngine(directory.model, processor, engine)
 
-    def make_detokenizer(params: SamplingParams) -> Detokenizer | None:
-        is_needed = params.stop_strings or not only_stops
-        return Detokenizer(tokenizer, params) if tokenizer is not None and is_needed else None
 
-    engine = Engine(
-        model,
-        Scheduler(scheduler_config(config, model), model.pyramid, runner.cache),
-        runner,
-        Sampler(None if tokenizer is None else tokenizer.token_text),
-        length,
-        None if config.max_chunk_tokens is None else config.max_chunk_tokens * model.decoder.num_layers,
-        None if tokenizer is None else make_detokenizer,
-    )
-    return LoadedEngine(model, processor, engine)
+def load_bare_engine(path: str | Path, device: str, config: RuntimeConfig, *, verify: bool = True) -> Engine:
+    """An engine without what makes its prompts (`load_processor`), which is another process's affair.
+
+    It makes text only for requests with stop strings, which need it to end; that of the others is made of their ids.
+
+    Raises:
+        EngineError, ConfigError: as `load_engine`, whose arguments it takes.
+    """
+    directory, config = _open(path, device, config, verify)
+    tokenizer = Tokenizer.load(directory.processor_path) if directory.model.prompt.has_tokenizer else None
+    return _engine(directory, device, config, tokenizer, only_stops=True)
 
 
 def load_processor(path: str | Path, device: str, config: RuntimeConfig, *, verify: bool = True) -> Processor:
-    """What makes an engine's prompts, without its weights: for a process beside the one that steps.
+    """What makes an engine's prompts, without its weights.
 
     Raises:
         EngineError, ConfigError: as `load_engine`, whose arguments it takes.
@@ -179,6 +173,27 @@ def _open(path: str | Path, device: str, config: RuntimeConfig, verify: bool) ->
 def _processor(directory: EngineDir, config: RuntimeConfig) -> Processor:
     length = max_length(config, directory.model)
     return Processor(directory.processor_path, directory.model, max_length=length, max_pixels=config.max_image_pixels)
+
+
+def _engine(
+    directory: EngineDir, device: str, config: RuntimeConfig, tokenizer: Tokenizer | None, *, only_stops: bool
+) -> Engine:
+    model = directory.model
+    runner = load_runner(directory, config, device)
+
+    def make_detokenizer(params: SamplingParams) -> Detokenizer | None:
+        is_needed = params.stop_strings or not only_stops
+        return Detokenizer(tokenizer, params) if tokenizer is not None and is_needed else None
+
+    return Engine(
+        model,
+        Scheduler(scheduler_config(config, model), model.pyramid, runner.cache),
+        runner,
+        Sampler(None if tokenizer is None else tokenizer.token_text),
+        max_length(config, model),
+        None if config.max_chunk_tokens is None else config.max_chunk_tokens * model.decoder.num_layers,
+        None if tokenizer is None else make_detokenizer,
+    )
 
 
 def plan_runtime_config(config: RuntimeConfig, limits: PlanLimits, model: ModelConfig) -> RuntimeConfig:

@@ -44,7 +44,7 @@ def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tra
     """The server's application; the engine is stepped from its startup to its shutdown.
 
     Args:
-        processor: makes the prompts of the stepper's engine, which was loaded with `only_stops`.
+        processor: makes the prompts of the stepper's engine.
     """
     workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
     media = MediaLoader(config.media)

@@ -28,7 +28,7 @@ class AsyncEngine:
     def __init__(self, stepper: Stepper, tokenizer: Tokenizer | None) -> None:
         """
         Args:
-            stepper: of an engine loaded with `only_stops`, since most text is made here, off the thread that steps.
+            stepper: of a bare engine, since most text is made here, off the thread that steps.
             tokenizer: the engine's.
         """
         self._tokenizer = tokenizer

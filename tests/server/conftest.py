@@ -20,7 +20,7 @@ from PIL import Image
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.eager import EagerDpn
-from dpn_rt.engine.loader import RuntimeConfig, load_engine, load_processor
+from dpn_rt.engine.loader import RuntimeConfig, load_bare_engine, load_processor
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
@@ -158,8 +158,8 @@ def server(engine_dir: Path) -> Iterator[RunningServer]:
 def run_server(
     engine_dir: Path, runtime: RuntimeConfig, tracing: Tracing | None = None, **settings: Any
 ) -> RunningServer:
-    loaded = load_engine(engine_dir, "cpu", runtime, only_stops=True)
-    return serve(loaded.processor, EngineThread(loaded.engine), tracing, **settings)
+    engine = load_bare_engine(engine_dir, "cpu", runtime)
+    return serve(load_processor(engine_dir, "cpu", runtime), EngineThread(engine), tracing, **settings)
 
 
 def serve(processor: Processor, stepper: Stepper, tracing: Tracing | None = None, **settings: Any) -> RunningServer:

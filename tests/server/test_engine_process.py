@@ -17,7 +17,7 @@ import pytest
 
 from dpn_rt import LLM, SamplingParams, errors
 from dpn_rt.engine.engine import StepResult
-from dpn_rt.engine.loader import RuntimeConfig, load_engine, load_processor
+from dpn_rt.engine.loader import RuntimeConfig, load_bare_engine, load_processor
 from dpn_rt.errors import BatchError, CapacityError, DpnError, EngineError, RequestError, StepError
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
@@ -95,8 +95,7 @@ def test_answers_are_those_of_a_thread(
     assert process.load.kv_cells and process.load.image_queries == len(prompts)
     assert process.stalled_seconds == 0 and process.failure is None
 
-    loaded = load_engine(source.path, source.device, source.runtime, only_stops=True)
-    thread = EngineThread(loaded.engine)
+    thread = EngineThread(load_bare_engine(source.path, source.device, source.runtime))
     _, expected = answers(thread, prompts)
     thread.stop()
     for output, other in zip(outputs, expected, strict=True):

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import Future
 
 from dpn_rt.engine.engine import StepResult
-from dpn_rt.engine.loader import load_engine
+from dpn_rt.engine.loader import load_bare_engine
 from dpn_rt.errors import DpnError
 from dpn_rt.server.logs import set_up_logs
 from dpn_rt.server.stepping.channel import Channel
@@ -50,7 +50,7 @@ class _Worker:
     def _load(self, source: EngineSource) -> None:
         set_up_logs(source.logs.level, as_json=source.logs.as_json)
         try:
-            loaded = load_engine(source.path, source.device, source.runtime, verify=False, only_stops=True)
+            engine = load_bare_engine(source.path, source.device, source.runtime, verify=False)
         except DpnError as error:
             self._send(Loaded(Load(), error))
             return
@@ -60,7 +60,7 @@ class _Worker:
         # What is loaded by now stays. Left to the garbage collector, a full pass over it would stop every stream.
         gc.collect()
         gc.freeze()
-        self._engine = EngineThread(loaded.engine)
+        self._engine = EngineThread(engine)
         self._engine.start(self._stepped)
         self._send(Loaded(self._engine.load))
 
