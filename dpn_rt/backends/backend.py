@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
+from dpn_rt.device.device import Device
 from dpn_rt.model.layout import IntArray, Layout
 from dpn_rt.model.pyramid import BoundaryTrace
 
@@ -127,6 +128,10 @@ class Backend(Protocol):
     @property
     def cache(self) -> SequenceCache: ...
 
+    @property
+    def queue(self) -> Device | None:
+        """The device whose decode steps can be queued before their tokens are known to the host; None: none."""
+
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """The rows of a batch before the first stage.
 
@@ -141,10 +146,11 @@ class Backend(Protocol):
     def prefill(self, sequences: NewSequences) -> StagedPrefill:
         """New sequences before the first stage."""
 
-    def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+    def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """One new row for each sequence, whose room in the cache has been made.
 
         Args:
-            token_ids: `[num_seqs]`, the last token of each sequence.
+            token_ids: `[num_seqs]`, the last token of each sequence; a tensor on `queue` where only that has them, with
+                negative ones where nobody will look at what follows.
             slots: `[num_seqs]` slots in the KV cache.
         """

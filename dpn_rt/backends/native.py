@@ -12,6 +12,7 @@ from torch import Tensor
 from dpn_rt.backends.backend import Decoded, NewSequences
 from dpn_rt.backends.prefill import Prefill
 from dpn_rt.cache.kv_cache import KvCache, Slots
+from dpn_rt.device.device import Device
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.pyramid import Boundary
 
@@ -22,6 +23,7 @@ class NativeBackend:
     def __init__(self, decoder: Decoder, boundaries: Sequence[Boundary], cache: KvCache) -> None:
         self._decoder, self._boundaries = decoder, boundaries
         self.cache = cache
+        self.queue: Device | None = None
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """`[num_rows, hidden_size]` before the first stage."""
@@ -32,8 +34,9 @@ class NativeBackend:
         """New sequences before the first stage."""
         return Prefill(self._decoder, self._boundaries, self.cache, sequences)
 
-    def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+    def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """Logits behind one new row for each sequence, whose room has been made."""
+        assert isinstance(token_ids, np.ndarray), "nothing is queued ahead"
         lengths = torch.from_numpy(np.ascontiguousarray(self.cache.lengths(slots).T))
         tables = [torch.from_numpy(self.cache.block_tables(stage, slots)) for stage in range(len(self._decoder.stages))]
         cu_seqlens = torch.arange(len(slots) + 1, dtype=torch.int32)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpn_rt.config import ModelConfig
 from dpn_rt.device.faults import advice, is_fatal
+from dpn_rt.engine.decode_ahead import DecodeAhead
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.interrupts import deferred_interrupt
 from dpn_rt.engine.runner import PrefillJob, Runner
@@ -22,7 +23,7 @@ from dpn_rt.model.pyramid import UNFORCED
 from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
-from dpn_rt.sampling.sampler import Sampler, SamplingState
+from dpn_rt.sampling.sampler import SampledTokens, Sampler, SamplingState
 
 
 @dataclass(eq=False)
@@ -91,6 +92,8 @@ class Engine:
         self._make_detokenizer = make_detokenizer
         self._requests: dict[str, Request] = {}
         self._job: PrefillJob | None = None
+        queue = runner.queue
+        self._ahead = None if queue is None else DecodeAhead(runner, scheduler, sampler, queue)
         self.failure: DeviceError | None = None
         """What stopped the engine for good; no request is taken any more."""
 
@@ -161,20 +164,34 @@ class Engine:
     def step(self) -> StepResult:
         """Computes one batch; an empty result when nothing is left to do."""
         with deferred_interrupt():
-            batch = self._scheduler.schedule()
+            batch = self._pending_decode() or self._scheduler.schedule()
             if batch is None:
                 return StepResult()
             self._note_scheduled(batch)
             try:
                 if batch.kind == "decode":
-                    decoded = self.runner.decode(batch)
-                    return self._postprocess(batch.sequences, decoded.logits, decoded.best)
+                    return self._postprocess(batch.sequences, self._decode(batch))
                 logits = self._prefill(batch)
-                return StepResult() if logits is None else self._postprocess(*self._with_siblings(batch, logits))
+                if logits is None:
+                    return StepResult()
+                sequences, logits = self._with_siblings(batch, logits)
+                return self._postprocess(sequences, self._sample(sequences, logits))
             except Exception as error:
                 if batch.kind == "prefill":
                     self._job = None
                 return self._fail_batch(batch, error)
+
+    def _pending_decode(self) -> Batch | None:
+        return None if self._ahead is None else self._ahead.pending()
+
+    def _decode(self, batch: Batch) -> SampledTokens:
+        if self._ahead is not None and self._ahead.takes(batch):
+            return self._ahead.step(batch)
+        decoded = self.runner.decode(batch)
+        return self._sample(batch.sequences, decoded.logits, decoded.best)
+
+    def _sample(self, sequences: ListOf[Sequence], logits: Tensor, best: Tensor | None = None) -> SampledTokens:
+        return self._sampler.sample(logits, [sequence.sampling for sequence in sequences], best)
 
     def _prefill(self, batch: Batch) -> Tensor | None:
         """Logits, or None while a part of the prefill is left: others decode before that."""
@@ -247,11 +264,11 @@ class Engine:
     def _note_scheduled(self, batch: Batch) -> None:
         now = time.monotonic()
         for sequence in batch.sequences:
-            request = self._requests[sequence.request_id]
-            request.first_scheduled = request.first_scheduled or now
+            request = self._requests.get(sequence.request_id)
+            if request is not None:  # else it ended before a step ahead did
+                request.first_scheduled = request.first_scheduled or now
 
-    def _postprocess(self, sequences: ListOf[Sequence], logits: Tensor, best: Tensor | None = None) -> StepResult:
-        sampled = self._sampler.sample(logits, [sequence.sampling for sequence in sequences], best)
+    def _postprocess(self, sequences: ListOf[Sequence], sampled: SampledTokens) -> StepResult:
         logprobs = sampled.logprobs or [None] * len(sequences)
         result = StepResult()
         now = time.monotonic()
@@ -259,8 +276,8 @@ class Engine:
             sequences, sampled.finite, sampled.token_ids, logprobs, strict=True
         ):
             request = self._requests.get(sequence.request_id)
-            if request is None:
-                continue  # a sibling's failure ended the request within this step
+            if request is None or sequence.is_finished:
+                continue  # a sibling's failure ended the request within this step, or it ended before a step ahead did
             failure = sequence.failure or (None if is_finite else self._not_finite(sequence))
             if failure is not None:
                 result.finished.append(self._end_early(request, "error", failure))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as ListOf
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from dpn_rt.backends.backend import Backend, Beginning, Decoded, NewSequences, S
 from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.cache.kv_cache import Slots
 from dpn_rt.config import ModelConfig
+from dpn_rt.device.device import Device
 from dpn_rt.engine.prefix_cache import PrefixCache
 from dpn_rt.engine.scheduler import Batch
 from dpn_rt.engine.sequence import Sequence
@@ -47,6 +49,11 @@ class Runner:
     def cache(self) -> SequenceCache:
         """Where keys and values are."""
         return self._backend.cache
+
+    @property
+    def queue(self) -> Device | None:
+        """The device whose decode steps can be queued before their tokens are known to the host, if there is one."""
+        return self._backend.queue
 
     def begin_prefill(self, batch: Batch) -> PrefillJob:
         """New sequences, to be computed as far as the caller likes at a time."""
@@ -118,11 +125,19 @@ class Runner:
         whole_blocks = sequence.image_start // block_size * block_size
         return whole_blocks - beginning.num_rows, _image_end(sequence) - beginning.num_rows
 
-    def decode(self, batch: Batch) -> Decoded:
-        """Logits behind each sequence's last token, whose room in the cache has been made (`SequenceCache.grow`)."""
-        token_ids = np.asarray([sequence.output_token_ids[-1] for sequence in batch.sequences], dtype=np.int64)
+    def decode(self, batch: Batch, token_ids: Tensor | None = None) -> Decoded:
+        """Logits behind each sequence's last token, whose room in the cache has been made (`SequenceCache.grow`).
+
+        Args:
+            token_ids: `[num_seqs]` int64, those tokens where only `queue` has them yet.
+        """
+        ids: npt.NDArray[np.int64] | Tensor
+        if token_ids is None:
+            ids = np.asarray([sequence.output_token_ids[-1] for sequence in batch.sequences], dtype=np.int64)
+        else:
+            ids = token_ids
         with torch.inference_mode():
-            return self._backend.decode(token_ids, batch.slots)
+            return self._backend.decode(ids, batch.slots)
 
     def note_routes(self, sequences: ListOf[Sequence], prefill: StagedPrefill) -> None:
         """Tells each sequence of a finished prefill how it went through the pyramid."""

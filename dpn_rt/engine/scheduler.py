@@ -133,6 +133,21 @@ class Scheduler:
         decoding = self._make_room()
         return self._batch("decode", decoding) if decoding else None
 
+    def schedule_ahead(self) -> Batch | None:
+        """A decode step behind one whose tokens are not known yet, of the sequences that can go on after that.
+
+        None where something else is due: a prefill, or a preemption.
+        """
+        is_full = len(self._running) >= self.config.max_num_seqs
+        if self._prefilling or (self._waiting and not is_full):
+            return None
+        sequences = [sequence for sequence in self._running if not sequence.ends_with_next]
+        slots = self._slots(sequences)
+        if not sequences or self._cache.cells_to_grow(slots) > self._cache.num_free_cells:
+            return None
+        self._cache.grow(slots)
+        return self._batch("decode", sequences)
+
     def end_prefill(self) -> None:
         """The sequences that were prefilled decode from now on."""
         self._running += self._prefilling

@@ -65,6 +65,11 @@ class Sequence:
         return self.finish_reason is not None
 
     @property
+    def ends_with_next(self) -> bool:
+        """Whether it has all its tokens with the next one, whatever that is."""
+        return len(self.output_token_ids) + 1 >= self.max_tokens
+
+    @property
     def num_rows(self) -> int:
         """Rows at stage 0 that a prefill computes: prompt, image and the tokens generated before a preemption."""
         return self.prompt.num_rows + len(self.output_token_ids)

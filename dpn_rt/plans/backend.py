@@ -42,6 +42,7 @@ class PlanBackend:
         self._embedding, self._device = embedding, device
         self._stages, self._boundaries = stages, boundaries
         self.cache = cache
+        self.queue: Device | None = None
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """`[num_rows, hidden_size]` before the first stage."""
@@ -52,12 +53,13 @@ class PlanBackend:
         """New sequences before the first stage."""
         return PlanPrefill(self._stages, self._boundaries, self.cache, sequences, self._device)
 
-    def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+    def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """Logits behind one new row for each sequence, whose room has been made.
 
         All slots from the first to the last of `slots` go through the plans. Those between that nobody asked for get a
         row of zeros behind what they hold, which the next row that they get replaces.
         """
+        assert isinstance(token_ids, np.ndarray), "nothing is queued ahead"
         first = int(slots.min())
         span = np.arange(first, int(slots.max()) + 1)
         placed_ids, asked = self._device.upload(token_ids, slots - first)

@@ -31,7 +31,7 @@ from dpn_rt.sampling.params import SamplingParams
 class SamplingState:
     """What the sampler remembers of one sequence. It outlives preemption: nothing of it is recomputed."""
 
-    __slots__ = ("_counts", "_seen", "forbidden_early", "key", "num_output", "params", "plain")
+    __slots__ = ("_counts", "_seen", "can_run_ahead", "forbidden_early", "key", "num_output", "params", "plain")
 
     def __init__(
         self,
@@ -64,6 +64,8 @@ class SamplingState:
             self._seen[prompt_token_ids[prompt_token_ids >= 0]] = True
         self.plain = params.is_greedy and not params.has_penalties and params.logprobs is None and not params.min_tokens
         """Needs the argmax and nothing else."""
+        self.can_run_ahead = not params.has_penalties and params.logprobs is None and not params.min_tokens
+        """Needs nothing of the tokens before, and nothing on the host."""
 
     def append(self, token_id: int) -> None:
         """Take note of a sampled token."""
@@ -95,6 +97,15 @@ class SampledTokens:
     """Per sequence: whether its logits have a softmax. Where not, the token means nothing."""
 
 
+def sampled_tokens(
+    ids: npt.NDArray[np.int64], logprobs: list[Mapping[int, Logprob] | None] | None = None
+) -> SampledTokens:
+    """What `Sampler.choose` gave, on the host."""
+    token_ids, best = ids.tolist()
+    finite = [token_id != NO_SOFTMAX for token_id in best]
+    return SampledTokens([max(token_id, 0) for token_id in token_ids], logprobs, finite)
+
+
 class Sampler:
     """Chooses one token per row of logits. It keeps no state of its own: `SamplingState` holds the sequence's."""
 
@@ -110,25 +121,34 @@ class Sampler:
             states: one per row.
             best: [num_seqs] int64, `best_ids` of the logits where that is known.
         """
+        ids = self.choose(logits, states, best)
+        return sampled_tokens(ids.numpy(force=True), self._logprobs(logits, ids[0], states))
+
+    def choose(
+        self, logits: Tensor, states: Sequence[SamplingState], best: Tensor | None = None, num_unread: int = 0
+    ) -> Tensor:
+        """As `sample`, without log-probabilities, and on a device without waiting for it.
+
+        Args:
+            num_unread: tokens that came before these and that the states (which can all run ahead) have not seen.
+
+        Returns:
+            `[2, num_seqs]` int64: the tokens, and `best`.
+        """
         best = best_ids(logits) if best is None else best
         if all(state.plain for state in states):
-            best_of_rows = best.tolist()
-            token_ids, logprobs = [max(token_id, 0) for token_id in best_of_rows], None
-        else:
-            chosen = self._choose(logits, states)
-            logprobs = self._logprobs(logits, chosen, states)
-            token_ids, best_of_rows = torch.stack((chosen, best)).tolist()
-        return SampledTokens(token_ids, logprobs, [token_id != NO_SOFTMAX for token_id in best_of_rows])
+            return torch.stack((best, best))
+        return torch.stack((self._choose(logits, states, num_unread), best))
 
-    def _choose(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    def _choose(self, logits: Tensor, states: Sequence[SamplingState], num_unread: int) -> Tensor:
         scores = _penalize(_forbid_early_ends(logits.float(), states), states)
         random_rows = [row for row, state in enumerate(states) if not state.params.is_greedy]
         if not random_rows:
             return argmax(scores)
         if len(random_rows) == len(states):
-            return _draw_rows(scores, states)
+            return _draw_rows(scores, states, num_unread)
         rows = to_device(torch.tensor(random_rows), scores.device)
-        drawn = _draw_rows(scores.index_select(0, rows), [states[row] for row in random_rows])
+        drawn = _draw_rows(scores.index_select(0, rows), [states[row] for row in random_rows], num_unread)
         return argmax(scores).index_copy_(0, rows, drawn)
 
     def _logprobs(
@@ -179,7 +199,7 @@ def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     return logits.index_copy(0, placed, penalized)
 
 
-def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState], num_unread: int = 0) -> Tensor:
     """As `_draw_rows`, by one kernel that does not look at results for shortcuts, which a GPU would be waited for."""
     params = [state.params for state in states]
     placed = upload(
@@ -189,15 +209,15 @@ def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState]) -> Ten
         np.array([p.top_p for p in params], dtype=np.float64),
         np.array([p.min_p for p in params], dtype=np.float32),
         np.array([state.key for state in states], dtype=np.uint64).view(np.int64),
-        np.array([state.num_output for state in states], dtype=np.int64),
+        np.array([state.num_output + num_unread for state in states], dtype=np.int64),
     )
     return ops.sample(logits, *placed)[0].long()
 
 
-def _draw_rows(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+def _draw_rows(logits: Tensor, states: Sequence[SamplingState], num_unread: int = 0) -> Tensor:
     """One random token per row of `logits` [rows, vocab_size] float32."""
     if logits.is_cuda:
-        return draw_without_sorting(logits, states)
+        return draw_without_sorting(logits, states, num_unread)
     vocab_size = logits.shape[1]
     params = [state.params for state in states]
     temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)
@@ -211,5 +231,5 @@ def _draw_rows(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64)
         logits = apply_top_k_top_p(logits, torch.tensor(top_k)[:, None], top_p, max(top_k))
     keys = np.array([state.key for state in states], dtype=np.uint64)
-    positions = np.array([state.num_output for state in states], dtype=np.uint64)
+    positions = np.array([state.num_output + num_unread for state in states], dtype=np.uint64)
     return draw(logits, torch.from_numpy(uniforms(keys, positions)))

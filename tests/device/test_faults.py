@@ -72,7 +72,7 @@ def add(llm: LLM, *names: str) -> None:
 
 
 # What fails, and in which step a request is then.
-PLACES = [(ops, "attention", "prefill"), (ops, "attention_decode", "decode"), (Sampler, "sample", "decode")]
+PLACES = [(ops, "attention", "prefill"), (ops, "attention_decode", "decode"), (Sampler, "choose", "decode")]
 
 
 @pytest.mark.parametrize(("owner", "name", "kind"), PLACES)
@@ -134,7 +134,7 @@ def test_the_server_stops_with_the_engine(llm: LLM, monkeypatch: pytest.MonkeyPa
     results: list[StepResult] = []
     thread = EngineThread(llm.engine)
     thread.start(results.append)
-    monkeypatch.setattr(Sampler, "sample", raising(FATAL[0]))
+    monkeypatch.setattr(Sampler, "choose", raising(FATAL[0]))
     thread.add("a", llm.processor.process(PROMPT), PARAMS).result(timeout=60)
     deadline = time.monotonic() + 60
     while thread.failure is None and time.monotonic() < deadline:

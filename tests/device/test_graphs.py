@@ -107,15 +107,19 @@ def test_padding_changes_nothing(filled: tuple[LLM, DeviceBackend, KvCache, np.n
             torch.testing.assert_close(alone[0], logits[row], atol=tolerance, rtol=tolerance)
 
 
-def test_a_step_is_one_transfer_and_no_recording(
-    filled: tuple[LLM, DeviceBackend, KvCache, np.ndarray], place: Place
-) -> None:
+def test_a_step_is_one_transfer_each_way_and_no_recording(place: Place, tmp_path: Path) -> None:
     if place.device is None:
         pytest.skip("counts transfers of the host")
-    llm, _, _, _ = filled
+    llm = place.load(write_random_engine(tmp_path / "engine"))
+    for name in range(6):
+        llm.engine.add_request(str(name), llm.processor.process({"prompt_token_ids": [1, 2 + name]}), GREEDY)
+    for _ in range(2):  # the prefill, and a step that queues another one behind its own
+        llm.engine.step()
     before = place.device.uploads, place.device.readings, place.device.recordings
     llm.engine.step()
-    assert (place.device.uploads, place.device.readings, place.device.recordings) == (before[0] + 1, *before[1:])
+    after = place.device.uploads, place.device.readings, place.device.recordings
+    assert after == (before[0] + 1, before[1] + 1, before[2])
+    assert llm.engine.num_running == 6
 
 
 def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, DeviceBackend, KvCache, np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dpn_rt.sampling import filters, sampler
 from dpn_rt.sampling.filters import apply_min_p, apply_top_k_top_p, draw, stream_key, uniforms
 from dpn_rt.sampling.params import SamplingParams
-from dpn_rt.sampling.sampler import SampledTokens, Sampler, SamplingState, draw_without_sorting
+from dpn_rt.sampling.sampler import SampledTokens, Sampler, SamplingState, draw_without_sorting, sampled_tokens
 from tests.sampling import reference
 
 VOCAB_SIZE = 50
@@ -211,6 +211,26 @@ def test_without_sorting_the_same_tokens_are_drawn(params: list[SamplingParams],
     logits = random_logits(len(params), seed)
     states = [state(dataclasses.replace(p, seed=seed), output=[3] * row) for row, p in enumerate(params)]
     assert torch.equal(draw_without_sorting(logits, states), sampler._draw_rows(logits, states))
+
+
+@settings(max_examples=60, deadline=None)
+@given(params=st.lists(RANDOM_PARAMS, min_size=1, max_size=5), seed=st.integers(0, 2**31))
+def test_tokens_are_drawn_before_the_last_ones_are_known(params: list[SamplingParams], seed: int) -> None:
+    logits = random_logits(len(params) + 1, seed)
+    seeded = [SamplingParams(temperature=0), *(dataclasses.replace(p, seed=seed) for p in params)]
+    unaware = [state(p, output=[3] * row) for row, p in enumerate(seeded)]
+    aware = [state(p, output=[3] * (row + 1)) for row, p in enumerate(seeded)]
+    assert all(each.can_run_ahead for each in unaware)
+    expected = Sampler().sample(logits, aware)
+    chosen = sampled_tokens(Sampler().choose(logits, unaware, num_unread=1).numpy())
+    assert (chosen.token_ids, chosen.finite) == (expected.token_ids, expected.finite)
+
+
+@pytest.mark.parametrize(
+    "needs", [{"logprobs": 0}, {"min_tokens": 1}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}], ids=str
+)
+def test_what_needs_the_host_does_not_run_ahead(needs: dict[str, Any]) -> None:
+    assert not state(SamplingParams(**needs)).can_run_ahead
 
 
 def test_seeds_and_completions_differ() -> None:

@@ -26,6 +26,7 @@ class DeviceBackend:
         self._decoder, self._boundaries = decoder, boundaries
         self.cache = cache
         self._graphs, self._device = graphs, device
+        self.queue: Device | None = device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """`[num_rows, hidden_size]` before the first stage."""
@@ -36,6 +37,6 @@ class DeviceBackend:
         """New sequences before the first stage."""
         return Prefill(self._decoder, self._boundaries, self.cache, sequences, self._device)
 
-    def decode(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+    def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """Logits and best ids behind one new row for each sequence, whose room has been made."""
         return self._graphs.run(token_ids, slots)

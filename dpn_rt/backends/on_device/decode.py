@@ -28,7 +28,7 @@ class DecodeGraphs:
             size: DecodeGraph(decoder, cache, device, size) for size in sorted(batch_sizes(max_num_seqs), reverse=True)
         }
 
-    def run(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+    def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """One new row for each of at most `max_num_seqs` sequences, whose room has been made."""
         size = min(size for size in self._graphs if size >= len(slots))
         return self._graphs[size].run(token_ids, slots)
@@ -45,9 +45,13 @@ class DecodeGraph:
         self._cu_seqlens = device.upload(np.arange(size + 1, dtype=np.int32))[0]
         self._graph = device.record(self._step)
 
-    def run(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> Decoded:
+    def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """One new row for each of at most `size` sequences, whose room has been made."""
-        self._inputs.set(self._metadata(token_ids, slots))
+        if isinstance(token_ids, Tensor):
+            self._inputs.set(self._metadata(np.full(len(slots), PADDING_TOKEN), slots))
+            self._inputs.tensors[0][: len(slots)].copy_(token_ids.clamp_min(0))
+        else:
+            self._inputs.set(self._metadata(token_ids, slots))
         self._graph.replay()
         logits, best = self._graph.outputs
         return Decoded(logits[: len(slots)], best[: len(slots)])
