@@ -65,8 +65,7 @@ class DecodeAhead:
         if batch is None:
             return
         try:
-            if self.takes(batch):
-                self._queued = self._queue(batch, last)
+            self._queued = self._queue(batch, last)  # of sequences that the last step has taken
         except Exception as error:  # the tokens of the last step come first
             self._failed = (batch, error)
 

@@ -87,6 +87,19 @@ def test_a_sequence_that_ends_by_its_token_goes_no_further(
     assert_pool_is_full(llm)
 
 
+def test_a_completion_that_ends_before_the_others_of_its_prompt(place: Place, engine_dir: Path) -> None:
+    llm = place.load(engine_dir)
+    prompt: Prompt = {"prompt_token_ids": [1, 5, 9]}
+    free = SamplingParams(n=3, temperature=1.0, seed=8, max_tokens=16, ignore_eos=True)
+    (whole,) = llm.generate(prompt, free, use_tqdm=False)
+    first, second, third = ids_of(whole)
+    stop = next(token_id for token_id in first[2:] if token_id not in second[:-4] and token_id not in third[:-4])
+    (output,) = llm.generate(prompt, dataclasses.replace(free, stop_token_ids=[stop]), use_tqdm=False)
+    if place.device is not None:
+        assert ids_of(output) == [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in (first, second, third)]
+    assert_pool_is_full(llm)
+
+
 def test_penalties_and_log_probabilities_wait_for_the_host(place: Place, engine_dir: Path) -> None:
     """In one batch with a request that would not: each gets what it gets alone."""
     params = [
@@ -150,8 +163,9 @@ def test_all_are_aborted_while_their_next_step_is_queued(place: Place, engine_di
     llm.engine.abort("a")
     assert_pool_is_full(llm)
     llm.engine.add_request("a", llm.processor.process({"prompt_token_ids": [1, 3]}), params)
-    outputs = [output for _ in range(14) for output in llm.engine.step().finished]
-    assert len(outputs) == 1 and len(outputs[0].outputs[0].token_ids) == 12
+    outputs = [output for _ in range(12) for output in llm.engine.step().finished]
+    assert len(outputs) == 1, "no step is spent on what nobody waits for"
+    assert len(outputs[0].outputs[0].token_ids) == 12
     if place.device is not None:
         assert [ids_of(outputs[0])] == alone(engine_dir, [{"prompt_token_ids": [1, 3]}], [params])
 
