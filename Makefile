@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench lint format bench cuda-resources clean
+.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench cuda-resources clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
@@ -33,11 +33,19 @@ gpu-sanitize: gpu-build
 	    $(PYTHON) -m pytest -x -m 'gpu and not hypothesis' tests/ops || exit 1; \
 	done
 
-gpu-bench: gpu-build
-	$(PYTHON) benchmarks/ops.py --device cuda --json $(RESULTS)/ops-cuda.json
-	$(PYTHON) benchmarks/latency.py --device cuda --shape llava-1.5-7b --batch 1 8 32 --mix 40-40-20 --compile --tensorrt \
-	  --json $(RESULTS)/llava-1.5-7b-cuda.json
+gpu-bench: gpu-bench-ops gpu-bench-7b gpu-bench-13b
 	$(PYTHON) benchmarks/document.py
+
+gpu-bench-ops: gpu-build
+	$(PYTHON) benchmarks/ops.py --device cuda --json $(RESULTS)/ops-cuda.json
+
+GPU_LATENCY := benchmarks/latency.py --device cuda --batch 1 8 32 --mix 40-40-20
+
+gpu-bench-7b: gpu-build
+	$(PYTHON) $(GPU_LATENCY) --shape llava-1.5-7b --compile --tensorrt --json $(RESULTS)/llava-1.5-7b-cuda.json
+
+gpu-bench-13b: gpu-build
+	$(PYTHON) $(GPU_LATENCY) --shape llava-1.5-13b --repeats 3 --json $(RESULTS)/llava-1.5-13b-cuda.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
-"""Writes what was measured on a GPU into docs/performance.md, with a plot of time against FLOPs.
+"""Writes what was measured on a GPU into docs/performance.md, with a plot of time against FLOPs for each model.
 
-    python benchmarks/document.py [--latency FILE] [--ops FILE] [--docs DIR]
+    python benchmarks/document.py [--latency FILE ...] [--ops FILE] [--docs DIR]
 
 From the JSON of `latency.py` and `ops.py`; what stands between the marks in the document is replaced.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -24,7 +25,6 @@ from benchmarks import ops, report
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -->"
-PLOT = "gpu_prefill.png"
 
 
 def printed(function: Callable[[], None]) -> str:
@@ -45,14 +45,24 @@ def machine_line(machine: dict[str, Any]) -> str:
     )
 
 
-def section(latency: dict[str, Any], kernels: dict[str, Any]) -> str:
+def plot_name(latency: dict[str, Any]) -> str:
+    """File of a model's plot."""
+    return f"gpu_prefill_{latency['shape']}.png"
+
+
+def section(models: Sequence[dict[str, Any]], kernels: dict[str, Any]) -> str:
     """Markdown between the marks."""
+    tables = []
+    for latency in models:
+        tables += [
+            machine_line(latency["machine"]),
+            f"![Prefill time against FLOPs, {latency['shape']}]({plot_name(latency)})",
+            printed(functools.partial(report.print_table, latency)),
+        ]
     return "\n\n".join(
         [
             BEGIN,
-            machine_line(latency["machine"]),
-            f"![Prefill time against FLOPs]({PLOT})",
-            printed(lambda: report.print_table(latency)),
+            *tables,
             "Kernels, each against torch's and against the copies and matrix products of the same run:",
             printed(lambda: ops.print_table(kernels["kernels"])),
             END,
@@ -108,18 +118,20 @@ def plot(latency: dict[str, Any], file: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--latency", type=Path, default=RESULTS / "llava-1.5-7b-cuda.json")
+    measured = sorted(RESULTS.glob("llava-*-cuda.json")) or [RESULTS / "llava-1.5-7b-cuda.json"]
+    parser.add_argument("--latency", type=Path, nargs="+", default=measured)
     parser.add_argument("--ops", type=Path, default=RESULTS / "ops-cuda.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args(arguments)
-    for file in (options.latency, options.ops):
+    for file in (*options.latency, options.ops):
         if not file.is_file():
             parser.error(f"{file} is not there: `make gpu-bench` writes it")
-    latency, kernels = (json.loads(file.read_text()) for file in (options.latency, options.ops))
-    plot(latency, options.docs / PLOT)
+    *models, kernels = (json.loads(file.read_text()) for file in (*options.latency, options.ops))
+    for latency in models:
+        plot(latency, options.docs / plot_name(latency))
     document = options.docs / "performance.md"
-    document.write_text(with_section(document.read_text(), section(latency, kernels)))
-    print(f"{document} and {options.docs / PLOT} are written")
+    document.write_text(with_section(document.read_text(), section(models, kernels)))
+    print(f"{document} is written, and beside it {', '.join(map(plot_name, models))}")
 
 
 if __name__ == "__main__":

@@ -210,18 +210,22 @@ def kernels_result() -> dict[str, Any]:
 
 
 def test_the_document_gets_tables_and_a_plot_in_place_of_the_old_ones(tmp_path: Path) -> None:
-    for name, value in (("latency", latency_result()), ("ops", kernels_result())):
+    larger = latency_result() | {"shape": "llava-1.5-13b"}
+    for name, value in (("latency", latency_result()), ("larger", larger), ("ops", kernels_result())):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     page = tmp_path / "performance.md"
     page.write_text(f"# Above\n\n{document.BEGIN}\nold\n{document.END}\n\n# Below\n")
-    arguments = [f"--latency={tmp_path}/latency.json", f"--ops={tmp_path}/ops.json", f"--docs={tmp_path}"]
+    files = [f"{tmp_path}/{name}.json" for name in ("latency", "larger")]
+    arguments = ["--latency", *files, f"--ops={tmp_path}/ops.json", f"--docs={tmp_path}"]
     document.main(arguments)
     written = page.read_text()
     assert written.startswith("# Above\n") and written.endswith("\n# Below\n")
     assert "old" not in written
     assert "GPU (capability 9.0, driver 1.2), CUDA 13.0" in written
     assert "dpn_rt 222 x1" in written and "32 sequences" in written
-    assert (tmp_path / document.PLOT).stat().st_size > 1000
+    for result in (latency_result(), larger):
+        assert document.plot_name(result) in written
+        assert (tmp_path / document.plot_name(result)).stat().st_size > 1000
     document.main(arguments)
     assert page.read_text() == written, "a second run changes nothing"
 
