@@ -22,13 +22,13 @@ from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.server.stepping import worker
 from dpn_rt.server.stepping.channel import Channel
 from dpn_rt.server.stepping.messages import Abort, Add, Answered, EngineSource, Loaded, Stepped
-from dpn_rt.server.stepping.stepper import Deliver, Load
+from dpn_rt.server.stepping.stepper import Deliver, Load, Stepper
 
 SECONDS_TO_END = 5.0
 """For the process, before it is killed."""
 
 
-class EngineProcess:
+class EngineProcess(Stepper):
     """A `Stepper` whose engine runs in another process, which ends with this one however this one ends.
 
     As a context: the process ends with it.
@@ -36,6 +36,7 @@ class EngineProcess:
 
     def __init__(self, source: EngineSource) -> None:
         """Begins to load the engine."""
+        super().__init__(Load())
         here, there = socket.socketpair()
         with here, there:
             # A group of its own: Ctrl-C on a terminal is the server's to act on.
@@ -51,9 +52,6 @@ class EngineProcess:
         self._numbers = itertools.count()
         self._calls: dict[int, Future[object]] = {}
         self._outbox: queue.SimpleQueue[Add | Abort | None] = queue.SimpleQueue()
-        self._busy_since: float | None = None
-        self._load = Load()
-        self._failure: Exception | None = None
         self._is_stopping = False
         self._threads = [
             threading.Thread(target=target, name=f"dpn_rt-{target.__name__.strip('_')}", daemon=True)
@@ -69,19 +67,6 @@ class EngineProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    @property
-    def load(self) -> Load:
-        return self._load
-
-    @property
-    def failure(self) -> Exception | None:
-        return self._failure
-
-    @property
-    def stalled_seconds(self) -> float:
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
 
     def wait_until_loaded(self) -> None:
         """To be called once, before `start`.

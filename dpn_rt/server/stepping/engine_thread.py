@@ -12,38 +12,23 @@ from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.errors import StepError
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
-from dpn_rt.server.stepping.stepper import Deliver, Load
+from dpn_rt.server.stepping.stepper import Deliver, Load, Stepper
 
 Command = Callable[[], object]
 
 
-class EngineThread:
+class EngineThread(Stepper):
     """A `Stepper` within this process."""
 
     def __init__(self, engine: Engine) -> None:
         """Args: engine: touched by this thread alone from `start` on."""
+        super().__init__(look(engine))
         self._engine = engine
         self._deliver: Deliver = lambda _: None
         self._commands: deque[tuple[Command, Future[object]]] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="dpn_rt-engine", daemon=True)
-        self._busy_since: float | None = None
-        self._load = self._look()
-        self._failure: Exception | None = None
-
-    @property
-    def load(self) -> Load:
-        return self._load
-
-    @property
-    def failure(self) -> Exception | None:
-        return self._failure
-
-    @property
-    def stalled_seconds(self) -> float:
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
 
     def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
@@ -79,7 +64,7 @@ class EngineThread:
         try:
             while self._take_commands():
                 result = self._engine.step()
-                self._load = self._look()
+                self._load = look(self._engine)
                 self._busy_since = time.monotonic() if self._engine.num_unfinished else None
                 self._deliver(result)
                 if self._engine.failure is not None:
@@ -103,7 +88,7 @@ class EngineThread:
                     future.set_result(command())
                 except Exception as error:
                     future.set_exception(error)
-        self._load = self._look()
+        self._load = look(self._engine)
         return True
 
     def _fail(self, error: Exception) -> None:
@@ -116,15 +101,16 @@ class EngineThread:
                 future.set_exception(StepError(f"the engine has stopped: {error!r}"))
         self._deliver(StepResult())
 
-    def _look(self) -> Load:
-        cache = self._engine.runner.cache
-        reuse = self._engine.runner.reuse_statistics()
-        return Load(
-            self._engine.num_unfinished,
-            self._engine.num_running,
-            self._engine.num_waiting,
-            cache.config.num_cells - cache.num_free_cells,
-            cache.config.num_cells,
-            self._engine.num_preemptions,
-            *reuse,
-        )
+
+def look(engine: Engine) -> Load:
+    """What an engine has to do now."""
+    cache = engine.runner.cache
+    return Load(
+        engine.num_unfinished,
+        engine.num_running,
+        engine.num_waiting,
+        cache.config.num_cells - cache.num_free_cells,
+        cache.config.num_cells,
+        engine.num_preemptions,
+        *engine.runner.reuse_statistics(),
+    )
