@@ -44,7 +44,7 @@ def _serve(options: argparse.Namespace) -> None:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
     from dpn_rt.engine.loader import RuntimeConfig, load_processor
     from dpn_rt.server.config import ServerConfig
-    from dpn_rt.server.media import MediaPolicy
+    from dpn_rt.server.media.policy import MediaPolicy
     from dpn_rt.server.stepping.engine_process import EngineProcess
     from dpn_rt.server.stepping.messages import EngineSource, LogConfig
 

@@ -27,7 +27,7 @@ from dpn_rt.server.async_engine import AsyncEngine
 from dpn_rt.server.bodies import BodyLimits
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.errors import HttpError, reply
-from dpn_rt.server.media import MediaLoader
+from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.preparation import Preparation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dpn_rt.errors import ConfigError
-from dpn_rt.server.media_policy import MediaPolicy
+from dpn_rt.server.media.policy import MediaPolicy
 
 
 @dataclass(frozen=True)

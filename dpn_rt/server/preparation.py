@@ -14,7 +14,7 @@ from dpn_rt.prompts.image import decode_image
 from dpn_rt.prompts.processor import ProcessedPrompt, Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.prompts.visual_input import VisualInput
-from dpn_rt.server.media import MediaLoader
+from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
 

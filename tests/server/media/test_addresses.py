@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpn_rt.server.addresses import is_public_address
+from dpn_rt.server.media.addresses import is_public_address
 
 PUBLIC = """
 8.8.8.8 93.184.215.14 2606:4700::1111 2a00:1450:4001::200e ::ffff:8.8.8.8 64:ff9b::808:808 2002:808:808::1

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dpn_rt.server.media_policy import MediaError, MediaTooLargeError, shorten
+from dpn_rt.server.media.policy import MediaError, MediaTooLargeError, shorten
 
 
 def read_local_file(url: str, folder: Path | None, max_bytes: int) -> bytes:

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from dpn_rt.server.media import MediaTooLargeError
-from tests.server.image_site import IMAGE, load, refused
+from dpn_rt.server.media.loader import MediaTooLargeError
+from tests.server.media.image_site import IMAGE, load, refused
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_link_put_there_after_the_check(folder: Path, tmp_path: Path, monkeypa
         return original(path, flags)
 
     original = os.open
-    monkeypatch.setattr("dpn_rt.server.local_file.os.open", open_late)
+    monkeypatch.setattr("dpn_rt.server.media.local_file.os.open", open_late)
     refused(f"file://{folder}/cat.png", allowed_local_path=folder)
 
 

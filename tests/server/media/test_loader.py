@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpn_rt.errors import ConfigError, ImageError
-from dpn_rt.server.fetch import MAX_URL_LENGTH
-from dpn_rt.server.media import MediaError, MediaPolicy, MediaTooLargeError
-from dpn_rt.server.media_policy import shorten
-from tests.server.image_site import refused
+from dpn_rt.server.media.fetch import MAX_URL_LENGTH
+from dpn_rt.server.media.loader import MediaError, MediaPolicy, MediaTooLargeError
+from dpn_rt.server.media.policy import shorten
+from tests.server.media.image_site import refused
 
 
 @pytest.mark.parametrize("url", [None, 7, b"data:,x", ["data:,x"], {"url": "data:,x"}])

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from dpn_rt.server.fetch import MAX_CONNECTIONS
-from dpn_rt.server.media import MediaError, MediaLoader, MediaPolicy, MediaTooLargeError
-from tests.server.image_site import HOME, IMAGE, ImageSite, redirect, refused_by_site, response, write_forever
+from dpn_rt.server.media.fetch import MAX_CONNECTIONS
+from dpn_rt.server.media.loader import MediaError, MediaLoader, MediaPolicy, MediaTooLargeError
+from tests.server.media.image_site import HOME, IMAGE, ImageSite, redirect, refused_by_site, response, write_forever
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 300, 304, 400, 401, 403, 404, 410, 429, 500, 503])

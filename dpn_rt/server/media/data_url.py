@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 import re
 
-from dpn_rt.server.media_policy import MediaError, MediaTooLargeError, shorten
+from dpn_rt.server.media.policy import MediaError, MediaTooLargeError, shorten
 
 _IMAGE_TYPE = re.compile(r"(image/[\w.+-]+|application/octet-stream)?", re.ASCII | re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")

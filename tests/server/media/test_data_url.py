@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpn_rt.server.media import MediaError, MediaTooLargeError
-from tests.server.image_site import load, refused
+from dpn_rt.server.media.loader import MediaError, MediaTooLargeError
+from tests.server.media.image_site import load, refused
 
 
 def base64_url(data: bytes, header: str = "image/png;base64") -> str:

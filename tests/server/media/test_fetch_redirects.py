@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from dpn_rt.server.fetch import MAX_URL_LENGTH
-from tests.server.image_site import HOME, IMAGE, ImageSite, redirect, refused_by_site, response, write_forever
+from dpn_rt.server.media.fetch import MAX_URL_LENGTH
+from tests.server.media.image_site import HOME, IMAGE, ImageSite, redirect, refused_by_site, response, write_forever
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])

@@ -8,9 +8,9 @@ from typing import NoReturn
 import httpcore
 import httpx
 
-from dpn_rt.server.addresses import IsAllowedAddress, Resolve
-from dpn_rt.server.connect import CheckedBackend, RefusedAddressError
-from dpn_rt.server.media_policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
+from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve
+from dpn_rt.server.media.connect import CheckedBackend, RefusedAddressError
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
 
 MAX_CONNECTIONS = 32
 """Images that are fetched at the same time; the next ones wait, and waiting counts for their timeout."""

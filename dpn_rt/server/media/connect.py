@@ -8,7 +8,7 @@ from typing import Any
 
 import httpcore
 
-from dpn_rt.server.addresses import IsAllowedAddress, Resolve
+from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve
 
 
 class RefusedAddressError(Exception):

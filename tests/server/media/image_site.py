@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dpn_rt.server.media import MediaError, MediaLoader, MediaPolicy
+from dpn_rt.server.media.loader import MediaError, MediaLoader, MediaPolicy
 
 CERTIFICATE = Path(__file__).with_name("images_test.pem")
 """For the name images.test, signed by itself, with its (worthless) key; valid until 2126."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 
-from dpn_rt.server.addresses import IsAllowedAddress, Resolve, is_public_address, resolve_host
-from dpn_rt.server.data_url import decode_data_url
-from dpn_rt.server.fetch import MAX_URL_LENGTH, Fetcher
-from dpn_rt.server.local_file import read_local_file
-from dpn_rt.server.media_policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
+from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve, is_public_address, resolve_host
+from dpn_rt.server.media.data_url import decode_data_url
+from dpn_rt.server.media.fetch import MAX_URL_LENGTH, Fetcher
+from dpn_rt.server.media.local_file import read_local_file
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
 
 __all__ = ["MediaError", "MediaLoader", "MediaPolicy", "MediaTooLargeError"]
 
