@@ -53,7 +53,8 @@ class DecodeAhead:
         Raises:
             Exception: what went wrong in this batch's step, even if that was noticed when it was queued.
         """
-        (failed, self._failed), (queued, self._queued) = (self._failed, None), (self._queued, None)
+        failed, queued = self._failed, self._queued
+        self._failed = self._queued = None
         if failed is not None:
             raise failed[1]
         queued = queued or self._queue(batch, None)

@@ -38,7 +38,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Begin to step; from here on the engine belongs to its thread."""
+        """Begin to step; from here on the engine belongs to its stepper."""
         self._loop = asyncio.get_running_loop()
         self._stepper.start(self._deliver)
 

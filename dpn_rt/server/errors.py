@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpn_rt.errors import CapacityError, DpnError, RequestError
-from dpn_rt.server.media.loader import MediaTooLargeError
+from dpn_rt.server.media.policy import MediaTooLargeError
 
 RETRY_AFTER = 1
 """Seconds after which a refused client may try again."""

@@ -22,7 +22,7 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineSource:
-    """To the process, first of all: what to load. Its files have been verified."""
+    """To the process, first of all: what to load. Who sends it verifies the files meanwhile."""
 
     path: Path
     device: str
