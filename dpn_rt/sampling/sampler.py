@@ -62,10 +62,10 @@ class SamplingState:
             self._counts = np.zeros(vocab_size, dtype=np.int32)
             self._seen = np.zeros(vocab_size, dtype=np.bool_)
             self._seen[prompt_token_ids[prompt_token_ids >= 0]] = True
-        self.plain = params.is_greedy and not params.has_penalties and params.logprobs is None and not params.min_tokens
-        """Needs the argmax and nothing else."""
         self.can_run_ahead = not params.has_penalties and params.logprobs is None and not params.min_tokens
         """Needs nothing of the tokens before, and nothing on the host."""
+        self.plain = params.is_greedy and self.can_run_ahead
+        """Needs the argmax and nothing else."""
 
     def append(self, token_id: int) -> None:
         """Take note of a sampled token."""

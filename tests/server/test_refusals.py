@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dpn_rt.engine.loader import RuntimeConfig
-from dpn_rt.server.media.loader import MediaPolicy
+from dpn_rt.server.media.policy import MediaPolicy
 from tests.server.conftest import MODEL, Ask, RunningServer, StartServer, data_url, png
 
 GOOD = Ask()

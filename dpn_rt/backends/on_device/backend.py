@@ -26,7 +26,11 @@ class DeviceBackend:
         self._decoder, self._boundaries = decoder, boundaries
         self.cache = cache
         self._graphs, self._device = graphs, device
-        self.queue: Device | None = device
+
+    @property
+    def queue(self) -> Device:
+        """The device: a decode step may be queued before the host knows its tokens."""
+        return self._device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """`[num_rows, hidden_size]` before the first stage."""

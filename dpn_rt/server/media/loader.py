@@ -9,9 +9,7 @@ from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve, is_public_a
 from dpn_rt.server.media.data_url import decode_data_url
 from dpn_rt.server.media.fetch import MAX_URL_LENGTH, Fetcher
 from dpn_rt.server.media.local_file import read_local_file
-from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
-
-__all__ = ["MediaError", "MediaLoader", "MediaPolicy", "MediaTooLargeError"]
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, shorten
 
 
 class MediaLoader:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dpn_rt.server.media.loader import MediaError, MediaLoader, MediaPolicy
+from dpn_rt.server.media.loader import MediaLoader
+from dpn_rt.server.media.policy import MediaError, MediaPolicy
 
 CERTIFICATE = Path(__file__).with_name("images_test.pem")
 """For the name images.test, signed by itself, with its (worthless) key; valid until 2126."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpn_rt.server.media.loader import MediaError, MediaTooLargeError
+from dpn_rt.server.media.policy import MediaError, MediaTooLargeError
 from tests.server.media.image_site import load, refused
 
 

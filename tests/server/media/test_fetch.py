@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dpn_rt.server.media.loader import MediaError, MediaLoader, MediaPolicy
+from dpn_rt.server.media.loader import MediaLoader
+from dpn_rt.server.media.policy import MediaError, MediaPolicy
 from tests.server.media.image_site import HOME, IMAGE, ImageSite, refused, refused_by_site, response
 
 HTTPS = HOME.replace("http:", "https:")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from dpn_rt.server.media.fetch import MAX_CONNECTIONS
-from dpn_rt.server.media.loader import MediaError, MediaLoader, MediaPolicy, MediaTooLargeError
+from dpn_rt.server.media.loader import MediaLoader
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError
 from tests.server.media.image_site import HOME, IMAGE, ImageSite, redirect, refused_by_site, response, write_forever
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from dpn_rt.errors import ConfigError, ImageError
 from dpn_rt.server.media.fetch import MAX_URL_LENGTH
-from dpn_rt.server.media.loader import MediaError, MediaPolicy, MediaTooLargeError
-from dpn_rt.server.media.policy import shorten
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
 from tests.server.media.image_site import refused
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from dpn_rt.server.media.loader import MediaTooLargeError
+from dpn_rt.server.media.policy import MediaTooLargeError
 from tests.server.media.image_site import IMAGE, load, refused
 
 
