@@ -61,6 +61,7 @@ class Server(uvicorn.Server):
         self.failure = await self._service.engine.failed()
         log.error("the engine has stopped, and the server with it: %s", self.failure)
         self._service.admission.is_closed = True
+        self._loop.call_later(LAST_CHUNKS, setattr, self, "should_exit", True)  # though somebody does not read the end
         await self._drain()  # every request ends now, with an error
 
     def _begin_to_end(self, seconds: float) -> None:

@@ -181,6 +181,22 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(
     server.wait_until_idle()
 
 
+def test_a_client_that_does_not_read_keeps_no_server_whose_engine_has_ended(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start_server()
+
+    def broken(self: Engine) -> StepResult:
+        raise MemoryError("nothing left")
+
+    monkeypatch.setattr("dpn_rt.server.process.LAST_CHUNKS", 0.5)
+    monkeypatch.setattr(Engine, "step", broken)
+    with server.service.admission.enter(1, 1):
+        assert server.post(Ask().body()).status_code == 500
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+
+
 def test_a_server_ends_with_its_engine(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start_server()
 
