@@ -6,11 +6,13 @@ Inputs are made on torch's default device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.clock import Run
 from dpn_rt import ops
@@ -33,6 +35,10 @@ class KernelShapes:
     """Of one boundary."""
     decodes: tuple[tuple[int, int], ...]
     """Sequences and their rows in the cache."""
+    prefills: tuple[tuple[int, ...], ...] = ((640,),)
+    """Rows of the sequences of each."""
+    images: tuple[int, ...] = (1,)
+    """Numbers of them that go through the tower together."""
     rows: int = 640
     vision_rows: int = 577
     vision_hidden: int = 1024
@@ -42,7 +48,19 @@ class KernelShapes:
 
 
 LLAVA_1B = KernelShapes(2048, 5632, 32, 4, 64, 8, ((8, 640), (1, 16384)))
-LLAVA_7B = KernelShapes(4096, 11008, 32, 32, 128, 32, ((1, 640), (32, 640), (64, 592)))
+LLAVA_7B = KernelShapes(
+    4096, 11008, 32, 32, 128, 32, ((1, 640), (32, 640), (64, 592)),
+    prefills=((636,), (636,) * 8, (636,) * 32, (69,) * 32, (636, 204, 96, 69) * 8), images=(1, 4),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of an attention layer."""
+
+    queries: int
+    keys: int
+    dim: int
 
 
 @dataclass(frozen=True)
@@ -173,25 +191,40 @@ def rope_case(s: KernelShapes, dtype: torch.dtype) -> Case:
     )
 
 
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    """torch's attention of `[num_seqs, num_heads, num_tokens, head_dim]`; on a GPU its flash kernels and no others."""
+    where = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if q.is_cuda else nullcontext()
+    with where:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def prefill_case(name: str, lengths: tuple[int, ...], heads: Heads, causal: bool, dtype: torch.dtype) -> Case:
+    """Packed sequences; torch gets equal ones as one batch and others one by one."""
+    rows, is_even = sum(lengths), len(set(lengths)) == 1
+
+    def inputs() -> tuple[Run, Run]:
+        qkv = torch.randn(rows, heads.queries + 2 * heads.keys, heads.dim).to(dtype)
+        parts = torch.split(qkv, [heads.queries, heads.keys, heads.keys], dim=1)
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+        def by_head(part: Tensor) -> Tensor:
+            return part.unflatten(0, (-1, lengths[0])) if is_even else part[None]
+
+        batches = [parts] if is_even else list(zip(*(part.split(lengths) for part in parts), strict=True))
+        padded = [[by_head(part).transpose(1, 2) for part in batch] for batch in batches]
+        return (
+            lambda: ops.attention(*parts, cu_seqlens, causal=causal, scale=heads.dim**-0.5),
+            lambda: [torch_attention(*batch, causal=causal) for batch in padded],
+        )
+
+    flops = 4 * sum(n * n for n in lengths) * heads.queries * heads.dim // (2 if causal else 1)
+    size = rows * heads.dim * dtype.itemsize
+    sequences = str(lengths[0]) if is_even else f"{min(lengths)}-{max(lengths)}"
+    shape = f"{len(lengths)} x {sequences}, {heads.queries}/{heads.keys} heads"
+    return Case(name, shape, inputs, size * (heads.queries + 2 * heads.keys), size * heads.queries, flops)
+
+
 def attention_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
-    def prefill(name: str, rows: int, heads: int, kv_heads: int, head_dim: int, causal: bool) -> Case:
-        def inputs() -> tuple[Run, Run]:
-            qkv = torch.randn(rows, heads + 2 * kv_heads, head_dim).to(dtype)
-            q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-            cu_seqlens, scale = int32([0, rows]), head_dim**-0.5
-            heads_q, heads_k, heads_v = (part.transpose(0, 1)[None] for part in (q, k, v))
-            return (
-                lambda: ops.attention(q, k, v, cu_seqlens, causal=causal, scale=scale),
-                lambda: F.scaled_dot_product_attention(
-                    heads_q, heads_k, heads_v, is_causal=causal, enable_gqa=heads != kv_heads
-                ),
-            )
-
-        flops = 4 * rows * rows * heads * head_dim // (2 if causal else 1)
-        size = rows * head_dim * dtype.itemsize
-        shape = f"[{rows}, {heads}/{kv_heads} heads]"
-        return Case(name, shape, inputs, size * (heads + 2 * kv_heads), size * heads, flops)
-
     def decode(num_seqs: int, context: int) -> Case:
         def inputs() -> tuple[Run, Run]:
             q = torch.randn(num_seqs, s.heads, s.head_dim).to(dtype)
@@ -203,16 +236,18 @@ def attention_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
             k, v = torch.randn(2, num_seqs, s.kv_heads, context, s.head_dim).to(dtype)
             return (
                 lambda: ops.attention_decode(q, cache, 0, table, lengths, scale=scale),
-                lambda: F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True),
+                lambda: torch_attention(q[:, :, None], k, v, causal=False),
             )
 
         read = 2 * num_seqs * context * s.kv_heads * s.head_dim * dtype.itemsize
         flops = 4 * num_seqs * context * s.heads * s.head_dim
         return Case("attention_decode", f"{num_seqs} x {context}", inputs, read, flops=flops)
 
+    decoder = Heads(s.heads, s.kv_heads, s.head_dim)
+    tower = Heads(s.vision_heads, s.vision_heads, VISION_HEAD_DIM)
     return [
-        prefill("attention causal", s.rows, s.heads, s.kv_heads, s.head_dim, True),
-        prefill("attention full", s.vision_rows, s.vision_heads, s.vision_heads, VISION_HEAD_DIM, False),
+        *(prefill_case("attention causal", lengths, decoder, True, dtype) for lengths in s.prefills),
+        *(prefill_case("attention full", (s.vision_rows,) * images, tower, False, dtype) for images in s.images),
         *(decode(num_seqs, context) for num_seqs, context in s.decodes),
     ]
 

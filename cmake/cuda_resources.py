@@ -52,8 +52,12 @@ class Kernel:
     @property
     def shared(self) -> int:
         """Static and dynamic shared memory of a block; the dynamic part as attention_prefill_cuda.cuh computes it."""
-        prefill = re.match(r"attention_kernel<.*, (\d+), \w+>", self.name)
-        return self.static_shared + (4 * 64 * (int(prefill.group(1)) + 8) * 2 if prefill else 0)
+        prefill = re.match(r"attention_kernel<.*, (\d+), (\d+), \w+>", self.name)
+        if prefill is None:
+            return self.static_shared
+        head_dim, tiles = map(int, prefill.groups())
+        rows = 4 * 32 + (64 * tiles if tiles > 1 else 0)
+        return self.static_shared + rows * (head_dim + 8) * 2
 
     @property
     def blocks(self) -> int:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import document, latency, ops
+from benchmarks import document, latency, ops, ops_cases
 from benchmarks.clock import Stopwatch, replayable, seconds
 from benchmarks.dense_llava import IMAGE_TOKEN, dense_llava
 from benchmarks.measure import measure
@@ -281,3 +281,14 @@ def test_every_kernel_has_its_row_on_both_devices() -> None:
              ((ops.LLAVA_1B, True), (ops.LLAVA_7B, False))]  # fmt: skip
     assert names[0] - names[1] == {"linear"} and not names[1] - names[0]
     assert {"route", "pool", "attention causal", "attention_decode", "sample", "rope_store"} <= names[1]
+
+
+@pytest.mark.parametrize("lengths", [(63,), (63,) * 3, (63, 20, 9) * 2], ids=str)
+def test_attention_is_compared_with_the_same_of_torch(lengths: tuple[int, ...]) -> None:
+    with torch.inference_mode():
+        case = ops_cases.prefill_case("", lengths, ops_cases.Heads(4, 2, 16), True, torch.float32)
+        ours, torchs = case.make()
+        actual, parts = ours(), torchs()
+    expected = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
+    torch.testing.assert_close(actual, expected)
+    assert case.flops == 2 * sum(n * n for n in lengths) * 4 * 16

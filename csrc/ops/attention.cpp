@@ -43,13 +43,17 @@ void check_blocks(const Checker& check, const Tensor& block_table, const Tensor&
   }
 }
 
-// What the GPU kernels read 16 bytes at a time.
-void check_alignment(const Checker& check, const char* argument, const Tensor& t) {
+// What the GPU kernels read 16 bytes at a time, and whose rows they find by 32-bit strides in bytes.
+void check_addresses(const Checker& check, const char* argument, const Tensor& t) {
   if (t.device != Device::cuda) return;
   bool ok = reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0;
   for (int i = 0; i + 1 < t.ndim; ++i) ok = ok && (t.shape[i] <= 1 || t.strides[i] % 8 == 0);
   check.condition(
       ok, std::string(argument) + " is not aligned, expected rows and heads that start at multiples of 16 bytes");
+  constexpr std::int64_t kWidestRow = std::int64_t{1} << 30;
+  check.condition(t.shape[0] <= 1 || t.strides[0] < kWidestRow,
+                  std::string(argument) + " has rows " + std::to_string(t.strides[0]) +
+                      " elements apart, expected less than " + std::to_string(kWidestRow));
 }
 
 // As Checker::can_read: the plan of a GPU is made there.
@@ -105,7 +109,7 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
   check_heads(check, num_heads, num_kv_heads, head_dim, scale);
   check.condition(num_offsets > 0, "cu_seqlens is empty, expected num_seqs + 1 entries");
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"k", &k}, {"v", &v}, {"out", &out}}) {
-    check_alignment(check, argument, *tensor);
+    check_addresses(check, argument, *tensor);
   }
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   std::vector<std::int32_t> lengths;
@@ -160,7 +164,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   check_heads(check, num_heads, num_kv_heads, head_dim, scale);
   check.range("layer_in_cell", layer_in_cell, 0, layers_per_cell - 1).range("block_size", block_size, 1, INT32_MAX);
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"kv_cache", &kv_cache}, {"out", &out}}) {
-    check_alignment(check, argument, *tensor);
+    check_addresses(check, argument, *tensor);
   }
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   const auto* lengths = context_lens.as<std::int32_t>();
@@ -224,7 +228,7 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   check.range("layer_in_cell", layer_in_cell, 0, layers_per_cell - 1).range("block_size", block_size, 1, INT32_MAX);
   if (check.can_read()) check_blocks(check, block_table, context_lens, num_cells, block_size);
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"kv_cache", &kv_cache}, {"out", &out}}) {
-    check_alignment(check, argument, *tensor);
+    check_addresses(check, argument, *tensor);
   }
   const int num_splits = splits_of(q, kv_cache, block_table);
   float* partials = nullptr;

@@ -1,14 +1,15 @@
-// Attention of many query rows: a block takes kRows rows of one head, a warp 16 of them, and goes through the keys in
-// tiles with an online softmax. Scores and outputs live in registers in the layout of the tensor cores; the next tile
-// of keys and values is on its way to shared memory while this one is computed with.
+// Attention of many query rows: a block takes 64 or 128 rows of one head, a warp 16 or 32 of them, and goes through the
+// keys in tiles. The next tile of keys and values is on its way to shared memory while this one is computed with.
+//
+// Every warp reads every tile of keys and values from shared memory; with 32 rows it does so half as often. What a row
+// gets is the same, bit for bit.
 #pragma once
 
 #include "core/check.h"
 #include "core/cuda_launch.cuh"
-#include "core/cuda_ptx.cuh"
-#include "core/cuda_vector.cuh"
 #include "ops/attention_cuda.h"
 #include "ops/attention_tiles_cuda.cuh"
+#include "ops/attention_warp_cuda.cuh"
 
 namespace dpn::cuda {
 
@@ -16,277 +17,205 @@ namespace prefill {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kRows = 16 * kWarps;
-constexpr int kKeys = 64;
-constexpr float kLog2E = 1.44269504088896341f;
 
-// Shared memory of a block, [stage][K, V][kKeys, kStride]: two stages of keys and values. A row is padded by 16
-// bytes, so that the 8 rows that ldmatrix reads at once lie in different banks.
-template <int kHeadDim>
+// Query rows of a block whose warps have kTiles times the 16 rows of a tensor core's instruction.
+template <int kTiles>
+constexpr int kRows = 16 * kTiles * kWarps;
+
+// Shared memory of a block: two stages of keys and values, [stage][K, V][kKeys, kStride], and queries, [kRows,
+// kStride], which pass through the second stage where they are kept in registers.
+template <int kHeadDim, int kTiles>
 struct Shared {
-  static constexpr int kStride = kHeadDim + 8;
-  static constexpr int kTileElements = kKeys * kStride;
-  static constexpr int kBytes = 4 * kTileElements * 2;
-  static_assert(kRows == kKeys, "queries and the output pass through a tile of keys");
+  static constexpr int kTileBytes = kKeys * kStride<kHeadDim> * 2;
+  static constexpr int kStageBytes = 2 * kTileBytes;
+  static constexpr int kQueries = kTiles == 1 ? kStageBytes : 2 * kStageBytes;
+  static constexpr int kBytes = kTiles == 1 ? 2 * kStageBytes : kQueries + kRows<kTiles> * kStride<kHeadDim> * 2;
 };
-
-// 16-byte pieces of a tile [kKeys, kHeadDim] that a thread copies.
-template <int kHeadDim>
-constexpr int kPieces = kKeys * (kHeadDim / 8) / kThreads;
 
 // What a block works on.
 struct Work {
   int sequence;
   int head;
   int kv_head;
-  int first_token;     // packed row of the tile's first query
+  int first_token;     // packed row of position 0, which a sequence with keys in the cache does not have
   int num_rows;        // up to kRows
   int first_position;  // of the first query among the sequence's keys
   int num_keys;        // of the sequence
-  int end_key;         // the first key that no query of the tile sees
 };
 
-__device__ inline bool find_work(const AttentionParams& p, Work& work) {
+template <int kTiles>
+__device__ bool find_work(const AttentionParams& p, Work& work) {
   const int num_seqs = static_cast<int>(p.num_seqs);
-  const RowTile tile = find_row_tile<kRows>(p.cu_seqlens, num_seqs, static_cast<int>(blockIdx.y));
+  const RowTile tile = find_row_tile<kRows<kTiles>>(p.cu_seqlens, num_seqs, static_cast<int>(blockIdx.z));
   if (tile.sequence < 0) return false;
   const int first = p.cu_seqlens[tile.sequence], length = p.cu_seqlens[tile.sequence + 1] - first;
   work.sequence = tile.sequence;
-  work.head = static_cast<int>(blockIdx.x);
-  work.kv_head = work.head / static_cast<int>(p.num_heads / p.num_kv_heads);
-  work.first_token = first + tile.first_row;
-  work.num_rows = min(kRows, length - tile.first_row);
+  work.kv_head = static_cast<int>(blockIdx.y);
+  work.head = work.kv_head * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  work.num_rows = min(kRows<kTiles>, length - tile.first_row);
   work.num_keys = p.context_lens ? p.context_lens[tile.sequence] : length;
   work.first_position = work.num_keys - length + tile.first_row;
-  work.end_key = p.causal ? min(work.num_keys, work.first_position + kRows) : work.num_keys;
+  work.first_token = first + tile.first_row - work.first_position;
   return true;
 }
 
-template <class T, int kHeadDim>
-__device__ void load_queries(const AttentionParams& p, const Work& work, std::uint32_t target) {
-  constexpr int kPiecesPerRow = kHeadDim / 8, kStride = Shared<kHeadDim>::kStride;
+// Calls function(row, column) for every 16-byte piece of [kCount, kHeadDim] elements that is this thread's: in one
+// column where threads cover whole rows, so that one address leads to all of them.
+template <int kCount, int kHeadDim, class Function>
+__device__ void for_each_piece(const Function& function) {
+  constexpr unsigned kPiecesPerRow = kHeadDim / 8, kPieces = kCount * kPiecesPerRow;
+  constexpr bool kWholeRows = kThreads % kPiecesPerRow == 0;
 #pragma unroll
-  for (int i = 0; i < kPieces<kHeadDim>; ++i) {
-    const int piece = static_cast<int>(threadIdx.x) + i * kThreads;
-    const int row = piece / kPiecesPerRow, column = piece % kPiecesPerRow * 8;
-    const std::int64_t token = work.first_token + min(row, work.num_rows - 1);
-    const T* source = static_cast<const T*>(p.q) + token * p.q_stride[0] + work.head * p.q_stride[1] + column;
-    cp_async_16(target + (row * kStride + column) * 2, source, row < work.num_rows);
+  for (unsigned first = 0; first < kPieces; first += kThreads) {
+    const unsigned start = kWholeRows ? threadIdx.x : threadIdx.x + first;
+    const unsigned row = start / kPiecesPerRow + (kWholeRows ? first / kPiecesPerRow : 0);
+    const unsigned column = start % kPiecesPerRow * 8;
+    if (first + kThreads <= kPieces || row < kCount) function(static_cast<int>(row), static_cast<int>(column));
   }
 }
 
-// Starts the copies of kKeys keys and values from `first_key` on; behind the last key there are zeros, since 0 times
-// whatever lies there may be NaN.
+// A packed row of one head, from `column` on.
+//
+// strides: of rows, which fits 32 bits in bytes, and of heads.
+template <class T>
+__device__ const T* packed_row(const void* rows, int row, const std::int64_t (&strides)[2], int head, int column) {
+  const T* first = static_cast<const T*>(rows) + head * strides[1] + column;
+  return offset_bytes(first, row, static_cast<int>(strides[0]) * static_cast<int>(sizeof(T)));
+}
+
+// The key of a row in the cache, from `column` on. Its value is `num_kv_heads * block_size * kHeadDim` behind it.
+template <class T, int kHeadDim>
+__device__ const T* paged_key(const PagedKeys& paged, std::int64_t num_kv_heads, const Work& work, int key,
+                              int column) {
+  const int block_size = static_cast<int>(paged.block_size), block = key / block_size;
+  const std::int64_t cell = paged.block_table[work.sequence * paged.max_blocks + block];
+  const std::int64_t head = (cell * paged.layers_per_cell + paged.layer_in_cell) * 2 * num_kv_heads + work.kv_head;
+  return static_cast<const T*>(paged.kv_cache) + (head * block_size + key - block * block_size) * kHeadDim + column;
+}
+
+template <class T, int kHeadDim, int kTiles>
+__device__ void load_queries(const AttentionParams& p, const Work& work, std::uint32_t target) {
+  for_each_piece<kRows<kTiles>, kHeadDim>([&](int row, int column) {
+    const int token = work.first_token + work.first_position + row;
+    cp_async_16(target + (row * kStride<kHeadDim> + column) * 2,
+                packed_row<T>(p.q, token, p.q_stride, work.head, column), row < work.num_rows);
+  });
+}
+
+// Starts the copies of kKeys keys, and values behind them, from `first_key` on; behind the last key there are zeros,
+// since 0 times whatever lies there may be NaN.
 template <class T, int kHeadDim, bool kPaged>
 __device__ void load_keys(const AttentionParams& p, const Work& work, int first_key, std::uint32_t target) {
-  constexpr int kPiecesPerRow = kHeadDim / 8, kStride = Shared<kHeadDim>::kStride;
-  constexpr int kTileBytes = Shared<kHeadDim>::kTileElements * 2;
-#pragma unroll
-  for (int i = 0; i < kPieces<kHeadDim>; ++i) {
-    const int piece = static_cast<int>(threadIdx.x) + i * kThreads;
-    const int row = piece / kPiecesPerRow, column = piece % kPiecesPerRow * 8;
-    const int key = min(first_key + row, work.num_keys - 1);
+  for_each_piece<kKeys, kHeadDim>([&](int row, int column) {
     const bool is_valid = first_key + row < work.num_keys;
     const T *k, *v;
     if constexpr (kPaged) {
-      const int block_size = static_cast<int>(p.paged.block_size), block = key / block_size;
-      const std::int64_t cell = p.paged.block_table[work.sequence * p.paged.max_blocks + block];
-      const std::int64_t values = p.num_kv_heads * p.paged.block_size * kHeadDim;  // from a key to its value
-      k = static_cast<const T*>(p.paged.kv_cache) +
-          (cell * p.paged.layers_per_cell + p.paged.layer_in_cell) * 2 * values +
-          (work.kv_head * block_size + key - block * block_size) * kHeadDim + column;
-      v = k + values;
+      const int key = min(first_key + row, work.num_keys - 1);  // there is no block behind the last
+      k = paged_key<T, kHeadDim>(p.paged, p.num_kv_heads, work, key, column);
+      v = k + p.num_kv_heads * p.paged.block_size * kHeadDim;
     } else {
-      const std::int64_t token = work.first_token - work.first_position + key;
-      k = static_cast<const T*>(p.k) + token * p.k_stride[0] + work.kv_head * p.k_stride[1] + column;
-      v = static_cast<const T*>(p.v) + token * p.v_stride[0] + work.kv_head * p.v_stride[1] + column;
+      const int token = work.first_token + first_key + row;
+      k = packed_row<T>(p.k, token, p.k_stride, work.kv_head, column);
+      v = packed_row<T>(p.v, token, p.v_stride, work.kv_head, column);
     }
-    const std::uint32_t place = target + (row * kStride + column) * 2;
+    const std::uint32_t place = target + (row * kStride<kHeadDim> + column) * 2;
     cp_async_16(place, k, is_valid);
-    cp_async_16(place + kTileBytes, v, is_valid);
-  }
+    cp_async_16(place + kKeys * kStride<kHeadDim> * 2, v, is_valid);
+  });
 }
 
-// Scores of a warp's 16 rows and kKeys keys: s[n] is the tile of keys 8 n to 8 n + 7.
-template <class T, int kHeadDim>
-__device__ void multiply_keys(float (&s)[kKeys / 8][4], const std::uint32_t (&q)[kHeadDim / 16][4],
-                              std::uint32_t keys) {
-  constexpr int kStride = Shared<kHeadDim>::kStride;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  // Matrices 0 and 1 are two halves of 16 dimensions for 8 keys, 2 and 3 the same for the next 8.
-  const std::uint32_t lane_row = keys + ((lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8) * 2;
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
-#pragma unroll
-  for (int d = 0; d < kHeadDim / 16; ++d) {
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; n += 2) {
-      std::uint32_t k[4];
-      ldmatrix_x4(k, lane_row + (n * 8 * kStride + d * 16) * 2);
-      mma_16x8x16<T>(s[n], q[d], k[0], k[1]);
-      mma_16x8x16<T>(s[n + 1], q[d], k[2], k[3]);
-    }
-  }
-}
+// Blocks that registers are kept few enough for on a multiprocessor.
+template <int kHeadDim, int kTiles>
+constexpr int kBlocks = (kTiles == 1 ? 3 : 2) + (kHeadDim <= 64 ? 1 : 0);
 
-// Scores of keys that a row does not see become -infinity.
-__device__ inline void mask(float (&s)[kKeys / 8][4], const Work& work, int first_key, bool causal) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int position = work.first_position + warp * 16 + lane / 4;
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = first_key + n * 8 + lane % 4 * 2 + i % 2;
-      if (key >= work.num_keys || (causal && key > position + i / 2 * 8)) s[n][i] = -INFINITY;
-    }
-  }
-}
-
-// A warp's running softmax and output: each thread has rows lane / 4 and lane / 4 + 8.
-template <int kHeadDim>
-struct Accumulator {
-  float out[kHeadDim / 8][4] = {};
-  float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};  // of this thread's own keys
-
-  // s becomes the softmax weights, relative to the maximum so far.
-  __device__ void softmax(float (&s)[kKeys / 8][4], float scale_log2) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float highest = maximum[r];
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) highest = fmaxf(highest, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-      highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, 1));
-      highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, 2));
-      const float shift = highest == -INFINITY ? 0.0f : highest * scale_log2;
-      const float correction = exp2_approx(maximum[r] * scale_log2 - shift);
-      maximum[r] = highest;
-      sum[r] *= correction;
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; ++i) {
-          s[n][i] = exp2_approx(s[n][i] * scale_log2 - shift);
-          sum[r] += s[n][i];
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        out[n][2 * r] *= correction;
-        out[n][2 * r + 1] *= correction;
-      }
-    }
-  }
-
-  template <class T>
-  __device__ void add_values(const float (&s)[kKeys / 8][4], std::uint32_t values) {
-    constexpr int kStride = Shared<kHeadDim>::kStride;
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    // Matrices 0 and 1 are 16 keys of 8 dimensions, 2 and 3 the same for the next 8 dimensions.
-    const std::uint32_t lane_row = values + ((lane / 8 % 2 * 8 + lane % 8) * kStride + lane / 16 * 8) * 2;
-#pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) {
-      const float (&left)[4] = s[2 * k], (&right)[4] = s[2 * k + 1];
-      const std::uint32_t weights[4] = {pack<T>(left[0], left[1]), pack<T>(left[2], left[3]),
-                                        pack<T>(right[0], right[1]), pack<T>(right[2], right[3])};
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; n += 2) {
-        std::uint32_t v[4];
-        ldmatrix_x4_trans(v, lane_row + (k * 16 * kStride + n * 8) * 2);
-        mma_16x8x16<T>(out[n], weights, v[0], v[1]);
-        mma_16x8x16<T>(out[n + 1], weights, v[2], v[3]);
-      }
-    }
-  }
-
-  // Divides by the sums and writes the warp's rows, through its part of shared memory for whole 16-byte accesses.
-  template <class T>
-  __device__ void write(const AttentionParams& p, const Work& work, T* shared) {
-    constexpr int kPiecesPerRow = kHeadDim / 8, kStride = Shared<kHeadDim>::kStride;
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    T* rows = shared + warp * 16 * kStride;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float total = sum[r];
-      total += __shfl_xor_sync(kAllLanes, total, 1);
-      total += __shfl_xor_sync(kAllLanes, total, 2);
-      const float factor = 1.0f / total;
-      T* row = rows + (lane / 4 + 8 * r) * kStride + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        const std::uint32_t pair = pack<T>(out[n][2 * r] * factor, out[n][2 * r + 1] * factor);
-        *reinterpret_cast<std::uint32_t*>(row + n * 8) = pair;
-      }
-    }
-    __syncwarp();
-    for (int piece = lane; piece < 16 * kPiecesPerRow; piece += kWarpSize) {
-      const int row = piece / kPiecesPerRow, column = piece % kPiecesPerRow * 8;
-      if (warp * 16 + row >= work.num_rows) break;
-      const std::int64_t token = work.first_token + warp * 16 + row;
-      T* target = static_cast<T*>(p.out) + (token * p.num_heads + work.head) * kHeadDim + column;
-      store(target, load<8>(rows + row * kStride + column));
-    }
-  }
-};
-
-template <class T, int kHeadDim, bool kPaged>
-__global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_constant__ AttentionParams p) {
+template <class T, int kHeadDim, int kTiles, bool kPaged>
+__global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
+    attention_kernel(const __grid_constant__ AttentionParams p) {
+  using Layout = Shared<kHeadDim, kTiles>;
+  constexpr int kWarpRows = 16 * kTiles;
   Work work;
-  if (!find_work(p, work)) return;
-  constexpr int kStride = Shared<kHeadDim>::kStride, kTileBytes = Shared<kHeadDim>::kTileElements * 2;
+  if (!find_work<kTiles>(p, work)) return;
   const std::uint32_t shared = shared_address(dynamic_shared());
-  const auto stage = [&](int tile) { return shared + tile % 2 * 2 * kTileBytes; };
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const auto stage = [&](int tile) { return shared + tile % 2 * Layout::kStageBytes; };
 
-  load_queries<T, kHeadDim>(p, work, stage(1));
+  load_queries<T, kHeadDim, kTiles>(p, work, shared + Layout::kQueries);
   cp_async_commit();
   load_keys<T, kHeadDim, kPaged>(p, work, 0, stage(0));
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
-  std::uint32_t q[kHeadDim / 16][4];
-#pragma unroll
-  for (int d = 0; d < kHeadDim / 16; ++d) {
-    ldmatrix_x4(q[d], stage(1) + ((warp * 16 + lane % 16) * kStride + d * 16 + lane / 16 * 8) * 2);
-  }
+  const int first_row = static_cast<int>(threadIdx.x) / kWarpSize * kWarpRows;  // the warp's, in the block
+  const int first_position = work.first_position + first_row;
+  const Queries<kHeadDim, kTiles> queries(shared + Layout::kQueries + first_row * kStride<kHeadDim> * 2);
 
-  Accumulator<kHeadDim> accumulator;
+  // Keys that no row sees, of the block and of this warp, which may have no rows at all.
+  const auto end_key = [&](int end_row) { return p.causal ? work.first_position + end_row : work.num_keys; };
+  const int num_tiles = (end_key(work.num_rows) + kKeys - 1) / kKeys;
+  const int warp_end = first_row < work.num_rows ? end_key(min(first_row + kWarpRows, work.num_rows)) : 0;
+
+  Accumulator<kHeadDim> sums[kTiles];
   const float scale_log2 = p.scale * kLog2E;
-  const int num_tiles = (work.end_key + kKeys - 1) / kKeys;
   for (int tile = 0; tile < num_tiles; ++tile) {
     cp_async_wait<0>();
     __syncthreads();  // this tile is there, and everyone is done with the other stage
-    if (tile + 1 < num_tiles) load_keys<T, kHeadDim, kPaged>(p, work, (tile + 1) * kKeys, stage(tile + 1));
+    const int first_key = tile * kKeys, last_key = first_key + kKeys - 1;
+    if (tile + 1 < num_tiles) load_keys<T, kHeadDim, kPaged>(p, work, first_key + kKeys, stage(tile + 1));
     cp_async_commit();
-    float s[kKeys / 8][4];
-    multiply_keys<T, kHeadDim>(s, q, stage(tile));
-    const int end = (tile + 1) * kKeys;
-    if (end > work.num_keys || (p.causal && end > work.first_position + warp * 16 + 1)) {
-      mask(s, work, tile * kKeys, p.causal);
+    if (first_key >= warp_end) continue;
+    Scores<kTiles> s;
+    multiply_keys<T>(s, queries, stage(tile));
+    if (last_key >= work.num_keys || (p.causal && last_key > first_position)) {
+      mask<kTiles>(s, first_key, work.num_keys, first_position, p.causal);
     }
-    accumulator.softmax(s, scale_log2);
-    accumulator.template add_values<T>(s, stage(tile) + kTileBytes);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) sums[t].softmax(s[t], scale_log2);
+    add_values<T>(sums, s, stage(tile) + Layout::kTileBytes);
   }
   cp_async_wait<0>();  // the last, empty group
   __syncthreads();     // everyone is done with the keys
-  accumulator.template write<T>(p, work, reinterpret_cast<T*>(dynamic_shared()));
+
+  // Through shared memory, for whole 16-byte accesses.
+  T* rows = reinterpret_cast<T*>(dynamic_shared() + Layout::kQueries) + first_row * kStride<kHeadDim>;
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) sums[t].finish(rows + t * 16 * kStride<kHeadDim>);
+  __syncwarp();
+  constexpr int kPiecesPerRow = kHeadDim / 8;
+  for (int piece = lane(); piece < kWarpRows * kPiecesPerRow; piece += kWarpSize) {
+    const int row = piece / kPiecesPerRow, column = piece % kPiecesPerRow * 8;
+    if (first_row + row >= work.num_rows) break;
+    const std::int64_t token = work.first_token + first_position + row;
+    T* target = static_cast<T*>(p.out) + (token * p.num_heads + work.head) * kHeadDim + column;
+    store(target, load<8>(rows + row * kStride<kHeadDim> + column));
+  }
+}
+
+template <int kHeadDim, int kTiles, bool kPaged>
+void run(const char* op, const AttentionParams& p, Stream stream) {
+  // Tiles of all sequences, each with at most one that is not full. Who finds no rows leaves at once.
+  const std::int64_t num_tiles = ceil_div(p.num_tokens, kRows<kTiles>) + p.num_seqs;
+  const dim3 grid(static_cast<unsigned>(p.num_heads / p.num_kv_heads), static_cast<unsigned>(p.num_kv_heads),
+                  static_cast<unsigned>(p.num_tokens ? num_tiles : 0));
+  dispatch_half(p.dtype, [&](auto type) {
+    launch(op, attention_kernel<decltype(type), kHeadDim, kTiles, kPaged>, grid, dim3(kThreads),
+           Shared<kHeadDim, kTiles>::kBytes, stream, p);
+  });
+}
+
+// Whether blocks of 128 rows are mostly full, and enough for two on every multiprocessor.
+inline bool fills_wide_tiles(const AttentionParams& p) {
+  const std::int64_t blocks = p.num_heads * (p.num_tokens / kRows<2>);
+  return p.num_tokens >= kRows<2> * p.num_seqs && blocks >= 2 * num_multiprocessors();
 }
 
 }  // namespace prefill
 
 template <int kHeadDim>
 void run_attention(const AttentionParams& p, Stream stream) {
-  const char* op = p.k ? "attention" : "attention_extend";
-  // Tiles of all sequences, each with at most one that is not full. Who finds no rows leaves at once.
-  const std::int64_t num_tiles = ceil_div(p.num_tokens, prefill::kRows) + p.num_seqs;
-  const dim3 grid(static_cast<unsigned>(p.num_heads), static_cast<unsigned>(p.num_tokens ? num_tiles : 0));
-  dispatch_half(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    const auto kernel =
-        p.k ? prefill::attention_kernel<T, kHeadDim, false> : prefill::attention_kernel<T, kHeadDim, true>;
-    launch(op, kernel, grid, dim3(prefill::kThreads), prefill::Shared<kHeadDim>::kBytes, stream, p);
-  });
+  if (!p.k) return prefill::run<kHeadDim, 1, true>("attention_extend", p, stream);
+  if constexpr (kHeadDim >= 64) {  // where it pays
+    if (prefill::fills_wide_tiles(p)) return prefill::run<kHeadDim, 2, false>("attention", p, stream);
+  }
+  prefill::run<kHeadDim, 1, false>("attention", p, stream);
 }
 
 }  // namespace dpn::cuda

@@ -58,6 +58,28 @@ def test_attention(
     assert_near(out, expected, 1.0, FLOOR[dtype])
 
 
+# Around blocks of 128 rows, warps of 32 and tiles of 32 keys; long enough on average that wide blocks are taken.
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("lengths", [[128, 257, 127], [350, 1, 33]], ids=str)
+def test_wide_blocks(
+    kernels: Kernels, guards: Guards, generator: torch.Generator, head_dim: int, causal: bool, lengths: list[int]
+) -> None:
+    dtype, heads = torch.bfloat16, 4
+    q, k, v = fused(generator, sum(lengths), heads, 2, head_dim, dtype, guards)
+    out = guards.poisoned(sum(lengths), heads * head_dim, dtype=dtype)
+    scale = head_dim**-0.5
+    kernels.attention(out, q, k, v, guards.put(offsets(lengths)), causal, scale)
+    assert_near(out, reference(q, k, v, lengths, lengths, causal, scale), 1.0, FLOOR[dtype])
+    # The same rows among short sequences, which are computed in narrow blocks.
+    beside = [1] * 8
+    assert sum(lengths) < 128 * (len(lengths) + len(beside))
+    batch = [torch.cat((x, x[: len(beside)])) for x in (q, k, v)]
+    narrow = guards.poisoned(sum(lengths + beside), heads * head_dim, dtype=dtype)
+    kernels.attention(narrow, *batch, offsets(lengths + beside), causal, scale)
+    assert torch.equal(narrow[: sum(lengths)], out)
+
+
 def test_many_short_sequences_and_a_long_one(
     kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype
 ) -> None:
@@ -114,3 +136,7 @@ def test_bad_arguments_are_refused_by_name(kernels: Kernels, dtype: torch.dtype)
         run(16, torch.float32)
     with pytest.raises(KernelError, match="q is not aligned"):
         run(16, dtype, 4)
+    far = torch.empty(2**30 + 16, dtype=dtype).as_strided((2, 1, 16), (2**30, 16, 1))  # memory that nobody touches
+    near = torch.zeros(2, 1, 16, dtype=dtype)
+    with pytest.raises(KernelError, match="k has rows 1073741824 elements apart, expected less than 1073741824"):
+        kernels.attention(torch.zeros(2, 16, dtype=dtype), near, far, near, offsets([2]), True, 1.0)

@@ -43,6 +43,19 @@ def test_packed_sequences(
     assert_close_to_reference(out, reference, torch_attention(q, k, v, lengths, causal, scale), FLOOR)
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_rows_are_the_same_alone(generator: torch.Generator, dtype: torch.dtype, head_dim: int) -> None:
+    # On a GPU of up to 144 multiprocessors enough for blocks of 128 rows together, and too few alone.
+    lengths, heads = [700, 513], 32
+    q, k, v = (random_rows(generator, (sum(lengths), heads, head_dim), dtype) for _ in range(3))
+    together = ops.attention(q, k, v, offsets(lengths), causal=True, scale=head_dim**-0.5)
+    for rows, length in zip((slice(0, 700), slice(700, None)), lengths, strict=True):
+        alone = ops.attention(q[rows], k[rows], v[rows], offsets([length]), causal=True, scale=head_dim**-0.5)
+        assert torch.equal(together[rows], alone)
+    reference = torch_attention(q.double(), k.double(), v.double(), lengths, True, head_dim**-0.5)
+    assert_close_to_reference(together, reference, torch_attention(q, k, v, lengths, True, head_dim**-0.5), FLOOR)
+
+
 def test_views_of_one_fused_buffer(generator: torch.Generator, dtype: torch.dtype) -> None:
     qkv = random_rows(generator, (70, 4 * 32 + 2 * 2 * 32), dtype)
     q, k, v = (x.view(70, -1, 32) for x in qkv.split([128, 64, 64], dim=1))

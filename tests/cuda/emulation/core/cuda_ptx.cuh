@@ -121,6 +121,12 @@ inline std::uint32_t pack<__half>(float low, float high) {
   return __float2half_rn(low).bits | static_cast<std::uint32_t>(__float2half_rn(high).bits) << 16;
 }
 
+template <class T>
+const T* offset_bytes(const T* base, std::int32_t index, std::int32_t stride) {
+  const auto offset = static_cast<std::uintptr_t>(static_cast<std::int64_t>(index) * stride);
+  return reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(base) + offset);
+}
+
 inline float exp2_approx(float x) { return std::exp2(x); }
 
 }  // namespace dpn::cuda
