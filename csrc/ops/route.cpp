@@ -46,18 +46,32 @@ void check_biases(const Checker& check, const Tensor* biases, const Tensor* leve
   }
 }
 
-// Features and activations of every sequence, and a counter.
-std::int64_t workspace_size(std::int64_t num_seqs, std::int64_t hidden_size, std::int64_t router_size) {
-  return num_seqs * (hidden_size + router_size) + 1;
+// What the GPU needs beside the arguments, one behind the other in a workspace of 4-byte elements.
+struct Workspace {
+  std::int64_t features, activations, logits, finished;
+
+  std::int64_t size() const { return features + activations + logits + finished; }
+};
+
+Workspace workspace_of(std::int64_t num_seqs, std::int64_t hidden_size, std::int64_t router_size,
+                       std::int64_t num_experts) {
+  const std::int64_t groups = num_router_groups(router_size);
+  return {.features = num_seqs * hidden_size,
+          .activations = num_router_splits(hidden_size) * num_seqs * groups * kRouterUnits,
+          .logits = groups * num_seqs * num_experts,
+          .finished = 1 + groups};
 }
 
-void set_workspace(const Checker& check, RouteParams& params, const Tensor* workspace, std::int64_t needed) {
+void set_workspace(const Checker& check, RouteParams& params, const Tensor* workspace) {
   check.condition(workspace != nullptr, "workspace is None, expected route_workspace_size elements");
+  const Workspace sizes = workspace_of(params.num_seqs, params.hidden_size, params.router_size, params.num_experts);
   Dim size("workspace_size");
-  check.contiguous("workspace", *workspace, {&size}, {DType::f32}).range("workspace_size", size, needed, INT64_MAX);
+  check.contiguous("workspace", *workspace, {&size}, {DType::f32})
+      .range("workspace_size", size, sizes.size(), INT64_MAX);
   params.features = workspace->as<float>();
-  params.activations = params.features + params.num_seqs * params.hidden_size;
-  params.finished_blocks = reinterpret_cast<std::uint32_t*>(params.activations + params.num_seqs * params.router_size);
+  params.activations = params.features + sizes.features;
+  params.logits = params.activations + sizes.activations;
+  params.finished = reinterpret_cast<std::uint32_t*>(params.logits + sizes.logits);
 }
 
 }  // namespace
@@ -65,7 +79,7 @@ void set_workspace(const Checker& check, RouteParams& params, const Tensor* work
 std::int64_t route_workspace_size(const Tensor& hidden, const Tensor& cu_router_rows, const Tensor& predictor) {
   // Other ranks are refused by route itself.
   if (hidden.device != Device::cuda || hidden.ndim != 2 || cu_router_rows.ndim != 1 || predictor.ndim != 2) return 0;
-  return workspace_size(cu_router_rows.shape[0] - 1, hidden.shape[1], predictor.shape[1]);
+  return workspace_of(cu_router_rows.shape[0] - 1, hidden.shape[1], predictor.shape[1], predictor.shape[0]).size();
 }
 
 void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
@@ -107,7 +121,7 @@ void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, con
                      .activations = nullptr,
                      .logits = nullptr,
                      .packed_x = nullptr,
-                     .finished_blocks = nullptr,
+                     .finished = nullptr,
                      .num_seqs = num_seqs,
                      .num_routed = num_seqs,
                      .num_experts = num_experts,
@@ -117,7 +131,7 @@ void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, con
                      .eps = eps,
                      .dtype = hidden.dtype};
   if (!check.can_read()) {
-    set_workspace(check, params, workspace, workspace_size(num_seqs, hidden_size, router_size));
+    set_workspace(check, params, workspace);
     return run(params, hidden, stream);
   }
   std::vector<std::int32_t> routed;

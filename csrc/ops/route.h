@@ -3,9 +3,22 @@
 
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
+#include "core/host_device.h"
 #include "core/tensor.h"
 
 namespace dpn {
+
+// A block of the hidden layer on the GPU: units of a group, and columns of a split.
+constexpr int kRouterUnits = 32;
+constexpr int kRouterColumns = 1024;
+
+DPN_HOST_DEVICE constexpr std::int64_t num_router_groups(std::int64_t router_size) {
+  return (router_size + kRouterUnits - 1) / kRouterUnits;
+}
+
+DPN_HOST_DEVICE constexpr std::int64_t num_router_splits(std::int64_t hidden_size) {
+  return (hidden_size + kRouterColumns - 1) / kRouterColumns;
+}
 
 struct RouteParams {
   float* probs;                        // [num_seqs, num_experts]
@@ -21,10 +34,12 @@ struct RouteParams {
   const float* biases;                 // [num_seqs] added to each logit times its level; null: none
   const std::int32_t* levels;          // [num_experts] level of compression; null without biases
   float* features;                     // scratch [num_routed, hidden_size], num_routed = num_seqs on the GPU
-  float* activations;                  // scratch [num_routed, router_size]
-  float* logits;                       // scratch [num_routed, num_experts]; for the CPU only
+  float* activations;                  // scratch [num_routed, router_size]; on the GPU sums of the splits,
+                                       // [num_splits, num_seqs, num_groups * kRouterUnits]
+  float* logits;                       // scratch [num_routed, num_experts]; on the GPU [num_groups, num_seqs,
+                                       // num_experts]
   void* packed_x;                      // scratch of the products, see LinearParams; for the CPU only
-  std::uint32_t* finished_blocks;      // scratch [1]; for the GPU only
+  std::uint32_t* finished;             // scratch [1 + num_groups], groups and blocks of each; for the GPU only
   std::int64_t num_seqs;
   std::int64_t num_routed;
   std::int64_t num_experts;
