@@ -61,13 +61,25 @@ __device__ Vector<T, kWidth> pooled(const PoolParams& p, const Window& w, const 
   float values[kWidth];
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) values[i] = kFunction == PoolFunction::max ? -INFINITY : 0.0f;
-  for (int y = 0; y < w.kernel_height; ++y) {
-#pragma unroll 4
-    for (int x = 0; x < w.kernel_width; ++x) {
+  // kAtOnce elements are on their way before the first is used: most windows have no more.
+  constexpr int kAtOnce = 4;
+  const int area = w.kernel_height * w.kernel_width;
+  int x = 0, y = 0;
+  for (int first = 0; first < area; first += kAtOnce) {
+    Vector<T, kWidth> loaded[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (first + j >= area) break;
+      loaded[j] = load<kWidth>(corner + (y * w.width + x) * p.x_stride);
+      if (++x == w.kernel_width) x = 0, ++y;
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (first + j >= area) break;
       float elements[kWidth], factors[kWidth];
-      to_floats(elements, load<kWidth>(corner + (y * w.width + x) * p.x_stride));
+      to_floats(elements, loaded[j]);
       if constexpr (kFunction == PoolFunction::conv) {
-        to_floats(factors, load<kWidth>(weights + (y * w.kernel_width + x) * p.hidden_size));
+        to_floats(factors, load<kWidth>(weights + (first + j) * p.hidden_size));
       }
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
@@ -77,10 +89,9 @@ __device__ Vector<T, kWidth> pooled(const PoolParams& p, const Window& w, const 
       }
     }
   }
-  const float area = static_cast<float>(w.kernel_height * w.kernel_width);
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    if constexpr (kFunction == PoolFunction::avg) values[i] /= area;
+    if constexpr (kFunction == PoolFunction::avg) values[i] /= static_cast<float>(area);
     values[i] *= w.scale;
   }
   return from_floats<T>(values);
