@@ -56,6 +56,18 @@ void check_addresses(const Checker& check, const char* argument, const Tensor& t
                       " elements apart, expected less than " + std::to_string(kWidestRow));
 }
 
+// Of tensors whose shapes were checked.
+PagedKeys paged_keys(const Tensor& kv_cache, const Tensor& block_table, std::int64_t layer_in_cell) {
+  const std::int64_t block_size = kv_cache.shape[4];
+  return {.kv_cache = kv_cache.data,
+          .block_table = block_table.as<std::int32_t>(),
+          .max_blocks = block_table.shape[1],
+          .block_size = block_size,
+          .layers_per_cell = kv_cache.shape[1],
+          .layer_in_cell = layer_in_cell,
+          .block_divisor = Divisor::of(block_size)};
+}
+
 // As Checker::can_read: the plan of a GPU is made there.
 PrefillPlan plan_of(const Checker& check, const std::int32_t* offsets, const std::int32_t* lengths,
                     std::int64_t num_seqs, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
@@ -183,12 +195,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
                       .q = q.data,
                       .k = nullptr,
                       .v = nullptr,
-                      .paged = {.kv_cache = kv_cache.data,
-                                .block_table = block_table.as<std::int32_t>(),
-                                .max_blocks = max_blocks,
-                                .block_size = block_size,
-                                .layers_per_cell = layers_per_cell,
-                                .layer_in_cell = layer_in_cell},
+                      .paged = paged_keys(kv_cache, block_table, layer_in_cell),
                       .cu_seqlens = offsets,
                       .context_lens = lengths,
                       .q_stride = {q.strides[0], q.strides[1]},
@@ -245,18 +252,13 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   const DecodePlan plan = check.can_read() ? plan_decode(lengths, num_seqs, max_threads()) : DecodePlan{};
   run(AttentionDecodeParams{.out = out.data,
                             .q = q.data,
-                            .kv_cache = kv_cache.data,
-                            .block_table = block_table.as<std::int32_t>(),
+                            .paged = paged_keys(kv_cache, block_table, layer_in_cell),
                             .context_lens = lengths,
                             .q_stride = {q.strides[0], q.strides[1]},
                             .num_seqs = num_seqs,
                             .num_heads = num_heads,
                             .num_kv_heads = num_kv_heads,
                             .head_dim = head_dim,
-                            .max_blocks = max_blocks,
-                            .block_size = block_size,
-                            .layers_per_cell = layers_per_cell,
-                            .layer_in_cell = layer_in_cell,
                             .scale = scale,
                             .dtype = q.dtype,
                             .tasks = plan.tasks.data(),

@@ -5,6 +5,7 @@
 
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
+#include "core/divisor.h"
 #include "core/tensor.h"
 #include "ops/attention_plan.h"
 
@@ -18,6 +19,7 @@ struct PagedKeys {
   std::int64_t block_size;
   std::int64_t layers_per_cell;
   std::int64_t layer_in_cell;
+  Divisor block_divisor;  // by block_size; for the GPU only
 };
 
 struct AttentionParams {
@@ -46,20 +48,15 @@ struct AttentionParams {
 };
 
 struct AttentionDecodeParams {
-  void* out;                         // [num_seqs, num_heads, head_dim]
-  const void* q;                     // [num_seqs, num_heads, head_dim]
-  const void* kv_cache;              // [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
-  const std::int32_t* block_table;   // [num_seqs, max_blocks]
+  void* out;      // [num_seqs, num_heads, head_dim]
+  const void* q;  // [num_seqs, num_heads, head_dim]
+  PagedKeys paged;
   const std::int32_t* context_lens;  // [num_seqs]
   std::int64_t q_stride[2];          // of sequences, of heads
   std::int64_t num_seqs;
   std::int64_t num_heads;
   std::int64_t num_kv_heads;
   std::int64_t head_dim;
-  std::int64_t max_blocks;
-  std::int64_t block_size;
-  std::int64_t layers_per_cell;
-  std::int64_t layer_in_cell;
   float scale;
   DType dtype;
   const DecodeTask* tasks;  // for the CPU only, as the next two

@@ -83,12 +83,12 @@ class Task {
         heads_(p.num_heads / p.num_kv_heads),
         padded_dim_(round_up(p.head_dim, kRun)),
         key_(task.first_key),
-        block_(key_ / p.block_size),
-        row_(key_ % p.block_size) {
-    const std::int64_t plane = p.num_kv_heads * p.block_size * p.head_dim;
-    keys_ = static_cast<const T*>(p.kv_cache) + p.layer_in_cell * 2 * plane;
+        block_(key_ / p.paged.block_size),
+        row_(key_ % p.paged.block_size) {
+    const std::int64_t plane = p.num_kv_heads * p.paged.block_size * p.head_dim;
+    keys_ = static_cast<const T*>(p.paged.kv_cache) + p.paged.layer_in_cell * 2 * plane;
     values_ = keys_ + plane;
-    cell_stride_ = p.layers_per_cell * 2 * plane;
+    cell_stride_ = p.paged.layers_per_cell * 2 * plane;
   }
 
   void run() {
@@ -153,17 +153,17 @@ class Task {
 
   // The next groups, up to kChunkGroups of them; none at the end.
   void find_chunk(Chunk& chunk) {
-    const std::int32_t* blocks = p_.block_table + task_.sequence * p_.max_blocks;
+    const std::int32_t* blocks = p_.paged.block_table + task_.sequence * p_.paged.max_blocks;
     int g = 0;
     for (; g < kChunkGroups && key_ < task_.last_key; ++g) {
-      std::int64_t count = p_.block_size - row_;
+      std::int64_t count = p_.paged.block_size - row_;
       if (count > task_.last_key - key_) count = task_.last_key - key_;
       if (count > kGroupKeys) count = kGroupKeys;
       chunk.offsets[g] = blocks[block_] * cell_stride_ + row_ * p_.head_dim;
       chunk.counts[g] = static_cast<int>(count);
       key_ += count;
       row_ += count;
-      if (row_ == p_.block_size) {
+      if (row_ == p_.paged.block_size) {
         row_ = 0;
         ++block_;
       }
@@ -201,7 +201,7 @@ class Task {
 
   void attend_chunk(std::int64_t kv_head, const Chunk& chunk, const Chunk& next_chunk) const {
     KeyGroup<U, V> groups[kChunkGroups];
-    const std::int64_t head_stride = p_.block_size * p_.head_dim, offset = kv_head * head_stride;
+    const std::int64_t head_stride = p_.paged.block_size * p_.head_dim, offset = kv_head * head_stride;
     const bool last_head = kv_head + 1 == p_.num_kv_heads;
     for (int g = 0; g < chunk.num_groups; ++g) {
       const T* keys = keys_ + chunk.offsets[g] + offset;

@@ -11,6 +11,7 @@
 #include "core/cuda_reduce.cuh"
 #include "core/cuda_vector.cuh"
 #include "ops/attention_cuda.h"
+#include "ops/paged_rows_cuda.cuh"
 
 namespace dpn::cuda {
 
@@ -57,21 +58,6 @@ struct Shared {
   float sum[kWarps][kHeads];
 };
 
-// Key number -> its place in the cache.
-template <class T, int kHeadDim>
-struct PagedRows {
-  const T* keys;  // of the layer and head, in cell 0
-  const std::int32_t* blocks;
-  std::int64_t cell_stride;
-  std::int64_t values;  // from a key to its value
-  int block_size;
-
-  __device__ const T* key(int index) const {
-    const int block = index / block_size;
-    return keys + blocks[block] * cell_stride + static_cast<std::int64_t>(index - block * block_size) * kHeadDim;
-  }
-};
-
 // Blocks that a multiprocessor holds at least, as the registers allow: left alone, ptxas aims at one more and spills.
 template <int kHeads>
 constexpr int kBlocks = kHeads <= 2   ? 4
@@ -98,13 +84,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
   const int first_key = min(context, static_cast<int>(blockIdx.z) * split_size);
   const int last_key = min(context, first_key + split_size);
 
-  PagedRows<T, kHeadDim> rows;
-  rows.block_size = static_cast<int>(p.block_size);
-  rows.values = p.num_kv_heads * p.block_size * kHeadDim;
-  rows.cell_stride = p.layers_per_cell * 2 * rows.values;
-  rows.keys = static_cast<const T*>(p.kv_cache) + p.layer_in_cell * 2 * rows.values +
-              kv_head * p.block_size * kHeadDim + column;
-  rows.blocks = p.block_table + sequence * p.max_blocks;
+  // Lanes without a column read the first, and nobody looks at what they make of it: their part of q is 0.
+  const PagedRows<T, kHeadDim> rows(p.paged, static_cast<int>(p.num_kv_heads), sequence, kv_head,
+                                    has_column ? column : 0);
 
   float q[kHeads][8];
   Part part[kHeads];
@@ -122,17 +104,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
   // The same number of turns for every lane of a warp, since they exchange scores.
   for (int begin = first_key + warp * kKeysAtOnce * kUnroll; begin < last_key;
        begin += kWarps * kKeysAtOnce * kUnroll) {
-    Vector<T, 8> keys[kUnroll], values[kUnroll];
+    // All cells, then all keys and values are on their way before the first is used. Behind the last key it is read
+    // again, and gets no weight.
+    typename PagedRows<T, kHeadDim>::Place places[kUnroll];
     bool is_valid[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int index = begin + u * kKeysAtOnce + lane / kLanes;
       is_valid[u] = index < last_key;
-      keys[u] = values[u] = {};
-      if (!is_valid[u] || !has_column) continue;
-      const T* key = rows.key(index);
+      places[u] = rows.place(min(index, last_key - 1));
+    }
+    Vector<T, 8> keys[kUnroll], values[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const T* key = rows.key(places[u]);
       keys[u] = load<8>(key);
-      values[u] = load<8>(key + rows.values);
+      values[u] = load<8>(rows.value(key));
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {

@@ -10,6 +10,7 @@
 #include "ops/attention_cuda.h"
 #include "ops/attention_tiles_cuda.cuh"
 #include "ops/attention_warp_cuda.cuh"
+#include "ops/paged_rows_cuda.cuh"
 
 namespace dpn::cuda {
 
@@ -83,16 +84,6 @@ __device__ const T* packed_row(const void* rows, int row, const std::int64_t (&s
   return offset_bytes(first, row, static_cast<int>(strides[0]) * static_cast<int>(sizeof(T)));
 }
 
-// The key of a row in the cache, from `column` on. Its value is `num_kv_heads * block_size * kHeadDim` behind it.
-template <class T, int kHeadDim>
-__device__ const T* paged_key(const PagedKeys& paged, std::int64_t num_kv_heads, const Work& work, int key,
-                              int column) {
-  const int block_size = static_cast<int>(paged.block_size), block = key / block_size;
-  const std::int64_t cell = paged.block_table[work.sequence * paged.max_blocks + block];
-  const std::int64_t head = (cell * paged.layers_per_cell + paged.layer_in_cell) * 2 * num_kv_heads + work.kv_head;
-  return static_cast<const T*>(paged.kv_cache) + (head * block_size + key - block * block_size) * kHeadDim + column;
-}
-
 template <class T, int kHeadDim, int kTiles>
 __device__ void load_queries(const AttentionParams& p, const Work& work, std::uint32_t target) {
   for_each_piece<kRows<kTiles>, kHeadDim>([&](int row, int column) {
@@ -110,9 +101,9 @@ __device__ void load_keys(const AttentionParams& p, const Work& work, int first_
     const bool is_valid = first_key + row < work.num_keys;
     const T *k, *v;
     if constexpr (kPaged) {
-      const int key = min(first_key + row, work.num_keys - 1);  // there is no block behind the last
-      k = paged_key<T, kHeadDim>(p.paged, p.num_kv_heads, work, key, column);
-      v = k + p.num_kv_heads * p.paged.block_size * kHeadDim;
+      const PagedRows<T, kHeadDim> rows(p.paged, static_cast<int>(p.num_kv_heads), work.sequence, work.kv_head, column);
+      k = rows.key(rows.place(min(first_key + row, work.num_keys - 1)));  // there is no block behind the last
+      v = rows.value(k);
     } else {
       const int token = work.first_token + first_key + row;
       k = packed_row<T>(p.k, token, p.k_stride, work.kv_head, column);

@@ -48,11 +48,11 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
-    def size(self, name: str, *tensors: Tensor) -> int:
-        """What one of the `*_workspace_size` functions says."""
+    def number(self, name: str, *arguments: object) -> int:
+        """What one of the functions says that return an integer."""
         function = getattr(self._library, name)
         function.restype = ctypes.c_int64
-        return function(*(c_argument(t) for t in tensors))
+        return function(*(c_argument(a) for a in arguments))
 
     def __getattr__(self, name: str):
         function = getattr(self._library, name)

@@ -20,7 +20,7 @@ def run(
     padding = cache.block_table.new_full((len(contexts), unused_blocks), -1)
     block_table = guards.put(torch.cat([cache.block_table, padding], 1))
     kv_cache = guards.put(cache.kv_cache)
-    size = kernels.size("attention_decode_workspace_size", q, kv_cache, block_table)
+    size = kernels.number("attention_decode_workspace_size", q, kv_cache, block_table)
     workspace = guards.poisoned(size, dtype=torch.float32) if size else None
     out = guards.poisoned(len(contexts), heads * head_dim, dtype=dtype)
     scale = head_dim**-0.5
@@ -56,7 +56,7 @@ def test_padding_without_keys_gets_zeros(kernels: Kernels, dtype: torch.dtype, m
     cache = torch.ones(40, 1, 2, 1, 16, 16, dtype=dtype)
     q, out = torch.ones(2, 1, 16, dtype=dtype), torch.full((2, 16), float("nan"), dtype=dtype)
     table = torch.arange(max_blocks, dtype=torch.int32).repeat(2, 1)
-    workspace = torch.full((kernels.size("attention_decode_workspace_size", q, cache, table),), float("nan"))
+    workspace = torch.full((kernels.number("attention_decode_workspace_size", q, cache, table),), float("nan"))
     contexts = torch.tensor([3, 0], dtype=torch.int32)
     kernels.attention_decode(out, q, cache, 0, table, contexts, 1.0, workspace)
     assert (out[0] == 1).all()
@@ -67,7 +67,7 @@ def test_a_missing_or_short_workspace_is_refused(kernels: Kernels, dtype: torch.
     cache = torch.zeros(40, 1, 2, 1, 16, 16, dtype=dtype)
     q, out = torch.zeros(1, 1, 16, dtype=dtype), torch.zeros(1, 16, dtype=dtype)
     table, contexts = torch.arange(40, dtype=torch.int32)[None], torch.tensor([600], dtype=torch.int32)
-    needed = kernels.size("attention_decode_workspace_size", q, cache, table)
+    needed = kernels.number("attention_decode_workspace_size", q, cache, table)
     assert needed > 0
     with pytest.raises(KernelError, match="workspace is None"):
         kernels.attention_decode(out, q, cache, 0, table, contexts, 1.0, None)

@@ -36,7 +36,7 @@ class Router:
         )
         probs = self.guards.poisoned(len(rows), self.predictor.shape[0], dtype=torch.float32)
         experts = self.guards.poisoned(len(rows), dtype=torch.int32)
-        size = kernels.size("route_workspace_size", hidden, cu_router_rows, self.predictor)
+        size = kernels.number("route_workspace_size", hidden, cu_router_rows, self.predictor)
         layer = [self.norm_weight, self.norm_bias, self.hidden_weight] if self.has_hidden else [None] * 3
         workspace = self.guards.poisoned(size, dtype=torch.float32)
         biases, levels = (put(bias[0]), put(bias[1])) if bias else (None, None)

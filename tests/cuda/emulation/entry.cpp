@@ -99,6 +99,10 @@ const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* k
   });
 }
 
+std::int64_t divide(std::int64_t number, std::int64_t divisor) {
+  return dpn::Divisor::of(divisor).divide(static_cast<std::int32_t>(number));
+}
+
 std::int64_t attention_decode_workspace_size(const Tensor* q, const Tensor* kv_cache, const Tensor* block_table) {
   return dpn::attention_decode_workspace_size(*q, *kv_cache, *block_table);
 }
