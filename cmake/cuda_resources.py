@@ -24,7 +24,7 @@ NORM_ROW = 4096  # elements: the row that the norms' threads are counted for
 # Threads of a block, by the kernel's name.
 THREADS = {
     "attention_kernel": 128, "attention_decode_kernel": 128, "merge_splits_kernel": 128, "advance_sequences_kernel": 32,
-    "sample_greedy_kernel": 1024, "sample_kernel": 1024,
+    "router_features_kernel": 1024, "sample_greedy_kernel": 1024, "sample_kernel": 1024,
 }  # fmt: skip
 DEFAULT_THREADS = 256
 

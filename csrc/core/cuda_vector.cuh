@@ -5,8 +5,10 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/check.h"
+#include "core/cuda_ptx.cuh"
 #include "core/tensor.h"
 
 namespace dpn::cuda {
@@ -63,8 +65,15 @@ __device__ void to_floats(float (&values)[kSize], const Vector<T, kSize>& vector
 template <class T, int kSize>
 __device__ Vector<T, kSize> from_floats(const float (&values)[kSize]) {
   Vector<T, kSize> vector;
+  if constexpr (sizeof(T) == 2 && kSize % 2 == 0) {  // in pairs, which take one instruction
+    std::uint32_t pairs[kSize / 2];
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) vector.elements[i] = from_float<T>(values[i]);
+    for (int i = 0; i < kSize / 2; ++i) pairs[i] = pack<T>(values[2 * i], values[2 * i + 1]);
+    std::memcpy(vector.elements, pairs, sizeof pairs);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) vector.elements[i] = from_float<T>(values[i]);
+  }
   return vector;
 }
 

@@ -12,12 +12,21 @@ struct RowTile {
   int first_row;  // of the sequence
 };
 
-// Sums of a count for each sequence, spread over the lanes of a warp.
-template <class Count>
-__device__ int sum_over_sequences(int num_seqs, const Count& count) {
+// This lane's sum and highest of a count for each sequence.
+struct Counts {
   int sum = 0;
-  for (int s = static_cast<int>(threadIdx.x) % kWarpSize; s < num_seqs; s += kWarpSize) sum += count(s);
-  return __reduce_add_sync(kAllLanes, sum);
+  int highest = 0;
+};
+
+template <class Count>
+__device__ Counts lane_counts(int num_seqs, const Count& count) {
+  Counts counts;
+  for (int s = static_cast<int>(threadIdx.x) % kWarpSize; s < num_seqs; s += kWarpSize) {
+    const int one = count(s);
+    counts.sum += one;
+    counts.highest = max(counts.highest, one);
+  }
+  return counts;
 }
 
 // Tile `index` when tiles are ordered by their place in the sequence, the last place first: causal work grows with the
@@ -27,10 +36,13 @@ template <int kRows>
 __device__ RowTile find_row_tile(const std::int32_t* cu_seqlens, int num_seqs, int index) {
   const auto num_tiles = [&](int s) { return (cu_seqlens[s + 1] - cu_seqlens[s] + kRows - 1) / kRows; };
   const auto tiles_from = [&](int place) {  // of all sequences, at this place or behind it
-    return sum_over_sequences(num_seqs, [&](int s) { return max(num_tiles(s) - place, 0); });
+    const int mine = lane_counts(num_seqs, [&](int s) { return max(num_tiles(s) - place, 0); }).sum;
+    return __reduce_add_sync(kAllLanes, mine);
   };
-  if (index >= tiles_from(0)) return {-1, 0};
-  int low = 0, high = (cu_seqlens[num_seqs] + kRows - 1) / kRows + 1;  // tiles_from(low) > index >= tiles_from(high)
+  const Counts mine = lane_counts(num_seqs, num_tiles);
+  if (index >= __reduce_add_sync(kAllLanes, mine.sum)) return {-1, 0};
+  // tiles_from(low) > index >= tiles_from(high)
+  int low = 0, high = __reduce_max_sync(kAllLanes, mine.highest);
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     if (tiles_from(middle) > index) {

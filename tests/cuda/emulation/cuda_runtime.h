@@ -98,6 +98,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   return dpn::emulation::reduce("__ballot_sync", bit, [](unsigned a, unsigned b) { return a | b; });
 }
 
+inline float __fdividef(float x, float y) { return x / y; }
+
 inline int __reduce_add_sync(unsigned mask, int value) {
   dpn::emulation::require_all_lanes(mask);
   return dpn::emulation::reduce("__reduce_add_sync", value, [](int a, int b) { return a + b; });
