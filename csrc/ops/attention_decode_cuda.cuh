@@ -11,6 +11,7 @@
 #include "core/cuda_reduce.cuh"
 #include "core/cuda_vector.cuh"
 #include "ops/attention_cuda.h"
+#include "ops/attention_decode_splits.h"
 #include "ops/paged_rows_cuda.cuh"
 
 namespace dpn::cuda {
@@ -20,7 +21,6 @@ namespace decode {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kMostHeads = 8;  // query heads of a block; larger groups read keys and values again, from the L2 cache
-constexpr int kShortestSplit = 128;
 constexpr float kLog2E = 1.44269504088896341f;
 
 // Lanes that share a key, a power of two; each has 8 of its dimensions, and the last have none where head_dim is 96.
@@ -46,6 +46,11 @@ __device__ inline void merge(Part& part, float maximum, float sum, const float (
   part.sum = part.sum * mine + sum * theirs;
 #pragma unroll
   for (int i = 0; i < 8; ++i) part.values[i] = part.values[i] * mine + values[i] * theirs;
+}
+
+// Keys of each part of a sequence but the last; parts behind that have none.
+__device__ inline int split_size(const AttentionDecodeParams& p, int context) {
+  return max(kShortestSplit, (context + p.num_splits - 1) / p.num_splits);
 }
 
 // Zero for a sequence without keys: a batch may be padded with such.
@@ -80,9 +85,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
   const bool has_column = column < kHeadDim;
 
   const int context = p.context_lens[sequence];
-  const int split_size = max(kShortestSplit, (context + p.num_splits - 1) / p.num_splits);
-  const int first_key = min(context, static_cast<int>(blockIdx.z) * split_size);
-  const int last_key = min(context, first_key + split_size);
+  const int size = split_size(p, context), first_key = min(context, static_cast<int>(blockIdx.z) * size);
+  const int last_key = min(context, first_key + size);
+  if (blockIdx.z > 0 && first_key == context) return;
 
   // Lanes without a column read the first, and nobody looks at what they make of it: their part of q is 0.
   const PagedRows<T, kHeadDim> rows(p.paged, static_cast<int>(p.num_kv_heads), sequence, kv_head,
@@ -201,9 +206,13 @@ __global__ void __launch_bounds__(kThreads) merge_splits_kernel(const __grid_con
   if (dim >= kHeadDim) return;
   const std::int64_t row = blockIdx.y * p.num_heads + blockIdx.x;
   const float* partials = p.partials + row * p.num_splits * (kHeadDim + 2);
+  const int context = p.context_lens[blockIdx.y], size = split_size(p, context);
+  const int num_splits = (context + size - 1) / size;  // that have keys
   float maximum = -INFINITY, sum = 0, value = 0;
-  for (int s = 0; s < p.num_splits; ++s) maximum = fmaxf(maximum, partials[s * (kHeadDim + 2) + kHeadDim]);
-  for (int s = 0; s < p.num_splits; ++s) {
+#pragma unroll 8
+  for (int s = 0; s < num_splits; ++s) maximum = fmaxf(maximum, partials[s * (kHeadDim + 2) + kHeadDim]);
+#pragma unroll 8
+  for (int s = 0; s < num_splits; ++s) {
     const float* partial = partials + s * (kHeadDim + 2);
     const float factor = rescale(partial[kHeadDim], maximum);
     sum += partial[kHeadDim + 1] * factor;

@@ -7,7 +7,6 @@ namespace dpn {
 namespace {
 
 constexpr std::int64_t kBlocksPerMultiprocessor = 4;
-constexpr std::int64_t kShortestSplit = 128;  // keys
 constexpr std::int64_t kMostSplits = 64;
 constexpr std::int64_t kHeadsPerBlock = 8;
 

@@ -5,6 +5,9 @@
 
 namespace dpn {
 
+// Keys of a part at least, unless a sequence has fewer: two turns of a block where head_dim is 128.
+constexpr int kShortestSplit = 64;
+
 // Parts that the keys of every sequence are cut into: enough blocks to keep every multiprocessor reading, none so short
 // that merging costs more than reading.
 //

@@ -41,7 +41,7 @@ def test_attention_decode(
 
 
 @pytest.mark.parametrize("head_dim", [64, 96])
-@pytest.mark.parametrize("contexts", [[300], [127, 128, 129, 260], [600, 1]], ids=str)
+@pytest.mark.parametrize("contexts", [[300], [63, 64, 65, 127], [128, 129, 260], [600, 1]], ids=str)
 @pytest.mark.parametrize("unused_blocks", [0, 100])
 def test_splits_of_the_keys(
     kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, contexts: list[int],

@@ -25,8 +25,8 @@ DTYPES = ATTENTION_DTYPES
 # num_heads, num_kv_heads, head_dim
 SHAPES = [(8, 1, 64), (4, 2, 128), (3, 1, 8)]
 OTHER_SHAPES = [(4, 4, 64), (6, 6, 32), (2, 2, 96), (2, 2, 16), (12, 2, 80), (2, 1, 256), (17, 1, 40), (20, 1, 64)]
-# Around blocks of 16 rows, chunks of 128 keys and splits of 256.
-LENGTHS = [[1], [15, 16, 17], [31, 1, 33], [127, 128, 129], [255, 2, 256, 257], [1500, 700], [1] * 20, []]
+# Around blocks of 16 rows, chunks of 128 keys, and splits of 256, of 64 on a GPU.
+LENGTHS = [[1], [15, 16, 17], [31, 1, 33], [63, 64, 65], [127, 128, 129], [255, 2, 256, 257], [1500, 700], [1] * 20, []]
 CASES = [
     *product(SHAPES, LENGTHS, [16]),
     *product(SHAPES, [[1, 31], [290]], [5, 64]),
