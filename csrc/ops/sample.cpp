@@ -17,21 +17,13 @@ void run(const SampleGreedyParams& params, const Tensor& logits, Stream stream) 
 void run(const SampleParams& params, const Tensor& logits,
          Stream stream){DPN_CALL_KERNEL(sample_kernel, params, logits, stream)}
 
-SampleGreedyParams greedy_params(const Checker& check, const Tensor& tokens, const Tensor& is_finite,
-                                 const Tensor& logits, Dim& num_rows, Dim& vocab_size) {
+LogitRows checked_rows(const Checker& check, const Tensor& logits, Dim& num_rows, Dim& vocab_size) {
   check.tensor("logits", logits, {&num_rows, &vocab_size}, check.floats())
-      .contiguous("tokens", tokens, {&num_rows}, {DType::i32})
-      .contiguous("is_finite", is_finite, {&num_rows}, {DType::i32})
-      .no_overlap("tokens", tokens, "is_finite", is_finite)
-      .no_overlap("tokens", tokens, "logits", logits)
-      .no_overlap("is_finite", is_finite, "logits", logits)
       .range("vocab_size", vocab_size, 1, sampling::kMostTokens);
-  return {.tokens = tokens.as<std::int32_t>(),
-          .is_finite = is_finite.as<std::int32_t>(),
-          .logits = logits.data,
+  return {.logits = logits.data,
           .num_rows = num_rows,
           .vocab_size = vocab_size,
-          .logits_stride = logits.strides[0],
+          .stride = logits.strides[0],
           .dtype = logits.dtype};
 }
 
@@ -48,10 +40,12 @@ void check_parameter(const Checker& check, const char* argument, const Tensor& t
 
 }  // namespace
 
-void sample_greedy(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits, Stream stream) {
+void sample_greedy(const Tensor& tokens, const Tensor& logits, Stream stream) {
   const Checker check("sample_greedy", logits);
   Dim num_rows("num_rows"), vocab_size("vocab_size");
-  run(greedy_params(check, tokens, is_finite, logits, num_rows, vocab_size), logits, stream);
+  const LogitRows rows = checked_rows(check, logits, num_rows, vocab_size);
+  check.contiguous("tokens", tokens, {&num_rows}, {DType::i64}).no_overlap("tokens", tokens, "logits", logits);
+  run(SampleGreedyParams{.tokens = tokens.as<std::int64_t>(), .rows = rows}, logits, stream);
 }
 
 void sample(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits, const Tensor& depths,
@@ -59,8 +53,13 @@ void sample(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits,
             const Tensor& keys, const Tensor& positions, Stream stream) {
   const Checker check("sample", logits);
   Dim num_rows("num_rows"), vocab_size("vocab_size");
-  const SampleGreedyParams greedy = greedy_params(check, tokens, is_finite, logits, num_rows, vocab_size);
-  check.contiguous("depths", depths, {&num_rows, &vocab_size}, {DType::i32})
+  const LogitRows rows = checked_rows(check, logits, num_rows, vocab_size);
+  check.contiguous("tokens", tokens, {&num_rows}, {DType::i32})
+      .contiguous("is_finite", is_finite, {&num_rows}, {DType::i32})
+      .no_overlap("tokens", tokens, "is_finite", is_finite)
+      .no_overlap("tokens", tokens, "logits", logits)
+      .no_overlap("is_finite", is_finite, "logits", logits)
+      .contiguous("depths", depths, {&num_rows, &vocab_size}, {DType::i32})
       .contiguous("temperatures", temperatures, {&num_rows}, {DType::f32})
       .contiguous("top_k", top_k, {&num_rows}, {DType::i32})
       .contiguous("top_p", top_p, {&num_rows}, {DType::f64})
@@ -79,15 +78,17 @@ void sample(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits,
     check_parameter<float>(check, "min_p", min_p, "from 0 to 1", [](float p) { return p >= 0 && p <= 1; });
   }
   const AlignedBuffer masses(check.can_read() ? depths.numel() * 8 : 0);
-  run({.greedy = greedy,
-       .depths = depths.as<std::int32_t>(),
-       .masses = static_cast<std::uint64_t*>(masses.data()),
-       .temperatures = temperatures.as<float>(),
-       .top_k = top_k.as<std::int32_t>(),
-       .top_p = top_p.as<double>(),
-       .min_p = min_p.as<float>(),
-       .keys = keys.as<std::int64_t>(),
-       .positions = positions.as<std::int64_t>()},
+  run(SampleParams{.tokens = tokens.as<std::int32_t>(),
+                   .is_finite = is_finite.as<std::int32_t>(),
+                   .rows = rows,
+                   .depths = depths.as<std::int32_t>(),
+                   .masses = static_cast<std::uint64_t*>(masses.data()),
+                   .temperatures = temperatures.as<float>(),
+                   .top_k = top_k.as<std::int32_t>(),
+                   .top_p = top_p.as<double>(),
+                   .min_p = min_p.as<float>(),
+                   .keys = keys.as<std::int64_t>(),
+                   .positions = positions.as<std::int64_t>()},
       logits, stream);
 }
 

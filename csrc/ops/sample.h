@@ -7,18 +7,23 @@
 
 namespace dpn {
 
-struct SampleGreedyParams {
-  std::int32_t* tokens;     // [num_rows]
-  std::int32_t* is_finite;  // [num_rows]
-  const void* logits;       // [num_rows, vocab_size], row stride logits_stride
+struct LogitRows {
+  const void* logits;  // [num_rows, vocab_size]
   std::int64_t num_rows;
   std::int64_t vocab_size;
-  std::int64_t logits_stride;
+  std::int64_t stride;  // of rows
   DType dtype;
 };
 
+struct SampleGreedyParams {
+  std::int64_t* tokens;  // [num_rows]
+  LogitRows rows;
+};
+
 struct SampleParams {
-  SampleGreedyParams greedy;
+  std::int32_t* tokens;     // [num_rows]
+  std::int32_t* is_finite;  // [num_rows]
+  LogitRows rows;
   std::int32_t* depths;           // scratch [num_rows, vocab_size], see sample_row.h
   std::uint64_t* masses;          // scratch [num_rows, vocab_size]; for the CPU only
   const float* temperatures;      // [num_rows], 0: greedy
@@ -29,12 +34,12 @@ struct SampleParams {
   const std::int64_t* positions;  // [num_rows] which random number of the row
 };
 
-// tokens: the first of the largest logits of each row; a NaN is never larger, so the token stays one of the vocabulary.
-// is_finite: 1 where the row has a softmax (no NaN, a largest logit that is finite), else 0.
-void sample_greedy(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits, Stream stream);
+// tokens: the first of the largest logits of each row, -1 where the row has no softmax (a NaN, or a largest logit that
+// is not finite).
+void sample_greedy(const Tensor& tokens, const Tensor& logits, Stream stream);
 
-// One random token per row, as dpn_rt/sampling/filters.py draws it; rows without a softmax get what sample_greedy
-// gives.
+// One random token per row, as dpn_rt/sampling/filters.py draws it. is_finite: 1 where the row has a softmax, else 0
+// and the token is the first of the largest logits; a NaN is never larger, so the token stays one of the vocabulary.
 void sample(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits, const Tensor& depths,
             const Tensor& temperatures, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
             const Tensor& keys, const Tensor& positions, Stream stream);

@@ -20,9 +20,13 @@ struct Row {
   float operator[](std::int64_t token) const { return to_float(logits[token]); }
 };
 
-// The first of the largest logits; a NaN is never larger. Writes both results.
+struct Greedy {
+  std::int32_t token;  // the first of the largest logits; a NaN is never larger
+  bool is_finite;      // whether there is a softmax
+};
+
 template <class T>
-std::int32_t choose_best(const SampleGreedyParams& p, Row<T> row, std::int64_t index) {
+Greedy choose_best(Row<T> row) {
   std::int32_t best = -1;
   float largest = -INFINITY;
   bool has_nan = false;
@@ -34,9 +38,12 @@ std::int32_t choose_best(const SampleGreedyParams& p, Row<T> row, std::int64_t i
       best = static_cast<std::int32_t>(token);
     }
   }
-  p.tokens[index] = best < 0 ? 0 : best;
-  p.is_finite[index] = best >= 0 && largest < INFINITY && !has_nan;
-  return p.tokens[index];
+  return {.token = best < 0 ? 0 : best, .is_finite = best >= 0 && largest < INFINITY && !has_nan};
+}
+
+template <class T>
+Row<T> row_of(const LogitRows& rows, std::int64_t index) {
+  return {static_cast<const T*>(rows.logits) + index * rows.stride, rows.vocab_size};
 }
 
 // Depths of one row and their masses.
@@ -70,13 +77,15 @@ struct Depths {
 
 template <class T>
 void sample_row(const SampleParams& p, std::int64_t index) {
-  const std::int64_t vocab_size = p.greedy.vocab_size, first = index * vocab_size;
-  const Row<T> row{static_cast<const T*>(p.greedy.logits) + index * p.greedy.logits_stride, vocab_size};
-  const std::int32_t best = choose_best(p.greedy, row, index);
+  const std::int64_t vocab_size = p.rows.vocab_size, first = index * vocab_size;
+  const Row<T> row = row_of<T>(p.rows, index);
+  const Greedy best = choose_best(row);
+  p.tokens[index] = best.token;
+  p.is_finite[index] = best.is_finite;
   const float temperature = p.temperatures[index];
-  if (temperature < sampling::kMinTemperature || !p.greedy.is_finite[index]) return;
+  if (temperature < sampling::kMinTemperature || !best.is_finite) return;
   const Depths depths{p.depths + first, p.masses + first, vocab_size};
-  const float largest = row[best], most = sampling::deepest(p.min_p[index]);
+  const float largest = row[best.token], most = sampling::deepest(p.min_p[index]);
   for (std::int64_t token = 0; token < vocab_size; ++token) {
     const std::uint32_t depth = sampling::depth_of(row[token], largest, temperature, most);
     depths.depths[token] = static_cast<std::int32_t>(depth);
@@ -92,25 +101,22 @@ void sample_row(const SampleParams& p, std::int64_t index) {
       });
   const double number =
       sampling::uniform(static_cast<std::uint64_t>(p.keys[index]), static_cast<std::uint64_t>(p.positions[index]));
-  p.greedy.tokens[index] = depths.draw(kept, sampling::drawn(number, kept.mass));
+  p.tokens[index] = depths.draw(kept, sampling::drawn(number, kept.mass));
 }
 
 }  // namespace
 
 void sample_greedy_kernel(const SampleGreedyParams& p) {
-  parallel_for(p.num_rows, [&](std::int64_t index, int) {
-    const std::int64_t first = index * p.logits_stride;
-    if (p.dtype == DType::f32) {
-      choose_best(p, Row<float>{static_cast<const float*>(p.logits) + first, p.vocab_size}, index);
-    } else {
-      choose_best(p, Row<bf16>{static_cast<const bf16*>(p.logits) + first, p.vocab_size}, index);
-    }
+  parallel_for(p.rows.num_rows, [&](std::int64_t index, int) {
+    const Greedy best = p.rows.dtype == DType::f32 ? choose_best(row_of<float>(p.rows, index))
+                                                   : choose_best(row_of<bf16>(p.rows, index));
+    p.tokens[index] = best.is_finite ? best.token : -1;
   });
 }
 
 void sample_kernel(const SampleParams& p) {
-  parallel_for(p.greedy.num_rows, [&](std::int64_t index, int) {
-    p.greedy.dtype == DType::f32 ? sample_row<float>(p, index) : sample_row<bf16>(p, index);
+  parallel_for(p.rows.num_rows, [&](std::int64_t index, int) {
+    p.rows.dtype == DType::f32 ? sample_row<float>(p, index) : sample_row<bf16>(p, index);
   });
 }
 

@@ -49,10 +49,10 @@ struct Greedy {
 
 // The same in every thread. kWidth: logits of a load.
 template <class T, int kWidth>
-__device__ Greedy choose_best(const SampleGreedyParams& p) {
+__device__ Greedy choose_best(const LogitRows& p) {
   __shared__ float logits[kWarps];
   __shared__ int tokens[kWarps], no_nans[kWarps];
-  const T* row = static_cast<const T*>(p.logits) + blockIdx.x * p.logits_stride;
+  const T* row = static_cast<const T*>(p.logits) + blockIdx.x * p.stride;
   Candidate best{-INFINITY, kNone};
   bool no_nan = true;
   for (int first = static_cast<int>(threadIdx.x) * kWidth; first < p.vocab_size; first += kThreads * kWidth) {
@@ -82,10 +82,8 @@ __device__ Greedy choose_best(const SampleGreedyParams& p) {
 
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) sample_greedy_kernel(const __grid_constant__ SampleGreedyParams p) {
-  const Greedy greedy = choose_best<T, kWidth>(p);
-  if (threadIdx.x != 0) return;
-  p.tokens[blockIdx.x] = greedy.best.token;
-  p.is_finite[blockIdx.x] = greedy.is_finite;
+  const Greedy greedy = choose_best<T, kWidth>(p.rows);
+  if (threadIdx.x == 0) p.tokens[blockIdx.x] = greedy.is_finite ? greedy.best.token : -1;
 }
 
 // The depths of the block's row, kWidth of them a load. What it returns is the same in every thread.
@@ -176,13 +174,13 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
   constexpr int kDepthWidth = kWidth == 1 ? 1 : kWidest<std::int32_t>;
   __shared__ Mass partial[kPivots][kWarps];
   const std::int64_t index = blockIdx.x;
-  const int vocab_size = static_cast<int>(p.greedy.vocab_size);
-  const Greedy greedy = choose_best<T, kWidth>(p.greedy);
+  const int vocab_size = static_cast<int>(p.rows.vocab_size);
+  const Greedy greedy = choose_best<T, kWidth>(p.rows);
   const float temperature = p.temperatures[index];
   int chosen = greedy.best.token;
   if (temperature >= sampling::kMinTemperature && greedy.is_finite) {
     const Depths<kDepthWidth> row{p.depths + index * vocab_size, vocab_size, partial};
-    const T* logits = static_cast<const T*>(p.greedy.logits) + index * p.greedy.logits_stride;
+    const T* logits = static_cast<const T*>(p.rows.logits) + index * p.rows.stride;
     const float most = sampling::deepest(p.min_p[index]);
     for (int token = static_cast<int>(threadIdx.x); token < vocab_size; token += kThreads) {
       row.depths[token] =
@@ -211,33 +209,33 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
     });
   }
   if (threadIdx.x != 0) return;
-  p.greedy.tokens[index] = chosen;
-  p.greedy.is_finite[index] = greedy.is_finite;
+  p.tokens[index] = chosen;
+  p.is_finite[index] = greedy.is_finite;
 }
 
 template <class T>
-bool is_wide(const SampleGreedyParams& p) {
-  return p.vocab_size % kWidest<T> == 0 && is_aligned(p.logits) && is_aligned_stride(p.logits_stride, p.dtype);
+bool is_wide(const LogitRows& p) {
+  return p.vocab_size % kWidest<T> == 0 && is_aligned(p.logits) && is_aligned_stride(p.stride, p.dtype);
 }
 
-dim3 grid_of(const SampleGreedyParams& p) { return dim3(static_cast<unsigned>(p.num_rows)); }
+dim3 grid_of(const LogitRows& p) { return dim3(static_cast<unsigned>(p.num_rows)); }
 
 }  // namespace
 
 void sample_greedy_kernel(const SampleGreedyParams& p, Stream stream) {
-  dispatch_float(p.dtype, [&](auto type) {
+  dispatch_float(p.rows.dtype, [&](auto type) {
     using T = decltype(type);
-    const auto kernel = is_wide<T>(p) ? sample_greedy_kernel<T, kWidest<T>> : sample_greedy_kernel<T, 1>;
-    launch("sample_greedy", kernel, grid_of(p), dim3(kThreads), 0, stream, p);
+    const auto kernel = is_wide<T>(p.rows) ? sample_greedy_kernel<T, kWidest<T>> : sample_greedy_kernel<T, 1>;
+    launch("sample_greedy", kernel, grid_of(p.rows), dim3(kThreads), 0, stream, p);
   });
 }
 
 void sample_kernel(const SampleParams& p, Stream stream) {
-  dispatch_float(p.greedy.dtype, [&](auto type) {
+  dispatch_float(p.rows.dtype, [&](auto type) {
     using T = decltype(type);
-    const bool wide = is_wide<T>(p.greedy) && is_aligned(p.depths);
+    const bool wide = is_wide<T>(p.rows) && is_aligned(p.depths);
     const auto kernel = wide ? sample_kernel<T, kWidest<T>> : sample_kernel<T, 1>;
-    launch("sample", kernel, grid_of(p.greedy), dim3(kThreads), 0, stream, p);
+    launch("sample", kernel, grid_of(p.rows), dim3(kThreads), 0, stream, p);
   });
 }
 

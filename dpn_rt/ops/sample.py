@@ -11,23 +11,22 @@ from dpn_rt.ops.stream import stream_of
 
 
 @face
-def sample_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+def sample_greedy(logits: Tensor) -> Tensor:
     """The most probable token of each row, without a round trip through the host.
 
     Args:
         logits: `[num_rows, vocab_size]`, float32 or bfloat16; rows may be strided.
 
     Returns:
-        tokens `[num_rows]` int32, the first of the largest logits (a NaN is never larger), and is_finite `[num_rows]`
-        int32: 1 where the row has a softmax (no NaN, and a largest logit that is finite), else 0.
+        `[num_rows]` int64: the first of the largest logits; -1 where the row has no softmax (a NaN, or a largest logit
+        that is not finite).
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
     """
-    tokens = torch.empty(logits.shape[:1], dtype=torch.int32, device=logits.device)
-    is_finite = torch.empty_like(tokens)
-    _kernels.sample_greedy(tokens, is_finite, logits, stream_of(logits))
-    return tokens, is_finite
+    tokens = torch.empty(logits.shape[:1], dtype=torch.int64, device=logits.device)
+    _kernels.sample_greedy(tokens, logits, stream_of(logits))
+    return tokens
 
 
 @face
@@ -57,7 +56,8 @@ def sample(
         positions: `[num_rows]` int64, which number of the row's stream to draw with: tokens sampled before.
 
     Returns:
-        tokens and is_finite as `sample_greedy`; a row without a softmax gets that function's token.
+        tokens `[num_rows]` int32 and is_finite `[num_rows]` int32, 1 where the row has a softmax (no NaN, and a largest
+        logit that is finite). Where it has none, the token is the first of the largest logits.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.

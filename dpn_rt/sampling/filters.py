@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dpn_rt import ops
+
 TOP_P_CANDIDATES = (256, 2048)
 """Top-p looks at this many best tokens first: they usually hold the mass, and sorting a vocabulary costs far more."""
 
@@ -35,10 +37,12 @@ def argmax(logits: Tensor) -> Tensor:
 
 def best_ids(logits: Tensor) -> Tensor:
     """Id of the largest logit per row, -1 where the row has no softmax: [rows, vocab_size] -> [rows] int64."""
+    if logits.is_cuda:
+        return ops.sample_greedy(logits)
     best = argmax(logits)
     # NaN counts as the largest, and -inf alone cannot be: the largest logit is finite exactly when the softmax is.
     is_finite = logits.gather(1, best[:, None])[:, 0].isfinite()
-    return best.masked_fill(~is_finite, NO_SOFTMAX)  # a graph cannot record `where` with a number of the host
+    return best.masked_fill(~is_finite, NO_SOFTMAX)
 
 
 def apply_penalties(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
+from dpn_rt.sampling.filters import best_ids
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler, SamplingState
 from tests.ops.conftest import random_rows
@@ -125,19 +126,22 @@ def test_rows_without_a_softmax_are_told(dtype: torch.dtype, vocab_size: int) ->
     logits[5] = -INF
     logits[5, 4] = 1.0
     logits[6, 1] = -INF
-    for tokens, is_finite in (ops.sample_greedy(logits), sample(logits, parameters(7, top_k=2, top_p=0.9))):
-        assert is_finite.tolist() == [1, 0, 0, 0, 0, 1, 1]
-        assert tokens.dtype == is_finite.dtype == torch.int32
-        assert ((tokens >= 0) & (tokens < vocab_size)).all()
-        assert tokens[5] == 4
-    assert ops.sample_greedy(logits)[0].tolist() == [0, 0, 3, 0, 0, 4, 0]
+    tokens, is_finite = sample(logits, parameters(7, top_k=2, top_p=0.9))
+    assert is_finite.tolist() == [1, 0, 0, 0, 0, 1, 1]
+    assert tokens.dtype == is_finite.dtype == torch.int32
+    assert ((tokens >= 0) & (tokens < vocab_size)).all()
+    assert tokens[5] == 4
+    best = ops.sample_greedy(logits)
+    assert best.dtype == torch.int64
+    assert best.tolist() == [0, -1, -1, -1, -1, 4, 0]
+    assert best.tolist() == best_ids(logits.to("cpu")).tolist()
 
 
 def test_strided_and_empty_rows(generator: torch.Generator, dtype: torch.dtype) -> None:
     wide, drawn = random_rows(generator, (3, 70), dtype), Parameters.random(generator, 3, 61)
     strided, packed = wide[:, 4:65], wide[:, 4:65].contiguous()
     assert sample(strided, drawn)[0].tolist() == sample(packed, drawn)[0].tolist()
-    assert ops.sample_greedy(strided)[0].tolist() == packed.float().argmax(1).tolist()
+    assert ops.sample_greedy(strided).tolist() == packed.float().argmax(1).tolist()
     assert sample(wide[:0], parameters(0))[0].shape == (0,)
 
 

@@ -142,8 +142,8 @@ const char* sample(const Tensor* tokens, const Tensor* is_finite, const Tensor* 
   });
 }
 
-const char* sample_greedy(const Tensor* tokens, const Tensor* is_finite, const Tensor* logits) {
-  return caught([&] { dpn::sample_greedy(*tokens, *is_finite, *logits, 0); });
+const char* sample_greedy(const Tensor* tokens, const Tensor* logits) {
+  return caught([&] { dpn::sample_greedy(*tokens, *logits, 0); });
 }
 
 }  // extern "C"
