@@ -265,7 +265,8 @@ class Decoder:
             Logits `[num_seqs, vocab_size]`, dtype of the engine.
         """
         x = self.embed(token_ids)
+        positions = lengths - 1
         for index, (stage, tables) in enumerate(zip(self.stages, block_tables, strict=True)):
-            batch = StageBatch(cu_seqlens, lengths[index] - 1, lengths[index], tables, last_rows=None)
+            batch = StageBatch(cu_seqlens, positions[index], lengths[index], tables, last_rows=None)
             x = stage.forward(x, batch, cells)
         return self.logits(x)
