@@ -2,11 +2,16 @@
 
 A stage is computed in chunks of as many rows as the caller likes, so that others can decode in between; what a chunk
 needs of the rows before it is in the cache. Rows of a stage leave for the boundary together.
+
+What the next stage needs is prepared while the boundary before it is under way: its metadata is made on the device, and
+cells are taken for as many rows as there may be. When the host is told how many there are, they can be queued
+at once; it makes its own layout, and gives back cells, behind that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,8 +22,8 @@ from dpn_rt.cache.kv_cache import KvCache
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice
 from dpn_rt.model.decoder import Decoder, StageBatch
-from dpn_rt.model.layout import Layout
-from dpn_rt.model.pyramid import Boundary, BoundaryTrace
+from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.pyramid import Boundary, BoundaryTrace, Placed, QueuedBoundary, untouched
 
 
 class Prefill:
@@ -52,6 +57,9 @@ class Prefill:
         self._row = 0  # the first of the stage that has not been computed
         self._has_room = False  # for the stage's rows, in the cache
         self._ended: list[Tensor] = []  # last rows from the last stage
+        self._queued: QueuedBoundary | None = None  # before the stage, while its layout is not known here
+        self._prepared: StageBatch | None = None  # all rows of that stage, with positions and cells for more
+        self._placed: Placed | None = None  # the stage's layout and forced experts on the device
         self.layouts = [layout]
         """Of each stage so far."""
         self.traces: list[BoundaryTrace] = []
@@ -80,6 +88,8 @@ class Prefill:
         Args:
             max_rows: at most; None: all of the stage.
         """
+        if self._queued is not None and self._advance_prepared(self._queued, max_rows):
+            return
         layout, stage = self._computed, self._decoder.stages[self._stage]
         num_rows = int(layout.cu_seqlens[-1])
         if not self._has_room:
@@ -96,6 +106,10 @@ class Prefill:
 
     def drop(self, index: int) -> None:
         """Goes on without one sequence, whose cells may be given to others now."""
+        is_prepared = self._prepared is not None
+        if self._queued is not None:
+            self._settle(self._queued)
+        self._placed = None
         start, end = map(int, self._computed.cu_seqlens[index : index + 2])
         if self._is_last_stage and end <= self._row:
             ended = torch.cat(self._ended)
@@ -109,6 +123,8 @@ class Prefill:
         self._computed = self._computed.select(kept)
         self.layouts = [each.select(kept) for each in self.layouts]
         self.traces = [each.select(kept) for each in self.traces]
+        if is_prepared:
+            self._give_back_cells()
 
     def _chunk(self, layout: Layout, start: int, end: int) -> StageBatch:
         """Rows `start` to `end` of the packed ones."""
@@ -137,6 +153,63 @@ class Prefill:
             extends=bool((positions[offsets[:-1] - start] > 0).any()),
         )
 
+    def _advance_prepared(self, queued: QueuedBoundary, max_rows: int | None) -> bool:
+        """The stage behind a boundary that is under way, if it was prepared and all its rows may go at once."""
+        batch, num_rows = self._prepared, queued.num_rows
+        if batch is None or (max_rows is not None and num_rows > max_rows):
+            self._settle(queued)
+            if batch is not None:
+                self._give_back_cells()
+            return False
+        batch = replace(batch, positions=batch.positions[:num_rows])
+        rows = self._decoder.stages[self._stage].forward(queued.rows[:num_rows], batch, self._cache.cells)
+        self._settle(queued)
+        self._give_back_cells()
+        self._row = num_rows
+        if self._is_last_stage:
+            self._ended.append(rows)
+        self._end_stage()
+        return True
+
+    def _settle(self, queued: QueuedBoundary) -> None:
+        """Takes up what a boundary did."""
+        self._x = queued.rows[: queued.num_rows]
+        self._computed, trace = queued.finish()
+        self.layouts.append(self._computed)
+        self.traces.append(trace)
+        self._queued = self._prepared = None
+
+    def _give_back_cells(self) -> None:
+        """Those that a prepared stage has too many."""
+        self._cache.trim_stage(self._stage, self._slots, self._computed.kv_lengths)
+        self._has_room = True
+
+    def _prepare(self, queued: QueuedBoundary, longest: IntArray) -> None:
+        """What the stage behind a boundary needs, but for the number of its rows.
+
+        Args:
+            queued: the boundary.
+            longest: `[num_seqs]` rows of each sequence that attention sees there at most.
+        """
+        stage, is_last = self._stage, self._is_last_stage
+        if not self._cache.has_unused_for(stage, self._slots, longest):
+            return  # cells that are kept for prompts to come are not given up for rows that may never be
+        self._cache.fill_stage(stage, self._slots, longest)
+        layout = queued.layout
+        block_tables, forced = self._device.upload(
+            self._cache.block_tables(stage, self._slots), self._forced[:, 0 if is_last else stage]
+        )
+        ends = layout.cu_seqlens[1:]
+        self._prepared = StageBatch(
+            cu_seqlens=layout.cu_seqlens,
+            positions=layout.positions,
+            context_lens=ends - layout.cu_seqlens[:-1] + layout.first_rows,
+            block_tables=block_tables,
+            last_rows=ends.long() - 1,
+            extends=bool(self._computed.first_rows.any()),
+        )
+        self._placed = Placed(layout, forced)
+
     def _end_stage(self) -> None:
         if self._stage == 0:
             self._take_up_exit_rows()
@@ -144,15 +217,21 @@ class Prefill:
             self.logits = self._decoder.logits(torch.cat(self._ended))
             self._x = self.logits.new_empty(0)
             return
-        self._x, layout, trace = self._boundaries[self._stage].apply(
-            self._x, self.layouts[-1], self._forced[:, self._stage], self._biases
-        )
-        self._computed = layout
-        self.layouts.append(layout)
-        self.traces.append(trace)
+        layout, boundary, placed = self.layouts[-1], self._boundaries[self._stage], self._placed
+        forced = self._forced[:, self._stage]
+        queued = boundary.queue(self._x, layout, forced, self._biases, placed)
         self._stage += 1
         self._row = 0
         self._has_room = False
+        self._placed = None
+        self._queued = queued
+        if queued is not None:
+            self._computed = layout
+            self._prepare(queued, boundary.longest(layout, forced))
+            return
+        self._computed = layout
+        self.layouts.append(layout)
+        self.traces.append(untouched(layout))
 
     def _take_up_exit_rows(self) -> None:
         """From here on the rows that stage 0 found in the cache are computed like the others."""

@@ -279,6 +279,22 @@ class KvCache:
         self._assign(stage, np.repeat(slots, blocks), block_index)
         self._lengths[slots, stage] = lengths
 
+    def has_unused_for(self, stage: int, slots: Slots, lengths: IntArray) -> bool:
+        """Whether `fill_stage` would find enough cells that nobody has."""
+        blocks = self._blocks(lengths) - self._blocks(self._lengths[slots, stage])
+        return int(blocks.sum()) * self.geometry.groups[stage] <= self._num_free_cells
+
+    def trim_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
+        """Gives back what a stage holds beyond `lengths` `[num_seqs]` rows."""
+        kept = self._blocks(lengths)
+        blocks = self._blocks(self._lengths[slots, stage]) - kept
+        first = np.cumsum(blocks) - blocks
+        owners, block_index = np.repeat(slots, blocks), np.arange(int(blocks.sum())) - np.repeat(first - kept, blocks)
+        table = self._tables[stage]
+        self._give_back(table[:, owners, block_index].reshape(-1))
+        table[:, owners, block_index] = -1
+        self._lengths[slots, stage] = lengths
+
     def block_tables(self, stage: int, slots: Slots, *, whole: bool = False) -> IntArray:
         """`[groups, num_seqs, max_blocks]`: cells of each sequence, -1 behind its last.
 

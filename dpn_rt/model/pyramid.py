@@ -4,14 +4,15 @@ The only module that changes sequence lengths. Behaviour as published (DPN, arXi
 fewer than 16 visual tokens, or fewer than the largest kernel covers, stays as it is. A sample whose chosen kernel is
 higher or wider than its grid fails, and the others of the batch do not notice.
 
-What the routers choose is pooled where it was chosen; the host is told behind that, in one reading per boundary, and
-makes the next layout of it.
+What the routers choose is pooled where it was chosen, and the next layout is made there too; the host is told behind
+that, in one reading per boundary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,50 @@ class Router:
     hidden_weight: Tensor | None
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A batch where its rows are."""
+
+    layout: DeviceLayout
+    forced: Tensor
+    """`[num_seqs]` int32 expert to take at the boundary, -1 where the router decides."""
+
+
+class QueuedBoundary:
+    """A boundary on its way on the device. What the host is told of it is waited for when it is asked for."""
+
+    def __init__(self, rows: Tensor, advance: Advance, before: Layout, kernels: IntArray, news: Reading) -> None:
+        """
+        Args:
+            rows: `[at least num_rows, hidden_size]` of the next stage.
+            advance: to that stage.
+            before: layout of the stage that ends here.
+            kernels: `[num_experts, 2]` of the boundary.
+            news: the chosen experts, the next stage's offsets, and the probabilities where there is a router.
+        """
+        self.rows = rows
+        """`[at least num_rows, hidden_size]`."""
+        self.layout: DeviceLayout = advance.layout
+        """Of the next stage."""
+        self._before, self._kernels, self._reading = before, kernels, news
+
+    @cached_property
+    def _news(self) -> tuple[IntArray, IntArray, npt.NDArray[np.float32] | None]:
+        chosen, cu_seqlens, *probs = self._reading.wait()
+        return chosen, cu_seqlens, probs[0] if probs else None
+
+    @property
+    def num_rows(self) -> int:
+        """Of the next stage."""
+        return int(self._news[1][-1])
+
+    def finish(self) -> tuple[Layout, BoundaryTrace]:
+        """The next stage's layout on the host, and what was done."""
+        chosen, _, probs = self._news
+        grids, misfits = pooled_grids(self._before.grids, chosen, self._kernels)
+        return self._before.pooled(grids), BoundaryTrace(chosen, probs, misfits)
+
+
 class Boundary:
     """Routing and pooling on the output of one decoder layer."""
 
@@ -97,15 +142,52 @@ class Boundary:
                 not skipped needs one, except that a single expert needs no choice.
             biases: `[num_seqs]` added to the router's logits per level of compression; None for none.
         """
+        queued = self.queue(x, layout, forced, biases)
+        if queued is None:
+            return x, layout, untouched(layout)
+        pooled, trace = queued.finish()
+        return queued.rows[: queued.num_rows], pooled, trace
+
+    def queue(
+        self,
+        x: Tensor,
+        layout: Layout,
+        forced: IntArray,
+        biases: npt.NDArray[np.float64] | None = None,
+        placed: Placed | None = None,
+    ) -> QueuedBoundary | None:
+        """The same without a look at the choice; None where every sample is skipped.
+
+        Args:
+            x: as in `apply`, and with anything behind these rows.
+            layout: as in `apply`.
+            forced: as in `apply`.
+            biases: as in `apply`.
+            placed: `layout` and `forced` where `x` is; None: they are sent there.
+        """
         if self._skips_all(layout):
-            return x, layout, _untouched(layout)
-        placed, placed_forced = self._place(x, layout, layout.cu_seqlens, forced)
-        routed, probs = self._route(x, placed, biases)
-        advance = self._advance(placed, routed, probs, placed_forced)
+            return None
+        if placed is None:
+            placed = self._place(x, layout, layout.cu_seqlens, forced)
+        routed, probs = self._route(x, placed.layout, biases)
+        advance = self._advance(placed, routed, probs)
         news = self._read(advance, probs)
-        rows = self._pool(x, placed, advance, probs, advance.layout.cu_seqlens)
-        pooled, trace = self._next(layout, news)
-        return rows[: int(pooled.cu_seqlens[-1])], pooled, trace
+        rows = self._pool(x, placed.layout, advance, probs, advance.layout.cu_seqlens)
+        return QueuedBoundary(rows, advance, layout, self._kernels, news)
+
+    def longest(self, layout: Layout, forced: IntArray) -> IntArray:
+        """`[num_seqs]` rows that attention sees behind the boundary at most: as many as now where a router decides.
+
+        Args:
+            layout: before the boundary.
+            forced: as in `apply`.
+        """
+        known = forced if self._router is not None else np.maximum(forced, 0)
+        is_known = (known != UNFORCED) & (layout.num_visual >= self._min_visual_tokens)
+        if not is_known.any():
+            return layout.kv_lengths
+        grids, _ = pooled_grids(layout.grids, np.where(is_known, known, SKIPPED), self._kernels)
+        return layout.kv_lengths - layout.num_visual + grids[:, 0] * grids[:, 1]
 
     def apply_padded(
         self, x: Tensor, layout: Layout, forced: IntArray, biases: npt.NDArray[np.float64] | None = None
@@ -125,27 +207,30 @@ class Boundary:
         """
         num_seqs, longest, hidden_size = x.shape
         if self._skips_all(layout):
-            return x, layout, _untouched(layout)
+            return x, layout, untouched(layout)
         rows = x.flatten(0, 1)
         sequences = np.arange(num_seqs + 1, dtype=np.int32)
-        placed, placed_forced = self._place(rows, layout, sequences * np.int32(longest), forced)
-        routed, probs = self._route(rows, placed, biases)
-        advance = self._advance(placed, routed, probs, placed_forced)
-        pooled, trace = self._next(layout, self._read(advance, probs))
+        placed = self._place(rows, layout, sequences * np.int32(longest), forced)
+        routed, probs = self._route(rows, placed.layout, biases)
+        advance = self._advance(placed, routed, probs)
+        queued = QueuedBoundary(rows, advance, layout, self._kernels, self._read(advance, probs))
+        pooled, trace = queued.finish()
         width = int(pooled.lengths.max())
         out_offsets, lengths = self._device.upload(sequences * np.int32(width), layout.lengths)
         out = x.new_empty(num_seqs * width, hidden_size)
-        self._pool(rows, placed, advance, probs, out_offsets, lengths=lengths, out=out)
+        self._pool(rows, placed.layout, advance, probs, out_offsets, lengths=lengths, out=out)
         return out.view(num_seqs, width, hidden_size), pooled, trace
 
     def _skips_all(self, layout: Layout) -> bool:
         return bool((layout.num_visual < self._min_visual_tokens).all())
 
     def _read(self, advance: Advance, probs: Tensor | None) -> Reading:
-        return self._device.read(advance.chosen, *(() if probs is None else (probs,)))
+        return self._device.read(advance.chosen, advance.layout.cu_seqlens, *(() if probs is None else (probs,)))
 
-    def _advance(self, placed: DeviceLayout, routed: Tensor | None, probs: Tensor | None, forced: Tensor) -> Advance:
-        return ops.advance_layout(placed, self._placed_kernels, self._min_visual_tokens, routed, probs, forced)
+    def _advance(self, placed: Placed, routed: Tensor | None, probs: Tensor | None) -> Advance:
+        return ops.advance_layout(
+            placed.layout, self._placed_kernels, self._min_visual_tokens, routed, probs, placed.forced
+        )
 
     def _pool(
         self,
@@ -173,13 +258,7 @@ class Boundary:
             out=out,
         )
 
-    def _next(self, layout: Layout, news: Reading) -> tuple[Layout, BoundaryTrace]:
-        """The next stage's layout, and what was done, when the choice has been read."""
-        chosen, *probs = news.wait()
-        grids, misfits = pooled_grids(layout.grids, chosen, self._kernels)
-        return layout.pooled(grids), BoundaryTrace(chosen, probs[0] if probs else None, misfits)
-
-    def _place(self, x: Tensor, layout: Layout, offsets: IntArray, forced: IntArray) -> tuple[DeviceLayout, Tensor]:
+    def _place(self, x: Tensor, layout: Layout, offsets: IntArray, forced: IntArray) -> Placed:
         """The layout with sequences at `offsets` `[num_seqs + 1]`, and the forced experts, on the device."""
         cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, placed_forced = self._device.upload(
             offsets,
@@ -190,10 +269,9 @@ class Boundary:
             layout.cu_router_rows,
             forced,
         )
-        # Positions are not read here: the next stage gets those of its chunks with the rest of their metadata.
-        positions = cu_seqlens.new_empty(x.shape[0])
-        placed = DeviceLayout(cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, positions)
-        return placed, placed_forced
+        positions = cu_seqlens.new_empty(x.shape[0])  # of the stage that ends: nobody reads them
+        device_layout = DeviceLayout(cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, positions)
+        return Placed(device_layout, placed_forced)
 
     def _route(
         self, x: Tensor, placed: DeviceLayout, biases: npt.NDArray[np.float64] | None
@@ -219,7 +297,7 @@ class Boundary:
         return experts, probs
 
 
-def _untouched(layout: Layout) -> BoundaryTrace:
+def untouched(layout: Layout) -> BoundaryTrace:
     """What is done where every sample is skipped."""
     return BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros(layout.num_seqs, dtype=np.bool_))
 

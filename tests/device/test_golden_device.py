@@ -9,8 +9,11 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
+from dpn_rt.device.host import HostReading
+from dpn_rt.model.decoder import Stage
+from dpn_rt.model.layout import Layout
 from dpn_rt.outputs import RequestOutput
-from tests.device.conftest import HAS_GPU, Place
+from tests.device.conftest import HAS_GPU, CountingDevice, Place
 from tests.golden_cases import CASES, GoldenCase
 from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
 
@@ -37,8 +40,31 @@ def first_error(output: RequestOutput, case: GoldenCase) -> float:
     return float((actual - case.logprobs[0]).abs().max())
 
 
+@pytest.mark.skipif(HAS_GPU, reason="watches the host's stand-in for a device")
+def test_a_stage_is_queued_as_soon_as_its_rows_are_known(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def told(cls: type, method: str) -> None:
+        original = getattr(cls, method)
+        monkeypatch.setattr(cls, method, lambda *args: events.append(method) or original(*args))
+
+    for cls, method in ((HostReading, "wait"), (Stage, "forward"), (Layout, "pooled"), (CountingDevice, "upload")):
+        told(cls, method)
+    case = next(case for case in CASES if case.name == "c04_g24_r222")
+    build_engine(case.write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine")
+    llm = place.load(tmp_path / "engine", max_num_seqs=2)
+    for number in range(2):
+        llm.engine.add_request(str(number), llm.processor.process(case.request()), FIRST_TOKEN)
+    events.clear()
+    llm.engine.step()
+    behind = [events[i + 1 : i + 3] for i, event in enumerate(events) if event == "wait"]
+    assert behind[:3] == [["forward", "pooled"]] * 3
+
+
 @pytest.mark.skipif(HAS_GPU, reason="counts transfers of the host")
-def test_a_boundary_is_one_upload_and_one_reading(place: Place, tmp_path: Path) -> None:
+def test_a_prefill_sends_and_reads_once_for_each_stage(place: Place, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "c04_g24_r222")
     build_engine(case.write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine")
     llm = place.load(tmp_path / "engine", max_num_seqs=2)
@@ -49,5 +75,5 @@ def test_a_boundary_is_one_upload_and_one_reading(place: Place, tmp_path: Path) 
         uploads, readings = place.device.uploads, place.device.readings
         assert len(llm.engine.step().finished) == len(requests)
         assert place.device.readings - readings == boundaries
-        embedding, stages = 1, 4
-        assert place.device.uploads - uploads == embedding + stages + boundaries
+        embedding, stages, first_layout = 1, 4, int(boundaries > 0)
+        assert place.device.uploads - uploads == embedding + stages + first_layout

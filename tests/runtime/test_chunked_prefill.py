@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.cache.kv_cache import KvCache
 from dpn_rt.outputs import RequestOutput
 from tests.runtime.models import random_prompt, write_random_engine
 from tests.runtime.test_batching import GREEDY, GRIDS, assert_pool_is_full, assert_same
@@ -62,6 +63,23 @@ def test_parts_give_what_the_whole_gives(
     run(llm, outputs)
     for i in chosen:
         assert_same(outputs[str(i)], alone[i])
+    assert_pool_is_full(llm)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["never", "at random"])
+@pytest.mark.parametrize("chunk", [20, 10_000])
+def test_stages_that_could_not_be_prepared(
+    engine_dir: Path,
+    prompts: list[dict[str, Any]],
+    alone: list[RequestOutput],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    chunk: int,
+) -> None:
+    monkeypatch.setattr(KvCache, "has_unused_for", lambda *_: random.random() < share)
+    llm = LLM(engine_dir, max_num_seqs=4, max_chunk_tokens=chunk)
+    for output, expected in zip(llm.generate(prompts, GREEDY, use_tqdm=False), alone, strict=True):
+        assert_same(output, expected)
     assert_pool_is_full(llm)
 
 

@@ -54,7 +54,7 @@ def test_bytes_are_the_stage_lengths_up_to_block_rounding() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["open", "grow", "close"]), st.integers(0, 63)), max_size=40))
+@given(st.lists(st.tuples(st.sampled_from(["open", "grow", "trim", "close"]), st.integers(0, 63)), max_size=40))
 def test_cells_belong_to_one_owner(actions: list[tuple[str, int]]) -> None:
     cache, slots = make_cache(), []
     for action, value in actions:
@@ -69,6 +69,14 @@ def test_cells_belong_to_one_owner(actions: list[tuple[str, int]]) -> None:
                 needed, free = cache.cells_to_grow(np.array(slots)), cache.num_free_cells
                 cache.grow(np.array(slots))
                 assert free - cache.num_free_cells == needed
+        elif action == "trim" and slots:
+            stage, chosen = value % 3, np.array(slots[value % len(slots) :])
+            lengths = np.maximum(cache.lengths(chosen)[:, stage] - value % 9, 0)
+            cache.trim_stage(stage, chosen, lengths)
+            assert cache.lengths(chosen)[:, stage].tolist() == lengths.tolist()
+            tables = cache.block_tables(stage, chosen, whole=True)
+            used = np.arange(tables.shape[2]) < -(-lengths[:, None] // cache.config.block_size)
+            assert (tables[:, ~used] == -1).all()
         elif action == "close" and slots:
             cache.close_slot(slots.pop(value % len(slots)))
         cells = owned_cells(cache, slots)
@@ -77,6 +85,16 @@ def test_cells_belong_to_one_owner(actions: list[tuple[str, int]]) -> None:
     for slot in slots:
         cache.close_slot(slot)
     assert cache.num_free_cells == cache.config.num_cells
+
+
+def test_unused_cells_are_enough_or_not() -> None:
+    cache = make_cache(num_cells=6, num_slots=2)
+    slots = np.array([cache.open_slot(), cache.open_slot()])
+    for lengths, enough in (([4, 8], True), ([9, 0], True), ([9, 1], False)):  # blocks of 2 cells
+        assert cache.has_unused_for(0, slots, np.array(lengths, dtype=np.int32)) == enough
+    cache.fill_stage(0, slots, np.array([4, 4], dtype=np.int32))
+    assert cache.has_unused_for(0, slots, np.array([8, 4], dtype=np.int32))
+    assert not cache.has_unused_for(0, slots, np.array([5, 5], dtype=np.int32))
 
 
 def test_more_than_there_is_changes_nothing() -> None:

@@ -129,6 +129,11 @@ def test_boundary(
     biases = random.choice([-30.0, 0.0, 5.0, 200.0], len(batch))
     rows, pooled, trace = boundary.apply(x, layout, forced, biases)
     assert pooled.cu_seqlens[-1] == len(rows)
+    longest = boundary.longest(layout, forced)
+    assert (longest >= pooled.kv_lengths).all()
+    known = (forced >= 0) | (trace.experts == SKIPPED)
+    assert longest[known].tolist() == pooled.kv_lengths[known].tolist()
+    assert longest[~known].tolist() == layout.kv_lengths[~known].tolist()
     for i, prompt in enumerate(batch):
         sample = x[layout.cu_seqlens[i] : layout.cu_seqlens[i + 1]].double()
         expected, expert, grid = expected_sample(
