@@ -49,29 +49,46 @@ def replayable(run: Run, device: str | torch.device) -> Run:
     return graph.replay
 
 
+class Mark:
+    """A moment on a device: behind all that was queued before it."""
+
+    def __init__(self, device: str | torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if is_cuda(device) else None
+        self._host_seconds = time.perf_counter()
+        if self._event is not None:
+            self._event.record()
+
+    def seconds_until(self, later: Mark) -> float:
+        """Both must have been reached."""
+        if self._event is not None and later._event is not None:
+            return self._event.elapsed_time(later._event) / 1e3
+        return later._host_seconds - self._host_seconds
+
+
 class Stopwatch:
     """Sums the time of calls that are made within a longer run, without stopping a GPU for it."""
 
     def __init__(self, device: str | torch.device) -> None:
-        self._device, self._host_seconds = device, 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._device = device
+        self._spans: list[tuple[Mark, Mark]] = []
 
     def __call__(self, run: Callable[[], object]) -> object:
         """What `run` returns."""
-        if not is_cuda(self._device):
-            start = time.perf_counter()
-            result = run()
-            self._host_seconds += time.perf_counter() - start
-            return result
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+        begin = self.mark()
         result = run()
-        end.record()
-        self._events.append((begin, end))
+        self.add(begin, self.mark())
         return result
+
+    def mark(self) -> Mark:
+        """Now."""
+        return Mark(self._device)
+
+    def add(self, begin: Mark, end: Mark) -> None:
+        """The time between two moments."""
+        self._spans.append((begin, end))
 
     @property
     def seconds(self) -> float:
         """So far; waits for the device."""
         synchronize(self._device)
-        return self._host_seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1e3
+        return sum(begin.seconds_until(end) for begin, end in self._spans)

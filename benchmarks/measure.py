@@ -168,5 +168,6 @@ def run_row(subject: Subject, row: Row, model: ModelConfig, steps: int) -> None:
         tokens_per_second=row.batch / timing.decode_step,
         prefill_flops_per_second=row.computed_flops / timing.prefill,
         boundary=timing.boundary,
+        between_stages=timing.between_stages,
         peak_extra_bytes=memory.extra,
     )

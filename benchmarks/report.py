@@ -46,9 +46,14 @@ def same_route(baseline: str, quantity: str) -> Cell:
     return cell
 
 
-def boundary_share(row: dict[str, Any]) -> str:
-    share = row["ratios"].get("boundary share of prefill")
-    return f"{share['median'] * 100:.2f}%" if share else "-"
+def share(name: str) -> Cell:
+    """Of a prefill's time."""
+
+    def cell(row: dict[str, Any]) -> str:
+        found = row["ratios"].get(f"{name} share of prefill")
+        return f"{found['median'] * 100:.2f}%" if found else "-"
+
+    return cell
 
 
 TIMES: dict[str, Cell] = {
@@ -78,7 +83,8 @@ RATIOS: dict[str, Cell] = {
     "of FLOP saving": ratio("flop saving realised", "prefill"),
     "of GEMM rate": ratio("gemm limit", "prefill"),
     "step over reads": ratio("read limit", "decode_step"),
-    "route+pool": boundary_share,
+    "route+pool": share("boundary"),
+    "between stages": share("between stages"),
 }
 
 

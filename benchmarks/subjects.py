@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
-from benchmarks.clock import Stopwatch, synchronize
+from benchmarks.clock import Mark, Stopwatch, synchronize
 from benchmarks.dense_llava import IMAGE_TOKEN
 from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.eager import EagerDpn
@@ -49,6 +49,8 @@ class Timing:
     """Routing and pooling within prefill, where it can be told."""
     kv_rows: int
     """Cached rows after prefill, of all requests and layers together."""
+    between_stages: float | None = None
+    """From the end of each stage of a prefill to the begin of the next, with what waits for the choice."""
 
 
 class Subject(Protocol):
@@ -160,11 +162,12 @@ class Runtime:
             self.llm.engine.runner.encode_images([request.pixels for request in requests])
         synchronize(self.device)
         vision = Clock() - start
-        boundary = OpClock(self.device)
+        boundary, stages = OpClock(self.device), StageClock(self.device, self._stages)
         start = Clock()
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         total = Clock() - start
         boundary.remove()
+        stages.remove()
         # Until the last request has its first token; what generate() does around its steps counts as prefill.
         metrics = [output.metrics for output in outputs]
         decode = max(m.finish for m in metrics) - max(m.first_token for m in metrics)
@@ -173,7 +176,37 @@ class Runtime:
             lengths = output.pyramid.kv_lengths
             grown = lengths[0] - (len(request.token_ids) + len(request.image_embeds) - 1)  # by decoding, in each stage
             rows += kv_rows(self.config, [length - grown for length in lengths])
-        return Timing(vision, total - decode, decode / steps, boundary.clock.seconds, rows)
+        between = stages.clock.seconds if self._stages else None
+        return Timing(vision, total - decode, decode / steps, boundary.clock.seconds, rows, between)
+
+    @property
+    def _stages(self) -> list[Any]:
+        """Of the decoder; plans have none."""
+        decoder = getattr(self.llm.engine.runner._backend, "_decoder", None)
+        return [] if decoder is None else list(decoder.stages)
+
+
+class StageClock:
+    """Time between the stages of a prefill."""
+
+    def __init__(self, device: str, stages: Sequence[Any]) -> None:
+        self.clock, self._stages = Stopwatch(device), stages
+        self._last: tuple[int, Mark] | None = None
+        for index, stage in enumerate(stages):
+            stage.forward = functools.partial(self._timed, index, stage.forward)
+
+    def _timed(self, index: int, forward: Any, x: torch.Tensor, batch: Any, cells: torch.Tensor) -> Any:
+        if batch.is_decode:
+            return forward(x, batch, cells)
+        if self._last is not None and self._last[0] == index - 1:
+            self.clock.add(self._last[1], self.clock.mark())
+        result = forward(x, batch, cells)
+        self._last = index, self.clock.mark()
+        return result
+
+    def remove(self) -> None:
+        for stage in self._stages:
+            del stage.forward  # the instance's own: the class's is back
 
 
 class OpClock:

@@ -83,6 +83,8 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
     found["gemm limit"] = {"prefill": paired_ratio(row.samples["prefill_flops_per_second"], fastest[0]).to_json()}
     least = Samples([step_bytes / rate for rate in fastest[1].values])
     found["read limit"] = {"decode_step": paired_ratio(row.samples["decode_step"], least).to_json()}
-    if "boundary" in row.samples:
-        found["boundary share of prefill"] = paired_ratio(row.samples["boundary"], row.samples["prefill"]).to_json()
+    for quantity in ("boundary", "between_stages"):
+        if quantity in row.samples:
+            name = f"{quantity.replace('_', ' ')} share of prefill"
+            found[name] = paired_ratio(row.samples[quantity], row.samples["prefill"]).to_json()
     return found

@@ -145,6 +145,10 @@ def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.Capture
         ("dpn_rt", "mixed", 2),
     ]
     assert all(row["boundary"]["median"] > 0 for row in report["rows"] if row["subject"] != "transformers")
+    for row in report["rows"]:
+        assert ("between_stages" in row) == (row["subject"] == "dpn_rt")
+        if row["subject"] == "dpn_rt":  # routing and pooling are between stages
+            assert row["between_stages"]["median"] >= row["boundary"]["median"]
     assert report["rows"][0]["flops_to_dense"] == 1.0
     assert all(row["prefill"]["median"] > 0 for row in report["rows"])
     assert "eager 222 x1" in capsys.readouterr().out
