@@ -51,6 +51,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
             return torch.mm(x, weight.t(), out=out)
         return torch.addmm(bias, x, weight.t(), out=out)
     except RuntimeError as error:
+        if type(error) is not RuntimeError or "CUDA error" in str(error):
+            raise  # memory that ran out, or a device that failed: no argument's fault
         raise KernelArgumentError(f"linear: {error}") from error
 
 

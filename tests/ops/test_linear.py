@@ -110,3 +110,22 @@ def test_bad_arguments_are_refused_by_name() -> None:
     for call, message in cases:
         with pytest.raises(KernelArgumentError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")],
+    ids=["memory", "device"],
+)
+def test_a_failing_device_is_no_bad_argument(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(functional, "linear", fail)
+    x = torch.zeros(2, 4, dtype=torch.float64)
+    with pytest.raises(type(error), match="CUDA") as caught:
+        ops.linear(x, x)
+    assert caught.value is error
+    monkeypatch.setattr(functional, "linear", lambda *_: torch.zeros(2).view(3))  # of torch's own making
+    with pytest.raises(KernelArgumentError, match="linear: shape"):
+        ops.linear(x, x)
