@@ -162,7 +162,7 @@ class Prefill:
                 self._give_back_cells()
             return False
         batch = replace(batch, positions=batch.positions[:num_rows])
-        rows = self._decoder.stages[self._stage].forward(queued.rows[:num_rows], batch, self._cache.cells)
+        rows = self._decoder.stages[self._stage].forward(self._x[:num_rows], batch, self._cache.cells)
         self._settle(queued)
         self._give_back_cells()
         self._row = num_rows
@@ -173,7 +173,7 @@ class Prefill:
 
     def _settle(self, queued: QueuedBoundary) -> None:
         """Takes up what a boundary did."""
-        self._x = queued.rows[: queued.num_rows]
+        self._x = self._x[: queued.num_rows]
         self._computed, trace = queued.finish()
         self.layouts.append(self._computed)
         self.traces.append(trace)
@@ -226,6 +226,7 @@ class Prefill:
         self._placed = None
         self._queued = queued
         if queued is not None:
+            self._x = queued.rows  # no longer those of the stage that has ended: they take as much memory
             self._computed = layout
             self._prepare(queued, boundary.longest(layout, forced))
             return

@@ -291,7 +291,7 @@ class KvCache:
         first = np.cumsum(blocks) - blocks
         owners, block_index = np.repeat(slots, blocks), np.arange(int(blocks.sum())) - np.repeat(first - kept, blocks)
         table = self._tables[stage]
-        self._give_back(table[:, owners, block_index].reshape(-1))
+        self._give_back(table[:, owners, block_index].reshape(-1)[::-1])
         table[:, owners, block_index] = -1
         self._lengths[slots, stage] = lengths
 
@@ -319,7 +319,8 @@ class KvCache:
         table = self._tables[stage]
         count = table.shape[0] * len(slots)
         self._num_free_cells -= count
-        cells = self._free_cells[self._num_free_cells : self._num_free_cells + count]
+        # The one freed last comes first: what is trimmed is then what has been unused for longest.
+        cells = self._free_cells[self._num_free_cells : self._num_free_cells + count][::-1].copy()
         self._users[cells] = 1
         table[:, slots, blocks] = cells.reshape(table.shape[0], len(slots))
 
