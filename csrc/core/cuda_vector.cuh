@@ -16,6 +16,8 @@ namespace dpn::cuda {
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 
+constexpr float kLog2E = 1.44269504088896341f;  // e^x = 2^(kLog2E x), see exp2_approx
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ inline float to_float(f16 x) { return __half2float(x); }

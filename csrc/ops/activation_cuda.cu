@@ -17,7 +17,6 @@ template <class T>
 __device__ float sigmoid_linear(float x, float slope) {
   const float clamped = x < -80.0f / slope ? -80.0f / slope : x;  // NaN stays NaN
   if constexpr (sizeof(T) == 2) {
-    constexpr float kLog2E = 1.44269504088896341f;
     return __fdividef(clamped, 1.0f + exp2_approx(-kLog2E * slope * clamped));
   }
   return clamped / (1.0f + expf(-slope * clamped));

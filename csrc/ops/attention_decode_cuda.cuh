@@ -21,7 +21,6 @@ namespace decode {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kMostHeads = 8;  // query heads of a block; larger groups read keys and values again, from the L2 cache
-constexpr float kLog2E = 1.44269504088896341f;
 
 // Lanes that share a key, a power of two; each has 8 of its dimensions, and the last have none where head_dim is 96.
 template <int kHeadDim>

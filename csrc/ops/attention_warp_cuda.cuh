@@ -12,7 +12,6 @@
 namespace dpn::cuda::prefill {
 
 constexpr int kKeys = 32;  // of a tile
-constexpr float kLog2E = 1.44269504088896341f;
 
 // Elements from one row in shared memory to the next. A row is padded by 16 bytes, so that the 8 rows that ldmatrix
 // reads at once lie in different banks.
@@ -87,8 +86,8 @@ __device__ void multiply_keys(Scores<kTiles>& s, const Queries<kHeadDim, kTiles>
 
 // Scores of keys that a row does not see become -infinity.
 //
-// last_seen: the last key that the warp's first row sees, when each row sees one more than the row before; of all keys
-//            `num_keys` where it is not causal.
+// last_seen: the last key that the warp's first row sees where it is causal; each row sees one more than the row
+// before.
 template <int kTiles>
 __device__ void mask(Scores<kTiles>& s, int first_key, int num_keys, int last_seen, bool causal) {
 #pragma unroll

@@ -106,7 +106,6 @@ class Prefill:
 
     def drop(self, index: int) -> None:
         """Goes on without one sequence, whose cells may be given to others now."""
-        is_prepared = self._prepared is not None
         if self._queued is not None:
             self._settle(self._queued)
         self._placed = None
@@ -123,8 +122,6 @@ class Prefill:
         self._computed = self._computed.select(kept)
         self.layouts = [each.select(kept) for each in self.layouts]
         self.traces = [each.select(kept) for each in self.traces]
-        if is_prepared:
-            self._give_back_cells()
 
     def _chunk(self, layout: Layout, start: int, end: int) -> StageBatch:
         """Rows `start` to `end` of the packed ones."""
@@ -158,13 +155,10 @@ class Prefill:
         batch, num_rows = self._prepared, queued.num_rows
         if batch is None or (max_rows is not None and num_rows > max_rows):
             self._settle(queued)
-            if batch is not None:
-                self._give_back_cells()
             return False
         batch = replace(batch, positions=batch.positions[:num_rows])
         rows = self._decoder.stages[self._stage].forward(self._x[:num_rows], batch, self._cache.cells)
         self._settle(queued)
-        self._give_back_cells()
         self._row = num_rows
         if self._is_last_stage:
             self._ended.append(rows)
@@ -172,17 +166,13 @@ class Prefill:
         return True
 
     def _settle(self, queued: QueuedBoundary) -> None:
-        """Takes up what a boundary did."""
+        """Takes up what a boundary did; the cells that a prepared stage has too many are given back."""
         self._x = self._x[: queued.num_rows]
         self._computed, trace = queued.finish()
         self.layouts.append(self._computed)
         self.traces.append(trace)
-        self._queued = self._prepared = None
-
-    def _give_back_cells(self) -> None:
-        """Those that a prepared stage has too many."""
         self._cache.trim_stage(self._stage, self._slots, self._computed.kv_lengths)
-        self._has_room = True
+        self._queued = self._prepared = None
 
     def _prepare(self, queued: QueuedBoundary, longest: IntArray) -> None:
         """What the stage behind a boundary needs, but for the number of its rows.
@@ -191,14 +181,14 @@ class Prefill:
             queued: the boundary.
             longest: `[num_seqs]` rows of each sequence that attention sees there at most.
         """
-        stage, is_last = self._stage, self._is_last_stage
+        stage = self._stage
         if not self._cache.has_unused_for(stage, self._slots, longest):
             return  # cells that are kept for prompts to come are not given up for rows that may never be
         self._cache.fill_stage(stage, self._slots, longest)
+        self._has_room = True
         layout = queued.layout
-        block_tables, forced = self._device.upload(
-            self._cache.block_tables(stage, self._slots), self._forced[:, 0 if is_last else stage]
-        )
+        forced = self._forced[:, stage : stage + 1].ravel()  # nothing behind the last boundary
+        block_tables, placed_forced = self._device.upload(self._cache.block_tables(stage, self._slots), forced)
         ends = layout.cu_seqlens[1:]
         self._prepared = StageBatch(
             cu_seqlens=layout.cu_seqlens,
@@ -208,7 +198,7 @@ class Prefill:
             last_rows=ends.long() - 1,
             extends=bool(self._computed.first_rows.any()),
         )
-        self._placed = Placed(layout, forced)
+        self._placed = Placed(layout, placed_forced)
 
     def _end_stage(self) -> None:
         if self._stage == 0:
@@ -217,22 +207,18 @@ class Prefill:
             self.logits = self._decoder.logits(torch.cat(self._ended))
             self._x = self.logits.new_empty(0)
             return
-        layout, boundary, placed = self.layouts[-1], self._boundaries[self._stage], self._placed
-        forced = self._forced[:, self._stage]
-        queued = boundary.queue(self._x, layout, forced, self._biases, placed)
+        layout, boundary, forced = self.layouts[-1], self._boundaries[self._stage], self._forced[:, self._stage]
+        behind = boundary.queue(self._x, layout, forced, self._biases, self._placed)
+        self._computed, self._placed = layout, None
         self._stage += 1
         self._row = 0
         self._has_room = False
-        self._placed = None
-        self._queued = queued
-        if queued is not None:
-            self._x = queued.rows  # no longer those of the stage that has ended: they take as much memory
-            self._computed = layout
-            self._prepare(queued, boundary.longest(layout, forced))
+        if behind is None:
+            self.layouts.append(layout)
+            self.traces.append(untouched(layout))
             return
-        self._computed = layout
-        self.layouts.append(layout)
-        self.traces.append(untouched(layout))
+        self._x, self._queued = behind  # the rows of the stage that has ended are let go
+        self._prepare(self._queued, boundary.longest(layout, forced))
 
     def _take_up_exit_rows(self) -> None:
         """From here on the rows that stage 0 found in the cache are computed like the others."""

@@ -271,29 +271,25 @@ class KvCache:
 
     def fill_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
         """Makes room for `lengths` `[num_seqs]` rows of a stage in all, beyond those that it holds."""
-        held = self._blocks(self._lengths[slots, stage])
-        blocks = self._blocks(lengths) - held
-        self._require(int(blocks.sum()) * self.geometry.groups[stage])
-        first = np.cumsum(blocks) - blocks
-        block_index = np.arange(int(blocks.sum())) - np.repeat(first - held, blocks)
-        self._assign(stage, np.repeat(slots, blocks), block_index)
+        owners, blocks = self._blocks_between(slots, self._lengths[slots, stage], lengths)
+        self._require(len(blocks) * self.geometry.groups[stage])
+        self._assign(stage, owners, blocks)
         self._lengths[slots, stage] = lengths
 
     def has_unused_for(self, stage: int, slots: Slots, lengths: IntArray) -> bool:
         """Whether `fill_stage` would find enough cells that nobody has."""
-        blocks = self._blocks(lengths) - self._blocks(self._lengths[slots, stage])
-        return int(blocks.sum()) * self.geometry.groups[stage] <= self._num_free_cells
+        missing = self._blocks(lengths) - self._blocks(self._lengths[slots, stage])
+        return int(missing.sum()) * self.geometry.groups[stage] <= self._num_free_cells
 
     def trim_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
-        """Gives back what a stage holds beyond `lengths` `[num_seqs]` rows."""
-        kept = self._blocks(lengths)
-        blocks = self._blocks(self._lengths[slots, stage]) - kept
-        first = np.cumsum(blocks) - blocks
-        owners, block_index = np.repeat(slots, blocks), np.arange(int(blocks.sum())) - np.repeat(first - kept, blocks)
+        """Gives back what a stage holds beyond `lengths` `[num_seqs]` rows; who holds less keeps that."""
+        held = self._lengths[slots, stage]
+        kept = np.minimum(held, lengths)
+        owners, blocks = self._blocks_between(slots, kept, held)
         table = self._tables[stage]
-        self._give_back(table[:, owners, block_index].reshape(-1)[::-1])
-        table[:, owners, block_index] = -1
-        self._lengths[slots, stage] = lengths
+        self._give_back(table[:, owners, blocks].reshape(-1)[::-1])
+        table[:, owners, blocks] = -1
+        self._lengths[slots, stage] = kept
 
     def block_tables(self, stage: int, slots: Slots, *, whole: bool = False) -> IntArray:
         """`[groups, num_seqs, max_blocks]`: cells of each sequence, -1 behind its last.
@@ -309,6 +305,15 @@ class KvCache:
         blocks: IntArray = -(-lengths // self.config.block_size)
         return blocks
 
+    def _blocks_between(
+        self, slots: Slots, shorter: IntArray, longer: IntArray
+    ) -> tuple[Slots, npt.NDArray[np.integer]]:
+        """The blocks that `longer` rows of each slot take beyond those of `shorter`: whose they are, and which."""
+        first = self._blocks(shorter)
+        counts = self._blocks(longer) - first
+        before = np.cumsum(counts) - counts
+        return np.repeat(slots, counts), np.arange(int(counts.sum())) - np.repeat(before - first, counts)
+
     def _require(self, cells: int) -> None:
         if cells > self._num_free_cells and self.reclaim is not None:
             self.reclaim(cells - self._num_free_cells)
@@ -320,7 +325,7 @@ class KvCache:
         count = table.shape[0] * len(slots)
         self._num_free_cells -= count
         # The one freed last comes first: what is trimmed is then what has been unused for longest.
-        cells = self._free_cells[self._num_free_cells : self._num_free_cells + count][::-1].copy()
+        cells = self._free_cells[self._num_free_cells : self._num_free_cells + count][::-1]
         self._users[cells] = 1
         table[:, slots, blocks] = cells.reshape(table.shape[0], len(slots))
 

@@ -72,17 +72,14 @@ class Placed:
 class QueuedBoundary:
     """A boundary on its way on the device. What the host is told of it is waited for when it is asked for."""
 
-    def __init__(self, rows: Tensor, advance: Advance, before: Layout, kernels: IntArray, news: Reading) -> None:
+    def __init__(self, advance: Advance, before: Layout, kernels: IntArray, news: Reading) -> None:
         """
         Args:
-            rows: `[at least num_rows, hidden_size]` of the next stage.
-            advance: to that stage.
+            advance: to the next stage.
             before: layout of the stage that ends here.
             kernels: `[num_experts, 2]` of the boundary.
             news: the chosen experts, the next stage's offsets, and the probabilities where there is a router.
         """
-        self.rows = rows
-        """`[at least num_rows, hidden_size]`."""
         self.layout: DeviceLayout = advance.layout
         """Of the next stage."""
         self._before, self._kernels, self._reading = before, kernels, news
@@ -130,24 +127,6 @@ class Boundary:
         if config.pooling_function == "conv":
             self._conv_weights = [weights[f"{prefix}.experts.{e}.weight"] for e in range(boundary.num_experts)]
 
-    def apply(
-        self, x: Tensor, layout: Layout, forced: IntArray, biases: npt.NDArray[np.float64] | None = None
-    ) -> tuple[Tensor, Layout, BoundaryTrace]:
-        """Rows and layout of the next stage.
-
-        Args:
-            x: `[num_rows, hidden_size]` output of the pooling layer, before any norm.
-            layout: of `x`.
-            forced: `[num_seqs]` expert to take, -1 where the router decides. Without a router every sample that is
-                not skipped needs one, except that a single expert needs no choice.
-            biases: `[num_seqs]` added to the router's logits per level of compression; None for none.
-        """
-        queued = self.queue(x, layout, forced, biases)
-        if queued is None:
-            return x, layout, untouched(layout)
-        pooled, trace = queued.finish()
-        return queued.rows[: queued.num_rows], pooled, trace
-
     def queue(
         self,
         x: Tensor,
@@ -155,15 +134,20 @@ class Boundary:
         forced: IntArray,
         biases: npt.NDArray[np.float64] | None = None,
         placed: Placed | None = None,
-    ) -> QueuedBoundary | None:
-        """The same without a look at the choice; None where every sample is skipped.
+    ) -> tuple[Tensor, QueuedBoundary] | None:
+        """Routes and pools without a look at the choice.
 
         Args:
-            x: as in `apply`, and with anything behind these rows.
-            layout: as in `apply`.
-            forced: as in `apply`.
-            biases: as in `apply`.
+            x: `[num_rows, hidden_size]` output of the pooling layer, before any norm.
+            layout: of `x`.
+            forced: `[num_seqs]` expert to take, -1 where the router decides. Without a router every sample that is
+                not skipped needs one, except that a single expert needs no choice.
+            biases: `[num_seqs]` added to the router's logits per level of compression; None for none.
             placed: `layout` and `forced` where `x` is; None: they are sent there.
+
+        Returns:
+            The rows of the next stage, with anything behind the last, and what the host will be told; None where every
+            sample is skipped.
         """
         if self._skips_all(layout):
             return None
@@ -173,14 +157,14 @@ class Boundary:
         advance = self._advance(placed, routed, probs)
         news = self._read(advance, probs)
         rows = self._pool(x, placed.layout, advance, probs, advance.layout.cu_seqlens)
-        return QueuedBoundary(rows, advance, layout, self._kernels, news)
+        return rows, QueuedBoundary(advance, layout, self._kernels, news)
 
     def longest(self, layout: Layout, forced: IntArray) -> IntArray:
         """`[num_seqs]` rows that attention sees behind the boundary at most: as many as now where a router decides.
 
         Args:
             layout: before the boundary.
-            forced: as in `apply`.
+            forced: as in `queue`.
         """
         known = forced if self._router is not None else np.maximum(forced, 0)
         is_known = (known != UNFORCED) & (layout.num_visual >= self._min_visual_tokens)
@@ -192,15 +176,15 @@ class Boundary:
     def apply_padded(
         self, x: Tensor, layout: Layout, forced: IntArray, biases: npt.NDArray[np.float64] | None = None
     ) -> tuple[Tensor, Layout, BoundaryTrace]:
-        """The same for sequences that are padded to one length, and so is what comes out.
+        """Rows, layout and trace of the next stage, of sequences that are padded to one length; so is what comes out.
 
         Here the host learns what was chosen before rows are pooled, since their new length is the longest sequence's.
 
         Args:
             x: `[num_seqs, longest, hidden_size]`, with anything behind each sequence.
             layout: of the packed rows.
-            forced: as in `apply`.
-            biases: as in `apply`.
+            forced: as in `queue`.
+            biases: as in `queue`.
 
         Returns:
             `[num_seqs, longest, hidden_size]`, zeros behind each sequence; `x` itself where all are skipped.
@@ -213,8 +197,7 @@ class Boundary:
         placed = self._place(rows, layout, sequences * np.int32(longest), forced)
         routed, probs = self._route(rows, placed.layout, biases)
         advance = self._advance(placed, routed, probs)
-        queued = QueuedBoundary(rows, advance, layout, self._kernels, self._read(advance, probs))
-        pooled, trace = queued.finish()
+        pooled, trace = QueuedBoundary(advance, layout, self._kernels, self._read(advance, probs)).finish()
         width = int(pooled.lengths.max())
         out_offsets, lengths = self._device.upload(sequences * np.int32(width), layout.lengths)
         out = x.new_empty(num_seqs * width, hidden_size)

@@ -54,7 +54,7 @@ def advance_layout(
     probs: Tensor | None = None,
     forced: Tensor | None = None,
 ) -> Advance:
-    """The counterpart of `pyramid.Boundary.apply` and `Layout.pooled` that reads nothing back from the GPU.
+    """The counterpart of `pyramid.pooled_grids` and `Layout.pooled` that reads nothing back from the GPU.
 
     Args:
         layout: of the stage before.

@@ -36,7 +36,7 @@ class Case:
         return int(self.layout.cu_seqlens[-1])
 
     def expected(self) -> dict[str, npt.NDArray[np.int32] | npt.NDArray[np.float32]]:
-        """By the names of `ops.Advance` and `ops.DeviceLayout`, as `Boundary.apply` does it."""
+        """By the names of `ops.Advance` and `ops.DeviceLayout`, as `pooled_grids` and `Layout.pooled` do it."""
         num_seqs = self.layout.num_seqs
         chosen = np.zeros(num_seqs, dtype=np.int32) if self.routed is None else np.maximum(self.routed, 0)
         if self.forced is not None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpn_rt.config import BoundaryConfig, PoolingFunction, PyramidConfig
 from dpn_rt.model.layout import Layout
-from dpn_rt.model.pyramid import SKIPPED, Boundary, BoundaryTrace, join_traces, longest_lengths
+from dpn_rt.model.pyramid import SKIPPED, Boundary, BoundaryTrace, join_traces, longest_lengths, untouched
 
 HIDDEN = 24
 MISFIT = -2
@@ -110,6 +110,17 @@ def expected_sample(
     return torch.cat((x[:start], rows, x[end:])), expert, (pooled.shape[2], pooled.shape[3])
 
 
+def apply(
+    boundary: Boundary, x: torch.Tensor, layout: Layout, forced: np.ndarray, biases: np.ndarray | None = None
+) -> tuple[torch.Tensor, Layout, BoundaryTrace]:
+    """Rows and layout of the next stage, and what was done."""
+    behind = boundary.queue(x, layout, forced, biases)
+    if behind is None:
+        return x, layout, untouched(layout)
+    rows, queued = behind
+    return rows[: queued.num_rows], *queued.finish()
+
+
 @settings(max_examples=120, deadline=None)
 @given(
     batch=st.lists(prompts(), min_size=1, max_size=5),
@@ -127,7 +138,7 @@ def test_boundary(
     x = torch.from_numpy(random.standard_normal((int(layout.cu_seqlens[-1]), HIDDEN)).astype(np.float32))
     forced = random.integers(-1 if adaptive else 0, len(kernels), len(batch)).astype(np.int32)
     biases = random.choice([-30.0, 0.0, 5.0, 200.0], len(batch))
-    rows, pooled, trace = boundary.apply(x, layout, forced, biases)
+    rows, pooled, trace = apply(boundary, x, layout, forced, biases)
     assert pooled.cu_seqlens[-1] == len(rows)
     longest = boundary.longest(layout, forced)
     assert (longest >= pooled.kv_lengths).all()
@@ -206,7 +217,7 @@ def test_longest_lengths_bound_every_route(
     layout = Layout.of_prompts([prompt])
     x, lengths = torch.zeros(prompt.num_rows, HIDDEN), [prompt.num_rows]
     for index, expert in enumerate(taken):
-        x, layout, _ = Boundary(config, index, {}).apply(x, layout, np.array([expert], dtype=np.int32))
+        x, layout, _ = apply(Boundary(config, index, {}), x, layout, np.array([expert], dtype=np.int32))
         lengths.append(int(layout.lengths[0]))
     bound = longest_lengths(config, prompt.num_rows, prompt.grid, known)
     assert all(length <= most for length, most in zip(lengths, bound, strict=True))
