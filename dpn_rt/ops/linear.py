@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpn_rt import _kernels
-from dpn_rt.device.faults import is_fatal, is_out_of_memory
 from dpn_rt.errors import KernelArgumentError
 from dpn_rt.ops.face import face
 from dpn_rt.ops.isa import cpu_isa
@@ -52,8 +51,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
             return torch.mm(x, weight.t(), out=out)
         return torch.addmm(bias, x, weight.t(), out=out)
     except RuntimeError as error:
-        if is_out_of_memory(error) or is_fatal(error):
-            raise  # of the device, no argument's fault
+        if type(error) is not RuntimeError or "CUDA error" in str(error):
+            raise  # memory that ran out, or a device that failed: no argument's fault
         raise KernelArgumentError(f"linear: {error}") from error
 
 
