@@ -15,7 +15,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 # The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use.
-GPU_TESTS := tests/ops tests/device tests/sampling tests/tensorrt/test_on_gpu.py
+GPU_TESTS := tests/ops tests/device tests/backends/kernels tests/engine tests/sampling tests/backends/tensorrt/test_on_gpu.py
 RESULTS := benchmarks/results
 
 gpu-build:
@@ -47,10 +47,14 @@ gpu-bench-7b: gpu-build
 gpu-bench-13b: gpu-build
 	$(PYTHON) $(GPU_LATENCY) --shape llava-1.5-13b --repeats 3 --json $(RESULTS)/llava-1.5-13b-cuda.json
 
+# mypy sees the package as the build lays it out, with builders/ as dpn_rt.builders.
+TYPECHECK := rm -rf build/typecheck && mkdir -p build/typecheck && cp -r dpn_rt pyproject.toml build/typecheck && \
+  cp -r builders build/typecheck/dpn_rt && (cd build/typecheck && $(abspath $(BIN))/mypy)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(TYPECHECK)
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(READY)

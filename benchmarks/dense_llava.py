@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from dpn_rt.config import ModelConfig
-from dpn_rt.eager import hf_modules
-from dpn_rt.eager.weights import NameMap, decoder_map, load_canonical, vision_map
-from dpn_rt.engine_dir import TORCH_DTYPES
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import TORCH_DTYPES
+from dpn_rt.reference import hf_modules
+from dpn_rt.reference.weights import NameMap, decoder_map, load_canonical, vision_map
 
 IMAGE_TOKEN = 6
 

@@ -24,11 +24,11 @@ from benchmarks.rows import DENSE, DENSE_SUBJECTS, Row, plan
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
 from benchmarks.subjects import Eager, Request, Runtime, Subject, TransformersDense
 from benchmarks.summary import report
-from dpn_rt import flops
-from dpn_rt.config import ModelConfig
-from dpn_rt.eager import EagerDpn
-from dpn_rt.engine_dir import TORCH_DTYPES, EngineDir, EngineSource, weight_spec, write_engine
 from dpn_rt.errors import DpnError
+from dpn_rt.format import flops
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import TORCH_DTYPES, EngineDir, EngineSource, weight_spec, write_engine
+from dpn_rt.reference import EagerDpn
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

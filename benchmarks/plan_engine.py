@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from dpn_rt.builders.tensorrt.plans import build_plans
-from dpn_rt.config import ModelConfig
-from dpn_rt.engine_dir import EngineDir, EngineSource, weight_spec, write_engine
 from dpn_rt.errors import PlanError
-from dpn_rt.plans.config import Flavor, PlanLimits
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import EngineDir, EngineSource, weight_spec, write_engine
+from dpn_rt.format.plans import Flavor, PlanLimits
 
 
 def write_plan_engine(source: Path, target: Path, model: ModelConfig, batch: int, rows: int) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dpn_rt.config import (
+from dpn_rt.format.config import (
     IMAGE_PLACEHOLDER_ID,
     BoundaryConfig,
     DecoderConfig,
@@ -19,7 +19,7 @@ from dpn_rt.config import (
     RopeConfig,
     VisionConfig,
 )
-from dpn_rt.engine_dir import weight_spec
+from dpn_rt.format.engine_dir import weight_spec
 
 KERNELS = ((1, 1), (1, 2), (2, 2))
 ROUTER_TOKEN = 7

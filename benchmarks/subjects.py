@@ -18,9 +18,9 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from benchmarks.clock import Mark, Stopwatch, synchronize
 from benchmarks.dense_llava import IMAGE_TOKEN
-from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
-from dpn_rt.eager import EagerDpn
-from dpn_rt.flops import Route, kv_rows
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
+from dpn_rt.format.flops import Route, kv_rows
+from dpn_rt.reference import EagerDpn
 
 Clock = time.perf_counter
 

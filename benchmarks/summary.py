@@ -9,8 +9,8 @@ from benchmarks.machine import machine
 from benchmarks.rows import DENSE_SUBJECTS, Row
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS
-from dpn_rt import flops
-from dpn_rt.config import ModelConfig
+from dpn_rt.format import flops
+from dpn_rt.format.config import ModelConfig
 
 
 def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], limits: Row) -> dict[str, Any]:

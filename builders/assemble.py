@@ -12,8 +12,8 @@ from torch import Tensor
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.name_map import Part, WeightSource
-from dpn_rt.engine_dir import WeightSpec, tensor_bytes
 from dpn_rt.errors import CheckpointError
+from dpn_rt.format.engine_dir import WeightSpec, tensor_bytes
 
 _FLOAT_DTYPES = ("float32", "bfloat16", "float16", "float64")
 

@@ -10,7 +10,7 @@ from dpn_rt.builders.json_values import Json
 from dpn_rt.builders.name_map import LayoutNames
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.builders.vision_tower import VisionTower
-from dpn_rt.config import AspectRatio, DecoderConfig, ProjectorConfig, ProjectorType, PyramidConfig
+from dpn_rt.format.config import AspectRatio, DecoderConfig, ProjectorConfig, ProjectorType, PyramidConfig
 
 Note = Callable[[str], None]
 """Takes a line for the user: an assumption, or something that the engine will not have."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.vision_tower import VisionTower
-from dpn_rt.config import DecoderConfig, ModelConfig, PyramidConfig
+from dpn_rt.format.config import DecoderConfig, ModelConfig, PyramidConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from dpn_rt.builders.llama_config import token_ids
 from dpn_rt.builders.name_map import weight_sources
 from dpn_rt.builders.original_layout import read_original
 from dpn_rt.builders.processor import TokenizerFacts, image_processor_file, read_tokenizer, tokenizer_files
-from dpn_rt.config import DType, ModelConfig, PromptConfig
-from dpn_rt.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.plans.config import BuiltPlans
+from dpn_rt.format.config import DType, ModelConfig, PromptConfig
+from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
+from dpn_rt.format.plans import BuiltPlans
 
 Progress = Callable[[int, int], None]
 """Takes the number of weight bytes written since the last call, and how many there will be in all."""

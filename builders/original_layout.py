@@ -12,8 +12,8 @@ from dpn_rt.builders.llama_config import decoder_config
 from dpn_rt.builders.name_map import LayoutNames
 from dpn_rt.builders.pooling_config import pyramid_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
-from dpn_rt.config import AspectRatio, ProjectorType
 from dpn_rt.errors import ConfigError
+from dpn_rt.format.config import AspectRatio, ProjectorType
 
 _PROJECTORS = {
     "mlp2x_gelu": ("model.mm_projector.0", "model.mm_projector.2"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
-from dpn_rt.config import BoundaryConfig, PoolingFunction, PoolingType, PyramidConfig, RouterVersion
 from dpn_rt.errors import ConfigError
+from dpn_rt.format.config import BoundaryConfig, PoolingFunction, PoolingType, PyramidConfig, RouterVersion
 
 Kernel = tuple[int, int]
 

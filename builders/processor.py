@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpn_rt.builders.json_values import Json, read_json
-from dpn_rt.config import VisionConfig
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.format.config import VisionConfig
 
 ROUTER_TOKEN = "<ROUTER>"
 IMAGE_TOKEN = "<image>"

@@ -12,8 +12,8 @@ from typing import cast
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.json_values import Json, choice_of, object_of, read_json, square_side, value_of
 from dpn_rt.builders.shards import TensorInfo
-from dpn_rt.config import Activation, SelectFeature, VisionConfig
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.format.config import Activation, SelectFeature, VisionConfig
 
 # Names that only a CLIP vision tower has; what stands before them is the tower's prefix.
 _TOWER_NAME = re.compile(

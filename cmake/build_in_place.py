@@ -18,6 +18,12 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+BUILDERS = '''"""Written by cmake/build_in_place.py: the package in builders/."""
+
+from pathlib import Path
+
+__path__ = [str(Path(__file__).resolve().parents[1] / "builders")]
+'''
 OLDEST_PYTHON = (3, 11)
 # Import name -> name on PyPI, of what the package, its kernel tests and its benchmarks import.
 PACKAGES = {
@@ -68,6 +74,11 @@ def commands(build_dir: Path, definitions: list[str]) -> list[list[str]]:
     ]
 
 
+def map_builders() -> None:
+    """`builders/` becomes `dpn_rt.builders`, as in an installed package."""
+    (ROOT / "dpn_rt" / "builders.py").write_text(BUILDERS, encoding="utf-8")
+
+
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,6 +91,7 @@ def main() -> None:
         result = subprocess.run(command, check=False)
         if result.returncode != 0:
             sys.exit(f"this command failed with exit status {result.returncode}: {' '.join(command)}")
+    map_builders()
 
 
 if __name__ == "__main__":

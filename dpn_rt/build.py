@@ -17,10 +17,10 @@ from typing import TypeVar, get_args
 from tqdm import tqdm
 
 from dpn_rt.builders.native import build_engine
-from dpn_rt.config import ModelConfig
-from dpn_rt.engine_dir import TORCH_DTYPES, EngineDir
 from dpn_rt.errors import DpnError
-from dpn_rt.plans.config import BuiltPlans, Flavor, PlanLimits
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import TORCH_DTYPES, EngineDir
+from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
-from dpn_rt.config import ModelConfig
-from dpn_rt.flops import prefill_flops
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
 
 EXAMPLES = Path(__file__).parent

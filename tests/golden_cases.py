@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dpn_rt.config import (
+from dpn_rt.format.config import (
     BoundaryConfig,
     DecoderConfig,
     ModelConfig,

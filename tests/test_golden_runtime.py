@@ -13,7 +13,7 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
-from dpn_rt.eager import EagerDpn
+from dpn_rt.reference import EagerDpn
 from tests.golden_cases import CASES, NUM_GENERATED, GoldenCase, case_named
 
 LOGPROB_TOLERANCE = 1e-4

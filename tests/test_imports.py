@@ -8,10 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    *("errors", "_kernels", "config", "weight_spec", "weight_file", "atomic_dir"),
-    *("ops", "device", "model", "model_checks", "plans.config", "engine_dir", "flops"),
-    *("cache", "sampling", "backends", "plans", "trtllm", "outputs", "prompts", "picture"),
-    *("engine", "llm", "server", "generate", "serve", "builders", "build", "eager"),
+    *("errors", "_kernels", "format", "ops", "device", "model"),
+    *("cache", "sampling", "backends", "outputs", "prompts", "picture"),
+    *("engine", "llm", "server", "generate", "serve", "builders", "build", "reference", "eager"),
 )
 """Packages and modules of `dpn_rt`: each imports only from those before it."""
 
@@ -36,11 +35,7 @@ def all_imported_modules(path: Path) -> set[str]:
 
 def packages(path: Path) -> set[str]:
     """Names of what a file imports of `dpn_rt`, as in `ORDER`."""
-    return {unit(name.removeprefix("dpn_rt.")) for name in imported_modules(path)} - {"SamplingParams", "DpnError"}
-
-
-def unit(module: str) -> str:
-    return module if module == "plans.config" else module.split(".")[0]
+    return {name.split(".")[1] for name in imported_modules(path)} - {"SamplingParams", "DpnError"}
 
 
 def files(*patterns: str) -> list[Path]:
@@ -56,32 +51,25 @@ def product_files() -> list[Path]:
 def test_every_package_knows_only_those_before_it() -> None:
     for path in product_files():
         relative = path.relative_to(ROOT).with_suffix("")
-        own = unit(".".join(relative.parts[1:] if relative.parts[0] == "dpn_rt" else relative.parts))
+        own = relative.parts[1] if relative.parts[0] == "dpn_rt" else relative.parts[0]
         assert own in ORDER, f"{path}: give {own} its place in ORDER"
         later = packages(path) - set(ORDER[: ORDER.index(own) + 1])
         assert not later, f"{path} imports {later}"
 
 
 def test_package_files_import_nothing() -> None:
-    """So that importing one module of a package does not import the others; `ops` and `eager` are faces."""
+    """So that importing one module of a package does not import the others; `ops` and `reference` export names."""
     for path in files("dpn_rt/*/__init__.py", "dpn_rt/*/*/__init__.py"):
-        if path.parent.name not in {"ops", "eager"}:
+        if path.parent.name not in {"ops", "reference"}:
             assert not all_imported_modules(path) - {"__future__"}, path
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    allowed = {"config", "errors", "engine_dir", "weight_spec", "weight_file", "model_checks", "builders"}
+    """And of the TensorRT backends what a plan's inputs are, not how plans run."""
+    shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
     for path in files("builders/*.py", "builders/*/*.py"):
-        assert packages(path) <= allowed | {"plans.config", "plans", "trtllm"}, path
-
-
-def test_builders_know_of_plans_what_the_engine_holds() -> None:
-    """Neither how plans are run, nor anything of TensorRT-LLM but its surface."""
-    shared = {"dpn_rt.plans.config", "dpn_rt.plans.library", "dpn_rt.plans.tensors"}
-    for path in files("builders/*.py", "builders/*/*.py"):
-        modules = imported_modules(path)
-        assert {name for name in modules if name.startswith("dpn_rt.plans")} <= shared, path
-        assert {name for name in modules if name.startswith("dpn_rt.trtllm")} <= {"dpn_rt.trtllm.surface"}, path
+        assert packages(path) <= {"errors", "format", "builders", "backends"}, path
+        assert {name for name in imported_modules(path) if name.startswith("dpn_rt.backends")} <= shared, path
 
 
 def test_tensorrt_is_imported_where_it_is_needed() -> None:
@@ -98,19 +86,19 @@ def test_only_ops_import_the_extension() -> None:
 
 def test_few_files_ask_for_cuda() -> None:
     """All others take a device and do not ask which, so that what they do is tested without a GPU."""
-    allowed = {"dpn_rt/device/cuda.py", "dpn_rt/backends/on_device/opening.py", "dpn_rt/plans/cuda.py"}
+    allowed = {"dpn_rt/device/cuda.py", "dpn_rt/backends/kernels/gpu.py", "dpn_rt/backends/tensorrt/cuda.py"}
     for path in product_files():
-        if not {"eager", "builders", "trtllm"} & set(path.parts):
+        if not {"reference", "builders", "tensorrt_llm"} & set(path.parts):
             uses = "torch.cuda" in path.read_text(encoding="utf-8")
             assert uses == (str(path.relative_to(ROOT)) in allowed), path
 
 
 def test_the_decoder_sees_no_images() -> None:
     seen = {name.rsplit(".", 1)[-1] for name in imported_modules(ROOT / "dpn_rt/model/decoder.py")}
-    assert not seen & {"vision", "visual_input", "image", "pyramid", "layout"}
+    assert not seen & {"clip", "visual_input", "image", "pooling", "layout"}
 
 
-def test_only_the_build_command_and_eager_read_checkpoints() -> None:
+def test_only_the_build_command_and_the_reference_read_checkpoints() -> None:
     for path in product_files():
-        if path.name != "build.py" and not {"eager", "builders"} & set(path.parts):
+        if path.name != "build.py" and not {"reference", "builders"} & set(path.parts):
             assert "builders" not in packages(path), path

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpn_rt.backends.tensorrt.library import data_type
 from dpn_rt.errors import PlanError
-from dpn_rt.plans.library import data_type
 
 Tensor = Any
 """TensorRT's ITensor; its bindings have no types."""

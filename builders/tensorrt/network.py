@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from dpn_rt.backends.tensorrt import tensors
+from dpn_rt.backends.tensorrt.library import data_type
+from dpn_rt.backends.tensorrt.tensors import StagePlan, cache_names
 from dpn_rt.builders.tensorrt.layers import Graph, Tensor
-from dpn_rt.plans import tensors
-from dpn_rt.plans.library import data_type
-from dpn_rt.plans.tensors import StagePlan, cache_names
 
 
 def define_network(library: ModuleType, network: Any, plan: StagePlan) -> Graph:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from dpn_rt.backends.tensorrt.library import Log, load_library
+from dpn_rt.backends.tensorrt.tensors import DYNAMIC, PlanTensor, StagePlan
 from dpn_rt.builders.tensorrt.network import define_network
-from dpn_rt.config import OLDEST_CAPABILITY, ModelConfig
 from dpn_rt.errors import ConfigError, PlanError
-from dpn_rt.plans.config import (
+from dpn_rt.format.config import OLDEST_CAPABILITY, ModelConfig
+from dpn_rt.format.plans import (
     PHASES,
     BuiltPlans,
     Flavor,
@@ -20,8 +22,6 @@ from dpn_rt.plans.config import (
     check_limits,
     plan_file,
 )
-from dpn_rt.plans.library import Log, load_library
-from dpn_rt.plans.tensors import DYNAMIC, PlanTensor, StagePlan
 
 OPTIMAL_BATCH = 1
 """What the plans are tuned for: the latency of one request."""

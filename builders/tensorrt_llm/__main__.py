@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dpn_rt.builders.tensorrt_llm.engines import build_stages
 from dpn_rt.builders.tensorrt_llm.export import export_checkpoints
-from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import DpnError
-from dpn_rt.plans.config import PlanLimits, check_limits
+from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.format.plans import PlanLimits, check_limits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from dpn_rt.backends.tensorrt_llm.contract import Engine, Surface, load_surface
 from dpn_rt.builders.tensorrt_llm.stage_model import make_stage_model
 from dpn_rt.errors import EngineError
-from dpn_rt.plans.config import PlanLimits
-from dpn_rt.trtllm.surface import Engine, Surface, load_surface
+from dpn_rt.format.plans import PlanLimits
 
 
 def build_stages(

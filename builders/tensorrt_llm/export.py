@@ -9,9 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from dpn_rt.builders.tensorrt_llm.names import export_stage
-from dpn_rt.config import DecoderConfig, ModelConfig
-from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import ConfigError, EngineError
+from dpn_rt.format.config import DecoderConfig, ModelConfig
+from dpn_rt.format.engine_dir import EngineDir
 
 ARCHITECTURE = "LlamaForCausalLM"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from dpn_rt.trtllm.surface import Surface
+from dpn_rt.backends.tensorrt_llm.contract import Surface
 
 
 def make_stage_model(surface: Surface, config: Any, is_last: bool) -> Any:

@@ -1,1 +1,1 @@
-"""Who computes a step: `backend.py` is what the engine asks, the others are answers."""
+"""What computes a step: `backend.py` is the interface; `kernels` and `tensorrt` implement it."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import IntArray, Layout
-from dpn_rt.model.pyramid import BoundaryTrace
+from dpn_rt.model.reduction.pooling import BoundaryTrace
 
 
 @dataclass(frozen=True, eq=False)

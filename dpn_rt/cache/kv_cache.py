@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.config import DecoderConfig, PyramidConfig
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice
 from dpn_rt.errors import CapacityError
+from dpn_rt.format.config import DecoderConfig, PyramidConfig
 from dpn_rt.model.layout import IntArray
 
 Slots = npt.NDArray[np.intp]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from dpn_rt.config import ModelConfig
 from dpn_rt.device.faults import advice, is_fatal
 from dpn_rt.engine.decode_ahead import DecodeAhead
 from dpn_rt.engine.detokenizer import Detokenizer
@@ -19,7 +18,8 @@ from dpn_rt.engine.runner import PrefillJob, Runner
 from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
-from dpn_rt.model.pyramid import UNFORCED
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.reduction.pooling import UNFORCED
 from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams

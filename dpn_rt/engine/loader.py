@@ -10,35 +10,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.native import NativeBackend
-from dpn_rt.backends.on_device.backend import DeviceBackend
-from dpn_rt.backends.on_device.loading import DeviceLimits, cache_config, load_device_backend
-from dpn_rt.backends.on_device.opening import open_cuda
+from dpn_rt.backends.kernels.backend import DeviceBackend
+from dpn_rt.backends.kernels.gpu import open_cuda
+from dpn_rt.backends.kernels.loading import DeviceLimits, cache_config, load_device_backend
+from dpn_rt.backends.kernels.native import NativeBackend
+from dpn_rt.backends.tensorrt import cuda
+from dpn_rt.backends.tensorrt.loading import load_plan_backend
 from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.cache.kv_cache import KvCache, KvGeometry
-from dpn_rt.config import ModelConfig
 from dpn_rt.device.host import HostDevice, free_memory
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.engine import Engine
 from dpn_rt.engine.prefix_cache import PrefixCache, PrefixCacheConfig
 from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Scheduler, SchedulerConfig
-from dpn_rt.engine_dir import EngineDir
 from dpn_rt.errors import ConfigError
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.format.plans import PlanLimits
+from dpn_rt.format.weight_spec import TORCH_DTYPES
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.linear import can_prepack
-from dpn_rt.model.pyramid import Boundary
+from dpn_rt.model.reduction.pooling import Boundary
 from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision import Encoder, ImageEncoder, load_encoder
-from dpn_rt.plans import cuda
-from dpn_rt.plans.config import PlanLimits
-from dpn_rt.plans.loading import load_plan_backend
+from dpn_rt.model.vision.clip import Encoder, ImageEncoder, load_encoder
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler
-from dpn_rt.weight_spec import TORCH_DTYPES
 
 CPU_DTYPES = ("float32", "bfloat16")
 

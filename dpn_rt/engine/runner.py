@@ -12,18 +12,18 @@ from torch import Tensor
 from dpn_rt.backends.backend import Backend, Beginning, Decoded, NewSequences, SequenceCache, StagedPrefill
 from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.cache.kv_cache import Slots
-from dpn_rt.config import ModelConfig
 from dpn_rt.device.device import Device
 from dpn_rt.engine.prefix_cache import PrefixCache
 from dpn_rt.engine.scheduler import Batch
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import CapacityError, RequestError
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.weight_spec import TORCH_DTYPES
 from dpn_rt.model.layout import Layout
-from dpn_rt.model.pyramid import SKIPPED, BoundaryTrace
-from dpn_rt.model.vision import Encoder
+from dpn_rt.model.reduction.pooling import SKIPPED, BoundaryTrace
+from dpn_rt.model.vision.clip import Encoder
 from dpn_rt.outputs import Pyramid
 from dpn_rt.prompts.visual_input import VisualInput
-from dpn_rt.weight_spec import TORCH_DTYPES
 
 
 class Runner:

@@ -18,9 +18,9 @@ import numpy as np
 
 from dpn_rt.backends.backend import SequenceCache
 from dpn_rt.cache.kv_cache import Slots
-from dpn_rt.config import PyramidConfig
 from dpn_rt.engine.sequence import Sequence
-from dpn_rt.model.pyramid import longest_lengths
+from dpn_rt.format.config import PyramidConfig
+from dpn_rt.model.reduction.pooling import longest_lengths
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.config import DecoderConfig, PyramidConfig
+from dpn_rt.format.config import DecoderConfig, PyramidConfig
 from dpn_rt.model.linear import Linear
 from dpn_rt.model.rows import embed_rows
 

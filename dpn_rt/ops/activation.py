@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
-from dpn_rt.ops.face import face
+from dpn_rt.ops.checked import face
 from dpn_rt.ops.stream import stream_of
 
 

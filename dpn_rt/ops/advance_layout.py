@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.face import face
+from dpn_rt.ops.checked import face
 from dpn_rt.ops.stream import stream_of
 
 

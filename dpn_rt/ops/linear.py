@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.ops.face import face
+from dpn_rt.ops.checked import face
 from dpn_rt.ops.isa import cpu_isa
 
 # Rows up to which streaming the weight once beats torch; measured by benchmarks/ops.py.

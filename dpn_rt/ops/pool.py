@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.ops.face import face
+from dpn_rt.ops.checked import face
 from dpn_rt.ops.stream import stream_of
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from dpn_rt.config import ModelConfig
 from dpn_rt.errors import ImageError, RequestError
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.prompts.image import decode_image
 from dpn_rt.prompts.prompt import ONE_IMAGE
 from dpn_rt.prompts.tokenizer import IMAGE_TEXT, Tokenizer

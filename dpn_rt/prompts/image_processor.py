@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpn_rt.config import AspectRatio, VisionConfig
 from dpn_rt.errors import EngineError, ImageError
+from dpn_rt.format.config import AspectRatio, VisionConfig
 from dpn_rt.prompts.image import MAX_PIXELS, pad_to_square
 
 

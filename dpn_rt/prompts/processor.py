@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from dpn_rt.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.errors import EngineError, ImageError, RequestError
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.prompts.chat import Message, chat_prompt
 from dpn_rt.prompts.image import MAX_PIXELS, load_image
 from dpn_rt.prompts.image_processor import ImageProcessor

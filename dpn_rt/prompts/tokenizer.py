@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import normalizers, pre_tokenizers
 
-from dpn_rt.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.errors import EngineError
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 
 IMAGE_TEXT = "<image>"
 """Where the image goes in a prompt string, whatever the tokenizer calls it."""

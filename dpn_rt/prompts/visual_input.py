@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn_rt.config import ModelConfig
 from dpn_rt.errors import ImageError
+from dpn_rt.format.config import ModelConfig
 
 Grid = tuple[int, int]
 

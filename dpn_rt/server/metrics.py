@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dpn_rt.config import ModelConfig
-from dpn_rt.flops import prefill_flops
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.server.stepping.stepper import Load

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dpn_rt.config import ModelConfig
 from dpn_rt.engine.engine import Progress
-from dpn_rt.flops import prefill_flops
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.tokenizer import Tokenizer

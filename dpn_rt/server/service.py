@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from dpn_rt.config import ModelConfig
 from dpn_rt.engine.engine import Progress
 from dpn_rt.errors import DpnError
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams

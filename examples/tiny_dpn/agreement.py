@@ -1,4 +1,4 @@
-"""Where runtime and `dpn_rt.eager` answer differently on the same engine, and how close to a tie both were."""
+"""Where runtime and `dpn_rt.reference` answer differently on the same engine, and how close to a tie both were."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.eager import EagerDpn, EagerGeneration
+from dpn_rt.reference import EagerDpn, EagerGeneration
 from examples.tiny_dpn.answers import MAX_TOKENS, Answer, chat_messages
 from examples.tiny_dpn.data import Question, Sample
 
@@ -41,7 +41,7 @@ class Disagreement:
 def compare_with_eager(
     llm: LLM, engine: Path, samples: Sequence[Sample], answers: Sequence[Answer], description: str
 ) -> list[Disagreement]:
-    """Asks `dpn_rt.eager` the same questions, one at a time, on the weights and in the dtype of the engine."""
+    """Asks `dpn_rt.reference` the same questions, one at a time, on the weights and in the dtype of the engine."""
     model = EagerDpn.from_engine(engine, verify=False)
     of_runtime = {(answer.scene, answer.kind): answer for answer in answers}
     found = []

@@ -9,8 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.config import ModelConfig
-from dpn_rt.flops import prefill_flops
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
 from examples.tiny_dpn.data import Question, Sample
 

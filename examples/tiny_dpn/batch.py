@@ -1,7 +1,7 @@
-"""Forward and loss of many samples together, on the modules of `dpn_rt.eager`.
+"""Forward and loss of many samples together, on the modules of `dpn_rt.reference`.
 
 The published code runs one sample at a time. Here the layers run over samples padded at their end, which causal
-attention never sees; routing and pooling stay those of `dpn_rt.eager.Boundary`, sample by sample.
+attention never sees; routing and pooling stay those of `dpn_rt.reference.Boundary`, sample by sample.
 
 The questions about one picture share its rows as long as these do not depend on the question, in the first stage and,
 without routers, in all: template and image stand once, and every question follows as if it were the only one (own
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from dpn_rt.eager import Boundary, BoundaryRecord, EagerDpn, SampleLayout
+from dpn_rt.reference import Boundary, BoundaryRecord, EagerDpn, SampleLayout
 from examples.tiny_dpn.encoding import Scene, Turn
 from examples.tiny_dpn.tokenizer import ROUTER
 

@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from dpn_rt.eager import Boundary, EagerDpn
-from dpn_rt.eager.boundary import ROUTER_TEMPERATURE
+from dpn_rt.reference import Boundary, EagerDpn
+from dpn_rt.reference.boundary import ROUTER_TEMPERATURE
 from examples.tiny_dpn.scenes import GRID
 
 POSITION_SCALE = 0.3

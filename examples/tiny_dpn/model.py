@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dpn_rt.config import (
+from dpn_rt.format.config import (
     BoundaryConfig,
     DecoderConfig,
     ModelConfig,

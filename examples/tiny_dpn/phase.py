@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dpn_rt.eager import Boundary, EagerDpn
+from dpn_rt.reference import Boundary, EagerDpn
 from examples.tiny_dpn import batch, data
 from examples.tiny_dpn.early_answers import EarlyAnswers
 from examples.tiny_dpn.encoding import Encoder, Scene

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from dpn_rt.eager import BoundaryRecord, PyramidTrace, routing_loss
+from dpn_rt.reference import BoundaryRecord, PyramidTrace, routing_loss
 
 WRONG = 1.0
 """Nats from which on an answer is as wrong as can be. Without a bound the first answers that a pooled picture spoils

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from dpn_rt.eager import EagerDpn
 from dpn_rt.errors import DpnError
+from dpn_rt.reference import EagerDpn
 from examples.tiny_dpn.attention import use_training_attention
 from examples.tiny_dpn.beginning import start_awake, start_on_a_grid, start_pooling_late
 from examples.tiny_dpn.encoding import MEAN, STD, Encoder

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dpn_rt.builders.native import build_engine
-from dpn_rt.config import DecoderConfig, PyramidConfig, RopeConfig, VisionConfig
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.format.config import DecoderConfig, PyramidConfig, RopeConfig, VisionConfig
 
 Rename = Callable[[str], str]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpn_rt.builders.native import build_engine
-from dpn_rt.config import BoundaryConfig, ProjectorConfig, VisionConfig
-from dpn_rt.engine_dir import EngineDir, weight_spec
+from dpn_rt.format.config import BoundaryConfig, ProjectorConfig, VisionConfig
+from dpn_rt.format.engine_dir import EngineDir, weight_spec
 from tests.builders.checkpoints import TOWER, OriginalCheckpoint, expected_weights, write_tower
 
 

@@ -16,9 +16,9 @@ from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import BatchError, DeviceError, KernelArgumentError, StepError
 from dpn_rt.sampling.sampler import Sampler
 from dpn_rt.server.stepping.engine_thread import EngineThread
-from tests.device.conftest import HAS_GPU, Place
-from tests.runtime.models import write_random_engine
-from tests.runtime.test_batching import assert_pool_is_full
+from tests.engine.models import write_random_engine
+from tests.engine.test_batching import assert_pool_is_full
+from tests.places import HAS_GPU, Place
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 PROMPT = {"prompt_token_ids": list(range(3, 20))}

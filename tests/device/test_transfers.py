@@ -9,7 +9,7 @@ import torch
 from dpn_rt.device.device import StaticInputs
 from dpn_rt.device.host import HostDevice
 from dpn_rt.device.packing import ALIGNMENT, Packing
-from tests.device.conftest import CountingDevice
+from tests.places import CountingDevice
 
 DTYPES = [np.int32, np.int64, np.float32, np.float64]
 SHAPES = [(), (1,), (3,), (0,), (2, 5), (0, 4), (2, 1, 3)]

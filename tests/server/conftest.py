@@ -19,9 +19,9 @@ from PIL import Image
 
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
-from dpn_rt.eager import EagerDpn
 from dpn_rt.engine.loader import RuntimeConfig, load_bare_engine, load_processor
 from dpn_rt.prompts.processor import Processor
+from dpn_rt.reference import EagerDpn
 from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.process import Server, uvicorn_config

@@ -1,0 +1,127 @@
+"""Whether this machine's GPU can run an engine; every refusal says what would work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dpn_rt import ops
+from dpn_rt.device.cuda import CudaDevice
+from dpn_rt.errors import ConfigError, KernelArgumentError
+from dpn_rt.format.config import OLDEST_CAPABILITY, ModelConfig
+
+DTYPES = ("bfloat16", "float16")
+"""That attention takes on a GPU."""
+HEAD_DIMS = (16, 32, 64, 96, 128)
+"""That attention is built for."""
+ELSEWHERE = "use device='cpu', or build the engine without plans for it"
+"""What works where a GPU does not."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What there is."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+def open_cuda(model: ModelConfig) -> CudaDevice:
+    """The current GPU, for this model.
+
+    Raises:
+        ConfigError: there is no driver or GPU, the GPU or the driver is too old, this build has no CUDA kernels, or the
+            model has a dtype or head size that they do not take.
+    """
+    check_model_on_cuda(model)
+    return _open()
+
+
+def open_cuda_for_plans(model: ModelConfig) -> CudaDevice:
+    """The current GPU, for what runs between plans of this model, whose decoder is in the plans.
+
+    Raises:
+        ConfigError: as `open_cuda`.
+    """
+    _check_tower(model)
+    return _open()
+
+
+def _open() -> CudaDevice:
+    check_gpu(find_gpu())
+    device = CudaDevice()
+    probe_kernels(device.torch_device)
+    return device
+
+
+def check_model_on_cuda(model: ModelConfig) -> None:
+    """Refuse a model that the CUDA kernels do not take.
+
+    Raises:
+        ConfigError: its dtype or a head size.
+    """
+    if model.dtype not in DTYPES:
+        raise ConfigError(
+            f"on a GPU: the engine's dtype is {model.dtype}, expected {' or '.join(DTYPES)}: build it again with "
+            "--dtype bfloat16"
+        )
+    _check_head_dim("decoder", model.decoder.head_dim)
+    _check_tower(model)
+
+
+def _check_tower(model: ModelConfig) -> None:
+    if model.vision is not None:
+        _check_head_dim("vision tower", model.vision.hidden_size // model.vision.num_heads)
+
+
+def _check_head_dim(part: str, head_dim: int) -> None:
+    if head_dim not in HEAD_DIMS:
+        built = ", ".join(map(str, HEAD_DIMS))
+        raise ConfigError(f"on a GPU: the {part}'s head_dim is {head_dim}, expected one of {built}: {ELSEWHERE}")
+
+
+def find_gpu() -> Gpu:
+    """The current GPU.
+
+    Raises:
+        ConfigError: torch cannot use one; with its reason.
+    """
+    try:
+        torch.empty(1, device="cuda")
+        return Gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"on a GPU: torch {torch.__version__} cannot use a GPU ({reason}): expected an NVIDIA GPU, its driver "
+            f"and a build of torch with CUDA; or {ELSEWHERE}"
+        ) from error
+
+
+def check_gpu(gpu: Gpu) -> None:
+    """Refuse a GPU that the kernels are not built for.
+
+    Raises:
+        ConfigError: with its compute capability.
+    """
+    if gpu.capability < OLDEST_CAPABILITY:
+        found, oldest = (".".join(map(str, pair)) for pair in (gpu.capability, OLDEST_CAPABILITY))
+        raise ConfigError(
+            f"on a GPU: {gpu.name} has compute capability {found}, expected {oldest} or newer: {ELSEWHERE}"
+        )
+
+
+def probe_kernels(device: torch.device) -> None:
+    """Run one kernel.
+
+    Raises:
+        ConfigError: this build has none for the GPU, or the driver is too old for them; with the reason.
+    """
+    try:
+        ops.rms_norm(torch.ones(1, 8, device=device), torch.ones(8, device=device), 1e-5)
+        torch.cuda.synchronize(device)
+    except (KernelArgumentError, RuntimeError) as error:
+        raise ConfigError(
+            f"on a GPU: the kernels do not run ({error}): expected a build with nvcc for this GPU and a driver that is "
+            f"not older than it; or {ELSEWHERE}"
+        ) from error

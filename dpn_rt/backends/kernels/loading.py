@@ -1,0 +1,163 @@
+"""An engine's weights -> the parts that run on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpn_rt.backends.kernels.backend import DeviceBackend
+from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
+from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
+from dpn_rt.cache.kv_cache import KvCache, KvCacheConfig, KvGeometry
+from dpn_rt.device.device import Device
+from dpn_rt.errors import CapacityError
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.weight_spec import TORCH_DTYPES
+from dpn_rt.model.decoder import Decoder, StageBatch
+from dpn_rt.model.reduction.pooling import Boundary
+from dpn_rt.model.rope import rope_table
+from dpn_rt.model.vision.clip import IMAGES_PER_CALL, Encoder, ImageEncoder, load_encoder
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What has to fit into a device's memory."""
+
+    max_num_seqs: int
+    max_prefill_rows: int
+    """Rows at stage 0 of one prefill."""
+    max_length: int
+    """Rows of one request."""
+    block_size: int
+    kv_cache_bytes: int | None
+    """None: what is left."""
+    reuse_bytes: int
+    """Of images' rows, and as much again of those that go with kept prefixes."""
+    utilization: float
+    """Part of the memory that may be taken in all."""
+
+
+def load_device_backend(
+    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device
+) -> tuple[DeviceBackend, Encoder | None]:
+    """Weights, KV pool and graphs on a device.
+
+    Raises:
+        CapacityError: the device has too little memory; says how much is needed and what to lower.
+    """
+    placed = place_weights(weights, device)
+    try:
+        return _build(model, placed, limits, device)
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"{device.torch_device} ran out of memory while the largest prefill of {limits.max_prefill_rows} rows was "
+            f"tried or graphs were recorded, behind {_num_bytes(weights):,} bytes of weights: lower "
+            f"max_num_batched_tokens, max_num_seqs or gpu_memory_utilization={limits.utilization} ({error})"
+        ) from error
+
+
+def place_weights(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
+    """One copy of each weight on a device.
+
+    Raises:
+        CapacityError: they do not fit.
+    """
+    try:
+        return {name: weight.to(device.torch_device) for name, weight in weights.items()}
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"{device.torch_device} has no room for {_num_bytes(weights):,} bytes of weights: end what else runs "
+            f"there, or use a GPU with more memory ({error})"
+        ) from error
+
+
+def _build(
+    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device
+) -> tuple[DeviceBackend, Encoder | None]:
+    geometry = KvGeometry.of_model(model.decoder, model.pyramid, TORCH_DTYPES[model.dtype])
+    angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
+    decoder = Decoder(model.decoder, model.pyramid, weights, angles, geometry.layers_per_cell, prepack=False)
+    boundaries = [Boundary(model.pyramid, index, weights, device) for index in range(len(model.pyramid.boundaries))]
+    encoder = load_encoder(model, weights, prepack=False)
+    num_bytes = limits.kv_cache_bytes
+    if num_bytes is None:
+        with torch.inference_mode():
+            peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, limits, device))
+        num_bytes = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
+    cache = KvCache(geometry, cache_config(geometry, limits, num_bytes), device)
+    graphs = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
+    return DeviceBackend(decoder, boundaries, cache, graphs, device), record_encoder(model, encoder, device)
+
+
+def record_encoder(model: ModelConfig, encoder: ImageEncoder | None, device: Device) -> EncoderGraphs | None:
+    """An encoder as graphs on a device."""
+    if encoder is None or model.vision is None:
+        return None
+    return EncoderGraphs(encoder, model.vision, device)
+
+
+def cache_config(geometry: KvGeometry, limits: DeviceLimits, num_bytes: int) -> KvCacheConfig:
+    """As many cells as `num_bytes` hold, and no more than all sequences need.
+
+    Raises:
+        CapacityError: not even one.
+    """
+    cell_bytes = geometry.cell_bytes(limits.block_size)
+    whole = limits.max_num_seqs * geometry.cells_for(
+        (limits.max_length,) * len(geometry.stage_sizes), limits.block_size
+    )
+    num_cells = num_bytes // cell_bytes
+    if limits.kv_cache_bytes is None:
+        num_cells = min(whole, num_cells)
+    if num_cells < 1:
+        raise CapacityError(f"kv_cache_bytes={num_bytes}: expected at least {cell_bytes}, one cell")
+    return KvCacheConfig(num_cells, limits.block_size, limits.max_num_seqs, limits.max_length)
+
+
+def _largest_work(
+    model: ModelConfig,
+    decoder: Decoder,
+    encoder: ImageEncoder | None,
+    geometry: KvGeometry,
+    limits: DeviceLimits,
+    device: Device,
+) -> None:
+    """What takes the most memory: images, then as many rows as may be prefilled together, of which none is pooled.
+
+    What the rows hold is of no interest, and so they share the one cell of a cache for nobody.
+    """
+    where = device.torch_device
+    if encoder is not None and model.vision is not None:
+        side = model.vision.image_size
+        encoder.forward(torch.zeros(IMAGES_PER_CALL, 3, side, side, device=where))
+    rows = limits.max_prefill_rows
+    length = min(rows, limits.max_length)
+    num_seqs = -(-rows // length)
+    cells = torch.zeros((1, *geometry.cell_shape(limits.block_size)), dtype=geometry.dtype, device=where)
+    ends = torch.arange(1, num_seqs + 1, device=where).mul_(length).clamp_(max=rows)
+    cu_seqlens = torch.cat((ends.new_zeros(1), ends)).int()
+    blocks = -(-length // limits.block_size)
+    x = decoder.embed(torch.zeros(rows, dtype=torch.int64, device=where))
+    for stage, groups in zip(decoder.stages, geometry.groups, strict=True):
+        batch = StageBatch(
+            cu_seqlens=cu_seqlens,
+            positions=torch.arange(rows, dtype=torch.int32, device=where) % length,
+            context_lens=cu_seqlens[1:] - cu_seqlens[:-1],
+            block_tables=torch.zeros(groups, num_seqs, blocks, dtype=torch.int32, device=where),
+            last_rows=ends - 1,
+        )
+        x = stage.forward(x, batch, cells)
+    decoder.logits(x)
+
+
+def _kept_bytes(model: ModelConfig, limits: DeviceLimits) -> int:
+    """Of rows beside the cells: those of each running sequence's image, and what is reused."""
+    rows = 0 if model.vision is None else limits.max_num_seqs * model.vision.num_visual_tokens
+    return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * limits.reuse_bytes
+
+
+def _num_bytes(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.nbytes for weight in weights.values())

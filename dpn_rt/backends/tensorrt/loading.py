@@ -1,0 +1,99 @@
+"""An engine directory with plans -> the backend that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dpn_rt.backends.kernels.loading import place_weights, record_encoder
+from dpn_rt.backends.tensorrt import tensors
+from dpn_rt.backends.tensorrt.backend import PlanBackend
+from dpn_rt.backends.tensorrt.plan import PlanReader, check_signature
+from dpn_rt.backends.tensorrt.slots import SlotCache, SlotMemory
+from dpn_rt.backends.tensorrt.stage import LoadedPlan, PlanStage
+from dpn_rt.backends.tensorrt.tensors import StagePlan, stage_plans
+from dpn_rt.device.device import Device
+from dpn_rt.errors import CapacityError, EngineError
+from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.format.plans import PlanLimits, plan_file
+from dpn_rt.model.reduction.pooling import Boundary
+from dpn_rt.model.rope import rope_table
+from dpn_rt.model.vision.clip import Encoder, load_encoder
+
+
+def load_plan_backend(
+    engine: EngineDir, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
+) -> tuple[PlanBackend, Encoder | None]:
+    """Weights and plans on the reader's device, with empty slots.
+
+    Args:
+        engine: with plans.
+        weights: of the engine.
+        reader: of the plans.
+        max_length: rows of one request at stage 0, at most.
+
+    Raises:
+        PlanError: a plan cannot be loaded, or does not match the model.
+        CapacityError: the device has no room for weights, KV caches or the vision tower's graphs.
+    """
+    if engine.plans is None:
+        raise EngineError(f"{engine.path}: has no plans: build it with --backend tensorrt")
+    try:
+        return _load_backend(engine, engine.plans.limits, weights, reader, max_length)
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"{reader.device.torch_device} ran out of memory while plans, tables and the vision tower's graphs were "
+            f"loaded behind weights and KV caches: build the engine with a lower --max-batch or --max-rows ({error})"
+        ) from error
+
+
+def _load_backend(
+    engine: EngineDir, limits: PlanLimits, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
+) -> tuple[PlanBackend, Encoder | None]:
+    model, device = engine.model, reader.device
+    specs = stage_plans(model, limits)
+    loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
+    dtype = weights["embed_tokens.weight"].dtype
+    placed = place_weights(weights, device)
+    between = between_plans(placed, device)
+    prefills = [spec for spec in specs if spec.is_prefill]
+    memory = SlotMemory.allocate(prefills, dtype, device.torch_device)
+    table = rope_table(model.decoder, prefills[0].num_positions).to(device.torch_device)
+    cosines, sines = (part.contiguous() for part in table.chunk(2, dim=1))
+    stages = [
+        PlanStage(
+            loaded[spec.stage, "prefill"],
+            loaded[spec.stage, "decode"],
+            {tensors.COSINES: cosines, tensors.SINES: sines} | {name: placed[name] for name in spec.weights()},
+            memory,
+            device,
+            dtype,
+        )
+        for spec in prefills
+    ]
+    boundaries = [Boundary(model.pyramid, index, between, device) for index in range(len(model.pyramid.boundaries))]
+    backend = PlanBackend(
+        between["embed_tokens.weight"], stages, boundaries, SlotCache(limits, max_length, memory), device
+    )
+    return backend, record_encoder(model, load_encoder(model, between, prepack=False), device)
+
+
+def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
+    """Those of an engine that are computed with outside of the plans: all but the decoder's layers and head.
+
+    In float32 where they are in float16 and on the CPU, whose kernels do not take it.
+    """
+    widens = device.torch_device.type == "cpu"
+    return {
+        name: weight.float() if widens and weight.dtype == torch.float16 else weight
+        for name, weight in weights.items()
+        if not name.startswith(("layers.", "norm.", "lm_head."))
+    }
+
+
+def _load(engine: EngineDir, reader: PlanReader, spec: StagePlan) -> LoadedPlan:
+    plan = reader.open((engine.path / plan_file(spec.stage, spec.phase)).read_bytes(), spec)
+    check_signature(plan, spec)
+    return LoadedPlan(spec, plan)

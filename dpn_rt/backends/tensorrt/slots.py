@@ -1,0 +1,148 @@
+"""Keys and values in slots: one row of every layer's cache for each sequence, as long as the plans' limits say.
+
+The counterpart of the paged `KvCache` with the same interface: a slot is the one cell that a sequence takes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpn_rt.backends.tensorrt.tensors import StagePlan, cache_names
+from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
+from dpn_rt.errors import CapacityError
+from dpn_rt.format.plans import PlanLimits
+from dpn_rt.model.layout import IntArray
+
+
+@dataclass(frozen=True)
+class SlotMemory:
+    """The caches of all layers."""
+
+    caches: Mapping[str, Tensor]
+    """Name as the plans have it to `[max_batch, num_kv_heads, stage_rows, head_dim]`."""
+
+    @classmethod
+    def allocate(cls, stages: list[StagePlan], dtype: torch.dtype, device: torch.device) -> SlotMemory:
+        """Memory for every slot.
+
+        Raises:
+            CapacityError: there is not enough.
+        """
+        decoder = stages[0].model.decoder
+        shapes = {
+            name: (stage.limits.max_batch, decoder.num_kv_heads, stage.max_rows, decoder.head_dim)
+            for stage in stages
+            for layer in stage.layers
+            for name in cache_names(layer)
+        }
+        try:
+            return cls({name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()})
+        except RuntimeError as error:  # torch's out-of-memory errors are of this type
+            total = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
+            raise CapacityError(
+                f"{device} has no room for {total:,} bytes of KV caches: build the engine with a lower --max-batch or "
+                "--max-rows"
+            ) from error
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches.values())
+
+    def part(self, names: tuple[str, ...], first: int, count: int) -> dict[str, Tensor]:
+        """Of these caches the slots from `first` on."""
+        return {name: self.caches[name][first : first + count] for name in names}
+
+
+class SlotCache:
+    """Who owns which slot, and how many rows each stage of it holds."""
+
+    def __init__(self, limits: PlanLimits, max_length: int, memory: SlotMemory) -> None:
+        """`max_length`: rows of one request at stage 0, at most."""
+        self.memory = memory
+        self._limits = limits
+        longest = max(limits.stage_rows)
+        self.config = KvCacheConfig(limits.max_batch, longest, limits.max_batch, max_length)
+        self._lengths = np.zeros((limits.max_batch, len(limits.stage_rows)), dtype=np.int32)
+        self._free_slots = list(range(limits.max_batch))  # a heap: low slots first, so that batches stay dense
+
+    @property
+    def num_free_cells(self) -> int:
+        return len(self._free_slots)
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
+
+    @property
+    def bytes_in_use(self) -> int:
+        used = self.config.num_slots - len(self._free_slots)
+        return self.memory.num_bytes // self.config.num_slots * used
+
+    def check_fits(self, lengths: tuple[int, ...], max_tokens: int) -> None:
+        """A sequence with `lengths` rows per stage must fit into a slot.
+
+        Raises:
+            CapacityError: names the limits.
+        """
+        limits = self._limits.stage_rows
+        if any(length > limit for length, limit in zip(lengths, limits, strict=True)):
+            raise CapacityError(
+                f"the request needs up to {lengths} rows per stage with max_tokens={max_tokens}, the plans were built "
+                f"for {limits}: shorten prompt or max_tokens, force a route that pools more, or build the engine with "
+                "a larger --max-rows"
+            )
+
+    def cells_for(self, lengths: tuple[int, ...]) -> int:
+        """Always the one slot; `check_fits` has seen to the lengths."""
+        return 1
+
+    def cells_of(self, slot: int) -> int:
+        return 1
+
+    def cells_to_grow(self, slots: Slots) -> int:
+        """Slots have their full length from the start."""
+        return 0
+
+    def fork(self, slot: int, max_cells: int) -> None:
+        """Never: slots share nothing."""
+
+    def open_slot(self) -> int:
+        """The lowest free slot; all its lengths are 0.
+
+        Raises:
+            CapacityError: every slot is taken.
+        """
+        if not self._free_slots:
+            raise CapacityError(f"all {self.config.num_slots} sequence slots of the KV caches are taken")
+        return heapq.heappop(self._free_slots)
+
+    def close_slot(self, slot: int) -> None:
+        """Gives a slot back."""
+        self._lengths[slot] = 0
+        heapq.heappush(self._free_slots, slot)
+
+    def lengths(self, slots: Slots) -> IntArray:
+        """`[num_seqs, num_stages]` rows held."""
+        return self._lengths[slots]
+
+    def fill_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
+        """Notes that a stage of `slots` holds `lengths` `[num_seqs]` rows.
+
+        Raises:
+            CapacityError: more than a slot has.
+        """
+        limit = self._limits.stage_rows[stage]
+        if (lengths > limit).any():
+            raise CapacityError(f"{int(lengths.max())} rows in stage {stage}, the plans were built for {limit}")
+        self._lengths[slots, stage] = lengths
+
+    def grow(self, slots: Slots) -> None:
+        """One more row in every stage of each of `slots`."""
+        for stage in range(self._lengths.shape[1]):
+            self.fill_stage(stage, slots, self._lengths[slots, stage] + np.int32(1))

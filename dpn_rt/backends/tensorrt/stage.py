@@ -1,0 +1,110 @@
+"""One stage on its two plans: padded rows and lengths in, rows or logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpn_rt.backends.tensorrt import tensors
+from dpn_rt.backends.tensorrt.plan import Plan
+from dpn_rt.backends.tensorrt.slots import SlotMemory
+from dpn_rt.backends.tensorrt.tensors import StagePlan, cache_names
+from dpn_rt.device.device import Device
+from dpn_rt.model.layout import IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedPlan:
+    """A plan, and what it is of."""
+
+    spec: StagePlan
+    plan: Plan
+
+
+class PlanStage:
+    """A run of decoder layers."""
+
+    def __init__(
+        self,
+        prefill: LoadedPlan,
+        decode: LoadedPlan,
+        weights: Mapping[str, Tensor],
+        memory: SlotMemory,
+        device: Device,
+        dtype: torch.dtype,
+    ) -> None:
+        """
+        Args:
+            weights: those of `StagePlan.weights`, and the rotary table. Both plans read them.
+            memory: of the slots.
+            device: of all tensors.
+            dtype: of the plans' rows, from which and to which the caller's are converted where theirs is another.
+        """
+        self._prefill, self._decode = prefill, decode
+        self._weights = weights
+        self._memory = memory
+        self._device, self._dtype = device, dtype
+        self._caches = tuple(name for layer in prefill.spec.layers for name in cache_names(layer))
+
+    @property
+    def spec(self) -> StagePlan:
+        """Of the prefill."""
+        return self._prefill.spec
+
+    def prefill(self, rows: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
+        """New sequences, one slot after the other.
+
+        Args:
+            rows: `[num_seqs, longest, hidden_size]`, with anything behind each sequence.
+            lengths: `[num_seqs]` rows of each sequence.
+            first_slot: of the first sequence.
+
+        Returns:
+            `[num_seqs, longest, hidden_size]`; from the last stage logits `[num_seqs, vocab_size]`.
+        """
+        positions = np.broadcast_to(np.arange(rows.shape[1], dtype=np.int32), rows.shape[:2])
+        return self._run(self._prefill, rows, positions, np.zeros_like(lengths), lengths, first_slot)
+
+    def decode(self, rows: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
+        """One new row for each of some slots that follow one another.
+
+        Args:
+            rows: `[num_slots, hidden_size]`.
+            lengths: `[num_slots]` rows of each slot that the new one sees, itself the last of them.
+            first_slot: of the first row.
+
+        Returns:
+            `[num_slots, hidden_size]`; from the last stage logits `[num_slots, vocab_size]`.
+        """
+        before = lengths - np.int32(1)
+        out = self._run(self._decode, rows.unsqueeze(1), before[:, None], before, lengths, first_slot)
+        return out if self.spec.is_last else out.squeeze(1)
+
+    def _run(
+        self,
+        loaded: LoadedPlan,
+        hidden: Tensor,
+        positions: IntArray,
+        write_rows: IntArray,
+        kv_lengths: IntArray,
+        first_slot: int,
+    ) -> Tensor:
+        batch = len(kv_lengths)
+        caches = self._memory.part(self._caches, first_slot, batch)
+        names = [tensors.POSITIONS, tensors.WRITE_ROWS, tensors.KV_LENGTHS]
+        arrays = [positions, write_rows, kv_lengths]
+        if tensors.LAST_ROWS in loaded.spec.inputs():
+            names.append(tensors.LAST_ROWS)
+            arrays.append(kv_lengths[:, None] - np.int32(1))
+        placed = dict(zip(names, self._device.upload(*arrays), strict=True))
+        inputs = {tensors.HIDDEN: hidden.to(self._dtype), **placed, **caches, **self._weights}
+        name, shape = tensors.HIDDEN_OUT, tuple(hidden.shape)
+        if loaded.spec.is_last:
+            name, shape = tensors.LOGITS, (batch, loaded.spec.model.decoder.vocab_size)
+        out = hidden.new_empty(shape, dtype=self._dtype)
+        loaded.plan.run(inputs, {name: out, **{f"{cache}_out": tensor for cache, tensor in caches.items()}})
+        return out.to(hidden.dtype)

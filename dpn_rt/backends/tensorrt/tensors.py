@@ -1,0 +1,146 @@
+"""Inputs and outputs of a stage's plan: the contract between the builder of the plans and the runtime.
+
+Weights are inputs under their canonical names, so a plan holds none and both plans of a stage share one copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.plans import PHASES, Phase, PlanLimits
+from dpn_rt.format.weight_spec import TORCH_DTYPES, weight_spec
+
+DYNAMIC = -1
+"""A dimension that each call chooses, up to the plan's limits."""
+
+HIDDEN, POSITIONS, WRITE_ROWS, KV_LENGTHS = "hidden", "positions", "write_rows", "kv_lengths"
+LAST_ROWS, COSINES, SINES = "last_rows", "rope.cos", "rope.sin"
+HIDDEN_OUT, LOGITS = "hidden_out", "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTensor:
+    """One input or output."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    """`DYNAMIC` where a call chooses."""
+    largest: tuple[int, ...]
+    """`shape` at the plan's limits."""
+
+
+Tensors = dict[str, PlanTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """Which plan: a stage of a model in one phase, within limits."""
+
+    model: ModelConfig
+    limits: PlanLimits
+    stage: int
+    phase: Phase
+
+    @property
+    def layers(self) -> range:
+        """Decoder layers of the stage."""
+        return self.model.pyramid.stage_layers(self.model.decoder.num_layers)[self.stage]
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == len(self.model.pyramid.boundaries)
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.phase == "prefill"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return TORCH_DTYPES[self.model.dtype]
+
+    @property
+    def max_batch(self) -> int:
+        """Sequences of one call, at most."""
+        return self.limits.max_prefill_batch if self.is_prefill else self.limits.max_batch
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of one sequence in the stage's KV cache."""
+        return self.limits.stage_rows[self.stage]
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the rotary table, the same for all stages."""
+        return max(self.limits.stage_rows)
+
+    def inputs(self) -> Tensors:
+        """Every input by name, weights last."""
+        return {**self._rows(), **self._caches(""), **self.weights()}
+
+    def outputs(self) -> Tensors:
+        """Every output by name; a cache that goes in comes out at the same address."""
+        decoder = self.model.decoder
+        if self.is_last:
+            rows = {LOGITS: self._per_batch(self.dtype, decoder.vocab_size)}
+        else:
+            rows = {HIDDEN_OUT: self._per_row(self.dtype, decoder.hidden_size)}
+        return rows | self._caches("_out")
+
+    def weights(self) -> Tensors:
+        """The inputs that are weights."""
+        prefixes = [f"layers.{layer}." for layer in self.layers]
+        if self.is_last:
+            prefixes += ["norm.weight", self.head]
+        specs = weight_spec(self.model)
+        return {
+            name: PlanTensor(spec.dtype, spec.shape, spec.shape)
+            for name, spec in sorted(specs.items())
+            if name.startswith(tuple(prefixes))
+        }
+
+    @property
+    def head(self) -> str:
+        """Canonical name of the output layer's weight."""
+        return "embed_tokens.weight" if self.model.decoder.tie_word_embeddings else "lm_head.weight"
+
+    def _rows(self) -> Tensors:
+        decoder = self.model.decoder
+        angles = (self.num_positions, decoder.head_dim // 2)
+        tensors = {
+            HIDDEN: self._per_row(self.dtype, decoder.hidden_size),
+            POSITIONS: self._per_row(torch.int32),
+            WRITE_ROWS: self._per_batch(torch.int32),
+            KV_LENGTHS: self._per_batch(torch.int32),
+            COSINES: PlanTensor(torch.float32, angles, angles),
+            SINES: PlanTensor(torch.float32, angles, angles),
+        }
+        if self.is_last and self.is_prefill:
+            tensors[LAST_ROWS] = self._per_batch(torch.int32, 1)
+        return tensors
+
+    def _caches(self, suffix: str) -> Tensors:
+        decoder = self.model.decoder
+        cache = self._per_batch(self.dtype, decoder.num_kv_heads, self.max_rows, decoder.head_dim)
+        return {name + suffix: cache for layer in self.layers for name in cache_names(layer)}
+
+    def _per_batch(self, dtype: torch.dtype, *rest: int) -> PlanTensor:
+        return PlanTensor(dtype, (DYNAMIC, *rest), (self.max_batch, *rest))
+
+    def _per_row(self, dtype: torch.dtype, *rest: int) -> PlanTensor:
+        if self.is_prefill:
+            return PlanTensor(dtype, (DYNAMIC, DYNAMIC, *rest), (self.max_batch, self.max_rows, *rest))
+        return PlanTensor(dtype, (DYNAMIC, 1, *rest), (self.max_batch, 1, *rest))
+
+
+def cache_names(layer: int) -> tuple[str, str]:
+    """Inputs that hold the keys and the values of a layer; each output has `_out` behind."""
+    return f"layers.{layer}.key_cache", f"layers.{layer}.value_cache"
+
+
+def stage_plans(model: ModelConfig, limits: PlanLimits) -> list[StagePlan]:
+    """Every plan of an engine, by stage, prefill before decode."""
+    stages = range(len(model.pyramid.boundaries) + 1)
+    return [StagePlan(model, limits, stage, phase) for stage in stages for phase in PHASES]

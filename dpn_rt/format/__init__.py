@@ -1,0 +1,1 @@
+"""What an engine directory is: configuration, weights, manifest."""

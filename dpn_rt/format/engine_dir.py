@@ -1,0 +1,272 @@
+"""The engine directory: the one thing that builders write and the runtime reads.
+
+    engine.json            format version, model configuration, and size and sha256 of every other file
+    weights.safetensors    the weights of `weight_spec`, fused and cast as the runtime wants them
+    processor/             tokenizer and image processor files, copied from the checkpoint
+    plans/                 TensorRT plans, where the engine was built with them (docs/tensorrt.md)
+
+It is written to a temporary directory beside the target and renamed, so that what exists under the target's name is
+always complete. The bytes depend on the contents alone: the same checkpoint always gives the same engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dpn_rt.errors import ConfigError, EngineError
+from dpn_rt.format.atomic_dir import moved_aside, replaced_directory, settle, sync_directory, write_file
+from dpn_rt.format.checks import check_model
+from dpn_rt.format.config import ModelConfig, from_json, to_json
+from dpn_rt.format.plans import BuiltPlans, PlanConfig, check_limits, plan_files
+from dpn_rt.format.weight_file import CHUNK_BYTES, check_weights, map_weights, tensor_bytes, write_weights
+from dpn_rt.format.weight_spec import TORCH_DTYPES, WeightSpec, weight_spec
+
+__all__ = [
+    "FORMAT_VERSION",
+    "TORCH_DTYPES",
+    "EngineDir",
+    "EngineSource",
+    "FileRecord",
+    "WeightSpec",
+    "check_model",
+    "is_engine",
+    "tensor_bytes",
+    "weight_spec",
+    "write_engine",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "engine.json"
+WEIGHTS = "weights.safetensors"
+PROCESSOR = "processor"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSource:
+    """Where an engine's weights come from."""
+
+    fingerprint: str
+    """sha256 of the checkpoint's configuration and of the weights that were used."""
+    layout: Literal["original", "huggingface", "synthetic"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and sha256 of one file of an engine directory."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDir:
+    """An engine directory whose manifest has been read and checked."""
+
+    path: Path
+    model: ModelConfig
+    source: EngineSource
+    builder_version: str
+    files: Mapping[str, FileRecord] = field(repr=False)
+    plans: PlanConfig | None = None
+    """None: the engine runs on the product's own kernels."""
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = True) -> EngineDir:
+        """Read the manifest and check every file's size and the weights' names, shapes and dtypes.
+
+        `verify` also compares the sha256 of every file, which reads them all once (about 1.5 GB/s).
+
+        Raises:
+            EngineError: not an engine, of a format this version does not read, incomplete or damaged.
+        """
+        if not isinstance(path, str | Path):
+            raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
+        engine = _read_manifest(Path(path))
+        _check_files(engine, verify)
+        check_weights(engine.path / WEIGHTS, weight_spec(engine.model))
+        return engine
+
+    @property
+    def processor_path(self) -> Path:
+        """Directory of the tokenizer and image processor files; absent when there are none."""
+        return self.path / PROCESSOR
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """Every weight by canonical name, as CPU tensors that are views of the mapped file.
+
+        Nothing is read until it is touched. The views are private: writing to one does not change the file.
+
+        Raises:
+            EngineError: the file is not what the manifest describes.
+        """
+        return map_weights(self.path / WEIGHTS, weight_spec(self.model))
+
+
+def write_engine(
+    path: str | Path,
+    model: ModelConfig,
+    source: EngineSource | Callable[[], EngineSource],
+    weights: Iterable[tuple[str, Tensor]],
+    processor_files: Mapping[str, Path | bytes] | None = None,
+    *,
+    force: bool = False,
+    progress: Callable[[int], None] | None = None,
+    plans: BuiltPlans | None = None,
+) -> EngineDir:
+    """Write an engine directory at `path`, whole or not at all.
+
+    Args:
+        source: may be a function; it is then called after the last weight (a fingerprint of what was read).
+        weights: (canonical name, tensor) in the order of `weight_spec(model)`, with its shapes and dtypes. One tensor
+            is held at a time.
+        processor_files: name under `processor/` to the file to copy, or its content.
+        force: replace an existing engine. A directory with anything else in it is never replaced.
+        progress: called with the number of weight bytes written since the last call.
+        plans: of TensorRT, which then run the engine.
+
+    Raises:
+        ConfigError: `model` contradicts itself.
+        EngineError: the target exists, the disk is full, or `weights` are not those of `weight_spec(model)`.
+    """
+    check_model(model)
+    target = Path(path).absolute()
+    settle(target)
+    spec = weight_spec(model)
+    built = {} if plans is None else plans.files
+    num_bytes = sum(weight.num_bytes for weight in spec.values()) + sum(len(data) for data in built.values())
+    with replaced_directory(target, num_bytes, _check_target(target, force)) as partial:
+        sha256 = write_weights(partial / WEIGHTS, spec, weights, progress or (lambda _: None))
+        files = {WEIGHTS: FileRecord(sha256, (partial / WEIGHTS).stat().st_size)}
+        for name, content in sorted((processor_files or {}).items()):
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            write_file(partial / PROCESSOR / name, data)
+            files[f"{PROCESSOR}/{name}"] = FileRecord(hashlib.sha256(data).hexdigest(), len(data))
+        if processor_files:
+            sync_directory(partial / PROCESSOR)
+        for name, data in sorted(built.items()):
+            write_file(partial / name, data)
+            files[name] = FileRecord(hashlib.sha256(data).hexdigest(), len(data))
+            sync_directory((partial / name).parent)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "builder_version": _builder_version(),
+            "source": to_json(source() if callable(source) else source),
+            "model": to_json(model),
+            "files": {name: to_json(record) for name, record in files.items()},
+        }
+        if plans is not None:
+            manifest["plans"] = to_json(plans.config)
+        write_file(partial / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+    return _read_manifest(target)
+
+
+def is_engine(path: str | Path) -> bool:
+    """Whether the directory is an engine of any format version and holds nothing besides an engine's files."""
+    try:
+        manifest = json.loads((Path(path) / MANIFEST).read_bytes())
+        known = {MANIFEST, *manifest["files"]} if "format_version" in manifest else set()
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    present = {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if not file.is_dir()}
+    return present <= known
+
+
+def _check_target(target: Path, force: bool) -> bool:
+    """Whether an engine at `target` is to be replaced; an error where something is in the way."""
+    if not (target.exists() or target.is_symlink()):
+        return False
+    if not target.is_dir():
+        raise EngineError(f"{target}: exists and is not a directory")
+    if not any(target.iterdir()):
+        return True
+    if not is_engine(target):
+        raise EngineError(f"{target}: exists and holds files that are not an engine's; they are not replaced")
+    if not force:
+        raise EngineError(f"{target}: an engine exists there; replace it with --force (force=True)")
+    return True
+
+
+def _builder_version() -> str:
+    try:
+        return version("dpn-rt")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _read_manifest(path: Path) -> EngineDir:
+    file = path / MANIFEST
+    try:
+        manifest: Any = json.loads(file.read_bytes())
+    except OSError as error:
+        aside = moved_aside(path)
+        hint = "" if aside is None else f"; a build that was killed has moved an engine aside: rename {aside} to {path}"
+        raise EngineError(f"{path}: not an engine directory: {MANIFEST}: {error.strerror}{hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise EngineError(f"{file}: not JSON: {error}") from error
+    found = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if found != FORMAT_VERSION or isinstance(found, bool):
+        raise EngineError(
+            f"{file}: engine format version {found!r}; this version reads {FORMAT_VERSION}: build the engine again"
+        )
+    keys = {"format_version", "builder_version", "source", "model", "files"}
+    if set(manifest) - {"plans"} != keys or not isinstance(manifest["files"], dict):
+        raise EngineError(f"{file}: expected the keys {sorted(keys)}, got {sorted(manifest)}")
+    try:
+        model = from_json(ModelConfig, manifest["model"], "model")
+        check_model(model)
+        source = from_json(EngineSource, manifest["source"], "source")
+        files = {name: from_json(FileRecord, value, f"files.{name}") for name, value in manifest["files"].items()}
+    except ConfigError as error:
+        raise EngineError(f"{file}: {error}") from error
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise EngineError(f"{file}: file name {name!r} leaves the engine directory")
+    if WEIGHTS not in files:
+        raise EngineError(f"{file}: files: {WEIGHTS} is missing")
+    plans = _read_plans(file, model, manifest["plans"], files) if "plans" in manifest else None
+    return EngineDir(path, model, source, str(manifest["builder_version"]), files, plans)
+
+
+def _read_plans(file: Path, model: ModelConfig, value: Any, files: Mapping[str, FileRecord]) -> PlanConfig:
+    num_stages = len(model.pyramid.boundaries) + 1
+    try:
+        plans: PlanConfig = from_json(PlanConfig, value, "plans")
+        check_limits(plans.limits, num_stages, model.decoder.max_position_embeddings)
+    except ConfigError as error:
+        raise EngineError(f"{file}: {error}") from error
+    missing = [name for name in plan_files(num_stages) if name not in files]
+    if missing:
+        raise EngineError(f"{file}: files: {', '.join(missing)} missing: every stage needs a plan for each phase")
+    return plans
+
+
+def _check_files(engine: EngineDir, verify: bool) -> None:
+    for name, record in engine.files.items():
+        file = engine.path / name
+        if not file.is_file():
+            raise EngineError(f"{file}: missing, but {MANIFEST} lists it")
+        size = file.stat().st_size
+        if size != record.bytes:
+            raise EngineError(f"{file}: expected {record.bytes} bytes, the file has {size}: truncated or changed")
+    for name, record in engine.files.items() if verify else ():
+        sha256 = _sha256(engine.path / name)
+        if sha256 != record.sha256:
+            raise EngineError(
+                f"{engine.path / name}: expected sha256 {record.sha256}, got {sha256}: damaged or changed"
+            )
+
+
+def _sha256(file: Path) -> str:
+    digest, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:size])
+    return digest.hexdigest()

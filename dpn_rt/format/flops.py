@@ -1,0 +1,93 @@
+"""Work and bytes of a model, from its shapes alone: what a measured time is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpn_rt.format.config import MIN_VISUAL_TOKENS, DecoderConfig, ModelConfig, VisionConfig
+from dpn_rt.format.engine_dir import TORCH_DTYPES
+
+Route = Sequence[int]
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """Rows of one sample per stage."""
+
+    rows: tuple[int, ...]
+    visual: tuple[int, ...]
+
+
+def stage_rows(model: ModelConfig, route: Route | None, num_text: int) -> StageRows:
+    """Rows per stage of one image and `num_text` text rows; route None: nothing is pooled."""
+    assert model.vision is not None
+    grid = model.vision.grid
+    visual = [grid[0] * grid[1]]
+    for index, boundary in enumerate(model.pyramid.boundaries):
+        if route is not None and visual[-1] >= max(MIN_VISUAL_TOKENS, boundary.largest_area):
+            height, width = boundary.kernels[route[index]]
+            grid = grid[0] // height, grid[1] // width
+        visual.append(grid[0] * grid[1])
+    return StageRows(tuple(num_text + n for n in visual), tuple(visual))
+
+
+def layer_weights(config: DecoderConfig) -> int:
+    """Elements of one decoder layer's matrices."""
+    attention = config.num_heads * config.head_dim
+    matrices = config.qkv_size * config.hidden_size + config.hidden_size * attention
+    return matrices + 3 * config.intermediate_size * config.hidden_size
+
+
+def causal_attention(config: DecoderConfig, rows: int) -> int:
+    """Multiply-adds (counted as two) of one layer's causal attention over `rows` rows: row i sees i + 1 rows."""
+    return 4 * config.num_heads * config.head_dim * rows * (rows + 1) // 2
+
+
+def prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
+    """Decoder FLOPs of one sample with these rows per stage; the output layer runs on the last row alone."""
+    decoder = model.decoder
+    total = 2 * decoder.vocab_size * decoder.hidden_size
+    for layers, num_rows in zip(model.pyramid.stage_layers(decoder.num_layers), rows, strict=True):
+        total += len(layers) * (2 * layer_weights(decoder) * num_rows + causal_attention(decoder, num_rows))
+    return total
+
+
+def needed_prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
+    """As `prefill_flops`, without what no later row reads: the last layer's outputs but one (its keys and values stay).
+
+    What dpn_rt computes, so a rate of its arithmetic does not count work that it leaves out.
+    """
+    decoder, others = model.decoder, rows[-1] - 1
+    kept = 2 * decoder.qkv_size * decoder.hidden_size * others
+    attention = causal_attention(decoder, rows[-1]) - 4 * decoder.num_heads * decoder.head_dim * rows[-1]
+    return prefill_flops(model, rows) - (2 * layer_weights(decoder) * others - kept) - attention
+
+
+def vision_flops(vision: VisionConfig, projector_output: int) -> int:
+    """FLOPs of the tower on one image, and of a two-layer projector."""
+    rows = vision.grid[0] * vision.grid[1] + 1
+    hidden = vision.hidden_size
+    per_row = 4 * hidden * hidden + 2 * hidden * vision.intermediate_size
+    layer = 2 * rows * per_row + 4 * hidden * rows * rows
+    patches = 2 * (rows - 1) * 3 * vision.patch_size**2 * hidden
+    projector = 2 * (rows - 1) * (hidden * projector_output + projector_output * projector_output)
+    return patches + vision.num_layers * layer + projector
+
+
+def kv_rows(model: ModelConfig, lengths: Sequence[int]) -> int:
+    """Cached rows of one sample with these lengths per stage, summed over the layers."""
+    stages = zip(model.pyramid.stage_layers(model.decoder.num_layers), lengths, strict=True)
+    return sum(len(layers) * length for layers, length in stages)
+
+
+def kv_row_bytes(model: ModelConfig) -> int:
+    """Bytes of the key and value of one row in one layer."""
+    return 2 * model.decoder.num_kv_heads * model.decoder.head_dim * TORCH_DTYPES[model.dtype].itemsize
+
+
+def decode_weight_bytes(model: ModelConfig) -> int:
+    """Bytes of the weights that one decode step reads, whatever the number of sequences."""
+    decoder = model.decoder
+    elements = decoder.num_layers * layer_weights(decoder) + decoder.vocab_size * decoder.hidden_size
+    return elements * TORCH_DTYPES[model.dtype].itemsize

@@ -1,0 +1,1 @@
+"""Reducers, one module each: fewer visual rows at a boundary between two stages."""

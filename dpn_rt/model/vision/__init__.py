@@ -1,0 +1,1 @@
+"""Vision encoders, one module each: images to decoder rows."""

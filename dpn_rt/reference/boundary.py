@@ -1,0 +1,131 @@
+"""A boundary of the pyramid in plain PyTorch: route, pool, scale, for one sample."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dpn_rt.errors import RequestError
+from dpn_rt.format.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig, RouterVersion
+from dpn_rt.reference.trace import BoundaryRecord, SampleLayout
+
+ROUTER_TEMPERATURE = 10.0
+MIN_DRAWN_VISUAL_TOKENS = 18
+"""Published, for 576 visual tokens."""
+
+
+class Router(nn.Module):
+    """Scores the experts from one row; float32 whatever the model's dtype."""
+
+    def __init__(self, hidden_size: int, num_experts: int, version: RouterVersion) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-5) if version == "v1" else None
+        self.hidden = nn.Linear(hidden_size, hidden_size // 4, bias=False) if version == "v1" else None
+        self.predictor = nn.Linear(hidden_size // 4 if version == "v1" else hidden_size, num_experts, bias=False)
+        for linear in (self.hidden, self.predictor):
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=0.02)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Probabilities [num_experts] float32 from the router rows [num_router_rows, hidden_size]."""
+        with torch.autocast(rows.device.type, enabled=False):
+            x = rows.float().mean(dim=0)
+            if self.norm is not None and self.hidden is not None:
+                x = F.layer_norm(x, x.shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps)
+                x = F.gelu(F.linear(x, self.hidden.weight.float()))
+            logits = F.linear(x, self.predictor.weight.float())
+            return torch.softmax(logits / ROUTER_TEMPERATURE, dim=-1)
+
+
+class Boundary(nn.Module):
+    """Replaces the visual rows of one sample by fewer, on the output of layer `config.layer`."""
+
+    def __init__(self, config: BoundaryConfig, pyramid: PyramidConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.config, self.pyramid = config, pyramid
+        self.detach_router_input = False
+        """Stop the router's gradient from reaching the decoder (`detach_cls_token_to_predict`)."""
+        self.min_drawn_visual_tokens = MIN_DRAWN_VISUAL_TOKENS
+        """In training an expert that would leave fewer visual tokens is drawn again."""
+        self.router = (
+            Router(hidden_size, config.num_experts, pyramid.router_version)
+            if pyramid.pooling_type == "adaptive"
+            else None
+        )
+        self.experts = nn.ModuleList()
+        if pyramid.pooling_function == "conv":
+            for kernel in config.kernels:
+                self.experts.append(
+                    nn.Conv2d(hidden_size, hidden_size, kernel, stride=kernel, groups=hidden_size, bias=False)
+                )
+        areas = sorted({height * width for height, width in config.kernels})
+        self.scores = tuple(areas.index(height * width) for height, width in config.kernels)
+
+    def skips(self, layout: SampleLayout) -> bool:
+        """Whether the sample stays as it is: no image, or too few visual tokens for this boundary."""
+        return layout.num_visual < max(MIN_VISUAL_TOKENS, self.config.largest_area)
+
+    def forward(
+        self, hidden: torch.Tensor, layout: SampleLayout, forced: int | None = None
+    ) -> tuple[torch.Tensor, SampleLayout, BoundaryRecord]:
+        """Route and pool one sample.
+
+        Args:
+            hidden: [num_rows, hidden_size], the output of the pooling layer.
+            layout: where the visual rows and router rows are.
+            forced: expert to take instead of the router's choice.
+
+        Returns:
+            rows of the next stage [new_num_rows, hidden_size], their layout, and what was done.
+
+        Raises:
+            RequestError: the expert's kernel is larger than the grid.
+        """
+        if layout.grid is None or self.skips(layout):
+            return hidden, layout, BoundaryRecord(None, None, None, self.scores)
+        probs = None
+        if self.router is not None:
+            rows = hidden[list(layout.router_rows)]
+            probs = cast(torch.Tensor, self.router(rows.detach() if self.detach_router_input else rows))
+        expert = self.choose(probs, layout.grid) if forced is None else forced
+        kernel = self.config.kernels[expert]
+        grid = layout.grid[0] // kernel[0], layout.grid[1] // kernel[1]
+        if 0 in grid:
+            raise RequestError(
+                f"the kernel {kernel} of expert {expert} after layer {self.config.layer} does not fit the grid of "
+                f"visual tokens {layout.grid}; force another route or give an image with a larger grid"
+            )
+        visual = self.pool(hidden[layout.image_start : layout.image_end], layout.grid, expert)
+        if probs is not None:
+            visual = (visual.float() * probs[expert]).to(visual.dtype)
+        packed = torch.cat((hidden[: layout.image_start], visual.to(hidden.dtype), hidden[layout.image_end :]))
+        return packed, layout.with_grid(grid), BoundaryRecord(expert, kernel, probs, self.scores)
+
+    def choose(self, probs: torch.Tensor | None, grid: tuple[int, int]) -> int:
+        """The expert of one sample: argmax, or drawn in training; uniform for pooling_type "random"."""
+        if probs is None:
+            return int(torch.randint(self.config.num_experts, ())) if self.pyramid.pooling_type == "random" else 0
+        if not self.training:
+            return int(probs.argmax())
+        # Drawing again until enough tokens are left is drawing from the experts that leave enough. Where none does
+        # (16 or 17 tokens), the published loop would not end; the mildest expert is taken.
+        left = [(grid[0] // height) * (grid[1] // width) for height, width in self.config.kernels]
+        allowed = torch.tensor([n >= self.min_drawn_visual_tokens for n in left], device=probs.device)
+        if not allowed.any():
+            return max(range(len(left)), key=left.__getitem__)
+        return int(torch.multinomial(probs.detach() * allowed, 1))
+
+    def pool(self, visual: torch.Tensor, grid: tuple[int, int], expert: int) -> torch.Tensor:
+        """Pool [h*w, hidden_size] with the expert's kernel to [(h//kh)*(w//kw), hidden_size], not scaled."""
+        image = visual.view(*grid, -1).permute(2, 0, 1).unsqueeze(0)
+        kernel = self.config.kernels[expert]
+        if self.pyramid.pooling_function == "max":
+            image = F.max_pool2d(image, kernel)
+        elif self.pyramid.pooling_function == "avg":
+            image = F.avg_pool2d(image, kernel)
+        else:
+            image = self.experts[expert](image)
+        return image[0].flatten(1).t()

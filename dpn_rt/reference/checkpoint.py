@@ -1,0 +1,140 @@
+"""Checkpoint directories in the published original layout: config.json, model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dpn_rt.reference import hf_modules
+from dpn_rt.reference.boundary import Boundary
+
+if TYPE_CHECKING:
+    from dpn_rt.reference.model import EagerDpn
+
+TOWER_KEYS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "layer_norm_eps",
+    "hidden_act",
+)
+TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
+
+
+def write_checkpoint(model: EagerDpn, path: Path, extra_files: Iterable[Path] = ()) -> None:
+    """Write `model` so that it is complete or absent: weights and configuration are renamed into place.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    for file in extra_files:
+        shutil.copy2(file, path / file.name)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in original_weights(model)}
+    temporary = path / ".model.safetensors.part"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(path / "model.safetensors")
+    temporary = path / ".config.json.part"
+    temporary.write_text(json.dumps(original_config(model), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path / "config.json")
+
+
+def original_weights(model: EagerDpn) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) pairs as the published code names them."""
+    for name, tensor in model.language_model.named_parameters():
+        yield f"model.{name}", tensor
+    if not model.config.decoder.tie_word_embeddings:
+        yield "lm_head.weight", model.lm_head.weight
+    for module in model.boundaries:
+        boundary = cast(Boundary, module)
+        layer = f"model.layers.{boundary.config.layer}"
+        if boundary.router is not None:
+            for name, tensor in boundary.router.named_parameters():
+                renamed = name.replace("norm.", "mlp1.0.").replace("hidden.", "mlp1.1.")
+                yield f"{layer}.pooling_router.{renamed}", tensor
+        for name, tensor in boundary.experts.named_parameters():
+            yield f"{layer}.experts.{name}", tensor
+    if model.projector is not None and model.config.projector is not None:
+        linear = model.config.projector.type == "linear"
+        for name, tensor in model.projector.named_parameters():
+            yield "model.mm_projector." + (name.removeprefix("0.") if linear else name), tensor
+    if model.vision is not None:
+        for name, tensor in cast(nn.Module, hf_modules.clip_core(model.vision)).named_parameters():
+            yield TOWER_PREFIX + name, tensor
+
+
+def original_config(model: EagerDpn) -> dict[str, Any]:
+    """config.json of the published layout.
+
+    The tower ends at the layer that is used, so `mm_vision_select_layer` is -1; its own configuration, which the
+    published layout leaves to the directory named by `mm_vision_tower`, is in `vision_config`.
+    """
+    config = model.config
+    decoder, prompt = config.decoder, config.prompt
+    result: dict[str, Any] = {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "head_dim": decoder.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": decoder.rms_norm_eps,
+        "rope_theta": decoder.rope.theta,
+        "rope_scaling": json.loads(decoder.rope.scaling_json) if decoder.rope.scaling_json else None,
+        "max_position_embeddings": decoder.max_position_embeddings,
+        "tie_word_embeddings": decoder.tie_word_embeddings,
+        "attention_bias": decoder.attention_bias,
+        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+        "bos_token_id": prompt.bos_token_id,
+        "eos_token_id": list(prompt.eos_token_ids) if len(prompt.eos_token_ids) != 1 else prompt.eos_token_ids[0],
+        "image_aspect_ratio": "pad" if prompt.image_aspect_ratio == "pad" else "square",
+    }
+    if prompt.router_token_id is not None:
+        result["router_token_id"] = prompt.router_token_id
+    if config.projector is not None:
+        result |= {"mm_projector_type": config.projector.type, "mm_hidden_size": config.projector.input_size}
+    if config.vision is not None:
+        tower = hf_modules.clip_config(config.vision).to_dict()
+        result |= {
+            "mm_vision_tower": "vision_config",
+            "mm_vision_select_layer": -1,
+            "mm_vision_select_feature": config.vision.select_feature,
+            "vision_config": {key: tower[key] for key in TOWER_KEYS},
+        }
+    if config.pyramid.boundaries:
+        result["pooling"] = _pooling(model)
+    return result
+
+
+def _pooling(model: EagerDpn) -> dict[str, Any]:
+    pyramid = model.config.pyramid
+    layers = []
+    for boundary in pyramid.boundaries:
+        kernels: Any = [list(kernel) for kernel in boundary.kernels]
+        kernels = kernels[0] if pyramid.pooling_type == "static" else kernels
+        layers.append({"index": boundary.layer, "kernel_size": kernels, "stride": kernels})
+    return {
+        "pooling_type": pyramid.pooling_type,
+        "pooling_layers": layers,
+        "pooling_function": pyramid.pooling_function,
+        "pooling_location": "post",
+        "prepooling": False,
+        "use_special_token": pyramid.use_router_token,
+        "detach_cls_token_to_predict": any(cast(Boundary, b).detach_router_input for b in model.boundaries),
+        "router_version": pyramid.router_version,
+    }

@@ -1,0 +1,85 @@
+"""transformers' modules as the eager model uses them, the same from transformers 4.57 to 5.x."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from dpn_rt.format.config import DecoderConfig, VisionConfig
+
+ATTENTION = "sdpa"
+
+
+def llama_config(decoder: DecoderConfig) -> LlamaConfig:
+    """transformers' configuration of the decoder, with sdpa attention."""
+    scaling: dict[str, Any] = json.loads(decoder.rope.scaling_json) if decoder.rope.scaling_json else {}
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    rope: dict[str, Any] = {"rope_theta": decoder.rope.theta, "rope_scaling": scaling or None}
+    if "rope_parameters" in inspect.signature(LlamaConfig.__init__).parameters:  # transformers 5
+        rope = {"rope_parameters": {"rope_type": "default", **scaling, "rope_theta": decoder.rope.theta}}
+    config = LlamaConfig(
+        vocab_size=decoder.vocab_size,
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+        num_hidden_layers=decoder.num_layers,
+        num_attention_heads=decoder.num_heads,
+        num_key_value_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
+        rms_norm_eps=decoder.rms_norm_eps,
+        max_position_embeddings=decoder.max_position_embeddings,
+        attention_bias=decoder.attention_bias,
+        tie_word_embeddings=decoder.tie_word_embeddings,
+        pad_token_id=None,
+        **rope,
+    )
+    config._attn_implementation = ATTENTION
+    return config
+
+
+def clip_config(vision: VisionConfig, *, num_layers: int | None = None) -> CLIPVisionConfig:
+    """transformers' configuration of the vision tower; `num_layers` overrides the number of layers that run."""
+    config = CLIPVisionConfig(
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        num_hidden_layers=vision.num_layers if num_layers is None else num_layers,
+        num_attention_heads=vision.num_heads,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        layer_norm_eps=vision.layer_norm_eps,
+        hidden_act=vision.activation,
+    )
+    config._attn_implementation = ATTENTION
+    return config
+
+
+def clip_prefix(tower: CLIPVisionModel) -> str:
+    """Where the tower keeps its weights: transformers 4 has one level more than 5."""
+    return "vision_model." if hasattr(tower, "vision_model") else ""
+
+
+def clip_core(tower: CLIPVisionModel) -> Any:
+    """The module that holds `embeddings`, `pre_layrnorm`, `encoder` and `post_layernorm`."""
+    return getattr(tower, "vision_model", tower)
+
+
+def restore_llama_buffers(model: LlamaModel) -> None:
+    """Recompute what no checkpoint holds, for a model that was made on the meta device."""
+    with torch.device("cpu"):
+        model.rotary_emb = LlamaRotaryEmbedding(config=model.config)
+
+
+def restore_clip_buffers(tower: CLIPVisionModel) -> None:
+    """As `restore_llama_buffers`; also the last layer norm, whose output LLaVA does not use."""
+    core = clip_core(tower)
+    positions = torch.arange(core.embeddings.num_positions).expand((1, -1))
+    core.embeddings.register_buffer("position_ids", positions, persistent=False)
+    norm = core.post_layernorm
+    norm.weight = nn.Parameter(torch.ones(norm.weight.shape, dtype=norm.weight.dtype))
+    norm.bias = nn.Parameter(torch.zeros(norm.bias.shape, dtype=norm.bias.dtype))

@@ -1,0 +1,58 @@
+"""Losses of the published recipe. Drawing experts is in `boundary`; everything else is an ordinary training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from dpn_rt.reference.trace import BoundaryRecord, PyramidTrace, SampleLayout
+
+ROUTING_LOSS_WEIGHT = 0.001
+ROUTING_HINGE_TARGET = 1.5
+IGNORE_LABEL = -100
+
+
+def expand_labels(labels: torch.Tensor, layout: SampleLayout) -> torch.Tensor:
+    """Labels [num_ids] of a prompt whose image is one id -> labels [layout.num_rows]; visual rows have none."""
+    if layout.grid is None:
+        return labels
+    visual = labels.new_full((layout.num_visual,), IGNORE_LABEL)
+    return torch.cat((labels[: layout.image_start], visual, labels[layout.image_start + 1 :]))
+
+
+def language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of the next token: logits [num_rows, vocab_size], labels [num_rows], -100 ignored."""
+    return F.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=IGNORE_LABEL)
+
+
+def routing_loss(traces: Sequence[PyramidTrace], target: float = ROUTING_HINGE_TARGET) -> torch.Tensor:
+    """Pushes the routers towards more compression.
+
+    Per boundary: the mean over samples of score * probability of the most probable expert (score: its rank by
+    compression), below `target` as a hinge; then the mean over boundaries. The mean over samples comes before the
+    hinge, so give all samples of an optimiser step together. Samples that a boundary skipped do not count, and
+    neither does a boundary that skipped all.
+
+    Args:
+        traces: one per sample, from a forward pass with gradient.
+        target: hinge; larger asks for more compression.
+
+    Returns:
+        a scalar; 0 without gradient when no router ran.
+    """
+    if not traces:
+        return torch.zeros(())
+    hinges = []
+    for records in zip(*(trace.records for trace in traces), strict=True):
+        terms = [_score(record) for record in records if record.probs is not None]
+        if terms:
+            hinges.append(torch.clamp(target - torch.stack(terms).mean(), min=0.0))
+    return torch.stack(hinges).mean() if hinges else torch.zeros(())
+
+
+def _score(record: BoundaryRecord) -> torch.Tensor:
+    assert record.probs is not None
+    best = int(record.probs.argmax())
+    return record.scores[best] * record.probs[best]

@@ -1,0 +1,79 @@
+"""The published code's numbers from the runtime of devices; on a GPU within what bfloat16 loses on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.native import build_engine
+from dpn_rt.device.host import HostReading
+from dpn_rt.model.decoder import Stage
+from dpn_rt.model.layout import Layout
+from dpn_rt.outputs import RequestOutput
+from tests.golden_cases import CASES, GoldenCase
+from tests.places import HAS_GPU, CountingDevice, Place
+from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
+
+FIRST_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_generate_equals_the_published_code(case: GoldenCase, place: Place, tmp_path: Path) -> None:
+    build_engine(case.write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine", dtype=place.dtype)
+    llm = place.load(tmp_path / "engine", max_num_seqs=2)
+    if place.device is not None:
+        assert_gives(llm.generate(case.request(), PARAMS, use_tqdm=False)[0], of_golden(case), case.name)
+        return
+    request = case.request() | {"route": case.experts}
+    error = first_error(llm.generate(request, FIRST_TOKEN, use_tqdm=False)[0], case)
+    on_cpu = LLM(tmp_path / "engine", device="cpu").generate(request, FIRST_TOKEN, use_tqdm=False)[0]
+    assert error <= 2 * first_error(on_cpu, case) + 0.01
+
+
+def first_error(output: RequestOutput, case: GoldenCase) -> float:
+    """The largest difference of a log-probability of the first token."""
+    position = output.outputs[0].logprobs[0]  # type: ignore[index]
+    actual = torch.tensor([float(position[token]) for token in range(len(position))], dtype=torch.float64)
+    return float((actual - case.logprobs[0]).abs().max())
+
+
+@pytest.mark.skipif(HAS_GPU, reason="watches the host's stand-in for a device")
+def test_a_stage_is_queued_as_soon_as_its_rows_are_known(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def told(cls: type, method: str) -> None:
+        original = getattr(cls, method)
+        monkeypatch.setattr(cls, method, lambda *args: events.append(method) or original(*args))
+
+    for cls, method in ((HostReading, "wait"), (Stage, "forward"), (Layout, "pooled"), (CountingDevice, "upload")):
+        told(cls, method)
+    case = next(case for case in CASES if case.name == "c04_g24_r222")
+    build_engine(case.write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine")
+    llm = place.load(tmp_path / "engine", max_num_seqs=2)
+    for number in range(2):
+        llm.engine.add_request(str(number), llm.processor.process(case.request()), FIRST_TOKEN)
+    events.clear()
+    llm.engine.step()
+    behind = [events[i + 1 : i + 3] for i, event in enumerate(events) if event == "wait"]
+    assert behind[:3] == [["forward", "pooled"]] * 3
+
+
+@pytest.mark.skipif(HAS_GPU, reason="counts transfers of the host")
+def test_a_prefill_sends_and_reads_once_for_each_stage(place: Place, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "c04_g24_r222")
+    build_engine(case.write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine")
+    llm = place.load(tmp_path / "engine", max_num_seqs=2)
+    assert place.device is not None
+    for requests, boundaries in (([case.request()] * 2, 3), ([{"prompt_token_ids": [3, 4, 5]}], 0)):
+        for number, request in enumerate(requests):
+            llm.engine.add_request(str(number), llm.processor.process(request), FIRST_TOKEN)
+        uploads, readings = place.device.uploads, place.device.readings
+        assert len(llm.engine.step().finished) == len(requests)
+        assert place.device.readings - readings == boundaries
+        embedding, stages, first_layout = 1, 4, int(boundaries > 0)
+        assert place.device.uploads - uploads == embedding + stages + first_layout

@@ -1,0 +1,140 @@
+"""What the KV pool gets of a device's memory, and what is said when there is too little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpn_rt import LLM
+from dpn_rt.backends.kernels import loading
+from dpn_rt.device.cuda import cache_share
+from dpn_rt.device.host import HostDevice
+from dpn_rt.engine import loader
+from dpn_rt.errors import CapacityError
+from tests.engine.models import write_random_engine
+from tests.places import HAS_GPU
+
+GIB = 2**30
+
+pytestmark = pytest.mark.skipif(HAS_GPU, reason="plays a GPU on the host")
+
+
+class SmallDevice(HostDevice):
+    """Tells what work it was given to measure, and has as much memory as a test likes."""
+
+    def __init__(self, peak: int = 0, cache: int = 0) -> None:
+        self._peak, self._cache = peak, cache
+        self.measured = 0
+        self.asked: list[tuple[float, int]] = []
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        work()
+        self.measured += 1
+        return self._peak
+
+    def cache_bytes(self, utilization: float, reserved: int) -> int:
+        self.asked.append((utilization, reserved))
+        return self._cache
+
+
+@pytest.fixture
+def engine_dir(tmp_path: Path) -> Path:
+    return write_random_engine(tmp_path / "engine")
+
+
+def play(monkeypatch: pytest.MonkeyPatch, device: HostDevice) -> None:
+    monkeypatch.setattr(loader, "open_cuda", lambda _: device)
+
+
+def test_share_of_the_memory() -> None:
+    # 80 in all, 14 of weights; 72 may be taken, 3 are reserved.
+    assert cache_share(66 * GIB, 80 * GIB, 0.9, 3 * GIB) == 55 * GIB
+    assert cache_share(80 * GIB, 80 * GIB, 1.0, 0) == 80 * GIB
+
+
+@pytest.mark.parametrize(("free", "utilization", "reserved"), [(8, 0.9, 0), (66, 0.9, 58), (66, 0.1, 0), (0, 1.0, 0)])
+def test_no_share_of_the_memory(free: int, utilization: float, reserved: int) -> None:
+    with pytest.raises(CapacityError, match="no room for a KV cache: of 85,899,345,920 bytes") as caught:
+        cache_share(free * GIB, 80 * GIB, utilization, reserved * GIB)
+    assert f"{(80 - free) * GIB:,} are taken" in str(caught.value)
+    assert f"gpu_memory_utilization={utilization}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(1, 512), (600, None), (1024, 100), (513, 512)])
+def test_the_largest_prefill_is_tried(
+    monkeypatch: pytest.MonkeyPatch, engine_dir: Path, tokens: int, length: int | None
+) -> None:
+    device = SmallDevice(peak=1000, cache=2**20)
+    play(monkeypatch, device)
+    llm = LLM(engine_dir, device="cuda", max_num_batched_tokens=tokens, max_model_len=length, reuse_bytes=50)
+    images = 64 * 16 * 64 * 4  # sequences, rows, elements, bytes
+    assert device.measured == 1 and device.asked == [(0.9, 1000 + images + 2 * 50)]
+    cache = llm.engine.runner.cache
+    assert cache.config.num_cells == 2**20 // cache.geometry.cell_bytes(16)  # type: ignore[attr-defined]
+
+
+def test_a_given_size_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
+    device = SmallDevice()
+    play(monkeypatch, device)
+    LLM(engine_dir, device="cuda", kv_cache_bytes=2**20)
+    assert not device.measured and not device.asked
+
+
+def test_no_more_than_all_sequences_need(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
+    play(monkeypatch, SmallDevice(cache=2**40))
+    cache = LLM(engine_dir, device="cuda", max_num_seqs=2, max_model_len=64).engine.runner.cache
+    assert cache.config.num_cells == 2 * 7 * (64 // 16)
+
+
+def test_not_even_one_cell(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
+    play(monkeypatch, SmallDevice(cache=100))
+    with pytest.raises(CapacityError, match="kv_cache_bytes=100: expected at least 4096, one cell"):
+        LLM(engine_dir, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rope_table", r"ran out of memory while the largest prefill of 8192 rows .* lower max_num_batched_tokens"),
+        ("KvCache", r"behind [\d,]+ bytes of weights"),
+    ],
+)
+def test_memory_that_runs_out_while_loading(
+    monkeypatch: pytest.MonkeyPatch, engine_dir: Path, name: str, message: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    play(monkeypatch, HostDevice())
+    monkeypatch.setattr(loading, name, refuse)
+    with pytest.raises(CapacityError, match=message) as caught:
+        LLM(engine_dir, device="cuda")
+    assert "Tried to allocate 2.00 GiB" in str(caught.value)
+
+
+def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    play(monkeypatch, HostDevice())
+    monkeypatch.setattr(torch.Tensor, "to", refuse)
+    with pytest.raises(CapacityError, match=r"no room for [\d,]+ bytes of weights"):
+        LLM(engine_dir, device="cuda")
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1,), (3, 5), (1 << 20, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pool_on_the_host_is_plain_memory(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    pool = HostDevice().pool(shape, dtype)
+    assert pool.shape == shape and pool.dtype == dtype and pool.is_contiguous()
+    values = torch.randn(shape).to(dtype)
+    assert torch.equal(pool.copy_(values), values)
+
+
+@pytest.mark.parametrize("num_bytes", [1 << 60, 1 << 70])
+def test_pool_that_is_too_large(num_bytes: int) -> None:
+    with pytest.raises((MemoryError, RuntimeError)):
+        HostDevice().pool((num_bytes,), torch.uint8)

@@ -1,0 +1,60 @@
+"""Plans on the GPU that is there, against the product's own kernels on the CPU. Never run where it was written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.tensorrt.plans import build_plans
+from dpn_rt.errors import ConfigError
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import EngineSource, write_engine
+from dpn_rt.format.plans import BuiltPlans, PlanLimits
+from dpn_rt.format.weight_spec import weight_spec
+from tests.backends.tensorrt.engines import logprob_error
+from tests.engine.models import MODEL, random_prompt, random_weights, write_random_engine
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="runs plans of TensorRT-RTX: pip install 'dpn_rt[tensorrt]'")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+BOUND = 0.1
+"""Of log-probabilities: two computations in bfloat16, whose rounding differs."""
+
+
+def plans_for_this_gpu(model: ModelConfig, limits: PlanLimits) -> BuiltPlans:
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    try:
+        return build_plans(model, "rtx", [capability], limits)
+    except ConfigError as error:
+        if "cannot build for" not in str(error):
+            raise
+        pytest.skip(str(error))  # SM90 is not among what TensorRT-RTX builds for
+
+
+def test_plans_give_what_the_native_backend_gives(tmp_path: Path) -> None:
+    model = dataclasses.replace(MODEL, dtype="bfloat16")
+    native = LLM(write_random_engine(tmp_path / "native", model, seed=6), device="cpu")
+    limits = PlanLimits(4, 2, (128,) * 4)
+    weights = dict(random_weights(model, 6))
+    ordered = [(name, weights[name]) for name in weight_spec(model)]
+    plans = plans_for_this_gpu(model, limits)
+    write_engine(tmp_path / "plans", model, EngineSource("0" * 64, "synthetic"), ordered, plans=plans)
+    on_plans = LLM(tmp_path / "plans")
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)
+    random = np.random.default_rng(1)
+    prompts = [random_prompt(random, grid) | ({"route": [2, 0, 1]} if grid else {}) for grid in ((6, 6), None, (4, 5))]
+    wanted = native.generate(prompts, params, use_tqdm=False)
+    for output, reference in zip(on_plans.generate(prompts, params, use_tqdm=False), wanted, strict=True):
+        position = reference.outputs[0].logprobs[0]  # type: ignore[index]
+        expected = torch.tensor([[position[token].logprob for token in range(model.decoder.vocab_size)]])
+        assert logprob_error(output, expected.double()) < BOUND
+    assert model.vision is not None
+    pixels = [torch.randn(3, model.vision.image_size, model.vision.image_size) for _ in range(3)]
+    rows = zip(on_plans.engine.runner.encode_images(pixels), native.engine.runner.encode_images(pixels), strict=True)
+    for found, expected in rows:
+        torch.testing.assert_close(found.cpu().float(), expected.float(), atol=BOUND, rtol=BOUND)

@@ -1,0 +1,86 @@
+"""The runtime of devices, on the host where there is no GPU: the same classes, buffers and steps, and CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpn_rt import LLM
+from dpn_rt.device.device import Graph, Step
+from dpn_rt.device.host import HostDevice, HostReading
+from dpn_rt.device.packing import Array
+from dpn_rt.engine import loader
+from dpn_rt.format.config import DType, ModelConfig
+
+HAS_GPU = torch.cuda.is_available()
+GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")]
+PLACES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
+
+
+class CountingDevice(HostDevice):
+    """The host as a device whose transfers take their time: what is sent is gone from the host's memory at once."""
+
+    def __init__(self) -> None:
+        self.uploads = self.readings = self.recordings = 0
+        self._staged: list[Tensor] = []
+
+    def staging(self, num_bytes: int) -> Tensor:
+        self.uploads += 1
+        for block in self._staged:
+            block.numpy()[...] = 0x7F  # whoever still reads the host's copy gets nonsense
+        self._staged = [super().staging(num_bytes)]
+        return self._staged[0]
+
+    def upload(self, *arrays: Array) -> list[Tensor]:
+        return [tensor.clone() for tensor in super().upload(*arrays)]
+
+    def read(self, *tensors: Tensor) -> HostReading:
+        self.readings += 1
+        return HostReading(tuple(tensor.clone() for tensor in tensors))
+
+    def record(self, step: Step) -> Graph:
+        self.recordings += 1
+        return super().record(step)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test runs."""
+
+    name: str
+    load: Callable[..., LLM]
+    """`LLM` with the runtime of devices."""
+    device: CountingDevice | None
+    """What it runs on; None for a GPU."""
+
+    @property
+    def dtype(self) -> DType:
+        return "float32" if self.device is not None else "bfloat16"
+
+    @property
+    def tolerance(self) -> float:
+        """Of log-probabilities, between batches: on a GPU their size decides how sums are made, in bfloat16."""
+        return 1e-4 if self.device is not None else 0.1
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "cuda":
+        return Place("cuda", lambda path, **options: LLM(path, device="cuda", **options), None)
+    device = CountingDevice()
+
+    def open_host(model: ModelConfig) -> HostDevice:
+        return device
+
+    monkeypatch.setattr(loader, "open_cuda", open_host)
+
+    def load(path: Path, **options: Any) -> LLM:
+        return LLM(path, device="cuda", **{"max_num_seqs": 6, **options})
+
+    return Place("cpu", load, device)

@@ -1,0 +1,93 @@
+"""`python -m dpn_rt.build`: one-line errors, exit codes, and nothing left behind by a process that is stopped."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpn_rt.build import main
+from dpn_rt.format.engine_dir import EngineDir
+from tests.builders.checkpoints import OriginalCheckpoint
+from tests.builders.test_memory import large_checkpoint
+
+
+def test_build_and_build_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    arguments = ["--checkpoint", str(path), "--output", str(tmp_path / "e")]
+    assert main([*arguments, "--dtype", "bfloat16"]) == 0
+    assert EngineDir.open(tmp_path / "e").model.dtype == "bfloat16"
+    captured = capsys.readouterr()
+    assert (
+        captured.out == f"{tmp_path / 'e'}: 0.00 GB, bfloat16, 4 layers, adaptive pooling, 3 stages, 28-pixel images\n"
+    )
+    assert "100%" in captured.err
+    assert "note: no tokenizer files" in captured.err
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("replace it with --force (force=True)")
+    assert main([*arguments, "--force", "--quiet"]) == 0
+    assert EngineDir.open(tmp_path / "e").model.dtype == "float32"
+    assert capsys.readouterr() == ("", "")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "e"]
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(tmp_path / "c"), "--output", str(tmp_path / "e")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'c'}: not a directory\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--checkpoint", "x", "--output", "y", "--dtype", "int4"], ["--what"]])
+def test_usage_errors(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(arguments)
+    assert info.value.code == 2
+
+
+def start(path: Path, output: Path, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dpn_rt.build", "--checkpoint", str(path), "--output", str(output)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    path = large_checkpoint().write(tmp_path / "c")
+    process = start(path, tmp_path / "e", bufsize=0)
+    assert process.stderr is not None
+    seen = ""
+    while "building" not in seen and process.poll() is None:
+        seen += process.stderr.read(1)
+    process.send_signal(number)
+    process.send_signal(number)  # impatience does not change it
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].endswith("interrupted; nothing was left behind")
+    assert "Traceback" not in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+def test_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    process = start(path, tmp_path / "e", preexec_fn=limit_file_size)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith(f"error: {tmp_path / 'e'}: cannot be written: File too large")
+    assert "Traceback" not in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+def test_directory_that_may_not_be_written(tmp_path: Path) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    (tmp_path / "file").write_text("mine")
+    process = start(path, tmp_path / "file" / "e")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "cannot be written" in errors

@@ -1,0 +1,180 @@
+"""`python -m dpn_rt.generate` over a stand-in for the engine: what it asks, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dpn_rt
+from dpn_rt.errors import EngineError, RequestError
+from dpn_rt.generate import main
+from dpn_rt.outputs import CompletionOutput, Pyramid, RequestMetrics, RequestOutput, StreamDelta
+from dpn_rt.picture import draw_pyramid
+from tests.prompts.conftest import Setup
+
+OUTPUT = RequestOutput(
+    request_id="0",
+    prompt_token_ids=[1, 5, -200, 7],
+    outputs=[CompletionOutput(0, "A boat.", [8, 9, 2], None, None, "stop", None)],
+    metrics=RequestMetrics(arrival=10.0, queue=0.0, first_token=10.5, finish=11.0),
+    pyramid=Pyramid(
+        [2, None], [(2, 2), None], [[0.1, 0.2, 0.7], None], [16, 4, 4], [19, 7, 7], [(4, 4), (2, 2), (2, 2)]
+    ),
+)
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., list[Any]]:
+    """Puts a stand-in for LLM in place; gives the list that its calls go to."""
+
+    def put(failure: BaseException | None = None, load_failure: BaseException | None = None) -> list[Any]:
+        calls: list[Any] = []
+
+        class StandIn:
+            def __init__(self, engine: str, device: str, verify: bool) -> None:
+                if load_failure is not None:
+                    raise load_failure
+                calls.append((engine, device, verify))
+                self.processor = original.processor
+
+            def stream(self, prompt: Any, params: Any) -> Iterator[StreamDelta]:
+                calls.append((prompt, params))
+                yield StreamDelta("A ")
+                if failure is not None:
+                    raise failure
+                yield StreamDelta("boat.", output=OUTPUT)
+
+        monkeypatch.setitem(dpn_rt.__dict__, "LLM", StandIn)
+        return calls
+
+    return put
+
+
+def test_it_streams_the_answer_and_reports(
+    install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = install()
+    arguments = ["--engine", "e", "--image", "a.jpg", "--prompt", "What?", "--max-tokens", "5", "--route", "2,none"]
+    assert main(arguments) == 0
+    assert calls[0] == ("e", "auto", True)
+    prompt, params = calls[1]
+    assert prompt["prompt"].endswith("USER: <image>\nWhat?<ROUTER> ASSISTANT:")
+    assert prompt["multi_modal_data"] == {"image": "a.jpg"} and prompt["route"] == [2, None]
+    assert params.max_tokens == 5 and params.is_greedy
+    answer, *report = capsys.readouterr().out.splitlines()
+    assert answer == "A boat."
+    assert report == [
+        "route           2x2, skipped",
+        "rows per stage  19, 7, 7",
+        "KV rows at end  21, 9, 9",
+        "time            first token 0.500 s, 3 tokens in 1.000 s, 250.0 ms per token",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--raw", "--prompt", "plain text"], ["--prompt", "<image> what?"]])
+def test_raw_prompts_get_no_template(install: Callable[..., list[Any]], arguments: list[str]) -> None:
+    calls = install()
+    assert main(["--engine", "e", *arguments]) == 0
+    assert calls[1][0] == {"prompt": arguments[-1]}
+
+
+def test_checksums_can_be_skipped(install: Callable[..., list[Any]]) -> None:
+    calls = install()
+    assert main(["--engine", "e", "--prompt", "Hi", "--skip-verify"]) == 0
+    assert calls[0] == ("e", "auto", False)
+
+
+def test_output_that_cannot_be_written(install: Callable[..., list[Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    install(failure=BrokenPipeError(32, "Broken pipe"))
+    assert main(["--engine", "e", "--prompt", "Hi"]) == 1
+    assert capfd.readouterr().err == "error: standard output: Broken pipe\n"
+
+
+def test_json_is_one_object(install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    install()
+    assert main(["--engine", "e", "--prompt", "Hi", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["text"] == "A boat." and result["experts"] == [2, None] and result["rows"] == [19, 7, 7]
+    assert result["seconds"] == {"queue": 0.0, "first_token": 0.5, "total": 1.0}
+
+
+def test_the_pyramid_is_drawn_over_the_image_as_the_tower_saw_it(
+    install: Callable[..., list[Any]], tmp_path: Path, original: Setup
+) -> None:
+    install()
+    wide, drawn = tmp_path / "wide.png", tmp_path / "pyramid.png"
+    Image.new("RGB", (60, 20), (200, 0, 0)).save(wide)
+    assert main(["--engine", "e", "--image", str(wide), "--prompt", "What?", "--show-pyramid", str(drawn)]) == 0
+    seen = original.processor.seen_image(original.processor.chat(question_about(wide)))
+    expected = draw_pyramid(seen, OUTPUT.pyramid)
+    with Image.open(drawn) as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+    # Padded to a square with CLIP's mean colour above and below the red band.
+    assert np.abs(np.asarray(seen)[0, 0].astype(int) - (122, 116, 104)).max() <= 1
+    assert np.abs(np.asarray(seen)[seen.height // 2, seen.width // 2].astype(int) - (200, 0, 0)).max() <= 1
+
+
+def question_about(image: Path) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": str(image)}, {"type": "text", "text": "What?"}]}]
+
+
+@pytest.mark.parametrize(
+    ("target", "with_image", "named"),
+    [
+        ("pyramid.png", False, "there is no image to draw over"),
+        ("pyramid.txt", True, "expected a name that ends in .png"),
+        ("missing/pyramid.png", True, "cannot write there"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_engine_loads(
+    install: Callable[..., list[Any]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    target: str,
+    with_image: bool,
+    named: str,
+) -> None:
+    calls = install()
+    image = ["--image", "a.png"] if with_image else []
+    assert main(["--engine", "e", "--prompt", "Hi", "--show-pyramid", str(tmp_path / target), *image]) == 1
+    assert named in capsys.readouterr().err
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("options", "failures", "status", "named"),
+    [
+        (["--prompt", "Hi", "--max-tokens", "0"], {}, 1, "error: max_tokens=0"),
+        (["--prompt", " "], {}, 1, "error: --prompt is empty"),
+        (["--prompt", "Hi"], {"load_failure": EngineError("e: no engine.json")}, 1, "error: e: no engine.json"),
+        (["--prompt", "Hi", "--json"], {"failure": RequestError("too long")}, 1, "error: too long"),
+        (["--prompt", "Hi"], {"failure": KeyboardInterrupt()}, 130, "interrupted"),
+        (["--prompt", "Hi"], {"load_failure": KeyboardInterrupt()}, 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line(
+    install: Callable[..., list[Any]],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    failures: dict[str, BaseException],
+    status: int,
+    named: str,
+) -> None:
+    install(**failures)
+    assert main(["--engine", "e", *options]) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith(named) and captured.err.count("\n") == 1
+    assert "{" not in captured.out
+
+
+def test_a_wrong_route_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--engine", "e", "--prompt", "Hi", "--route", "2,x"])
+    assert caught.value.code == 2
+    assert "expected experts separated by commas" in capsys.readouterr().err
