@@ -9,9 +9,9 @@ from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.engine_dir import TORCH_DTYPES
 from dpn_rt.reference import hf_modules
 from dpn_rt.reference.weights import NameMap, decoder_map, load_canonical, vision_map
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 IMAGE_TOKEN = 6
 

@@ -25,7 +25,7 @@ from benchmarks.measure import measure
 from benchmarks.report import print_table
 from benchmarks.rows import MIXES, OPTIONAL_SUBJECTS, SUBJECTS
 from benchmarks.shapes import SHAPES
-from dpn_rt.format.config import DType
+from dpn_rt.schema.weights import DType
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.clock import is_cuda, seconds
-from dpn_rt.format.config import DecoderConfig
 from dpn_rt.format.flops import layer_weights
+from dpn_rt.model.config import DecoderConfig
 
 READ_BYTES = 1 << 30
 COPIED_BYTES = 4 << 30

@@ -27,8 +27,9 @@ from benchmarks.summary import report
 from dpn_rt.errors import DpnError
 from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.engine_dir import TORCH_DTYPES, EngineDir, EngineSource, weight_spec, write_engine
+from dpn_rt.format.engine_dir import EngineDir, EngineSource, weight_spec, write_engine
 from dpn_rt.reference import EagerDpn
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def write_plan_engine(source: Path, target: Path, model: ModelConfig, batch: int
         raise PlanError("plans run on GPUs alone, and there is none")
     flavor: Flavor = "rtx" if importlib.util.find_spec("tensorrt") is None else "enterprise"
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    limits = PlanLimits(batch, batch, (rows,) * (len(model.pyramid.boundaries) + 1))
+    limits = PlanLimits(batch, batch, (rows,) * len(model.stage_layers))
     plans = build_plans(model, flavor, [capability], limits)
     weights = EngineDir.open(source, verify=False).load_weights()
     ordered = ((name, weights[name]) for name in weight_spec(model))

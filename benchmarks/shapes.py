@@ -7,19 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from dpn_rt.format.config import (
-    IMAGE_PLACEHOLDER_ID,
-    BoundaryConfig,
-    DecoderConfig,
-    DType,
-    ModelConfig,
-    ProjectorConfig,
-    PromptConfig,
-    PyramidConfig,
-    RopeConfig,
-    VisionConfig,
-)
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import weight_spec
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
+from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.schema.weights import DType
 
 KERNELS = ((1, 1), (1, 2), (2, 2))
 ROUTER_TOKEN = 7
@@ -41,7 +34,7 @@ class Shape:
     num_kv_heads: int
     vocab_size: int
     boundary_layers: tuple[int, int, int]
-    vision: VisionConfig
+    vision: ClipConfig
 
     def model(self, dtype: DType) -> ModelConfig:
         """The model with the released pooling recipe (adaptive, max, v1 routers)."""
@@ -61,7 +54,7 @@ class Shape:
                 tie_word_embeddings=False,
                 attention_bias=False,
             ),
-            pyramid=PyramidConfig(
+            reduction=PoolingConfig(
                 boundaries=tuple(BoundaryConfig(layer, KERNELS) for layer in self.boundary_layers),
                 use_router_token=True,
             ),
@@ -71,8 +64,8 @@ class Shape:
         )
 
 
-CLIP_L_336 = VisionConfig(1024, 4096, 23, 16, 336, 14, 1e-5, "quick_gelu", "patch")
-TINY_TOWER = VisionConfig(64, 128, 2, 4, 336, 14, 1e-5, "quick_gelu", "patch")
+CLIP_L_336 = ClipConfig(1024, 4096, 23, 16, 336, 14, 1e-5, "quick_gelu", "patch")
+TINY_TOWER = ClipConfig(64, 128, 2, 4, 336, 14, 1e-5, "quick_gelu", "patch")
 
 SHAPES = {
     "tiny": Shape(128, 352, 8, 4, 2, 512, (1, 3, 5), TINY_TOWER),

@@ -13,7 +13,8 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.name_map import Part, WeightSource
 from dpn_rt.errors import CheckpointError
-from dpn_rt.format.engine_dir import WeightSpec, tensor_bytes
+from dpn_rt.format.engine_dir import tensor_bytes
+from dpn_rt.schema.weights import WeightSpec
 
 _FLOAT_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -63,7 +64,7 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
             or name.endswith("rotary_emb.inv_freq")
             or (layout.tower is not None and name.startswith(layout.tower.prefix) and layout.tower.prefix != "")
             or (layout.decoder.tie_word_embeddings and name == layout.names.lm_head)
-            or (".pooling_router." in name and layout.pyramid.pooling_type != "adaptive")
+            or (".pooling_router." in name and not layout.reduction.reads_router_rows)
         )
         if harmless:
             continue

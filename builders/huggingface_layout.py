@@ -10,7 +10,7 @@ from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, most_common_prefix, projector_config
 from dpn_rt.builders.llama_config import decoder_config
 from dpn_rt.builders.name_map import LayoutNames
-from dpn_rt.builders.pooling_config import pyramid_config
+from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import find_tower
 from dpn_rt.errors import ConfigError
 
@@ -58,7 +58,7 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
         kind="huggingface",
         names=names,
         decoder=decoder_config(text, tie_word_embeddings=tied, sizes_may_be_absent=True),
-        pyramid=pyramid_config(pooled),
+        reduction=reduction_config(pooled),
         tower=tower,
         projector=projector_config("mlp2x_gelu", names, checkpoint.tensors, tower),
         image_aspect_ratio="processor",

@@ -10,7 +10,8 @@ from dpn_rt.builders.json_values import Json
 from dpn_rt.builders.name_map import LayoutNames
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.builders.vision_tower import VisionTower
-from dpn_rt.format.config import AspectRatio, DecoderConfig, ProjectorConfig, ProjectorType, PyramidConfig
+from dpn_rt.format.config import AspectRatio, ReductionConfig
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig, ProjectorType
 
 Note = Callable[[str], None]
 """Takes a line for the user: an assumption, or something that the engine will not have."""
@@ -25,7 +26,7 @@ class Layout:
     kind: Literal["original", "huggingface"]
     names: LayoutNames
     decoder: DecoderConfig
-    pyramid: PyramidConfig
+    reduction: ReductionConfig
     tower: VisionTower | None
     projector: ProjectorConfig | None
     image_aspect_ratio: AspectRatio

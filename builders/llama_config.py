@@ -7,7 +7,7 @@ from typing import Any
 
 from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.errors import ConfigError
-from dpn_rt.format.config import DecoderConfig, RopeConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
 
 # transformers' LlamaConfig: the Hugging Face layout leaves out what equals these.
 _DEFAULT_SIZES = {

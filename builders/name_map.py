@@ -8,7 +8,9 @@ from typing import Literal
 
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.vision_tower import VisionTower
-from dpn_rt.format.config import DecoderConfig, ModelConfig, PyramidConfig
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,10 @@ def weight_sources(
 ) -> dict[str, WeightSource]:
     """The source of every canonical weight of `model`, in no particular order."""
     sources = dict(_decoder(model.decoder, checkpoint, names))
-    for index, boundary in enumerate(model.pyramid.boundaries):
-        prefix = f"{names.decoder}layers.{boundary.layer}."
-        sources |= dict(_boundary(model.pyramid, index, model.decoder.hidden_size, checkpoint, prefix))
+    if isinstance(model.reduction, PoolingConfig):
+        for index, boundary in enumerate(model.reduction.boundaries):
+            prefix = f"{names.decoder}layers.{boundary.layer}."
+            sources |= dict(_boundary(model.reduction, index, model.decoder.hidden_size, checkpoint, prefix))
     if model.projector is not None:
         sources |= dict(_projector(model, checkpoint, names))
     if model.vision is not None and tower is not None:
@@ -90,7 +93,7 @@ def _decoder(config: DecoderConfig, checkpoint: Checkpoint, names: LayoutNames) 
         yield "lm_head.weight", WeightSource((Part(checkpoint, names.lm_head, (config.vocab_size, hidden)),))
 
 
-def _boundary(pyramid: PyramidConfig, index: int, hidden: int, checkpoint: Checkpoint, prefix: str) -> Sources:
+def _boundary(pyramid: PoolingConfig, index: int, hidden: int, checkpoint: Checkpoint, prefix: str) -> Sources:
     kernels = pyramid.boundaries[index].kernels
     router = {
         "norm.weight": ("mlp1.0.weight", (hidden,)),

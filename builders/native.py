@@ -15,9 +15,10 @@ from dpn_rt.builders.name_map import weight_sources
 from dpn_rt.builders.original_layout import read_original
 from dpn_rt.builders.processor import TokenizerFacts, image_processor_file, read_tokenizer, tokenizer_files
 from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.format.config import DType, ModelConfig, PromptConfig
+from dpn_rt.format.config import ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.format.plans import BuiltPlans
+from dpn_rt.schema.weights import DType
 
 Progress = Callable[[int, int], None]
 """Takes the number of weight bytes written since the last call, and how many there will be in all."""
@@ -59,7 +60,7 @@ def build_engine(
     model = ModelConfig(
         dtype=dtype or _default_dtype(checkpoint, layout),
         decoder=layout.decoder,
-        pyramid=layout.pyramid,
+        reduction=layout.reduction,
         prompt=_prompt(path, config, layout, files, note),
         vision=layout.tower.config if layout.tower else None,
         projector=layout.projector,
@@ -140,7 +141,7 @@ def _prompt(path: Path, config: Json, layout: Layout, files: dict[str, bytes], n
 
 def _router_token_id(layout: Layout, tokenizer: TokenizerFacts | None) -> int | None:
     """The id of `<ROUTER>` for a model that uses it; a tokenizer and config.json that both name one must agree."""
-    if not layout.pyramid.use_router_token:
+    if not layout.reduction.use_router_token:
         return None
     of_tokenizer = tokenizer.router_token_id if tokenizer else None
     if of_tokenizer is not None and layout.router_token_id not in (None, of_tokenizer):
@@ -148,7 +149,7 @@ def _router_token_id(layout: Layout, tokenizer: TokenizerFacts | None) -> int | 
             f"config.json: router_token_id is {layout.router_token_id}, but the tokenizer's <ROUTER> is {of_tokenizer}"
         )
     found = layout.router_token_id if of_tokenizer is None else of_tokenizer
-    if found is None and layout.pyramid.pooling_type == "adaptive":
+    if found is None and layout.reduction.reads_router_rows:
         raise ConfigError(
             "use_special_token is set, but neither the tokenizer has a <ROUTER> token nor config.json a router_token_id"
         )

@@ -10,10 +10,11 @@ from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, projector_config
 from dpn_rt.builders.llama_config import decoder_config
 from dpn_rt.builders.name_map import LayoutNames
-from dpn_rt.builders.pooling_config import pyramid_config
+from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
 from dpn_rt.errors import ConfigError
-from dpn_rt.format.config import AspectRatio, ProjectorType
+from dpn_rt.format.config import AspectRatio
+from dpn_rt.model.config import ProjectorType
 
 _PROJECTORS = {
     "mlp2x_gelu": ("model.mm_projector.0", "model.mm_projector.2"),
@@ -48,7 +49,7 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
         kind="original",
         names=names,
         decoder=decoder_config(config, tie_word_embeddings=tied, sizes_may_be_absent=False),
-        pyramid=pyramid_config(config),
+        reduction=reduction_config(config),
         tower=tower,
         projector=projector_config(kind, names, checkpoint.tensors, tower),
         image_aspect_ratio=_aspect_ratio(config),

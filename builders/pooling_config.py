@@ -1,4 +1,4 @@
-"""The `pooling` object of config.json to the pyramid's configuration."""
+"""The `pooling` object of config.json to the reduction's configuration."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ from typing import Any, cast
 
 from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.errors import ConfigError
-from dpn_rt.format.config import BoundaryConfig, PoolingFunction, PoolingType, PyramidConfig, RouterVersion
+from dpn_rt.format.config import ReductionConfig
+from dpn_rt.model.reduction.pooling_config import (
+    BoundaryConfig,
+    PoolingConfig,
+    PoolingFunction,
+    PoolingType,
+    RouterVersion,
+)
+from dpn_rt.model.reduction.reduction import NoReduction
 
 Kernel = tuple[int, int]
 
 
-def pyramid_config(values: Json) -> PyramidConfig:
-    """The pyramid of a checkpoint; without a `pooling` object the model is dense.
+def reduction_config(values: Json) -> ReductionConfig:
+    """The pooling of a checkpoint; without a `pooling` object the model is dense.
 
     Raises:
         ConfigError: a type, function, version or location is unknown, or a layer's kernels make no sense.
     """
     pooling = object_of(values, "pooling")
     if pooling is None:
-        return PyramidConfig()
+        return NoReduction()
     pooling_type = choice_of(pooling, "pooling_type", ("adaptive", "static", "random"))
     pooling_function = choice_of(pooling, "pooling_function", ("max", "avg", "conv"), "max")
     router_version = choice_of(pooling, "router_version", ("v1", "v2"), "v1")
@@ -31,8 +39,8 @@ def pyramid_config(values: Json) -> PyramidConfig:
         raise ConfigError(f"config.json: pooling_layers: expected a list of objects, got {layers!r}")
     boundaries = tuple(_boundary(layer, pooling_type == "static") for layer in layers)
     if not boundaries:
-        return PyramidConfig()
-    return PyramidConfig(
+        return NoReduction()
+    return PoolingConfig(
         boundaries=boundaries,
         pooling_type=cast(PoolingType, pooling_type),
         pooling_function=cast(PoolingFunction, pooling_function),

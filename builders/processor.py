@@ -11,7 +11,7 @@ from typing import Any
 
 from dpn_rt.builders.json_values import Json, read_json
 from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.format.config import VisionConfig
+from dpn_rt.model.vision.clip import ClipConfig
 
 ROUTER_TOKEN = "<ROUTER>"
 IMAGE_TOKEN = "<image>"
@@ -95,7 +95,7 @@ def read_tokenizer(path: Path, files: Mapping[str, bytes]) -> TokenizerFacts:
         )
 
 
-def image_processor_file(path: Path, tower_path: Path | None, vision: VisionConfig) -> dict[str, bytes]:
+def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig) -> dict[str, bytes]:
     """The image processor's file: the checkpoint's, else the vision tower's, else CLIP's for the tower's image size.
 
     Raises:

@@ -13,7 +13,7 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.json_values import Json, choice_of, object_of, read_json, square_side, value_of
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.format.config import Activation, SelectFeature, VisionConfig
+from dpn_rt.model.vision.clip import Activation, ClipConfig, SelectFeature
 
 # Names that only a CLIP vision tower has; what stands before them is the tower's prefix.
 _TOWER_NAME = re.compile(
@@ -31,7 +31,7 @@ class VisionTower:
 
     checkpoint: Checkpoint
     prefix: str
-    config: VisionConfig
+    config: ClipConfig
     directory: Path | None
     """The tower's own directory, where it has one."""
 
@@ -80,7 +80,7 @@ def _find_prefix(checkpoint: Checkpoint) -> str | None:
     return next(iter(prefixes), None)
 
 
-def _vision_config(values: Json, select_layer: int, select_feature: str) -> VisionConfig:
+def _vision_config(values: Json, select_layer: int, select_feature: str) -> ClipConfig:
     choice_of(values, "model_type", ("clip_vision_model",), "clip_vision_model")
     if value_of(values, "num_channels", int, 3) != 3:
         raise ConfigError(f"config.json: num_channels: expected 3, got {values['num_channels']}")
@@ -90,7 +90,7 @@ def _vision_config(values: Json, select_layer: int, select_feature: str) -> Visi
             f"config.json: vision select layer {select_layer} does not exist: a tower of {num_layers} layers has "
             f"hidden states {-num_layers - 1} to {num_layers}"
         )
-    return VisionConfig(  # absent values are those of transformers' CLIPVisionConfig
+    return ClipConfig(  # absent values are those of transformers' CLIPVisionConfig
         hidden_size=value_of(values, "hidden_size", int, 768),
         intermediate_size=value_of(values, "intermediate_size", int, 3072),
         num_layers=select_layer if select_layer >= 0 else num_layers + 1 + select_layer,

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.engine_dir import TORCH_DTYPES, EngineDir
+from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def _plan_maker(options: argparse.Namespace, note: Callable[[str], None]) -> Cal
     from dpn_rt.builders.tensorrt.plans import build_plans
 
     def make_plans(model: ModelConfig) -> BuiltPlans:
-        num_stages = len(model.pyramid.boundaries) + 1
+        num_stages = len(model.stage_layers)
         rows: list[int] = options.max_rows or [min(DEFAULT_PLAN_ROWS, model.decoder.max_position_embeddings)]
         prefill_batch = min(4, options.max_batch) if options.max_prefill_batch is None else options.max_prefill_batch
         stage_rows = tuple(rows * num_stages if len(rows) == 1 else rows)
@@ -147,8 +148,8 @@ def _build(options: argparse.Namespace) -> EngineDir:
 
 def _describe(engine: EngineDir) -> str:
     model = engine.model
-    stages = len(model.pyramid.boundaries) + 1
-    pooling = f"{model.pyramid.pooling_type} pooling, {stages} stages" if stages > 1 else "dense"
+    stages = len(model.stage_layers)
+    pooling = f"{model.reduction.summary}, {stages} stages" if stages > 1 else "dense"
     tower = f"{model.vision.image_size}-pixel images" if model.vision else "image embeddings only"
     plans = "" if engine.plans is None else f", TensorRT plans for {', '.join(engine.plans.compute_capabilities)}"
     return f"{model.decoder.num_layers} layers, {pooling}, {tower}{plans}"

@@ -13,14 +13,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dpn_rt.format.config import (
-    BoundaryConfig,
-    DecoderConfig,
-    ModelConfig,
-    PromptConfig,
-    PyramidConfig,
-    RopeConfig,
-)
+from dpn_rt.format.config import ModelConfig, PromptConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 
 DIRECTORY = Path(__file__).parent / "golden"
 MAX_POSITIONS = 2048
@@ -81,7 +76,7 @@ class GoldenCase:
                 tie_word_embeddings=False,
                 attention_bias=False,
             ),
-            pyramid=PyramidConfig(
+            reduction=PoolingConfig(
                 boundaries=tuple(boundaries),
                 pooling_type=pooling["pooling_type"],
                 pooling_function=pooling["pooling_function"],

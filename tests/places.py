@@ -16,7 +16,8 @@ from dpn_rt.device.device import Graph, Step
 from dpn_rt.device.host import HostDevice, HostReading
 from dpn_rt.device.packing import Array
 from dpn_rt.engine import loader
-from dpn_rt.format.config import DType, ModelConfig
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.schema.weights import DType
 
 HAS_GPU = torch.cuda.is_available()
 GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")]

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    *("errors", "_kernels", "format", "ops", "device", "model"),
+    *("errors", "schema", "_kernels", "ops", "device", "model", "format"),
     *("cache", "sampling", "backends", "outputs", "prompts", "picture"),
     *("engine", "llm", "server", "generate", "serve", "builders", "build", "reference", "eager"),
 )
@@ -65,10 +65,10 @@ def test_package_files_import_nothing() -> None:
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    """And of the TensorRT backends what a plan's inputs are, not how plans run."""
+    """And, of the TensorRT backends, what a plan takes and gives; not how plans run."""
     shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
     for path in files("builders/*.py", "builders/*/*.py"):
-        assert packages(path) <= {"errors", "format", "builders", "backends"}, path
+        assert packages(path) <= {"errors", "schema", "model", "format", "builders", "backends"}, path
         assert {name for name in imported_modules(path) if name.startswith("dpn_rt.backends")} <= shared, path
 
 

@@ -44,7 +44,7 @@ def build_plans(
         ConfigError: limits or compute capabilities that no plan can be built for.
         PlanError: the library is missing, or refuses; with what it said.
     """
-    check_limits(limits, len(model.pyramid.boundaries) + 1, model.decoder.max_position_embeddings)
+    check_limits(limits, len(model.stage_layers), model.decoder.max_position_embeddings)
     if model.dtype == "float32":
         raise ConfigError("TensorRT has no float32 attention kernels: expected --dtype bfloat16 or float16")
     library = load_library(flavor)

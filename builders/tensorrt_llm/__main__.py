@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = EngineDir.open(options.engine).model
-        num_stages = len(model.pyramid.boundaries) + 1
+        num_stages = len(model.stage_layers)
         rows = min(options.max_rows, model.decoder.max_position_embeddings)
         limits = PlanLimits(options.max_batch, options.max_batch, (rows,) * num_stages)
         check_limits(limits, num_stages, model.decoder.max_position_embeddings)

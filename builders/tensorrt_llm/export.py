@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from dpn_rt.builders.tensorrt_llm.names import export_stage
 from dpn_rt.errors import ConfigError, EngineError
-from dpn_rt.format.config import DecoderConfig, ModelConfig
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.model.config import DecoderConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
 
@@ -27,7 +28,7 @@ def export_checkpoints(engine: EngineDir, output: Path) -> list[Path]:
         EngineError: `output` exists, or cannot be written.
     """
     model = engine.model
-    stages = model.pyramid.stage_layers(model.decoder.num_layers)
+    stages = model.stage_layers
     configs = [stage_config(model, layers) for layers in stages]
     weights = engine.load_weights()
     directories = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from dpn_rt.format.config import DecoderConfig
+from dpn_rt.model.config import DecoderConfig
 
 _WHOLE = {
     "input_norm.weight": "input_layernorm.weight",

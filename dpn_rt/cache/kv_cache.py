@@ -11,7 +11,7 @@ out (`reclaim`). Only the one that fills a cell writes to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice
 from dpn_rt.errors import CapacityError
-from dpn_rt.format.config import DecoderConfig, PyramidConfig
+from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.layout import IntArray
 
 Slots = npt.NDArray[np.intp]
@@ -52,8 +52,8 @@ class KvGeometry:
     dtype: torch.dtype
 
     @classmethod
-    def of_model(cls, decoder: DecoderConfig, pyramid: PyramidConfig, dtype: torch.dtype) -> KvGeometry:
-        sizes = tuple(len(layers) for layers in pyramid.stage_layers(decoder.num_layers))
+    def of_model(cls, decoder: DecoderConfig, stage_layers: Sequence[range], dtype: torch.dtype) -> KvGeometry:
+        sizes = tuple(len(layers) for layers in stage_layers)
         return cls(sizes, decoder.num_kv_heads, decoder.head_dim, dtype)
 
     @property

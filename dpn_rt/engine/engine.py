@@ -7,7 +7,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 
-import numpy as np
 from torch import Tensor
 
 from dpn_rt.device.faults import advice, is_fatal
@@ -19,7 +18,7 @@ from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.model.reduction.pooling import UNFORCED
+from dpn_rt.model.reduction.pooling_config import UNFORCED
 from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
@@ -242,14 +241,10 @@ class Engine:
 
     def _forced_experts(self, prompt: ProcessedPrompt, params: SamplingParams) -> list[int]:
         """Expert per boundary: as the prompt asks, drawn for random pooling, else left to the router."""
-        boundaries = self._model.pyramid.boundaries
-        route = prompt.route or (None,) * len(boundaries)
-        forced = [UNFORCED if expert is None else expert for expert in route]
-        if self._model.pyramid.pooling_type != "random":
-            return forced
-        seed = None if params.seed is None else params.seed % 2**64  # numpy takes no negative seed
-        drawn = np.random.default_rng(seed).integers([boundary.num_experts for boundary in boundaries])
-        return [int(d) if f == UNFORCED else f for f, d in zip(forced, drawn, strict=True)]
+        reduction = self._model.reduction
+        route = prompt.route or (None,) * len(reduction.layers)
+        drawn = reduction.draw(params.seed) or [UNFORCED] * len(route)
+        return [d if expert is None else expert for expert, d in zip(route, drawn, strict=True)]
 
     def _check_ids(self, params: SamplingParams) -> None:
         vocab_size = self._model.decoder.vocab_size

@@ -28,10 +28,9 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits
-from dpn_rt.format.weight_spec import TORCH_DTYPES
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.linear import can_prepack
-from dpn_rt.model.reduction.pooling import Boundary
+from dpn_rt.model.reduction.pooling import load_boundaries
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.clip import Encoder, ImageEncoder, load_encoder
 from dpn_rt.prompts.image import MAX_PIXELS
@@ -39,6 +38,7 @@ from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 CPU_DTYPES = ("float32", "bfloat16")
 
@@ -187,7 +187,7 @@ def _engine(
 
     return Engine(
         model,
-        Scheduler(scheduler_config(config, model), model.pyramid, runner.cache),
+        Scheduler(scheduler_config(config, model), model.reduction, runner.cache),
         runner,
         Sampler(None if tokenizer is None else tokenizer.token_text),
         max_length(config, model),
@@ -250,13 +250,15 @@ def load_native_backend(
     """
     dtype, limits = TORCH_DTYPES[model.dtype], device_limits(config, model)
     prepack = _choose_prepack(config, weights, dtype)
-    geometry = KvGeometry.of_model(model.decoder, model.pyramid, dtype)
+    geometry = KvGeometry.of_model(model.decoder, model.stage_layers, dtype)
     angles = rope_table(model.decoder, limits.max_length)
-    decoder = Decoder(model.decoder, model.pyramid, weights, angles, geometry.layers_per_cell, prepack=prepack)
+    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=prepack)
     num_bytes = limits.kv_cache_bytes or HostDevice().cache_bytes(limits.utilization, limits.reuse_bytes)
     cache = KvCache(geometry, cache_config(geometry, limits, num_bytes))
-    boundaries = [Boundary(model.pyramid, index, weights) for index in range(len(model.pyramid.boundaries))]
-    return NativeBackend(decoder, boundaries, cache), load_encoder(model, weights, prepack=prepack)
+    boundaries = load_boundaries(model.reduction, weights)
+    return NativeBackend(decoder, boundaries, cache), load_encoder(
+        model.vision, model.projector, weights, prepack=prepack
+    )
 
 
 def device_limits(config: RuntimeConfig, model: ModelConfig) -> DeviceLimits:

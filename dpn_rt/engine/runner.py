@@ -18,12 +18,13 @@ from dpn_rt.engine.scheduler import Batch
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import CapacityError, RequestError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.weight_spec import TORCH_DTYPES
 from dpn_rt.model.layout import Layout
-from dpn_rt.model.reduction.pooling import SKIPPED, BoundaryTrace
+from dpn_rt.model.reduction.pooling import BoundaryTrace
+from dpn_rt.model.reduction.pooling_config import SKIPPED, PoolingConfig
 from dpn_rt.model.vision.clip import Encoder
 from dpn_rt.outputs import Pyramid
 from dpn_rt.prompts.visual_input import VisualInput
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 
 class Runner:
@@ -38,6 +39,7 @@ class Runner:
         image_cache: ImageCache | None = None,
     ) -> None:
         self._model = model
+        self._boundaries = model.reduction.boundaries if isinstance(model.reduction, PoolingConfig) else ()
         self._backend = backend
         self._encoder = encoder
         self.prefix_cache = prefix_cache
@@ -73,7 +75,7 @@ class Runner:
                 x=self._embed(sequences, beginnings),
                 layout=Layout.of_prompts(sequences, [beginning.num_rows for beginning in beginnings]),
                 slots=slots,
-                forced_experts=forced.reshape(len(sequences), len(self._model.pyramid.boundaries)),
+                forced_experts=forced.reshape(len(sequences), len(self._model.reduction.layers)),
                 router_biases=biases,
                 beginnings=beginnings,
                 kept_rows=[self._rows_to_keep(*pair) for pair in zip(sequences, beginnings, strict=True)],
@@ -176,7 +178,7 @@ class Runner:
         return self._backend.embed(np.concatenate(ids), images)
 
     def _misfit(self, index: int, layouts: list[Layout], traces: list[BoundaryTrace]) -> RequestError | None:
-        for layout, trace, boundary in zip(layouts, traces, self._model.pyramid.boundaries, strict=False):
+        for layout, trace, boundary in zip(layouts, traces, self._boundaries, strict=False):
             if trace.misfits[index]:
                 expert, grid = int(trace.experts[index]), tuple(map(int, layout.grids[index]))
                 return RequestError(
@@ -188,7 +190,7 @@ class Runner:
     def _pyramid_of(self, index: int, sequence: Sequence, prefill: StagedPrefill) -> Pyramid:
         layouts, traces = prefill.layouts, prefill.traces
         experts = [int(trace.experts[index]) for trace in traces]
-        boundaries = self._model.pyramid.boundaries
+        boundaries = self._boundaries
         grids = [tuple(map(int, layout.grids[index])) for layout in layouts]
         visual = sequence.prompt.visual
         outside_grid = 0 if visual is None else visual.num_visual_tokens - visual.grid[0] * visual.grid[1]

@@ -19,8 +19,7 @@ import numpy as np
 from dpn_rt.backends.backend import SequenceCache
 from dpn_rt.cache.kv_cache import Slots
 from dpn_rt.engine.sequence import Sequence
-from dpn_rt.format.config import PyramidConfig
-from dpn_rt.model.reduction.pooling import longest_lengths
+from dpn_rt.model.reduction.reduction import Reduction
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Batch:
 class Scheduler:
     """Waiting and running sequences, and their claim on the KV cache."""
 
-    def __init__(self, config: SchedulerConfig, pyramid: PyramidConfig, cache: SequenceCache) -> None:
+    def __init__(self, config: SchedulerConfig, reduction: Reduction, cache: SequenceCache) -> None:
         self.config = config
-        self._pyramid = pyramid
+        self._reduction = reduction
         self._cache = cache
         self._waiting: list[Sequence] = []  # by `Sequence.order`
         self._running: list[Sequence] = []
@@ -79,7 +78,7 @@ class Scheduler:
         Raises:
             CapacityError: it cannot.
         """
-        lengths = longest_lengths(self._pyramid, num_rows, grid, forced)
+        lengths = self._reduction.most_rows(num_rows, [] if grid is None else [grid], forced)
         # The last token is never stored.
         self._cache.check_fits(tuple(length + max_tokens - 1 for length in lengths), max_tokens)
 
@@ -161,7 +160,7 @@ class Scheduler:
         while self._waiting and len(self._running) + len(admitted) < self.config.max_num_seqs:
             sequence = self._waiting[0]
             rows += sequence.num_rows
-            lengths = longest_lengths(self._pyramid, sequence.num_rows, sequence.grid, sequence.forced_experts)
+            lengths = self._most_rows(sequence)
             # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
             cells = self._cache.cells_for(tuple(length + 1 for length in lengths))
             whole_cache = not self._running and not admitted  # alone it fits: `check_fits` has counted its rows
@@ -172,6 +171,10 @@ class Scheduler:
             sequence.slot = self._cache.open_slot()
             admitted[sequence] = cells
         return admitted
+
+    def _most_rows(self, sequence: Sequence) -> tuple[int, ...]:
+        grids = [] if sequence.grid is None else [sequence.grid]
+        return self._reduction.most_rows(sequence.num_rows, grids, sequence.forced_experts)
 
     def _make_room(self) -> list[Sequence]:
         free = self._cache.num_free_cells - self._num_promised_cells()

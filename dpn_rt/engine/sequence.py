@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.errors import DpnError
-from dpn_rt.model.reduction.pooling import SKIPPED, UNFORCED
+from dpn_rt.model.reduction.pooling_config import SKIPPED, UNFORCED
 from dpn_rt.outputs import CompletionOutput, FinishReason, Pyramid
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.logprobs import Logprob

@@ -24,10 +24,12 @@ from torch import Tensor
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.format.atomic_dir import moved_aside, replaced_directory, settle, sync_directory, write_file
 from dpn_rt.format.checks import check_model
-from dpn_rt.format.config import ModelConfig, from_json, to_json
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import BuiltPlans, PlanConfig, check_limits, plan_files
 from dpn_rt.format.weight_file import CHUNK_BYTES, check_weights, map_weights, tensor_bytes, write_weights
-from dpn_rt.format.weight_spec import TORCH_DTYPES, WeightSpec, weight_spec
+from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.schema.json_values import from_json, to_json
+from dpn_rt.schema.weights import TORCH_DTYPES, WeightSpec
 
 __all__ = [
     "FORMAT_VERSION",
@@ -43,7 +45,7 @@ __all__ = [
     "write_engine",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "engine.json"
 WEIGHTS = "weights.safetensors"
 PROCESSOR = "processor"
@@ -236,7 +238,7 @@ def _read_manifest(path: Path) -> EngineDir:
 
 
 def _read_plans(file: Path, model: ModelConfig, value: Any, files: Mapping[str, FileRecord]) -> PlanConfig:
-    num_stages = len(model.pyramid.boundaries) + 1
+    num_stages = len(model.stage_layers)
     try:
         plans: PlanConfig = from_json(PlanConfig, value, "plans")
         check_limits(plans.limits, num_stages, model.decoder.max_position_embeddings)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpn_rt.format.config import MIN_VISUAL_TOKENS, DecoderConfig, ModelConfig, VisionConfig
-from dpn_rt.format.engine_dir import TORCH_DTYPES
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 Route = Sequence[int]
 
@@ -23,13 +25,11 @@ def stage_rows(model: ModelConfig, route: Route | None, num_text: int) -> StageR
     """Rows per stage of one image and `num_text` text rows; route None: nothing is pooled."""
     assert model.vision is not None
     grid = model.vision.grid
-    visual = [grid[0] * grid[1]]
-    for index, boundary in enumerate(model.pyramid.boundaries):
-        if route is not None and visual[-1] >= max(MIN_VISUAL_TOKENS, boundary.largest_area):
-            height, width = boundary.kernels[route[index]]
-            grid = grid[0] // height, grid[1] // width
-        visual.append(grid[0] * grid[1])
-    return StageRows(tuple(num_text + n for n in visual), tuple(visual))
+    num_visual = grid[0] * grid[1]
+    rows = [num_text + num_visual] * len(model.stage_layers)
+    if route is not None:
+        rows = list(model.reduction.most_rows(num_text + num_visual, [grid], route))
+    return StageRows(tuple(rows), tuple(n - num_text for n in rows))
 
 
 def layer_weights(config: DecoderConfig) -> int:
@@ -48,7 +48,7 @@ def prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
     """Decoder FLOPs of one sample with these rows per stage; the output layer runs on the last row alone."""
     decoder = model.decoder
     total = 2 * decoder.vocab_size * decoder.hidden_size
-    for layers, num_rows in zip(model.pyramid.stage_layers(decoder.num_layers), rows, strict=True):
+    for layers, num_rows in zip(model.stage_layers, rows, strict=True):
         total += len(layers) * (2 * layer_weights(decoder) * num_rows + causal_attention(decoder, num_rows))
     return total
 
@@ -64,7 +64,7 @@ def needed_prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
     return prefill_flops(model, rows) - (2 * layer_weights(decoder) * others - kept) - attention
 
 
-def vision_flops(vision: VisionConfig, projector_output: int) -> int:
+def vision_flops(vision: ClipConfig, projector_output: int) -> int:
     """FLOPs of the tower on one image, and of a two-layer projector."""
     rows = vision.grid[0] * vision.grid[1] + 1
     hidden = vision.hidden_size
@@ -77,7 +77,7 @@ def vision_flops(vision: VisionConfig, projector_output: int) -> int:
 
 def kv_rows(model: ModelConfig, lengths: Sequence[int]) -> int:
     """Cached rows of one sample with these lengths per stage, summed over the layers."""
-    stages = zip(model.pyramid.stage_layers(model.decoder.num_layers), lengths, strict=True)
+    stages = zip(model.stage_layers, lengths, strict=True)
     return sum(len(layers) * length for layers, length in stages)
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt.errors import EngineError
-from dpn_rt.format.weight_spec import TENSOR_ALIGNMENT, WeightSpec
+from dpn_rt.format.weight_spec import TENSOR_ALIGNMENT
+from dpn_rt.schema.weights import WeightSpec
 
 HEADER_LIMIT = 100_000_000
 """Bytes; the safetensors format's own limit."""

@@ -6,44 +6,16 @@ Weights of linear layers are `[out, in]`. Builders write exactly this list and t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
-from dpn_rt.format.config import (
-    BoundaryConfig,
-    DecoderConfig,
-    ModelConfig,
-    ProjectorConfig,
-    PyramidConfig,
-    VisionConfig,
-)
-
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig
+from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.schema.weights import TORCH_DTYPES, NamedSpecs, WeightSpec
 
 TENSOR_ALIGNMENT = 64
 """Bytes: one cache line, and the widest vector that a kernel loads."""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightSpec:
-    """Shape and dtype of one canonical weight."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-Named = Iterator[tuple[str, WeightSpec]]
 
 
 def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
@@ -54,7 +26,7 @@ def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
     thus starts at a multiple of 64 bytes, or at least of the largest power of two that divides its own size.
     """
     dtype = TORCH_DTYPES[model.dtype]
-    named = [*_decoder(model.decoder, dtype), *_boundaries(model, dtype)]
+    named = [*_decoder(model.decoder, dtype), *model.reduction.weight_specs(model.decoder.hidden_size, dtype)]
     if model.projector is not None:
         named += _projector(model.projector, model.decoder.hidden_size, dtype)
     if model.vision is not None:
@@ -67,7 +39,7 @@ def _size_alignment(num_bytes: int) -> int:
     return math.gcd(num_bytes, TENSOR_ALIGNMENT)
 
 
-def _decoder(config: DecoderConfig, dtype: torch.dtype) -> Named:
+def _decoder(config: DecoderConfig, dtype: torch.dtype) -> NamedSpecs:
     hidden, inter = config.hidden_size, config.intermediate_size
     attention = config.num_heads * config.head_dim
     yield "embed_tokens.weight", WeightSpec((config.vocab_size, hidden), dtype)
@@ -88,28 +60,7 @@ def _decoder(config: DecoderConfig, dtype: torch.dtype) -> Named:
         yield "lm_head.weight", WeightSpec((config.vocab_size, hidden), dtype)
 
 
-def _boundaries(model: ModelConfig, dtype: torch.dtype) -> Named:
-    hidden = model.decoder.hidden_size
-    for index, boundary in enumerate(model.pyramid.boundaries):
-        if model.pyramid.pooling_type == "adaptive":
-            yield from _router(f"boundaries.{index}.router", boundary, model.pyramid, hidden)
-        if model.pyramid.pooling_function == "conv":
-            for expert, (height, width) in enumerate(boundary.kernels):  # row ky * width + kx
-                yield f"boundaries.{index}.experts.{expert}.weight", WeightSpec((height * width, hidden), dtype)
-
-
-def _router(prefix: str, boundary: BoundaryConfig, pyramid: PyramidConfig, hidden: int) -> Named:
-    """Routers stay in float32 whatever the engine's dtype: bfloat16 moves the probabilities by 1e-3."""
-    if pyramid.router_version == "v2":
-        yield f"{prefix}.predictor.weight", WeightSpec((boundary.num_experts, hidden), torch.float32)
-        return
-    yield f"{prefix}.norm.weight", WeightSpec((hidden,), torch.float32)
-    yield f"{prefix}.norm.bias", WeightSpec((hidden,), torch.float32)
-    yield f"{prefix}.hidden.weight", WeightSpec((hidden // 4, hidden), torch.float32)
-    yield f"{prefix}.predictor.weight", WeightSpec((boundary.num_experts, hidden // 4), torch.float32)
-
-
-def _projector(config: ProjectorConfig, hidden: int, dtype: torch.dtype) -> Named:
+def _projector(config: ProjectorConfig, hidden: int, dtype: torch.dtype) -> NamedSpecs:
     yield "projector.0.weight", WeightSpec((hidden, config.input_size), dtype)
     yield "projector.0.bias", WeightSpec((hidden,), dtype)
     if config.type == "mlp2x_gelu":
@@ -117,11 +68,11 @@ def _projector(config: ProjectorConfig, hidden: int, dtype: torch.dtype) -> Name
         yield "projector.2.bias", WeightSpec((hidden,), dtype)
 
 
-def _vision(config: VisionConfig, dtype: torch.dtype) -> Named:
+def _vision(config: ClipConfig, dtype: torch.dtype) -> NamedSpecs:
     hidden, inter = config.hidden_size, config.intermediate_size
     num_positions = config.grid[0] * config.grid[1] + 1  # the class token has a position too
 
-    def affine(name: str, rows: int, columns: int | None) -> Named:
+    def affine(name: str, rows: int, columns: int | None) -> NamedSpecs:
         """Weight `[rows, columns]`, or `[rows]` for a layer norm, and its bias `[rows]`."""
         yield f"vision.{name}.weight", WeightSpec((rows,) if columns is None else (rows, columns), dtype)
         yield f"vision.{name}.bias", WeightSpec((rows,), dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.format.config import DecoderConfig, PyramidConfig
+from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.linear import Linear
 from dpn_rt.model.rows import embed_rows
 
@@ -214,7 +214,7 @@ class Decoder:
     def __init__(
         self,
         config: DecoderConfig,
-        pyramid: PyramidConfig,
+        stage_layers: Sequence[range],
         weights: Mapping[str, Tensor],
         cos_sin: Tensor,
         layers_per_cell: int,
@@ -226,15 +226,14 @@ class Decoder:
         self._embedding = weights["embed_tokens.weight"]
         self._norm = weights["norm.weight"]
         self._head = Linear(self._embedding if config.tie_word_embeddings else weights["lm_head.weight"])
-        ranges = pyramid.stage_layers(config.num_layers)
         self.stages = [
             Stage(
                 config,
                 [Layer(config, LayerWeights.of_engine(weights, layer, prepack), cos_sin) for layer in layers],
                 layers_per_cell,
-                is_last=index == len(ranges) - 1,
+                is_last=index == len(stage_layers) - 1,
             )
-            for index, layers in enumerate(ranges)
+            for index, layers in enumerate(stage_layers)
         ]
 
     def embed(self, token_ids: Tensor) -> Tensor:

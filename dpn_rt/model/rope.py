@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dpn_rt.format.config import DecoderConfig
-from dpn_rt.format.rope import rope_frequencies
+from dpn_rt.errors import ConfigError
+from dpn_rt.model.config import DecoderConfig
 
 
 def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
@@ -18,3 +22,50 @@ def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
     frequencies, scale = rope_frequencies(config)
     angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies[None, :]
     return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=1)
+
+
+def rope_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
+    """`[head_dim / 2]` float32 angle per position, and the factor on cosines and sines.
+
+    Raises:
+        ConfigError: the scaling is unknown, or lacks a parameter or has one that makes no sense.
+    """
+    if not config.rope.scaling_json:
+        return _unscaled(config), 1.0
+    try:
+        scaling = json.loads(config.rope.scaling_json)
+        frequencies, scale = _scaled(config, scaling)
+        if frequencies.shape != (config.head_dim // 2,) or not bool(frequencies.isfinite().all()):
+            raise ValueError(f"gives the frequencies {frequencies.tolist()}")
+    except Exception as error:  # transformers' rules raise whatever a wrong parameter leads to
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"rope scaling {config.rope.scaling_json}: {reason}") from error
+    return frequencies, scale
+
+
+def _unscaled(config: DecoderConfig) -> Tensor:
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    return 1.0 / (config.rope.theta**exponents)
+
+
+def _scaled(config: DecoderConfig, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return _unscaled(config), 1.0
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {"rope_theta": config.rope.theta, "rope_type": kind, **scaling}
+    # The attributes that these functions read of a model configuration, in transformers 4 and 5.
+    model = SimpleNamespace(
+        rope_theta=config.rope.theta,
+        rope_scaling=parameters,
+        rope_parameters=parameters,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        partial_rotary_factor=1.0,
+        standardize_rope_params=lambda: None,
+    )
+    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](model, torch.device("cpu"))
+    return frequencies.float(), float(scale)

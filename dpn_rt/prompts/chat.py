@@ -124,7 +124,7 @@ def _with_router_token(turns: list[Turn], model: ModelConfig, tokenizer: Tokeniz
     router_id = model.prompt.router_token_id
     router = None if router_id is None else tokenizer.token(router_id)
     first = next((i for i, turn in enumerate(turns) if turn.has_image), None)
-    if first is None or router is None or not model.pyramid.use_router_token:
+    if first is None or router is None or not model.reduction.use_router_token:
         return turns
     return [
         Turn(turn.role, turn.text + router, turn.has_image)

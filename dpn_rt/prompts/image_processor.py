@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from dpn_rt.errors import EngineError, ImageError
-from dpn_rt.format.config import AspectRatio, VisionConfig
+from dpn_rt.format.config import AspectRatio
+from dpn_rt.model.vision.clip import ClipConfig
 from dpn_rt.prompts.image import MAX_PIXELS, pad_to_square
 
 
@@ -19,7 +20,7 @@ class ImageProcessor:
     """Resizes, crops and normalises as the checkpoint's `preprocessor_config.json` says."""
 
     def __init__(
-        self, directory: Path, vision: VisionConfig, aspect_ratio: AspectRatio, max_pixels: int = MAX_PIXELS
+        self, directory: Path, vision: ClipConfig, aspect_ratio: AspectRatio, max_pixels: int = MAX_PIXELS
     ) -> None:
         """
         Args:

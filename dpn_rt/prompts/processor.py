@@ -230,11 +230,11 @@ class Processor:
         return self.image(parts.image)
 
     def _router_rows(self, ids: npt.NDArray[np.int64], visual: VisualInput | None) -> npt.NDArray[np.int32]:
-        pyramid = self.model.pyramid
-        if visual is None or pyramid.pooling_type != "adaptive" or not pyramid.boundaries:
+        reduction = self.model.reduction
+        if visual is None or not reduction.reads_router_rows:
             return np.empty(0, dtype=np.int32)
         offset = visual.num_visual_tokens - 1
-        if not pyramid.use_router_token:
+        if not reduction.use_router_token:
             return np.array([len(ids) - 1 + offset], dtype=np.int32)
         router_id = self.model.prompt.router_token_id
         positions = np.flatnonzero(ids == router_id)
@@ -267,18 +267,16 @@ def _single_placeholder(ids: list[int], image_token_id: int | None) -> tuple[lis
 def _checked_route(route: Any, model: ModelConfig) -> Route | None:
     if route is None:
         return None
-    boundaries = model.pyramid.boundaries
+    counts = model.reduction.num_experts
     if isinstance(route, np.ndarray):
         route = route.tolist()  # a number for an array without dimensions
-    if isinstance(route, str) or not isinstance(route, Sequence) or len(route) != len(boundaries):
-        raise RequestError(f"route={route!r}: expected a list of {len(boundaries)} experts, one per boundary")
+    if isinstance(route, str) or not isinstance(route, Sequence) or len(route) != len(counts):
+        raise RequestError(f"route={route!r}: expected a list of {len(counts)} experts, one per boundary")
     result: list[int | None] = []
-    for position, (expert, boundary) in enumerate(zip(route, boundaries, strict=True)):
+    for position, (expert, count) in enumerate(zip(route, counts, strict=True)):
         index = _expert(expert)
-        if expert is not None and (index is None or not 0 <= index < boundary.num_experts):
-            raise RequestError(
-                f"route[{position}]={expert!r}: expected an expert from 0 to {boundary.num_experts - 1}, or None"
-            )
+        if expert is not None and (index is None or not 0 <= index < count):
+            raise RequestError(f"route[{position}]={expert!r}: expected an expert from 0 to {count - 1}, or None")
         result.append(index)
     return tuple(result)
 

@@ -77,7 +77,7 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
         row = int(torch.nonzero(~finite)[0, 0])
         raise ImageError(f"image_embeds: row {row} has NaN or infinite values, expected finite ones")
     count = embeds.shape[0]
-    return VisualInput.of(None, embeds, _grid(image_grid, count, pools=bool(model.pyramid.boundaries)), count)
+    return VisualInput.of(None, embeds, _grid(image_grid, count, pools=bool(model.reduction.layers)), count)
 
 
 def check_pixels(image: VisualInput, model: ModelConfig) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dpn_rt.errors import RequestError
-from dpn_rt.format.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig, RouterVersion
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig, RouterVersion, num_visual, pooled_grid
 from dpn_rt.reference.trace import BoundaryRecord, SampleLayout
 
 ROUTER_TEMPERATURE = 10.0
@@ -43,20 +43,20 @@ class Router(nn.Module):
 class Boundary(nn.Module):
     """Replaces the visual rows of one sample by fewer, on the output of layer `config.layer`."""
 
-    def __init__(self, config: BoundaryConfig, pyramid: PyramidConfig, hidden_size: int) -> None:
+    def __init__(self, config: BoundaryConfig, pooling: PoolingConfig, hidden_size: int) -> None:
         super().__init__()
-        self.config, self.pyramid = config, pyramid
+        self.config, self.pooling = config, pooling
         self.detach_router_input = False
         """Stop the router's gradient from reaching the decoder (`detach_cls_token_to_predict`)."""
         self.min_drawn_visual_tokens = MIN_DRAWN_VISUAL_TOKENS
         """In training an expert that would leave fewer visual tokens is drawn again."""
         self.router = (
-            Router(hidden_size, config.num_experts, pyramid.router_version)
-            if pyramid.pooling_type == "adaptive"
+            Router(hidden_size, config.num_experts, pooling.router_version)
+            if pooling.pooling_type == "adaptive"
             else None
         )
         self.experts = nn.ModuleList()
-        if pyramid.pooling_function == "conv":
+        if pooling.pooling_function == "conv":
             for kernel in config.kernels:
                 self.experts.append(
                     nn.Conv2d(hidden_size, hidden_size, kernel, stride=kernel, groups=hidden_size, bias=False)
@@ -66,7 +66,7 @@ class Boundary(nn.Module):
 
     def skips(self, layout: SampleLayout) -> bool:
         """Whether the sample stays as it is: no image, or too few visual tokens for this boundary."""
-        return layout.num_visual < max(MIN_VISUAL_TOKENS, self.config.largest_area)
+        return layout.num_visual < self.config.min_visual_tokens
 
     def forward(
         self, hidden: torch.Tensor, layout: SampleLayout, forced: int | None = None
@@ -92,8 +92,8 @@ class Boundary(nn.Module):
             probs = cast(torch.Tensor, self.router(rows.detach() if self.detach_router_input else rows))
         expert = self.choose(probs, layout.grid) if forced is None else forced
         kernel = self.config.kernels[expert]
-        grid = layout.grid[0] // kernel[0], layout.grid[1] // kernel[1]
-        if 0 in grid:
+        grid, fits = pooled_grid(layout.grid, kernel)
+        if not fits:
             raise RequestError(
                 f"the kernel {kernel} of expert {expert} after layer {self.config.layer} does not fit the grid of "
                 f"visual tokens {layout.grid}; force another route or give an image with a larger grid"
@@ -107,12 +107,12 @@ class Boundary(nn.Module):
     def choose(self, probs: torch.Tensor | None, grid: tuple[int, int]) -> int:
         """The expert of one sample: argmax, or drawn in training; uniform for pooling_type "random"."""
         if probs is None:
-            return int(torch.randint(self.config.num_experts, ())) if self.pyramid.pooling_type == "random" else 0
+            return int(torch.randint(self.config.num_experts, ())) if self.pooling.pooling_type == "random" else 0
         if not self.training:
             return int(probs.argmax())
         # Drawing again until enough tokens are left is drawing from the experts that leave enough. Where none does
         # (16 or 17 tokens), the published loop would not end; the mildest expert is taken.
-        left = [(grid[0] // height) * (grid[1] // width) for height, width in self.config.kernels]
+        left = [num_visual([pooled_grid(grid, kernel)[0]]) for kernel in self.config.kernels]
         allowed = torch.tensor([n >= self.min_drawn_visual_tokens for n in left], device=probs.device)
         if not allowed.any():
             return max(range(len(left)), key=left.__getitem__)
@@ -122,9 +122,9 @@ class Boundary(nn.Module):
         """Pool [h*w, hidden_size] with the expert's kernel to [(h//kh)*(w//kw), hidden_size], not scaled."""
         image = visual.view(*grid, -1).permute(2, 0, 1).unsqueeze(0)
         kernel = self.config.kernels[expert]
-        if self.pyramid.pooling_function == "max":
+        if self.pooling.pooling_function == "max":
             image = F.max_pool2d(image, kernel)
-        elif self.pyramid.pooling_function == "avg":
+        elif self.pooling.pooling_function == "avg":
             image = F.avg_pool2d(image, kernel)
         else:
             image = self.experts[expert](image)

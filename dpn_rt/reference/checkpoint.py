@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.reference import hf_modules
 from dpn_rt.reference.boundary import Boundary
 
@@ -116,25 +117,24 @@ def original_config(model: EagerDpn) -> dict[str, Any]:
             "mm_vision_select_feature": config.vision.select_feature,
             "vision_config": {key: tower[key] for key in TOWER_KEYS},
         }
-    if config.pyramid.boundaries:
-        result["pooling"] = _pooling(model)
+    if isinstance(config.reduction, PoolingConfig):
+        result["pooling"] = _pooling(model, config.reduction)
     return result
 
 
-def _pooling(model: EagerDpn) -> dict[str, Any]:
-    pyramid = model.config.pyramid
+def _pooling(model: EagerDpn, pooling: PoolingConfig) -> dict[str, Any]:
     layers = []
-    for boundary in pyramid.boundaries:
+    for boundary in pooling.boundaries:
         kernels: Any = [list(kernel) for kernel in boundary.kernels]
-        kernels = kernels[0] if pyramid.pooling_type == "static" else kernels
+        kernels = kernels[0] if pooling.pooling_type == "static" else kernels
         layers.append({"index": boundary.layer, "kernel_size": kernels, "stride": kernels})
     return {
-        "pooling_type": pyramid.pooling_type,
+        "pooling_type": pooling.pooling_type,
         "pooling_layers": layers,
-        "pooling_function": pyramid.pooling_function,
+        "pooling_function": pooling.pooling_function,
         "pooling_location": "post",
         "prepooling": False,
-        "use_special_token": pyramid.use_router_token,
+        "use_special_token": pooling.use_router_token,
         "detach_cls_token_to_predict": any(cast(Boundary, b).detach_router_input for b in model.boundaries),
-        "router_version": pyramid.router_version,
+        "router_version": pooling.router_version,
     }

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from dpn_rt.format.config import DecoderConfig, VisionConfig
+from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.vision.clip import ClipConfig
 
 ATTENTION = "sdpa"
 
@@ -43,7 +44,7 @@ def llama_config(decoder: DecoderConfig) -> LlamaConfig:
     return config
 
 
-def clip_config(vision: VisionConfig, *, num_layers: int | None = None) -> CLIPVisionConfig:
+def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> CLIPVisionConfig:
     """transformers' configuration of the vision tower; `num_layers` overrides the number of layers that run."""
     config = CLIPVisionConfig(
         hidden_size=vision.hidden_size,

@@ -17,11 +17,14 @@ from torch import nn
 from transformers import CLIPVisionModel, DynamicCache, LlamaModel
 
 from dpn_rt.errors import ImageError, RequestError
-from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, DType, ModelConfig, ProjectorConfig
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
+from dpn_rt.model.config import ProjectorConfig
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.reference import hf_modules, training, weights
 from dpn_rt.reference.boundary import Boundary
 from dpn_rt.reference.prompt import as_token_list, layout_prompt
 from dpn_rt.reference.trace import PyramidTrace, SampleLayout
+from dpn_rt.schema.weights import DType
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -79,11 +82,13 @@ class EagerDpn(nn.Module):
             self.lm_head.weight = self.language_model.embed_tokens.weight
         else:
             nn.init.normal_(self.lm_head.weight, std=0.02)
-        pyramid = config.pyramid
-        self.boundaries = nn.ModuleList(Boundary(b, pyramid, decoder.hidden_size) for b in pyramid.boundaries)
+        self.boundaries = nn.ModuleList()
+        if isinstance(config.reduction, PoolingConfig):
+            for each in config.reduction.boundaries:
+                self.boundaries.append(Boundary(each, config.reduction, decoder.hidden_size))
         self.projector = None if config.projector is None else _projector(config.projector, decoder.hidden_size)
         self.vision = None if config.vision is None else CLIPVisionModel(hf_modules.clip_config(config.vision))
-        self.stages = pyramid.stage_layers(decoder.num_layers)
+        self.stages = config.stage_layers
         self.to(dtype or getattr(torch, config.dtype))
         for boundary in self.boundaries:
             if cast(Boundary, boundary).router is not None:
@@ -364,7 +369,7 @@ class EagerDpn(nn.Module):
     def _check_route(self, route: Route | None) -> None:
         if route is None:
             return
-        counts = [boundary.num_experts for boundary in self.config.pyramid.boundaries]
+        counts = list(self.config.reduction.num_experts)
         if len(route) != len(counts) or not all(e is None or 0 <= e < n for e, n in zip(route, counts, strict=False)):
             raise RequestError(f"route {list(route)}: expected one expert per boundary, each below {counts}")
 

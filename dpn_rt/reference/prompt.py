@@ -53,7 +53,7 @@ def _grid(config: ModelConfig, num_visual: int, grid: tuple[int, int] | None) ->
         side = math.isqrt(num_visual)
         if side * side == num_visual:
             return side, side
-        if not config.pyramid.boundaries:  # a dense model never looks at the grid
+        if not config.reduction.layers:  # a dense model never looks at the grid
             return 1, num_visual
         raise ImageError(f"{num_visual} visual tokens are not a square grid; give image_grid=(rows, columns)")
     if min(grid) < 1 or grid[0] * grid[1] != num_visual:
@@ -64,8 +64,8 @@ def _grid(config: ModelConfig, num_visual: int, grid: tuple[int, int] | None) ->
 def _router_rows(
     config: ModelConfig, ids: Sequence[int], image: int, num_visual: int, num_rows: int
 ) -> tuple[int, ...]:
-    pyramid, token = config.pyramid, config.prompt.router_token_id
-    if not (pyramid.use_router_token and pyramid.pooling_type == "adaptive" and pyramid.boundaries):
+    token = config.prompt.router_token_id
+    if not (config.reduction.use_router_token and config.reduction.reads_router_rows):
         return (num_rows - 1,)
     if token is None:
         raise RequestError("the model routes on <ROUTER> tokens but names no router_token_id")

@@ -11,6 +11,7 @@ from torch import nn
 from dpn_rt.errors import CheckpointError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 
 _DECODER_PARTS = {
     "input_norm.weight": ("input_layernorm.weight",),
@@ -75,13 +76,15 @@ def vision_map(config: ModelConfig, prefix: str) -> NameMap:
 
 def boundary_map(config: ModelConfig) -> NameMap:
     """Weights of routers and convolution experts; the names are the same on both sides."""
-    pyramid, names = config.pyramid, []
-    for b, boundary in enumerate(config.pyramid.boundaries):
-        if pyramid.pooling_type == "adaptive":
+    pooling, names = config.reduction, []
+    if not isinstance(pooling, PoolingConfig):
+        return {}
+    for b, boundary in enumerate(pooling.boundaries):
+        if pooling.pooling_type == "adaptive":
             names.append(f"boundaries.{b}.router.predictor.weight")
-            if pyramid.router_version == "v1":
+            if pooling.router_version == "v1":
                 names += [f"boundaries.{b}.router.{part}" for part in ("norm.weight", "norm.bias", "hidden.weight")]
-        if pyramid.pooling_function == "conv":
+        if pooling.pooling_function == "conv":
             names += [f"boundaries.{b}.experts.{e}.weight" for e in range(boundary.num_experts)]
     return {name: (name,) for name in names}
 

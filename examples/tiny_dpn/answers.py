@@ -79,5 +79,5 @@ def _answer(model: ModelConfig, scene: int, question: Question, output: RequestO
         route=tuple("skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels),
         visual_tokens=tuple(pyramid.visual_tokens),
         flops=prefill_flops(model, rows),
-        dense_flops=prefill_flops(model, [rows[0] - model.pyramid.use_router_token] * len(rows)),
+        dense_flops=prefill_flops(model, [rows[0] - model.reduction.use_router_token] * len(rows)),
     )

@@ -22,7 +22,7 @@ from typing import Any
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
-from dpn_rt.format.config import DType
+from dpn_rt.schema.weights import DType
 from examples.tiny_dpn import plots
 from examples.tiny_dpn.agreement import compare_with_eager
 from examples.tiny_dpn.answers import ask_runtime

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dpn_rt.format.config import (
-    BoundaryConfig,
-    DecoderConfig,
-    ModelConfig,
-    ProjectorConfig,
-    PromptConfig,
-    PyramidConfig,
-    RopeConfig,
-    VisionConfig,
-)
+from dpn_rt.format.config import ModelConfig, PromptConfig, ReductionConfig
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
+from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.vision.clip import ClipConfig
 from examples.tiny_dpn.scenes import PATCH, SIDE
 from examples.tiny_dpn.tokenizer import BOS, EOS, ROUTER
 
@@ -44,16 +39,16 @@ def model_config(variant: Variant, vocab_size: int) -> ModelConfig:
             tie_word_embeddings=False,
             attention_bias=False,
         ),
-        pyramid=_pyramid(variant),
+        reduction=_reduction(variant),
         prompt=PromptConfig("vicuna_v1", "pad", BOS, (EOS,), None, ROUTER, True, True),
-        vision=VisionConfig(HIDDEN, 4 * HIDDEN, 4, 6, SIDE, PATCH, 1e-5, "quick_gelu", "patch"),
+        vision=ClipConfig(HIDDEN, 4 * HIDDEN, 4, 6, SIDE, PATCH, 1e-5, "quick_gelu", "patch"),
         projector=ProjectorConfig("mlp2x_gelu", HIDDEN),
     )
 
 
-def _pyramid(variant: Variant) -> PyramidConfig:
+def _reduction(variant: Variant) -> ReductionConfig:
     if variant == "dense":
-        return PyramidConfig()
+        return NoReduction()
     if variant == "static":
-        return PyramidConfig(tuple(BoundaryConfig(layer, (EXPERTS[-1],)) for layer in POOLING_LAYERS), "static")
-    return PyramidConfig(tuple(BoundaryConfig(layer, EXPERTS) for layer in POOLING_LAYERS), use_router_token=True)
+        return PoolingConfig(tuple(BoundaryConfig(layer, (EXPERTS[-1],)) for layer in POOLING_LAYERS), "static")
+    return PoolingConfig(tuple(BoundaryConfig(layer, EXPERTS) for layer in POOLING_LAYERS), use_router_token=True)

@@ -70,7 +70,7 @@ def test_flops_equal_those_that_torch_counts() -> None:
     linear = sum(n for op, n in counts.items() if "mm" in str(op) and "bmm" not in str(op))
     stages = flops.stage_rows(TINY, (2, 1, 2), NUM_TEXT_ROWS)
     assert (trace.kv_lengths, trace.visual_tokens) == (stages.rows, stages.visual)
-    layers = TINY.pyramid.stage_layers(TINY.decoder.num_layers)
+    layers = TINY.stage_layers
     attention = sum(
         len(stage) * flops.causal_attention(TINY.decoder, n) for stage, n in zip(layers, stages.rows, strict=True)
     )

@@ -13,7 +13,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.format.config import DecoderConfig, PyramidConfig, RopeConfig, VisionConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
+from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.vision.clip import ClipConfig
 
 Rename = Callable[[str], str]
 
@@ -107,8 +109,8 @@ def test_every_spelling(tmp_path: Path, spelling: Rename | None, tied: bool) -> 
         assert torch.equal(weights["lm_head.weight"], source["lm_head.weight"])
     model = engine.model
     assert model.decoder == DecoderConfig(100, 32, 48, 3, 4, 2, 8, 1e-5, RopeConfig(10000.0), 256, tied, tied)
-    assert model.vision == VisionConfig(24, 40, 2, 3, 28, 7, 1e-5, "quick_gelu", "patch")
-    assert model.pyramid == PyramidConfig()
+    assert model.vision == ClipConfig(24, 40, 2, 3, 28, 7, 1e-5, "quick_gelu", "patch")
+    assert model.reduction == NoReduction()
     assert (model.prompt.image_token_id, model.prompt.image_aspect_ratio) == (99, "processor")
 
 

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpn_rt.builders.native import build_engine
-from dpn_rt.format.config import BoundaryConfig, ProjectorConfig, VisionConfig
 from dpn_rt.format.engine_dir import EngineDir, weight_spec
+from dpn_rt.model.config import ProjectorConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig
+from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.vision.clip import ClipConfig
 from tests.builders.checkpoints import TOWER, OriginalCheckpoint, expected_weights, write_tower
 
 
@@ -58,7 +61,7 @@ def test_pooling(tmp_path: Path, pooling_type: str, function: str, version: str)
             layer.update(kernel_size=[1, 2], stride=[1, 2])
     engine = build_engine(checkpoint.fill().write(tmp_path / "c"), tmp_path / "e")
     assert_weights(engine, expected_weights(checkpoint))
-    pyramid = engine.model.pyramid
+    pyramid = engine.model.reduction
     assert (pyramid.pooling_type, pyramid.pooling_function, pyramid.router_version) == (pooling_type, function, version)
     kernels = ((1, 2),) if pooling_type == "static" else ((1, 1), (1, 2), (2, 2))
     assert pyramid.boundaries == (BoundaryConfig(0, kernels), BoundaryConfig(2, kernels))
@@ -71,7 +74,7 @@ def test_dense_without_pooling(tmp_path: Path) -> None:
     del checkpoint.config["pooling"]
     engine = build_engine(checkpoint.fill().write(tmp_path / "c"), tmp_path / "e")
     assert_weights(engine, expected_weights(checkpoint))
-    assert engine.model.pyramid.boundaries == ()
+    assert engine.model.reduction == NoReduction()
     assert engine.model.prompt.router_token_id is None
 
 
@@ -180,7 +183,7 @@ def test_vision_tower_from_a_directory(tmp_path: Path, place: str, prefix: str) 
         checkpoint.config["mm_vision_tower"] = "tower" if place == "inside" else str(directory)
     path = checkpoint.write(tmp_path / "c")
     engine = build_engine(path, tmp_path / "e", vision_tower=directory if place == "option" else None)
-    assert engine.model.vision == VisionConfig(24, 40, 2, 3, 28, 7, 1e-5, "quick_gelu", "patch")
+    assert engine.model.vision == ClipConfig(24, 40, 2, 3, 28, 7, 1e-5, "quick_gelu", "patch")
     checkpoint.config["vision_config"] = vision
     checkpoint.weights |= {TOWER + name: tensor for name, tensor in tower.items()}
     assert_weights(engine, expected_weights(checkpoint))
@@ -194,7 +197,7 @@ def test_vision_config_from_shapes_states_its_assumption(tmp_path: Path) -> None
     del checkpoint.config["vision_config"]
     notes: list[str] = []
     engine = build_engine(checkpoint.write(tmp_path / "c"), tmp_path / "e", note=notes.append)
-    assert engine.model.vision == VisionConfig(64, 40, 2, 1, 28, 7, 1e-5, "quick_gelu", "patch")
+    assert engine.model.vision == ClipConfig(64, 40, 2, 1, 28, 7, 1e-5, "quick_gelu", "patch")
     assert any("assuming an OpenAI CLIP ViT with 1 heads" in note for note in notes)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dpn_rt.cache.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.errors import CapacityError
-from dpn_rt.format.config import BoundaryConfig, PyramidConfig
+from dpn_rt.format.config import stage_layers
 from tests.engine.models import DECODER, PYRAMID
 
 GEOMETRY = KvGeometry((4, 2, 6), num_kv_heads=2, head_dim=8, dtype=torch.float32)
@@ -28,13 +28,12 @@ def owned_cells(cache: KvCache, slots: list[int]) -> list[int]:
 
 
 def test_geometry_of_a_model() -> None:
-    geometry = KvGeometry.of_model(DECODER, PYRAMID, torch.bfloat16)
+    geometry = KvGeometry.of_model(DECODER, stage_layers(PYRAMID.layers, 7), torch.bfloat16)
     assert geometry.stage_sizes == (2, 1, 2, 2)
     assert geometry.layers_per_cell == 1
-    deep = KvGeometry.of_model(DECODER, PyramidConfig(), torch.bfloat16)
+    deep = KvGeometry.of_model(DECODER, stage_layers((), 7), torch.bfloat16)
     assert (deep.layers_per_cell, deep.groups) == (7, (1,))
-    even = PyramidConfig((BoundaryConfig(3, ((1, 1),)),))
-    sizes = KvGeometry.of_model(DECODER, even, torch.bfloat16)
+    sizes = KvGeometry.of_model(DECODER, stage_layers((3,), 7), torch.bfloat16)
     assert sizes.stage_sizes == (4, 3)
     assert GEOMETRY.layers_per_cell == 2
     assert GEOMETRY.groups == (2, 1, 3)

@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpn_rt.format.config import (
-    BoundaryConfig,
-    DecoderConfig,
-    ModelConfig,
-    ProjectorConfig,
-    PromptConfig,
-    PyramidConfig,
-    RopeConfig,
-    VisionConfig,
-)
+from dpn_rt.format.config import ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import EngineSource, write_engine
 from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
+from dpn_rt.model.vision.clip import ClipConfig
 
 ROUTER_ID = 99
 VOCAB_SIZE = 100
@@ -41,7 +35,7 @@ DECODER = DecoderConfig(
     attention_bias=False,
 )
 # Stages of 2, 1, 2 and 2 layers: cells hold one layer each.
-PYRAMID = PyramidConfig(
+PYRAMID = PoolingConfig(
     boundaries=tuple(BoundaryConfig(layer, KERNELS) for layer in (1, 2, 4)),
     use_router_token=True,
 )
@@ -55,7 +49,7 @@ PROMPT = PromptConfig(
     has_tokenizer=False,
     has_image_processor=False,
 )
-VISION = VisionConfig(
+VISION = ClipConfig(
     hidden_size=32,
     intermediate_size=64,
     num_layers=2,
@@ -95,7 +89,7 @@ def write_random_engine(path: Path, model: ModelConfig = MODEL, seed: int = 0) -
 
 
 def with_pyramid(model: ModelConfig = MODEL, **changes: Any) -> ModelConfig:
-    return dataclasses.replace(model, pyramid=dataclasses.replace(model.pyramid, **changes))
+    return dataclasses.replace(model, reduction=dataclasses.replace(model.reduction, **changes))
 
 
 def with_decoder(model: ModelConfig = MODEL, **changes: Any) -> ModelConfig:

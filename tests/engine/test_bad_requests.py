@@ -15,8 +15,8 @@ import torch
 
 from dpn_rt import LLM, DpnError, SamplingParams
 from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, RequestError, StepError
-from dpn_rt.format.config import PyramidConfig
 from dpn_rt.format.engine_dir import EngineSource, write_engine
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.prompts.visual_input import VisualInput
 from tests.engine.models import (
     MODEL,
@@ -198,7 +198,7 @@ def test_float16_engine_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_boundary_free_model(tmp_path: Path) -> None:
-    model = dataclasses.replace(with_decoder(tie_word_embeddings=True), pyramid=PyramidConfig())
+    model = dataclasses.replace(with_decoder(tie_word_embeddings=True), reduction=NoReduction())
     llm = LLM(write_random_engine(tmp_path / "engine", model))
     output = llm.generate(with_image([3, -200, 4]), PARAMS, use_tqdm=False)[0]
     assert output.pyramid.experts == []
@@ -207,7 +207,7 @@ def test_boundary_free_model(tmp_path: Path) -> None:
 
 def test_a_class_row_counts_as_a_visual_token(tmp_path: Path) -> None:
     vision = dataclasses.replace(VISION, select_feature="cls_patch")
-    model = dataclasses.replace(MODEL, pyramid=PyramidConfig(), vision=vision)
+    model = dataclasses.replace(MODEL, reduction=NoReduction(), vision=vision)
     llm = LLM(write_random_engine(tmp_path / "engine", model))
     pixels = torch.randn(3, vision.image_size, vision.image_size)
     image = VisualInput.of(pixels, None, vision.grid, vision.num_visual_tokens)

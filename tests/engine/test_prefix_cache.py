@@ -14,6 +14,7 @@ import torch
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.engine.prefix_cache import PrefixCache
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import ROUTER_ID, write_random_engine
 from tests.engine.test_batching import GREEDY, assert_pool_is_full, assert_same
@@ -28,10 +29,9 @@ def engine_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         return write_random_engine(path)
     from dataclasses import replace
 
-    from dpn_rt.format.config import PyramidConfig
     from tests.engine.models import MODEL
 
-    return write_random_engine(path, replace(MODEL, pyramid=PyramidConfig()))
+    return write_random_engine(path, replace(MODEL, reduction=NoReduction()))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_few_cells_of_which_the_images_own_are_given_up(
     start, rows = ids(generator, 2), image(generator, (6, 6))
     short, long = prompt(start, rows, (6, 6), ids(generator, 3)), prompt(start, rows, (6, 6), ids(generator, 60))
     for each in (short, long):
-        each["route"] = [0] * len(plain.engine.runner._model.pyramid.boundaries)
+        each["route"] = [0] * len(plain.engine.runner._model.reduction.layers)
     cache = plain.engine.runner.cache
     stages = len(cache.geometry.stage_sizes)
     least = cache.cells_for((2 + 36 + 61 + GREEDY.max_tokens,) * stages)
@@ -200,7 +200,7 @@ def test_a_pool_in_which_sharing_takes_a_cell_too_many(
 
 
 def test_a_prompt_that_ends_in_its_image(engine_dir: Path, plain: LLM, generator: np.random.Generator) -> None:
-    if plain.engine.runner._model.pyramid.boundaries:
+    if plain.engine.runner._model.reduction.boundaries:
         pytest.skip("<ROUTER> comes last where there are routers")
     rows = image(generator, (6, 6))
     ending = prompt(ids(generator, 2), rows, (6, 6), [])

@@ -20,28 +20,22 @@ from safetensors.torch import load_file
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.format import weight_file
 from dpn_rt.format.atomic_dir import replaced_directory, settle
-from dpn_rt.format.config import (
-    BoundaryConfig,
-    DecoderConfig,
-    ModelConfig,
-    ProjectorConfig,
-    PromptConfig,
-    PyramidConfig,
-    RopeConfig,
-    VisionConfig,
-    from_json,
-    to_json,
-)
-from dpn_rt.format.engine_dir import EngineDir, EngineSource, WeightSpec, is_engine, weight_spec, write_engine
+from dpn_rt.format.config import ModelConfig, PromptConfig
+from dpn_rt.format.engine_dir import EngineDir, EngineSource, is_engine, weight_spec, write_engine
 from dpn_rt.format.weight_file import map_weights, write_weights
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
+from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.schema.json_values import from_json, to_json
+from dpn_rt.schema.weights import WeightSpec
 
 SOURCE = EngineSource("0" * 64, "synthetic")
 MODEL = ModelConfig(
     dtype="bfloat16",
     decoder=DecoderConfig(20, 16, 24, 3, 2, 1, 8, 1e-5, RopeConfig(1e4), 128, False, True),
-    pyramid=PyramidConfig((BoundaryConfig(0, ((1, 1), (1, 2), (2, 2))),), pooling_function="conv"),
+    reduction=PoolingConfig((BoundaryConfig(0, ((1, 1), (1, 2), (2, 2))),), pooling_function="conv"),
     prompt=PromptConfig("vicuna_v1", "pad", 1, (2,), None, None, False, False),
-    vision=VisionConfig(8, 12, 1, 1, 28, 7, 1e-5, "quick_gelu", "patch"),
+    vision=ClipConfig(8, 12, 1, 1, 28, 7, 1e-5, "quick_gelu", "patch"),
     projector=ProjectorConfig("mlp2x_gelu", 8),
 )
 
@@ -158,8 +152,8 @@ def edit_manifest(path: Path, **changes: object) -> None:
         (lambda p: (p / "engine.json").unlink(), "not an engine directory: engine.json: No such file"),
         (lambda p: (p / "engine.json").write_text("{"), "engine.json: not JSON"),
         (lambda p: (p / "engine.json").write_text("[" * 100_000), "engine.json: not JSON"),
-        (lambda p: (p / "engine.json").write_text("[]"), "engine format version None; this version reads 1"),
-        (lambda p: edit_manifest(p, format_version=2), "engine format version 2; this version reads 1"),
+        (lambda p: (p / "engine.json").write_text("[]"), "engine format version None; this version reads 2"),
+        (lambda p: edit_manifest(p, format_version=1), "engine format version 1; this version reads 2"),
         (lambda p: edit_manifest(p, format_version=True), "engine format version True"),
         (lambda p: edit_manifest(p, extra=1), "expected the keys"),
         (lambda p: edit_manifest(p, model={}), "model: missing keys"),
@@ -393,6 +387,6 @@ BOUNDARY = BoundaryConfig(0, ((1, 1), (2, 2)))
     ],
 )
 def test_pyramids_that_cannot_be(pyramid: dict[str, object], message: str) -> None:
-    model = dataclasses.replace(MODEL, pyramid=PyramidConfig(**pyramid))  # type: ignore[arg-type]
+    model = dataclasses.replace(MODEL, reduction=PoolingConfig(**pyramid))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         write_engine("/nonexistent", model, SOURCE, [])

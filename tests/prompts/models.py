@@ -5,16 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpn_rt.format.config import (
-    BoundaryConfig,
-    DecoderConfig,
-    ModelConfig,
-    ProjectorConfig,
-    PromptConfig,
-    PyramidConfig,
-    RopeConfig,
-    VisionConfig,
-)
+from dpn_rt.format.config import ModelConfig, PromptConfig, ReductionConfig
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
+from dpn_rt.model.vision.clip import ClipConfig
 from tests.tiny_tokenizer import TinyTokenizer
 
 HIDDEN_SIZE = 8
@@ -22,7 +16,7 @@ IMAGE_SIZE = 28
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-PYRAMID = PyramidConfig(
+PYRAMID = PoolingConfig(
     boundaries=(BoundaryConfig(1, ((1, 1), (1, 2), (2, 2))), BoundaryConfig(3, ((1, 1), (2, 2)))),
     use_router_token=True,
 )
@@ -31,7 +25,7 @@ PYRAMID = PyramidConfig(
 def make_model(
     tokenizer: TinyTokenizer | None = None,
     *,
-    pyramid: PyramidConfig = PYRAMID,
+    reduction: ReductionConfig = PYRAMID,
     vision: bool = True,
     template: str = "vicuna_v1",
     aspect_ratio: str = "pad",
@@ -40,7 +34,7 @@ def make_model(
     max_positions: int = 512,
 ) -> ModelConfig:
     """A model over the tokenizer's vocabulary; without one, of 200 ids."""
-    tower = VisionConfig(
+    tower = ClipConfig(
         hidden_size=16,
         intermediate_size=32,
         num_layers=1,
@@ -67,7 +61,7 @@ def make_model(
             tie_word_embeddings=False,
             attention_bias=False,
         ),
-        pyramid=pyramid,
+        reduction=reduction,
         prompt=PromptConfig(
             template=template,  # type: ignore[arg-type]
             image_aspect_ratio=aspect_ratio,  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpn_rt.errors import RequestError
-from dpn_rt.format.config import PyramidConfig
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.prompts.chat import VICUNA_SYSTEM
 from tests.prompts.conftest import Setup
 
@@ -64,7 +64,7 @@ def test_several_turns(original: Setup) -> None:
 
 def test_no_router_token_without_image_or_for_other_models(original: Setup) -> None:
     assert original.processor.chat([user(text("Hello"))]) == {"prompt": f"{VICUNA_SYSTEM} USER: Hello ASSISTANT:"}
-    dense = original.with_model(pyramid=PyramidConfig())
+    dense = original.with_model(reduction=NoReduction())
     assert "<ROUTER>" not in dense.chat([user(IMAGE, text("Hello"))])["prompt"]
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dpn_rt.errors import DpnError, EngineError, ImageError, RequestError
-from dpn_rt.format.config import PyramidConfig
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.prompts.image import pad_to_square
 from dpn_rt.prompts.processor import Processor
 from tests.prompts.conftest import Setup
@@ -155,14 +155,14 @@ def test_text_alone_needs_no_router_token(original: Setup) -> None:
 def test_without_router_token_the_last_row_is_read() -> None:
     pyramid = dataclasses.replace(PYRAMID, use_router_token=False)
     prompt = {"prompt_token_ids": [4, -200, 5, 6], "multi_modal_data": {"image_embeds": embeds(9)}}
-    assert bare_with(pyramid=pyramid).process(prompt).router_rows.tolist() == [11]
-    for no_router in (dataclasses.replace(PYRAMID, pooling_type="random"), PyramidConfig()):
-        assert bare_with(pyramid=no_router).process(prompt).router_rows.tolist() == []
+    assert bare_with(reduction=pyramid).process(prompt).router_rows.tolist() == [11]
+    for no_router in (dataclasses.replace(PYRAMID, pooling_type="random"), NoReduction()):
+        assert bare_with(reduction=no_router).process(prompt).router_rows.tolist() == []
 
 
 def test_a_dense_model_takes_any_number_of_rows() -> None:
     prompt = {"prompt_token_ids": [4, -200, 5], "multi_modal_data": {"image_embeds": embeds(17)}}
-    assert bare_with(pyramid=PyramidConfig()).process(prompt).num_rows == 19
+    assert bare_with(reduction=NoReduction()).process(prompt).num_rows == 19
 
 
 def test_routes(bare: Processor) -> None:

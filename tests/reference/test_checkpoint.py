@@ -10,7 +10,9 @@ import torch
 
 from benchmarks.shapes import SHAPES, prompt_token_ids, random_weights
 from dpn_rt.builders.native import build_engine
-from dpn_rt.format.config import ModelConfig, PyramidConfig, RopeConfig
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.config import RopeConfig
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.reference import EagerDpn
 from tests.golden_cases import CASES, GoldenCase
 
@@ -27,7 +29,7 @@ def test_builders_and_the_direct_name_map_agree(case: GoldenCase, tmp_path: Path
     file_format = "bin" if case.meta["seed"] % 2 else "safetensors"
     engine = build_engine(case.write_checkpoint(tmp_path / "checkpoint", file_format=file_format), tmp_path / "engine")
     config = case.config
-    if not config.pyramid.use_router_token:
+    if not config.reduction.use_router_token:
         config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, router_token_id=None))
     expected_prompt = dataclasses.replace(config.prompt, image_aspect_ratio=engine.model.prompt.image_aspect_ratio)
     assert engine.model == dataclasses.replace(config, prompt=expected_prompt)
@@ -37,7 +39,7 @@ def test_builders_and_the_direct_name_map_agree(case: GoldenCase, tmp_path: Path
 
 
 def models() -> dict[str, ModelConfig]:
-    pyramid = TINY.pyramid
+    pyramid = TINY.reduction
     static = tuple(dataclasses.replace(boundary, kernels=((2, 2),)) for boundary in pyramid.boundaries)
     rope = dataclasses.replace(TINY.decoder, rope=RopeConfig(5e4, '{"factor": 2.0, "rope_type": "linear"}'))
     assert TINY.projector is not None and TINY.vision is not None
@@ -45,21 +47,22 @@ def models() -> dict[str, ModelConfig]:
         "adaptive": TINY,
         "conv-v2-square": dataclasses.replace(
             TINY,
-            pyramid=dataclasses.replace(pyramid, pooling_function="conv", router_version="v2"),
+            reduction=dataclasses.replace(pyramid, pooling_function="conv", router_version="v2"),
             prompt=dataclasses.replace(TINY.prompt, image_aspect_ratio="processor"),
         ),
         "static": dataclasses.replace(
-            TINY, pyramid=dataclasses.replace(pyramid, boundaries=static, pooling_type="static", use_router_token=False)
+            TINY,
+            reduction=dataclasses.replace(pyramid, boundaries=static, pooling_type="static", use_router_token=False),
         ),
         "dense-linear-tied-bias": dataclasses.replace(
             TINY,
-            pyramid=PyramidConfig(),
+            reduction=NoReduction(),
             projector=dataclasses.replace(TINY.projector, type="linear"),
             decoder=dataclasses.replace(TINY.decoder, tie_word_embeddings=True, attention_bias=True),
         ),
         "rope-cls": dataclasses.replace(
             TINY,
-            pyramid=PyramidConfig(),
+            reduction=NoReduction(),
             decoder=rope,
             vision=dataclasses.replace(TINY.vision, select_feature="cls_patch"),
         ),
@@ -69,7 +72,7 @@ def models() -> dict[str, ModelConfig]:
 @pytest.mark.parametrize("name", models())
 def test_a_saved_checkpoint_is_read_back(name: str, tmp_path: Path) -> None:
     config = models()[name]
-    if not config.pyramid.use_router_token:
+    if not config.reduction.use_router_token:
         config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, router_token_id=None))
     model = EagerDpn.from_weights(config, random_weights(config))
     model.save_checkpoint(tmp_path)

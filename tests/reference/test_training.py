@@ -7,7 +7,7 @@ import collections
 import pytest
 import torch
 
-from dpn_rt.format.config import BoundaryConfig, PyramidConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from dpn_rt.reference import Boundary, BoundaryRecord, EagerDpn, PyramidTrace, SampleLayout, routing_loss
 from tests.golden_cases import case_named
 
@@ -29,7 +29,7 @@ def trace(*probs: list[float] | None, scores: tuple[int, ...] = (0, 1, 2)) -> Py
 
 def boundary(kernels: tuple[tuple[int, int], ...] = KERNELS, hidden_size: int = 8) -> Boundary:
     config = BoundaryConfig(0, kernels)
-    return Boundary(config, PyramidConfig((config,), "adaptive", "max", "v2", False), hidden_size)
+    return Boundary(config, PoolingConfig((config,), "adaptive", "max", "v2", False), hidden_size)
 
 
 def test_routing_loss_by_hand() -> None:
@@ -120,7 +120,7 @@ def test_detached_router_input_keeps_the_routing_loss_out_of_the_decoder() -> No
 
 def test_random_pooling_draws_uniformly_and_does_not_scale() -> None:
     config = BoundaryConfig(0, KERNELS)
-    module = Boundary(config, PyramidConfig((config,), "random"), 8)
+    module = Boundary(config, PoolingConfig((config,), "random"), 8)
     rows = torch.rand(36 + 2, 8)
     torch.manual_seed(0)
     counts: collections.Counter[int | None] = collections.Counter()

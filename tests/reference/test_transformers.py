@@ -6,18 +6,10 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from dpn_rt.format.config import (
-    IMAGE_PLACEHOLDER_ID,
-    Activation,
-    DecoderConfig,
-    ModelConfig,
-    ProjectorConfig,
-    PromptConfig,
-    PyramidConfig,
-    RopeConfig,
-    SelectFeature,
-    VisionConfig,
-)
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig, PromptConfig
+from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.vision.clip import Activation, ClipConfig, SelectFeature
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.hf_modules import clip_core
 
@@ -43,9 +35,9 @@ def model_config(
             tie_word_embeddings=tied,
             attention_bias=bias,
         ),
-        pyramid=PyramidConfig(),
+        reduction=NoReduction(),
         prompt=PromptConfig("tokenizer", "processor", 1, (2,), IMAGE_TOKEN, None, False, False),
-        vision=VisionConfig(32, 64, 3, 4, 28, 7, 1e-5, activation, feature),
+        vision=ClipConfig(32, 64, 3, 4, 28, 7, 1e-5, activation, feature),
         projector=ProjectorConfig("mlp2x_gelu", 32),
     )
 

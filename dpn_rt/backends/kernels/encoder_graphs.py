@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from dpn_rt.device.device import Device, StaticInputs
-from dpn_rt.format.config import VisionConfig
-from dpn_rt.model.vision.clip import IMAGES_PER_CALL, ImageEncoder
+from dpn_rt.model.vision.clip import IMAGES_PER_CALL, ClipConfig, ImageEncoder
 
 
 class EncoderGraphs:
     """An `Encoder` whose images go to the device in one transfer for up to `IMAGES_PER_CALL` of them."""
 
-    def __init__(self, encoder: ImageEncoder, config: VisionConfig, device: Device) -> None:
+    def __init__(self, encoder: ImageEncoder, config: ClipConfig, device: Device) -> None:
         """Records all numbers of images; the largest first, in whose memory the others fit."""
         self._graphs = {count: EncoderGraph(encoder, config, device, count) for count in range(IMAGES_PER_CALL, 0, -1)}
 
@@ -32,7 +31,7 @@ class EncoderGraphs:
 class EncoderGraph:
     """`count` images at a time."""
 
-    def __init__(self, encoder: ImageEncoder, config: VisionConfig, device: Device, count: int) -> None:
+    def __init__(self, encoder: ImageEncoder, config: ClipConfig, device: Device, count: int) -> None:
         self._encoder = encoder
         shape = (3, config.image_size, config.image_size)
         self._inputs = StaticInputs(device, [np.zeros(shape, dtype=np.float32)] * count)

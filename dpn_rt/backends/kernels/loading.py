@@ -15,11 +15,11 @@ from dpn_rt.cache.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.device.device import Device
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.weight_spec import TORCH_DTYPES
 from dpn_rt.model.decoder import Decoder, StageBatch
-from dpn_rt.model.reduction.pooling import Boundary
+from dpn_rt.model.reduction.pooling import load_boundaries
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.clip import IMAGES_PER_CALL, Encoder, ImageEncoder, load_encoder
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def place_weights(weights: Mapping[str, Tensor], device: Device) -> dict[str, Te
 def _build(
     model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device
 ) -> tuple[DeviceBackend, Encoder | None]:
-    geometry = KvGeometry.of_model(model.decoder, model.pyramid, TORCH_DTYPES[model.dtype])
+    geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
     angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
-    decoder = Decoder(model.decoder, model.pyramid, weights, angles, geometry.layers_per_cell, prepack=False)
-    boundaries = [Boundary(model.pyramid, index, weights, device) for index in range(len(model.pyramid.boundaries))]
-    encoder = load_encoder(model, weights, prepack=False)
+    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=False)
+    boundaries = load_boundaries(model.reduction, weights, device)
+    encoder = load_encoder(model.vision, model.projector, weights, prepack=False)
     num_bytes = limits.kv_cache_bytes
     if num_bytes is None:
         with torch.inference_mode():

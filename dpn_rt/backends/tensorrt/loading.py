@@ -18,7 +18,7 @@ from dpn_rt.device.device import Device
 from dpn_rt.errors import CapacityError, EngineError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits, plan_file
-from dpn_rt.model.reduction.pooling import Boundary
+from dpn_rt.model.reduction.pooling import load_boundaries
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.clip import Encoder, load_encoder
 
@@ -73,11 +73,11 @@ def _load_backend(
         )
         for spec in prefills
     ]
-    boundaries = [Boundary(model.pyramid, index, between, device) for index in range(len(model.pyramid.boundaries))]
+    boundaries = load_boundaries(model.reduction, between, device)
     backend = PlanBackend(
         between["embed_tokens.weight"], stages, boundaries, SlotCache(limits, max_length, memory), device
     )
-    return backend, record_encoder(model, load_encoder(model, between, prepack=False), device)
+    return backend, record_encoder(model, load_encoder(model.vision, model.projector, between, prepack=False), device)
 
 
 def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ import torch
 
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import PHASES, Phase, PlanLimits
-from dpn_rt.format.weight_spec import TORCH_DTYPES, weight_spec
+from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 DYNAMIC = -1
 """A dimension that each call chooses, up to the plan's limits."""
@@ -47,11 +48,11 @@ class StagePlan:
     @property
     def layers(self) -> range:
         """Decoder layers of the stage."""
-        return self.model.pyramid.stage_layers(self.model.decoder.num_layers)[self.stage]
+        return self.model.stage_layers[self.stage]
 
     @property
     def is_last(self) -> bool:
-        return self.stage == len(self.model.pyramid.boundaries)
+        return self.stage == len(self.model.reduction.layers)
 
     @property
     def is_prefill(self) -> bool:
@@ -142,5 +143,5 @@ def cache_names(layer: int) -> tuple[str, str]:
 
 def stage_plans(model: ModelConfig, limits: PlanLimits) -> list[StagePlan]:
     """Every plan of an engine, by stage, prefill before decode."""
-    stages = range(len(model.pyramid.boundaries) + 1)
+    stages = range(len(model.stage_layers))
     return [StagePlan(model, limits, stage, phase) for stage in stages for phase in PHASES]

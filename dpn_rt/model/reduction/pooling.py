@@ -21,15 +21,12 @@ from torch import Tensor
 from dpn_rt import ops
 from dpn_rt.device.device import Device, Reading
 from dpn_rt.device.host import HostDevice
-from dpn_rt.format.config import MIN_VISUAL_TOKENS, BoundaryConfig, PyramidConfig
 from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.reduction.pooling_config import SKIPPED, BoundaryConfig, PoolingConfig
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.ops import Advance, DeviceLayout
 
 ROUTER_NORM_EPS = 1e-5
-SKIPPED = -1
-"""Expert of a sample that a boundary left untouched."""
-UNFORCED = -1
-"""Forced expert of a sample whose router decides."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,17 @@ class Placed:
 class QueuedBoundary:
     """A boundary on its way on the device. What the host is told of it is waited for when it is asked for."""
 
-    def __init__(self, advance: Advance, before: Layout, kernels: IntArray, news: Reading) -> None:
+    def __init__(self, advance: Advance, before: Layout, config: BoundaryConfig, news: Reading) -> None:
         """
         Args:
             advance: to the next stage.
             before: layout of the stage that ends here.
-            kernels: `[num_experts, 2]` of the boundary.
+            config: of the boundary.
             news: the chosen experts, the next stage's offsets, and the probabilities where there is a router.
         """
         self.layout: DeviceLayout = advance.layout
         """Of the next stage."""
-        self._before, self._kernels, self._reading = before, kernels, news
+        self._before, self._config, self._reading = before, config, news
 
     @cached_property
     def _news(self) -> tuple[IntArray, IntArray, npt.NDArray[np.float32] | None]:
@@ -97,24 +94,39 @@ class QueuedBoundary:
     def finish(self) -> tuple[Layout, BoundaryTrace]:
         """The next stage's layout on the host, and what was done."""
         chosen, _, probs = self._news
-        grids, misfits = pooled_grids(self._before.grids, chosen, self._kernels)
+        grids, misfits = self._config.pooled(self._before.grids, chosen)
         return self._before.pooled(grids), BoundaryTrace(chosen, probs, misfits)
+
+
+def load_boundaries(
+    config: PoolingConfig | NoReduction, weights: Mapping[str, Tensor], device: Device | None = None
+) -> list[Boundary]:
+    """The boundaries of a model, in order.
+
+    Args:
+        config: of the model.
+        weights: of the engine, on `device`.
+        device: of all tensors; None: the host.
+    """
+    if isinstance(config, NoReduction):
+        return []
+    return [Boundary(config, index, weights, device) for index in range(len(config.boundaries))]
 
 
 class Boundary:
     """Routing and pooling on the output of one decoder layer."""
 
     def __init__(
-        self, config: PyramidConfig, index: int, weights: Mapping[str, Tensor], device: Device | None = None
+        self, config: PoolingConfig, index: int, weights: Mapping[str, Tensor], device: Device | None = None
     ) -> None:
         """Takes `boundaries.{index}.*` from an engine's weights, which are on `device`; None: the host."""
-        boundary = config.boundaries[index]
+        self._config = boundary = config.boundaries[index]
         prefix = f"boundaries.{index}"
         self._device = device or HostDevice()
         self._function = config.pooling_function
-        self._kernels = np.asarray(boundary.kernels, dtype=np.int32)
-        self._placed_kernels, self._levels = self._device.upload(self._kernels, compression_levels(boundary))
-        self._min_visual_tokens = min_visual_tokens(boundary)
+        kernels = np.asarray(boundary.kernels, dtype=np.int32)
+        self._placed_kernels, self._levels = self._device.upload(kernels, compression_levels(boundary))
+        self._min_visual_tokens = boundary.min_visual_tokens
         self._router: Router | None = None
         if config.pooling_type == "adaptive":
             self._router = Router(
@@ -157,7 +169,7 @@ class Boundary:
         advance = self._advance(placed, routed, probs)
         news = self._read(advance, probs)
         rows = self._pool(x, placed.layout, advance, probs, advance.layout.cu_seqlens)
-        return rows, QueuedBoundary(advance, layout, self._kernels, news)
+        return rows, QueuedBoundary(advance, layout, self._config, news)
 
     def longest(self, layout: Layout, forced: IntArray) -> IntArray:
         """`[num_seqs]` rows that attention sees behind the boundary at most: as many as now where a router decides.
@@ -167,10 +179,10 @@ class Boundary:
             forced: as in `queue`.
         """
         known = forced if self._router is not None else np.maximum(forced, 0)
-        is_known = (known != UNFORCED) & (layout.num_visual >= self._min_visual_tokens)
-        if not is_known.any():
+        chosen = self._config.choose(layout.grids, known)  # UNFORCED counts as SKIPPED
+        if (chosen == SKIPPED).all():
             return layout.kv_lengths
-        grids, _ = pooled_grids(layout.grids, np.where(is_known, known, SKIPPED), self._kernels)
+        grids, _ = self._config.pooled(layout.grids, chosen)
         return layout.kv_lengths - layout.num_visual + grids[:, 0] * grids[:, 1]
 
     def apply_padded(
@@ -197,7 +209,7 @@ class Boundary:
         placed = self._place(rows, layout, sequences * np.int32(longest), forced)
         routed, probs = self._route(rows, placed.layout, biases)
         advance = self._advance(placed, routed, probs)
-        pooled, trace = QueuedBoundary(advance, layout, self._kernels, self._read(advance, probs)).finish()
+        pooled, trace = QueuedBoundary(advance, layout, self._config, self._read(advance, probs)).finish()
         width = int(pooled.lengths.max())
         out_offsets, lengths = self._device.upload(sequences * np.int32(width), layout.lengths)
         out = x.new_empty(num_seqs * width, hidden_size)
@@ -285,23 +297,6 @@ def untouched(layout: Layout) -> BoundaryTrace:
     return BoundaryTrace(np.full_like(layout.lengths, SKIPPED), None, np.zeros(layout.num_seqs, dtype=np.bool_))
 
 
-def pooled_grids(grids: IntArray, chosen: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """Grids behind a boundary, and where the kernel did not fit and left the grid as it was.
-
-    Args:
-        grids: `[num_seqs, 2]`.
-        chosen: `[num_seqs]` experts, -1 where skipped.
-        kernels: `[num_experts, 2]`.
-
-    Returns:
-        `[num_seqs, 2]` and `[num_seqs]`.
-    """
-    pooled = grids // kernels[np.maximum(chosen, 0)]
-    misfits = (chosen != SKIPPED) & (pooled.min(axis=1) == 0)
-    untouched = (chosen == SKIPPED) | misfits
-    return np.where(untouched[:, None], grids, pooled).astype(np.int32), misfits
-
-
 def join_traces(parts: Sequence[BoundaryTrace], order: npt.NDArray[np.intp]) -> BoundaryTrace:
     """What a boundary did with the parts of a batch, as of the whole.
 
@@ -324,35 +319,3 @@ def compression_levels(boundary: BoundaryConfig) -> IntArray:
     areas = np.prod(boundary.kernels, axis=1)
     levels: IntArray = np.searchsorted(np.unique(areas), areas).astype(np.int32)
     return levels
-
-
-def min_visual_tokens(boundary: BoundaryConfig) -> int:
-    """Visual tokens from which on this boundary pools a sample."""
-    return max(MIN_VISUAL_TOKENS, boundary.largest_area)
-
-
-def longest_lengths(
-    config: PyramidConfig, num_rows: int, grid: tuple[int, int] | None, forced: list[int]
-) -> tuple[int, ...]:
-    """Rows that a sequence has at most in each stage: exact while the experts are known beforehand.
-
-    Args:
-        config: of the model.
-        num_rows: rows at stage 0.
-        grid: of the visual tokens at stage 0, None without an image.
-        forced: expert per boundary, -1 where the router decides.
-    """
-    lengths = [num_rows]
-    for boundary, expert in zip(config.boundaries, forced, strict=True):
-        known = 0 if boundary.num_experts == 1 else expert
-        if grid is not None and known == UNFORCED:
-            grid = None  # behind a boundary that is open, any grid is possible: count no more pooling
-        if grid is not None:
-            height, width = grid
-            kernel = boundary.kernels[known]
-            fits = height >= kernel[0] and width >= kernel[1]
-            if height * width >= min_visual_tokens(boundary) and fits:
-                grid = height // kernel[0], width // kernel[1]
-                num_rows -= height * width - grid[0] * grid[1]
-        lengths.append(num_rows)
-    return tuple(lengths)

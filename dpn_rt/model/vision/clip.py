@@ -7,18 +7,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.format.config import ModelConfig, ProjectorConfig, VisionConfig
+from dpn_rt.model.config import ProjectorConfig
 from dpn_rt.model.linear import Linear
+
+Activation = Literal["quick_gelu", "gelu"]
+SelectFeature = Literal["patch", "cls_patch"]
 
 IMAGES_PER_CALL = 4
 """Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipConfig:
+    """A CLIP ViT, cut after the layer whose hidden state is used."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    """Layers that run (select layer -2 of a 24-layer tower: 23)."""
+    num_heads: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float
+    activation: Activation
+    select_feature: SelectFeature
+    type: Literal["clip"] = "clip"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of visual tokens."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Rows that one image puts into the prompt."""
+        return self.grid[0] * self.grid[1] + (self.select_feature == "cls_patch")
 
 
 @dataclass(frozen=True)
@@ -36,7 +67,7 @@ class VisionLayerWeights:
 class VisionTower:
     """Images to visual features."""
 
-    def __init__(self, config: VisionConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
+    def __init__(self, config: ClipConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
         """Takes `vision.*` from an engine's weights."""
 
         def linear(name: str) -> Linear:
@@ -153,9 +184,10 @@ class ImageEncoder:
         return self._projector.forward(features.flatten(0, 1)).view(*features.shape[:2], -1)
 
 
-def load_encoder(model: ModelConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> ImageEncoder | None:
+def load_encoder(
+    vision: ClipConfig | None, projector: ProjectorConfig | None, weights: Mapping[str, Tensor], *, prepack: bool
+) -> ImageEncoder | None:
     """Tower and projector, None for an engine without."""
-    if model.vision is None or model.projector is None:
+    if vision is None or projector is None:
         return None
-    tower = VisionTower(model.vision, weights, prepack=prepack)
-    return ImageEncoder(tower, Projector(model.projector, weights, prepack=prepack))
+    return ImageEncoder(VisionTower(vision, weights, prepack=prepack), Projector(projector, weights, prepack=prepack))

@@ -13,7 +13,7 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import BatchError
-from dpn_rt.format.config import PyramidConfig
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import MODEL, random_prompt, with_pyramid, write_random_engine
 from tests.engine.test_batching import all_logprobs, assert_pool_is_full
@@ -165,7 +165,7 @@ def test_biases_and_kernels_that_do_not_fit(place: Place, engine_dir: Path) -> N
 
 
 def test_dense(place: Place, tmp_path: Path, prompts: list[Prompt]) -> None:
-    model = dataclasses.replace(MODEL, dtype=place.dtype, pyramid=PyramidConfig())
+    model = dataclasses.replace(MODEL, dtype=place.dtype, reduction=NoReduction())
     engine = write_random_engine(tmp_path / "dense", model)
     for prompt in prompts:
         prompt.pop("route", None)

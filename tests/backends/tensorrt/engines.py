@@ -84,12 +84,12 @@ class EvaluatingReader:
 
 
 def limits_of(model: ModelConfig, rows: int = 768, max_batch: int = 8, max_prefill_batch: int = 3) -> PlanLimits:
-    return PlanLimits(max_batch, max_prefill_batch, (rows,) * (len(model.pyramid.boundaries) + 1))
+    return PlanLimits(max_batch, max_prefill_batch, (rows,) * (len(model.stage_layers)))
 
 
 def named_plans(model: ModelConfig, limits: PlanLimits | None = None) -> BuiltPlans:
     """Plans whose files name their stage and phase, for `EvaluatingReader`."""
-    stages = range(len(model.pyramid.boundaries) + 1)
+    stages = range(len(model.stage_layers))
     files = {plan_file(stage, phase): f"stage {stage} {phase}".encode() for stage in stages for phase in PHASES}
     return BuiltPlans(PlanConfig("rtx", "1.7.1", ("8.6",), limits or limits_of(model)), files)
 

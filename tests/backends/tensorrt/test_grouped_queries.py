@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpn_rt import SamplingParams
-from dpn_rt.format.config import PyramidConfig
+from dpn_rt.model.reduction.reduction import NoReduction
 from tests.backends.tensorrt.engines import evaluated_llm, limits_of, logprob_error, write_plan_engine
 from tests.engine.models import MODEL, with_decoder
 
@@ -61,7 +61,7 @@ def canonical(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_logits_equal_those_of_transformers(kv_heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = transformers_model(kv_heads)
-    dense = dataclasses.replace(MODEL, pyramid=PyramidConfig(), vision=None, projector=None)
+    dense = dataclasses.replace(MODEL, reduction=NoReduction(), vision=None, projector=None)
     model = with_decoder(dense, num_layers=LAYERS, num_kv_heads=kv_heads)
     model = dataclasses.replace(model, prompt=dataclasses.replace(model.prompt, router_token_id=None))
     path = write_plan_engine(tmp_path / "engine", model, canonical(reference), limits_of(model, rows=64))

@@ -15,9 +15,11 @@ from dpn_rt.backends.tensorrt.tensors import StagePlan
 from dpn_rt.build import main
 from dpn_rt.builders.tensorrt.plans import build_plan, build_plans, normal_capability
 from dpn_rt.errors import ConfigError, PlanError
-from dpn_rt.format.config import BoundaryConfig, DecoderConfig, ModelConfig, PyramidConfig, RopeConfig
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits, plan_files
+from dpn_rt.model.config import DecoderConfig, RopeConfig
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from tests.backends.tensorrt.evaluator import stage_network
 from tests.engine.models import MODEL, PROMPT, with_decoder
 
@@ -32,7 +34,7 @@ KERNELS = ((1, 1), (1, 2), (2, 2))
 LLAVA_7B = ModelConfig(
     dtype="bfloat16",
     decoder=DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 1e-5, RopeConfig(10000.0), 4096, False, False),
-    pyramid=PyramidConfig(tuple(BoundaryConfig(layer, KERNELS) for layer in (7, 15, 23)), use_router_token=True),
+    reduction=PoolingConfig(tuple(BoundaryConfig(layer, KERNELS) for layer in (7, 15, 23)), use_router_token=True),
     prompt=PROMPT,
     vision=None,
     projector=None,

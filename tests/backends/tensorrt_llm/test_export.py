@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from dpn_rt.builders.tensorrt_llm.export import export_checkpoints
 from dpn_rt.errors import ConfigError, EngineError
-from dpn_rt.format.config import ModelConfig, RopeConfig
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.model.config import RopeConfig
 from tests.engine.models import MODEL, random_weights, with_decoder, write_random_engine
 
 STAGES = [(0, 1), (2,), (3, 4), (5, 6)]

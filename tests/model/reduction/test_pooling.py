@@ -10,9 +10,9 @@ import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpn_rt.format.config import BoundaryConfig, PoolingFunction, PyramidConfig
 from dpn_rt.model.layout import Layout
-from dpn_rt.model.reduction.pooling import SKIPPED, Boundary, BoundaryTrace, join_traces, longest_lengths, untouched
+from dpn_rt.model.reduction.pooling import Boundary, BoundaryTrace, join_traces, untouched
+from dpn_rt.model.reduction.pooling_config import SKIPPED, BoundaryConfig, PoolingConfig, PoolingFunction
 
 HIDDEN = 24
 MISFIT = -2
@@ -64,7 +64,7 @@ def make_boundary(
     }
     for expert, (height, width) in enumerate(kernels):
         weights[f"boundaries.0.experts.{expert}.weight"] = torch.randn(height * width, HIDDEN, generator=generator)
-    config = PyramidConfig((BoundaryConfig(0, kernels),), "adaptive" if adaptive else "random", function)
+    config = PoolingConfig((BoundaryConfig(0, kernels),), "adaptive" if adaptive else "random", function)
     return Boundary(config, 0, weights), weights
 
 
@@ -208,10 +208,10 @@ def test_traces_are_joined_in_the_order_of_the_batch() -> None:
     kernels=st.lists(st.sampled_from(KERNEL_SETS), min_size=1, max_size=3),
     data=st.data(),
 )
-def test_longest_lengths_bound_every_route(
+def test_most_rows_bound_every_route(
     prompt: Prompt, kernels: list[tuple[tuple[int, int], ...]], data: st.DataObject
 ) -> None:
-    config = PyramidConfig(tuple(BoundaryConfig(i, k) for i, k in enumerate(kernels)), "random")
+    config = PoolingConfig(tuple(BoundaryConfig(i, k) for i, k in enumerate(kernels)), "random")
     taken = [data.draw(st.integers(0, len(k) - 1)) for k in kernels]
     known = [data.draw(st.sampled_from([-1, expert])) for expert in taken]
     layout = Layout.of_prompts([prompt])
@@ -219,6 +219,6 @@ def test_longest_lengths_bound_every_route(
     for index, expert in enumerate(taken):
         x, layout, _ = apply(Boundary(config, index, {}), x, layout, np.array([expert], dtype=np.int32))
         lengths.append(int(layout.lengths[0]))
-    bound = longest_lengths(config, prompt.num_rows, prompt.grid, known)
+    bound = config.most_rows(prompt.num_rows, [prompt.grid] if prompt.grid else [], known)
     assert all(length <= most for length, most in zip(lengths, bound, strict=True))
-    assert longest_lengths(config, prompt.num_rows, prompt.grid, taken) == tuple(lengths)
+    assert config.most_rows(prompt.num_rows, [prompt.grid] if prompt.grid else [], taken) == tuple(lengths)

@@ -1,0 +1,47 @@
+"""Shape of the decoder and of the projector in front of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ProjectorType = Literal["mlp2x_gelu", "linear"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding: `theta`, and transformers' `rope_scaling` dictionary as JSON text (empty: none)."""
+
+    theta: float
+    scaling_json: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """LLaMA decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    attention_bias: bool
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused query, key and value projection."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorConfig:
+    """Projector from vision hidden size to decoder hidden size."""
+
+    type: ProjectorType
+    input_size: int

@@ -1,0 +1,93 @@
+"""Frozen dataclasses to JSON values and back, exactly: an unknown or missing key is an error that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+from dpn_rt.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_json(config: Any) -> Any:
+    """Plain JSON values of a configuration dataclass (tuples become lists)."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_json(item) for item in config]
+    return config
+
+
+def from_json(cls: type[T], value: Any, path: str = "config") -> T:
+    """The configuration of class `cls` from JSON values.
+
+    Raises:
+        ConfigError: a key is missing or unknown, or a value has the wrong type; the message names the path.
+    """
+    result: T = _parse(cls, value, path)
+    return result
+
+
+def _parse(kind: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, path)
+    if origin in (types.UnionType, typing.Union):
+        return _parse_union([arg for arg in args if arg is not types.NoneType], types.NoneType in args, value, path)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{path}: expected a list, got {value!r}")
+        items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(items) != len(value):
+            raise ConfigError(f"{path}: expected {len(items)} items, got {value!r}")
+        pairs = zip(items, value, strict=True)
+        return tuple(_parse(item, part, f"{path}[{i}]") for i, (item, part) in enumerate(pairs))
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{path}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _parse_union(kinds: list[Any], optional: bool, value: Any, path: str) -> Any:
+    """One kind or none, or one of several dataclasses, told apart by a tag: a field with one literal value in each."""
+    if value is None and optional:
+        return None
+    if len(kinds) == 1:
+        return _parse(kinds[0], value, path)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object, got {value!r}")
+    tags = {kind: _tag(kind) for kind in kinds}
+    for kind, (name, tag) in tags.items():
+        if value.get(name) == tag:
+            return _parse_dataclass(kind, value, path)
+    name = next(iter(tags.values()))[0]
+    known = ", ".join(repr(tag) for _, tag in tags.values())
+    raise ConfigError(f"{path}.{name}: expected one of {known}, got {value.get(name)!r}")
+
+
+def _tag(kind: Any) -> tuple[str, str]:
+    """Name and value of the field that tells a dataclass of a union from the others."""
+    for name, hint in typing.get_type_hints(kind).items():
+        values = typing.get_args(hint)
+        if typing.get_origin(hint) is Literal and len(values) == 1:
+            return name, values[0]
+    raise TypeError(f"{kind.__name__} has no field with one literal value")
+
+
+def _parse_dataclass(kind: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    missing, unknown = [n for n in names if n not in value], [n for n in value if n not in names]
+    if missing or unknown:
+        raise ConfigError(f"{path}: missing keys {missing}, unknown keys {unknown}")
+    return kind(**{name: _parse(hints[name], value[name], f"{path}.{name}") for name in names})
