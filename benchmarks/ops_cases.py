@@ -177,7 +177,7 @@ def rope_case(s: KernelShapes, dtype: torch.dtype) -> Case:
             v_cache.copy_(heads[:, turning:])
 
         return lambda: ops.rope_store(
-            qkv, positions, cos_sin, cache, 0, table, cu_seqlens, s.heads, s.kv_heads
+            qkv, positions, positions, cos_sin, cache, 0, table, cu_seqlens, s.heads, s.kv_heads
         ), in_torch  # fmt: skip
 
     row = s.head_dim * dtype.itemsize

@@ -34,10 +34,10 @@ void check_sequence(const Checker& check, const AdvanceLayoutParams& p, std::int
 
 void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& scales, const Tensor& out_cu_seqlens,
                     const Tensor& out_grids, const Tensor& out_router_rows, const Tensor& positions,
-                    const Tensor* routed, const Tensor* probs, const Tensor* forced, const Tensor& kernels,
-                    std::int64_t min_visual_tokens, const Tensor& cu_seqlens, const Tensor& first_rows,
-                    const Tensor& image_start, const Tensor& grids, const Tensor& router_rows,
-                    const Tensor& cu_router_rows, Stream stream) {
+                    const Tensor& cache_rows, const Tensor* routed, const Tensor* probs, const Tensor* forced,
+                    const Tensor& kernels, std::int64_t min_visual_tokens, const Tensor& cu_seqlens,
+                    const Tensor& first_positions, const Tensor& first_cache_rows, const Tensor& image_start,
+                    const Tensor& grids, const Tensor& router_rows, const Tensor& cu_router_rows, Stream stream) {
   const Checker check("advance_layout", grids);
   Dim num_seqs("num_seqs"), num_offsets("num_seqs + 1"), num_experts("num_experts"), two("2", 2);
   Dim num_router_rows("num_router_rows"), max_tokens("max_tokens");
@@ -45,7 +45,8 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
   num_offsets.value = num_seqs + 1;
   check.contiguous("kernels", kernels, {&num_experts, &two}, {DType::i32})
       .contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32})
-      .contiguous("first_rows", first_rows, {&num_seqs}, {DType::i32})
+      .contiguous("first_positions", first_positions, {&num_seqs}, {DType::i32})
+      .contiguous("first_cache_rows", first_cache_rows, {&num_seqs}, {DType::i32})
       .contiguous("image_start", image_start, {&num_seqs}, {DType::i32})
       .contiguous("router_rows", router_rows, {&num_router_rows}, {DType::i32})
       .contiguous("cu_router_rows", cu_router_rows, {&num_offsets}, {DType::i32})
@@ -56,6 +57,7 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
       .contiguous("out_grids", out_grids, {&num_seqs, &two}, {DType::i32})
       .contiguous("out_router_rows", out_router_rows, {&num_router_rows}, {DType::i32})
       .contiguous("positions", positions, {&max_tokens}, {DType::i32})
+      .contiguous("cache_rows", cache_rows, {&max_tokens}, {DType::i32})
       .range("num_experts", num_experts, 1, INT32_MAX)
       .condition(!routed == !probs, "routed and probs must be given together");
   if (routed) check.contiguous("routed", *routed, {&num_seqs}, {DType::i32});
@@ -65,9 +67,11 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
   for (const auto& [name, out] : {std::pair{"out_cu_seqlens", &out_cu_seqlens},
                                   {"out_grids", &out_grids},
                                   {"out_router_rows", &out_router_rows},
-                                  {"positions", &positions}}) {
+                                  {"positions", &positions},
+                                  {"cache_rows", &cache_rows}}) {
     check.no_overlap(name, *out, "cu_seqlens", cu_seqlens)
-        .no_overlap(name, *out, "first_rows", first_rows)
+        .no_overlap(name, *out, "first_positions", first_positions)
+        .no_overlap(name, *out, "first_cache_rows", first_cache_rows)
         .no_overlap(name, *out, "image_start", image_start)
         .no_overlap(name, *out, "grids", grids)
         .no_overlap(name, *out, "router_rows", router_rows)
@@ -80,7 +84,8 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
                                    .num_experts = num_experts,
                                    .min_visual_tokens = min_visual_tokens,
                                    .cu_seqlens = cu_seqlens.as<std::int32_t>(),
-                                   .first_rows = first_rows.as<std::int32_t>(),
+                                   .first_positions = first_positions.as<std::int32_t>(),
+                                   .first_cache_rows = first_cache_rows.as<std::int32_t>(),
                                    .image_start = image_start.as<std::int32_t>(),
                                    .grids = grids.as<std::int32_t>(),
                                    .router_rows = router_rows.as<std::int32_t>(),
@@ -92,6 +97,7 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
                                    .out_grids = out_grids.as<std::int32_t>(),
                                    .out_router_rows = out_router_rows.as<std::int32_t>(),
                                    .positions = positions.as<std::int32_t>(),
+                                   .cache_rows = cache_rows.as<std::int32_t>(),
                                    .num_seqs = num_seqs,
                                    .num_router_rows = num_router_rows,
                                    .max_tokens = max_tokens};
@@ -99,7 +105,8 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
     check_cu_seqlens(check, "cu_seqlens", cu_seqlens, params.cu_seqlens[num_seqs]);
     check.range("the end of cu_seqlens", params.cu_seqlens[num_seqs], 0, max_tokens);
     check_cu_seqlens(check, "cu_router_rows", cu_router_rows, num_router_rows);
-    check_entries(check, "first_rows", first_rows, 0, INT32_MAX - max_tokens);
+    check_entries(check, "first_positions", first_positions, 0, INT32_MAX - max_tokens);
+    check_entries(check, "first_cache_rows", first_cache_rows, 0, INT32_MAX - max_tokens);
     check_entries(check, "kernels", kernels, 1, 1 << 15);
     if (routed) check_entries(check, "routed", *routed, -1, num_experts - 1);
     if (forced) check_entries(check, "forced", *forced, -1, num_experts - 1);

@@ -18,8 +18,10 @@ class DeviceLayout:
 
     cu_seqlens: Tensor
     """`[num_seqs + 1]` first packed row of each sequence, and the number of rows at the end."""
-    first_rows: Tensor
-    """`[num_seqs]` rows of each sequence before them, which are in the cache."""
+    first_positions: Tensor
+    """`[num_seqs]` position of each sequence's first row."""
+    first_cache_rows: Tensor
+    """`[num_seqs]` row of its KV cache that each sequence's first row is stored in: rows before it are cached."""
     image_start: Tensor
     """`[num_seqs]` first visual row, relative to the sequence, -1 without an image."""
     grids: Tensor
@@ -29,7 +31,9 @@ class DeviceLayout:
     cu_router_rows: Tensor
     """`[num_seqs + 1]` offsets into `router_rows`."""
     positions: Tensor
-    """`[max_tokens]` position of each packed row, 0 behind the last."""
+    """`[max_tokens]` rotary position of each packed row, 0 after the last."""
+    cache_rows: Tensor
+    """`[max_tokens]` row of its sequence's KV cache that each packed row is stored in, 0 after the last."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,17 @@ def advance_layout(
     """
     after = DeviceLayout(
         cu_seqlens=torch.empty_like(layout.cu_seqlens),
-        first_rows=layout.first_rows,
+        first_positions=layout.first_positions,
+        first_cache_rows=layout.first_cache_rows,
         image_start=layout.image_start,
         grids=torch.empty_like(layout.grids),
         router_rows=torch.empty_like(layout.router_rows),
         cu_router_rows=layout.cu_router_rows,
         positions=torch.empty_like(layout.positions),
+        cache_rows=torch.empty_like(layout.cache_rows),
     )
-    chosen, experts = torch.empty_like(layout.first_rows), torch.empty_like(layout.first_rows)
-    scales = torch.empty_like(layout.first_rows, dtype=torch.float32)
+    chosen, experts = torch.empty_like(layout.first_cache_rows), torch.empty_like(layout.first_cache_rows)
+    scales = torch.empty_like(layout.first_cache_rows, dtype=torch.float32)
     _kernels.advance_layout(
         chosen,
         experts,
@@ -87,13 +93,15 @@ def advance_layout(
         after.grids,
         after.router_rows,
         after.positions,
+        after.cache_rows,
         routed,
         probs,
         forced,
         kernels,
         min_visual_tokens,
         layout.cu_seqlens,
-        layout.first_rows,
+        layout.first_positions,
+        layout.first_cache_rows,
         layout.image_start,
         layout.grids,
         layout.router_rows,

@@ -25,8 +25,8 @@ def test_advance_layout(kernels: Kernels, guards: Guards, num_seqs: int, mode: s
         *outputs.values(), None if case.routed is None else put(int32(case.routed)),
         None if case.probs is None else put(torch.from_numpy(case.probs)),
         None if case.forced is None else put(int32(case.forced)),
-        put(int32(KERNELS)), MIN_VISUAL_TOKENS, put(int32(layout.cu_seqlens)), put(int32(layout.first_rows)),
-        put(int32(layout.image_start)), put(int32(layout.grids)),
+        put(int32(KERNELS)), MIN_VISUAL_TOKENS, put(int32(layout.cu_seqlens)), put(int32(case.first_positions)),
+        put(int32(layout.first_rows)), put(int32(layout.image_start)), put(int32(layout.grids)),
         put(int32(layout.router_rows_from(layout.cu_seqlens))), put(int32(layout.cu_router_rows)),
     )  # fmt: skip
     for name, value in expected.items():

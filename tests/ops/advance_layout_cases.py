@@ -27,6 +27,7 @@ class Case:
     """One batch before a boundary; `routed` and `probs` are None without a router."""
 
     layout: Layout
+    first_positions: IntArray
     routed: IntArray | None
     probs: npt.NDArray[np.float32] | None
     forced: IntArray | None
@@ -55,8 +56,14 @@ class Case:
             "cu_seqlens": pooled.cu_seqlens,
             "grids": pooled.grids,
             "router_rows": pooled.router_rows_from(pooled.cu_seqlens),
-            "positions": np.pad(pooled.positions, (0, self.num_rows - len(pooled.positions))),
+            "positions": self._padded(
+                pooled.positions + np.repeat(self.first_positions - pooled.first_rows, pooled.lengths)
+            ),
+            "cache_rows": self._padded(pooled.positions),
         }
+
+    def _padded(self, rows: IntArray) -> IntArray:
+        return np.pad(rows, (0, self.num_rows - len(rows)))
 
 
 def random_prompt(random: np.random.Generator) -> Prompt:
@@ -76,4 +83,7 @@ def random_case(random: np.random.Generator, num_seqs: int, mode: str) -> Case:
     probs = random.random((num_seqs, len(KERNELS))).astype(np.float32)
     routed = np.where(np.diff(layout.cu_router_rows) > 0, probs.argmax(1), -1).astype(np.int32)
     forced = random.integers(-1, len(KERNELS), num_seqs).astype(np.int32) if mode == "forced" else None
-    return Case(layout, None if mode == "static" else routed, None if mode == "static" else probs, forced)
+    first_positions = (layout.first_rows + random.integers(0, 9, num_seqs)).astype(np.int32)
+    return Case(
+        layout, first_positions, None if mode == "static" else routed, None if mode == "static" else probs, forced
+    )

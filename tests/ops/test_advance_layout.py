@@ -21,12 +21,14 @@ def device_layout(case: Case, max_tokens: int) -> ops.DeviceLayout:
     layout = case.layout
     return ops.DeviceLayout(
         cu_seqlens=int32(layout.cu_seqlens),
-        first_rows=int32(layout.first_rows),
+        first_positions=int32(case.first_positions),
+        first_cache_rows=int32(layout.first_rows),
         image_start=int32(layout.image_start),
         grids=int32(layout.grids.tolist()).reshape(-1, 2),
         router_rows=int32(layout.router_rows_from(layout.cu_seqlens)),
         cu_router_rows=int32(layout.cu_router_rows),
         positions=torch.zeros(max_tokens, dtype=torch.int32),
+        cache_rows=torch.zeros(max_tokens, dtype=torch.int32),
     )
 
 
@@ -56,7 +58,7 @@ def test_advance_layout(num_seqs: int, mode: str) -> None:
 
 
 def test_two_boundaries_after_each_other(device: torch.device) -> None:
-    """What one returns is what the next takes, rows behind the last included."""
+    """What one returns is what the next takes, rows after the last included."""
     case = random_case(np.random.default_rng(), 12, "router")
     first = ops.advance_layout(**arguments(case)).layout
     second = ops.advance_layout(first, int32(KERNELS), MIN_VISUAL_TOKENS)
@@ -67,12 +69,14 @@ def test_two_boundaries_after_each_other(device: torch.device) -> None:
         router_rows=(first.router_rows.cpu().numpy() - np.repeat(first.cu_seqlens.cpu().numpy()[:-1], np.diff(
             case.layout.cu_router_rows))).astype(np.int32),
     )  # fmt: skip
-    expected = Case(host, None, None, None).expected()
+    expected = Case(host, case.first_positions, None, None, None).expected()
     assert np.array_equal(second.layout.cu_seqlens.cpu().numpy(), expected["cu_seqlens"])
     assert np.array_equal(second.layout.router_rows.cpu().numpy(), expected["router_rows"])
     rows = int(second.layout.cu_seqlens[-1])
-    assert np.array_equal(second.layout.positions[:rows].cpu().numpy(), expected["positions"][:rows])
-    assert not second.layout.positions[rows:].any()
+    for name in ("positions", "cache_rows"):
+        found = getattr(second.layout, name)
+        assert np.array_equal(found[:rows].cpu().numpy(), expected[name][:rows]), name
+        assert not found[rows:].any()
 
 
 EMPTY = Case(
@@ -82,15 +86,17 @@ EMPTY = Case(
         image_start=np.zeros(0, dtype=np.int32), grids=np.zeros((0, 2), dtype=np.int32),
         router_rows=np.zeros(0, dtype=np.int32), cu_router_rows=np.zeros(1, dtype=np.int32),
     ),
-    None, None, None,
+    np.zeros(0, dtype=np.int32), None, None, None,
 )  # fmt: skip
 
 
 def test_bad_arguments_are_refused_by_name() -> None:
     # One sequence of 4 rows of text, a grid of 4 x 5 and 2 rows more, the router's the last but one.
     good: dict[str, Any] = {
-        "cu_seqlens": int32([0, 26]), "first_rows": int32([0]), "image_start": int32([4]), "grids": int32([[4, 5]]),
-        "router_rows": int32([24]), "cu_router_rows": int32([0, 1]), "positions": int32([0] * 26),
+        "cu_seqlens": int32([0, 26]), "first_positions": int32([9]), "first_cache_rows": int32([0]),
+        "image_start": int32([4]), "grids": int32([[4, 5]]), "router_rows": int32([24]),
+        "cu_router_rows": int32([0, 1]),
+        "positions": int32([0] * 26), "cache_rows": int32([0] * 26),
         "kernels": int32(KERNELS), "routed": int32([1]), "probs": torch.rand(1, 4), "forced": int32([-1]),
     }  # fmt: skip
 
@@ -106,7 +112,10 @@ def test_bad_arguments_are_refused_by_name() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"grids": int32([4, 5])}, r"grids has shape \[2\]"),
         ({"cu_seqlens": int32([0, 26, 26])}, r"cu_seqlens has shape \[3\]"),
-        ({"first_rows": int32([])}, "first_rows has shape"),
+        ({"first_positions": int32([])}, "first_positions has shape"),
+        ({"first_cache_rows": int32([])}, "first_cache_rows has shape"),
+        ({"cache_rows": int32([0])}, r"cache_rows has shape \[1\], expected \[max_tokens=26\]"),
+        ({"positions": torch.zeros(26)}, "positions has dtype float32, expected int32"),
         ({"image_start": torch.zeros(1)}, "image_start has dtype float32, expected int32"),
         ({"kernels": int32([[1, 1, 1]])}, "kernels has shape"),
         ({"kernels": torch.zeros(0, 2, dtype=torch.int32)}, "num_experts is 0"),
@@ -122,7 +131,9 @@ def test_bad_arguments_are_refused_by_name() -> None:
         ({"grids": int32([[-4, 5]])}, r"grids\[0\] is -4x5, expected no negative"),
         ({"router_rows": int32([26])}, r"router_rows\[0\] is 26, expected a row of sequence 0, 0 to 25"),
         ({"cu_router_rows": int32([0, 2])}, r"cu_router_rows\[1\] is 2"),
-        ({"first_rows": int32([-1])}, "first_rows has the entry -1"),
+        ({"first_positions": int32([-1])}, "first_positions has the entry -1"),
+        ({"first_positions": int32([2**31 - 26])}, "first_positions has the entry 2147483622"),
+        ({"first_cache_rows": int32([-1])}, "first_cache_rows has the entry -1"),
         ({"kernels": int32([[0, 1]] * 4)}, "kernels has the entry 0"),
         ({"routed": int32([4])}, "routed has the entry 4"),
         ({"forced": int32([-2])}, "forced has the entry -2"),

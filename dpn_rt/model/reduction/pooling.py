@@ -252,8 +252,18 @@ class Boundary:
             layout.cu_router_rows,
             forced,
         )
-        positions = cu_seqlens.new_empty(x.shape[0])  # of the stage that ends: nobody reads them
-        device_layout = DeviceLayout(cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, positions)
+        unread = cu_seqlens.new_empty(x.shape[0])  # positions and cache rows of the stage that ends
+        device_layout = DeviceLayout(
+            cu_seqlens=cu_seqlens,
+            first_positions=first_rows,
+            first_cache_rows=first_rows,
+            image_start=image_start,
+            grids=grids,
+            router_rows=router_rows,
+            cu_router_rows=cu_router_rows,
+            positions=unread,
+            cache_rows=unread,
+        )
         return Placed(device_layout, placed_forced)
 
     def _route(
