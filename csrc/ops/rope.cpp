@@ -6,8 +6,6 @@ namespace dpn {
 
 namespace {
 
-std::string at(const char* name, std::int64_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
-
 // Every position has a row in cos_sin.
 void check_positions(const Checker& check, const RopeStoreParams& p, std::int64_t max_positions) {
   for (std::int64_t t = 0; t < p.num_tokens; ++t) {
@@ -83,7 +81,7 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_
         .no_overlap(written_name, *written, "cu_seqlens", cu_seqlens);
   }
   check.no_overlap("qkv", qkv, "kv_cache", kv_cache);
-  if (check.can_read()) check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+  if (check.can_read()) check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
   const RopeStoreParams params{.qkv = qkv.data,
                                .kv_cache = kv_cache.data,
                                .positions = positions.as<std::int32_t>(),
