@@ -123,11 +123,11 @@ def call_cost() -> dict[str, dict[str, float]]:
         "silu_mul": lambda: ops.silu_mul(x),
         "activation": lambda: ops.activation(x, "gelu"),
         "linear": lambda: ops.linear(x, predictor),
-        "rope_store": lambda: ops.rope_store(qkv, zero, cos_sin, cell, 0, zero.view(1, 1), one, 1, 1),
+        "rope_store": lambda: ops.rope_store(qkv, zero, zero, cos_sin, cell, 0, zero.view(1, 1), one, 1, 1),
         "attention": lambda: ops.attention(q, q, q, one, causal=True, scale=1.0),
         "attention_decode": lambda: ops.attention_decode(q, cell, 0, zero.view(1, 1), one[1:], scale=1.0),
         "route": lambda: ops.route(x, zero, one, predictor),
-        "pool": lambda: ops.pool(x, one, zero, grid, zero, grid, one),
+        "pool": lambda: ops.pool(x, one, one, zero, grid, zero, grid, one),
     }
 
     def thousand(run: Run) -> float:

@@ -177,7 +177,7 @@ def rope_case(s: KernelShapes, dtype: torch.dtype) -> Case:
             v_cache.copy_(heads[:, turning:])
 
         return lambda: ops.rope_store(
-            qkv, positions, cos_sin, cache, 0, table, cu_seqlens, s.heads, s.kv_heads
+            qkv, positions, positions, cos_sin, cache, 0, table, cu_seqlens, s.heads, s.kv_heads
         ), in_torch  # fmt: skip
 
     row = s.head_dim * dtype.itemsize
@@ -280,7 +280,8 @@ def pool_case(s: KernelShapes, dtype: torch.dtype) -> Case:
     def inputs() -> tuple[Run, Run]:
         num_seqs = len(experts)
         x, scales = torch.randn(num_seqs * length, s.hidden).to(dtype), torch.rand(num_seqs)
-        cu_seqlens = torch.arange(num_seqs + 1, dtype=torch.int32) * length
+        cu_images = torch.arange(num_seqs + 1, dtype=torch.int32)
+        cu_seqlens = cu_images * length
         out_cu_seqlens = torch.tensor([0, *out_lengths]).cumsum(0).to(torch.int32)
         starts, grids = torch.full((num_seqs,), before, dtype=torch.int32), int32([[GRID, GRID]] * num_seqs)
         chosen, kernels = int32(experts), int32(KERNELS)
@@ -296,7 +297,7 @@ def pool_case(s: KernelShapes, dtype: torch.dtype) -> Case:
             return torch.cat(parts)
 
         return (
-            lambda: ops.pool(x, cu_seqlens, starts, grids, chosen, kernels, out_cu_seqlens, scales, out=out),
+            lambda: ops.pool(x, cu_seqlens, cu_images, starts, grids, chosen, kernels, out_cu_seqlens, scales, out=out),
             in_torch,
         )
 

@@ -2,7 +2,7 @@
 # csrc/core/cpu_isa.cpp picks one of them at run time. `portable` is built with the compiler's default target.
 include(CheckCXXCompilerFlag)
 
-file(GLOB cpu_kernel_sources CONFIGURE_DEPENDS csrc/ops/*_cpu.cpp)
+file(GLOB_RECURSE cpu_kernel_sources CONFIGURE_DEPENDS csrc/ops/*_cpu.cpp)
 set(DPN_CPU_KERNEL_OBJECTS "")
 add_library(dpn_cpu_variants INTERFACE)
 

@@ -135,7 +135,7 @@ def table(kernels: list[Kernel]) -> str:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", nargs="+", type=Path, default=sorted((ROOT / "csrc/ops").glob("*_cuda.cu")))
+    parser.add_argument("--sources", nargs="+", type=Path, default=sorted((ROOT / "csrc/ops").rglob("*_cuda.cu")))
     parser.add_argument("--architectures", nargs="+", default=["80", "90a"], choices=list(SHARED_BYTES))
     arguments = parser.parse_args()
     kernels = [k for source in arguments.sources for a in arguments.architectures for k in compile_source(source, a)]

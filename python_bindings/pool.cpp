@@ -12,12 +12,12 @@ void bind_pool(pybind11::module_& m) {
   using release_gil = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def(
       "pool",
-      [](const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
-         const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens,
-         const std::optional<Tensor>& scales, const std::optional<Tensor>& lengths, const std::string& function,
-         const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
-        pool(out, x, cu_seqlens, image_start, grids, experts, kernels, out_cu_seqlens, scales ? &*scales : nullptr,
-             lengths ? &*lengths : nullptr, function, conv_weights, stream);
+      [](const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& cu_images,
+         const Tensor& image_starts, const Tensor& grids, const Tensor& experts, const Tensor& kernels,
+         const Tensor& out_cu_seqlens, const std::optional<Tensor>& scales, const std::optional<Tensor>& lengths,
+         const std::string& function, const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
+        pool(out, x, cu_seqlens, cu_images, image_starts, grids, experts, kernels, out_cu_seqlens,
+             scales ? &*scales : nullptr, lengths ? &*lengths : nullptr, function, conv_weights, stream);
       },
       release_gil());
   // The number of rows of pool's output, read without a round trip through a one-element torch tensor.

@@ -131,7 +131,8 @@ const Checker& Checker::tensor(const char* argument, const Tensor& t, std::initi
       fail(std::string(argument) + " has shape " + shape_text(t) + ", expected " + dims_text(dims));
     ++i;
   }
-  if (t.ndim > 0 && t.shape[t.ndim - 1] > 1 && t.strides[t.ndim - 1] != 1) {
+  // Of a tensor without elements any strides are contiguous, as torch sees it.
+  if (t.numel() > 0 && t.ndim > 0 && t.shape[t.ndim - 1] > 1 && t.strides[t.ndim - 1] != 1) {
     fail(std::string(argument) + " has stride " + std::to_string(t.strides[t.ndim - 1]) +
          " in its last dimension, expected 1 (call .contiguous())");
   }
@@ -141,7 +142,7 @@ const Checker& Checker::tensor(const char* argument, const Tensor& t, std::initi
 const Checker& Checker::contiguous(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
                                    DTypes dtypes) const {
   tensor(argument, t, dims, dtypes);
-  if (t.numel() == 0) return *this;  // whatever its strides, as torch sees it
+  if (t.numel() == 0) return *this;
   std::int64_t expected = 1;
   for (int i = t.ndim - 1; i >= 0; --i) {
     if (t.shape[i] > 1 && t.strides[i] != expected) {
@@ -173,20 +174,25 @@ const Checker& Checker::no_overlap(const char* argument, const Tensor& t, const 
   return *this;
 }
 
-void check_cu_seqlens(const Checker& check, const char* argument, const Tensor& t, std::int64_t num_tokens) {
+std::string at(const char* argument, std::int64_t index) {
+  return std::string(argument) + "[" + std::to_string(index) + "]";
+}
+
+void check_offsets(const Checker& check, const char* argument, const Tensor& t, std::int64_t total,
+                   const char* total_name) {
   const auto* offsets = t.as<std::int32_t>();
   const std::int64_t last = t.shape[0] - 1;
   if (last < 0) check.fail(std::string(argument) + " is empty, expected num_seqs + 1 entries");
-  if (offsets[0] != 0) check.fail(std::string(argument) + "[0] is " + std::to_string(offsets[0]) + ", expected 0");
+  if (offsets[0] != 0) check.fail(at(argument, 0) + " is " + std::to_string(offsets[0]) + ", expected 0");
   for (std::int64_t i = 0; i < last; ++i) {
     if (offsets[i + 1] < offsets[i]) {
-      check.fail(std::string(argument) + "[" + std::to_string(i + 1) + "] is " + std::to_string(offsets[i + 1]) +
-                 ", expected at least " + std::to_string(offsets[i]));
+      check.fail(at(argument, i + 1) + " is " + std::to_string(offsets[i + 1]) + ", expected at least " +
+                 std::to_string(offsets[i]));
     }
   }
-  if (offsets[last] != num_tokens) {
-    check.fail(std::string(argument) + "[" + std::to_string(last) + "] is " + std::to_string(offsets[last]) +
-               ", expected num_tokens=" + std::to_string(num_tokens));
+  if (offsets[last] != total) {
+    check.fail(at(argument, last) + " is " + std::to_string(offsets[last]) + ", expected " + total_name + "=" +
+               std::to_string(total));
   }
 }
 

@@ -66,8 +66,13 @@ class Checker {
   std::int32_t device_index_ = 0;
 };
 
-// cu_seqlens [num_seqs + 1]: starts at 0, never falls, ends at num_tokens.
-void check_cu_seqlens(const Checker& check, const char* argument, const Tensor& t, std::int64_t num_tokens);
+// "argument[index]", for messages.
+std::string at(const char* argument, std::int64_t index);
+
+// Offsets [num_seqs + 1] of packed entries: they start at 0, never fall, and end at `total`, which messages call
+// `total_name`.
+void check_offsets(const Checker& check, const char* argument, const Tensor& t, std::int64_t total,
+                   const char* total_name = "num_tokens");
 
 // Every entry of an int32 tensor lies in [low, high].
 void check_entries(const Checker& check, const char* argument, const Tensor& t, std::int64_t low, std::int64_t high);

@@ -6,22 +6,13 @@ namespace dpn {
 
 namespace {
 
-void run(const AdvanceLayoutParams& params, const Tensor& grids,
-         Stream stream){DPN_CALL_KERNEL(advance_layout_kernel, params, grids, stream)}
-
-std::string at(const char* name, std::int64_t index) {
-  return std::string(name) + "[" + std::to_string(index) + "]";
+void run(const AdvanceLayoutParams& params, const Tensor& cu_seqlens, Stream stream) {
+  DPN_CALL_KERNEL(advance_layout_kernel, params, cu_seqlens, stream)
 }
 
-// The image and the router rows of a sequence lie within its rows.
-void check_sequence(const Checker& check, const AdvanceLayoutParams& p, std::int64_t b) {
+// The router rows of sequence b are rows of it.
+void check_router_rows(const Checker& check, const AdvanceLayoutParams& p, std::int64_t b) {
   const std::int64_t first = p.cu_seqlens[b], end = p.cu_seqlens[b + 1];
-  const std::int64_t start = p.image_start[b], height = p.grids[2 * b], width = p.grids[2 * b + 1];
-  const std::string grid = at("grids", b) + " is " + std::to_string(height) + "x" + std::to_string(width);
-  check.condition(height >= 0 && width >= 0, grid + ", expected no negative size")
-      .condition(height * width == 0 || (start >= 0 && start + height * width <= end - first),
-                 grid + " from row " + std::to_string(start) + " on, but the sequence has " +
-                     std::to_string(end - first) + " rows");
   for (std::int64_t i = p.cu_router_rows[b]; i < p.cu_router_rows[b + 1]; ++i) {
     if (p.router_rows[i] < first || p.router_rows[i] >= end) {
       check.fail(at("router_rows", i) + " is " + std::to_string(p.router_rows[i]) + ", expected a row of sequence " +
@@ -33,29 +24,34 @@ void check_sequence(const Checker& check, const AdvanceLayoutParams& p, std::int
 }  // namespace
 
 void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& scales, const Tensor& out_cu_seqlens,
-                    const Tensor& out_grids, const Tensor& out_router_rows, const Tensor& positions,
-                    const Tensor* routed, const Tensor* probs, const Tensor* forced, const Tensor& kernels,
-                    std::int64_t min_visual_tokens, const Tensor& cu_seqlens, const Tensor& first_rows,
-                    const Tensor& image_start, const Tensor& grids, const Tensor& router_rows,
+                    const Tensor& out_image_starts, const Tensor& out_grids, const Tensor& out_router_rows,
+                    const Tensor& positions, const Tensor& cache_rows, const Tensor* routed, const Tensor* probs,
+                    const Tensor* forced, const Tensor& kernels, std::int64_t min_visual_tokens,
+                    const Tensor& cu_seqlens, const Tensor& first_positions, const Tensor& first_cache_rows,
+                    const Tensor& cu_images, const Tensor& image_starts, const Tensor& grids, const Tensor& router_rows,
                     const Tensor& cu_router_rows, Stream stream) {
-  const Checker check("advance_layout", grids);
-  Dim num_seqs("num_seqs"), num_offsets("num_seqs + 1"), num_experts("num_experts"), two("2", 2);
-  Dim num_router_rows("num_router_rows"), max_tokens("max_tokens");
-  check.contiguous("grids", grids, {&num_seqs, &two}, {DType::i32});
+  const Checker check("advance_layout", cu_seqlens);
+  Dim num_seqs("num_seqs"), num_offsets("num_seqs + 1"), num_images("num_images"), num_experts("num_experts");
+  Dim num_router_rows("num_router_rows"), max_tokens("max_tokens"), two("2", 2);
+  check.contiguous("first_positions", first_positions, {&num_seqs}, {DType::i32});
   num_offsets.value = num_seqs + 1;
-  check.contiguous("kernels", kernels, {&num_experts, &two}, {DType::i32})
+  check.contiguous("first_cache_rows", first_cache_rows, {&num_seqs}, {DType::i32})
       .contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32})
-      .contiguous("first_rows", first_rows, {&num_seqs}, {DType::i32})
-      .contiguous("image_start", image_start, {&num_seqs}, {DType::i32})
+      .contiguous("cu_images", cu_images, {&num_offsets}, {DType::i32})
+      .contiguous("image_starts", image_starts, {&num_images}, {DType::i32})
+      .contiguous("grids", grids, {&num_images, &two}, {DType::i32})
+      .contiguous("kernels", kernels, {&num_experts, &two}, {DType::i32})
       .contiguous("router_rows", router_rows, {&num_router_rows}, {DType::i32})
       .contiguous("cu_router_rows", cu_router_rows, {&num_offsets}, {DType::i32})
-      .contiguous("chosen", chosen, {&num_seqs}, {DType::i32})
-      .contiguous("experts", experts, {&num_seqs}, {DType::i32})
-      .contiguous("scales", scales, {&num_seqs}, {DType::f32})
+      .contiguous("chosen", chosen, {&num_images}, {DType::i32})
+      .contiguous("experts", experts, {&num_images}, {DType::i32})
+      .contiguous("scales", scales, {&num_images}, {DType::f32})
       .contiguous("out_cu_seqlens", out_cu_seqlens, {&num_offsets}, {DType::i32})
-      .contiguous("out_grids", out_grids, {&num_seqs, &two}, {DType::i32})
+      .contiguous("out_image_starts", out_image_starts, {&num_images}, {DType::i32})
+      .contiguous("out_grids", out_grids, {&num_images, &two}, {DType::i32})
       .contiguous("out_router_rows", out_router_rows, {&num_router_rows}, {DType::i32})
       .contiguous("positions", positions, {&max_tokens}, {DType::i32})
+      .contiguous("cache_rows", cache_rows, {&max_tokens}, {DType::i32})
       .range("num_experts", num_experts, 1, INT32_MAX)
       .condition(!routed == !probs, "routed and probs must be given together");
   if (routed) check.contiguous("routed", *routed, {&num_seqs}, {DType::i32});
@@ -63,12 +59,16 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
   if (forced) check.contiguous("forced", *forced, {&num_seqs}, {DType::i32});
   // The next layout is computed from all of this one: nothing of it may be written over.
   for (const auto& [name, out] : {std::pair{"out_cu_seqlens", &out_cu_seqlens},
+                                  {"out_image_starts", &out_image_starts},
                                   {"out_grids", &out_grids},
                                   {"out_router_rows", &out_router_rows},
-                                  {"positions", &positions}}) {
+                                  {"positions", &positions},
+                                  {"cache_rows", &cache_rows}}) {
     check.no_overlap(name, *out, "cu_seqlens", cu_seqlens)
-        .no_overlap(name, *out, "first_rows", first_rows)
-        .no_overlap(name, *out, "image_start", image_start)
+        .no_overlap(name, *out, "first_positions", first_positions)
+        .no_overlap(name, *out, "first_cache_rows", first_cache_rows)
+        .no_overlap(name, *out, "cu_images", cu_images)
+        .no_overlap(name, *out, "image_starts", image_starts)
         .no_overlap(name, *out, "grids", grids)
         .no_overlap(name, *out, "router_rows", router_rows)
         .no_overlap(name, *out, "cu_router_rows", cu_router_rows);
@@ -80,32 +80,41 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
                                    .num_experts = num_experts,
                                    .min_visual_tokens = min_visual_tokens,
                                    .cu_seqlens = cu_seqlens.as<std::int32_t>(),
-                                   .first_rows = first_rows.as<std::int32_t>(),
-                                   .image_start = image_start.as<std::int32_t>(),
-                                   .grids = grids.as<std::int32_t>(),
+                                   .first_positions = first_positions.as<std::int32_t>(),
+                                   .first_cache_rows = first_cache_rows.as<std::int32_t>(),
+                                   .images = {.cu_images = cu_images.as<std::int32_t>(),
+                                              .starts = image_starts.as<std::int32_t>(),
+                                              .grids = grids.as<std::int32_t>()},
                                    .router_rows = router_rows.as<std::int32_t>(),
                                    .cu_router_rows = cu_router_rows.as<std::int32_t>(),
                                    .chosen = chosen.as<std::int32_t>(),
                                    .experts = experts.as<std::int32_t>(),
                                    .scales = scales.as<float>(),
                                    .out_cu_seqlens = out_cu_seqlens.as<std::int32_t>(),
+                                   .out_image_starts = out_image_starts.as<std::int32_t>(),
                                    .out_grids = out_grids.as<std::int32_t>(),
                                    .out_router_rows = out_router_rows.as<std::int32_t>(),
                                    .positions = positions.as<std::int32_t>(),
+                                   .cache_rows = cache_rows.as<std::int32_t>(),
                                    .num_seqs = num_seqs,
                                    .num_router_rows = num_router_rows,
                                    .max_tokens = max_tokens};
   if (check.can_read()) {
-    check_cu_seqlens(check, "cu_seqlens", cu_seqlens, params.cu_seqlens[num_seqs]);
+    check_offsets(check, "cu_seqlens", cu_seqlens, params.cu_seqlens[num_seqs]);
     check.range("the end of cu_seqlens", params.cu_seqlens[num_seqs], 0, max_tokens);
-    check_cu_seqlens(check, "cu_router_rows", cu_router_rows, num_router_rows);
-    check_entries(check, "first_rows", first_rows, 0, INT32_MAX - max_tokens);
+    check_offsets(check, "cu_images", cu_images, num_images, "num_images");
+    check_offsets(check, "cu_router_rows", cu_router_rows, num_router_rows, "num_router_rows");
+    check_entries(check, "first_positions", first_positions, 0, INT32_MAX - max_tokens);
+    check_entries(check, "first_cache_rows", first_cache_rows, 0, INT32_MAX - max_tokens);
     check_entries(check, "kernels", kernels, 1, 1 << 15);
     if (routed) check_entries(check, "routed", *routed, -1, num_experts - 1);
     if (forced) check_entries(check, "forced", *forced, -1, num_experts - 1);
-    for (std::int64_t b = 0; b < num_seqs; ++b) check_sequence(check, params, b);
+    for (std::int64_t b = 0; b < num_seqs; ++b) {
+      check_images(check, params.images, b, params.cu_seqlens[b + 1] - params.cu_seqlens[b]);
+      check_router_rows(check, params, b);
+    }
   }
-  run(params, grids, stream);
+  run(params, cu_seqlens, stream);
 }
 
 }  // namespace dpn

@@ -5,6 +5,7 @@
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
 #include "core/tensor.h"
+#include "ops/reduction/images.h"
 
 namespace dpn {
 
@@ -15,22 +16,24 @@ struct AdvanceLayoutParams {
   const std::int32_t* forced;   // [num_seqs] expert to take, -1 where the router decides; null: nowhere
   const std::int32_t* kernels;  // [num_experts, 2]: height, width
   std::int64_t num_experts;
-  std::int64_t min_visual_tokens;
+  std::int64_t min_visual_tokens;  // of an image that is pooled
   // The layout of this stage.
-  const std::int32_t* cu_seqlens;      // [num_seqs + 1]
-  const std::int32_t* first_rows;      // [num_seqs] rows of each sequence before those in the batch
-  const std::int32_t* image_start;     // [num_seqs] relative to the sequence, -1 without an image
-  const std::int32_t* grids;           // [num_seqs, 2], (0, 0) without an image
+  const std::int32_t* cu_seqlens;        // [num_seqs + 1]
+  const std::int32_t* first_positions;   // [num_seqs] position of each sequence's first row
+  const std::int32_t* first_cache_rows;  // [num_seqs] row of the KV cache that it is stored in
+  Images images;
   const std::int32_t* router_rows;     // [num_router_rows] packed rows
   const std::int32_t* cu_router_rows;  // [num_seqs + 1]
-  // What is written.
-  std::int32_t* chosen;          // [num_seqs] expert taken, -1 where the sample is skipped
-  std::int32_t* experts;         // [num_seqs] for the pooling: as chosen, but -1 where its kernel does not fit the grid
-  float* scales;                 // [num_seqs] for the pooling: probability of the expert; 1 without a router
-  std::int32_t* out_cu_seqlens;  // [num_seqs + 1]; its end is the number of rows of the next stage
-  std::int32_t* out_grids;       // [num_seqs, 2]
-  std::int32_t* out_router_rows;  // [num_router_rows] packed rows of the next stage
-  std::int32_t* positions;        // [max_tokens] position of each row of the next stage, 0 behind the last
+  // What is written. What depends on the sequence's router holds for each of its images.
+  std::int32_t* chosen;            // [num_images] expert taken, -1 where the image is skipped
+  std::int32_t* experts;           // [num_images] for the pooling: as chosen, but -1 where the kernel is too large
+  float* scales;                   // [num_images] for the pooling: probability of the expert; 1 without a router
+  std::int32_t* out_cu_seqlens;    // [num_seqs + 1]; its end is the number of rows of the next stage
+  std::int32_t* out_image_starts;  // [num_images]
+  std::int32_t* out_grids;         // [num_images, 2]
+  std::int32_t* out_router_rows;   // [num_router_rows] packed rows of the next stage
+  std::int32_t* positions;         // [max_tokens] position of each row of the next stage, 0 after the last
+  std::int32_t* cache_rows;        // [max_tokens] row of the KV cache of each row of the next stage, 0 after the last
   std::int64_t num_seqs;
   std::int64_t num_router_rows;
   std::int64_t max_tokens;
@@ -38,10 +41,11 @@ struct AdvanceLayoutParams {
 
 // routed and probs are both given or both null.
 void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& scales, const Tensor& out_cu_seqlens,
-                    const Tensor& out_grids, const Tensor& out_router_rows, const Tensor& positions,
-                    const Tensor* routed, const Tensor* probs, const Tensor* forced, const Tensor& kernels,
-                    std::int64_t min_visual_tokens, const Tensor& cu_seqlens, const Tensor& first_rows,
-                    const Tensor& image_start, const Tensor& grids, const Tensor& router_rows,
+                    const Tensor& out_image_starts, const Tensor& out_grids, const Tensor& out_router_rows,
+                    const Tensor& positions, const Tensor& cache_rows, const Tensor* routed, const Tensor* probs,
+                    const Tensor* forced, const Tensor& kernels, std::int64_t min_visual_tokens,
+                    const Tensor& cu_seqlens, const Tensor& first_positions, const Tensor& first_cache_rows,
+                    const Tensor& cu_images, const Tensor& image_starts, const Tensor& grids, const Tensor& router_rows,
                     const Tensor& cu_router_rows, Stream stream);
 
 }  // namespace dpn

@@ -11,9 +11,13 @@ void advance_layout_kernel(const AdvanceLayoutParams& p) {
       p.out_router_rows[i] = advance_router_row(p, b, i);
     }
     const int first = p.out_cu_seqlens[b];
-    for (int row = first; row < p.out_cu_seqlens[b + 1]; ++row) p.positions[row] = row - first + p.first_rows[b];
+    for (int row = first; row < p.out_cu_seqlens[b + 1]; ++row) {
+      p.positions[row] = p.first_positions[b] + row - first;
+      p.cache_rows[row] = p.first_cache_rows[b] + row - first;
+    }
   }
-  for (std::int64_t row = p.out_cu_seqlens[num_seqs]; row < p.max_tokens; ++row) p.positions[row] = 0;
+  for (std::int64_t row = p.out_cu_seqlens[num_seqs]; row < p.max_tokens; ++row)
+    p.positions[row] = p.cache_rows[row] = 0;
 }
 
 }  // namespace dpn::DPN_ISA

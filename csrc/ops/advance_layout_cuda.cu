@@ -33,16 +33,19 @@ __global__ void __launch_bounds__(kWarpSize) advance_sequences_kernel(const __gr
   }
 }
 
-__global__ void __launch_bounds__(kThreads) positions_kernel(const __grid_constant__ AdvanceLayoutParams p) {
+__global__ void __launch_bounds__(kThreads) place_rows_kernel(const __grid_constant__ AdvanceLayoutParams p) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= p.max_tokens) return;
   const int num_seqs = static_cast<int>(p.num_seqs);
-  int position = 0;
+  int position = 0, cache_row = 0;
   if (row < p.out_cu_seqlens[num_seqs]) {
     const int b = sequence_of_row(p.out_cu_seqlens, num_seqs, static_cast<int>(row));
-    position = static_cast<int>(row) - p.out_cu_seqlens[b] + p.first_rows[b];
+    const int in_sequence = static_cast<int>(row) - p.out_cu_seqlens[b];
+    position = p.first_positions[b] + in_sequence;
+    cache_row = p.first_cache_rows[b] + in_sequence;
   }
   p.positions[row] = position;
+  p.cache_rows[row] = cache_row;
 }
 
 }  // namespace
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) positions_kernel(const __grid_consta
 void advance_layout_kernel(const AdvanceLayoutParams& p, Stream stream) {
   launch("advance_layout", advance_sequences_kernel, dim3(1), dim3(kWarpSize), 0, stream, p);
   const dim3 grid(static_cast<unsigned>(ceil_div(p.max_tokens, kThreads)));
-  launch("advance_layout", positions_kernel, grid, dim3(kThreads), 0, stream, p);
+  launch("advance_layout", place_rows_kernel, grid, dim3(kThreads), 0, stream, p);
 }
 
 }  // namespace dpn::cuda

@@ -126,7 +126,7 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   std::vector<std::int32_t> lengths;
   if (check.can_read()) {
-    check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+    check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
     lengths.resize(static_cast<std::size_t>(num_offsets - 1));
     for (std::size_t s = 0; s < lengths.size(); ++s) lengths[s] = offsets[s + 1] - offsets[s];
   }
@@ -181,7 +181,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   const auto* lengths = context_lens.as<std::int32_t>();
   if (check.can_read()) {
-    check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+    check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
     check_blocks(check, block_table, context_lens, num_cells, block_size);
   }
   for (std::int64_t s = 0; check.can_read() && s < num_seqs; ++s) {

@@ -1,6 +1,8 @@
 // Softmax attention of packed sequences over their own rows (prefill, vision tower), of several new rows per sequence
-// over paged keys and values (extend: a prefill whose beginning is in the cache), and of one new row per sequence over
-// them (decode). Grouped-query: query head h reads key/value head h / (num_heads / num_kv_heads).
+// over paged keys and values (extend: a prefill whose first rows are in the cache), and of one new row per sequence
+// over them (decode). Grouped-query: query head h reads key/value head h / (num_heads / num_kv_heads). What a row sees
+// depends on the order of the rows alone: in a packed batch on cu_seqlens, in the cache on cache rows, of which a
+// sequence has context_lens, the new ones last. Rotary positions play no part; rope_store has applied them.
 #pragma once
 
 #include "core/cpu_isa.h"

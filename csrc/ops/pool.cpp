@@ -1,16 +1,11 @@
 #include "ops/pool.h"
 
 #include "core/check.h"
+#include "ops/reduction/pooled_grid.h"
 
 namespace dpn {
 
 namespace {
-
-std::string at(const char* name, std::int64_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
-
-std::string grid_text(std::int64_t height, std::int64_t width) {
-  return std::to_string(height) + "x" + std::to_string(width);
-}
 
 void run(const PoolParams& params, const Tensor& x, Stream stream){DPN_CALL_KERNEL(pool_kernel, params, x, stream)}
 
@@ -29,35 +24,30 @@ std::int64_t given_length(const Checker& check, const PoolParams& p, std::int64_
 }
 
 // The rows of sequence b after pooling.
-std::int64_t pooled_length(const Checker& check, const PoolParams& p, std::int64_t b, std::int64_t num_experts) {
-  const std::int64_t length = given_length(check, p, b);
-  const std::int64_t expert = p.experts[b];
-  if (expert < -1 || expert >= num_experts) check.range(at("experts", b).c_str(), expert, -1, num_experts - 1);
-  if (expert == -1) return length;
-  const std::int64_t start = p.image_start[b], height = p.grids[2 * b], width = p.grids[2 * b + 1];
-  const std::int64_t kernel_height = p.kernels[2 * expert], kernel_width = p.kernels[2 * expert + 1];
-  if (start < 0 || height < 1 || width < 1) {
-    check.fail(at("experts", b) + " is " + std::to_string(expert) + ", but the sequence has no image: image_start " +
-               std::to_string(start) + ", grid " + grid_text(height, width) + "; expected -1");
+std::int64_t pooled_length(const Checker& check, const PoolParams& p, std::int64_t b) {
+  std::int64_t length = given_length(check, p, b);
+  check_images(check, p.images, b, length);
+  for (std::int64_t i = p.images.cu_images[b]; i < p.images.cu_images[b + 1]; ++i) {
+    const std::int64_t expert = p.experts[i];
+    if (expert == -1) continue;
+    if (expert < -1 || expert >= p.num_experts) check.range(at("experts", i).c_str(), expert, -1, p.num_experts - 1);
+    const Grid grid = grid_at(p.images.grids, i), kernel = grid_at(p.kernels, expert);
+    if (!fits(kernel, grid)) {
+      check.fail(at("experts", i) + " has the kernel " + grid_text(kernel.height, kernel.width) +
+                 ", which does not fit its grid " + grid_text(grid.height, grid.width));
+    }
+    length -= num_rows(grid) - num_rows(pooled_grid(grid, kernel));
   }
-  if (start + height * width > length) {
-    check.fail(at("grids", b) + " is " + grid_text(height, width) + " from row " + std::to_string(start) +
-               " on, but the sequence has " + std::to_string(length) + " rows");
-  }
-  if (kernel_height > height || kernel_width > width) {
-    check.fail(at("experts", b) + " has the kernel " + grid_text(kernel_height, kernel_width) +
-               ", which does not fit its grid " + grid_text(height, width));
-  }
-  return length - height * width + (height / kernel_height) * (width / kernel_width);
+  return length;
 }
 
-void check_rows(const Checker& check, const PoolParams& p, std::int64_t num_seqs, std::int64_t num_experts) {
-  for (std::int64_t b = 0; b < num_seqs; ++b) {
-    const std::int64_t expected = pooled_length(check, p, b, num_experts);
+void check_rows(const Checker& check, const PoolParams& p) {
+  for (std::int64_t b = 0; b < p.num_seqs; ++b) {
+    const std::int64_t expected = pooled_length(check, p, b);
     const std::int64_t given = p.out_cu_seqlens[b + 1] - p.out_cu_seqlens[b];
     if (p.lengths ? given < expected : given != expected) {
       check.fail("out_cu_seqlens gives sequence " + std::to_string(b) + " " + std::to_string(given) +
-                 " rows, expected " + (p.lengths ? "at least " : "") + std::to_string(expected) + " from its expert");
+                 " rows, expected " + (p.lengths ? "at least " : "") + std::to_string(expected) + " from its experts");
     }
   }
 }
@@ -83,37 +73,42 @@ std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, co
 
 }  // namespace
 
-void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
-          const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens, const Tensor* scales,
-          const Tensor* lengths, const std::string& function_name,
+void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& cu_images,
+          const Tensor& image_starts, const Tensor& grids, const Tensor& experts, const Tensor& kernels,
+          const Tensor& out_cu_seqlens, const Tensor* scales, const Tensor* lengths, const std::string& function_name,
           const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
   const Checker check("pool", x);
   const PoolFunction function = function_of(check, function_name);
   check.condition((function == PoolFunction::conv) == conv_weights.has_value(),
                   "conv_weights must be given for function 'conv' and for no other");
   Dim num_tokens("num_tokens"), hidden_size("hidden_size"), num_seqs("num_seqs"), num_offsets("num_seqs + 1");
-  Dim num_experts("num_experts"), num_out_tokens("num_out_tokens"), two("2", 2);
+  Dim num_images("num_images"), num_experts("num_experts"), num_out_tokens("num_out_tokens"), two("2", 2);
   check.tensor("x", x, {&num_tokens, &hidden_size}, check.floats())
-      .contiguous("experts", experts, {&num_seqs}, {DType::i32})
-      .contiguous("image_start", image_start, {&num_seqs}, {DType::i32})
-      .contiguous("grids", grids, {&num_seqs, &two}, {DType::i32})
+      .contiguous("experts", experts, {&num_images}, {DType::i32})
+      .contiguous("image_starts", image_starts, {&num_images}, {DType::i32})
+      .contiguous("grids", grids, {&num_images, &two}, {DType::i32})
       .contiguous("kernels", kernels, {&num_experts, &two}, {DType::i32})
       .contiguous("out", out, {&num_out_tokens, &hidden_size}, {x.dtype});
-  num_offsets.value = num_seqs + 1;
   check.contiguous("cu_seqlens", cu_seqlens, {&num_offsets}, {DType::i32})
+      .condition(num_offsets > 0, "cu_seqlens is empty, expected num_seqs + 1 entries");
+  num_seqs.value = num_offsets - 1;
+  check.contiguous("cu_images", cu_images, {&num_offsets}, {DType::i32})
       .contiguous("out_cu_seqlens", out_cu_seqlens, {&num_offsets}, {DType::i32});
-  if (scales) check.contiguous("scales", *scales, {&num_seqs}, {DType::f32}).no_overlap("out", out, "scales", *scales);
+  if (scales)
+    check.contiguous("scales", *scales, {&num_images}, {DType::f32}).no_overlap("out", out, "scales", *scales);
   if (lengths) {
     check.contiguous("lengths", *lengths, {&num_seqs}, {DType::i32}).no_overlap("out", out, "lengths", *lengths);
   }
   if (check.can_read()) {
-    check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
-    check_cu_seqlens(check, "out_cu_seqlens", out_cu_seqlens, num_out_tokens);
+    check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
+    check_offsets(check, "out_cu_seqlens", out_cu_seqlens, num_out_tokens);
+    check_offsets(check, "cu_images", cu_images, num_images, "num_images");
     check_entries(check, "kernels", kernels, 1, 1 << 15);
   }
   check.no_overlap("out", out, "x", x)
       .no_overlap("out", out, "cu_seqlens", cu_seqlens)
-      .no_overlap("out", out, "image_start", image_start)
+      .no_overlap("out", out, "cu_images", cu_images)
+      .no_overlap("out", out, "image_starts", image_starts)
       .no_overlap("out", out, "grids", grids)
       .no_overlap("out", out, "experts", experts)
       .no_overlap("out", out, "kernels", kernels)
@@ -126,8 +121,9 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
   const PoolParams params{.out = out.data,
                           .x = x.data,
                           .cu_seqlens = cu_seqlens.as<std::int32_t>(),
-                          .image_start = image_start.as<std::int32_t>(),
-                          .grids = grids.as<std::int32_t>(),
+                          .images = {.cu_images = cu_images.as<std::int32_t>(),
+                                     .starts = image_starts.as<std::int32_t>(),
+                                     .grids = grids.as<std::int32_t>()},
                           .experts = experts.as<std::int32_t>(),
                           .kernels = kernels.as<std::int32_t>(),
                           .out_cu_seqlens = out_cu_seqlens.as<std::int32_t>(),
@@ -142,7 +138,7 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
                           .x_stride = x.strides[0],
                           .function = function,
                           .dtype = x.dtype};
-  if (check.can_read()) check_rows(check, params, num_seqs, num_experts);
+  if (check.can_read()) check_rows(check, params);
   run(params, x, stream);
 }
 

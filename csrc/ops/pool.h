@@ -1,4 +1,4 @@
-// The pooling of a boundary: replaces the visual rows of every sequence by fewer, in one pass over a packed batch.
+// The pooling of a boundary: replaces the visual rows of every image by fewer, in one pass over a packed batch.
 #pragma once
 
 #include <optional>
@@ -8,21 +8,21 @@
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
 #include "core/tensor.h"
+#include "ops/reduction/images.h"
 
 namespace dpn {
 
 enum class PoolFunction { max, avg, conv };
 
 struct PoolParams {
-  void* out;                           // [num_out_tokens, hidden_size]
-  const void* x;                       // [num_tokens, hidden_size], row stride x_stride
-  const std::int32_t* cu_seqlens;      // [num_seqs + 1]
-  const std::int32_t* image_start;     // [num_seqs], row inside the sequence
-  const std::int32_t* grids;           // [num_seqs, 2]: height, width
-  const std::int32_t* experts;         // [num_seqs], -1: copy the sequence as it is
+  void* out;                       // [num_out_tokens, hidden_size]
+  const void* x;                   // [num_tokens, hidden_size], row stride x_stride
+  const std::int32_t* cu_seqlens;  // [num_seqs + 1]
+  Images images;
+  const std::int32_t* experts;         // [num_images], -1: copy the image as it is
   const std::int32_t* kernels;         // [num_experts, 2]: height, width
   const std::int32_t* out_cu_seqlens;  // [num_seqs + 1]
-  const float* scales;                 // [num_seqs], or null
+  const float* scales;                 // [num_images], or null
   const std::int32_t* lengths;         // [num_seqs] rows of each sequence; null: up to the next one's first
   const void* const* conv_weights;     // num_experts of [kernel height * kernel width, hidden_size], or null
   std::int64_t num_tokens;
@@ -35,10 +35,10 @@ struct PoolParams {
   DType dtype;
 };
 
-void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& image_start, const Tensor& grids,
-          const Tensor& experts, const Tensor& kernels, const Tensor& out_cu_seqlens, const Tensor* scales,
-          const Tensor* lengths, const std::string& function, const std::optional<std::vector<Tensor>>& conv_weights,
-          Stream stream);
+void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& cu_images,
+          const Tensor& image_starts, const Tensor& grids, const Tensor& experts, const Tensor& kernels,
+          const Tensor& out_cu_seqlens, const Tensor* scales, const Tensor* lengths, const std::string& function,
+          const std::optional<std::vector<Tensor>>& conv_weights, Stream stream);
 
 }  // namespace dpn
 

@@ -1,70 +1,70 @@
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "ops/pool.h"
+#include "ops/reduction/pooled_grid.h"
 
 namespace dpn::DPN_ISA {
 
 namespace {
 
-// One sequence: where its rows are and what becomes of them.
+// One image that is pooled.
 template <class T>
-struct Sample {
-  const T* x;                 // first row
-  std::int64_t visual_begin;  // rows [visual_begin, visual_end) of the output are pooled, the others copied
-  std::int64_t visual_end;
-  std::int64_t dropped;  // rows that an output row behind the image has moved up by
-  std::int64_t end;      // rows of the output; behind them there is room, which is zeroed
-  std::int64_t width;
+struct Image {
+  const T* x;          // first visual row
+  std::int64_t begin;  // rows [begin, end) of the sequence's output are pooled
+  std::int64_t end;
+  std::int64_t dropped;  // rows fewer than before
+  Grid grid;
+  Grid kernel;
   std::int64_t out_width;
-  std::int64_t kernel_height;
-  std::int64_t kernel_width;
   float scale;
   const T* conv_weight;
 };
 
+// x: first row of the sequence; dropped: rows fewer that the images before have.
 template <class T>
-Sample<T> sample_of(const PoolParams& p, std::int64_t b) {
-  Sample<T> s{};
-  s.x = static_cast<const T*>(p.x) + p.cu_seqlens[b] * p.x_stride;
-  const std::int32_t expert = p.experts[b];
-  s.end = p.lengths ? p.lengths[b] : p.cu_seqlens[b + 1] - p.cu_seqlens[b];
-  if (expert < 0) return s;
-  const std::int64_t height = p.grids[2 * b];
-  s.width = p.grids[2 * b + 1];
-  s.kernel_height = p.kernels[2 * expert];
-  s.kernel_width = p.kernels[2 * expert + 1];
-  s.out_width = s.width / s.kernel_width;
-  s.visual_begin = p.image_start[b];
-  s.visual_end = s.visual_begin + height / s.kernel_height * s.out_width;
-  s.dropped = s.visual_begin + height * s.width - s.visual_end;
-  s.end -= s.dropped;
-  s.scale = p.scales ? p.scales[b] : 1.0f;
-  s.conv_weight = p.conv_weights ? static_cast<const T*>(p.conv_weights[expert]) : nullptr;
-  return s;
+Image<T> image_at(const PoolParams& p, std::int64_t i, const T* x, std::int64_t dropped) {
+  const std::int32_t expert = p.experts[i];
+  const Grid grid = grid_at(p.images.grids, i), kernel = grid_at(p.kernels, expert);
+  const Grid pooled = pooled_grid(grid, kernel);
+  const std::int64_t start = p.images.starts[i], begin = start - dropped;
+  return {.x = x + start * p.x_stride,
+          .begin = begin,
+          .end = begin + num_rows(pooled),
+          .dropped = num_rows(grid) - num_rows(pooled),
+          .grid = grid,
+          .kernel = kernel,
+          .out_width = pooled.width,
+          .scale = p.scales ? p.scales[i] : 1.0f,
+          .conv_weight = p.conv_weights ? static_cast<const T*>(p.conv_weights[expert]) : nullptr};
 }
 
 // NaN wins, as in torch's max_pool2d.
 inline VecF max_or_nan(VecF best, VecF value) { return value > best || value != value ? value : best; }
 
+// The window of number `index` in the pooled image.
 template <class T, PoolFunction function>
-void pool_row(const PoolParams& p, const Sample<T>& s, const T* corner, T* out) {
-  const auto area = static_cast<float>(s.kernel_height * s.kernel_width);
+void pool_row(const PoolParams& p, const Image<T>& image, std::int64_t index, T* out) {
+  const Grid kernel = image.kernel;
+  const std::int64_t top = index / image.out_width * kernel.height, left = index % image.out_width * kernel.width;
+  const T* corner = image.x + (top * image.grid.width + left) * p.x_stride;
+  const auto area = static_cast<float>(num_rows(kernel));
   for_each_vector(p.hidden_size, [&](std::int64_t i, int n) {
     VecF value = function == PoolFunction::max ? load_n(corner + i, n) : VecF{};
-    for (std::int64_t y = 0; y < s.kernel_height; ++y) {
-      for (std::int64_t x = 0; x < s.kernel_width; ++x) {
-        const VecF element = load_n(corner + (y * s.width + x) * p.x_stride + i, n);
+    for (std::int64_t y = 0; y < kernel.height; ++y) {
+      for (std::int64_t x = 0; x < kernel.width; ++x) {
+        const VecF element = load_n(corner + (y * image.grid.width + x) * p.x_stride + i, n);
         if constexpr (function == PoolFunction::max) {
           value = max_or_nan(value, element);
         } else if constexpr (function == PoolFunction::avg) {
           value += element;
         } else {
-          value += element * load_n(s.conv_weight + (y * s.kernel_width + x) * p.hidden_size + i, n);
+          value += element * load_n(image.conv_weight + (y * kernel.width + x) * p.hidden_size + i, n);
         }
       }
     }
     if constexpr (function == PoolFunction::avg) value /= area;
-    store_n(out + i, value * s.scale, n);
+    store_n(out + i, value * image.scale, n);
   });
 }
 
@@ -75,21 +75,30 @@ void copy_rows(const PoolParams& p, const T* x, T* out, std::int64_t count) {
   }
 }
 
-// Rows [begin, end) of one sequence's output.
+// Rows [begin, end) of one sequence's output: images in turn, and what is copied before each and after the last. After
+// the sequence's own rows there may be room, which is zeroed.
 template <class T, PoolFunction function>
 void write_rows(const PoolParams& p, std::int64_t b, std::int64_t begin, std::int64_t end) {
-  const Sample<T> s = sample_of<T>(p, b);
+  const T* x = static_cast<const T*>(p.x) + p.cu_seqlens[b] * p.x_stride;
   T* out = static_cast<T*>(p.out) + p.out_cu_seqlens[b] * p.hidden_size;
-  const auto limit = [&](std::int64_t row) { return row < begin ? begin : row > end ? end : row; };
-  const std::int64_t visual_begin = limit(s.visual_begin), visual_end = limit(s.visual_end), held = limit(s.end);
-  copy_rows(p, s.x + begin * p.x_stride, out + begin * p.hidden_size, visual_begin - begin);
-  for (std::int64_t row = visual_begin; row < visual_end; ++row) {
-    const std::int64_t index = row - s.visual_begin;
-    const std::int64_t y = index / s.out_width * s.kernel_height, x = index % s.out_width * s.kernel_width;
-    pool_row<T, function>(p, s, s.x + (s.visual_begin + y * s.width + x) * p.x_stride, out + row * p.hidden_size);
+  std::int64_t row = begin, dropped = 0;  // the next row, and how many fewer there are before it than in x
+  const auto copy_to = [&](std::int64_t stop) {
+    stop = stop < end ? stop : end;
+    if (row >= stop) return;
+    copy_rows(p, x + (row + dropped) * p.x_stride, out + row * p.hidden_size, stop - row);
+    row = stop;
+  };
+  for (std::int64_t i = p.images.cu_images[b]; i < p.images.cu_images[b + 1] && row < end; ++i) {
+    if (p.experts[i] < 0) continue;
+    const Image<T> image = image_at(p, i, x, dropped);
+    copy_to(image.begin);
+    for (; row < end && row < image.end; ++row) {
+      pool_row<T, function>(p, image, row - image.begin, out + row * p.hidden_size);
+    }
+    dropped += image.dropped;
   }
-  copy_rows(p, s.x + (visual_end + s.dropped) * p.x_stride, out + visual_end * p.hidden_size, held - visual_end);
-  std::memset(out + held * p.hidden_size, 0, static_cast<std::size_t>((end - held) * p.hidden_size) * sizeof(T));
+  copy_to((p.lengths ? p.lengths[b] : p.cu_seqlens[b + 1] - p.cu_seqlens[b]) - dropped);
+  std::memset(out + row * p.hidden_size, 0, static_cast<std::size_t>((end - row) * p.hidden_size) * sizeof(T));
 }
 
 template <class T, PoolFunction function>

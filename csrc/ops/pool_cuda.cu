@@ -2,6 +2,7 @@
 #include "core/cuda_sequences.cuh"
 #include "core/cuda_vector.cuh"
 #include "ops/pool.h"
+#include "ops/reduction/pooled_grid.h"
 
 namespace dpn::cuda {
 
@@ -19,10 +20,9 @@ struct ConvWeights {
 
 // Where an output row comes from.
 struct Window {
-  std::int64_t corner;  // row of x, kNoRow behind the end of a sequence
+  std::int64_t corner;  // row of x, kNoRow after the end of a sequence
   int width;            // of the grid
-  int kernel_height;    // 0: the row is copied
-  int kernel_width;
+  Grid kernel;          // height 0: the row is copied
   int expert;
   float scale;
 };
@@ -30,27 +30,27 @@ struct Window {
 __device__ Window window_of_row(const PoolParams& p, int row) {
   const int b = sequence_of_row(p.out_cu_seqlens, static_cast<int>(p.num_seqs), row);
   const int in_sequence = row - p.out_cu_seqlens[b], first = p.cu_seqlens[b];
-  Window w{.corner = first + in_sequence};
-  w.expert = p.experts[b];
-  int dropped = 0;  // rows of the image that have no row of their own in the output
-  if (w.expert >= 0) {
-    const int start = p.image_start[b], height = p.grids[2 * b];
-    w.width = p.grids[2 * b + 1];
-    const int kernel_height = p.kernels[2 * w.expert], kernel_width = p.kernels[2 * w.expert + 1];
-    const int out_width = w.width / kernel_width, out_visual = height / kernel_height * out_width;
-    const int visual = in_sequence - start;
-    if (visual >= 0 && visual < out_visual) {
-      w.kernel_height = kernel_height;
-      w.kernel_width = kernel_width;
-      w.corner = first + start + visual / out_width * kernel_height * w.width + visual % out_width * kernel_width;
-      w.scale = p.scales ? p.scales[b] : 1.0f;
-      return w;
+  int dropped = 0;  // rows fewer before this one than in x
+  for (int i = p.images.cu_images[b]; i < p.images.cu_images[b + 1]; ++i) {
+    const int start = p.images.starts[i], expert = p.experts[i], visual = in_sequence + dropped - start;
+    if (visual < 0) break;
+    if (expert < 0) continue;
+    const Grid grid = grid_at(p.images.grids, i), kernel = grid_at(p.kernels, expert);
+    const Grid pooled = pooled_grid(grid, kernel);
+    const int num_pooled = static_cast<int>(num_rows(pooled));
+    if (visual < num_pooled) {
+      const int y = visual / pooled.width * kernel.height, x = visual % pooled.width * kernel.width;
+      return {.corner = first + start + y * grid.width + x,
+              .width = grid.width,
+              .kernel = kernel,
+              .expert = expert,
+              .scale = p.scales ? p.scales[i] : 1.0f};
     }
-    dropped = height * w.width - out_visual;
-    if (visual >= 0) w.corner += dropped;
+    dropped += static_cast<int>(num_rows(grid)) - num_pooled;
   }
-  if (p.lengths && in_sequence >= p.lengths[b] - dropped) w.corner = kNoRow;
-  return w;
+  const bool is_held = !p.lengths || in_sequence + dropped < p.lengths[b];
+  return {
+      .corner = is_held ? first + in_sequence + dropped : kNoRow, .width = 0, .kernel = {}, .expert = 0, .scale = 0};
 }
 
 // NaN wins, as in torch's max_pool2d.
@@ -63,7 +63,7 @@ __device__ Vector<T, kWidth> pooled(const PoolParams& p, const Window& w, const 
   for (int i = 0; i < kWidth; ++i) values[i] = kFunction == PoolFunction::max ? -INFINITY : 0.0f;
   // kAtOnce elements are on their way before the first is used: most windows have no more.
   constexpr int kAtOnce = 4;
-  const int area = w.kernel_height * w.kernel_width;
+  const int area = w.kernel.height * w.kernel.width;
   int x = 0, y = 0;
   for (int first = 0; first < area; first += kAtOnce) {
     Vector<T, kWidth> loaded[kAtOnce];
@@ -71,7 +71,7 @@ __device__ Vector<T, kWidth> pooled(const PoolParams& p, const Window& w, const 
     for (int j = 0; j < kAtOnce; ++j) {
       if (first + j >= area) break;
       loaded[j] = load<kWidth>(corner + (y * w.width + x) * p.x_stride);
-      if (++x == w.kernel_width) x = 0, ++y;
+      if (++x == w.kernel.width) x = 0, ++y;
     }
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
@@ -108,9 +108,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const T* x = static_cast<const T*>(p.x) + (is_held ? w.corner * p.x_stride : 0);
   T* out = static_cast<T*>(p.out) + row * p.hidden_size;
   const T* weights =
-      kFunction == PoolFunction::conv && w.kernel_height ? static_cast<const T*>(conv.weights[w.expert]) : nullptr;
+      kFunction == PoolFunction::conv && w.kernel.height ? static_cast<const T*>(conv.weights[w.expert]) : nullptr;
   for (int column = static_cast<int>(threadIdx.x) * kWidth; column < p.hidden_size; column += kThreads * kWidth) {
-    store(out + column, w.kernel_height ? pooled<T, kFunction, kWidth>(p, w, x + column, weights + column)
+    store(out + column, w.kernel.height ? pooled<T, kFunction, kWidth>(p, w, x + column, weights + column)
                         : is_held       ? load<kWidth>(x + column)
                                         : Vector<T, kWidth>{});
   }

@@ -6,23 +6,26 @@ namespace dpn {
 
 namespace {
 
-std::string at(const char* name, std::int64_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
+// Every position has a row in cos_sin.
+void check_positions(const Checker& check, const RopeStoreParams& p, std::int64_t max_positions) {
+  for (std::int64_t t = 0; t < p.num_tokens; ++t) {
+    if (p.positions[t] < 0 || p.positions[t] >= max_positions) {
+      check.range(at("positions", t).c_str(), p.positions[t], 0, max_positions - 1);
+    }
+  }
+}
 
-// Every position has a row in cos_sin and a cell in the block table, and that cell exists. Only entries in use are
-// looked at: a block table is padded with whatever its owner likes.
-void check_slots(const Checker& check, const RopeStoreParams& p, std::int64_t num_seqs, std::int64_t max_positions,
-                 std::int64_t num_cells) {
-  for (std::int64_t b = 0; b < num_seqs; ++b) {
-    std::int64_t block_begin = 0, block_end = 0;  // positions of the cell that was checked last
+// Every cache row lies in a cell of its sequence's row of the block table, and that cell exists. Only entries in use
+// are read: a block table is padded with any value.
+void check_cache_rows(const Checker& check, const RopeStoreParams& p, std::int64_t num_cells) {
+  for (std::int64_t b = 0; b < p.num_seqs; ++b) {
+    std::int64_t block_begin = 0, block_end = 0;  // rows of the cell that was checked last
     for (std::int64_t t = p.cu_seqlens[b]; t < p.cu_seqlens[b + 1]; ++t) {
-      const std::int64_t position = p.positions[t];
-      if (position >= block_begin && position < block_end && position < max_positions) continue;
-      if (position < 0 || position >= max_positions) {
-        check.range(at("positions", t).c_str(), position, 0, max_positions - 1);
-      }
-      const std::int64_t block = position / p.block_size;
-      if (block >= p.max_blocks) {
-        check.fail(at("positions", t) + " is " + std::to_string(position) + ", but block_table holds " +
+      const std::int64_t row = p.cache_rows[t];
+      if (row >= block_begin && row < block_end) continue;
+      const std::int64_t block = row / p.block_size;
+      if (row < 0 || block >= p.max_blocks) {
+        check.fail(at("cache_rows", t) + " is " + std::to_string(row) + ", but block_table holds " +
                    std::to_string(p.max_blocks) + " blocks of " + std::to_string(p.block_size) + " rows");
       }
       const std::int64_t cell = p.block_table[b * p.max_blocks + block];
@@ -41,9 +44,9 @@ void run(const RopeStoreParams& params, const Tensor& qkv, Stream stream) {
 
 }  // namespace
 
-void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& kv_cache,
-                std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens, std::int64_t num_heads,
-                std::int64_t num_kv_heads, Stream stream) {
+void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_rows, const Tensor& cos_sin,
+                const Tensor& kv_cache, std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens,
+                std::int64_t num_heads, std::int64_t num_kv_heads, Stream stream) {
   const Checker check("rope_store", qkv);
   constexpr std::int64_t kMostHeads = 1 << 20;  // keeps the products below far from overflow
   check.range("num_heads", num_heads, 1, kMostHeads).range("num_kv_heads", num_kv_heads, 1, num_heads);
@@ -60,6 +63,7 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_si
   Dim block_size("block_size");
   check.tensor("qkv", qkv, {&num_tokens, &qkv_size}, check.floats())
       .contiguous("positions", positions, {&num_tokens}, {DType::i32})
+      .contiguous("cache_rows", cache_rows, {&num_tokens}, {DType::i32})
       .contiguous("kv_cache", kv_cache, {&num_cells, &layers_per_cell, &two, &kv_heads, &block_size, &head_dim},
                   {qkv.dtype})
       .contiguous("block_table", block_table, {&num_seqs, &max_blocks}, {DType::i32});
@@ -71,15 +75,17 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_si
   // An index that changed while the kernel writes would be followed without a check.
   for (const auto& [written_name, written] : {std::pair{"qkv", &qkv}, {"kv_cache", &kv_cache}}) {
     check.no_overlap(written_name, *written, "positions", positions)
+        .no_overlap(written_name, *written, "cache_rows", cache_rows)
         .no_overlap(written_name, *written, "cos_sin", cos_sin)
         .no_overlap(written_name, *written, "block_table", block_table)
         .no_overlap(written_name, *written, "cu_seqlens", cu_seqlens);
   }
   check.no_overlap("qkv", qkv, "kv_cache", kv_cache);
-  if (check.can_read()) check_cu_seqlens(check, "cu_seqlens", cu_seqlens, num_tokens);
+  if (check.can_read()) check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
   const RopeStoreParams params{.qkv = qkv.data,
                                .kv_cache = kv_cache.data,
                                .positions = positions.as<std::int32_t>(),
+                               .cache_rows = cache_rows.as<std::int32_t>(),
                                .cos_sin = cos_sin.as<float>(),
                                .block_table = block_table.as<std::int32_t>(),
                                .cu_seqlens = cu_seqlens.as<std::int32_t>(),
@@ -94,7 +100,10 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_si
                                .block_size = block_size,
                                .max_blocks = max_blocks,
                                .dtype = qkv.dtype};
-  if (check.can_read()) check_slots(check, params, num_seqs, max_positions, num_cells);
+  if (check.can_read()) {
+    check_positions(check, params, max_positions);
+    check_cache_rows(check, params, num_cells);
+  }
   run(params, qkv, stream);
 }
 

@@ -10,7 +10,8 @@ namespace dpn {
 struct RopeStoreParams {
   void* qkv;                        // [num_tokens, (num_heads + 2 num_kv_heads) * head_dim], row stride qkv_stride
   void* kv_cache;                   // [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
-  const std::int32_t* positions;    // [num_tokens]
+  const std::int32_t* positions;    // [num_tokens] rotary position of each row
+  const std::int32_t* cache_rows;   // [num_tokens] row of its sequence's KV cache that each row is stored in
   const float* cos_sin;             // [max_positions, head_dim]: head_dim / 2 cosines, then as many sines
   const std::int32_t* block_table;  // [num_seqs, max_blocks]
   const std::int32_t* cu_seqlens;   // [num_seqs + 1]
@@ -27,11 +28,11 @@ struct RopeStoreParams {
   DType dtype;
 };
 
-// Rotates the query and key heads of `qkv` in place and writes keys and values of row t of sequence b to row
-// positions[t] % block_size of cell block_table[b, positions[t] / block_size].
-void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& kv_cache,
-                std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens, std::int64_t num_heads,
-                std::int64_t num_kv_heads, Stream stream);
+// Rotates the query and key heads of `qkv` in place by the angles of positions[t], and writes keys and values of row t
+// of sequence b to row cache_rows[t] % block_size of cell block_table[b, cache_rows[t] / block_size].
+void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_rows, const Tensor& cos_sin,
+                const Tensor& kv_cache, std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens,
+                std::int64_t num_heads, std::int64_t num_kv_heads, Stream stream);
 
 }  // namespace dpn
 

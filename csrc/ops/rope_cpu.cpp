@@ -20,19 +20,19 @@ void rotate(T* head, const float* cosines, std::int64_t half) {
 
 template <class T>
 void rope_store_row(const RopeStoreParams& p, std::int64_t token, std::int64_t sequence) {
-  const std::int64_t position = p.positions[token];
-  const float* cosines = p.cos_sin + position * p.head_dim;
+  const std::int64_t cache_row = p.cache_rows[token];
+  const float* cosines = p.cos_sin + p.positions[token] * p.head_dim;
   T* q = static_cast<T*>(p.qkv) + token * p.qkv_stride;
   T* k = q + p.num_heads * p.head_dim;
   const T* v = k + p.num_kv_heads * p.head_dim;
   for (std::int64_t head = 0; head < p.num_heads + p.num_kv_heads; ++head) {
     rotate(q + head * p.head_dim, cosines, p.head_dim / 2);
   }
-  const std::int64_t cell = p.block_table[sequence * p.max_blocks + position / p.block_size];
+  const std::int64_t cell = p.block_table[sequence * p.max_blocks + cache_row / p.block_size];
   const std::int64_t head_stride = p.block_size * p.head_dim;
   T* k_cache = static_cast<T*>(p.kv_cache) +
                (cell * p.layers_per_cell + p.layer_in_cell) * 2 * p.num_kv_heads * head_stride +
-               position % p.block_size * p.head_dim;
+               cache_row % p.block_size * p.head_dim;
   T* v_cache = k_cache + p.num_kv_heads * head_stride;
   const std::size_t head_bytes = static_cast<std::size_t>(p.head_dim) * sizeof(T);
   for (std::int64_t head = 0; head < p.num_kv_heads; ++head) {

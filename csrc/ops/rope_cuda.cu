@@ -28,16 +28,16 @@ __global__ void __launch_bounds__(kThreads) rope_store_kernel(RopeStoreParams p,
   const int token = static_cast<int>(blockIdx.x);
   if (token >= p.cu_seqlens[num_seqs]) return;  // a batch may be shorter than its buffer
   const int sequence = sequence_of_row(p.cu_seqlens, num_seqs, token);
-  const int position = p.positions[token];
+  const int cache_row = p.cache_rows[token];
   const int head_dim = static_cast<int>(p.head_dim), half = head_dim / 2, block_size = static_cast<int>(p.block_size);
   const int num_heads = static_cast<int>(p.num_heads), num_kv_heads = static_cast<int>(p.num_kv_heads);
-  const float* cosines = p.cos_sin + static_cast<std::int64_t>(position) * head_dim;
+  const float* cosines = p.cos_sin + static_cast<std::int64_t>(p.positions[token]) * head_dim;
   T* row = static_cast<T*>(p.qkv) + token * p.qkv_stride;
-  const std::int64_t cell = p.block_table[sequence * p.max_blocks + position / block_size];
+  const std::int64_t cell = p.block_table[sequence * p.max_blocks + cache_row / block_size];
   const std::int64_t head_stride = p.block_size * p.head_dim;
   T* cache = static_cast<T*>(p.kv_cache) +
              (cell * p.layers_per_cell + p.layer_in_cell) * 2 * num_kv_heads * head_stride +
-             position % block_size * head_dim;
+             cache_row % block_size * head_dim;
 
   const int vectors_per_head = half / kWidth;
   const int item = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);

@@ -94,7 +94,7 @@ void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, con
   check.contiguous("router_rows", router_rows, {&num_rows}, {DType::i32})
       .contiguous("cu_router_rows", cu_router_rows, {&num_offsets}, {DType::i32});
   if (check.can_read()) {
-    check_cu_seqlens(check, "cu_router_rows", cu_router_rows, num_rows);
+    check_offsets(check, "cu_router_rows", cu_router_rows, num_rows, "num_router_rows");
     check_entries(check, "router_rows", router_rows, 0, num_tokens - 1);
   }
   check.condition(num_offsets > 0, "cu_router_rows is empty, expected num_seqs + 1 entries");

@@ -141,6 +141,7 @@ class Layer:
         ops.rope_store(
             qkv,
             batch.positions,
+            batch.positions,  # the cache rows: every stage numbers its rows from 0
             self._cos_sin,
             cache.cells,
             cache.layer_in_cell,

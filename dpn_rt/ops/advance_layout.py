@@ -1,4 +1,4 @@
-"""The layout of the next stage, made where the experts are."""
+"""From the experts of a boundary to the layout of the next stage, on the device that holds them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,39 @@ class DeviceLayout:
 
     cu_seqlens: Tensor
     """`[num_seqs + 1]` first packed row of each sequence, and the number of rows at the end."""
-    first_rows: Tensor
-    """`[num_seqs]` rows of each sequence before them, which are in the cache."""
-    image_start: Tensor
-    """`[num_seqs]` first visual row, relative to the sequence, -1 without an image."""
+    first_positions: Tensor
+    """`[num_seqs]` position of each sequence's first row."""
+    first_cache_rows: Tensor
+    """`[num_seqs]` row of its KV cache that each sequence's first row is stored in: rows before it are cached."""
+    cu_images: Tensor
+    """`[num_seqs + 1]` first image of each sequence, and the number of images at the end."""
+    image_starts: Tensor
+    """`[num_images]` first visual row of each image, relative to its sequence. The images of a sequence are listed in
+    the order of their rows, and no two share a row."""
     grids: Tensor
-    """`[num_seqs, 2]` rows and columns of visual tokens, (0, 0) without an image."""
+    """`[num_images, 2]` rows and columns of each image's visual tokens."""
     router_rows: Tensor
     """`[num_router_rows]` packed rows that the router reads, grouped by sequence."""
     cu_router_rows: Tensor
     """`[num_seqs + 1]` offsets into `router_rows`."""
     positions: Tensor
-    """`[max_tokens]` position of each packed row, 0 behind the last."""
+    """`[max_tokens]` rotary position of each packed row, 0 after the last."""
+    cache_rows: Tensor
+    """`[max_tokens]` row of its sequence's KV cache that each packed row is stored in, 0 after the last."""
 
 
 @dataclass(frozen=True)
 class Advance:
-    """What a boundary does, and the layout behind it."""
+    """What a boundary does, and the layout after it."""
 
     chosen: Tensor
-    """`[num_seqs]` int32 expert taken, -1 where the sample has too few visual tokens and is skipped."""
+    """`[num_images]` int32 expert taken, -1 where the image has too few visual tokens and is skipped."""
     experts: Tensor
-    """`[num_seqs]` int32 for `pool`: as `chosen`, but -1 also where the kernel is higher or wider than the grid."""
+    """`[num_images]` int32 for `pool`: as `chosen`, but -1 also where the kernel is higher or wider than the grid."""
     scales: Tensor
-    """`[num_seqs]` float32 for `pool`: the expert's probability; 1 without a router."""
+    """`[num_images]` float32 for `pool`: the expert's probability; 1 without a router."""
     layout: DeviceLayout
+    """Of the next stage."""
 
 
 @face
@@ -54,50 +62,60 @@ def advance_layout(
     probs: Tensor | None = None,
     forced: Tensor | None = None,
 ) -> Advance:
-    """The counterpart of `pyramid.pooled_grids` and `Layout.pooled` that reads nothing back from the GPU.
+    """Experts and layout of the next stage, without reading anything back from the GPU.
+
+    The choice of a sequence, by its router or forced, holds for each of its images that has at least
+    `min_visual_tokens` visual tokens. An image whose grid is too small for the kernel stays as it is.
 
     Args:
-        layout: of the stage before.
+        layout: of the stage before the boundary.
         kernels: `[num_experts, 2]` int32, height and width.
-        min_visual_tokens: from which on a sample is pooled.
+        min_visual_tokens: an image with fewer visual tokens is skipped.
         routed: `[num_seqs]` int32 from `route`, with `probs`; None without a router.
         probs: `[num_seqs, num_experts]` float32 from `route`.
-        forced: `[num_seqs]` int32 expert to take, -1 where the router decides; None: it decides everywhere. Without a
-            router, -1 means expert 0.
+        forced: `[num_seqs]` int32 expert to take, -1 where the router decides; None: the router decides everywhere.
+            Without a router, -1 means expert 0.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.
     """
     after = DeviceLayout(
         cu_seqlens=torch.empty_like(layout.cu_seqlens),
-        first_rows=layout.first_rows,
-        image_start=layout.image_start,
+        first_positions=layout.first_positions,
+        first_cache_rows=layout.first_cache_rows,
+        cu_images=layout.cu_images,
+        image_starts=torch.empty_like(layout.image_starts),
         grids=torch.empty_like(layout.grids),
         router_rows=torch.empty_like(layout.router_rows),
         cu_router_rows=layout.cu_router_rows,
         positions=torch.empty_like(layout.positions),
+        cache_rows=torch.empty_like(layout.cache_rows),
     )
-    chosen, experts = torch.empty_like(layout.first_rows), torch.empty_like(layout.first_rows)
-    scales = torch.empty_like(layout.first_rows, dtype=torch.float32)
+    chosen, experts = torch.empty_like(layout.image_starts), torch.empty_like(layout.image_starts)
+    scales = torch.empty_like(layout.image_starts, dtype=torch.float32)
     _kernels.advance_layout(
         chosen,
         experts,
         scales,
         after.cu_seqlens,
+        after.image_starts,
         after.grids,
         after.router_rows,
         after.positions,
+        after.cache_rows,
         routed,
         probs,
         forced,
         kernels,
         min_visual_tokens,
         layout.cu_seqlens,
-        layout.first_rows,
-        layout.image_start,
+        layout.first_positions,
+        layout.first_cache_rows,
+        layout.cu_images,
+        layout.image_starts,
         layout.grids,
         layout.router_rows,
         layout.cu_router_rows,
-        stream_of(layout.grids),
+        stream_of(layout.cu_seqlens),
     )
     return Advance(chosen, experts, scales, after)

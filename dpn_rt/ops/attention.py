@@ -1,4 +1,8 @@
-"""Softmax attention over packed sequences and over the paged KV cache, with grouped-query heads."""
+"""Softmax attention over packed sequences and over the paged KV cache, with grouped-query heads.
+
+What a row sees depends on the order of the rows alone: their order in the packed batch, or in the cache. Rotary
+positions, which `rope_store` has applied to queries and keys, play no part.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,8 @@ def attention_extend(
 ) -> Tensor:
     """Causal attention of the last rows of every sequence over the rows that the paged cache holds, these included.
 
-    A prefill whose beginning has been computed before: the new rows' keys and values are stored first (`rope_store`).
+    A prefill whose first rows are in the cache: the new rows' keys and values are stored first (`rope_store`), in
+    the last cache rows, which end at `context_lens[s]`. Each new row sees the cache rows up to its own.
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous: the new rows, packed.
@@ -86,7 +91,8 @@ def attention_decode(
 ) -> Tensor:
     """Attention of one row per sequence over the rows that the paged cache holds for it.
 
-    Row r of sequence s is row `r % block_size` of cell `block_table[s, r // block_size]`.
+    Cache row r of sequence s is row `r % block_size` of cell `block_table[s, r // block_size]`. Rows 0 to
+    `context_lens[s] - 1` are seen.
 
     Args:
         q: `[num_seqs, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous. head_dim is a multiple of

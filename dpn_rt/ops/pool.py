@@ -1,4 +1,4 @@
-"""The pooling of a boundary: fewer visual rows per sequence, each by its own expert."""
+"""The pooling of a boundary: fewer visual rows of every image, each by its own expert."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dpn_rt.ops.stream import stream_of
 def pool(
     x: Tensor,
     cu_seqlens: Tensor,
-    image_start: Tensor,
+    cu_images: Tensor,
+    image_starts: Tensor,
     grids: Tensor,
     experts: Tensor,
     kernels: Tensor,
@@ -32,25 +33,28 @@ def pool(
 ) -> Tensor:
     """Pack text rows and pooled visual rows of every sequence into the layout of the next stage, in one pass.
 
-    The visual rows of sequence b are the grid `grids[b]`, row-major, from row `image_start[b]` of that sequence on,
-    which is row `cu_seqlens[b] + image_start[b]` of `x`. They are pooled by the kernel of expert `experts[b]`, stride =
-    kernel, no padding, trailing rows and columns dropped, and multiplied by `scales[b]` (float32, rounded once); a 1x1
-    expert scales as well. Text rows are copied bit by bit, and so is all of a sequence whose expert is -1.
+    Sequence b has the images `cu_images[b]` to `cu_images[b + 1] - 1`, any number of them. The visual rows of image i
+    are the grid `grids[i]`, row-major, from row `image_starts[i]` of its sequence on, which is row
+    `cu_seqlens[b] + image_starts[i]` of `x`. They are pooled by the kernel of expert `experts[i]`, stride = kernel, no
+    padding, trailing rows and columns dropped, and multiplied by `scales[i]` (float32, rounded once); a 1x1 expert
+    scales as well. Text rows are copied bit by bit, and so are the rows of an image whose expert is -1.
 
     Args:
         x: `[num_tokens, hidden_size]`, float32 or bfloat16; rows may be strided.
         cu_seqlens: `[num_seqs + 1]` int32.
-        image_start: `[num_seqs]` int32, relative to the sequence; not read where the expert is -1.
-        grids: `[num_seqs, 2]` int32, height and width; not read where the expert is -1.
-        experts: `[num_seqs]` int32 in `[-1, num_experts)`; -1 for a sequence without image or one that skips.
+        cu_images: `[num_seqs + 1]` int32, first image of every sequence, then `num_images`.
+        image_starts: `[num_images]` int32 first visual row of each image, relative to its sequence. The images of a
+            sequence are listed in the order of their rows, and no two share a row.
+        grids: `[num_images, 2]` int32, height and width.
+        experts: `[num_images]` int32 in `[-1, num_experts)`; -1 for an image that stays as it is.
         kernels: `[num_experts, 2]` int32, height and width, at least 1.
         out_cu_seqlens: `[num_seqs + 1]` int32, what the experts make of `cu_seqlens`.
-        scales: `[num_seqs]` float32.
+        scales: `[num_images]` float32; None: 1.
         function: `max` (NaN wins, as in torch), `avg`, or `conv` (depthwise).
         conv_weights: for `conv`, one `[kernel height * kernel width, hidden_size]` per expert, dtype of `x`.
-        lengths: `[num_seqs]` int32, for sequences that have room behind them, as in a padded batch: the rows that each
-            has, from its offset in `cu_seqlens` on. `out_cu_seqlens` may then leave room as well, which is zeroed.
-            None: every sequence reaches to the next. Asks for `out`.
+        lengths: `[num_seqs]` int32, for sequences with room after them, as in a padded batch: the rows that each has,
+            from its offset in `cu_seqlens` on. `out_cu_seqlens` may then leave room as well, which is zeroed. Needs
+            `out`. None: every sequence reaches to the next.
         out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments. On the GPU, where
             the number of rows is not known to the host, it may have more: those are not written, and without `out`
             there are `num_tokens`.
@@ -76,7 +80,8 @@ def pool(
         out,
         x,
         cu_seqlens,
-        image_start,
+        cu_images,
+        image_starts,
         grids,
         experts,
         kernels,

@@ -1,4 +1,4 @@
-"""The next layout from the device against what the host computes."""
+"""The next layout against what becomes of the rows one by one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from tests.ops.advance_layout_cases import KERNELS, MIN_VISUAL_TOKENS, MODES, ra
 
 
 @pytest.mark.parametrize("num_seqs", [1, 5, 32, 33, 70])
+@pytest.mark.parametrize("max_images", [0, 1, 5])
 @pytest.mark.parametrize("mode", MODES)
-def test_advance_layout(kernels: Kernels, guards: Guards, num_seqs: int, mode: str) -> None:
-    case = random_case(np.random.default_rng(), num_seqs, mode)
-    layout, put = case.layout, guards.put
+def test_advance_layout(kernels: Kernels, guards: Guards, num_seqs: int, max_images: int, mode: str) -> None:
+    case = random_case(np.random.default_rng(), num_seqs, mode, max_images)
+    put = guards.put
+    layout = {name: put(int32(value.tolist()).reshape(value.shape)) for name, value in case.layout().items()}
     expected = case.expected()
     outputs = {
         name: guards.poisoned(*value.shape, dtype=torch.float32 if name == "scales" else torch.int32)
@@ -25,9 +27,9 @@ def test_advance_layout(kernels: Kernels, guards: Guards, num_seqs: int, mode: s
         *outputs.values(), None if case.routed is None else put(int32(case.routed)),
         None if case.probs is None else put(torch.from_numpy(case.probs)),
         None if case.forced is None else put(int32(case.forced)),
-        put(int32(KERNELS)), MIN_VISUAL_TOKENS, put(int32(layout.cu_seqlens)), put(int32(layout.first_rows)),
-        put(int32(layout.image_start)), put(int32(layout.grids)),
-        put(int32(layout.router_rows_from(layout.cu_seqlens))), put(int32(layout.cu_router_rows)),
+        put(int32(KERNELS)), MIN_VISUAL_TOKENS, layout["cu_seqlens"], layout["first_positions"],
+        layout["first_cache_rows"], layout["cu_images"], layout["image_starts"], layout["grids"],
+        layout["router_rows"], layout["cu_router_rows"],
     )  # fmt: skip
     for name, value in expected.items():
         assert np.array_equal(outputs[name].numpy(), value), name

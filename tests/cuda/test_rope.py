@@ -7,7 +7,8 @@ from tests.cuda.conftest import Guards, assert_near, int32, offsets
 from tests.cuda.emulated import Kernels
 from tests.ops.conftest import random_rows
 
-MAX_POSITIONS = 40
+MAX_POSITIONS = 90
+MAX_CACHE_ROWS = 40
 
 
 @pytest.mark.parametrize("head_dim", [2, 16, 24, 64, 96, 128])
@@ -18,19 +19,22 @@ def test_rope_store(
     kv_heads: int, extra_rows: int,
 ) -> None:  # fmt: skip
     lengths, firsts, block_size, layer = [5, 0, 1, 9], [0, 3, 30, 7], 5, 1
-    max_blocks, num_tokens = MAX_POSITIONS // block_size, sum(lengths)
-    # Rows behind the last sequence, as in a buffer made for a larger batch, stay as they are.
+    max_blocks, num_tokens = MAX_CACHE_ROWS // block_size, sum(lengths)
+    # Rows after the last sequence, as in a buffer made for a larger batch, stay as they are.
     qkv = guards.put(random_rows(generator, (num_tokens + extra_rows, (heads + 2 * kv_heads) * head_dim), dtype))
     before = qkv.clone()
-    positions = [first + i for first, length in zip(firsts, lengths, strict=True) for i in range(length)]
+    cache_rows = [first + i for first, length in zip(firsts, lengths, strict=True) for i in range(length)]
+    # Some rows drop out before each that stays, and those that stay keep their positions.
+    gaps = torch.randint(0, 5, (num_tokens,), generator=generator).cumsum(0).tolist()
+    positions = [row + gap for row, gap in zip(cache_rows, gaps, strict=True)]
     angles = torch.randn(MAX_POSITIONS, head_dim // 2, generator=generator) * 10
     cos_sin = guards.put(torch.cat([angles.cos(), angles.sin()], 1))
     cells = torch.randperm(4 * max_blocks + 2, generator=generator)[: 4 * max_blocks]
     block_table = cells.reshape(4, max_blocks).to(torch.int32)
     cache = guards.poisoned(4 * max_blocks + 2, 3, 2, kv_heads, block_size, head_dim, dtype=dtype)
     kernels.rope_store(
-        qkv, guards.put(int32(positions + [-1] * extra_rows)), cos_sin, cache, layer, guards.put(block_table),
-        guards.put(offsets(lengths)), heads, kv_heads,
+        qkv, guards.put(int32(positions + [-1] * extra_rows)), guards.put(int32(cache_rows + [-1] * extra_rows)),
+        cos_sin, cache, layer, guards.put(block_table), guards.put(offsets(lengths)), heads, kv_heads,
     )  # fmt: skip
 
     parts = before.double()[:num_tokens].unflatten(1, (-1, head_dim))
@@ -44,8 +48,8 @@ def test_rope_store(
 
     expected = torch.full_like(cache, float("nan"))
     sequences = [s for s, length in enumerate(lengths) for _ in range(length)]
-    for row, (s, position) in enumerate(zip(sequences, positions, strict=True)):
-        cell = block_table[s, position // block_size]
-        expected[cell, layer, :, :, position % block_size] = rows[row, heads:].unflatten(0, (2, kv_heads))
+    for row, (s, cache_row) in enumerate(zip(sequences, cache_rows, strict=True)):
+        cell = block_table[s, cache_row // block_size]
+        expected[cell, layer, :, :, cache_row % block_size] = rows[row, heads:].unflatten(0, (2, kv_heads))
     assert torch.equal(cache.isnan(), expected.isnan())
     assert torch.equal(cache.nan_to_num(7), expected.nan_to_num(7))

@@ -29,7 +29,14 @@ def test_pool_allocates_no_more_rows_than_it_was_given() -> None:
 
     with pytest.raises(KernelArgumentError, match="ends at 2147483647, expected at most num_tokens=4"):
         ops.pool(
-            torch.zeros(4, 8), ints(0, 4), ints(-1), ints(0, 0)[None], ints(-1), ints(1, 1)[None], ints(0, 2**31 - 1)
+            torch.zeros(4, 8),
+            ints(0, 4),
+            ints(0, 0),
+            ints(),
+            torch.zeros(0, 2, dtype=torch.int32),
+            ints(),
+            ints(1, 1)[None],
+            ints(0, 2**31 - 1),
         )
 
 

@@ -69,7 +69,8 @@ def test_rope_store(dtype: torch.dtype) -> None:
 
     def run(rows: Tensor, positions: Tensor, cells: Tensor, of: Tensor, cu_seqlens: list[int]) -> None:
         offsets = torch.tensor(cu_seqlens, dtype=torch.int32)
-        ops.rope_store(rows, positions.to(torch.int32), cos_sin, cells, 0, of, offsets, heads, kv_heads)
+        rows_of = positions.to(torch.int32)
+        ops.rope_store(rows, rows_of, rows_of, cos_sin, cells, 0, of, offsets, heads, kv_heads)
 
     parts, cells = qkv.clone(), cache.clone()
     for sequence, rows in enumerate(parts.split(lengths)):

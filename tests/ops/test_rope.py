@@ -12,12 +12,17 @@ from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
 from tests.ops.conftest import assert_close_to_reference, poisoned, random_rows, seeded
 
-MAX_POSITIONS = 64
+MAX_POSITIONS = 200
+MAX_CACHE_ROWS = 64
 
 
 @dataclass
 class Case:
-    """Sequences of the given lengths, each from its own first position on, in a shuffled pool of cells."""
+    """Sequences of the given lengths, each from its own first position and cache row on, in a shuffled pool of cells.
+
+    Cache rows follow each other. Positions have gaps, as where rows before or between were dropped and the others kept
+    their positions.
+    """
 
     lengths: list[int]
     num_heads: int
@@ -32,14 +37,15 @@ class Case:
         num_tokens, num_seqs = sum(self.lengths), len(self.lengths)
         columns = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.qkv = random_rows(self.generator, (num_tokens, columns), self.dtype)
-        first = torch.randint(0, 20, (num_seqs,), generator=self.generator).tolist()
-        self.positions = torch.cat(
-            [torch.arange(a, a + n) for a, n in zip(first, self.lengths, strict=True)] + [torch.empty(0)]
-        ).to(torch.int32)
+        first = torch.randint(0, 20, (2, num_seqs), generator=self.generator)
+        steps = torch.randint(1, 6, (num_tokens,), generator=self.generator)
+        counted = [torch.arange(n) for n in self.lengths]
+        self.cache_rows = packed([a + rows for a, rows in zip(first[0], counted, strict=True)])
+        self.positions = packed([a + s.cumsum(0) for a, s in zip(first[1], steps.split(self.lengths), strict=True)])
         self.cu_seqlens = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
         angles = torch.randn(MAX_POSITIONS, self.head_dim // 2, generator=self.generator) * 10
         self.cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
-        max_blocks = MAX_POSITIONS // self.block_size
+        max_blocks = MAX_CACHE_ROWS // self.block_size
         num_cells = num_seqs * max_blocks + 2
         cells = torch.randperm(num_cells, generator=self.generator)[: num_seqs * max_blocks]
         self.block_table = cells.reshape(num_seqs, max_blocks).to(torch.int32)
@@ -48,9 +54,19 @@ class Case:
 
     def run(self, layer: int = 1) -> None:
         ops.rope_store(
-            self.qkv, self.positions, self.cos_sin, self.kv_cache, layer, self.block_table, self.cu_seqlens,
-            self.num_heads, self.num_kv_heads,
+            self.qkv, self.positions, self.cache_rows, self.cos_sin, self.kv_cache, layer, self.block_table,
+            self.cu_seqlens, self.num_heads, self.num_kv_heads,
         )  # fmt: skip
+
+    def stored(self, layer: int) -> Tensor:
+        """What the cache should become, from the keys and values that are in qkv."""
+        expected = poisoned(tuple(self.kv_cache.shape), self.dtype)
+        heads = self.qkv.unflatten(1, (-1, self.head_dim))[:, self.num_heads :].unflatten(1, (2, self.num_kv_heads))
+        for b in range(len(self.lengths)):
+            for t in range(self.cu_seqlens[b], self.cu_seqlens[b + 1]):
+                block, row = divmod(int(self.cache_rows[t]), self.block_size)
+                expected[self.block_table[b, block], layer, :, :, row] = heads[t]
+        return expected
 
     def rotated(self, dtype: torch.dtype) -> Tensor:
         """What qkv should become, computed in `dtype`."""
@@ -61,6 +77,15 @@ class Case:
         turned = torch.cat([real * cosines - imaginary * sines, imaginary * cosines + real * sines], dim=-1)
         heads[:, : self.num_heads + self.num_kv_heads] = turned
         return heads.flatten(1)
+
+
+def packed(parts: list[Tensor]) -> Tensor:
+    return torch.cat([*parts, torch.empty(0)]).to(torch.int32)
+
+
+def assert_same(cache: Tensor, expected: Tensor) -> None:
+    assert torch.equal(cache.isnan(), expected.isnan()), "a row outside the sequences was written"
+    assert torch.equal(cache.nan_to_num(), expected.nan_to_num())
 
 
 SIZES = [(1, 1, 2), (4, 4, 16), (4, 2, 10), (3, 1, 64), (2, 2, 80), (8, 2, 128), (1, 1, 34)]
@@ -75,15 +100,32 @@ def test_rotates_and_stores(
     reference, same_precision = case.rotated(torch.float64), case.rotated(dtype)
     case.run(layer=1)
     assert_close_to_reference(case.qkv, reference, same_precision)
+    assert_same(case.kv_cache, case.stored(layer=1))
 
-    expected = poisoned(tuple(case.kv_cache.shape), dtype)
-    _, k, v = case.qkv.unflatten(1, (-1, case.head_dim)).split([sizes[0], sizes[1], sizes[1]], dim=1)
-    for b in range(len(lengths)):
-        for t in range(case.cu_seqlens[b], case.cu_seqlens[b + 1]):
-            cell = case.block_table[b, case.positions[t] // case.block_size]
-            expected[cell, 1, :, :, case.positions[t] % case.block_size] = torch.stack([k[t], v[t]])
-    assert torch.equal(case.kv_cache.isnan(), expected.isnan()), "a cell outside the sequences was written"
-    assert torch.equal(case.kv_cache.nan_to_num(), expected.nan_to_num())
+
+@pytest.mark.parametrize("first", [0, MAX_POSITIONS - MAX_CACHE_ROWS], ids=["first", "last"])
+def test_any_positions_in_any_cache_rows(generator: torch.Generator, dtype: torch.dtype, first: int) -> None:
+    """Neither need ascend, several rows may have one position, and both reach the ends of their tables."""
+    case = Case([MAX_CACHE_ROWS, 7], 2, 1, 16, dtype, generator)
+    case.cache_rows = packed([torch.randperm(MAX_CACHE_ROWS, generator=generator)[:n] for n in case.lengths])
+    case.positions = torch.randint(0, MAX_POSITIONS, (sum(case.lengths),), generator=generator).to(torch.int32)
+    case.positions[:MAX_CACHE_ROWS] = first + torch.randperm(MAX_CACHE_ROWS, generator=generator)
+    reference, same_precision = case.rotated(torch.float64), case.rotated(dtype)
+    case.run(layer=2)
+    assert_close_to_reference(case.qkv, reference, same_precision)
+    assert_same(case.kv_cache, case.stored(layer=2))
+
+
+def test_positions_move_no_row_and_cache_rows_turn_none(generator: torch.Generator, dtype: torch.dtype) -> None:
+    here, there = Case([5, 3], 2, 1, 16, dtype, generator), Case([5, 3], 2, 1, 16, dtype, generator)
+    there.qkv, there.cos_sin, there.positions = here.qkv.clone(), here.cos_sin, here.positions
+    here.run()
+    there.run()
+    assert torch.equal(here.qkv, there.qkv)
+    elsewhere = Case([5, 3], 2, 1, 16, dtype, generator)
+    elsewhere.cache_rows, elsewhere.block_table = here.cache_rows, here.block_table
+    elsewhere.run()
+    assert torch.equal(here.kv_cache.isnan(), elsewhere.kv_cache.isnan())
 
 
 def test_values_stay_bit_exact_and_rows_may_be_strided(generator: torch.Generator, dtype: torch.dtype) -> None:
@@ -117,7 +159,8 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(generator: torch.Generat
         qkv, cache = case.qkv[rows].clone(), case.kv_cache.clone()
         cu_seqlens = torch.tensor([0, case.lengths[b]], dtype=torch.int32)
         table = case.block_table[b : b + 1]
-        ops.rope_store(qkv, case.positions[rows], case.cos_sin, cache, 0, table, cu_seqlens, 4, 2)
+        places = case.positions[rows], case.cache_rows[rows]
+        ops.rope_store(qkv, *places, case.cos_sin, cache, 0, table, cu_seqlens, 4, 2)
         alone.append(qkv)
     case.run(layer=0)
     assert torch.equal(case.qkv, torch.cat(alone))
@@ -128,17 +171,17 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
     good = Case([3, 2], 4, 2, 8, torch.float32, generator)
     num_cells = good.kv_cache.shape[0]
     arguments = {
-        "qkv": good.qkv, "positions": good.positions, "cos_sin": good.cos_sin, "kv_cache": good.kv_cache,
-        "layer_in_cell": 1, "block_table": good.block_table, "cu_seqlens": good.cu_seqlens, "num_heads": 4,
-        "num_kv_heads": 2,
+        "qkv": good.qkv, "positions": good.positions, "cache_rows": good.cache_rows, "cos_sin": good.cos_sin,
+        "kv_cache": good.kv_cache, "layer_in_cell": 1, "block_table": good.block_table, "cu_seqlens": good.cu_seqlens,
+        "num_heads": 4, "num_kv_heads": 2,
     }  # fmt: skip
-    used_block = int(good.positions[0]) // good.block_size
+    used_block = int(good.cache_rows[0]) // good.block_size
     bad_table = good.block_table.clone()
     bad_table[0, used_block] = num_cells
     negative_table = good.block_table.clone()
     negative_table[0, used_block] = -1
 
-    def positions(*values: int) -> Tensor:
+    def rows(*values: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
 
     cases: list[tuple[dict[str, object], str]] = [
@@ -148,12 +191,16 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"qkv": good.qkv[:1].expand(5, 64)}, "rows of qkv overlap"),
         ({"positions": good.positions[:4]}, r"positions has shape \[4\], expected \[num_tokens=5\]"),
         ({"positions": good.positions.long()}, "positions has dtype int64, expected int32"),
-        ({"positions": positions(0, 1, 2, 0, MAX_POSITIONS)}, r"positions\[4\] is 64, expected 0 to 63"),
-        ({"positions": positions(0, -1, 2, 0, 1)}, r"positions\[1\] is -1, expected 0 to 63"),
+        ({"positions": rows(0, 1, 2, 0, MAX_POSITIONS)}, r"positions\[4\] is 200, expected 0 to 199"),
+        ({"positions": rows(0, -1, 2, 0, 1)}, r"positions\[1\] is -1, expected 0 to 199"),
+        ({"cache_rows": good.cache_rows[:4]}, r"cache_rows has shape \[4\], expected \[num_tokens=5\]"),
+        ({"cache_rows": good.cache_rows.long()}, "cache_rows has dtype int64, expected int32"),
+        ({"cache_rows": rows(0, 1, 2, 0, 64)}, r"cache_rows\[4\] is 64, but block_table holds 16 blocks of 4 rows"),
+        ({"cache_rows": rows(0, -1, 2, 0, 1)}, r"cache_rows\[1\] is -1, but block_table holds 16 blocks of 4 rows"),
         ({"cos_sin": good.cos_sin.bfloat16()}, "cos_sin has dtype bfloat16, expected float32"),
         ({"cos_sin": torch.zeros(64, 7)}, "cos_sin has head_dim=7, expected an even"),
         ({"cos_sin": torch.zeros(64, 0)}, "cos_sin has head_dim=0"),
-        ({"cos_sin": good.cos_sin[:2]}, r"positions\[\d\] is \d+, expected 0 to 1"),
+        ({"cos_sin": good.cos_sin[:1]}, r"positions\[\d\] is \d+, expected 0 to 0"),
         ({"kv_cache": good.kv_cache[:, :, :1]}, r"kv_cache has shape .* expected .*2=2"),
         ({"kv_cache": good.kv_cache.transpose(0, 1)}, "kv_cache .* has stride"),
         ({"kv_cache": torch.zeros(num_cells, 3, 2, 2, 0, 8)}, "block_size=0"),
@@ -163,15 +210,16 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"block_table": bad_table}, rf"block_table\[0\]\[{used_block}\] is {num_cells}, expected 0 to"),
         ({"block_table": negative_table}, rf"block_table\[0\]\[{used_block}\] is -1, expected 0 to"),
         ({"block_table": good.block_table[:, :0].contiguous()}, "block_table holds 0 blocks of 4 rows"),
-        ({"cu_seqlens": positions(0, 5)}, r"cu_seqlens has shape \[2\], expected \[num_seqs \+ 1=3\]"),
-        ({"cu_seqlens": positions(0, 3, 6)}, r"cu_seqlens\[2\] is 6, expected num_tokens=5"),
-        ({"cu_seqlens": positions(0, 6, 5)}, r"cu_seqlens\[2\] is 5, expected at least 6"),
-        ({"cu_seqlens": positions(1, 3, 5)}, r"cu_seqlens\[0\] is 1"),
+        ({"cu_seqlens": rows(0, 5)}, r"cu_seqlens has shape \[2\], expected \[num_seqs \+ 1=3\]"),
+        ({"cu_seqlens": rows(0, 3, 6)}, r"cu_seqlens\[2\] is 6, expected num_tokens=5"),
+        ({"cu_seqlens": rows(0, 6, 5)}, r"cu_seqlens\[2\] is 5, expected at least 6"),
+        ({"cu_seqlens": rows(1, 3, 5)}, r"cu_seqlens\[0\] is 1"),
         ({"num_heads": 3}, "num_heads is 3, expected a multiple of num_kv_heads=2"),
         ({"num_heads": 2**40}, "num_heads is"),
         ({"num_kv_heads": 0}, "num_kv_heads is 0, expected 1 to 4"),
         ({"qkv": good.kv_cache.flatten()[: 5 * 64].view(5, 64)}, "qkv shares memory with kv_cache"),
         ({"positions": good.qkv.view(torch.int32).flatten()[:5]}, "qkv shares memory with positions"),
+        ({"cache_rows": good.kv_cache.view(torch.int32).flatten()[:5]}, "kv_cache shares memory with cache_rows"),
     ]
     for change, message in cases:
         before = good.qkv.clone()
@@ -183,7 +231,7 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
 
 def test_padding_of_the_block_table_is_not_read(generator: torch.Generator) -> None:
     case = Case([2], 1, 1, 8, torch.float32, generator)
-    used = {int(p) // case.block_size for p in case.positions}
+    used = {int(row) // case.block_size for row in case.cache_rows}
     for block in range(case.block_table.shape[1]):
         if block not in used:
             case.block_table[0, block] = -7

@@ -193,7 +193,7 @@ class Prefill:
         self._prepared = StageBatch(
             cu_seqlens=layout.cu_seqlens,
             positions=layout.positions,
-            context_lens=ends - layout.cu_seqlens[:-1] + layout.first_rows,
+            context_lens=ends - layout.cu_seqlens[:-1] + layout.first_cache_rows,
             block_tables=block_tables,
             last_rows=ends.long() - 1,
             extends=bool(self._computed.first_rows.any()),

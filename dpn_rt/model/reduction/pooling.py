@@ -72,7 +72,7 @@ class QueuedBoundary:
     def __init__(self, advance: Advance, before: Layout, config: BoundaryConfig, news: Reading) -> None:
         """
         Args:
-            advance: to the next stage.
+            advance: to the next stage; `[num_images]` of sequences with at most one image each.
             before: layout of the stage that ends here.
             config: of the boundary.
             news: the chosen experts, the next stage's offsets, and the probabilities where there is a router.
@@ -83,7 +83,9 @@ class QueuedBoundary:
 
     @cached_property
     def _news(self) -> tuple[IntArray, IntArray, npt.NDArray[np.float32] | None]:
-        chosen, cu_seqlens, *probs = self._reading.wait()
+        of_images, cu_seqlens, *probs = self._reading.wait()
+        chosen = np.full_like(self._before.lengths, SKIPPED)
+        chosen[self._before.image_start >= 0] = of_images
         return chosen, cu_seqlens, probs[0] if probs else None
 
     @property
@@ -241,7 +243,8 @@ class Boundary:
         return ops.pool(
             x,
             placed.cu_seqlens,
-            placed.image_start,
+            placed.cu_images,
+            placed.image_starts,
             placed.grids,
             advance.experts,
             self._placed_kernels,
@@ -255,17 +258,31 @@ class Boundary:
 
     def _place(self, x: Tensor, layout: Layout, offsets: IntArray, forced: IntArray) -> Placed:
         """The layout with sequences at `offsets` `[num_seqs + 1]`, and the forced experts, on the device."""
-        cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, placed_forced = self._device.upload(
+        has_image = layout.image_start >= 0
+        uploaded = self._device.upload(
             offsets,
             layout.first_rows,
-            layout.image_start,
-            layout.grids,
+            np.concatenate(([0], has_image.cumsum())).astype(np.int32),
+            layout.image_start[has_image],
+            layout.grids[has_image],
             layout.router_rows_from(offsets),
             layout.cu_router_rows,
             forced,
         )
-        positions = cu_seqlens.new_empty(x.shape[0])  # of the stage that ends: nobody reads them
-        device_layout = DeviceLayout(cu_seqlens, first_rows, image_start, grids, router_rows, cu_router_rows, positions)
+        cu_seqlens, first_rows, cu_images, image_starts, grids, router_rows, cu_router_rows, placed_forced = uploaded
+        unread = cu_seqlens.new_empty(x.shape[0])  # positions and cache rows of the stage that ends
+        device_layout = DeviceLayout(
+            cu_seqlens=cu_seqlens,
+            first_positions=first_rows,
+            first_cache_rows=first_rows,
+            cu_images=cu_images,
+            image_starts=image_starts,
+            grids=grids,
+            router_rows=router_rows,
+            cu_router_rows=cu_router_rows,
+            positions=unread,
+            cache_rows=unread,
+        )
         return Placed(device_layout, placed_forced)
 
     def _route(

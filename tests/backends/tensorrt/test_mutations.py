@@ -85,8 +85,9 @@ def prefill_one_too_short(patch: pytest.MonkeyPatch, weights: Weights) -> None:
 def unscaled_1x1(patch: pytest.MonkeyPatch, weights: Weights) -> None:
     pool = ops.pool
 
-    def changed(x: Any, cu: Any, start: Any, grids: Any, experts: Any, *rest: Any, scales: Any, **options: Any) -> Any:
-        return pool(x, cu, start, grids, experts, *rest, scales=torch.where(experts == 0, 1.0, scales), **options)
+    def changed(x: Any, *layout: Any, scales: Any, **options: Any) -> Any:
+        experts = layout[4]
+        return pool(x, *layout, scales=torch.where(experts == 0, 1.0, scales), **options)
 
     patch.setattr(ops, "pool", changed)
 

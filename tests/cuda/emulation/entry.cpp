@@ -56,25 +56,25 @@ const char* activation(const Tensor* out, const Tensor* x, const char* kind) {
   return caught([&] { dpn::activation(*out, *x, kind, 0); });
 }
 
-const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor* cos_sin, const Tensor* kv_cache,
-                       std::int64_t layer_in_cell, const Tensor* block_table, const Tensor* cu_seqlens,
-                       std::int64_t num_heads, std::int64_t num_kv_heads) {
+const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor* cache_rows, const Tensor* cos_sin,
+                       const Tensor* kv_cache, std::int64_t layer_in_cell, const Tensor* block_table,
+                       const Tensor* cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads) {
   return caught([&] {
-    dpn::rope_store(*qkv, *positions, *cos_sin, *kv_cache, layer_in_cell, *block_table, *cu_seqlens, num_heads,
-                    num_kv_heads, 0);
+    dpn::rope_store(*qkv, *positions, *cache_rows, *cos_sin, *kv_cache, layer_in_cell, *block_table, *cu_seqlens,
+                    num_heads, num_kv_heads, 0);
   });
 }
 
 // conv_weights: [num_conv_weights], or null.
-const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, const Tensor* image_start,
-                 const Tensor* grids, const Tensor* experts, const Tensor* kernels, const Tensor* out_cu_seqlens,
-                 const Tensor* scales, const Tensor* lengths, const char* function, const Tensor* conv_weights,
-                 std::int64_t num_conv_weights) {
+const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, const Tensor* cu_images,
+                 const Tensor* image_starts, const Tensor* grids, const Tensor* experts, const Tensor* kernels,
+                 const Tensor* out_cu_seqlens, const Tensor* scales, const Tensor* lengths, const char* function,
+                 const Tensor* conv_weights, std::int64_t num_conv_weights) {
   return caught([&] {
     std::optional<std::vector<Tensor>> weights;
     if (conv_weights) weights.emplace(conv_weights, conv_weights + num_conv_weights);
-    dpn::pool(*out, *x, *cu_seqlens, *image_start, *grids, *experts, *kernels, *out_cu_seqlens, scales, lengths,
-              function, weights, 0);
+    dpn::pool(*out, *x, *cu_seqlens, *cu_images, *image_starts, *grids, *experts, *kernels, *out_cu_seqlens, scales,
+              lengths, function, weights, 0);
   });
 }
 
@@ -122,15 +122,17 @@ std::int64_t route_workspace_size(const Tensor* hidden, const Tensor* cu_router_
 }
 
 const char* advance_layout(const Tensor* chosen, const Tensor* experts, const Tensor* scales,
-                           const Tensor* out_cu_seqlens, const Tensor* out_grids, const Tensor* out_router_rows,
-                           const Tensor* positions, const Tensor* routed, const Tensor* probs, const Tensor* forced,
-                           const Tensor* kernels, std::int64_t min_visual_tokens, const Tensor* cu_seqlens,
-                           const Tensor* first_rows, const Tensor* image_start, const Tensor* grids,
-                           const Tensor* router_rows, const Tensor* cu_router_rows) {
+                           const Tensor* out_cu_seqlens, const Tensor* out_image_starts, const Tensor* out_grids,
+                           const Tensor* out_router_rows, const Tensor* positions, const Tensor* cache_rows,
+                           const Tensor* routed, const Tensor* probs, const Tensor* forced, const Tensor* kernels,
+                           std::int64_t min_visual_tokens, const Tensor* cu_seqlens, const Tensor* first_positions,
+                           const Tensor* first_cache_rows, const Tensor* cu_images, const Tensor* image_starts,
+                           const Tensor* grids, const Tensor* router_rows, const Tensor* cu_router_rows) {
   return caught([&] {
-    dpn::advance_layout(*chosen, *experts, *scales, *out_cu_seqlens, *out_grids, *out_router_rows, *positions, routed,
-                        probs, forced, *kernels, min_visual_tokens, *cu_seqlens, *first_rows, *image_start, *grids,
-                        *router_rows, *cu_router_rows, 0);
+    dpn::advance_layout(*chosen, *experts, *scales, *out_cu_seqlens, *out_image_starts, *out_grids, *out_router_rows,
+                        *positions, *cache_rows, routed, probs, forced, *kernels, min_visual_tokens, *cu_seqlens,
+                        *first_positions, *first_cache_rows, *cu_images, *image_starts, *grids, *router_rows,
+                        *cu_router_rows, 0);
   });
 }
 
