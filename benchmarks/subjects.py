@@ -159,7 +159,7 @@ class Runtime:
         params = self.sampling_params(temperature=0.0, max_tokens=steps + 1, ignore_eos=True)
         start = Clock()
         with torch.inference_mode():
-            self.llm.engine.runner.encode_images([request.pixels for request in requests])
+            self.llm.engine.runner.images.encoder.encode([request.pixels for request in requests])
         synchronize(self.device)
         vision = Clock() - start
         boundary, stages = OpClock(self.device), StageClock(self.device, self._stages)

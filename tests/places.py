@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpn_rt import LLM
 from dpn_rt.device.device import Graph, Step
-from dpn_rt.device.host import HostDevice, HostReading
+from dpn_rt.device.host import HostDevice, HostReadback
 from dpn_rt.device.packing import Array
 from dpn_rt.engine import loader
 from dpn_rt.format.config import ModelConfig
@@ -26,6 +26,8 @@ PLACES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 
 class CountingDevice(HostDevice):
     """The host as a device whose transfers take their time: what is sent is gone from the host's memory at once."""
+
+    is_async = True
 
     def __init__(self) -> None:
         self.uploads = self.readings = self.recordings = 0
@@ -41,9 +43,9 @@ class CountingDevice(HostDevice):
     def upload(self, *arrays: Array) -> list[Tensor]:
         return [tensor.clone() for tensor in super().upload(*arrays)]
 
-    def read(self, *tensors: Tensor) -> HostReading:
+    def read(self, *tensors: Tensor) -> HostReadback:
         self.readings += 1
-        return HostReading(tuple(tensor.clone() for tensor in tensors))
+        return HostReadback(tuple(tensor.clone() for tensor in tensors))
 
     def record(self, step: Step) -> Graph:
         self.recordings += 1

@@ -1,5 +1,5 @@
-"""What a runner asks of whatever computes rows: the product's own kernels on the CPU (`native.py`) or on a device
-(`on_device/`), or TensorRT plans (`dpn_rt/plans/`)."""
+"""What a runner asks of whatever computes rows: the product's own kernels (`kernels/`) or TensorRT plans
+(`tensorrt/`)."""
 
 from __future__ import annotations
 
@@ -13,63 +13,8 @@ from torch import Tensor
 
 from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
 from dpn_rt.device.device import Device
-from dpn_rt.model.layout import IntArray, Layout
-from dpn_rt.model.reduction.pooling import BoundaryTrace
-
-
-@dataclass(frozen=True, eq=False)
-class Beginning:
-    """What of a prompt is in the cache already."""
-
-    num_rows: int = 0
-    """Rows of text at the beginning, in every stage."""
-    num_exit_rows: int = 0
-    """Rows behind them, the image's last the last of them, that are in the cache in stage 0 alone."""
-    exit_rows: Tensor | None = None
-    """`[num_exit_rows, hidden_size]`: these rows as they left stage 0; None where no boundary follows."""
-
-
-@dataclass(frozen=True, eq=False)
-class NewSequences:
-    """One batch of sequences before their prefill."""
-
-    x: Tensor
-    """`[num_rows, hidden_size]` embeddings of the rows that are not in the cache; may be overwritten."""
-    layout: Layout
-    """Of the rows behind each beginning's `num_rows`."""
-    slots: Slots
-    """`[num_seqs]` slots in the KV cache, which hold the beginnings; filled."""
-    forced_experts: IntArray
-    """`[num_seqs, num_boundaries]`, -1 where the router decides."""
-    router_biases: npt.NDArray[np.float64]
-    """`[num_seqs]` added to the routers' logits per level of compression."""
-    beginnings: Sequence[Beginning]
-    """Of each sequence."""
-    kept_rows: Sequence[tuple[int, int]]
-    """First and last (excluded) of the rows of each sequence in `layout` to keep as they leave stage 0; (0, 0) for
-    none."""
-
-
-class StagedPrefill(Protocol):
-    """New sequences on their way. `advance` until `is_done`; then the results are there."""
-
-    layouts: list[Layout]
-    traces: list[BoundaryTrace]
-    exit_rows: list[Tensor | None]
-    logits: Tensor | None
-
-    @property
-    def is_done(self) -> bool: ...
-
-    @property
-    def layers(self) -> int:
-        """Of the stage that the next chunk goes through."""
-
-    def advance(self, max_rows: int | None = None) -> None:
-        """The next rows through their stage; None: all of it."""
-
-    def drop(self, index: int) -> None:
-        """Goes on without one sequence."""
+from dpn_rt.model.layout import Chunk, IntArray
+from dpn_rt.model.reduction.reducer import DeviceInputs, Reduced, Reducer
 
 
 class SequenceCache(Protocol):
@@ -102,6 +47,9 @@ class SequenceCache(Protocol):
     def grow(self, slots: Slots) -> None:
         """Makes room for that row."""
 
+    def fill_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
+        """Makes room for `lengths` `[num_seqs]` rows of a stage in all."""
+
     def fork(self, slot: int, max_cells: int) -> int | None:
         """A new slot with the same rows, for at most `max_cells` free cells; None where that cannot be."""
 
@@ -122,6 +70,40 @@ class Decoded:
     """`[num_seqs]` int64 as `sampling.filters.best_ids` makes it of the logits; None where the step did not."""
 
 
+class PreparedStage(Protocol):
+    """A stage that is ready for rows whose number the host has not been told yet."""
+
+    @property
+    def device_inputs(self) -> DeviceInputs:
+        """What the boundary after it needs of its rows."""
+
+    def run(self, rows: Tensor) -> Tensor:
+        """`[num_rows, hidden_size]`, all rows of the stage, through it; as `Backend.run`."""
+
+    def trim(self, kv_lengths: IntArray) -> None:
+        """Gives back the room for rows beyond `kv_lengths` `[num_seqs]`."""
+
+
+class StagePreparer(Protocol):
+    """Prepares a stage while the boundary before it is under way."""
+
+    def prepare(
+        self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
+    ) -> PreparedStage | None:
+        """What a stage needs, except for the number of its rows.
+
+        Args:
+            stage: after the boundary.
+            reduced: the boundary's rows.
+            most_rows: `[num_seqs]` rows that attention sees in the stage at most.
+            slots: `[num_seqs]` slots in the KV cache.
+            forced: `[num_seqs]` expert to take at the boundary after the stage.
+
+        Returns:
+            None where there is no room for so many rows that may never come.
+        """
+
+
 class Backend(Protocol):
     """Rows through the stages."""
 
@@ -129,8 +111,20 @@ class Backend(Protocol):
     def cache(self) -> SequenceCache: ...
 
     @property
-    def queue(self) -> Device | None:
-        """The device whose decode steps can be queued before their tokens are known to the host; None: none."""
+    def async_device(self) -> Device | None:
+        """The device whose decode steps can be queued before the host knows their tokens; None: none."""
+
+    @property
+    def stage_sizes(self) -> Sequence[int]:
+        """Layers of each stage."""
+
+    @property
+    def reducers(self) -> Sequence[Reducer]:
+        """At the boundaries between the stages."""
+
+    @property
+    def preparer(self) -> StagePreparer | None:
+        """None: a stage needs to know its rows."""
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """The rows of a batch before the first stage.
@@ -143,14 +137,27 @@ class Backend(Protocol):
             `[num_rows, hidden_size]` on the backend's device.
         """
 
-    def prefill(self, sequences: NewSequences) -> StagedPrefill:
-        """New sequences before the first stage."""
+    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
+        """Rows through a stage; their keys and values go to the cache, where room has been made.
+
+        Args:
+            stage: of the rows.
+            x: `[num_rows, hidden_size]`; may be overwritten.
+            chunk: the rows' places.
+            slots: `[num_seqs]` slots of the chunk's sequences.
+
+        Returns:
+            `[num_rows, hidden_size]`; from the last stage what `logits` takes, for each sequence that ends here.
+        """
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """`[num_seqs, vocab_size]` of what the last stage gave."""
 
     def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """One new row for each sequence, whose room in the cache has been made.
 
         Args:
-            token_ids: `[num_seqs]`, the last token of each sequence; a tensor on `queue` where only that has them, with
-                negative ones where nobody will look at what follows.
+            token_ids: `[num_seqs]`, the last token of each sequence; a tensor on `async_device` where the host does not
+                know them yet, with negative ones where nothing reads what follows.
             slots: `[num_seqs]` slots in the KV cache.
         """

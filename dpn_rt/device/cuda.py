@@ -37,7 +37,7 @@ class CudaGraph:
 
 
 @dataclass(frozen=True)
-class CudaReading:
+class CudaReadback:
     """Transfers to pinned memory, and the event behind them."""
 
     targets: tuple[Tensor, ...]
@@ -52,6 +52,8 @@ class CudaReading:
 class CudaDevice(Device):
     """The current GPU; work is queued on torch's current stream."""
 
+    is_async = True
+
     def __init__(self) -> None:
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -65,13 +67,13 @@ class CudaDevice(Device):
         # torch hands pinned memory out again only when the transfers from it are done.
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def read(self, *tensors: Tensor) -> CudaReading:
+    def read(self, *tensors: Tensor) -> CudaReadback:
         targets = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
         for target, tensor in zip(targets, tensors, strict=True):
             target.copy_(tensor, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self._device))
-        return CudaReading(targets, done)
+        return CudaReadback(targets, done)
 
     def record(self, step: Step) -> CudaGraph:
         return CudaGraph(step, self._stream, self._pool)

@@ -27,7 +27,7 @@ class Graph(Protocol):
         """Queues the step."""
 
 
-class Reading(Protocol):
+class Readback(Protocol):
     """Tensors on their way to the host."""
 
     def wait(self) -> list[Array]:
@@ -36,6 +36,9 @@ class Reading(Protocol):
 
 class Device(ABC):
     """Memory and a queue of work. Work on the device follows in the order in which it was queued."""
+
+    is_async: bool = False
+    """Whether work is queued for which the host does not wait. Steps are then recorded as graphs."""
 
     @property
     @abstractmethod
@@ -55,7 +58,7 @@ class Device(ABC):
         """`[num_bytes]` uint8 in the host's memory that transfers read from, its own until they have."""
 
     @abstractmethod
-    def read(self, *tensors: Tensor) -> Reading:
+    def read(self, *tensors: Tensor) -> Readback:
         """Queues transfers of tensors to the host, which does not wait for them yet."""
 
     @abstractmethod

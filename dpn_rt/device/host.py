@@ -31,7 +31,7 @@ class RepeatedStep:
 
 
 @dataclass(frozen=True)
-class HostReading:
+class HostReadback:
     """Tensors that are here already."""
 
     tensors: tuple[Tensor, ...]
@@ -65,8 +65,8 @@ class HostDevice(Device):
     def staging(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)
 
-    def read(self, *tensors: Tensor) -> HostReading:
-        return HostReading(tensors)
+    def read(self, *tensors: Tensor) -> HostReadback:
+        return HostReadback(tensors)
 
     def record(self, step: Step) -> RepeatedStep:
         return RepeatedStep(step)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dpn_rt.device.device import Device, Reading
+from dpn_rt.device.device import Device, Readback
 from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.sampling.sampler import SampledTokens, Sampler, sampled_tokens
@@ -24,7 +24,7 @@ class _QueuedStep:
     batch: Batch
     ids: Tensor
     """`[2, num_seqs]` int64 as `Sampler.choose` gives them, on the device."""
-    reading: Reading
+    reading: Readback
 
 
 class DecodeAhead:

@@ -13,7 +13,7 @@ from dpn_rt.device.faults import advice, is_fatal
 from dpn_rt.engine.decode_ahead import DecodeAhead
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.interrupts import deferred_interrupt
-from dpn_rt.engine.runner import PrefillJob, Runner
+from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
@@ -90,9 +90,8 @@ class Engine:
         self._max_work = max_work
         self._make_detokenizer = make_detokenizer
         self._requests: dict[str, Request] = {}
-        self._job: PrefillJob | None = None
-        queue = runner.queue
-        self._ahead = None if queue is None else DecodeAhead(runner, scheduler, sampler, queue)
+        device = runner.backend.async_device
+        self._ahead = None if device is None else DecodeAhead(runner, scheduler, sampler, device)
         self.failure: DeviceError | None = None
         """What stopped the engine for good; no request is taken any more."""
 
@@ -146,10 +145,10 @@ class Engine:
         self._check_ids(params)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         forced = self._forced_experts(prompt, params)
-        self._scheduler.check_fits(prompt.num_rows, prompt.grid, forced, max_tokens)
         sequences = [
             self._make_sequence(request_id, index, prompt, params, max_tokens, forced) for index in range(params.n)
         ]
+        self._scheduler.check_fits(sequences[0])
         for sequence in sequences:
             sequence.priority = priority
         self._requests[request_id] = Request(request_id, prompt, sequences, sequences[1:], arrival=time.monotonic())
@@ -177,7 +176,7 @@ class Engine:
                 return self._postprocess(sequences, self._sample(sequences, logits))
             except Exception as error:
                 if batch.kind == "prefill":
-                    self._job = None
+                    self.runner.abandon_prefill()
                 return self._fail_batch(batch, error)
 
     def _pending_decode(self) -> Batch | None:
@@ -194,15 +193,8 @@ class Engine:
 
     def _prefill(self, batch: Batch) -> Tensor | None:
         """Logits, or None while a part of the prefill is left: others decode before that."""
-        self._job = self._job or self.runner.begin_prefill(batch)
-        if self._max_work is not None and self._scheduler.num_decoding:
-            self._job.advance(self._max_work)
-        else:
-            while self._job.logits is None:
-                self._job.advance()
-        logits = self._job.logits
+        logits = self.runner.prefill(batch, self._max_work if self._scheduler.num_decoding else None)
         if logits is not None:
-            self._job = None
             self._scheduler.end_prefill()
         return logits
 
@@ -299,15 +291,9 @@ class Engine:
             if not sequence.is_finished:
                 self._scheduler.remove(sequence)
                 sequence.finish_reason = reason
-                self._leave_prefill(sequence)
+                self.runner.leave_prefill(sequence)
         request.error = error
         return self._finish(request)
-
-    def _leave_prefill(self, sequence: Sequence) -> None:
-        if self._job is not None and sequence in self._job.sequences:
-            self._job.drop(sequence)
-            if not self._job.sequences:
-                self._job = None
 
     def _fail_batch(self, batch: Batch, error: Exception) -> StepResult:
         """Ends the requests of a batch whose computation failed; all others go on, unless the device is lost."""

@@ -10,17 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.kernels.backend import DeviceBackend
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import DeviceLimits, cache_config, load_device_backend
-from dpn_rt.backends.kernels.native import NativeBackend
+from dpn_rt.backends.kernels.loading import DeviceLimits, load_kernel_backend
 from dpn_rt.backends.tensorrt import cuda
 from dpn_rt.backends.tensorrt.loading import load_plan_backend
 from dpn_rt.cache.image_cache import ImageCache
-from dpn_rt.cache.kv_cache import KvCache, KvGeometry
+from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice, free_memory
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.engine import Engine
+from dpn_rt.engine.images import ImageRows
 from dpn_rt.engine.prefix_cache import PrefixCache, PrefixCacheConfig
 from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Scheduler, SchedulerConfig
@@ -28,11 +27,7 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits
-from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.linear import can_prepack
-from dpn_rt.model.reduction.pooling import load_boundaries
-from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision.clip import Encoder, ImageEncoder, load_encoder
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -223,42 +218,19 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
         ConfigError: the GPU cannot run the engine.
         PlanError: the engine's plans cannot be loaded on this machine.
     """
-    model = engine.model
-    images = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
-    backend: NativeBackend | DeviceBackend
-    encoder: Encoder | None
+    model, weights = engine.model, engine.load_weights()
+    image_cache = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans, model)
-        plans, encoder = load_plan_backend(engine, engine.load_weights(), reader, max_length(config, model))
-        return Runner(model, plans, encoder, image_cache=images)  # slots cannot be shared: no prefix cache
-    if device == "cuda":
-        gpu = open_cuda(model)
-        backend, encoder = load_device_backend(model, engine.load_weights(), device_limits(config, model), gpu)
-    else:
-        backend, encoder = load_native_backend(model, engine.load_weights(), config)
+        plans, encoder = load_plan_backend(engine, weights, reader, max_length(config, model))
+        images = ImageRows(encoder, TORCH_DTYPES[model.dtype], image_cache)
+        return Runner(plans, images)  # slots cannot be shared: no prefix cache
+    host_or_gpu: Device = open_cuda(model) if device == "cuda" else HostDevice()
+    prepack = device != "cuda" and _choose_prepack(config, weights, TORCH_DTYPES[model.dtype])
+    limits = device_limits(config, model)
+    backend, encoder = load_kernel_backend(model, weights, limits, host_or_gpu, prepack=prepack)
     prefixes = PrefixCache(PrefixCacheConfig(config.reuse_bytes), backend.cache) if config.reuse_bytes else None
-    return Runner(model, backend, encoder, prefixes, images)
-
-
-def load_native_backend(
-    model: ModelConfig, weights: Mapping[str, Tensor], config: RuntimeConfig
-) -> tuple[NativeBackend, ImageEncoder | None]:
-    """The product's own kernels on the CPU, and an empty pool of cells.
-
-    Raises:
-        CapacityError: `kv_cache_bytes` holds not even one cell.
-    """
-    dtype, limits = TORCH_DTYPES[model.dtype], device_limits(config, model)
-    prepack = _choose_prepack(config, weights, dtype)
-    geometry = KvGeometry.of_model(model.decoder, model.stage_layers, dtype)
-    angles = rope_table(model.decoder, limits.max_length)
-    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=prepack)
-    num_bytes = limits.kv_cache_bytes or HostDevice().cache_bytes(limits.utilization, limits.reuse_bytes)
-    cache = KvCache(geometry, cache_config(geometry, limits, num_bytes))
-    boundaries = load_boundaries(model.reduction, weights)
-    return NativeBackend(decoder, boundaries, cache), load_encoder(
-        model.vision, model.projector, weights, prepack=prepack
-    )
+    return Runner(backend, ImageRows(encoder, TORCH_DTYPES[model.dtype], image_cache), prefixes)
 
 
 def device_limits(config: RuntimeConfig, model: ModelConfig) -> DeviceLimits:

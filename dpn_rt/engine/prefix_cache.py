@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dpn_rt.cache.kv_cache import CellArray, KvCache
 from dpn_rt.engine.sequence import Sequence
+from dpn_rt.errors import CapacityError
 
 Key = bytes
 
@@ -47,6 +48,18 @@ class Match:
     @property
     def hit(self) -> bool:
         return bool(self.blocks) or self.image is not None
+
+
+@dataclass(frozen=True, eq=False)
+class CachedPrefix:
+    """The rows of a prompt that are in the cache, from its first row on."""
+
+    num_rows: int = 0
+    """Rows of text that every stage has."""
+    num_stage_0_rows: int = 0
+    """Rows after them that stage 0 alone has; they end with the image's last row."""
+    stage_0_rows: Tensor | None = None
+    """`[num_stage_0_rows, hidden_size]`: these rows as they left stage 0; None where no boundary follows."""
 
 
 @dataclass
@@ -104,6 +117,33 @@ class PrefixCache:
         self.statistics.queried_rows += sequence.num_rows
         self.statistics.hit_rows += keys.image_end if image is not None else rows
         return Match(rows, tuple(blocks), image)
+
+    def share(self, sequence: Sequence) -> CachedPrefix:
+        """Gives the slot of a sequence the cells of what is cached of its prompt."""
+        assert sequence.slot is not None
+        match = self.match(sequence)
+        for block in match.blocks:
+            for stage, cells in enumerate(block.cells):
+                self.cache.share(stage, sequence.slot, cells, self.cache.config.block_size)
+        if match.image is None:
+            return CachedPrefix(match.num_text_rows)
+        num_rows = sequence.image_end - match.num_text_rows
+        try:
+            self.cache.share(0, sequence.slot, match.image.cells[0], num_rows)
+        except CapacityError:
+            return CachedPrefix(match.num_text_rows)  # sharing may take a cell more than computing does
+        return CachedPrefix(match.num_text_rows, num_rows, match.image.exit_rows)
+
+    def rows_to_keep(self, sequence: Sequence, num_cached: int) -> tuple[int, int]:
+        """First and last (excluded) of the rows after the cached ones to `insert` as they leave stage 0.
+
+        (0, 0) for a sequence without an image.
+        """
+        if not sequence.image_starts:
+            return 0, 0
+        block_size = self.cache.config.block_size
+        whole_blocks = sequence.image_starts[0] // block_size * block_size
+        return whole_blocks - num_cached, sequence.image_end - num_cached
 
     def insert(self, sequence: Sequence, exit_rows: Tensor | None) -> None:
         """Keeps the beginning of a sequence that has just been prefilled and still holds its slot.

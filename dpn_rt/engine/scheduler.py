@@ -72,15 +72,15 @@ class Scheduler:
         """Sequences whose prefill is done."""
         return len(self._running)
 
-    def check_fits(self, num_rows: int, grid: tuple[int, int] | None, forced: list[int], max_tokens: int) -> None:
+    def check_fits(self, sequence: Sequence) -> None:
         """A request must be able to finish when it has the whole cache to itself.
 
         Raises:
             CapacityError: it cannot.
         """
-        lengths = self._reduction.most_rows(num_rows, [] if grid is None else [grid], forced)
+        lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.forced_experts)
         # The last token is never stored.
-        self._cache.check_fits(tuple(length + max_tokens - 1 for length in lengths), max_tokens)
+        self._cache.check_fits(tuple(length + sequence.max_tokens - 1 for length in lengths), sequence.max_tokens)
 
     def add(self, sequence: Sequence, siblings: Iterable[Sequence] = ()) -> None:
         """Queues a sequence behind all others of its priority. Its siblings wait for its prefill (`fork`)."""
@@ -160,7 +160,7 @@ class Scheduler:
         while self._waiting and len(self._running) + len(admitted) < self.config.max_num_seqs:
             sequence = self._waiting[0]
             rows += sequence.num_rows
-            lengths = self._most_rows(sequence)
+            lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.forced_experts)
             # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
             cells = self._cache.cells_for(tuple(length + 1 for length in lengths))
             whole_cache = not self._running and not admitted  # alone it fits: `check_fits` has counted its rows
@@ -171,10 +171,6 @@ class Scheduler:
             sequence.slot = self._cache.open_slot()
             admitted[sequence] = cells
         return admitted
-
-    def _most_rows(self, sequence: Sequence) -> tuple[int, ...]:
-        grids = [] if sequence.grid is None else [sequence.grid]
-        return self._reduction.most_rows(sequence.num_rows, grids, sequence.forced_experts)
 
     def _make_room(self) -> list[Sequence]:
         free = self._cache.num_free_cells - self._num_promised_cells()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.errors import DpnError
-from dpn_rt.model.reduction.pooling_config import SKIPPED, UNFORCED
 from dpn_rt.outputs import CompletionOutput, FinishReason, Pyramid
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.logprobs import Logprob
@@ -75,12 +74,20 @@ class Sequence:
         return self.prompt.num_rows + len(self.output_token_ids)
 
     @property
-    def image_start(self) -> int | None:
-        return self.prompt.image_index
+    def image_starts(self) -> tuple[int, ...]:
+        """First visual row of each image."""
+        return () if self.prompt.image_index is None else (self.prompt.image_index,)
 
     @property
-    def grid(self) -> tuple[int, int] | None:
-        return self.prompt.grid
+    def image_end(self) -> int:
+        """The row after the last image; 0 without one."""
+        visual, index = self.prompt.visual, self.prompt.image_index
+        return 0 if visual is None or index is None else index + visual.num_visual_tokens
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of visual tokens of each image."""
+        return () if self.prompt.grid is None else (self.prompt.grid,)
 
     @property
     def router_rows(self) -> npt.NDArray[np.int32]:
@@ -93,10 +100,6 @@ class Sequence:
             visual = np.full(self.prompt.visual.num_visual_tokens, VISUAL_ROW, dtype=np.int64)
             ids = np.concatenate((ids[:index], visual, ids[index + 1 :]))
         return np.concatenate((ids, np.asarray(self.output_token_ids, dtype=np.int64)))
-
-    def pin_route(self, experts: list[int]) -> None:
-        """Takes the same route whenever it is prefilled again; a skipped boundary skips by itself."""
-        self.forced_experts = [UNFORCED if expert == SKIPPED else expert for expert in experts]
 
     def append(self, token_id: int, logprobs: Mapping[int, Logprob] | None, eos_token_ids: tuple[int, ...]) -> str:
         """Adds a sampled token, decides whether the sequence ends, and returns the text that became certain."""

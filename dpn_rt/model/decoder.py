@@ -20,7 +20,9 @@ class StageBatch:
     cu_seqlens: Tensor
     """`[num_seqs + 1]` int32 offsets of each sequence's rows."""
     positions: Tensor
-    """`[num_rows]` int32 position of each row in its sequence."""
+    """`[num_rows]` int32 rotary position of each row."""
+    cache_rows: Tensor
+    """`[num_rows]` int32 row of its sequence's KV cache that each row is stored in."""
     context_lens: Tensor
     """`[num_seqs]` int32 rows in the cache, the new ones included."""
     block_tables: Tensor
@@ -141,7 +143,7 @@ class Layer:
         ops.rope_store(
             qkv,
             batch.positions,
-            batch.positions,  # the cache rows: every stage numbers its rows from 0
+            batch.cache_rows,
             self._cos_sin,
             cache.cells,
             cache.layer_in_cell,
@@ -267,6 +269,6 @@ class Decoder:
         x = self.embed(token_ids)
         positions = lengths - 1
         for index, (stage, tables) in enumerate(zip(self.stages, block_tables, strict=True)):
-            batch = StageBatch(cu_seqlens, positions[index], lengths[index], tables, last_rows=None)
+            batch = StageBatch(cu_seqlens, positions[index], positions[index], lengths[index], tables, last_rows=None)
             x = stage.forward(x, batch, cells)
         return self.logits(x)

@@ -1,6 +1,6 @@
-"""Where the rows of a packed batch belong: offsets, grids, router rows, positions of one stage.
+"""Where the rows of a packed batch belong in one stage: offsets, positions, images, router rows.
 
-A layout is never changed; a boundary returns a new one (`pooled`).
+A layout is never changed; a boundary returns a new one.
 """
 
 from __future__ import annotations
@@ -21,19 +21,48 @@ class PromptRows(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Rows of text and image together."""
+        """Rows of text and images together."""
 
     @property
-    def image_start(self) -> int | None:
-        """First visual row; None without an image."""
+    def image_starts(self) -> Sequence[int]:
+        """First visual row of each image, ascending."""
 
     @property
-    def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of visual tokens; None without an image."""
+    def grids(self) -> Sequence[tuple[int, int]]:
+        """Rows and columns of visual tokens of each image."""
 
     @property
     def router_rows(self) -> IntArray:
         """Rows that the routers read."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive rows of a stage, which go through it together."""
+
+    sequences: slice
+    """The sequences of the layout that have rows in it."""
+    cu_seqlens: IntArray
+    """`[num_seqs + 1]` first row of each of these sequences in the chunk, and the number of rows at the end."""
+    positions: IntArray
+    """`[num_rows]` rotary position of each row."""
+    cache_rows: IntArray
+    """`[num_rows]` row of its sequence's KV cache that each row is stored in."""
+    context_lens: IntArray
+    """`[num_seqs]` rows in the cache once the chunk is stored."""
+    ends: npt.NDArray[np.int64]
+    """`[num_ends]` which of these sequences end in the chunk."""
+    last_rows: npt.NDArray[np.int64]
+    """`[num_ends]` their last rows in the chunk."""
+
+    @property
+    def all_end(self) -> bool:
+        return len(self.ends) == len(self.context_lens)
+
+    @property
+    def extends(self) -> bool:
+        """Whether earlier rows of a sequence are in the cache."""
+        return bool((np.diff(self.cu_seqlens) < self.context_lens).any())
 
 
 @dataclass(frozen=True)
@@ -42,34 +71,41 @@ class Layout:
 
     lengths: IntArray
     """`[num_seqs]` rows of each sequence that are computed."""
-    first_rows: IntArray
-    """`[num_seqs]` rows before them, which are in the cache: text, in every stage the same."""
-    image_start: IntArray
-    """`[num_seqs]` first visual row among those computed, -1 without an image."""
+    first_cache_rows: IntArray
+    """`[num_seqs]` rows of each sequence that are in the cache already; they come before the computed ones."""
+    first_positions: IntArray
+    """`[num_seqs]` rotary position of each sequence's first computed row; the others count on from it."""
+    cu_images: IntArray
+    """`[num_seqs + 1]` first image of each sequence, and the number of images at the end."""
+    image_starts: IntArray
+    """`[num_images]` first visual row of each image among the computed rows of its sequence."""
     grids: IntArray
-    """`[num_seqs, 2]` rows and columns of visual tokens, (0, 0) without an image."""
+    """`[num_images, 2]` rows and columns of each image's visual tokens."""
     router_rows: IntArray
-    """`[num_router_rows]` rows that the router reads, among those computed of their sequence."""
+    """`[num_router_rows]` rows that the routers read, among the computed rows of their sequence."""
     cu_router_rows: IntArray
     """`[num_seqs + 1]` offsets into `router_rows`."""
 
     @classmethod
-    def of_prompts(cls, prompts: Sequence[PromptRows], first_rows: Sequence[int] | None = None) -> Layout:
+    def of_prompts(cls, prompts: Sequence[PromptRows], num_cached: Sequence[int] | None = None) -> Layout:
         """The layout at stage 0.
 
         Args:
             prompts: one per sequence.
-            first_rows: rows of each that are in the cache, before its image; None: none.
+            num_cached: rows of each that are in the cache in every stage, all before its first image; None: none.
         """
-        first = [0] * len(prompts) if first_rows is None else list(first_rows)
-        rows = [prompt.router_rows - start for prompt, start in zip(prompts, first, strict=True)]
-        starts = [prompt.image_start for prompt in prompts]
+        cached = np.zeros(len(prompts), dtype=np.int32) if num_cached is None else _int_array(num_cached)
+        counts = _int_array([len(prompt.image_starts) for prompt in prompts])
+        starts = _int_array([start for prompt in prompts for start in prompt.image_starts])
+        rows = [prompt.router_rows - skipped for prompt, skipped in zip(prompts, cached, strict=True)]
         return cls(
-            lengths=_int_array([prompt.num_rows - start for prompt, start in zip(prompts, first, strict=True)]),
-            first_rows=_int_array(first),
-            image_start=_int_array([-1 if s is None else s - f for s, f in zip(starts, first, strict=True)]),
-            grids=_int_array([prompt.grid or (0, 0) for prompt in prompts]).reshape(-1, 2),
-            router_rows=np.concatenate(rows, dtype=np.int32),
+            lengths=_int_array([prompt.num_rows for prompt in prompts]) - cached,
+            first_cache_rows=cached,
+            first_positions=cached,
+            cu_images=_offsets(counts),
+            image_starts=starts - np.repeat(cached, counts),
+            grids=_int_array([grid for prompt in prompts for grid in prompt.grids]).reshape(-1, 2),
+            router_rows=np.concatenate([*rows, _int_array([])], dtype=np.int32),
             cu_router_rows=_offsets(_int_array([len(sequence) for sequence in rows])),
         )
 
@@ -82,69 +118,114 @@ class Layout:
         """`[num_seqs + 1]` first packed row of each sequence, and the number of rows at the end."""
         return _offsets(self.lengths)
 
+    @property
+    def num_rows(self) -> int:
+        return int(self.cu_seqlens[-1])
+
     @cached_property
     def num_visual(self) -> IntArray:
-        """`[num_seqs]` visual tokens."""
-        return self.grids[:, 0] * self.grids[:, 1]
+        """`[num_seqs]` visual tokens of all images of each sequence."""
+        return np.diff(_offsets(self.grids.prod(axis=1))[self.cu_images])
 
     @property
     def kv_lengths(self) -> IntArray:
         """`[num_seqs]` rows of each sequence that attention sees."""
-        return self.first_rows + self.lengths
+        return self.first_cache_rows + self.lengths
+
+    @property
+    def next_positions(self) -> IntArray:
+        """`[num_seqs]` rotary position of the row that is generated after each sequence."""
+        return self.first_positions + self.lengths
 
     @cached_property
     def positions(self) -> IntArray:
-        """`[num_rows]` position of each packed row: every stage numbers its rows from 0."""
-        rows = np.arange(self.cu_seqlens[-1], dtype=np.int32)
-        return rows - np.repeat(self.cu_seqlens[:-1] - self.first_rows, self.lengths)
+        """`[num_rows]` rotary position of each packed row."""
+        return self._count_from(self.first_positions)
 
     @cached_property
-    def last_rows(self) -> npt.NDArray[np.int64]:
-        """`[num_seqs]` packed row of each sequence's last token."""
-        return self.cu_seqlens[1:].astype(np.int64) - 1
+    def cache_rows(self) -> IntArray:
+        """`[num_rows]` row of its sequence's KV cache that each packed row is stored in."""
+        return self._count_from(self.first_cache_rows)
 
     def router_rows_from(self, offsets: IntArray) -> IntArray:
         """`[num_router_rows]` router rows where the sequences begin at `offsets` `[num_seqs + 1]`."""
         return self.router_rows + np.repeat(offsets[:-1], np.diff(self.cu_router_rows))
 
-    def pooled(self, grids: IntArray) -> Layout:
-        """The layout after the visual tokens shrank to `grids` `[num_seqs, 2]`; router rows move up with the text."""
-        shrink = self.num_visual - grids[:, 0] * grids[:, 1]
-        behind_image = self.router_rows > np.repeat(self.image_start, np.diff(self.cu_router_rows))
-        moved = np.where(behind_image, np.repeat(shrink, np.diff(self.cu_router_rows)), 0)
+    def with_grids(self, grids: IntArray) -> Layout:
+        """The layout after the images shrank to `grids` `[num_images, 2]`: later rows move up, and so do positions."""
+        shrunk = _offsets((self.grids.prod(axis=1) - grids.prod(axis=1)).astype(np.int32))  # by images before
+        before = shrunk[self.cu_images]  # by images of sequences before
+        num_images, num_router_rows = np.diff(self.cu_images), np.diff(self.cu_router_rows)
+        packed_starts = self.image_starts + np.repeat(self.cu_seqlens[:-1], num_images)
+        images_before = np.searchsorted(packed_starts, self.router_rows_from(self.cu_seqlens))
         return replace(
             self,
-            lengths=self.lengths - shrink,
+            lengths=self.lengths - np.diff(before),
+            image_starts=self.image_starts - (shrunk[:-1] - np.repeat(before[:-1], num_images)),
             grids=grids,
-            router_rows=(self.router_rows - moved).astype(np.int32),
+            router_rows=self.router_rows - (shrunk[images_before] - np.repeat(before[:-1], num_router_rows)),
         )
 
-    def behind(self, num_rows: IntArray) -> Layout:
+    def skip_prefix(self, num_rows: IntArray) -> Layout:
         """The same sequences without their first `num_rows` `[num_seqs]` rows, which are in the cache in one stage.
 
-        Only what places rows is of use there: lengths and positions.
+        Only lengths, cache rows and positions are of use there.
         """
-        return replace(self, lengths=self.lengths - num_rows, first_rows=self.first_rows + num_rows)
+        return replace(
+            self,
+            lengths=self.lengths - num_rows,
+            first_cache_rows=self.first_cache_rows + num_rows,
+            first_positions=self.first_positions + num_rows,
+        )
 
     def select(self, kept: npt.NDArray[np.intp]) -> Layout:
         """The layout of these sequences alone."""
-        counts = np.diff(self.cu_router_rows)
-        rows = np.split(self.router_rows, self.cu_router_rows[1:-1])
+        images, cu_images = _select_items(self.cu_images, kept)
+        router_rows, cu_router_rows = _select_items(self.cu_router_rows, kept)
         return Layout(
             lengths=self.lengths[kept],
-            first_rows=self.first_rows[kept],
-            image_start=self.image_start[kept],
-            grids=self.grids[kept],
-            router_rows=np.concatenate([rows[i] for i in kept] or [self.router_rows[:0]], dtype=np.int32),
-            cu_router_rows=_offsets(counts[kept]),
+            first_cache_rows=self.first_cache_rows[kept],
+            first_positions=self.first_positions[kept],
+            cu_images=cu_images,
+            image_starts=self.image_starts[images],
+            grids=self.grids[images],
+            router_rows=self.router_rows[router_rows],
+            cu_router_rows=cu_router_rows,
         )
+
+    def chunk(self, start: int, end: int) -> Chunk:
+        """Rows `start` to `end` (excluded, above `start`) of the packed ones."""
+        first, last = (int(np.searchsorted(self.cu_seqlens, row, side="right")) - 1 for row in (start, end - 1))
+        offsets = np.clip(self.cu_seqlens[first : last + 2], start, end)
+        ends = np.flatnonzero(self.cu_seqlens[first + 1 : last + 2] <= end)
+        cache_rows = self.cache_rows[start:end]
+        return Chunk(
+            sequences=slice(first, last + 1),
+            cu_seqlens=offsets - np.int32(start),
+            positions=self.positions[start:end],
+            cache_rows=cache_rows,
+            context_lens=cache_rows[offsets[1:] - start - 1] + 1,
+            ends=ends,
+            last_rows=self.cu_seqlens[first + 1 + ends].astype(np.int64) - 1 - start,
+        )
+
+    def _count_from(self, first: IntArray) -> IntArray:
+        return np.arange(self.num_rows, dtype=np.int32) + np.repeat(first - self.cu_seqlens[:-1], self.lengths)
+
+
+def _select_items(cu_items: IntArray, kept: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], IntArray]:
+    """Of items grouped by sequence: which belong to the kept sequences, and their new offsets."""
+    counts = np.diff(cu_items)[kept]
+    offsets = _offsets(counts)
+    items = np.arange(offsets[-1]) + np.repeat(cu_items[kept] - offsets[:-1], counts)
+    return items.astype(np.intp), offsets
 
 
 def _int_array(values: Sequence[int] | Sequence[tuple[int, int]]) -> IntArray:
     return np.asarray(values, dtype=np.int32)
 
 
-def _offsets(lengths: IntArray) -> IntArray:
+def _offsets(lengths: npt.NDArray[np.integer]) -> IntArray:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

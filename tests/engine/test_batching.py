@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.engine.runner import PrefillJob, Runner
+from dpn_rt.engine.prefill import Prefill
 from dpn_rt.engine.scheduler import Batch
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import MODEL, VOCAB_SIZE, random_prompt, write_random_engine
@@ -156,13 +156,13 @@ def test_completions_share_one_prefill(
     engine_dir: Path, prompts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, block_size: int
 ) -> None:
     prefilled: list[int] = []
-    begin = Runner.begin_prefill
+    begin = Prefill.__init__
 
-    def counted(runner: Runner, batch: Batch) -> PrefillJob:
+    def counted(prefill: Prefill, batch: Batch, *parts: Any) -> None:
         prefilled.append(len(batch.sequences))
-        return begin(runner, batch)
+        begin(prefill, batch, *parts)
 
-    monkeypatch.setattr(Runner, "begin_prefill", counted)
+    monkeypatch.setattr(Prefill, "__init__", counted)
     params = SamplingParams(n=3, temperature=1.0, seed=3, max_tokens=40, ignore_eos=True, logprobs=0)
     llm = LLM(engine_dir, block_size=block_size)
     together = llm.generate(prompts[:4], params, use_tqdm=False)

@@ -11,7 +11,7 @@ import pytest
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraph
-from dpn_rt.device.host import HostReading
+from dpn_rt.device.host import HostReadback
 from dpn_rt.device.packing import Array
 from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import StepError
@@ -171,10 +171,10 @@ def test_all_are_aborted_while_their_next_step_is_queued(place: Place, engine_di
 
 
 @dataclasses.dataclass(frozen=True)
-class LoggedReading:
+class LoggedReadback:
     """Says when the host waits."""
 
-    reading: HostReading
+    reading: HostReadback
     log: list[str]
 
     def wait(self) -> list[Array]:
@@ -194,7 +194,7 @@ def log(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         events.append("decode")
         return run(self, *arguments)
 
-    monkeypatch.setattr(place.device, "read", lambda *tensors: LoggedReading(read(*tensors), events))
+    monkeypatch.setattr(place.device, "read", lambda *tensors: LoggedReadback(read(*tensors), events))
     monkeypatch.setattr(DecodeGraph, "run", logged_run)
     return events
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.backends.kernels.prefill import Prefill
+from dpn_rt.engine.prefill import Prefill
 from dpn_rt.errors import DpnError
 from tests.engine.models import random_prompt, write_random_engine
 

@@ -68,8 +68,8 @@ def ask(llm: LLM, asked: Prompt) -> RequestOutput:
 
 def caches(llm: LLM) -> tuple[PrefixCache, ImageCache]:
     runner = llm.engine.runner
-    assert runner.prefix_cache is not None and runner.image_cache is not None
-    return runner.prefix_cache, runner.image_cache
+    assert runner.prefix_cache is not None and runner.images.cache is not None
+    return runner.prefix_cache, runner.images.cache
 
 
 @pytest.mark.parametrize("before", [0, 1, 15, 16, 17, 40])
@@ -174,7 +174,7 @@ def test_few_cells_of_which_the_images_own_are_given_up(
     start, rows = ids(generator, 2), image(generator, (6, 6))
     short, long = prompt(start, rows, (6, 6), ids(generator, 3)), prompt(start, rows, (6, 6), ids(generator, 60))
     for each in (short, long):
-        each["route"] = [0] * len(plain.engine.runner._model.reduction.layers)
+        each["route"] = [0] * len(plain.engine.runner.backend.reducers)
     cache = plain.engine.runner.cache
     stages = len(cache.geometry.stage_sizes)
     least = cache.cells_for((2 + 36 + 61 + GREEDY.max_tokens,) * stages)
@@ -200,7 +200,7 @@ def test_a_pool_in_which_sharing_takes_a_cell_too_many(
 
 
 def test_a_prompt_that_ends_in_its_image(engine_dir: Path, plain: LLM, generator: np.random.Generator) -> None:
-    if plain.engine.runner._model.reduction.boundaries:
+    if plain.engine.runner.backend.reducers:
         pytest.skip("<ROUTER> comes last where there are routers")
     rows = image(generator, (6, 6))
     ending = prompt(ids(generator, 2), rows, (6, 6), [])

@@ -1,46 +1,118 @@
-"""The product's own kernels on a device."""
+"""The product's own kernels, on the host or on a device: packed rows, paged keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.backends.backend import Decoded, NewSequences
-from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
-from dpn_rt.backends.kernels.prefill import Prefill
+from dpn_rt.backends.backend import Decoded
 from dpn_rt.cache.kv_cache import KvCache, Slots
 from dpn_rt.device.device import Device
-from dpn_rt.model.decoder import Decoder
-from dpn_rt.model.reduction.pooling import Boundary
+from dpn_rt.model.decoder import Decoder, StageBatch
+from dpn_rt.model.layout import Chunk, IntArray
+from dpn_rt.model.reduction.reducer import DeviceInputs, Reduced, Reducer
 
 
-class DeviceBackend:
-    """A `Backend`: prefills queued op after op, decode steps as graphs, all tensors on one device."""
+class DecodeStep(Protocol):
+    """One new row for each sequence: `decode_step.py`, or as graphs `decode_graphs.py`."""
+
+    def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
+        """See `Backend.decode`."""
+
+
+class KernelBackend:
+    """A `Backend`: the decoder's stages, the reducers between them, and the pool that they fill, on one device."""
 
     def __init__(
-        self, decoder: Decoder, boundaries: Sequence[Boundary], cache: KvCache, graphs: DecodeGraphs, device: Device
+        self, decoder: Decoder, reducers: Sequence[Reducer], cache: KvCache, step: DecodeStep, device: Device
     ) -> None:
-        self._decoder, self._boundaries = decoder, boundaries
-        self.cache = cache
-        self._graphs, self._device = graphs, device
-
-    @property
-    def queue(self) -> Device:
-        """The device: a decode step may be queued before the host knows its tokens."""
-        return self._device
+        self.reducers, self.cache = reducers, cache
+        self.preparer = KernelStagePreparer(decoder, cache, device)
+        self.async_device = device if device.is_async else None
+        self.stage_sizes = [stage.num_layers for stage in decoder.stages]
+        self.logits = decoder.logits
+        self.decode = step.run
+        self._decoder, self._device = decoder, device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """`[num_rows, hidden_size]` before the first stage."""
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
         return self._decoder.embed_rows(token_ids, visual, image_rows)
 
-    def prefill(self, sequences: NewSequences) -> Prefill:
-        """New sequences before the first stage."""
-        return Prefill(self._decoder, self._boundaries, self.cache, sequences, self._device)
+    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
+        """Rows through a stage."""
+        cu_seqlens, positions, cache_rows, context_lens, block_tables, last_rows, *last_seqs = self._device.upload(
+            chunk.cu_seqlens,
+            chunk.positions,
+            chunk.cache_rows,
+            chunk.context_lens,
+            self.cache.block_tables(stage, slots),
+            chunk.last_rows,
+            *([] if chunk.all_end else [chunk.ends]),
+        )
+        batch = StageBatch(
+            cu_seqlens=cu_seqlens,
+            positions=positions,
+            cache_rows=cache_rows,
+            context_lens=context_lens,
+            block_tables=block_tables,
+            last_rows=last_rows,
+            last_seqs=last_seqs[0] if last_seqs else None,
+            extends=chunk.extends,
+        )
+        return self._decoder.stages[stage].forward(x, batch, self.cache.cells)
 
-    def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
-        """Logits and best ids behind one new row for each sequence, whose room has been made."""
-        return self._graphs.run(token_ids, slots)
+
+class KernelStagePreparer:
+    """A `StagePreparer`: metadata is made on the device, and cells are taken for as many rows as there may be."""
+
+    def __init__(self, decoder: Decoder, cache: KvCache, device: Device) -> None:
+        self._decoder, self._cache, self._device = decoder, cache, device
+
+    def prepare(
+        self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
+    ) -> PreparedKernelStage | None:
+        """See `StagePreparer`. Cells that are kept for later prompts are not given up for rows that may never come."""
+        if not self._cache.has_unused_for(stage, slots, most_rows):
+            return None
+        self._cache.fill_stage(stage, slots, most_rows)
+        layout = reduced.device_layout
+        block_tables, device_forced = self._device.upload(self._cache.block_tables(stage, slots), forced)
+        ends = layout.cu_seqlens[1:]
+        batch = StageBatch(
+            cu_seqlens=layout.cu_seqlens,
+            positions=layout.positions,
+            cache_rows=layout.cache_rows,
+            context_lens=ends - layout.cu_seqlens[:-1] + layout.first_cache_rows,
+            block_tables=block_tables,
+            last_rows=ends.long() - 1,
+            extends=reduced.has_cached_rows,
+        )
+        return PreparedKernelStage(stage, batch, slots, DeviceInputs(layout, device_forced), self._decoder, self._cache)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedKernelStage:
+    """A `PreparedStage`: its batch, with positions, cache rows and cells for more rows than there may be."""
+
+    stage: int
+    batch: StageBatch
+    slots: Slots
+    device_inputs: DeviceInputs
+    decoder: Decoder
+    cache: KvCache
+
+    def run(self, rows: Tensor) -> Tensor:
+        """All rows of the stage through it."""
+        count = rows.shape[0]
+        batch = replace(self.batch, positions=self.batch.positions[:count], cache_rows=self.batch.cache_rows[:count])
+        return self.decoder.stages[self.stage].forward(rows, batch, self.cache.cells)
+
+    def trim(self, kv_lengths: IntArray) -> None:
+        """Gives back cells beyond `kv_lengths` `[num_seqs]` rows."""
+        self.cache.trim_stage(self.stage, self.slots, kv_lengths)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.kernels.backend import DeviceBackend
+from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
+from dpn_rt.backends.kernels.decode_step import HostDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
 from dpn_rt.cache.kv_cache import KvCache, KvCacheConfig, KvGeometry
 from dpn_rt.device.device import Device
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.decoder import Decoder, StageBatch
-from dpn_rt.model.reduction.pooling import load_boundaries
+from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.clip import IMAGES_PER_CALL, Encoder, ImageEncoder, load_encoder
 from dpn_rt.schema.weights import TORCH_DTYPES
@@ -40,17 +41,24 @@ class DeviceLimits:
     """Part of the memory that may be taken in all."""
 
 
-def load_device_backend(
-    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device
-) -> tuple[DeviceBackend, Encoder | None]:
-    """Weights, KV pool and graphs on a device.
+def load_kernel_backend(
+    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device, *, prepack: bool = False
+) -> tuple[KernelBackend, Encoder | None]:
+    """Weights, KV pool and decode step on a device.
+
+    Args:
+        model: of the engine.
+        weights: of the engine.
+        limits: what has to fit.
+        device: of all tensors.
+        prepack: keep a second copy of the weights in oneDNN's layout, on the host.
 
     Raises:
         CapacityError: the device has too little memory; says how much is needed and what to lower.
     """
     placed = place_weights(weights, device)
     try:
-        return _build(model, placed, limits, device)
+        return _build(model, placed, limits, device, prepack=prepack)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"{device.torch_device} ran out of memory while the largest prefill of {limits.max_prefill_rows} rows was "
@@ -75,21 +83,24 @@ def place_weights(weights: Mapping[str, Tensor], device: Device) -> dict[str, Te
 
 
 def _build(
-    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device
-) -> tuple[DeviceBackend, Encoder | None]:
+    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device, *, prepack: bool = False
+) -> tuple[KernelBackend, Encoder | None]:
     geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
     angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
-    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=False)
-    boundaries = load_boundaries(model.reduction, weights, device)
-    encoder = load_encoder(model.vision, model.projector, weights, prepack=False)
+    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=prepack)
+    reducers = load_reducers(model.reduction, weights, device)
+    encoder = load_encoder(model.vision, model.projector, weights, prepack=prepack)
     num_bytes = limits.kv_cache_bytes
     if num_bytes is None:
         with torch.inference_mode():
             peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, limits, device))
         num_bytes = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
     cache = KvCache(geometry, cache_config(geometry, limits, num_bytes), device)
-    graphs = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
-    return DeviceBackend(decoder, boundaries, cache, graphs, device), record_encoder(model, encoder, device)
+    step: DecodeStep = HostDecodeStep(decoder, cache)
+    if device.is_async:
+        step = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
+    backend = KernelBackend(decoder, reducers, cache, step, device)
+    return backend, record_encoder(model, encoder, device) if device.is_async else encoder
 
 
 def record_encoder(model: ModelConfig, encoder: ImageEncoder | None, device: Device) -> EncoderGraphs | None:
@@ -142,9 +153,11 @@ def _largest_work(
     blocks = -(-length // limits.block_size)
     x = decoder.embed(torch.zeros(rows, dtype=torch.int64, device=where))
     for stage, groups in zip(decoder.stages, geometry.groups, strict=True):
+        positions = torch.arange(rows, dtype=torch.int32, device=where) % length
         batch = StageBatch(
             cu_seqlens=cu_seqlens,
-            positions=torch.arange(rows, dtype=torch.int32, device=where) % length,
+            positions=positions,
+            cache_rows=positions,
             context_lens=cu_seqlens[1:] - cu_seqlens[:-1],
             block_tables=torch.zeros(groups, num_seqs, blocks, dtype=torch.int32, device=where),
             last_rows=ends - 1,

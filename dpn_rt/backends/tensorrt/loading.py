@@ -18,7 +18,7 @@ from dpn_rt.device.device import Device
 from dpn_rt.errors import CapacityError, EngineError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits, plan_file
-from dpn_rt.model.reduction.pooling import load_boundaries
+from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.clip import Encoder, load_encoder
 
@@ -73,9 +73,9 @@ def _load_backend(
         )
         for spec in prefills
     ]
-    boundaries = load_boundaries(model.reduction, between, device)
+    reducers = load_reducers(model.reduction, between, device)
     backend = PlanBackend(
-        between["embed_tokens.weight"], stages, boundaries, SlotCache(limits, max_length, memory), device
+        between["embed_tokens.weight"], stages, reducers, SlotCache(limits, max_length, memory), device
     )
     return backend, record_encoder(model, load_encoder(model.vision, model.projector, between, prepack=False), device)
 

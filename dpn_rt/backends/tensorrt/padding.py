@@ -1,6 +1,8 @@
-"""Packed rows to padded ones, and the order in which sequences of a batch go through a plan."""
+"""Packed rows to padded ones and back, and the order in which sequences of a batch go through a plan."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -8,31 +10,48 @@ from torch import Tensor
 
 from dpn_rt.cache.kv_cache import Slots
 from dpn_rt.device.device import Device
-from dpn_rt.model.layout import Layout
+from dpn_rt.model.layout import IntArray
 
 Indices = npt.NDArray[np.intp]
 
 
-def pad(x: Tensor, layout: Layout, chosen: Indices, device: Device) -> Tensor:
-    """Some sequences of a packed batch `[num_rows, hidden_size]` -> `[num_chosen, longest, hidden_size]`.
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """Some sequences of a packed batch, each padded to the longest of them."""
 
-    Zeros behind each sequence.
+    num_seqs: int
+    longest: int
+    packed: Tensor
+    """`[num_rows]` int64 their rows in the packed batch."""
+    padded: Tensor
+    """`[num_rows]` int64 the places of these rows in the padded batch `[num_seqs * longest]`."""
 
-    Args:
-        x: on `device`.
-        layout: of `x`.
-        chosen: the sequences, in the order in which they are wanted; at least one.
-        device: of both.
-    """
-    lengths = layout.lengths[chosen].astype(np.int64)
-    longest = int(lengths.max())
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    source, target = device.upload(
-        np.repeat(layout.cu_seqlens[chosen].astype(np.int64), lengths) + within,
-        np.repeat(np.arange(len(chosen)) * longest, lengths) + within,
-    )
-    padded = x.new_zeros(len(chosen) * longest, x.shape[1]).index_copy_(0, target, x.index_select(0, source))
-    return padded.view(len(chosen), longest, x.shape[1])
+    @classmethod
+    def of(cls, cu_seqlens: IntArray, chosen: Indices, device: Device) -> Padding:
+        """
+        Args:
+            cu_seqlens: `[batch size + 1]` of the packed batch.
+            chosen: the sequences, in the order in which they are wanted; at least one.
+            device: of the rows.
+        """
+        lengths = np.diff(cu_seqlens)[chosen].astype(np.int64)
+        longest = int(lengths.max())
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        packed, padded = device.upload(
+            np.repeat(cu_seqlens[chosen].astype(np.int64), lengths) + within,
+            np.repeat(np.arange(len(chosen)) * longest, lengths) + within,
+        )
+        return cls(len(chosen), longest, packed, padded)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`[batch rows, hidden_size]` -> `[num_seqs, longest, hidden_size]`, zeros after each sequence."""
+        rows = x.new_zeros(self.num_seqs * self.longest, x.shape[1])
+        rows.index_copy_(0, self.padded, x.index_select(0, self.packed))
+        return rows.view(self.num_seqs, self.longest, x.shape[1])
+
+    def unpad(self, rows: Tensor, out: Tensor) -> None:
+        """Writes `[num_seqs, longest, hidden_size]` to the sequences' rows of `out` `[batch rows, hidden_size]`."""
+        out.index_copy_(0, self.packed, rows.flatten(0, 1).index_select(0, self.padded))
 
 
 def neighbours(slots: Slots, most: int) -> list[Indices]:

@@ -46,6 +46,13 @@ class BoundaryConfig:
         """Visual tokens from which on an image is pooled: 16, or as many as the largest kernel covers."""
         return max(MIN_VISUAL_TOKENS, *(height * width for height, width in self.kernels))
 
+    @property
+    def compression_levels(self) -> IntArray:
+        """`[num_experts]`: 0 for the smallest kernel area, 1 for the next larger one, and so on."""
+        areas = np.prod(self.kernels, axis=1)
+        levels: IntArray = np.searchsorted(np.unique(areas), areas).astype(np.int32)
+        return levels
+
     def choose(self, grids: IntArray, experts: IntArray) -> IntArray:
         """`[num_images]` experts as the boundary takes them: -1 where it skips the image.
 

@@ -179,6 +179,6 @@ def test_images_go_through_the_tower(place: Place, engine_dir: Path) -> None:
     size = MODEL.vision.image_size  # type: ignore[union-attr]
     pixels = [torch.randn(3, size, size) for _ in range(6)]
     with torch.inference_mode():
-        rows, expected = runner.encode_images(pixels), plain.encode_images(pixels)
+        rows, expected = runner.images.encoder.encode(pixels), plain.images.encoder.encode(pixels)
     for row, wanted in zip(rows, expected, strict=True):
         torch.testing.assert_close(row.cpu(), wanted, atol=place.tolerance, rtol=0)

@@ -9,7 +9,7 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
-from dpn_rt.device.host import HostReading
+from dpn_rt.device.host import HostReadback
 from dpn_rt.model.decoder import Stage
 from dpn_rt.model.layout import Layout
 from dpn_rt.outputs import RequestOutput
@@ -50,7 +50,7 @@ def test_a_stage_is_queued_as_soon_as_its_rows_are_known(
         original = getattr(cls, method)
         monkeypatch.setattr(cls, method, lambda *args: events.append(method) or original(*args))
 
-    for cls, method in ((HostReading, "wait"), (Stage, "forward"), (Layout, "pooled"), (CountingDevice, "upload")):
+    for cls, method in ((HostReadback, "wait"), (Stage, "forward"), (Layout, "with_grids"), (CountingDevice, "upload")):
         told(cls, method)
     case = next(case for case in CASES if case.name == "c04_g24_r222")
     build_engine(case.write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine")
@@ -60,7 +60,7 @@ def test_a_stage_is_queued_as_soon_as_its_rows_are_known(
     events.clear()
     llm.engine.step()
     behind = [events[i + 1 : i + 3] for i, event in enumerate(events) if event == "wait"]
-    assert behind[:3] == [["forward", "pooled"]] * 3
+    assert behind[:3] == [["forward", "with_grids"]] * 3
 
 
 @pytest.mark.skipif(HAS_GPU, reason="counts transfers of the host")

@@ -13,10 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.backends.kernels.backend import DeviceBackend
+from dpn_rt.backends.kernels.backend import KernelBackend
 from dpn_rt.backends.kernels.decode_graphs import batch_sizes
+from dpn_rt.backends.kernels.decode_step import HostDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
-from dpn_rt.backends.kernels.native import NativeBackend
 from dpn_rt.cache.kv_cache import KvCache
 from dpn_rt.device import cuda
 from dpn_rt.device.host import HostDevice, RepeatedStep
@@ -59,7 +59,7 @@ def test_a_repeated_step_keeps_its_outputs_in_place() -> None:
 
 
 @pytest.fixture
-def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, DeviceBackend, KvCache, np.ndarray]]:
+def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, KernelBackend, KvCache, np.ndarray]]:
     """Six sequences of 14 to 19 rows of text, and room for one more."""
     llm = place.load(write_random_engine(tmp_path / "engine", with_dtype(place)), block_size=4)
     cache = llm.engine.runner.cache
@@ -71,11 +71,11 @@ def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, DeviceBackend, K
     llm.engine.step()
     slots = np.array([s.slot for s in llm.engine._scheduler._running])
     cache.grow(slots)
-    yield llm, llm.engine.runner._backend, cache, slots  # type: ignore[misc]
+    yield llm, llm.engine.runner.backend, cache, slots  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
-def test_padding_changes_nothing(filled: tuple[LLM, DeviceBackend, KvCache, np.ndarray], count: int) -> None:
+def test_padding_changes_nothing(filled: tuple[LLM, KernelBackend, KvCache, np.ndarray], count: int) -> None:
     """Whatever the padding cell holds; and nothing is written but each sequence's new row and that cell."""
     _, backend, cache, slots = filled
     chosen, token_ids = slots[:count], np.arange(count) + 11
@@ -97,9 +97,9 @@ def test_padding_changes_nothing(filled: tuple[LLM, DeviceBackend, KvCache, np.n
     assert {int(cell) for cell in changed.nonzero()} - {len(cells) - 1} == written
     cache.cells.copy_(cells)
     with torch.inference_mode():
-        plain = NativeBackend(backend._decoder, [], cache)
+        plain = HostDecodeStep(backend._decoder, cache)
         if not cache.cells.is_cuda:
-            torch.testing.assert_close(plain.decode(token_ids, chosen).logits, logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(plain.run(token_ids, chosen).logits, logits, atol=1e-5, rtol=1e-5)
         for row in range(count):
             cache.cells.copy_(cells)
             alone = backend.decode(token_ids[row : row + 1], chosen[row : row + 1]).logits
@@ -122,7 +122,7 @@ def test_a_step_is_one_transfer_each_way_and_no_recording(place: Place, tmp_path
     assert llm.engine.num_running == 6
 
 
-def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, DeviceBackend, KvCache, np.ndarray]) -> None:
+def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, KernelBackend, KvCache, np.ndarray]) -> None:
     _, backend, cache, slots = filled
     cells = [cache.block_tables(stage, slots[1:2]).flatten() for stage in range(4)]
     for number in np.concatenate(cells):
@@ -149,7 +149,7 @@ class OperatorNames(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_recorded_steps_can_be_recorded(filled: tuple[LLM, DeviceBackend, KvCache, np.ndarray]) -> None:
+def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, KvCache, np.ndarray]) -> None:
     """They wait for no result and make no tensor of the host's numbers, which a GPU could not record."""
     llm, backend, _, _ = filled
     encoder = llm.engine.runner._encoder
@@ -169,9 +169,9 @@ def test_any_number_of_images(place: Place, tmp_path: Path, count: int) -> None:
     assert isinstance(encoder, EncoderGraphs) and MODEL.vision is not None
     pixels = list(torch.randn(count, 3, MODEL.vision.image_size, MODEL.vision.image_size))
     with torch.inference_mode():
-        rows = runner.encode_images(pixels)
+        rows = runner.images.encoder.encode(pixels)
         kept = [row.clone() for row in rows]
-        runner.encode_images(pixels[::-1])  # must not change what was given before
+        runner.images.encoder.encode(pixels[::-1])  # must not change what was given before
         expected = encoder._graphs[1]._encoder.encode([p.to(rows[0].device) for p in pixels])
     assert len(rows) == count
     for row, copy, wanted in zip(rows, kept, expected, strict=True):

@@ -55,6 +55,10 @@ def test_plans_give_what_the_native_backend_gives(tmp_path: Path) -> None:
         assert logprob_error(output, expected.double()) < BOUND
     assert model.vision is not None
     pixels = [torch.randn(3, model.vision.image_size, model.vision.image_size) for _ in range(3)]
-    rows = zip(on_plans.engine.runner.encode_images(pixels), native.engine.runner.encode_images(pixels), strict=True)
+    rows = zip(
+        on_plans.engine.runner.images.encoder.encode(pixels),
+        native.engine.runner.images.encoder.encode(pixels),
+        strict=True,
+    )
     for found, expected in rows:
         torch.testing.assert_close(found.cpu().float(), expected.float(), atol=BOUND, rtol=BOUND)

@@ -16,13 +16,12 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.backends.tensorrt import cuda
 from dpn_rt.backends.tensorrt.cuda import check_host
 from dpn_rt.backends.tensorrt.library import load_library
-from dpn_rt.backends.tensorrt.padding import neighbours, pad
+from dpn_rt.backends.tensorrt.padding import Padding, neighbours
 from dpn_rt.backends.tensorrt.slots import SlotCache, SlotMemory
 from dpn_rt.backends.tensorrt.tensors import StagePlan
 from dpn_rt.device.host import HostDevice
 from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, PlanError, RequestError, StepError
 from dpn_rt.format.plans import PlanConfig, PlanLimits
-from dpn_rt.model.layout import Layout
 from dpn_rt.reference import EagerDpn
 from tests.backends.tensorrt.engines import (
     EvaluatedPlan,
@@ -52,19 +51,22 @@ def engine(tmp_path: Path) -> Path:
 # Padding and slots
 
 
-def test_pad_takes_sequences_in_the_order_asked_for() -> None:
+def test_padding_takes_sequences_in_the_order_asked_for_and_puts_them_back() -> None:
     lengths = np.array([3, 1, 7, 2], dtype=np.int32)
-    no_image = np.full((4, 2), 0, dtype=np.int32)
-    empty, starts = np.zeros(0, dtype=np.int32), np.full(4, -1, dtype=np.int32)
-    layout = Layout(lengths, np.zeros_like(lengths), starts, no_image, empty, np.zeros(5, dtype=np.int32))
+    cu_seqlens = np.array([0, *np.cumsum(lengths)], dtype=np.int32)
     rows = torch.randn(13, 5)
     parts = rows.split(lengths.tolist())
     for chosen, longest in (([2, 0], 7), ([0, 1, 2, 3], 7), ([3], 2), ([1, 3], 2)):
-        padded = pad(rows, layout, np.array(chosen), HostDevice())
+        padding = Padding.of(cu_seqlens, np.array(chosen), HostDevice())
+        padded = padding.pad(rows)
         assert padded.shape == (len(chosen), longest, 5)
         for found, index in zip(padded, chosen, strict=True):
             assert torch.equal(found[: lengths[index]], parts[index])
             assert not found[lengths[index] :].any()
+        out = torch.zeros_like(rows)
+        padding.unpad(padded + 1, out)
+        for index, (found, part) in enumerate(zip(out.split(lengths.tolist()), parts, strict=True)):
+            assert torch.equal(found, part + 1 if index in chosen else torch.zeros_like(part))
 
 
 def test_neighbours_are_slots_in_a_row() -> None:

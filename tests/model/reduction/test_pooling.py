@@ -10,51 +10,66 @@ import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpn_rt.device.host import HostDevice
 from dpn_rt.model.layout import Layout
-from dpn_rt.model.reduction.pooling import Boundary, BoundaryTrace, join_traces, untouched
+from dpn_rt.model.reduction.pooling import PoolingReducer
 from dpn_rt.model.reduction.pooling_config import SKIPPED, BoundaryConfig, PoolingConfig, PoolingFunction
+from dpn_rt.model.reduction.reducer import BoundaryTrace, NothingReduced, StageOutput
 
 HIDDEN = 24
-MISFIT = -2
+TOO_LARGE = -2
 KERNEL_SETS = [((1, 1), (1, 2), (2, 2)), ((1, 1), (2, 2), (4, 4)), ((2, 1),), ((3, 2), (1, 1))]
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """Text, then images, each with text after it."""
+
     num_text_before: int
-    num_text_after: int
-    grid: tuple[int, int] | None
+    images: tuple[tuple[tuple[int, int], int], ...]
+    """Per image its grid and the rows of text after it."""
+    num_text_at_end: int
     router_offsets: tuple[int, ...]
+    """Router rows, from the first row of the text at the end."""
 
     @property
-    def num_visual(self) -> int:
-        return self.grid[0] * self.grid[1] if self.grid else 0
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        return tuple(grid for grid, _ in self.images)
+
+    @property
+    def image_starts(self) -> tuple[int, ...]:
+        starts, row = [], self.num_text_before
+        for (height, width), num_text in self.images:
+            starts.append(row)
+            row += height * width + num_text
+        return tuple(starts)
 
     @property
     def num_rows(self) -> int:
-        return self.num_text_before + self.num_visual + self.num_text_after
+        return self.text_at_end + self.num_text_at_end
 
     @property
-    def image_start(self) -> int | None:
-        return self.num_text_before if self.grid else None
+    def text_at_end(self) -> int:
+        return self.num_text_before + sum(height * width + num_text for (height, width), num_text in self.images)
 
     @property
     def router_rows(self) -> np.ndarray:
-        first = self.num_text_before + self.num_visual
-        return np.array([first + offset for offset in self.router_offsets] if self.grid else [], dtype=np.int32)
+        rows = [self.text_at_end + offset for offset in self.router_offsets] if self.images else []
+        return np.array(rows, dtype=np.int32)
 
 
 @st.composite
 def prompts(draw: st.DrawFn) -> Prompt:
-    after = draw(st.integers(1, 5))
-    grid = draw(st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9)))
-    offsets = draw(st.lists(st.integers(0, after - 1), min_size=1, max_size=2, unique=True))
-    return Prompt(draw(st.integers(0, 4)), after, grid, tuple(sorted(offsets)))
+    at_end = draw(st.integers(1, 5))
+    grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
+    images = draw(st.lists(st.tuples(grids, st.integers(0, 3)), max_size=3))
+    offsets = draw(st.lists(st.integers(0, at_end - 1), min_size=1, max_size=2, unique=True))
+    return Prompt(draw(st.integers(0, 4)), tuple(images), at_end, tuple(sorted(offsets)))
 
 
-def make_boundary(
+def make_reducer(
     kernels: tuple[tuple[int, int], ...], adaptive: bool, function: PoolingFunction, seed: int
-) -> tuple[Boundary, dict[str, torch.Tensor]]:
+) -> tuple[PoolingReducer, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     weights = {
         "boundaries.0.router.norm.weight": torch.randn(HIDDEN, generator=generator),
@@ -65,7 +80,7 @@ def make_boundary(
     for expert, (height, width) in enumerate(kernels):
         weights[f"boundaries.0.experts.{expert}.weight"] = torch.randn(height * width, HIDDEN, generator=generator)
     config = PoolingConfig((BoundaryConfig(0, kernels),), "adaptive" if adaptive else "random", function)
-    return Boundary(config, 0, weights), weights
+    return PoolingReducer(config, 0, weights, HostDevice()), weights
 
 
 def expected_sample(
@@ -77,14 +92,10 @@ def expected_sample(
     forced: int,
     weights: dict[str, torch.Tensor],
     bias: float,
-) -> tuple[torch.Tensor, int, tuple[int, int] | None]:
-    """Rows, expert (-1: skipped, -2: too large for the grid) and grid of one sample, from the text of the rules."""
-    largest = max(k[0] * k[1] for k in kernels)
-    too_small = prompt.num_visual < max(16, largest)
-    if prompt.grid is None or too_small:
-        return x, -1, prompt.grid
+) -> tuple[torch.Tensor, list[int], list[tuple[int, int]]]:
+    """Rows of one sample, and per image expert (-1: skipped, -2: too large) and grid, by the rules."""
     expert, scale = max(forced, 0), 1.0
-    if adaptive:
+    if adaptive and prompt.images:
         row = x[prompt.router_rows].mean(0)
         w = {name.split("router.")[-1]: tensor.double() for name, tensor in weights.items()}
         row = functional.layer_norm(row, row.shape, w["norm.weight"], w["norm.bias"], 1e-5)
@@ -93,32 +104,53 @@ def expected_sample(
         probs = ((logits + bias * levels) / 10).softmax(0)
         expert = int(probs.argmax()) if forced < 0 else forced
         scale = float(probs[expert])
-    height, width = prompt.grid
-    kernel = kernels[expert]
-    if height < kernel[0] or width < kernel[1]:
-        return x, MISFIT, prompt.grid
-    start, end = prompt.num_text_before, prompt.num_text_before + prompt.num_visual
-    grid = x[start:end].view(height, width, HIDDEN).permute(2, 0, 1)[None]
+    parts, experts, grids, row = [], [], [], 0
+    for start, (height, width) in zip(prompt.image_starts, prompt.grids, strict=True):
+        image = x[start : start + height * width]
+        parts.append(x[row:start])
+        row = start + height * width
+        kernel = kernels[expert]
+        if height * width < max(16, *(k[0] * k[1] for k in kernels)):
+            found, pooled = SKIPPED, image
+        elif height < kernel[0] or width < kernel[1]:
+            found, pooled = TOO_LARGE, image
+        else:
+            found, pooled = expert, pool(image, (height, width), expert, kernel, function, weights) * scale
+            height, width = height // kernel[0], width // kernel[1]
+        parts.append(pooled)
+        experts.append(found)
+        grids.append((height, width))
+    return torch.cat([*parts, x[row:]]), experts, grids
+
+
+def pool(
+    image: torch.Tensor,
+    grid: tuple[int, int],
+    expert: int,
+    kernel: tuple[int, int],
+    function: str,
+    weights: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    x = image.view(*grid, HIDDEN).permute(2, 0, 1)[None]
     if function == "max":
-        pooled = functional.max_pool2d(grid, kernel)
+        pooled = functional.max_pool2d(x, kernel)
     elif function == "avg":
-        pooled = functional.avg_pool2d(grid, kernel)
+        pooled = functional.avg_pool2d(x, kernel)
     else:
         weight = weights[f"boundaries.0.experts.{expert}.weight"].double().T.reshape(HIDDEN, 1, *kernel)
-        pooled = functional.conv2d(grid, weight, stride=kernel, groups=HIDDEN)
-    rows = pooled[0].flatten(1).T * scale
-    return torch.cat((x[:start], rows, x[end:])), expert, (pooled.shape[2], pooled.shape[3])
+        pooled = functional.conv2d(x, weight, stride=kernel, groups=HIDDEN)
+    return pooled[0].flatten(1).T
 
 
 def apply(
-    boundary: Boundary, x: torch.Tensor, layout: Layout, forced: np.ndarray, biases: np.ndarray | None = None
+    reducer: PoolingReducer, x: torch.Tensor, layout: Layout, forced: np.ndarray, biases: np.ndarray | None = None
 ) -> tuple[torch.Tensor, Layout, BoundaryTrace]:
     """Rows and layout of the next stage, and what was done."""
-    behind = boundary.queue(x, layout, forced, biases)
-    if behind is None:
-        return x, layout, untouched(layout)
-    rows, queued = behind
-    return rows[: queued.num_rows], *queued.finish()
+    biases = np.zeros(layout.num_seqs) if biases is None else biases
+    reduced = reducer.reduce(StageOutput(x, layout, forced, biases))
+    if reduced is None:
+        return x, layout, NothingReduced.of(layout)
+    return reduced.rows[: reduced.num_rows], *reduced.finish()
 
 
 @settings(max_examples=120, deadline=None)
@@ -129,77 +161,64 @@ def apply(
     function=st.sampled_from(["max", "avg", "conv"]),
     seed=st.integers(0, 2**31),
 )
-def test_boundary(
+def test_reducer(
     batch: list[Prompt], kernels: tuple[tuple[int, int], ...], adaptive: bool, function: PoolingFunction, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    boundary, weights = make_boundary(kernels, adaptive, function, seed)
+    reducer, weights = make_reducer(kernels, adaptive, function, seed)
     layout = Layout.of_prompts(batch)
-    x = torch.from_numpy(random.standard_normal((int(layout.cu_seqlens[-1]), HIDDEN)).astype(np.float32))
+    x = torch.from_numpy(random.standard_normal((layout.num_rows, HIDDEN)).astype(np.float32))
     forced = random.integers(-1 if adaptive else 0, len(kernels), len(batch)).astype(np.int32)
     biases = random.choice([-30.0, 0.0, 5.0, 200.0], len(batch))
-    rows, pooled, trace = apply(boundary, x, layout, forced, biases)
-    assert pooled.cu_seqlens[-1] == len(rows)
-    longest = boundary.longest(layout, forced)
-    assert (longest >= pooled.kv_lengths).all()
-    known = (forced >= 0) | (trace.experts == SKIPPED)
-    assert longest[known].tolist() == pooled.kv_lengths[known].tolist()
-    assert longest[~known].tolist() == layout.kv_lengths[~known].tolist()
+    rows, pooled, trace = apply(reducer, x, layout, forced, biases)
+    assert pooled.num_rows == len(rows)
+    most_rows = reducer.most_rows(layout, forced)
     for i, prompt in enumerate(batch):
         sample = x[layout.cu_seqlens[i] : layout.cu_seqlens[i + 1]].double()
-        expected, expert, grid = expected_sample(
+        expected, experts, grids = expected_sample(
             sample, prompt, kernels, adaptive, function, int(forced[i]), weights, biases[i]
         )
-        assert trace.misfits[i] == (expert == MISFIT)
-        assert expert == MISFIT or trace.experts[i] == expert
-        assert tuple(pooled.grids[i]) == (grid or (0, 0))
+        outcome = trace.outcome(i)
+        assert (outcome.failure is not None) == (TOO_LARGE in experts)
+        for found, wanted in zip(outcome.experts, experts, strict=True):
+            assert wanted == TOO_LARGE or found == (None if wanted == SKIPPED else wanted)
+        images = slice(*pooled.cu_images[i : i + 2])
+        assert [tuple(grid) for grid in pooled.grids[images]] == grids
         actual = rows[pooled.cu_seqlens[i] : pooled.cu_seqlens[i + 1]]
         torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
+        # As many rows as foreseen where the choice is known, and never more.
+        is_known = forced[i] >= 0 or all(expert == SKIPPED for expert in experts)
+        assert most_rows[i] == (pooled if is_known else layout).kv_lengths[i]
         # The router's rows are still the same rows of text.
         moved = pooled.router_rows_from(pooled.cu_seqlens)[pooled.cu_router_rows[i] : pooled.cu_router_rows[i + 1]]
         assert torch.equal(rows[moved.tolist()], x[(prompt.router_rows + layout.cu_seqlens[i]).tolist()])
-        positions = pooled.positions[pooled.cu_seqlens[i] : pooled.cu_seqlens[i + 1]]
-        assert positions.tolist() == list(range(len(actual)))
-    assert_the_same_padded(boundary, x, layout, forced, biases, (rows, pooled, trace))
+        where = slice(pooled.cu_seqlens[i], pooled.cu_seqlens[i + 1])
+        assert pooled.positions[where].tolist() == pooled.cache_rows[where].tolist() == list(range(len(actual)))
+    assert_parts_are_the_same(reducer, x, layout, (rows, pooled, trace), forced, biases)
 
 
-def assert_the_same_padded(
-    boundary: Boundary,
+def assert_parts_are_the_same(
+    reducer: PoolingReducer,
     x: torch.Tensor,
     layout: Layout,
+    whole: tuple[torch.Tensor, Layout, BoundaryTrace],
     forced: np.ndarray,
     biases: np.ndarray,
-    packed: tuple[torch.Tensor, Layout, BoundaryTrace],
 ) -> None:
-    """Bit by bit, whatever lies behind each sequence."""
-    longest = int(layout.lengths.max())
-    padded = torch.full((layout.num_seqs, longest, HIDDEN), float("nan"))
-    for found, part in zip(padded, x.split(layout.lengths.tolist()), strict=True):
-        found[: len(part)] = part
-    rows, pooled, trace = boundary.apply_padded(padded, layout, forced, biases)
-    wanted_rows, wanted_layout, wanted_trace = packed
-    assert rows.shape[1] == pooled.lengths.max()
-    assert pooled.lengths.tolist() == wanted_layout.lengths.tolist()
-    assert pooled.router_rows.tolist() == wanted_layout.router_rows.tolist()
-    assert trace.experts.tolist() == wanted_trace.experts.tolist()
-    assert trace.misfits.tolist() == wanted_trace.misfits.tolist()
-    assert (trace.probs is None) == (wanted_trace.probs is None)
-    for found, part in zip(rows, wanted_rows.split(pooled.lengths.tolist()), strict=True):
-        assert torch.equal(found[: len(part)], part)
-        assert (trace.experts == SKIPPED).all() or not found[len(part) :].any()
-
-
-def test_traces_are_joined_in_the_order_of_the_batch() -> None:
-    def part(experts: list[int], probs: list[float] | None) -> BoundaryTrace:
-        rows = None if probs is None else np.array([[p, 1 - p] for p in probs], dtype=np.float32)
-        return BoundaryTrace(np.array(experts, dtype=np.int32), rows, np.array([e == 1 for e in experts]))
-
-    order = np.array([2, 0, 1])
-    joined = join_traces([part([1, 0], [0.25, 0.5]), part([SKIPPED], None)], order)
-    assert joined.experts.tolist() == [SKIPPED, 1, 0]
-    assert joined.misfits.tolist() == [False, True, False]
-    assert joined.probs is not None and joined.probs.tolist() == [[0, 0], [0.25, 0.75], [0.5, 0.5]]
-    assert join_traces([part([0], None), part([SKIPPED, 1], None)], order).probs is None
+    """`select` of layout and trace gives what every other sequence would have got without the rest."""
+    kept = np.arange(0, layout.num_seqs, 2)
+    rows = torch.cat([x[layout.cu_seqlens[i] : layout.cu_seqlens[i + 1]] for i in kept])
+    found, pooled, trace = apply(reducer, rows, layout.select(kept), forced[kept], biases[kept])
+    all_rows, all_pooled, all_trace = whole
+    for name in ("lengths", "cu_images", "image_starts", "grids", "router_rows", "cu_router_rows", "num_visual"):
+        assert getattr(pooled, name).tolist() == getattr(all_pooled.select(kept), name).tolist(), name
+    parts = [all_rows[all_pooled.cu_seqlens[i] : all_pooled.cu_seqlens[i + 1]] for i in kept]
+    assert torch.equal(found, torch.cat(parts))
+    for index, original in enumerate(kept):
+        for each in (trace.outcome(index), all_trace.select(kept).outcome(index)):
+            wanted = all_trace.outcome(int(original))
+            assert (list(each.experts), each.forced) == (list(wanted.experts), wanted.forced)
+            assert str(each.failure) == str(wanted.failure)
 
 
 @settings(max_examples=200, deadline=None)
@@ -217,8 +236,10 @@ def test_most_rows_bound_every_route(
     layout = Layout.of_prompts([prompt])
     x, lengths = torch.zeros(prompt.num_rows, HIDDEN), [prompt.num_rows]
     for index, expert in enumerate(taken):
-        x, layout, _ = apply(Boundary(config, index, {}), x, layout, np.array([expert], dtype=np.int32))
+        x, layout, _ = apply(
+            PoolingReducer(config, index, {}, HostDevice()), x, layout, np.array([expert], dtype=np.int32)
+        )
         lengths.append(int(layout.lengths[0]))
-    bound = config.most_rows(prompt.num_rows, [prompt.grid] if prompt.grid else [], known)
+    bound = config.most_rows(prompt.num_rows, prompt.grids, known)
     assert all(length <= most for length, most in zip(lengths, bound, strict=True))
-    assert config.most_rows(prompt.num_rows, [prompt.grid] if prompt.grid else [], taken) == tuple(lengths)
+    assert config.most_rows(prompt.num_rows, prompt.grids, taken) == tuple(lengths)

@@ -1,0 +1,246 @@
+"""New sequences on their way from images to logits, some rows at a time.
+
+A stage is computed in chunks of as many rows as the caller likes, so that other sequences can decode in between; what a
+chunk needs of the rows before it is in the cache. The rows of a stage cross the boundary together.
+
+While a boundary is under way on a device, the next stage is prepared for as many rows as there may be. When the host is
+told how many there are, they can be queued at once; the host makes its own layout, and gives back room, after that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpn_rt.backends.backend import Backend, PreparedStage
+from dpn_rt.engine.images import ImageRows
+from dpn_rt.engine.prefix_cache import CachedPrefix, PrefixCache
+from dpn_rt.engine.pyramids import pyramid_of
+from dpn_rt.engine.scheduler import Batch
+from dpn_rt.engine.sequence import Sequence
+from dpn_rt.model.layout import Layout
+from dpn_rt.model.reduction.reducer import BoundaryTrace, NothingReduced, Reduced, StageOutput
+from dpn_rt.prompts.visual_input import VisualInput
+
+
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """A boundary under way: the host does not know the rows after it yet."""
+
+    reduced: Reduced
+    prepared: PreparedStage | None
+    """The stage after it; None where it was not prepared."""
+
+
+class Prefill:
+    """One batch of new sequences. `advance` until `logits` are there."""
+
+    def __init__(self, batch: Batch, backend: Backend, images: ImageRows, prefixes: PrefixCache | None) -> None:
+        self._backend, self._images, self._prefixes = backend, images, prefixes
+        self.sequences = list(batch.sequences)
+        self.logits: Tensor | None = None
+        """`[num_seqs, vocab_size]`, when done."""
+        self._slots = batch.slots
+        self._cached = [CachedPrefix() if prefixes is None else prefixes.share(each) for each in self.sequences]
+        for sequence, prefix in zip(self.sequences, self._cached, strict=True):
+            if sequence.pyramid is None:
+                sequence.num_cached_rows = prefix.num_rows + prefix.num_stage_0_rows
+        self._layouts = [Layout.of_prompts(self.sequences, [prefix.num_rows for prefix in self._cached])]
+        """Of each stage so far."""
+        self._traces: list[BoundaryTrace] = []
+        """Of each boundary so far."""
+        # An image that is cached in stage 0 is computed from stage 1 on.
+        cached_in_stage_0 = np.array([prefix.num_stage_0_rows for prefix in self._cached], dtype=np.int32)
+        self._layout = self._layouts[0].skip_prefix(cached_in_stage_0)
+        """Of the rows that the present stage computes."""
+        self._stage, self._row = 0, 0  # the present stage, and its first row that has not been computed
+        self._x: Tensor | None = None  # the rows of the present stage
+        self._crossing: Crossing | None = None  # the boundary before it
+        self._prepared: PreparedStage | None = None  # what was prepared for it
+        self._has_room = False  # for its rows, in the cache
+        self._stage_0_rows: list[Tensor | None] = [prefix.stage_0_rows for prefix in self._cached]  # to keep
+        self._ended: list[Tensor] = []  # what the last stage gave
+
+    def advance(self, max_work: int | None = None) -> None:
+        """Encodes images, or computes a chunk of rows.
+
+        Args:
+            max_work: rows times layers, at most, and one image; None: all images, or all rows of the stage.
+        """
+        with torch.inference_mode():
+            if images := self._images_without_rows():
+                self._encode(images if max_work is None else images[:1])
+                return
+            if self._x is None:
+                self._x = self._embed()
+            self._run(None if max_work is None else max(1, max_work // self._backend.stage_sizes[self._stage]))
+            if self._crossing is None and self._row == self._layout.num_rows:
+                self._end_stage()
+
+    def drop(self, sequence: Sequence) -> None:
+        """Goes on without a sequence that has ended, whose room in the cache may be given to others now."""
+        index = self.sequences.index(sequence)
+        if self._crossing is not None:
+            self._adopt_layout(self._crossing)
+        self._prepared = None
+        start, end = map(int, self._layout.cu_seqlens[index : index + 2])
+        if self._is_last_stage and end <= self._row:
+            ended = torch.cat(self._ended)
+            self._ended = [torch.cat((ended[:index], ended[index + 1 :]))]
+        if self._x is not None:
+            self._x = torch.cat((self._x[:start], self._x[end:]))
+        self._row -= min(max(self._row - start, 0), end - start)
+        kept = np.delete(np.arange(len(self.sequences)), index)
+        for each in (self.sequences, self._cached, self._stage_0_rows):
+            del each[index]
+        self._slots = self._slots[kept]
+        self._layout = self._layout.select(kept)
+        self._layouts = [layout.select(kept) for layout in self._layouts]
+        self._traces = [trace.select(kept) for trace in self._traces]
+
+    # Images
+
+    def _images_without_rows(self) -> list[VisualInput]:
+        """The images that have no rows yet and need some, each once however many sequences share it."""
+        images: dict[bytes, VisualInput] = {}
+        for sequence, prefix in zip(self.sequences, self._cached, strict=True):
+            visual = sequence.prompt.visual
+            if visual is not None and sequence.image_rows is None and not prefix.num_stage_0_rows:
+                images[visual.key] = visual
+        return list(images.values())
+
+    def _encode(self, images: list[VisualInput]) -> None:
+        rows = {image.key: row for image, row in zip(images, self._images.encode(images), strict=True)}
+        for sequence in self.sequences:
+            visual = sequence.prompt.visual
+            if visual is not None and sequence.image_rows is None:
+                sequence.image_rows = rows.get(visual.key)
+
+    def _embed(self) -> Tensor:
+        """The rows that stage 0 computes. An image is cached as a whole or not at all."""
+        skipped = [prefix.num_rows + prefix.num_stage_0_rows for prefix in self._cached]
+        ids = [sequence.row_token_ids()[skip:] for sequence, skip in zip(self.sequences, skipped, strict=True)]
+        images = [
+            sequence.image_rows
+            for sequence, prefix in zip(self.sequences, self._cached, strict=True)
+            if sequence.image_rows is not None and not prefix.num_stage_0_rows
+        ]
+        return self._backend.embed(np.concatenate(ids), images)
+
+    # Stages
+
+    @property
+    def _is_last_stage(self) -> bool:
+        return self._stage == len(self._backend.stage_sizes) - 1
+
+    @property
+    def _rows(self) -> Tensor:
+        assert self._x is not None, "rows are embedded before a stage begins"
+        return self._x
+
+    def _run(self, max_rows: int | None) -> None:
+        """The next rows through their stage: all of a prepared one, else a chunk of `max_rows`."""
+        if self._crossing is not None:
+            prepared, num_rows = self._crossing.prepared, self._crossing.reduced.num_rows
+            if prepared is not None and (max_rows is None or num_rows <= max_rows):
+                self._take_output(prepared.run(self._rows[:num_rows]))
+                self._adopt_layout(self._crossing)
+                self._row = num_rows
+                return
+            self._adopt_layout(self._crossing)
+        if not self._has_room:
+            self._backend.cache.fill_stage(self._stage, self._slots, self._layout.kv_lengths)
+            self._has_room = True
+        num_rows = self._layout.num_rows
+        end = num_rows if max_rows is None else min(num_rows, self._row + max_rows)
+        if self._row < end:  # else the sequence that the stage waited for was dropped
+            chunk = self._layout.chunk(self._row, end)
+            self._take_output(
+                self._backend.run(self._stage, self._rows[self._row : end], chunk, self._slots[chunk.sequences])
+            )
+            self._row = end
+
+    def _take_output(self, output: Tensor) -> None:
+        """Earlier stages compute in place; the last one gives the sequences that end."""
+        if self._is_last_stage:
+            self._ended.append(output)
+
+    def _end_stage(self) -> None:
+        if self._is_last_stage:
+            self._finish()
+            return
+        if self._stage == 0:
+            self._join_cached_rows()
+        self._cross_boundary()
+
+    def _join_cached_rows(self) -> None:
+        """From stage 1 on, the rows that stage 0 found in the cache are computed like the others."""
+        parts = list(torch.split(self._rows, self._layout.lengths.tolist()))
+        for index, prefix in enumerate(self._cached):
+            if prefix.stage_0_rows is not None:
+                parts[index] = torch.cat((prefix.stage_0_rows, parts[index]))
+            elif self._prefixes is not None:
+                start, end = self._prefixes.rows_to_keep(self.sequences[index], prefix.num_rows)
+                self._stage_0_rows[index] = parts[index][start:end].clone() if end else None
+        if any(prefix.stage_0_rows is not None for prefix in self._cached):
+            self._x = torch.cat(parts)
+
+    # Boundaries
+
+    def _cross_boundary(self) -> None:
+        """The rows of the stage that has ended become those of the next one."""
+        layout, reducer = self._layouts[-1], self._backend.reducers[self._stage]
+        inputs = None if self._prepared is None else self._prepared.device_inputs
+        forced = self._forced_experts(self._stage)
+        biases = np.asarray([sequence.prompt.router_bias for sequence in self.sequences])
+        reduced = reducer.reduce(StageOutput(self._rows, layout, forced, biases, inputs))
+        self._stage, self._row = self._stage + 1, 0
+        self._has_room, self._prepared = False, None
+        if reduced is None:
+            self._layout = layout
+            self._layouts.append(layout)
+            self._traces.append(NothingReduced.of(layout))
+            return
+        self._x = reduced.rows  # the rows of the stage that has ended are let go
+        prepared, preparer = None, self._backend.preparer
+        if preparer is not None:
+            most_rows = reducer.most_rows(layout, forced)
+            next_forced = forced if self._is_last_stage else self._forced_experts(self._stage)
+            prepared = preparer.prepare(self._stage, reduced, most_rows, self._slots, next_forced)
+        self._has_room = prepared is not None
+        self._crossing = Crossing(reduced, prepared)
+
+    def _adopt_layout(self, crossing: Crossing) -> None:
+        """Takes up what the boundary did, on the host."""
+        self._x = self._rows[: crossing.reduced.num_rows]
+        self._layout, trace = crossing.reduced.finish()
+        self._layouts.append(self._layout)
+        self._traces.append(trace)
+        if crossing.prepared is not None:
+            crossing.prepared.trim(self._layout.kv_lengths)
+        self._crossing, self._prepared = None, crossing.prepared
+
+    def _forced_experts(self, boundary: int) -> np.ndarray:
+        return np.asarray([sequence.forced_experts[boundary] for sequence in self.sequences], dtype=np.int32)
+
+    # The end
+
+    def _finish(self) -> None:
+        self.logits = self._backend.logits(torch.cat(self._ended))
+        self._x = None
+        for index, sequence in enumerate(self.sequences):
+            self._note_outcome(index, sequence)
+            # What was found in the cache may have been given up since: it is kept anew.
+            if self._prefixes is not None and sequence.failure is None:
+                self._prefixes.insert(sequence, self._stage_0_rows[index])
+
+    def _note_outcome(self, index: int, sequence: Sequence) -> None:
+        """Tells a sequence what the boundaries did with it; a later prefill does the same."""
+        outcomes = [trace.outcome(index) for trace in self._traces]
+        sequence.failure = next((outcome.failure for outcome in outcomes if outcome.failure is not None), None)
+        if sequence.pyramid is None:
+            sequence.pyramid = pyramid_of(index, sequence.prompt, self._layouts, outcomes)
+            sequence.forced_experts = [outcome.forced for outcome in outcomes]

@@ -1,0 +1,37 @@
+"""What the stages and boundaries did with a sequence, as users are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpn_rt.model.layout import Layout
+from dpn_rt.model.reduction.reducer import Outcome
+from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.outputs import Pyramid
+from dpn_rt.prompts.processor import ProcessedPrompt
+
+
+def pyramid_of(index: int, prompt: ProcessedPrompt, layouts: Sequence[Layout], outcomes: Sequence[Outcome]) -> Pyramid:
+    """The way of one sequence through the stages.
+
+    Args:
+        index: of the sequence in the layouts.
+        prompt: of the sequence.
+        layouts: of the batch, per stage.
+        outcomes: of the sequence, per boundary.
+    """
+    visual = prompt.visual
+    outside_grid = 0 if visual is None else visual.num_visual_tokens - visual.grid[0] * visual.grid[1]
+    return Pyramid(
+        experts=[next(iter(outcome.experts), None) for outcome in outcomes],
+        kernels=[next(iter(outcome.kernels), None) for outcome in outcomes],
+        probs=[None if outcome.probs is None else list(outcome.probs) for outcome in outcomes],
+        visual_tokens=[int(layout.num_visual[index]) + outside_grid for layout in layouts],
+        kv_lengths=[int(layout.kv_lengths[index]) for layout in layouts],
+        grids=[_grid(layout, index) for layout in layouts],
+    )
+
+
+def _grid(layout: Layout, index: int) -> Grid | None:
+    first, end = layout.cu_images[index : index + 2]
+    return None if first == end else (int(layout.grids[first, 0]), int(layout.grids[first, 1]))
