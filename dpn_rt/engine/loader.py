@@ -32,7 +32,7 @@ from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.linear import can_prepack
 from dpn_rt.model.reduction.pooling import load_boundaries
 from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision.clip import Encoder, ImageEncoder, load_encoder
+from dpn_rt.model.vision.encoder import ImageEncoder, VisionEncoder, load_encoder
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -226,7 +226,7 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     model = engine.model
     images = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
     backend: NativeBackend | DeviceBackend
-    encoder: Encoder | None
+    encoder: VisionEncoder | None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans, model)
         plans, encoder = load_plan_backend(engine, engine.load_weights(), reader, max_length(config, model))
@@ -256,9 +256,8 @@ def load_native_backend(
     num_bytes = limits.kv_cache_bytes or HostDevice().cache_bytes(limits.utilization, limits.reuse_bytes)
     cache = KvCache(geometry, cache_config(geometry, limits, num_bytes))
     boundaries = load_boundaries(model.reduction, weights)
-    return NativeBackend(decoder, boundaries, cache), load_encoder(
-        model.vision, model.projector, weights, prepack=prepack
-    )
+    encoder = load_encoder(model.vision, model.projector, weights, prepack=prepack)
+    return NativeBackend(decoder, boundaries, cache), None if encoder is None else ImageEncoder(encoder)
 
 
 def device_limits(config: RuntimeConfig, model: ModelConfig) -> DeviceLimits:

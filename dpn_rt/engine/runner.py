@@ -21,9 +21,9 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.layout import Layout
 from dpn_rt.model.reduction.pooling import BoundaryTrace
 from dpn_rt.model.reduction.pooling_config import SKIPPED, PoolingConfig
-from dpn_rt.model.vision.clip import Encoder
+from dpn_rt.model.vision.encoder import EncodedImage, VisionEncoder
+from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.outputs import Pyramid
-from dpn_rt.prompts.visual_input import VisualInput
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 
@@ -34,7 +34,7 @@ class Runner:
         self,
         model: ModelConfig,
         backend: Backend,
-        encoder: Encoder | None,
+        encoder: VisionEncoder | None,
         prefix_cache: PrefixCache | None = None,
         image_cache: ImageCache | None = None,
     ) -> None:
@@ -61,10 +61,10 @@ class Runner:
         """New sequences, to be computed as far as the caller likes at a time."""
         return PrefillJob(self, batch)
 
-    def encode_images(self, pixel_values: ListOf[Tensor]) -> list[Tensor]:
-        """Decoder rows `[num_visual_tokens, hidden_size]` of each image `[3, image_size, image_size]`."""
+    def encode_images(self, images: ListOf[VisualInput]) -> list[EncodedImage]:
+        """Decoder rows of each image, all of which have views."""
         assert self._encoder is not None
-        return self._encoder.encode(pixel_values)
+        return self._encoder.encode(images)
 
     def prefill(self, sequences: ListOf[Sequence], slots: Slots, beginnings: ListOf[Beginning]) -> StagedPrefill:
         """The rows of new sequences, whose images are encoded, before the first stage."""
@@ -152,11 +152,11 @@ class Runner:
     def rows_of(self, images: ListOf[VisualInput]) -> list[Tensor]:
         """Decoder rows of images: given ones as they are, known ones from the cache, others from the tower."""
         rows = {image.key: self._known_rows(image) for image in images}
-        new = {image.key: image.pixels for image in images if rows[image.key] is None and image.pixels is not None}
+        new = {image.key: image for image in images if rows[image.key] is None}
         for key, encoded in zip(new, self.encode_images(list(new.values())) if new else (), strict=True):
-            rows[key] = encoded
+            rows[key] = encoded.rows
             if self.image_cache is not None:
-                self.image_cache.insert(key, encoded)
+                self.image_cache.insert(key, encoded.rows)
         found = [rows[image.key] for image in images]
         assert all(row is not None for row in found)
         return found  # type: ignore[return-value]
