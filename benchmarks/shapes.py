@@ -9,9 +9,10 @@ import torch
 
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import weight_spec
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.schema.weights import DType
 
 KERNELS = ((1, 1), (1, 2), (2, 2))

@@ -20,6 +20,7 @@ from benchmarks.clock import Mark, Stopwatch, synchronize
 from benchmarks.dense_llava import IMAGE_TOKEN
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.format.flops import Route, kv_rows
+from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.reference import EagerDpn
 
 Clock = time.perf_counter
@@ -157,11 +158,14 @@ class Runtime:
             for request in requests
         ]
         params = self.sampling_params(temperature=0.0, max_tokens=steps + 1, ignore_eos=True)
+        vision = self.config.vision
+        assert vision is not None
+        images = [VisualInput.of_views((r.pixels,), vision.grid, vision.num_visual_tokens) for r in requests]
         start = Clock()
         with torch.inference_mode():
-            self.llm.engine.runner.images.encoder.encode([request.pixels for request in requests])
+            self.llm.engine.runner.images.encoder.encode(images)
         synchronize(self.device)
-        vision = Clock() - start
+        vision_time = Clock() - start
         boundary, stages = OpClock(self.device), StageClock(self.device, self._stages)
         start = Clock()
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
@@ -177,7 +181,7 @@ class Runtime:
             grown = lengths[0] - (len(request.token_ids) + len(request.image_embeds) - 1)  # by decoding, in each stage
             rows += kv_rows(self.config, [length - grown for length in lengths])
         between = stages.clock.seconds if self._stages else None
-        return Timing(vision, total - decode, decode / steps, boundary.clock.seconds, rows, between)
+        return Timing(vision_time, total - decode, decode / steps, boundary.clock.seconds, rows, between)
 
     @property
     def _stages(self) -> list[Any]:

@@ -28,7 +28,7 @@ def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], lim
         "mix": options.mix,
         "machine": machine(options.device),
         "dense_prefill_flops": dense,
-        "vision_flops": flops.vision_flops(model.vision, model.decoder.hidden_size),
+        "vision_flops": flops.vision_flops(model),
         "decode_weight_bytes": flops.decode_weight_bytes(model),
         "limits": {name: samples.to_json() for name, samples in limits.samples.items()},
         "rows": [],

@@ -11,7 +11,8 @@ from dpn_rt.builders.name_map import LayoutNames
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.builders.vision_tower import VisionTower
 from dpn_rt.format.config import AspectRatio, ReductionConfig
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig, ProjectorType
+from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.vision.projector import ProjectorConfig, ProjectorType
 
 Note = Callable[[str], None]
 """Takes a line for the user: an assumption, or something that the engine will not have."""

@@ -14,7 +14,7 @@ from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import AspectRatio
-from dpn_rt.model.config import ProjectorType
+from dpn_rt.model.vision.projector import ProjectorType
 
 _PROJECTORS = {
     "mlp2x_gelu": ("model.mm_projector.0", "model.mm_projector.2"),

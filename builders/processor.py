@@ -11,7 +11,7 @@ from typing import Any
 
 from dpn_rt.builders.json_values import Json, read_json
 from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
 
 ROUTER_TOKEN = "<ROUTER>"
 IMAGE_TOKEN = "<image>"

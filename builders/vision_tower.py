@@ -13,7 +13,7 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.json_values import Json, choice_of, object_of, read_json, square_side, value_of
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.model.vision.clip import Activation, ClipConfig, SelectFeature
+from dpn_rt.model.vision.clip.config import Activation, ClipConfig, SelectFeature
 
 # Names that only a CLIP vision tower has; what stands before them is the tower's prefix.
 _TOWER_NAME = re.compile(

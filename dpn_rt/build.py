@@ -150,7 +150,7 @@ def _describe(engine: EngineDir) -> str:
     model = engine.model
     stages = len(model.stage_layers)
     pooling = f"{model.reduction.summary}, {stages} stages" if stages > 1 else "dense"
-    tower = f"{model.vision.image_size}-pixel images" if model.vision else "image embeddings only"
+    tower = model.vision.summary if model.vision else "image embeddings only"
     plans = "" if engine.plans is None else f", TensorRT plans for {', '.join(engine.plans.compute_capabilities)}"
     return f"{model.decoder.num_layers} layers, {pooling}, {tower}{plans}"
 

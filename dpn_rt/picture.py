@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
+from dpn_rt.model.reduction.reduction import Grid
 from dpn_rt.outputs import Pyramid
-from dpn_rt.prompts.visual_input import Grid
 
 LINE = (255, 255, 255)
 DROPPED = (0, 0, 0, 150)

@@ -94,8 +94,18 @@ def test_few_files_ask_for_cuda() -> None:
 
 
 def test_the_decoder_sees_no_images() -> None:
-    seen = {name.rsplit(".", 1)[-1] for name in imported_modules(ROOT / "dpn_rt/model/decoder.py")}
-    assert not seen & {"clip", "visual_input", "image", "pooling", "layout"}
+    seen = imported_modules(ROOT / "dpn_rt/model/decoder.py")
+    assert not {name.rsplit(".", 1)[-1] for name in seen} & {"visual_input", "image", "pooling", "layout"}
+    assert not [name for name in seen if name.startswith("dpn_rt.model.vision")]
+
+
+def test_few_files_name_an_encoder() -> None:
+    """All others ask what every encoder answers (`model/vision/encoder.py`), so that a new one changes none of them."""
+    for path in product_files():
+        relative = path.relative_to(ROOT)
+        names_one = any(name.startswith("dpn_rt.model.vision.clip") for name in imported_modules(path))
+        if not {"reference", "builders"} & set(relative.parts) and relative.parts[-2] != "clip":
+            assert names_one == (str(relative) == "dpn_rt/format/config.py"), path
 
 
 def test_only_the_build_command_and_the_reference_read_checkpoints() -> None:

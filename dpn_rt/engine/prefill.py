@@ -23,7 +23,7 @@ from dpn_rt.engine.scheduler import Batch
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.model.layout import Layout
 from dpn_rt.model.reduction.reducer import BoundaryTrace, NothingReduced, Reduced, StageOutput
-from dpn_rt.prompts.visual_input import VisualInput
+from dpn_rt.model.vision.visual_input import VisualInput
 
 
 @dataclass(frozen=True, eq=False)

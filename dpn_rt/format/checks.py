@@ -12,7 +12,6 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.rope import rope_frequencies
-from dpn_rt.model.vision.clip import ClipConfig
 
 
 def check_model(model: ModelConfig) -> None:
@@ -23,7 +22,7 @@ def check_model(model: ModelConfig) -> None:
     """
     problems = [*_decoder(model.decoder), *_boundaries(model.reduction.layers, model.decoder)]
     if model.vision is not None:
-        problems += _vision(model.vision)
+        problems += model.vision.problems(needs_grid=bool(model.reduction.layers))
         if model.projector is None:
             problems.append("a vision tower needs a projector, there is none")
         elif model.projector.input_size != model.vision.hidden_size:
@@ -34,12 +33,7 @@ def check_model(model: ModelConfig) -> None:
     problems += _router_token(model)
     problems += model.reduction.problems(model.decoder.hidden_size, None)
     if not problems and model.vision is not None and model.reduction.layers:
-        if model.vision.select_feature == "patch":
-            problems += model.reduction.problems(model.decoder.hidden_size, model.vision.grid)
-        else:
-            problems.append(
-                "pooling needs a grid of visual tokens, but the class token is kept (select feature cls_patch)"
-            )
+        problems += model.reduction.problems(model.decoder.hidden_size, model.vision.grid)
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -79,16 +73,3 @@ def _boundaries(layers: Sequence[int], decoder: DecoderConfig) -> Iterator[str]:
             yield f"pooling layer {layer} is the last layer: no layer would see the pooled rows"
     if sorted(set(layers)) != list(layers):
         yield f"pooling layers must rise without repetition, got {list(layers)}"
-
-
-def _vision(config: ClipConfig) -> Iterator[str]:
-    for name in ("hidden_size", "intermediate_size", "num_heads", "image_size", "patch_size", "layer_norm_eps"):
-        if not 0 < getattr(config, name) < math.inf:
-            yield f"vision {name} must be positive, got {getattr(config, name)}"
-            return
-    if config.num_layers < 0:
-        yield f"vision num_layers must not be negative, got {config.num_layers}"
-    if config.hidden_size % config.num_heads:
-        yield f"vision hidden_size {config.hidden_size} is not a multiple of its num_heads {config.num_heads}"
-    if config.image_size < config.patch_size:
-        yield f"vision image_size {config.image_size} is smaller than its patch_size {config.patch_size}"

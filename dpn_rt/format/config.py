@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig
+from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.schema.weights import DType
 
 AspectRatio = Literal["pad", "processor"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
-from dpn_rt.model.vision.clip import ClipConfig
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 Route = Sequence[int]
@@ -64,15 +63,11 @@ def needed_prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
     return prefill_flops(model, rows) - (2 * layer_weights(decoder) * others - kept) - attention
 
 
-def vision_flops(vision: ClipConfig, projector_output: int) -> int:
-    """FLOPs of the tower on one image, and of a two-layer projector."""
-    rows = vision.grid[0] * vision.grid[1] + 1
-    hidden = vision.hidden_size
-    per_row = 4 * hidden * hidden + 2 * hidden * vision.intermediate_size
-    layer = 2 * rows * per_row + 4 * hidden * rows * rows
-    patches = 2 * (rows - 1) * 3 * vision.patch_size**2 * hidden
-    projector = 2 * (rows - 1) * (hidden * projector_output + projector_output * projector_output)
-    return patches + vision.num_layers * layer + projector
+def vision_flops(model: ModelConfig) -> int:
+    """FLOPs of encoder and projector on an image of one crop."""
+    assert model.vision is not None and model.projector is not None
+    projector = model.projector.flops(model.vision.max_visual_tokens, model.decoder.hidden_size)
+    return model.vision.flops_per_crop + projector
 
 
 def kv_rows(model: ModelConfig, lengths: Sequence[int]) -> int:

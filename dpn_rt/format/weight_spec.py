@@ -10,8 +10,7 @@ import math
 import torch
 
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.config import DecoderConfig
 from dpn_rt.schema.weights import TORCH_DTYPES, NamedSpecs, WeightSpec
 
 TENSOR_ALIGNMENT = 64
@@ -28,9 +27,9 @@ def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
     dtype = TORCH_DTYPES[model.dtype]
     named = [*_decoder(model.decoder, dtype), *model.reduction.weight_specs(model.decoder.hidden_size, dtype)]
     if model.projector is not None:
-        named += _projector(model.projector, model.decoder.hidden_size, dtype)
+        named += model.projector.weight_specs(model.decoder.hidden_size, dtype)
     if model.vision is not None:
-        named += _vision(model.vision, dtype)
+        named += model.vision.weight_specs(dtype)
     named.sort(key=lambda item: -_size_alignment(item[1].num_bytes))  # stable: equal alignment keeps the model's order
     return dict(named)
 
@@ -58,33 +57,3 @@ def _decoder(config: DecoderConfig, dtype: torch.dtype) -> NamedSpecs:
     yield "norm.weight", WeightSpec((hidden,), dtype)
     if not config.tie_word_embeddings:
         yield "lm_head.weight", WeightSpec((config.vocab_size, hidden), dtype)
-
-
-def _projector(config: ProjectorConfig, hidden: int, dtype: torch.dtype) -> NamedSpecs:
-    yield "projector.0.weight", WeightSpec((hidden, config.input_size), dtype)
-    yield "projector.0.bias", WeightSpec((hidden,), dtype)
-    if config.type == "mlp2x_gelu":
-        yield "projector.2.weight", WeightSpec((hidden, hidden), dtype)
-        yield "projector.2.bias", WeightSpec((hidden,), dtype)
-
-
-def _vision(config: ClipConfig, dtype: torch.dtype) -> NamedSpecs:
-    hidden, inter = config.hidden_size, config.intermediate_size
-    num_positions = config.grid[0] * config.grid[1] + 1  # the class token has a position too
-
-    def affine(name: str, rows: int, columns: int | None) -> NamedSpecs:
-        """Weight `[rows, columns]`, or `[rows]` for a layer norm, and its bias `[rows]`."""
-        yield f"vision.{name}.weight", WeightSpec((rows,) if columns is None else (rows, columns), dtype)
-        yield f"vision.{name}.bias", WeightSpec((rows,), dtype)
-
-    yield "vision.class_embedding", WeightSpec((hidden,), dtype)
-    yield "vision.patch_embedding.weight", WeightSpec((hidden, 3 * config.patch_size**2), dtype)
-    yield "vision.position_embedding.weight", WeightSpec((num_positions, hidden), dtype)
-    yield from affine("pre_norm", hidden, None)
-    for layer in range(config.num_layers):
-        yield from affine(f"layers.{layer}.norm1", hidden, None)
-        yield from affine(f"layers.{layer}.qkv", 3 * hidden, hidden)
-        yield from affine(f"layers.{layer}.out", hidden, hidden)
-        yield from affine(f"layers.{layer}.norm2", hidden, None)
-        yield from affine(f"layers.{layer}.fc1", inter, hidden)
-        yield from affine(f"layers.{layer}.fc2", hidden, inter)

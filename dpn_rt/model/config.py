@@ -1,11 +1,8 @@
-"""Shape of the decoder and of the projector in front of it."""
+"""Shape of the decoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-ProjectorType = Literal["mlp2x_gelu", "linear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +34,3 @@ class DecoderConfig:
     def qkv_size(self) -> int:
         """Rows of the fused query, key and value projection."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectorConfig:
-    """Projector from vision hidden size to decoder hidden size."""
-
-    type: ProjectorType
-    input_size: int

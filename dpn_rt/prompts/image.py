@@ -18,9 +18,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485
 """Pixels at most, in the file and after padding: PIL's own bound for a suspicious image, 256 MiB of RGB."""
 
-CLIP_MEAN_COLOUR = (122, 116, 104)
-"""CLIP's mean colour, with which LLaVA pads images to a square."""
-
 
 def load_image(source: Image.Image | str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright 8-bit RGB image.
@@ -63,25 +60,6 @@ def decode_image(file: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS)
         raise ImageError(
             f"{name}: not an image that can be read, expected one of {', '.join(FORMATS)}: {error}"
         ) from error
-
-
-def pad_to_square(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB image in the middle of a square of CLIP's mean colour, at offset floor(difference / 2), as LLaVA pads.
-
-    Raises:
-        ImageError: the square would have more than `max_pixels` pixels.
-    """
-    width, height = image.size
-    side = max(width, height)
-    if width == height:
-        return image
-    if side * side > max_pixels:
-        raise ImageError(
-            f"image of {width} x {height}: {side * side} pixels when padded to a square, expected at most {max_pixels}"
-        )
-    square = Image.new("RGB", (side, side), CLIP_MEAN_COLOUR)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
 
 
 def _is_file(source: str | os.PathLike[str]) -> bool:

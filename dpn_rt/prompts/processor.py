@@ -1,4 +1,4 @@
-"""From a prompt as the user gives it to checked ids, pixels and row numbers."""
+"""From a prompt as the user gives it to checked ids, images and row numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from dpn_rt.errors import EngineError, ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
+from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.vision.preprocessing import Preprocessor
+from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.prompts.chat import Message, chat_prompt
 from dpn_rt.prompts.image import MAX_PIXELS, load_image
-from dpn_rt.prompts.image_processor import ImageProcessor
 from dpn_rt.prompts.prompt import ONE_IMAGE, Prompt, PromptParts, check_single_placeholder, take_apart
 from dpn_rt.prompts.tokenizer import IMAGE_TEXT, Tokenizer
-from dpn_rt.prompts.visual_input import Grid, VisualInput, check_image_grid, check_pixels, from_embeds
+from dpn_rt.prompts.visual_input import check_image_grid, check_views, from_embeds
 
 Route = tuple[int | None, ...]
 """A forced expert per boundary; None leaves the choice to the router."""
@@ -95,9 +96,11 @@ class Processor:
         self.max_length = max_length or model.decoder.max_position_embeddings
         self.tokenizer = Tokenizer.load(directory) if directory and config.has_tokenizer else None
         self._max_pixels = max_pixels
-        self._image_processor: ImageProcessor | None = None
-        if directory and config.has_image_processor and model.vision:
-            self._image_processor = ImageProcessor(directory, model.vision, config.image_aspect_ratio, max_pixels)
+        self._preprocessor: Preprocessor | None = None
+        if model.vision is not None:
+            files = directory if config.has_image_processor else None
+            pads = config.image_aspect_ratio == "pad"
+            self._preprocessor = model.vision.preprocessor(files, pads=pads, max_pixels=max_pixels)
 
     def process(self, prompt: Prompt) -> ProcessedPrompt:
         """Check a prompt and prepare it.
@@ -142,10 +145,9 @@ class Processor:
         Raises:
             ImageError: it cannot be read, or the engine has no vision tower.
         """
-        if self._image_processor is None or self.model.vision is None:
+        if self._preprocessor is None:
             raise ImageError("image: this engine has no vision tower, expected image_embeds")
-        pixels: Tensor = self._image_processor(load_image(source, self._max_pixels))
-        return VisualInput.of(pixels, None, self.model.vision.grid, self.model.vision.num_visual_tokens)
+        return self._preprocessor(load_image(source, self._max_pixels))
 
     def seen_image(self, prompt: Prompt) -> Image.Image:
         """The image of a prompt as the vision tower sees it: padded or cropped, scaled; RGB.
@@ -154,9 +156,9 @@ class Processor:
             RequestError: as `process`; ImageError: likewise, or the prompt has no image.
         """
         visual = self.process(prompt).visual
-        if visual is None or visual.pixels is None or self._image_processor is None:
+        if visual is None or visual.embeds is not None or self._preprocessor is None:
             raise ImageError("the prompt has no image, expected one")
-        return self._image_processor.picture(visual.pixels)
+        return self._preprocessor.picture(visual)
 
     def check_text(self, num_characters: int) -> None:
         """Refuse a text that cannot fit, before time is spent on its tokens.
@@ -222,12 +224,13 @@ class Processor:
             return from_embeds(parts.image_embeds, parts.image_grid, self.model)
         if parts.image is None:
             return None
-        if self.model.vision is not None:
-            check_image_grid(parts.image_grid, self.model.vision.grid)
         if isinstance(parts.image, VisualInput):
-            check_pixels(parts.image, self.model)
-            return parts.image
-        return self.image(parts.image)
+            visual = parts.image
+            check_views(visual, self.model)
+        else:
+            visual = self.image(parts.image)
+        check_image_grid(parts.image_grid, visual.grid)
+        return visual
 
     def _router_rows(self, ids: npt.NDArray[np.int64], visual: VisualInput | None) -> npt.NDArray[np.int32]:
         reduction = self.model.reduction

@@ -1,11 +1,9 @@
-"""The image side of a request: pixels for the vision tower, or embeddings that take its place."""
+"""Checks of the image side of a request: what users give as an image becomes a `VisualInput`, or an error."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,39 +12,8 @@ from torch import Tensor
 
 from dpn_rt.errors import ImageError
 from dpn_rt.format.config import ModelConfig
-
-Grid = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VisualInput:
-    """One image. Exactly one of `pixels` and `embeds` is there."""
-
-    pixels: Tensor | None
-    """[3, image_size, image_size] float32."""
-    embeds: Tensor | None
-    """[num_visual_tokens, hidden_size] float32: rows after the projector."""
-    grid: Grid
-    """(rows, columns) of the visual tokens."""
-    num_visual_tokens: int
-    """Rows that replace the placeholder."""
-    key: bytes
-    """Hash of the content: the same for the same pixels or embeddings on the same grid."""
-
-    @classmethod
-    def of(cls, pixels: Tensor | None, embeds: Tensor | None, grid: Grid, num_visual_tokens: int) -> VisualInput:
-        """An image with its key."""
-        content = embeds if pixels is None else pixels
-        assert content is not None
-        name = f"{'pixels' if embeds is None else 'embeds'} {grid} {list(content.shape)} ".encode()
-        digest = hashlib.blake2b(name, digest_size=32)
-        digest.update(content.contiguous().numpy().data)
-        return cls(pixels, embeds, grid, num_visual_tokens, digest.digest())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the content."""
-        return sum(content.nbytes for content in (self.pixels, self.embeds) if content is not None)
+from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.vision.visual_input import VisualInput, describe_content
 
 
 def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput:
@@ -77,16 +44,14 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
         row = int(torch.nonzero(~finite)[0, 0])
         raise ImageError(f"image_embeds: row {row} has NaN or infinite values, expected finite ones")
     count = embeds.shape[0]
-    return VisualInput.of(None, embeds, _grid(image_grid, count, pools=bool(model.reduction.layers)), count)
+    return VisualInput.of_embeds(embeds, _grid(image_grid, count, pools=bool(model.reduction.layers)))
 
 
-def check_pixels(image: VisualInput, model: ModelConfig) -> None:
-    """Raise ImageError unless an image was made ready for this model's tower."""
-    vision = model.vision
-    expected = None if vision is None else (3, vision.image_size, vision.image_size)
-    if image.pixels is None or expected is None or tuple(image.pixels.shape) != expected:
-        got = "embeddings" if image.pixels is None else f"pixels {list(image.pixels.shape)}"
-        raise ImageError(f"image: {got}, expected {'none' if expected is None else f'pixels {list(expected)}'}")
+def check_views(image: VisualInput, model: ModelConfig) -> None:
+    """Raise ImageError unless an image was made ready for this model's encoder."""
+    if model.vision is None:
+        raise ImageError(f"image: {describe_content(image)}, expected none")
+    model.vision.check_views(image)
 
 
 def check_image_grid(image_grid: Any, grid: Grid) -> None:

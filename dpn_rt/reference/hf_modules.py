@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaMo
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dpn_rt.model.config import DecoderConfig
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
 
 ATTENTION = "sdpa"
 

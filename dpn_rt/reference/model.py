@@ -18,8 +18,8 @@ from transformers import CLIPVisionModel, DynamicCache, LlamaModel
 
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
-from dpn_rt.model.config import ProjectorConfig
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.reference import hf_modules, training, weights
 from dpn_rt.reference.boundary import Boundary
 from dpn_rt.reference.prompt import as_token_list, layout_prompt

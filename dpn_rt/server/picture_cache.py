@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from dpn_rt.cache.lru_cache import LruCache
-from dpn_rt.prompts.visual_input import VisualInput
+from dpn_rt.model.vision.visual_input import VisualInput
 
 
 class PictureCache:

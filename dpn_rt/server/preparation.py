@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dpn_rt.errors import RequestError
+from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.prompts.image import decode_image
 from dpn_rt.prompts.processor import ProcessedPrompt, Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
-from dpn_rt.prompts.visual_input import VisualInput
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
@@ -87,7 +87,7 @@ class Preparation:
             lengths = [len(prompt) if isinstance(prompt, list) else _tokens(prompt) for prompt in request.prompts]
             return sum(lengths) + len(lengths) * request.completions * self._answer(request.max_tokens)
         vision = self._processor.model.vision
-        visual = 0 if vision is None else vision.num_visual_tokens
+        visual = 0 if vision is None else vision.max_visual_tokens
         text = sum(_tokens(text) for message in request.messages for text in _texts(message))
         images = sum(len(message.images) for message in request.messages)
         return text + images * visual + request.completions * self._answer(request.token_limit)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from dpn_rt.format.config import ModelConfig, PromptConfig, ReductionConfig
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
 from examples.tiny_dpn.scenes import PATCH, SIDE
 from examples.tiny_dpn.tokenizer import BOS, EOS, ROUTER
 

@@ -15,7 +15,7 @@ from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
 
 Rename = Callable[[str], str]
 

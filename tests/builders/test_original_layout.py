@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.engine_dir import EngineDir, weight_spec
-from dpn_rt.model.config import ProjectorConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig
 from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
 from tests.builders.checkpoints import TOWER, OriginalCheckpoint, expected_weights, write_tower
 
 

@@ -12,9 +12,11 @@ import torch
 from dpn_rt.format.config import ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import EngineSource, write_engine
 from dpn_rt.format.weight_spec import weight_spec
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
+from dpn_rt.model.vision.visual_input import VisualInput
 
 ROUTER_ID = 99
 VOCAB_SIZE = 100
@@ -94,6 +96,12 @@ def with_pyramid(model: ModelConfig = MODEL, **changes: Any) -> ModelConfig:
 
 def with_decoder(model: ModelConfig = MODEL, **changes: Any) -> ModelConfig:
     return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, **changes))
+
+
+def random_images(count: int, vision: ClipConfig = VISION) -> list[VisualInput]:
+    """Images for the encoder of `MODEL`, or of a model with another tower."""
+    shape = vision.view_shapes[0]
+    return [VisualInput.of_views((torch.randn(shape),), vision.grid, vision.num_visual_tokens) for _ in range(count)]
 
 
 def random_prompt(

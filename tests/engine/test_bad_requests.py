@@ -17,7 +17,7 @@ from dpn_rt import LLM, DpnError, SamplingParams
 from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, RequestError, StepError
 from dpn_rt.format.engine_dir import EngineSource, write_engine
 from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.prompts.visual_input import VisualInput
+from dpn_rt.model.vision.visual_input import VisualInput
 from tests.engine.models import (
     MODEL,
     ROUTER_ID,
@@ -210,7 +210,7 @@ def test_a_class_row_counts_as_a_visual_token(tmp_path: Path) -> None:
     model = dataclasses.replace(MODEL, reduction=NoReduction(), vision=vision)
     llm = LLM(write_random_engine(tmp_path / "engine", model))
     pixels = torch.randn(3, vision.image_size, vision.image_size)
-    image = VisualInput.of(pixels, None, vision.grid, vision.num_visual_tokens)
+    image = VisualInput.of_views((pixels,), vision.grid, vision.num_visual_tokens)
     asked = {"prompt_token_ids": [5, -200, 6], "multi_modal_data": {"image": image}}
     output = llm.generate(asked, PARAMS, use_tqdm=False)[0]
     assert output.pyramid.visual_tokens == [17] and output.pyramid.kv_lengths == [19]

@@ -23,9 +23,10 @@ from dpn_rt.format.atomic_dir import replaced_directory, settle
 from dpn_rt.format.config import ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, is_engine, weight_spec, write_engine
 from dpn_rt.format.weight_file import map_weights, write_weights
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.schema.json_values import from_json, to_json
 from dpn_rt.schema.weights import WeightSpec
 

@@ -101,14 +101,14 @@ def test_logits_of_transformers(tmp_path: Path, tied: bool, kv_heads: int, old_n
     output = llm.generate(prompt, params, use_tqdm=False)[0]
 
     processed = llm.processor.process(prompt)
-    assert processed.visual is not None and processed.visual.pixels is not None
+    assert processed.visual is not None
     ids: list[int] = []
     for token_id in output.prompt_token_ids:
         ids += [model.config.image_token_id] * 16 if token_id == -200 else [token_id]
     for position, token_id in enumerate(output.outputs[0].token_ids):
         with torch.inference_mode():
             logits = model(
-                input_ids=torch.tensor([ids]), pixel_values=processed.visual.pixels[None], use_cache=False
+                input_ids=torch.tensor([ids]), pixel_values=processed.visual.views[0][None], use_cache=False
             ).logits[0, -1]
         logprobs = output.outputs[0].logprobs
         assert logprobs is not None
@@ -132,4 +132,4 @@ def test_preprocessing_is_that_of_transformers(tmp_path: Path) -> None:
     except ImportError:
         Reference = CLIPImageProcessor
     reference = Reference.from_pretrained(tmp_path / "checkpoint")(image, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(visual.pixels, torch.as_tensor(reference))
+    torch.testing.assert_close(visual.views[0], torch.as_tensor(reference))

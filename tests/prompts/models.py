@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from dpn_rt.format.config import ModelConfig, PromptConfig, ReductionConfig
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
-from dpn_rt.model.vision.clip import ClipConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.projector import ProjectorConfig
 from tests.tiny_tokenizer import TinyTokenizer
 
 HIDDEN_SIZE = 8

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpn_rt.errors import ImageError
-from dpn_rt.prompts.image import CLIP_MEAN_COLOUR, load_image, pad_to_square
+from dpn_rt.prompts.image import load_image
 
 
 def random_rgb(width: int = 13, height: int = 7) -> Image.Image:
@@ -173,20 +173,3 @@ def test_the_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:
             load_image(path)
     with pytest.raises(ImageError, match="13 x 7 = 91 pixels, expected at most 90"):
         load_image(random_rgb(), max_pixels=90)
-
-
-@pytest.mark.parametrize(("size", "offset"), [((7, 4), (0, 1)), ((4, 7), (1, 0)), ((5, 5), (0, 0)), ((1, 6), (2, 0))])
-def test_padding_is_centred_on_the_mean_colour(size: tuple[int, int], offset: tuple[int, int]) -> None:
-    image = random_rgb(*size)
-    square = pixels(pad_to_square(image))
-    side = max(size)
-    assert square.shape == (side, side, 3)
-    expected = np.empty((side, side, 3), dtype=np.uint8)
-    expected[:] = CLIP_MEAN_COLOUR
-    expected[offset[1] : offset[1] + size[1], offset[0] : offset[0] + size[0]] = pixels(image)
-    np.testing.assert_array_equal(square, expected)
-
-
-def test_padding_has_the_pixel_limit_too() -> None:
-    with pytest.raises(ImageError, match="200 x 1: 40000 pixels when padded"):
-        pad_to_square(random_rgb(200, 1), max_pixels=39_999)

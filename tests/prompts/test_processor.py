@@ -13,7 +13,8 @@ from PIL import Image
 
 from dpn_rt.errors import DpnError, EngineError, ImageError, RequestError
 from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.prompts.image import pad_to_square
+from dpn_rt.model.vision.preprocessing import pad_to_square
+from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.processor import Processor
 from tests.prompts.conftest import Setup
 from tests.prompts.models import (
@@ -92,20 +93,20 @@ def test_pixels_are_clips_of_the_padded_image(original: Setup) -> None:
     """Against Pillow and numpy: pad, bicubic resize, scale, normalise."""
     image = picture(50, 30)
     result = original.processor.process({"prompt": QUESTION, "multi_modal_data": {"image": image}})
-    assert result.visual is not None and result.visual.pixels is not None and result.visual.embeds is None
-    resized = pad_to_square(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    assert result.visual is not None and result.visual.embeds is None
+    resized = pad_to_square(image, MAX_PIXELS).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     expected = (np.asarray(resized) / 255.0 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    assert result.visual.pixels.dtype == torch.float32
-    np.testing.assert_allclose(result.visual.pixels.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+    assert result.visual.views[0].dtype == torch.float32
+    np.testing.assert_allclose(result.visual.views[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
 def test_the_hugging_face_layout_crops_the_centre(huggingface: Setup) -> None:
     image = picture(60, 30)
     result = huggingface.processor.process({"prompt": QUESTION, "multi_modal_data": {"image": image}})
-    assert result.visual is not None and result.visual.pixels is not None
+    assert result.visual is not None
     resized = image.resize((56, 28), Image.Resampling.BICUBIC).crop((14, 0, 42, 28))
     expected = (np.asarray(resized) / 255.0 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    np.testing.assert_allclose(result.visual.pixels.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+    np.testing.assert_allclose(result.visual.views[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
 def test_an_image_may_be_a_path_or_a_list_of_one(original: Setup, tmp_path: Path) -> None:
@@ -115,10 +116,10 @@ def test_an_image_may_be_a_path_or_a_list_of_one(original: Setup, tmp_path: Path
         for image in (picture(), tmp_path / "a.png", str(tmp_path / "a.png"), [picture()])
     ]
     first = results[0].visual
-    assert first is not None and first.pixels is not None
+    assert first is not None
     for result in results[1:]:
-        assert result.visual is not None and result.visual.pixels is not None
-        assert torch.equal(result.visual.pixels, first.pixels)
+        assert result.visual is not None
+        assert torch.equal(result.visual.views[0], first.views[0])
 
 
 def test_ids_and_embeddings(bare: Processor) -> None:

@@ -7,9 +7,10 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig, PromptConfig
-from dpn_rt.model.config import DecoderConfig, ProjectorConfig, RopeConfig
+from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.model.vision.clip import Activation, ClipConfig, SelectFeature
+from dpn_rt.model.vision.clip.config import Activation, ClipConfig, SelectFeature
+from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.hf_modules import clip_core
 

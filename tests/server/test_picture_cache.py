@@ -7,7 +7,7 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import ImageError
-from dpn_rt.prompts.visual_input import VisualInput
+from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.server.picture_cache import PictureCache
 from tests.server.conftest import Ask, RunningServer
 
@@ -15,7 +15,7 @@ NUM_BYTES = 3 * 4 * 4 * 4
 
 
 def visual(file: bytes) -> VisualInput:
-    return VisualInput.of(torch.full((3, 4, 4), float(len(file))), None, (1, 1), 1)
+    return VisualInput.of_views((torch.full((3, 4, 4), float(len(file))),), (1, 1), 1)
 
 
 def test_a_file_is_processed_once() -> None:
@@ -42,7 +42,7 @@ def test_a_broken_file_is_refused_each_time() -> None:
     for _ in range(2):
         with pytest.raises(ImageError, match="truncated"):
             cache.get(b"a", refuse)
-    assert cache.get(b"a", visual).pixels is not None
+    assert cache.get(b"a", visual).views
 
 
 @pytest.mark.parametrize(("room", "hits"), [(0, 0), (NUM_BYTES - 1, 0), (NUM_BYTES, 1), (2 * NUM_BYTES, 2)])
@@ -58,10 +58,7 @@ def test_threads_get_the_same_answer() -> None:
     files = [bytes(number % 7 + 1) for number in range(700)]
     with ThreadPoolExecutor(8) as pool:
         pictures = list(pool.map(lambda file: cache.get(file, visual), files))
-    assert all(
-        picture.pixels is not None and picture.pixels[0, 0, 0] == len(file)
-        for file, picture in zip(files, pictures, strict=True)
-    )
+    assert all(picture.views[0][0, 0, 0] == len(file) for file, picture in zip(files, pictures, strict=True))
 
 
 def test_an_image_asked_about_again_is_not_decoded_again(

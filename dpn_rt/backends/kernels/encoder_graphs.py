@@ -1,47 +1,47 @@
-"""Vision tower and projector as one graph per number of images."""
+"""A vision encoder and its projector as one graph per number of crops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dpn_rt.device.device import Device, StaticInputs
-from dpn_rt.model.vision.clip import IMAGES_PER_CALL, ClipConfig, ImageEncoder
+from dpn_rt.model.vision.encoder import Crop, CropEncoder, EncodedImage, encode_images, stack_views
+from dpn_rt.model.vision.visual_input import VisualInput
 
 
 class EncoderGraphs:
-    """An `Encoder` whose images go to the device in one transfer for up to `IMAGES_PER_CALL` of them."""
+    """A `VisionEncoder` on a device: some crops at a time, sent there in one transfer."""
 
-    def __init__(self, encoder: ImageEncoder, config: ClipConfig, device: Device) -> None:
-        """Records all numbers of images; the largest first, in whose memory the others fit."""
-        self._graphs = {count: EncoderGraph(encoder, config, device, count) for count in range(IMAGES_PER_CALL, 0, -1)}
+    def __init__(self, encoder: CropEncoder, device: Device) -> None:
+        """Records a graph for every number of crops; the largest first, in whose memory the others fit."""
+        self._encoder = encoder
+        self._graphs = {count: EncoderGraph(encoder, device, count) for count in range(encoder.crops_per_call, 0, -1)}
 
-    def encode(self, pixel_values: Sequence[Tensor]) -> list[Tensor]:
-        """Decoder rows `[num_visual_tokens, hidden_size]` of each image `[3, image_size, image_size]` on the CPU."""
-        rows: list[Tensor] = []
-        for first in range(0, len(pixel_values), IMAGES_PER_CALL):
-            part = pixel_values[first : first + IMAGES_PER_CALL]
-            rows += self._graphs[len(part)].run(part)
-        return rows
+    def encode(self, images: Sequence[VisualInput]) -> list[EncodedImage]:
+        """Decoder rows of each image, on the device."""
+        return encode_images(self._encoder, images, lambda crops: self._graphs[len(crops)].run(crops))
 
 
 class EncoderGraph:
-    """`count` images at a time."""
+    """`count` crops at a time."""
 
-    def __init__(self, encoder: ImageEncoder, config: ClipConfig, device: Device, count: int) -> None:
-        self._encoder = encoder
-        shape = (3, config.image_size, config.image_size)
-        self._inputs = StaticInputs(device, [np.zeros(shape, dtype=np.float32)] * count)
+    def __init__(self, encoder: CropEncoder, device: Device, count: int) -> None:
+        self._encoder, self._count = encoder, count
+        views = [np.zeros(shape, dtype=np.float32) for shape in encoder.config.view_shapes]
+        self._inputs = StaticInputs(device, views * count)
         self._graph = device.record(self._step)
 
-    def run(self, pixel_values: Sequence[Tensor]) -> list[Tensor]:
-        """Decoder rows of each image, in memory of their own."""
-        self._inputs.set([pixels.numpy() for pixels in pixel_values])
+    def run(self, crops: Sequence[Crop]) -> list[Tensor]:
+        """Decoder rows `[rows_per_crop, hidden_size]` of each crop, in memory of their own."""
+        self._inputs.set([view.numpy() for crop in crops for view in crop])
         self._graph.replay()
         return [rows.clone() for rows in self._graph.outputs[0]]
 
     def _step(self) -> tuple[Tensor, ...]:
-        return (self._encoder.forward(torch.stack(self._inputs.tensors)),)
+        views = self._inputs.tensors
+        size = len(views) // self._count
+        crops = [tuple(views[first : first + size]) for first in range(0, len(views), size)]
+        return (self._encoder.forward(stack_views(crops)),)

@@ -71,8 +71,8 @@ def check_model_on_cuda(model: ModelConfig) -> None:
 
 
 def _check_tower(model: ModelConfig) -> None:
-    if model.vision is not None:
-        _check_head_dim("vision tower", model.vision.hidden_size // model.vision.num_heads)
+    for head_dim in () if model.vision is None else model.vision.head_dims:
+        _check_head_dim("vision tower", head_dim)
 
 
 def _check_head_dim(part: str, head_dim: int) -> None:

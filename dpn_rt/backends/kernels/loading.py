@@ -19,7 +19,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.decoder import Decoder, StageBatch
 from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision.clip import IMAGES_PER_CALL, Encoder, ImageEncoder, load_encoder
+from dpn_rt.model.vision.encoder import CropEncoder, ImageEncoder, VisionEncoder, load_encoder
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 
@@ -43,7 +43,7 @@ class DeviceLimits:
 
 def load_kernel_backend(
     model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device, *, prepack: bool = False
-) -> tuple[KernelBackend, Encoder | None]:
+) -> tuple[KernelBackend, VisionEncoder | None]:
     """Weights, KV pool and decode step on a device.
 
     Args:
@@ -84,7 +84,7 @@ def place_weights(weights: Mapping[str, Tensor], device: Device) -> dict[str, Te
 
 def _build(
     model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device, *, prepack: bool = False
-) -> tuple[KernelBackend, Encoder | None]:
+) -> tuple[KernelBackend, VisionEncoder | None]:
     geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
     angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
     decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=prepack)
@@ -100,14 +100,14 @@ def _build(
     if device.is_async:
         step = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
     backend = KernelBackend(decoder, reducers, cache, step, device)
-    return backend, record_encoder(model, encoder, device) if device.is_async else encoder
+    if device.is_async:
+        return backend, record_encoder(encoder, device)
+    return backend, None if encoder is None else ImageEncoder(encoder)
 
 
-def record_encoder(model: ModelConfig, encoder: ImageEncoder | None, device: Device) -> EncoderGraphs | None:
+def record_encoder(encoder: CropEncoder | None, device: Device) -> EncoderGraphs | None:
     """An encoder as graphs on a device."""
-    if encoder is None or model.vision is None:
-        return None
-    return EncoderGraphs(encoder, model.vision, device)
+    return None if encoder is None else EncoderGraphs(encoder, device)
 
 
 def cache_config(geometry: KvGeometry, limits: DeviceLimits, num_bytes: int) -> KvCacheConfig:
@@ -131,7 +131,7 @@ def cache_config(geometry: KvGeometry, limits: DeviceLimits, num_bytes: int) -> 
 def _largest_work(
     model: ModelConfig,
     decoder: Decoder,
-    encoder: ImageEncoder | None,
+    encoder: CropEncoder | None,
     geometry: KvGeometry,
     limits: DeviceLimits,
     device: Device,
@@ -141,9 +141,9 @@ def _largest_work(
     What the rows hold is of no interest, and so they share the one cell of a cache for nobody.
     """
     where = device.torch_device
-    if encoder is not None and model.vision is not None:
-        side = model.vision.image_size
-        encoder.forward(torch.zeros(IMAGES_PER_CALL, 3, side, side, device=where))
+    if encoder is not None:
+        shapes = encoder.config.view_shapes
+        encoder.forward([torch.zeros(encoder.crops_per_call, *shape, device=where) for shape in shapes])
     rows = limits.max_prefill_rows
     length = min(rows, limits.max_length)
     num_seqs = -(-rows // length)
@@ -168,7 +168,7 @@ def _largest_work(
 
 def _kept_bytes(model: ModelConfig, limits: DeviceLimits) -> int:
     """Of rows beside the cells: those of each running sequence's image, and what is reused."""
-    rows = 0 if model.vision is None else limits.max_num_seqs * model.vision.num_visual_tokens
+    rows = 0 if model.vision is None else limits.max_num_seqs * model.vision.max_visual_tokens
     return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * limits.reuse_bytes
 
 

@@ -20,12 +20,12 @@ from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits, plan_file
 from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
-from dpn_rt.model.vision.clip import Encoder, load_encoder
+from dpn_rt.model.vision.encoder import VisionEncoder, load_encoder
 
 
 def load_plan_backend(
     engine: EngineDir, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
-) -> tuple[PlanBackend, Encoder | None]:
+) -> tuple[PlanBackend, VisionEncoder | None]:
     """Weights and plans on the reader's device, with empty slots.
 
     Args:
@@ -51,7 +51,7 @@ def load_plan_backend(
 
 def _load_backend(
     engine: EngineDir, limits: PlanLimits, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
-) -> tuple[PlanBackend, Encoder | None]:
+) -> tuple[PlanBackend, VisionEncoder | None]:
     model, device = engine.model, reader.device
     specs = stage_plans(model, limits)
     loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
@@ -77,7 +77,7 @@ def _load_backend(
     backend = PlanBackend(
         between["embed_tokens.weight"], stages, reducers, SlotCache(limits, max_length, memory), device
     )
-    return backend, record_encoder(model, load_encoder(model.vision, model.projector, between, prepack=False), device)
+    return backend, record_encoder(load_encoder(model.vision, model.projector, between, prepack=False), device)
 
 
 def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:

@@ -1,1 +1,1 @@
-"""Vision encoders, one module each: images to decoder rows."""
+"""Vision encoders, one module or package each: images to decoder rows."""

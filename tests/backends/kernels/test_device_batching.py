@@ -15,7 +15,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import BatchError
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
-from tests.engine.models import MODEL, random_prompt, with_pyramid, write_random_engine
+from tests.engine.models import MODEL, random_images, random_prompt, with_pyramid, write_random_engine
 from tests.engine.test_batching import all_logprobs, assert_pool_is_full
 from tests.places import Place
 
@@ -176,9 +176,8 @@ def test_dense(place: Place, tmp_path: Path, prompts: list[Prompt]) -> None:
 
 def test_images_go_through_the_tower(place: Place, engine_dir: Path) -> None:
     runner, plain = place.load(engine_dir).engine.runner, LLM(engine_dir, device="cpu").engine.runner
-    size = MODEL.vision.image_size  # type: ignore[union-attr]
-    pixels = [torch.randn(3, size, size) for _ in range(6)]
+    images = random_images(6)
     with torch.inference_mode():
-        rows, expected = runner.images.encoder.encode(pixels), plain.images.encoder.encode(pixels)
-    for row, wanted in zip(rows, expected, strict=True):
-        torch.testing.assert_close(row.cpu(), wanted, atol=place.tolerance, rtol=0)
+        encoded, expected = runner.images.encoder.encode(images), plain.images.encoder.encode(images)
+    for image, wanted in zip(encoded, expected, strict=True):
+        torch.testing.assert_close(image.rows.cpu(), wanted.rows, atol=place.tolerance, rtol=0)

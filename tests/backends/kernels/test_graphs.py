@@ -21,7 +21,8 @@ from dpn_rt.cache.kv_cache import KvCache
 from dpn_rt.device import cuda
 from dpn_rt.device.host import HostDevice, RepeatedStep
 from dpn_rt.format.config import ModelConfig
-from tests.engine.models import MODEL, VOCAB_SIZE, write_random_engine
+from dpn_rt.model.vision.encoder import ImageEncoder
+from tests.engine.models import MODEL, VOCAB_SIZE, random_images, write_random_engine
 from tests.places import HAS_GPU, Place
 
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
@@ -166,17 +167,18 @@ def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, KvCach
 def test_any_number_of_images(place: Place, tmp_path: Path, count: int) -> None:
     runner = place.load(write_random_engine(tmp_path / "engine", with_dtype(place))).engine.runner
     encoder = runner._encoder
-    assert isinstance(encoder, EncoderGraphs) and MODEL.vision is not None
-    pixels = list(torch.randn(count, 3, MODEL.vision.image_size, MODEL.vision.image_size))
+    assert isinstance(encoder, EncoderGraphs)
+    images = random_images(count)
     with torch.inference_mode():
-        rows = runner.images.encoder.encode(pixels)
+        rows = [encoded.rows for encoded in runner.images.encoder.encode(images)]
         kept = [row.clone() for row in rows]
-        runner.images.encoder.encode(pixels[::-1])  # must not change what was given before
-        expected = encoder._graphs[1]._encoder.encode([p.to(rows[0].device) for p in pixels])
+        runner.images.encoder.encode(images[::-1])  # must not change what was given before
+        moved = [dataclasses.replace(image, views=(image.views[0].to(rows[0].device),)) for image in images]
+        expected = ImageEncoder(encoder._encoder).encode(moved)
     assert len(rows) == count
     for row, copy, wanted in zip(rows, kept, expected, strict=True):
         assert torch.equal(row, copy)
-        torch.testing.assert_close(row, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(row, wanted.rows, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from dpn_rt.format.engine_dir import EngineSource, write_engine
 from dpn_rt.format.plans import BuiltPlans, PlanLimits
 from dpn_rt.format.weight_spec import weight_spec
 from tests.backends.tensorrt.engines import logprob_error
-from tests.engine.models import MODEL, random_prompt, random_weights, write_random_engine
+from tests.engine.models import MODEL, random_images, random_prompt, random_weights, write_random_engine
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="runs plans of TensorRT-RTX: pip install 'dpn_rt[tensorrt]'")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -53,12 +53,8 @@ def test_plans_give_what_the_native_backend_gives(tmp_path: Path) -> None:
         position = reference.outputs[0].logprobs[0]  # type: ignore[index]
         expected = torch.tensor([[position[token].logprob for token in range(model.decoder.vocab_size)]])
         assert logprob_error(output, expected.double()) < BOUND
-    assert model.vision is not None
-    pixels = [torch.randn(3, model.vision.image_size, model.vision.image_size) for _ in range(3)]
-    rows = zip(
-        on_plans.engine.runner.images.encoder.encode(pixels),
-        native.engine.runner.images.encoder.encode(pixels),
-        strict=True,
-    )
-    for found, expected in rows:
-        torch.testing.assert_close(found.cpu().float(), expected.float(), atol=BOUND, rtol=BOUND)
+    images = random_images(3)
+    encoders = (llm.engine.runner.images.encoder for llm in (on_plans, native))
+    pairs = zip(*(encoder.encode(images) for encoder in encoders if encoder is not None), strict=True)
+    for found, encoded in pairs:
+        torch.testing.assert_close(found.rows.cpu().float(), encoded.rows.float(), atol=BOUND, rtol=BOUND)

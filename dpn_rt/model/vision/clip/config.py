@@ -1,0 +1,157 @@
+"""CLIP's vision tower as a configuration: its sizes, and what follows from them.
+
+Only this package, the builders and the reference read the fields of `ClipConfig`; the rest of the runtime asks what
+every `VisionEncoderConfig` answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpn_rt.errors import ImageError
+from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.vision.encoder import CropEncoder
+from dpn_rt.model.vision.preprocessing import Preprocessor
+from dpn_rt.model.vision.projector import Projector
+from dpn_rt.model.vision.visual_input import ViewShape, VisualInput, check_view_shapes
+from dpn_rt.schema.weights import NamedSpecs, WeightSpec
+
+Activation = Literal["quick_gelu", "gelu"]
+SelectFeature = Literal["patch", "cls_patch"]
+
+NUM_PREFIX_ROWS = 1
+"""Rows of the tower before those of the patches: the class row."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipConfig:
+    """A CLIP ViT, cut after the layer whose hidden state is used. A `VisionEncoderConfig`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    """Layers that run (select layer -2 of a 24-layer tower: 23)."""
+    num_heads: int
+    image_size: int
+    """Pixels per side of the one view; those beyond a whole number of patches are not read."""
+    patch_size: int
+    layer_norm_eps: float
+    activation: Activation
+    select_feature: SelectFeature
+    """Which rows are used: those of the patches, or the class row before them too."""
+    type: Literal["clip"] = "clip"
+
+    @property
+    def summary(self) -> str:
+        return f"{self.image_size}-pixel images"
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one image inside the tower; each has a position embedding."""
+        return NUM_PREFIX_ROWS + self.num_patches
+
+    @property
+    def num_dropped_rows(self) -> int:
+        """First rows of the tower that are no visual tokens."""
+        return NUM_PREFIX_ROWS if self.select_feature == "patch" else 0
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Rows that every image puts into the prompt."""
+        return self.num_rows - self.num_dropped_rows
+
+    @property
+    def max_visual_tokens(self) -> int:
+        """The same for all images."""
+        return self.num_visual_tokens
+
+    @property
+    def view_shapes(self) -> tuple[ViewShape, ...]:
+        """The pixel values."""
+        return ((3, self.image_size, self.image_size),)
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        return (self.hidden_size // self.num_heads,)
+
+    @property
+    def flops_per_crop(self) -> int:
+        hidden, rows = self.hidden_size, self.num_rows
+        products = 2 * rows * (4 * hidden * hidden + 2 * hidden * self.intermediate_size)
+        attention = 4 * hidden * rows * rows
+        patches = 2 * self.num_patches * 3 * self.patch_size**2 * hidden
+        return patches + self.num_layers * (products + attention)
+
+    def weight_specs(self, dtype: torch.dtype) -> NamedSpecs:
+        """`vision.*`, in the order of the file."""
+        hidden, inter = self.hidden_size, self.intermediate_size
+
+        def affine(name: str, *shape: int) -> NamedSpecs:
+            """Weight of this shape (`[rows]` for a layer norm), and its bias `[rows]`."""
+            yield f"vision.{name}.weight", WeightSpec(shape, dtype)
+            yield f"vision.{name}.bias", WeightSpec(shape[:1], dtype)
+
+        yield "vision.class_embedding", WeightSpec((hidden,), dtype)
+        yield "vision.patch_embedding.weight", WeightSpec((hidden, 3 * self.patch_size**2), dtype)
+        yield "vision.position_embedding.weight", WeightSpec((self.num_rows, hidden), dtype)
+        yield from affine("pre_norm", hidden)
+        for layer in range(self.num_layers):
+            yield from affine(f"layers.{layer}.norm1", hidden)
+            yield from affine(f"layers.{layer}.qkv", 3 * hidden, hidden)
+            yield from affine(f"layers.{layer}.out", hidden, hidden)
+            yield from affine(f"layers.{layer}.norm2", hidden)
+            yield from affine(f"layers.{layer}.fc1", inter, hidden)
+            yield from affine(f"layers.{layer}.fc2", hidden, inter)
+
+    def problems(self, *, needs_grid: bool) -> Iterator[str]:
+        """Sizes that do not fit together, or a class row where every visual token needs a place in the grid."""
+        for name in ("hidden_size", "intermediate_size", "num_heads", "image_size", "patch_size", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                yield f"vision {name} must be positive, got {getattr(self, name)}"
+                return
+        if self.num_layers < 0:
+            yield f"vision num_layers must not be negative, got {self.num_layers}"
+        if self.hidden_size % self.num_heads:
+            yield f"vision hidden_size {self.hidden_size} is not a multiple of its num_heads {self.num_heads}"
+        if self.image_size < self.patch_size:
+            yield f"vision image_size {self.image_size} is smaller than its patch_size {self.patch_size}"
+        if needs_grid and self.select_feature != "patch":
+            yield "pooling needs a grid of visual tokens, but the class token is kept (select feature cls_patch)"
+
+    def check_views(self, image: VisualInput) -> None:
+        """Refuse an image that is not one view `[3, image_size, image_size]` for this tower's patches."""
+        check_view_shapes(image, self.view_shapes)
+        if (image.grid, image.num_visual_tokens) != (self.grid, self.num_visual_tokens):
+            raise ImageError(
+                f"image: {image.num_visual_tokens} visual tokens on the grid {image.grid}, expected "
+                f"{self.num_visual_tokens} on {self.grid}"
+            )
+
+    def preprocessor(self, directory: Path | None, *, pads: bool, max_pixels: int) -> Preprocessor | None:
+        """Through transformers' image processor, whose settings are in `directory`."""
+        from dpn_rt.model.vision.clip.preprocessing import ClipPreprocessor  # which imports this module
+
+        return None if directory is None else ClipPreprocessor(directory, self, pads=pads, max_pixels=max_pixels)
+
+    def load(self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool) -> CropEncoder:
+        """Tower and projector; takes `vision.*`."""
+        from dpn_rt.model.vision.clip.tower import ClipEncoder, ClipTower  # which imports this module
+
+        return ClipEncoder(self, ClipTower(self, weights, prepack=prepack), projector)

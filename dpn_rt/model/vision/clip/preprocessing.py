@@ -1,0 +1,68 @@
+"""Images to CLIP's pixel values, through transformers' own image processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dpn_rt.errors import ImageError
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.preprocessing import load_image_processor, pad_to_square
+from dpn_rt.model.vision.visual_input import VisualInput
+
+
+class ClipPreprocessor:
+    """A `Preprocessor`: resizes, crops and normalises as the checkpoint's `preprocessor_config.json` says."""
+
+    def __init__(self, directory: Path, config: ClipConfig, *, pads: bool, max_pixels: int) -> None:
+        """
+        Args:
+            directory: holds `preprocessor_config.json` (or `processor_config.json`).
+            config: of the tower, for the size that must come out.
+            pads: pad images to a square first.
+            max_pixels: bound of every intermediate image.
+
+        Raises:
+            EngineError: the image processor cannot be loaded.
+        """
+        self._config, self._pads, self._max_pixels = config, pads, max_pixels
+        self._processor = load_image_processor(directory)
+
+    def __call__(self, image: Image.Image) -> VisualInput:
+        """One view `[3, image_size, image_size]` of an RGB image.
+
+        Raises:
+            ImageError: the image is too elongated, or comes out with another size than the tower's.
+        """
+        if self._pads:
+            image = pad_to_square(image, self._max_pixels)
+        width, height = image.size
+        side = self._config.image_size
+        # CLIP scales the short side to its input: a very long image would grow without bound on the way.
+        scaled = side**2 * max(width, height) // min(width, height)
+        if scaled > self._max_pixels:
+            raise ImageError(
+                f"image of {width} x {height}: scaled to a short side of {side} it has {scaled} pixels, "
+                f"expected at most {self._max_pixels}"
+            )
+        pixels = torch.as_tensor(self._processor(image, return_tensors="pt")["pixel_values"])[0]
+        if tuple(pixels.shape) != (3, side, side):
+            raise ImageError(
+                f"image of {width} x {height}: the image processor gave pixel values {list(pixels.shape)}, "
+                f"the vision tower takes {[3, side, side]}"
+            )
+        pixels = pixels.to(torch.float32).contiguous()
+        return VisualInput.of_views((pixels,), self._config.grid, self._config.num_visual_tokens)
+
+    def picture(self, image: VisualInput) -> Image.Image:
+        """The RGB picture [image_size, image_size] that the pixel values show the tower."""
+        (pixels,) = image.views
+        settings = self._processor
+        if settings.do_normalize:
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.image_mean, settings.image_std))
+            pixels = pixels * std + mean
+        if settings.do_rescale:
+            pixels = pixels / settings.rescale_factor
+        return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy(), "RGB")

@@ -1,0 +1,146 @@
+"""CLIP's vision tower in the engine's dtype, through our kernels.
+
+Weights and arithmetic as transformers' `CLIPVisionModel`, cut after the layer whose hidden state LLaVA uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpn_rt import ops
+from dpn_rt.model.linear import Linear
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.encoder import EncodedImage
+from dpn_rt.model.vision.projector import Projector
+from dpn_rt.model.vision.visual_input import VisualInput
+
+CROPS_PER_CALL = 4
+"""Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""
+
+Affine = tuple[Tensor, Tensor]
+"""Weight and bias of a layer norm, `[hidden_size]` each."""
+
+
+@dataclass(frozen=True)
+class ClipLayer:
+    """Weights of one layer."""
+
+    norm1: Affine
+    qkv: Linear  # [3 * hidden_size, hidden_size]
+    out: Linear  # [hidden_size, hidden_size]
+    norm2: Affine
+    fc1: Linear  # [intermediate_size, hidden_size]
+    fc2: Linear  # [hidden_size, intermediate_size]
+
+
+class ClipEncoder:
+    """A `CropEncoder`: tower and projector. Every image is one crop with one view."""
+
+    crops_per_call = CROPS_PER_CALL
+
+    def __init__(self, config: ClipConfig, tower: ClipTower, projector: Projector) -> None:
+        self.config = config
+        self._tower, self._projector = tower, projector
+
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """`[num_images, 3, image_size, image_size]` -> `[num_images, num_visual_tokens, decoder hidden_size]`."""
+        (pixel_values,) = views
+        features = self._tower.forward(pixel_values)
+        return self._projector.forward(features.flatten(0, 1)).view(*features.shape[:2], -1)
+
+    def assemble(self, image: VisualInput, crops: Sequence[Tensor]) -> EncodedImage:
+        """The rows of the one crop."""
+        (rows,) = crops
+        return EncodedImage(rows, self.config.grid)
+
+
+class ClipTower:
+    """Pixel values to visual features."""
+
+    def __init__(self, config: ClipConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
+        """Takes `vision.*` from an engine's weights."""
+        self._config = config
+        self._patch_embedding = weights["vision.patch_embedding.weight"]
+        position = weights["vision.position_embedding.weight"]
+        self._class_row = weights["vision.class_embedding"] + position[0]
+        self._patch_positions = position[1:]
+        self._pre_norm = weights["vision.pre_norm.weight"], weights["vision.pre_norm.bias"]
+        self._layers = [
+            load_layer(weights, f"vision.layers.{index}", prepack=prepack) for index in range(config.num_layers)
+        ]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of the selected layer.
+
+        Args:
+            pixel_values: `[num_images, 3, image_size, image_size]`, any float dtype.
+
+        Returns:
+            `[num_images, num_visual_tokens, hidden_size]` in the engine's dtype.
+        """
+        config, num_images = self._config, pixel_values.shape[0]
+        x = ops.layer_norm(self._embed(pixel_values), *self._pre_norm, config.layer_norm_eps)
+        num_rows = x.shape[0]
+        cu_seqlens = torch.arange(0, num_rows + 1, config.num_rows, dtype=torch.int32, device=x.device)
+        hidden = run_layers(self._layers, x, cu_seqlens, config).view(num_images, config.num_rows, -1)
+        return hidden[:, config.num_dropped_rows :]
+
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        """Class row and patch rows of every image with positions added: `[num_images * num_rows, hidden_size]`."""
+        size, dtype = self._config.patch_size, self._patch_embedding.dtype
+        height, width = self._config.grid
+        cropped = pixel_values[:, :, : height * size, : width * size].to(dtype)
+        patches = cropped.unfold(2, size, size).unfold(3, size, size)  # [images, 3, rows, columns, size, size]
+        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, self._patch_embedding.shape[1])
+        embedded = ops.linear(patches, self._patch_embedding).view(len(pixel_values), height * width, -1)
+        class_rows = self._class_row.expand(len(pixel_values), 1, -1)
+        return torch.cat((class_rows, embedded + self._patch_positions), dim=1).flatten(0, 1)
+
+
+def load_layer(weights: Mapping[str, Tensor], prefix: str, *, prepack: bool) -> ClipLayer:
+    """One layer of an engine's weights; `prefix` without its dot."""
+
+    def linear(name: str) -> Linear:
+        return Linear(weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"], prepack=prepack)
+
+    def norm(name: str) -> Affine:
+        return weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"]
+
+    return ClipLayer(norm("norm1"), linear("qkv"), linear("out"), norm("norm2"), linear("fc1"), linear("fc2"))
+
+
+def run_layers(layers: Sequence[ClipLayer], x: Tensor, cu_seqlens: Tensor, config: ClipConfig) -> Tensor:
+    """Hidden states after some layers.
+
+    Args:
+        layers: in order; any run of a tower's layers.
+        x: `[num_rows, hidden_size]` hidden states before them; overwritten.
+        cu_seqlens: `[num_images + 1]` int32 first row of each image.
+        config: of the tower.
+
+    Returns:
+        `[num_rows, hidden_size]`, in the memory of `x`.
+    """
+    residual = x
+    output: Tensor | None = None  # of the last MLP, not yet added to the residual
+    for layer in layers:
+        if output is None:
+            x = ops.layer_norm(residual, *layer.norm1, config.layer_norm_eps)
+        else:
+            x = ops.add_layer_norm(output, residual, *layer.norm1, config.layer_norm_eps, out=output)
+        x = layer.out(_attend(layer.qkv(x), cu_seqlens, config))
+        x = ops.add_layer_norm(x, residual, *layer.norm2, config.layer_norm_eps, out=x)
+        x = layer.fc1(x)
+        output = layer.fc2(ops.activation(x, config.activation, out=x))
+    return residual if output is None else residual.add_(output)
+
+
+def _attend(qkv: Tensor, cu_seqlens: Tensor, config: ClipConfig) -> Tensor:
+    """`[num_rows, 3 * hidden_size]` -> `[num_rows, hidden_size]`; every row of an image sees all its rows."""
+    head_dim = config.hidden_size // config.num_heads
+    q, k, v = qkv.view(qkv.shape[0], 3, config.num_heads, head_dim).unbind(1)
+    return ops.attention(q, k, v, cu_seqlens, causal=False, scale=head_dim**-0.5)

@@ -1,0 +1,71 @@
+"""Images to views: what every encoder's preprocessor offers, and the steps that they share."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from dpn_rt.errors import EngineError, ImageError
+from dpn_rt.model.vision.visual_input import VisualInput
+
+CLIP_MEAN_COLOUR = (122, 116, 104)
+"""CLIP's mean colour. LLaVA pads images with it, whatever the encoder."""
+
+
+class Preprocessor(Protocol):
+    """Makes images ready for one vision encoder. Safe to call from several threads."""
+
+    def __call__(self, image: Image.Image) -> VisualInput:
+        """The views of an RGB image.
+
+        Raises:
+            ImageError: the encoder cannot take it.
+        """
+
+    def picture(self, image: VisualInput) -> Image.Image:
+        """The RGB picture that the encoder sees: resized, padded or cropped."""
+
+
+def pad_to_square(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The RGB image in the middle of a square of CLIP's mean colour, at offset floor(difference / 2), as LLaVA pads.
+
+    Raises:
+        ImageError: the square would have more than `max_pixels` pixels.
+    """
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    if side * side > max_pixels:
+        raise ImageError(
+            f"image of {width} x {height}: {side * side} pixels when padded to a square, expected at most {max_pixels}"
+        )
+    square = Image.new("RGB", (side, side), CLIP_MEAN_COLOUR)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def load_image_processor(directory: Path) -> Any:
+    """The image processor of transformers that `preprocessor_config.json` names, on PIL and numpy.
+
+    The variant on torchvision needs a package that may be missing.
+
+    Args:
+        directory: holds `preprocessor_config.json` (or `processor_config.json`).
+
+    Raises:
+        EngineError: it cannot be loaded.
+    """
+    try:
+        from transformers import AutoImageProcessor  # takes seconds
+
+        # The keyword's name changed within transformers 5, together with this module.
+        has_backends = find_spec("transformers.image_processing_backends") is not None
+        choice: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}
+        loader: Any = AutoImageProcessor
+        return loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **choice)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError here
+        raise EngineError(f"{directory}: cannot load the image processor: {error}") from error

@@ -1,0 +1,73 @@
+"""One image, ready for the model: views for the vision encoder, or embeddings that take the encoder's place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dpn_rt.errors import ImageError
+from dpn_rt.model.reduction.reduction import Grid
+
+ViewShape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VisualInput:
+    """One image: either views or embeddings."""
+
+    views: tuple[Tensor, ...]
+    """Float32 tensors on the CPU, in the shapes that the encoder's configuration names; none if `embeds` is given."""
+    embeds: Tensor | None
+    """`[num_visual_tokens, hidden_size]` float32 decoder rows; None if there are views."""
+    grid: Grid
+    """Rows and columns of the visual tokens."""
+    num_visual_tokens: int
+    """Rows that replace the placeholder in the prompt."""
+    key: bytes
+    """Hash of the content and the grid: equal images have equal keys."""
+
+    @classmethod
+    def of_views(cls, views: Sequence[Tensor], grid: Grid, num_visual_tokens: int) -> VisualInput:
+        """An image for the encoder, with its key."""
+        return cls(tuple(views), None, grid, num_visual_tokens, _key("views", views, grid))
+
+    @classmethod
+    def of_embeds(cls, embeds: Tensor, grid: Grid) -> VisualInput:
+        """Decoder rows that stand for an image, with their key."""
+        return cls((), embeds, grid, embeds.shape[0], _key("embeds", [embeds], grid))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the content."""
+        return sum(view.nbytes for view in self.views) + (0 if self.embeds is None else self.embeds.nbytes)
+
+
+def check_view_shapes(image: VisualInput, shapes: Sequence[ViewShape]) -> None:
+    """Refuse an image unless it has exactly one view of each shape, in this order.
+
+    Raises:
+        ImageError: with the shapes found and expected.
+    """
+    if [tuple(view.shape) for view in image.views] != list(shapes):
+        expected = _describe(shapes)
+        raise ImageError(f"image: {describe_content(image)}, expected pixels {expected}")
+
+
+def describe_content(image: VisualInput) -> str:
+    """What an image consists of, for error messages."""
+    return f"pixels {_describe([view.shape for view in image.views])}" if image.views else "embeddings"
+
+
+def _describe(shapes: Sequence[Sequence[int]]) -> str:
+    return " and ".join(str(list(shape)) for shape in shapes)
+
+
+def _key(kind: str, content: Sequence[Tensor], grid: Grid) -> bytes:
+    header = f"{kind} {grid} {[list(tensor.shape) for tensor in content]} "
+    digest = hashlib.blake2b(header.encode(), digest_size=32)
+    for tensor in content:
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.digest()
