@@ -23,6 +23,7 @@ from dpn_rt.format import flops
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import check_model, weight_spec
 from dpn_rt.reference import EagerDpn
+from tests.skips import GPU_PRESENT
 
 TINY = SHAPES["tiny"].model("float32")
 
@@ -154,7 +155,7 @@ def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.Capture
     assert "eager 222 x1" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason=GPU_PRESENT)
 def test_latency_says_why_there_are_no_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latency.json"
     arguments = ["--subjects", "dpn_rt", "--tensorrt", "--repeats", "1", "--tokens", "1", "--batch", "1"]
