@@ -1,4 +1,4 @@
-"""What the benchmarks count and make, never what they time."""
+"""What the benchmarks count and create. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_llava_1b_needs_the_flops_that_its_shape_says() -> None:
     assert flops.kv_rows(model, rows.rows) == 22 * 640
 
 
-def test_needed_flops_leave_out_what_nobody_reads_in_the_last_layer() -> None:
+def test_needed_flops_leave_out_rows_that_the_last_layer_does_not_need() -> None:
     model = SHAPES["llava-1b"].model("bfloat16")
     left_out = flops.prefill_flops(model, (640,) * 4) - flops.needed_prefill_flops(model, (640,) * 4)
-    # Query rows count as kept: they are computed in one multiplication with keys and values.
+    # Query rows are counted: they are computed in one multiplication with keys and values.
     linear = 2 * 639 * (2048 * 2048 + 3 * 2048 * 5632)
     assert left_out == linear + 4 * 2048 * (640 * 641 // 2 - 640)
     assert flops.needed_prefill_flops(model, (1,) * 4) == flops.prefill_flops(model, (1,) * 4)
@@ -67,7 +67,7 @@ def test_flops_equal_those_that_torch_counts() -> None:
             hidden, _, trace = model.prefill(rows, layout, (2, 1, 2))
             model.lm_head(hidden[-1:])
     counts = counter.get_flop_counts()["Global"]
-    # Older torch takes attention apart into batched products, which are no linear layers.
+    # Older torch counts attention as batched products (bmm), which are not linear layers.
     linear = sum(n for op, n in counts.items() if "mm" in str(op) and "bmm" not in str(op))
     stages = flops.stage_rows(TINY, (2, 1, 2), NUM_TEXT_ROWS)
     assert (trace.kv_lengths, trace.visual_tokens) == (stages.rows, stages.visual)
