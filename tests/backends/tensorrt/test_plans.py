@@ -26,7 +26,7 @@ from tests.skips import NO_TENSORRT
 
 pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TARGETS = "80,86,89,120"
 PLAN_BYTES = 16 << 20
 BF16 = dataclasses.replace(MODEL, dtype="bfloat16")

@@ -14,7 +14,7 @@ from tests.skips import NO_TENSORRT
 
 pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0, logprobs=-1, ignore_eos=True)
 
 
