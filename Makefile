@@ -4,15 +4,16 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
 .PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench cuda-resources clean
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use.
 GPU_TESTS := tests/ops tests/device tests/backends/kernels tests/engine tests/sampling tests/backends/tensorrt/test_on_gpu.py
@@ -70,14 +71,21 @@ bench: $(READY)
 cuda-resources: $(READY)
 	$(BIN)/python cmake/cuda_resources.py
 
+# The demo needs no extra packages, and CUDA kernels, which take minutes to compile, only where there is a GPU.
+$(DEMO_READY): PACKAGE = .
+$(DEMO_READY): DPN_RT_CUDA = $(shell nvidia-smi > /dev/null 2>&1 && echo AUTO || echo OFF)
+$(READY): PACKAGE = .[dev]
+$(READY): DPN_RT_CUDA = AUTO
+
 # The build tools live in the environment and the build is not isolated, so that an import can rebuild what changed.
-$(READY): pyproject.toml CMakeLists.txt cmake/cpu_kernels.cmake cmake/cuda_kernels.cmake
+$(DEMO_READY) $(READY): pyproject.toml CMakeLists.txt cmake/cpu_kernels.cmake cmake/cuda_kernels.cmake
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpn_rt needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.24' ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[dev]'
-	touch $(READY)
+	SKBUILD_CMAKE_DEFINE='DPN_RT_CUDA=$(DPN_RT_CUDA)' \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '$(PACKAGE)'
+	touch $(DEMO_READY) $@
 
 clean:
 	rm -rf $(VENV) build dist dpn_rt/_kernels.*.so

@@ -23,7 +23,7 @@ MAX_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question about a picture in examples/images, and what is right."""
+    """A question about a picture in examples/images, and its right answer."""
 
     image: str
     question: str

@@ -18,9 +18,10 @@ from dpn_rt.device.packing import Array
 from dpn_rt.engine import loader
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.schema.weights import DType
+from tests.skips import NO_GPU
 
 HAS_GPU = torch.cuda.is_available()
-GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")]
+GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason=NO_GPU)]
 PLACES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 
 

@@ -16,7 +16,9 @@ from dpn_rt.errors import EngineError, RequestError
 from dpn_rt.generate import main
 from dpn_rt.outputs import CompletionOutput, Pyramid, RequestMetrics, RequestOutput, StreamDelta
 from dpn_rt.picture import draw_pyramid
-from tests.prompts.conftest import Setup
+from tests.prompts.conftest import Setup, original
+
+__all__ = ["original"]
 
 OUTPUT = RequestOutput(
     request_id="0",

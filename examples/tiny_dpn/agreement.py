@@ -1,4 +1,4 @@
-"""Where runtime and `dpn_rt.reference` answer differently on the same engine, and how close to a tie both were."""
+"""Questions that the runtime and `dpn_rt.reference` answer differently on one engine, and how near a tie they were."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from examples.tiny_dpn.data import Question, Sample
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A question that runtime and eager answer differently, token by token."""
+    """A question to which the runtime and the eager model give different tokens."""
 
     scene: int
     kind: str
     question: str
     expected: str
     runtime: str
-    """Answer in a batch."""
+    """The runtime's answer in a batch."""
     runtime_alone: str
-    """Answer when asked this question alone."""
+    """The runtime's answer when it is asked this question alone."""
     eager: str
     position: int
-    """Of the first token that differs."""
+    """Index of the first token that differs."""
     eager_margin: float
-    """Difference between the two largest logits at `position`."""
+    """Difference between the eager model's two largest logits at `position`."""
     runtime_margin: float | None
-    """The same of the runtime when it is asked this question alone; None if that parts from eager earlier."""
+    """The same for the runtime, asked this question alone; None if its answer already differs before `position`."""
     runtime_router_margins: tuple[float | None, ...]
     eager_router_margins: tuple[float | None, ...]
-    """Difference between the two largest probabilities, per boundary; None where no router ran."""
+    """Per boundary the difference between the router's two largest probabilities; None where no router ran."""
 
 
 def compare_with_eager(
     llm: LLM, engine: Path, samples: Sequence[Sample], answers: Sequence[Answer], description: str
 ) -> list[Disagreement]:
-    """Asks `dpn_rt.reference` the same questions, one at a time, on the weights and in the dtype of the engine."""
+    """Ask `dpn_rt.reference` the same questions one at a time, with the engine's weights and dtype."""
     model = EagerDpn.from_engine(engine, verify=False)
     of_runtime = {(answer.scene, answer.kind): answer for answer in answers}
     found = []
@@ -57,7 +57,7 @@ def compare_with_eager(
 
 
 def _look_closer(llm: LLM, sample: Sample, question: Question, answer: Answer, own: EagerGeneration) -> Disagreement:
-    """Asks the runtime once more, alone, with log-probabilities: their differences are those of the logits."""
+    """Ask the runtime this question alone, with log-probabilities, whose differences equal those of the logits."""
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, logprobs=2)
     output = llm.chat(chat_messages(sample.image, question.text), params, use_tqdm=False)[0]
     alone = output.outputs[0]
@@ -81,14 +81,14 @@ def _look_closer(llm: LLM, sample: Sample, question: Question, answer: Answer, o
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """Index of the first token that differs between two answers that are not the same.
+    """Index of the first token in which two different answers differ.
 
-    Neither can be the beginning of the other: an answer ends with its end token or at its greatest length.
+    Neither answer is a prefix of the other: each ends with the end token or at the maximum length.
     """
     return next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
 
 
 def _margin(values: Sequence[float]) -> float:
-    """Between the two largest of at least two."""
+    """Difference between the two largest of at least two values."""
     largest = sorted((float(value) for value in values), reverse=True)
     return largest[0] - largest[1]

@@ -1,4 +1,4 @@
-"""Answers of the runtime to held-out questions, and what they cost."""
+"""The runtime's answers to held-out questions, and what they cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCENES_PER_CALL = 16
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question, what came back and what it cost."""
+    """The answer to one question, and what it cost."""
 
     scene: int
     """Index of the scene."""
@@ -30,13 +30,13 @@ class Answer:
     text: str
     token_ids: tuple[int, ...]
     route: tuple[str, ...]
-    """Kernel per boundary, such as "1x2"; "skipped" where nothing was pooled."""
+    """Pooling kernel per boundary, such as "1x2"; "skipped" where nothing was pooled."""
     visual_tokens: tuple[int, ...]
-    """Per stage."""
+    """Visual tokens per stage."""
     flops: int
-    """Of the decoder's prefill."""
+    """FLOPs of the decoder's prefill."""
     dense_flops: int
-    """Of the dense model on the same question, which has no `<ROUTER>`."""
+    """The same for the dense model, whose prompt has no `<ROUTER>`."""
 
     @property
     def is_right(self) -> bool:
@@ -44,12 +44,12 @@ class Answer:
 
 
 def chat_messages(image: Any, text: str) -> list[dict[str, Any]]:
-    """One question about one picture, in OpenAI's form."""
+    """One question about one picture as OpenAI chat messages."""
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
 
 
 def ask_runtime(llm: LLM, samples: Sequence[Sample], description: str) -> list[Answer]:
-    """All questions about all samples, greedily."""
+    """Ask every question of every sample, decoding greedily."""
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
     answers = []
     for first in tqdm(range(0, len(samples), SCENES_PER_CALL), desc=description):

@@ -1,11 +1,13 @@
 """Forward and loss of many samples together, on the modules of `dpn_rt.reference`.
 
-The published code runs one sample at a time. Here the layers run over samples padded at their end, which causal
-attention never sees; routing and pooling stay those of `dpn_rt.reference.Boundary`, sample by sample.
+The published code runs one sample at a time. Here the layers run over a batch of samples that are padded at their
+end, where causal attention does not look. Routing and pooling are those of `dpn_rt.reference.Boundary`, one sample at
+a time.
 
-The questions about one picture share its rows as long as these do not depend on the question, in the first stage and,
-without routers, in all: template and image stand once, and every question follows as if it were the only one (own
-positions, own attention). At the first router they part.
+The questions about one picture share the rows of template and image while these do not depend on the question: in the
+first stage, and in all stages of a model without routers. A sequence then holds template and image once, and after them
+every question as if it were the only one, with its own positions and attention. The first router splits the questions
+into sequences of their own.
 """
 
 from __future__ import annotations
@@ -24,33 +26,33 @@ from examples.tiny_dpn.encoding import Scene, Turn
 from examples.tiny_dpn.tokenizer import ROUTER
 
 PADDING_LIMIT = 1.3
-"""Samples run together as long as the longest has at most so many times the rows of the shortest."""
+"""Samples run together while the longest has at most this many times the rows of the shortest."""
 
 
 @dataclass(frozen=True, eq=False)
 class BatchOutput:
-    """Losses of a batch, one entry per question and draw: all draws of a question, then the scene's next question."""
+    """Losses of a batch, one entry per question and draw; the draws of one question stand next to each other."""
 
     losses: torch.Tensor
     """[num_questions] float32: negative log-likelihood of the answer, summed over its tokens."""
     num_tokens: torch.Tensor
     """[num_questions] float32: tokens of the answer."""
     is_right: torch.Tensor
-    """[num_questions] bool: every token of the answer is the most probable one, so that greedy decoding gives it."""
+    """[num_questions] bool: whether greedy decoding gives the answer (each of its tokens is the most probable)."""
     records: list[tuple[BoundaryRecord, ...]]
-    """What each boundary did; without routers one entry per scene."""
+    """What each boundary did. A model without routers has one entry per scene."""
     visual_tokens: list[int]
-    """Visual rows in the last stage; without routers one entry per scene."""
+    """Visual rows in the last stage. A model without routers has one entry per scene."""
     router_rows: tuple[torch.Tensor, ...] = ()
-    """[num_questions, hidden] after each layer of `read_after`: the rows of `<ROUTER>`."""
+    """[num_questions, hidden] per layer of `read_after`: the `<ROUTER>` rows after that layer."""
     early_rows: torch.Tensor | None = None
-    """[num_answer_tokens, hidden] after the last layer of `read_after`: the rows that predict the answers."""
+    """[num_answer_tokens, hidden]: the rows that predict the answers, after the last layer of `read_after`."""
     targets: torch.Tensor | None = None
-    """[num_answer_tokens] int64: what these predict."""
+    """[num_answer_tokens] int64: the tokens that these rows predict."""
 
 
 def encode_images(model: EagerDpn, scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tower's rows [scenes, visual, tower hidden] and the projected rows [scenes, visual, hidden]."""
+    """Rows of the tower `[scenes, visual, tower hidden]`, and the same rows projected `[scenes, visual, hidden]`."""
     assert model.vision is not None and model.projector is not None
     pixels = torch.stack([scene.pixels for scene in scenes]).to(model.device)
     features = model.vision(pixels).last_hidden_state[:, 1:]
@@ -68,12 +70,12 @@ def forward(
     """Ask every scene its questions.
 
     Args:
-        model: in training mode experts are drawn, in eval mode chosen.
-        visual: [visual, hidden] per scene, projected; a model without boundaries takes any number of rows.
-        before_image: template up to the image.
+        model: draws experts in training mode, chooses the most probable ones in eval mode.
+        visual: projected rows `[visual, hidden]` of each scene; a model without boundaries takes any number of rows.
+        before_image: ids of the template before the image.
         scenes: pictures with their questions.
-        draws: routes drawn for each question, for a model with routers.
-        read_after: layers whose rows of `<ROUTER>` are given back, and of the last one the rows of the answers.
+        draws: routes drawn for each question by a model with routers.
+        read_after: layers after which the `<ROUTER>` rows are returned; after the last one the answers' rows too.
     """
     states = [_start(model, visual[i], before_image, scene.turns) for i, scene in enumerate(scenes)]
     router_rows, early_rows = [], None
@@ -101,7 +103,7 @@ def forward(
 
 
 class _State:
-    """One sequence on its way through the stages: template, image, and one or more questions with their answers."""
+    """One sequence between stages: template, image, and one or more questions with their answers."""
 
     def __init__(self, rows: torch.Tensor, layout: SampleLayout, turns: tuple[Turn, ...]) -> None:
         self.rows = rows
@@ -110,7 +112,7 @@ class _State:
         self.records: list[BoundaryRecord] = []
 
     def split(self, draws: int) -> Iterator[_State]:
-        """Every question by itself, `draws` times."""
+        """Split into one sequence per question and draw."""
         start = end = self.layout.image_end
         for turn in self.turns:
             begin, end = end, end + len(turn.ids)
@@ -130,12 +132,12 @@ class _State:
         return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
     def positions(self) -> torch.Tensor:
-        """[num_rows]: every question starts right behind the image."""
+        """[num_rows]: every question starts right after the image."""
         end = self.layout.image_end
         return torch.cat([torch.arange(end), *(torch.arange(end, end + len(turn.ids)) for turn in self.turns)])
 
     def router_rows(self) -> list[int]:
-        """The row of `<ROUTER>` of every question."""
+        """Index of the `<ROUTER>` row of every question."""
         ends = accumulate((len(turn.ids) for turn in self.turns), initial=self.layout.image_end)
         return [end + turn.ids.index(ROUTER) for end, turn in zip(ends, self.turns, strict=False)]
 
@@ -176,7 +178,7 @@ def _run_layers(model: EagerDpn, layers: range, states: Sequence[_State]) -> Non
 
 
 def _groups(states: Sequence[_State]) -> Iterator[list[_State]]:
-    """Sequences of similar length."""
+    """Group sequences of similar length."""
     group: list[_State] = []
     for state in sorted(states, key=lambda state: state.layout.num_rows):
         if group and state.layout.num_rows > PADDING_LIMIT * group[0].layout.num_rows:
@@ -187,7 +189,7 @@ def _groups(states: Sequence[_State]) -> Iterator[list[_State]]:
 
 
 def _mask(group: Sequence[_State], num_rows: int) -> torch.Tensor | None:
-    """[group, 1, rows, rows] bool, or None where every sequence has one question: plain causal attention."""
+    """[group, 1, rows, rows] bool; None (plain causal attention) where every sequence has one question."""
     if all(len(state.turns) == 1 for state in group):
         return None
     turns = pad_sequence([state.turn_of_row() for state in group], batch_first=True, padding_value=-1)
@@ -209,7 +211,7 @@ def _losses(model: EagerDpn, states: Sequence[_State]) -> tuple[torch.Tensor, to
 
 
 def _answer_rows(states: Sequence[_State]) -> torch.Tensor:
-    """[num_answer_tokens, hidden]: the rows that predict the answers' tokens, each the row before its token."""
+    """[num_answer_tokens, hidden]: for each token of the answers the row before it, which predicts it."""
     rows = []
     for state in states:
         start = state.layout.image_end

@@ -1,4 +1,4 @@
-"""Weights to begin with where the modules' own are a bad start."""
+"""Initial weights, where those of the modules are a bad start."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EMBEDDING_SCALE = 0.5
 BEGINNING_ODDS = ((0.7, 0.15, 0.15), (0.34, 0.33, 0.33), (0.1, 0.3, 0.6))
 """Probabilities of the experts before training, per boundary."""
 MEAN_GELU = 0.28
-"""Mean of GELU over a normal distribution: the router has no bias, but its hidden units are positive on average."""
+"""Mean of GELU over a normal distribution. The router has no bias; the mean of its hidden units serves as one."""
 
 
 def start_pooling_late(model: EagerDpn) -> None:
-    """Routers that keep most tokens at the first boundary and few after the last, whatever is asked.
+    """Set routers that, for every question, keep most tokens at the first boundary and few after the last.
 
-    The dense model that training continues from loses least by pooling late and can soon do with it. Where it would
-    lose much the decoder would learn nothing but that, before the routers know better.
+    Training continues from a dense model. That model loses least, and recovers soonest, when tokens are pooled late. If
+    early pooling cost it much, the decoder would adapt to that loss before the routers had learned to avoid it.
     """
     for boundary, odds in zip(model.boundaries, BEGINNING_ODDS, strict=False):
         router = cast(Boundary, boundary).router
@@ -37,10 +37,10 @@ def start_pooling_late(model: EagerDpn) -> None:
 
 
 def start_awake(model: EagerDpn) -> None:
-    """Decoder and projector weights that keep the size of what passes.
+    """Set decoder and projector weights that keep the scale of activations.
 
-    transformers draws all weights with a deviation of 0.02, which suits a width of thousands. Here every attention
-    would begin as a plain average, and small things are found hundreds of steps later.
+    transformers draws all weights with a standard deviation of 0.02, which suits widths of thousands. At this width
+    every attention would start as a plain average, and the model would find small things hundreds of steps later.
     """
     decoder = model.language_model
     residual = {id(layer.self_attn.o_proj) for layer in decoder.layers} | {
@@ -56,9 +56,9 @@ def start_awake(model: EagerDpn) -> None:
 
 
 def start_on_a_grid(model: EagerDpn) -> None:
-    """Sines and cosines of row and column as the tower's position embeddings.
+    """Set the tower's position embeddings to sines and cosines of row and column.
 
-    From random ones the tower would have to learn for each of the 256 patches which ones are its neighbours.
+    With random ones the tower would first have to learn, for each of the 256 patches, which patches are its neighbours.
     """
     assert model.vision is not None
     table = next(p for name, p in model.vision.named_parameters() if name.endswith("position_embedding.weight"))

@@ -1,4 +1,4 @@
-"""Draw what training logged: python -m examples.tiny_dpn.curves RUN_DIR OUTPUT.png."""
+"""Plot what training logged: python -m examples.tiny_dpn.curves RUN_DIR OUTPUT.png."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Series = tuple[list[int], list[float]]
 
 
 def read_scalars(folder: Path) -> dict[str, Series]:
-    """Name -> (steps, values) of one phase; of a step logged twice, by a run that was killed, the last counts."""
+    """Name -> (steps, values) of one phase. A step that a killed run left twice counts with its last value."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     result = {}
@@ -34,7 +34,7 @@ def read_scalars(folder: Path) -> dict[str, Series]:
 
 
 def draw(run: Path, path: Path) -> None:
-    """One row per phase: losses, and the share of right answers per question kind (and visual tokens of the DPN)."""
+    """One row per phase: losses on the left, right answers per question kind (DPN: visual tokens) on the right."""
     phases = [name for name in PHASES if (run / name).is_dir()]
     figure, grid = pyplot.subplots(
         len(phases), 2, figsize=(11, 2.6 * len(phases)), dpi=DPI, layout="constrained", squeeze=False

@@ -1,7 +1,7 @@
-"""Questions with known difficulty about drawn scenes, deterministic by seed, train and test disjoint.
+"""Questions of known difficulty about drawn scenes: deterministic by seed, with disjoint train and test splits.
 
-Coarse questions need a glance (a colour, whether something is there), middle ones a look at several things and where
-they are, fine ones the reading of small print.
+Coarse questions need a glance (a colour, whether something is there), middle ones a look at several things and their
+places, and fine ones the reading of small print.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Sample:
 
 
 def sample(split: Split, index: int, seed: int = 0) -> Sample:
-    """Scene number `index` of a split; the same for the same arguments."""
+    """Scene number `index` of a split. Equal arguments give equal samples."""
     scene = make_scene(split, index, seed)
     return Sample(scene, draw(scene), questions(scene))
 

@@ -1,9 +1,9 @@
-"""Teaches the base, before there are routers, what these will build on.
+"""Extra losses that prepare the dense base for routers.
 
-In a pretrained decoder every row knows its context after a few layers, and most of what is looked up in an image is
-looked up in the first half of them. In one trained from scratch on answers alone nothing asks for either. After the
-first layer the rows of `<ROUTER>` of all questions are the same to one part in ten thousand, and no router can tell
-questions apart; and what is read in the last layers is lost when routers pool before them.
+A pretrained decoder knows the context of every row after a few layers, and reads most of what it needs from an image in
+the first half of its layers. A small decoder that is trained from scratch on answers alone learns neither. Its
+`<ROUTER>` rows after the first layer differ between questions by one part in ten thousand, so that no router can tell
+questions apart; and what it reads from the image in its last layers is lost when routers pool before them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class EarlyAnswers(nn.Module):
-    """Guesses answers after some layers; thrown away after training."""
+    """Predicts answers from the rows after some layers; dropped after training."""
 
     def __init__(self, num_layers: int, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class EarlyAnswers(nn.Module):
         self.answer = _guess(hidden_size, vocab_size)
 
     def loss(self, router_rows: Sequence[torch.Tensor], first_tokens: torch.Tensor) -> torch.Tensor:
-        """Of the answer's first token, from the row of `<ROUTER>`: cross entropy, mean over questions and layers.
+        """Cross entropy of the answer's first token, predicted from the `<ROUTER>` row; mean over questions and layers.
 
         Args:
-            router_rows: [num_questions, hidden] per layer.
+            router_rows: `[num_questions, hidden]` per layer.
             first_tokens: [num_questions] int64, the first token of each answer.
         """
         pairs = zip(self.guesses, router_rows, strict=True)
@@ -35,7 +35,12 @@ class EarlyAnswers(nn.Module):
         return torch.stack(losses).mean()
 
     def answer_loss(self, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Of every token of the answers, from the rows [num_tokens, hidden] that predict them at the end too."""
+        """Cross entropy of the answers' tokens, predicted from early versions of the rows that predict them at the end.
+
+        Args:
+            rows: `[num_tokens, hidden]`.
+            targets: `[num_tokens]` int64.
+        """
         return F.cross_entropy(self.answer(rows).float(), targets)
 
 

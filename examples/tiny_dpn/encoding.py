@@ -1,4 +1,4 @@
-"""Samples -> pixels, token ids and labels, exactly as the runtime's processor makes them."""
+"""Pixels, token ids and labels of samples, exactly as the runtime's processor makes them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from examples.tiny_dpn.data import Question
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's normalisation; preprocessor_config.json says the same."""
+"""CLIP's normalisation, as in preprocessor_config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What stands behind the image: a question, `<ROUTER>` where the model has one, and the answer."""
+    """The text after the image: a question, `<ROUTER>` where the model has one, and the answer."""
 
     ids: tuple[int, ...]
     answer_start: int
-    """Index in `ids` of the answer's first token; the answer runs to the end, `</s>` included."""
+    """Index in `ids` of the answer's first token; the answer ends with the `</s>` at the end of `ids`."""
     kind: str
 
 
@@ -39,13 +39,13 @@ class Scene:
 
 
 class Encoder:
-    """Text to ids with one tokenizer."""
+    """Encodes scenes and questions with one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, router_token: bool = True) -> None:
         self._tokenizer = tokenizer
         self._question_end = "<ROUTER>" if router_token else ""
         self.before_image = tuple(tokenizer.encode(f"{VICUNA_SYSTEM} USER: ").ids)
-        """Ids of the template up to the image."""
+        """Ids of the template before the image."""
         self._turn = cache(self._encode_turn)
 
     def turn(self, question: Question) -> Turn:
@@ -64,7 +64,7 @@ class Encoder:
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
-    """[3, side, side] float32, normalised; the picture has the tower's size already."""
+    """[3, side, side] float32, normalised. The picture must have the size that the tower takes."""
     scaled = np.asarray(image, np.float32) / 255
     normalised = (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(normalised).permute(2, 0, 1).contiguous()

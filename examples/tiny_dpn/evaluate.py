@@ -1,4 +1,4 @@
-"""Ask held-out questions through the runtime: accuracy, routes, FLOPs, agreement with eager; tables and pictures.
+"""Ask held-out questions through the runtime; report accuracy, routes, FLOPs and agreement with eager.
 
 python -m examples.tiny_dpn.evaluate --model dense=DIR --model static=DIR --model dpn=DIR --output DIR
 """
@@ -39,7 +39,7 @@ DRAWN_KINDS = ("background", "number")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is asked, of which checkpoints."""
+    """What the command evaluates."""
 
     models: Mapping[str, Path]
     output: Path
@@ -51,7 +51,7 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives its exit status."""
+    """Run the command and return its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     options = parser.parse_args(given)

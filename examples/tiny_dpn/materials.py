@@ -1,4 +1,4 @@
-"""What scenes are made of: photographs, handwritten digits and fonts that ordinary packages carry; no network."""
+"""Photographs, handwritten digits and fonts of the scenes; they come with ordinary packages, not from the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 PHOTOS = ("astronaut", "cat", "coffee", "coins", "flower", "rocket", "stars", "temple")
 PHOTO_HEIGHT = 160
-"""Photographs are kept at this height; scenes show random crops of them, smaller still."""
+"""Photographs are scaled to this height; scenes show random crops of them, scaled down again."""
 
 _SKIMAGE_FILES = {
     "astronaut": "astronaut.png",
@@ -32,7 +32,7 @@ FONT_SIZE = 13
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """Everything that is read from disk, once."""
+    """Everything that the data set reads from disk."""
 
     photos: dict[str, Image.Image]
     digits: np.ndarray
@@ -44,7 +44,7 @@ class Materials:
 
 @cache
 def load_materials() -> Materials:
-    """The materials; the only reads from disk of the whole data set."""
+    """The materials, read on the first call."""
     folder = Path(skimage.__file__).parent / "data"
     photos = {name: Image.open(folder / file) for name, file in _SKIMAGE_FILES.items()}
     bundled = load_sample_images()

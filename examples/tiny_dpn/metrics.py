@@ -1,4 +1,4 @@
-"""What the answers say about a model: accuracy, visual tokens, FLOPs and routes, per kind and level."""
+"""Numbers of one model's answers: accuracy, visual tokens, FLOPs and routes, per kind and level."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from examples.tiny_dpn.data import KINDS, LEVELS
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Answers to one kind, one level or all of the questions; all but the counts are means over the questions."""
+    """Answers to the questions of one kind, of one level, or to all. All but the counts are means over questions."""
 
     questions: int
     right: int
     accuracy: float
     """Share of right answers."""
     visual_tokens: tuple[float, ...]
-    """Per stage."""
+    """Visual tokens per stage."""
     flops: float
-    """Of the decoder's prefill, text rows included."""
+    """FLOPs of the decoder's prefill, text rows included."""
     flops_ratio: float
     """Prefill FLOPs over those of the dense model on the same question."""
 
@@ -35,16 +35,16 @@ class Summary:
     levels: dict[str, Group]
     kinds: dict[str, Group]
     routes: dict[str, dict[str, int]]
-    """Kind -> route ("2x2 1x2 2x2") -> questions, most frequent first."""
+    """Kind -> route ("2x2 1x2 2x2") -> number of questions, most frequent first."""
     fine_to_coarse: float
-    """Visual tokens of the last stage for fine questions over those for coarse ones about the same picture; mean over
-    the pictures of mean over mean."""
+    """Last-stage visual tokens of fine questions over those of coarse questions about the same picture: the ratio of
+    the two means per picture, then the mean over pictures."""
     fine_to_coarse_of_means: float
-    """The same of the means over all pictures."""
+    """The same ratio, taken once of the means over all pictures."""
 
 
 def summarize(answers: Sequence[Answer]) -> Summary:
-    """Numbers of one model's answers, at least one per kind and level."""
+    """Summarise one model's answers; there must be at least one per kind and level."""
     return Summary(
         overall=group(answers),
         levels={level: group([a for a in answers if a.level == level]) for level in LEVELS},
@@ -58,7 +58,7 @@ def summarize(answers: Sequence[Answer]) -> Summary:
 
 
 def group(answers: Sequence[Answer]) -> Group:
-    """Means over answers, at least one."""
+    """Counts and means of at least one answer."""
     return Group(
         questions=len(answers),
         right=sum(answer.is_right for answer in answers),
@@ -70,7 +70,7 @@ def group(answers: Sequence[Answer]) -> Group:
 
 
 def fine_to_coarse(answers: Sequence[Answer]) -> float:
-    """See `Summary.fine_to_coarse`; pictures without a question of both levels do not count."""
+    """See `Summary.fine_to_coarse`. Pictures without both a coarse and a fine question do not count."""
     ratios = []
     for scene in sorted({answer.scene for answer in answers}):
         about = [answer for answer in answers if answer.scene == scene]

@@ -1,4 +1,4 @@
-"""The model: CLIP tower, projector and LLaMA decoder, small; dense, with fixed pooling, or with routers."""
+"""The small model: CLIP tower, projector and LLaMA decoder, either dense, with fixed pooling, or with routers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPERTS = ((1, 1), (1, 2), (2, 2))
 
 
 def model_config(variant: Variant, vocab_size: int) -> ModelConfig:
-    """The configuration of a variant; all have the same weights but for the routers."""
+    """The configuration of a variant. All variants have the same weights, except for the routers."""
     return ModelConfig(
         dtype="float32",
         decoder=DecoderConfig(

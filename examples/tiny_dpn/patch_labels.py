@@ -1,4 +1,4 @@
-"""Pretraining of the vision tower: what every patch shows. It stands for the pretrained CLIP of the publication."""
+"""Labels that say what every patch shows. They pretrain the vision tower, in place of the published pretrained CLIP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IGNORE = -100
 
 
 class PatchHead(nn.Module):
-    """Reads a patch (see `patch_labels`); thrown away after pretraining."""
+    """Predicts the labels of a patch (see `patch_labels`); dropped after pretraining."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class PatchHead(nn.Module):
         self.linear = nn.Linear(hidden_size, sum(self.sizes))
 
     def losses(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cross entropy of every reading; features [..., hidden], labels [..., readings] int64."""
+        """Cross entropy per label; `features [..., hidden]`, `labels [..., len(READINGS)]` int64."""
         parts = self.linear(features).float().split(self.sizes, dim=-1)
         return {
             name: F.cross_entropy(part.flatten(0, -2), labels[..., index].flatten(), ignore_index=IGNORE)
@@ -33,11 +33,12 @@ class PatchHead(nn.Module):
 
 
 def patch_labels(scene: Scene) -> torch.Tensor:
-    """What every patch shows.
+    """Labels of all patches of a scene.
 
     Returns:
-        [patches, readings] int64: thing, color, character, place in the label, whether the patch is the upper left one
-        of a shape (what is counted once); -100 where a patch has none.
+        `[num_patches, len(READINGS)]` int64: thing, color, character, place of the character in its word or number, and
+        whether the patch is the upper left one of a shape (so that each shape counts once); -100 where a label does not
+        apply.
     """
     colors, glyphs = list(COLORS), list(GLYPHS)
     labels = torch.full((GRID, GRID, len(READINGS)), IGNORE)
@@ -59,12 +60,12 @@ def patch_labels(scene: Scene) -> torch.Tensor:
 
 
 def has_small_print(scene: Scene) -> torch.Tensor:
-    """[patches] bool: whether a character or the handwritten digit stands there."""
+    """[num_patches] bool: whether the patch shows a character or the handwritten digit."""
     return patch_labels(scene)[:, READINGS.index("character")] != IGNORE
 
 
 def has_shape(scene: Scene) -> torch.Tensor:
-    """[patches] bool: whether a shape stands there."""
+    """[num_patches] bool: whether the patch belongs to a shape."""
     return patch_labels(scene)[:, READINGS.index("corner")] != IGNORE
 
 

@@ -1,4 +1,4 @@
-"""One phase of training: optimizer, resumable loop, log."""
+"""One phase of training: optimizer, losses, resumable loop and log."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ GRADIENT_LIMIT = 1.0
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01
 LAST_LEARNING_RATE = 0.02
-"""At the end of the cosine, as a share of the highest."""
+"""Learning rate at the end of the cosine, as a share of the highest."""
 
 
 class TrainingError(Exception):
-    """Training cannot start or go on; the message says why."""
+    """Training cannot start or continue; the message says why."""
 
 
 class Trainer:
-    """Runs the steps of one phase; a step depends on (seed, step) alone, so that a resumed run is the same run."""
+    """Runs the steps of one phase. A step depends on (seed, step) only, so a resumed run gives the same weights."""
 
     def __init__(self, model: EagerDpn, phase: Phase, encoder: Encoder, folder: Path, seed: int) -> None:
         self.model, self.phase, self.encoder, self.folder, self.seed = model, phase, encoder, folder, seed
@@ -70,16 +70,16 @@ class Trainer:
 
     @property
     def state_file(self) -> Path:
-        """Where the last saved step is."""
+        """The file with the last saved step."""
         return self.folder / "state.pt"
 
     # Starting
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Start from the weights of a model without routers; routers stay as they are.
+        """Load the weights of a model without routers; the routers keep theirs.
 
         Raises:
-            TrainingError: other weights are missing, or some do not belong here.
+            TrainingError: weights are missing that are not a router's, or some do not belong to this model.
         """
         try:
             found = self.model.load_state_dict(weights, strict=False)
@@ -90,7 +90,7 @@ class Trainer:
             raise TrainingError(f"phase {self.phase.name}: weights missing or too many: {', '.join(wrong)}")
 
     def load_state(self, file: Path) -> None:
-        """Start from the last state of another phase."""
+        """Load weights and heads from the last state of another phase."""
         state = _read(file, self.model.device)
         self.load_weights(state["model"])
         self.heads.load_state_dict(state["heads"])
@@ -147,7 +147,7 @@ class Trainer:
         part.replace(self.state_file)
 
     def step(self, step: int) -> dict[str, float]:
-        """One step of the optimizer; returns what is logged."""
+        """One step of the optimizer. Returns the values to log."""
         phase = self.phase
         rng = np.random.default_rng([self.seed, step])
         torch.manual_seed(int(rng.integers(2**62)))
@@ -208,7 +208,7 @@ class Trainer:
         return loss, stats
 
     def _thin_out(self, visual: torch.Tensor, samples: list[data.Sample]) -> list[torch.Tensor]:
-        """The rows of each picture; of those to practise on, some."""
+        """The visual rows of each picture; practice pictures keep only some of them."""
         rows = list(visual)
         for index in range(self.phase.scenes, len(rows)):
             rows[index] = rows[index][practice_of(index).rows(samples[index]).to(visual.device)]
@@ -235,7 +235,7 @@ def learning_rate_factor(step: int, phase: Phase) -> float:
 def _read(file: Path, device: torch.device) -> dict[str, Any]:
     try:
         return dict(torch.load(file, map_location=device, weights_only=True))
-    except Exception as error:  # torch raises anything from RuntimeError to UnpicklingError for a damaged file
+    except Exception as error:  # a damaged file raises anything from RuntimeError to UnpicklingError
         raise TrainingError(f"{file}: not a state that training saved ({error}); remove it to start anew") from error
 
 
@@ -244,7 +244,7 @@ def _first_tokens(scenes: list[Scene]) -> torch.Tensor:
 
 
 def _answer_statistics(output: batch.BatchOutput, kinds: list[str]) -> dict[str, float]:
-    """Share of right answers, over all and per question kind."""
+    """Share of right answers, of all questions and per question kind."""
     right = output.is_right.float().cpu()
     stats = {"right": right.mean().item()}
     for kind in data.KINDS:
@@ -255,7 +255,7 @@ def _answer_statistics(output: batch.BatchOutput, kinds: list[str]) -> dict[str,
 
 
 def _routing_statistics(output: batch.BatchOutput, kinds: list[str]) -> dict[str, float]:
-    """Mean visual tokens of the last stage and mean probability of every expert, per level of difficulty."""
+    """Mean visual tokens in the last stage and mean probability of every expert, per level of difficulty."""
     stats = {}
     for level in data.LEVELS:
         chosen = [i for i, kind in enumerate(kinds) if data.KINDS[kind] == level]

@@ -1,4 +1,4 @@
-"""Pictures of the evaluation: accuracy against FLOPs, routes per question kind, pyramids over pictures."""
+"""Plots of the evaluation: accuracy against FLOPs, routes per question kind, pyramids over pictures."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Json = Mapping[str, Any]
 DPI = 120
 MARKERS = {"coarse": "o", "middle": "s", "fine": "^"}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's: they can be told apart without seeing red or green."""
+"""The palette of Okabe and Ito, which colour-blind readers can tell apart."""
 OTHER_COLOR = "#555555"
 MOST_ROUTES = 7
-"""Routes with a color of their own; the rest are drawn together."""
+"""Number of routes with a color of their own; the others share one."""
 
 
 def accuracy_against_flops(runs: Sequence[Json], path: Path) -> None:
@@ -50,7 +50,7 @@ def accuracy_against_flops(runs: Sequence[Json], path: Path) -> None:
 
 
 def routes_per_kind(run: Json, path: Path) -> None:
-    """One bar per question kind, cut by route."""
+    """One bar per question kind, divided by route."""
     routes: dict[str, dict[str, int]] = run["summary"]["routes"]
     totals: dict[str, int] = {}
     for counts in routes.values():
@@ -86,7 +86,7 @@ def _share(counts: Mapping[str, int], route: str, frequent: Sequence[str]) -> fl
 
 
 def pyramids(llm: LLM, samples: Sequence[Sample], kinds: Sequence[str], path: Path) -> None:
-    """For every sample and question kind one row: what each stage saw as one visual token."""
+    """One row per sample and question kind: the patches that each stage saw as one visual token."""
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 15)
     rows = []
     for sample in samples:
@@ -105,7 +105,7 @@ def pyramids(llm: LLM, samples: Sequence[Sample], kinds: Sequence[str], path: Pa
 
 
 def route_name(pyramid: Pyramid) -> str:
-    """Kernel per boundary: "1x1, 2x2, skipped"; "none" of a model without boundaries."""
+    """Kernel per boundary, such as "1x1, 2x2, skipped"; "none" for a model without boundaries."""
     kernels = ["skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels]
     return ", ".join(kernels) or "none"
 

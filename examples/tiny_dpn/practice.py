@@ -1,7 +1,7 @@
-"""Pictures of which the decoder gets few rows beside those that matter for a question.
+"""Practice pictures: the decoder gets the rows that matter for a question and few others.
 
-What is small is found far sooner among few rows: the more rows there are, the less of the gradient reaches those that
-matter. What finds it there finds it in whole pictures too.
+The decoder learns to find small things far sooner among few rows: the more rows there are, the less of the gradient
+reaches those that matter. It then finds them in whole pictures too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from examples.tiny_dpn.patch_labels import has_shape, has_small_print
 from examples.tiny_dpn.scenes import Scene
 
 OTHERS_KEPT = 0.1
-"""Share of the other rows that stays."""
+"""Share of the other rows that the decoder gets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Practice:
-    """What is practised: questions of these kinds, on these patches."""
+    """Questions of some kinds, and the patches that matter for them."""
 
     kinds: tuple[str, ...]
     matters: Callable[[Scene], torch.Tensor]
 
     def rows(self, sample: Sample) -> torch.Tensor:
-        """[patches] bool: the rows that the decoder gets; others by chance."""
+        """[num_patches] bool: the rows that the decoder gets, those that matter and a random share of the others."""
         matters = self.matters(sample.scene)
         return matters | (torch.rand(len(matters)) < OTHERS_KEPT)
 
@@ -39,5 +39,5 @@ PRACTICES = (
 
 
 def practice_of(index: int) -> Practice:
-    """Practices take turns."""
+    """The practice of a picture; they alternate."""
     return PRACTICES[index % len(PRACTICES)]

@@ -1,4 +1,4 @@
-"""What is trained, in which order and for how long: every number of the recipe."""
+"""Every number of the training: phases, their order and length, learning rates and weights of losses."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ class Routing:
     """How the routers learn."""
 
     policy_weight: float
-    """Of the policy gradient (see `routing.py`)."""
+    """Weight of the policy gradient (see `routing.py`)."""
     evenness_weight: float
-    """Of the loss that keeps every expert possible."""
+    """Weight of the loss that keeps every expert possible."""
     compression_weight: float
-    """Of the routing loss; published 0.001."""
+    """Weight of the routing loss; published 0.001."""
     score: Literal["best", "expected"]
-    """The routing loss scores the most probable expert (published) or all of them by their probability."""
+    """Whether the routing loss scores the most probable expert (published) or all, weighted by probability."""
     target: float
     """Hinge of the routing loss; published 1.5."""
     draws: int
-    """Routes drawn for each question of a step."""
+    """Number of routes drawn for each question of a step."""
     learning_rate: float
-    """Of the routers' last layer, whose logits are divided by 10: it needs large weights."""
+    """Rate of the routers' last layer. Its logits are divided by 10, so it needs large weights."""
     hidden_learning_rate: float
-    """Of the layer before it. At a high rate all its units end up negative for some questions, and dead."""
+    """Rate of the layer before it. At a high rate all its units become negative for some questions and die."""
     first_step: int
-    """Until then routes are drawn evenly, so that the decoder learns to live with each before they are judged."""
+    """First step with the routing losses. Before it the decoder learns to work with every route."""
     detach: bool
-    """Routers read the decoder's rows, and leave them as they are."""
+    """Whether the routers' gradient stops at the decoder's rows that they read."""
     min_drawn_visual_tokens: int
-    """An expert that would leave fewer is drawn again; published 18 of 576."""
+    """An expert that would leave fewer visual tokens is drawn again; published 18 of 576."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +45,27 @@ class Phase:
     name: PhaseName
     variant: Variant
     start: PhaseName | None
-    """The phase whose weights it starts from; None: random weights."""
+    """The phase whose weights this one starts from; None for random weights."""
     steps: int
     scenes: int
     """Pictures per step."""
     questions: int
-    """Questions per picture; 0 trains the tower alone."""
+    """Questions per picture; with 0 only the tower is trained."""
     learning_rate: float
     tower_learning_rate: float
-    """Lower than the decoder's once the tower can see: gradients of a decoder that knows nothing would undo that."""
+    """Lower than the decoder's once the tower is pretrained: an untrained decoder's gradients would undo that."""
     warmup_steps: int
     practice_scenes: int = 0
-    """More pictures per step, to practise on (see `practice.py`)."""
+    """Practice pictures per step, besides `scenes` (see `practice.py`)."""
     practice_until: int = 0
-    """The first step without them."""
+    """The first step without practice pictures."""
     patch_weight: float = 0.0
-    """Of the patch reading loss."""
+    """Weight of the loss of patch labels."""
     early_answer_weight: float = 0.0
-    """Of the losses that ask for answers after the layers that routers will read (see `early_answers.py`)."""
+    """Weight of the losses that ask for answers after the layers that routers will read (see `early_answers.py`)."""
     router_token: bool = True
-    """Questions end in `<ROUTER>`. The base has seen it before it means anything; models without routers are asked
-    without it, by the runtime too."""
+    """Whether questions end with `<ROUTER>`. The base sees the token before any router uses it; models without routers
+    are asked without it, here and in the runtime."""
     routing: Routing | None = None
 
 
@@ -95,7 +95,7 @@ VARIANT = Phase(
     warmup_steps=20,
     router_token=False,
 )
-"""What the variants have in common: equal budgets, so that they can be compared."""
+"""What the variants have in common. Their budgets are equal, so that they can be compared."""
 
 PHASES: dict[PhaseName, Phase] = {
     phase.name: phase

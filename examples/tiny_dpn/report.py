@@ -1,4 +1,4 @@
-"""The evaluation as Markdown tables."""
+"""Markdown tables of the evaluation."""
 
 from __future__ import annotations
 

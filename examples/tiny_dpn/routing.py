@@ -1,7 +1,7 @@
-"""How the routers of the DPN variant learn.
+"""Losses of the DPN variant's routers.
 
-Published: the drawn expert's probability scales the pooled rows, which carries the language loss's gradient to the
-router, and the routing loss asks for compression.
+In the published recipe the drawn expert's probability scales the pooled rows, so that the gradient of the language loss
+reaches the router, and the routing loss asks for compression.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from dpn_rt.reference import BoundaryRecord, PyramidTrace, routing_loss
 
 WRONG = 1.0
-"""Nats from which on an answer is as wrong as can be. Without a bound the first answers that a pooled picture spoils
-push the routers so far that nothing brings them back."""
+"""Bound of an answer's loss, in nats. Without it the first answers that pooling spoils push the routers so far that
+they never return."""
 
 
 def policy_loss(losses: torch.Tensor, records: Sequence[tuple[BoundaryRecord, ...]], draws: int) -> torch.Tensor:
-    """Score-function gradient: routes that made the answer likelier than the question's other draws get likelier.
+    """Score-function gradient: makes a route likelier whose answer was likelier than after the question's other draws.
 
     Args:
-        losses: [questions * draws] float32, the draws of a question next to each other.
+        losses: `[num_questions * draws]` float32; the draws of a question stand next to each other.
         records: what each boundary did, in the same order.
         draws: routes per question, at least 2.
 
     Returns:
-        a scalar whose gradient reaches the routers alone.
+        A scalar whose gradient reaches only the routers.
     """
     value = losses.detach().clamp(max=WRONG).view(-1, draws)
     baseline = (value.sum(1, keepdim=True) - value) / (draws - 1)
@@ -41,10 +41,10 @@ def _log_probability(records: Sequence[BoundaryRecord]) -> torch.Tensor:
 
 
 def evenness_loss(records: Sequence[tuple[BoundaryRecord, ...]]) -> torch.Tensor:
-    """Cross entropy of the experts' probabilities with even ones: unlike entropy it pulls even where one is near 1.
+    """Cross entropy between even probabilities and the experts'. Unlike entropy it pulls even where one is near 1.
 
-    An expert that is never drawn is never learned to live with, and its rows are scaled by its probability: near 0 it
-    could not show that it has become good enough.
+    The decoder learns to work with an expert only while it is drawn. And since its probability scales its rows, an
+    expert near 0 could not show that it has become good enough.
     """
     logs = [record.probs.log().mean() for item in records for record in item if record.probs is not None]
     return -torch.stack(logs).mean() if logs else torch.zeros(())
@@ -53,13 +53,13 @@ def evenness_loss(records: Sequence[tuple[BoundaryRecord, ...]]) -> torch.Tensor
 def compression_loss(
     records: Sequence[tuple[BoundaryRecord, ...]], target: float, score: Literal["best", "expected"]
 ) -> torch.Tensor:
-    """The routing loss: per boundary max(0, target - mean score of the samples), then the mean over boundaries.
+    """The routing loss: max(0, target - mean score over samples) per boundary, then the mean over boundaries.
 
     Args:
         records: what each boundary did, one entry per sequence.
         target: hinge.
-        score: "best": rank by compression of the most probable expert times its probability (published); "expected":
-            the same of all experts, which also moves a router that prefers to keep every token.
+        score: an expert's rank by compression times its probability, of the most probable expert ("best", published) or
+            summed over all experts ("expected"), which also moves a router that prefers to keep every token.
     """
     if score == "best":
         return routing_loss([PyramidTrace(item, (), (), ()) for item in records], target)

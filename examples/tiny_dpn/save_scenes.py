@@ -9,7 +9,7 @@ from examples.tiny_dpn.data import sample
 
 
 def main(folder: Path, indices: list[int]) -> None:
-    """scene_1.png, scene_2.png, ... in the order of the indices; their questions and answers are printed."""
+    """Write scene_1.png, scene_2.png, ... in the order of the indices, and print their questions and answers."""
     for number, index in enumerate(indices, 1):
         item = sample("test", index)
         path = folder / f"scene_{number}.png"

@@ -1,8 +1,8 @@
-"""Scenes: what stands where, drawn from a seed, and the picture of it.
+"""Scenes drawn from a seed: what they contain and where, and their pictures.
 
 A scene has a coloured background, a crop of a photograph, shapes, two small labels (a number and a word) and a note
-with a handwritten digit. Things stand on the 16 x 16 grid of the vision tower's patches: small print has one character
-a patch, give or take two pixels.
+with a handwritten digit. Things are placed on the 16 x 16 grid of the vision tower's patches. Small print has one
+character per patch, up to two pixels off the grid.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLORS = {
 MAX_SQUARES = 4
 NUMBER_LENGTH = 4
 JITTER = 2
-"""Pixels that small print may be off the patch grid, either way."""
+"""Largest shift of small print off the patch grid, in pixels."""
 _CONSONANTS, _VOWELS = "BDGKLMNPRST", "AEIOU"
 _TEST_SHARE = 0.1
 _SPLIT_SEED = 20251
@@ -45,7 +45,7 @@ _SPLIT_SEED = 20251
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A thing on the grid: its upper left patch, and its size in patches."""
+    """The place of a thing on the grid: its upper left patch and its size, in patches."""
 
     row: int
     column: int
@@ -67,13 +67,13 @@ class DrawnShape:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Small print on a card; `place` is that of the characters alone."""
+    """Small print on a card; `place` is the place of the characters, without the card's margin."""
 
     text: str
     font: int
     place: Placed
     shift: tuple[int, int]
-    """Pixels (down, right) off the patch grid."""
+    """Shift (down, right) off the patch grid, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,35 +86,35 @@ class Scene:
     word: Label
     digit: int
     digit_index: int
-    """Which of scikit-learn's digits."""
+    """Index into scikit-learn's digits."""
     digit_place: Placed
     digit_shift: tuple[int, int]
     drawing_seed: int
-    """Of crops, shades and noise."""
+    """Seed of crops, shades and noise."""
 
     def count(self, kind: Shape) -> int:
         return sum(shape.kind == kind for shape in self.shapes)
 
     def only(self, kind: Shape) -> DrawnShape:
-        """The one shape of a kind that every scene has once."""
+        """The shape of a kind that every scene has exactly once."""
         return next(shape for shape in self.shapes if shape.kind == kind)
 
 
 @cache
 def numbers(split: Split) -> tuple[str, ...]:
-    """The four-figure numbers of a split; no number is in both."""
+    """The four-digit numbers of a split; the splits are disjoint."""
     return _share([f"{n:0{NUMBER_LENGTH}d}" for n in range(10**NUMBER_LENGTH)], split)
 
 
 @cache
 def words(split: Split) -> tuple[str, ...]:
-    """The words of a split, consonant-vowel-consonant; no word is in both."""
+    """The words (consonant, vowel, consonant) of a split; the splits are disjoint."""
     return _share([a + b + c for a in _CONSONANTS for b in _VOWELS for c in _CONSONANTS], split)
 
 
 @cache
 def handwritten(split: Split) -> tuple[int, ...]:
-    """Indices of the handwritten digits of a split; no digit is in both."""
+    """Indices of the handwritten digits of a split; the splits are disjoint."""
     return _share(list(range(len(load_materials().digits))), split)
 
 
@@ -126,7 +126,7 @@ def _share(items: list[Item], split: Split) -> tuple[Item, ...]:
 
 
 def make_scene(split: Split, index: int, seed: int = 0) -> Scene:
-    """Scene number `index` of a split; the same for the same arguments, on any machine."""
+    """Scene number `index` of a split. Equal arguments give equal scenes on every machine."""
     rng = np.random.default_rng([seed, ("train", "test").index(split), index])
     background = str(rng.choice(list(COLORS)))
     while True:
@@ -161,7 +161,7 @@ def make_scene(split: Split, index: int, seed: int = 0) -> Scene:
 
 
 def _is_unambiguous(photo: Placed, triangle: Placed, star: Placed) -> bool:
-    """Whether left and right, top and bottom can be told without measuring."""
+    """Whether left and right, top and bottom are clear without measuring."""
     off_middle = all(abs(center - GRID / 2) >= 1 for center in photo.center)
     return off_middle and abs(triangle.center[1] - star.center[1]) >= 1
 
@@ -172,14 +172,14 @@ def _shift(rng: np.random.Generator) -> tuple[int, int]:
 
 
 class _Space:
-    """Which patches are still free."""
+    """Keeps track of free patches."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._taken = np.zeros((GRID, GRID), bool)
 
     def place(self, height: int, width: int, margin: int = 0, tries: int = 40) -> Placed | None:
-        """A free rectangle, `margin` patches away from the edge and from what stands there; None if none is found."""
+        """A free rectangle at least `margin` patches from the edge and from other things; None if none is found."""
         for _ in range(tries):
             row = int(self._rng.integers(margin, GRID - height - margin + 1))
             column = int(self._rng.integers(margin, GRID - width - margin + 1))

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE of the template and the questions; small print is spelled character by character."""
+"""The tokenizer: byte-level BPE of template and questions, in which small print is spelled character by character."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from examples.tiny_dpn.scenes import COLORS
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<ROUTER>")
 BOS, EOS, ROUTER = 1, 2, 3
 VOCAB_SIZE = 512
-# Without capitals and figures that never merge, a held-out word could come apart into pieces seen in no answer.
+# Capitals and digits never merge. Otherwise a held-out word could be split into pieces that no training answer has.
 _SPELLED = Regex("USER|ASSISTANT|[A-Z]|[0-9]")
 
 
 def train_tokenizer() -> Tokenizer:
-    """The tokenizer; the same at every call."""
+    """Train the tokenizer; every call gives the same one."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(_SPELLED, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -45,7 +45,7 @@ def _corpus() -> list[str]:
 
 
 def write_tokenizer(path: Path) -> list[Path]:
-    """The files that transformers reads, in directory `path`; returns their paths."""
+    """Write the files that transformers reads into directory `path`, and return their paths."""
     train_tokenizer().save(str(path / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

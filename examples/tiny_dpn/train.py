@@ -3,7 +3,7 @@
 python -m examples.tiny_dpn.train                                   # everything, from nothing
 python -m examples.tiny_dpn.train --phase dpn --base CHECKPOINT     # one variant, from a dense checkpoint
 
-A killed run goes on from its last saved step when the command is given again.
+A killed run continues from its last saved step when the command is given again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEFAULT_OUTPUT = Path("runs/tiny_dpn")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives its exit status."""
+    """Run the command and return its exit status."""
     options = _parser().parse_args(arguments)
     phases = [PHASES[name] for name in PHASES if not options.phase or name in options.phase]
     try:
@@ -59,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check_writable(folder: Path) -> None:
-    """Fail now, not after an hour.
+    """Fail at the start rather than after an hour of training.
 
     Raises:
-        TrainingError: nothing can be written there.
+        TrainingError: the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,8 @@ def run_phase(phase: Phase, output: Path, *, base: Path | None = None, device: s
     """Train one phase and write its checkpoint.
 
     Raises:
-        TrainingError: the phase it starts from has not been trained; DpnError: `base` is not a good checkpoint.
+        TrainingError: the phase that this one starts from has not been trained.
+        DpnError: `base` is not a valid checkpoint.
     """
     tokenizer = train_tokenizer()
     torch.manual_seed(seed)
@@ -104,7 +105,7 @@ def _start_from(trainer: Trainer, start: PhaseName, output: Path, base: Path | N
 
 
 def save_checkpoint(model: EagerDpn, path: Path) -> None:
-    """Published layout, bfloat16 (the routers float32, as they are computed)."""
+    """Write the published layout in bfloat16; routers stay float32, the dtype in which they compute."""
     weights = EagerDpn(model.config, torch.bfloat16)
     weights.load_state_dict(model.state_dict())
     with tempfile.TemporaryDirectory() as directory:

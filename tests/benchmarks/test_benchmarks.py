@@ -1,4 +1,4 @@
-"""What the benchmarks count and make, never what they time."""
+"""What the benchmarks count and create. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from dpn_rt.format import flops
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import check_model, weight_spec
 from dpn_rt.reference import EagerDpn
+from tests.skips import GPU_PRESENT
 
 TINY = SHAPES["tiny"].model("float32")
 
@@ -41,10 +42,10 @@ def test_llava_1b_needs_the_flops_that_its_shape_says() -> None:
     assert flops.kv_rows(model, rows.rows) == 22 * 640
 
 
-def test_needed_flops_leave_out_what_nobody_reads_in_the_last_layer() -> None:
+def test_needed_flops_leave_out_rows_that_the_last_layer_does_not_need() -> None:
     model = SHAPES["llava-1b"].model("bfloat16")
     left_out = flops.prefill_flops(model, (640,) * 4) - flops.needed_prefill_flops(model, (640,) * 4)
-    # Query rows count as kept: they are computed in one multiplication with keys and values.
+    # Query rows are counted: they are computed in one multiplication with keys and values.
     linear = 2 * 639 * (2048 * 2048 + 3 * 2048 * 5632)
     assert left_out == linear + 4 * 2048 * (640 * 641 // 2 - 640)
     assert flops.needed_prefill_flops(model, (1,) * 4) == flops.prefill_flops(model, (1,) * 4)
@@ -66,7 +67,7 @@ def test_flops_equal_those_that_torch_counts() -> None:
             hidden, _, trace = model.prefill(rows, layout, (2, 1, 2))
             model.lm_head(hidden[-1:])
     counts = counter.get_flop_counts()["Global"]
-    # Older torch takes attention apart into batched products, which are no linear layers.
+    # Older torch counts attention as batched products (bmm), which are not linear layers.
     linear = sum(n for op, n in counts.items() if "mm" in str(op) and "bmm" not in str(op))
     stages = flops.stage_rows(TINY, (2, 1, 2), NUM_TEXT_ROWS)
     assert (trace.kv_lengths, trace.visual_tokens) == (stages.rows, stages.visual)
@@ -154,7 +155,7 @@ def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.Capture
     assert "eager 222 x1" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason=GPU_PRESENT)
 def test_latency_says_why_there_are_no_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latency.json"
     arguments = ["--subjects", "dpn_rt", "--tensorrt", "--repeats", "1", "--tokens", "1", "--batch", "1"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.builders.checkpoints import OriginalCheckpoint
+from tests.skips import NOT_LINUX
 
 MB = 1 << 20
 
@@ -38,7 +39,7 @@ def large_checkpoint() -> OriginalCheckpoint:
     return OriginalCheckpoint(checkpoint.config, shapes)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason=NOT_LINUX)
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_peak_memory(tmp_path: Path, suffix: str) -> None:
     checkpoint = large_checkpoint()

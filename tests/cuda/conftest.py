@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.cuda.emulated import Kernels, build
 from tests.ops.conftest import generator
+from tests.skips import NO_COMPILER
 
 __all__ = ["generator"]
 HALVES = [torch.bfloat16, torch.float16]
@@ -21,7 +22,7 @@ HALVES = [torch.bfloat16, torch.float16]
 def kernels() -> Kernels:
     """Built when the first test asks for it."""
     if shutil.which("g++") is None or shutil.which("make") is None:
-        pytest.skip("needs g++ and make")
+        pytest.skip(NO_COMPILER)
     return build()
 
 

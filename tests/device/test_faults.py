@@ -19,6 +19,7 @@ from dpn_rt.server.stepping.engine_thread import EngineThread
 from tests.engine.models import write_random_engine
 from tests.engine.test_batching import assert_pool_is_full
 from tests.places import HAS_GPU, Place
+from tests.skips import GPU_PRESENT
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 PROMPT = {"prompt_token_ids": list(range(3, 20))}
@@ -35,7 +36,7 @@ FATAL = [
 ]
 HARMLESS = [KernelArgumentError("pool: x has shape [3]"), ValueError("no CUDA error"), RuntimeError("shapes differ")]
 
-pytestmark = pytest.mark.skipif(HAS_GPU, reason="plays a GPU on the host")
+pytestmark = pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=str)

@@ -19,6 +19,7 @@ from dpn_rt.outputs import RequestOutput
 from tests.engine.models import MODEL, random_prompt, write_random_engine
 from tests.engine.test_batching import assert_pool_is_full
 from tests.places import Place
+from tests.skips import GPU_PRESENT
 
 LENGTHS = (9, 1, 14, 2, 30, 11, 3, 14, 25, 6)
 
@@ -186,7 +187,7 @@ class LoggedReadback:
 def log(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is queued and waited for, in order, once a test has loaded its engine and cleared it."""
     if place.device is None:
-        pytest.skip("watches the host's stand-in for a device")
+        pytest.skip(GPU_PRESENT)
     events: list[str] = []
     read, run = place.device.read, DecodeGraph.run
 

@@ -1,4 +1,4 @@
-"""The trained checkpoint in the repository: right answers, and the same ones from runtime and eager."""
+"""The trained checkpoint in the repository answers right, and the runtime answers as the eager model does."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from examples.tiny_dpn.metrics import summarize
 
 NUM_SCENES = 20
 ACCURACY_FLOOR = 0.88
-"""Three points below what was measured on these 200 questions."""
+"""Three points below the accuracy that was measured on these 200 questions."""
 DENSE_FLOOR = 0.95
-"""Of the dense twin on 50 of them, as far below."""
+"""The same for the dense twin, on 50 of these questions."""
 NEAR_TIE = 1e-3
-"""Of logits: within rounding of float32."""
+"""Margin between two logits that rounding in float32 can reverse."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The data set: deterministic, disjoint, and its answers are true of the pictures."""
+"""The data set is deterministic, its splits are disjoint, and its answers fit the pictures."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_group_by_hand() -> None:
     assert result.questions == 4 and result.accuracy == 0.75
     assert result.visual_tokens == (256, 80)
     assert result.right == 3 and result.flops == pytest.approx((3 * 40 + 110) / 4)
-    # Every question counts the same, however long.
+    # The mean of ratios gives every question the same weight, however long it is.
     assert result.flops_ratio == pytest.approx((3 * 40 / 100 + 110 / 200) / 4)
 
 

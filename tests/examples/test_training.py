@@ -1,4 +1,4 @@
-"""Training of the small DPN: batches mean what single samples mean, routers learn, killed runs go on."""
+"""Training of the small DPN: a batch gives what single samples give, routers learn, a killed run continues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
+from dpn_rt.model.reduction.pooling_config import PoolingConfig, PoolingFunction
 from dpn_rt.reference import BoundaryRecord, EagerDpn
 from examples.tiny_dpn import batch, data, train
 from examples.tiny_dpn.answers import chat_messages
@@ -30,8 +31,12 @@ TOKENIZER = train_tokenizer()
 ENCODER = Encoder(TOKENIZER)
 
 
-def random_model(variant: Variant) -> EagerDpn:
-    model = EagerDpn(model_config(variant, TOKENIZER.get_vocab_size())).eval()
+def random_model(variant: Variant, pooling_function: PoolingFunction = "max") -> EagerDpn:
+    config = model_config(variant, TOKENIZER.get_vocab_size())
+    if isinstance(config.reduction, PoolingConfig):
+        reduction = dataclasses.replace(config.reduction, pooling_function=pooling_function)
+        config = dataclasses.replace(config, reduction=reduction)
+    model = EagerDpn(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -71,8 +76,9 @@ def test_batch_gives_every_question_what_the_published_order_gives(variant: Vari
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_attention_gives_the_losses_and_gradients_of_sdpa(variant: Variant) -> None:
-    """Some scenes with fewer rows of the image, so that a group shares fewer rows than its longest sequence has."""
-    model, items = random_model(variant), scenes(3, 4)
+    """Some scenes get fewer image rows, so that a group shares fewer rows than its longest sequence has."""
+    # Averages: rounding decides which of two nearly equal rows a maximum, and with it the gradient, takes.
+    model, items = random_model(variant, "avg"), scenes(3, 4)
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad()
@@ -113,7 +119,7 @@ def test_router_rows_are_those_of_the_decoder_after_the_layer() -> None:
 
 
 def turn_rows(model: EagerDpn, visual: torch.Tensor, turn: Turn, layer: int) -> torch.Tensor:
-    """[ids of the turn, hidden] after a layer."""
+    """`[ids of the turn, hidden]`: rows of the turn after a layer."""
     decoder = model.language_model
     embed = decoder.embed_tokens
     rows = torch.cat((embed(torch.tensor(ENCODER.before_image)), visual, embed(torch.tensor(turn.ids))))[None]
@@ -236,7 +242,7 @@ class KilledError(Exception):
     pass
 
 
-def test_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_training_continues_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("examples.tiny_dpn.phase.SAVE_EVERY", 2)
     whole = trainer(tmp_path / "whole", tiny_phase())
     whole.run()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dpn_rt import ops
 from dpn_rt.model.linear import SIZES_PER_OCTAVE, Linear, can_prepack, few_sizes
+from tests.skips import NO_ONEDNN
 
 
 @given(st.integers(1, 1 << 20))
@@ -21,12 +22,13 @@ def test_sizes_are_few() -> None:
     assert len({few_sizes(rows) for rows in range(1024, 2049)}) == SIZES_PER_OCTAVE + 1
 
 
-@pytest.mark.parametrize("prepack", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "prepack"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
+)
 @pytest.mark.parametrize("rows", [0, 1, ops.MOST_STREAMED_ROWS, ops.MOST_STREAMED_ROWS + 1, 64, 65, 131])
 def test_rows_are_what_they_are_alone(rows: int, dtype: torch.dtype, prepack: bool) -> None:
     if prepack and not can_prepack(dtype):
-        pytest.skip("torch multiplies this dtype without oneDNN")
+        pytest.skip(NO_ONEDNN)
     x, weight, bias = torch.randn(rows, 48), torch.randn(40, 48), torch.randn(40)
     x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     result = Linear(weight, bias, prepack=prepack)(x)

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
+from tests.skips import UNSUPPORTED_BY_GPU
+
 # Absolute allowance over torch's error: what the order of additions changes in float32 scores of these tests' size.
 FLOOR = 5e-6
 
@@ -18,7 +20,7 @@ CUDA_HEAD_DIMS = (16, 32, 64, 96, 128)
 def require_head_dim(head_dim: int) -> None:
     """Skips the test where the device's kernels do not take this head size."""
     if torch.get_default_device().type == "cuda" and head_dim not in CUDA_HEAD_DIMS:
-        pytest.skip(f"CUDA attention takes head sizes {CUDA_HEAD_DIMS}, not {head_dim}")
+        pytest.skip(UNSUPPORTED_BY_GPU)
 
 
 def head_dim_here(head_dim: int) -> int:

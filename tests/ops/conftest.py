@@ -14,13 +14,17 @@ import pytest
 import torch
 
 from dpn_rt import _kernels
+from tests.skips import NO_CUDA_BUILD, NO_GPU
 
 DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
 ATTENTION_DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.bfloat16, torch.float16]}
 CPU_ONLY = ["cpu"]
 
-NO_GPU = "there is no GPU" if not torch.cuda.is_available() else "" if _kernels.has_cuda else "built without CUDA"
-GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU or "runs")]
+HAS_GPU = torch.cuda.is_available()
+GPU_MARKS = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not (HAS_GPU and _kernels.has_cuda), reason=NO_CUDA_BUILD if HAS_GPU else NO_GPU),
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,10 +11,16 @@ import pytest
 
 from dpn_rt import ops
 from tests.ops.conftest import CPU_ONLY
+from tests.skips import FORCED_ISA, UNSUPPORTED_BY_CPU
 
 DEVICES = CPU_ONLY
 HERE = Path(__file__).parent
-OTHERS = [isa for isa in ops.available_cpu_isas() if isa != ops.cpu_isa()]
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+OTHERS = [
+    pytest.param(isa, marks=pytest.mark.skipif(isa not in ops.available_cpu_isas(), reason=UNSUPPORTED_BY_CPU))
+    for isa in ISAS
+    if isa != ops.cpu_isa()
+]
 
 
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,16 +38,16 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_best_instruction_set_is_the_default_and_portable_is_always_there() -> None:
     assert ops.available_cpu_isas()[0] == "portable"
+    assert set(ops.available_cpu_isas()) <= set(ISAS)
     if not os.environ.get("DPN_RT_CPU_ISA"):
         assert ops.cpu_isa() == ops.available_cpu_isas()[-1]
 
 
-@pytest.mark.skipif(
-    bool(os.environ.get("DPN_RT_CPU_ISA")), reason="this is already a run with a forced instruction set"
-)
+@pytest.mark.skipif(bool(os.environ.get("DPN_RT_CPU_ISA")), reason=FORCED_ISA)
 @pytest.mark.parametrize("isa", OTHERS)
 def test_kernels_pass_their_tests_with(isa: str) -> None:
-    result = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE))
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", f"--ignore={__file__}"]
+    result = run(isa, "-m", "pytest", *options, str(HERE))
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +17,6 @@ from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
 from tests.tiny_tokenizer import CORPUS
-
-sentencepiece = pytest.importorskip("sentencepiece")
-pytest.importorskip("google.protobuf", reason="transformers reads sentencepiece models through protobuf")
 
 ROUTER_ID = 420
 SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2, "<ROUTER>": ROUTER_ID}

@@ -1,4 +1,4 @@
-"""The eager model reads what the builders read, and writes checkpoints that they read back."""
+"""The eager model reads the checkpoints that the builders read, and writes checkpoints that they read back."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_saved_checkpoint_is_read_back(name: str, tmp_path: Path) -> None:
     read = EagerDpn.from_checkpoint(tmp_path)
     written = dataclasses.replace(
         read.config, prompt=dataclasses.replace(read.config.prompt, has_image_processor=False)
-    )  # the builder makes an image processor from the tower's configuration
+    )  # the builder derives an image processor from the vision tower's configuration
     assert written == config
     ids, pixels = prompt_token_ids(config), torch.randn(3, 56, 56)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The eager model against the published code's own numbers, transformers' LLaVA, and hand-made examples."""
+"""The eager model against the numbers of the published code and against examples made by hand."""
 
 from __future__ import annotations
 

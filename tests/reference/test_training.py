@@ -1,4 +1,4 @@
-"""Drawing experts, the routing loss, and where gradients go."""
+"""Drawing experts, the routing loss, and which parameters its gradients reach."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def boundary(kernels: tuple[tuple[int, int], ...] = KERNELS, hidden_size: int = 
 
 
 def test_routing_loss_by_hand() -> None:
-    # Boundary 0: mean(2 * 0.5, 1 * 0.6) = 0.8 -> hinge 0.7. Boundary 1: mean(2 * 0.9) = 1.8 -> 0, the skipped sample
+    # Boundary 0: mean(2 * 0.5, 1 * 0.6) = 0.8 -> hinge 0.7. Boundary 1: mean(2 * 0.9) = 1.8 -> 0; the skipped sample
     # does not count. Boundary 2: skipped by both, no term. So (0.7 + 0) / 2.
     traces = [
         trace([0.2, 0.3, 0.5], [0.05, 0.05, 0.9], None),
@@ -101,7 +101,7 @@ def test_language_loss_equals_cross_entropy_of_the_text_rows() -> None:
     model = load("c04_g24_r222")
     ids = case.prompt_token_ids
     output = model(ids, image_embeds=case.image_embeds, labels=torch.tensor([-100] * 18 + ids[18:]))
-    # The last 4 ids are predicted by the 4 rows before the last one, whatever was pooled in front of them.
+    # The 4 rows before the last one predict the last 4 ids, however many rows before them were pooled.
     expected = torch.nn.functional.cross_entropy(output.logits[-5:-1], torch.tensor(ids[-4:]))
     assert output.language_loss is not None
     assert output.language_loss.item() == pytest.approx(expected.item(), abs=1e-6)

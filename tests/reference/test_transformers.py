@@ -44,7 +44,7 @@ def model_config(
 
 
 def llava(config: ModelConfig) -> LlavaForConditionalGeneration:
-    """transformers' model of `config`, random, norms included; its tower has one layer more than is used."""
+    """transformers' model of `config` with random weights, norms included; its tower has an unused last layer."""
     decoder, vision = config.decoder, config.vision
     assert vision is not None
     text = LlamaConfig(

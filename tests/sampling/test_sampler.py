@@ -18,10 +18,11 @@ from dpn_rt.sampling.filters import apply_min_p, apply_top_k_top_p, draw, stream
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import SampledTokens, Sampler, SamplingState, draw_without_sorting, sampled_tokens
 from tests.sampling import reference
+from tests.skips import NO_GPU
 
 VOCAB_SIZE = 50
 EOS = (2,)
-GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 
 

@@ -25,10 +25,11 @@ from dpn_rt.errors import ConfigError, KernelArgumentError
 from dpn_rt.format.config import ModelConfig
 from tests.engine.models import MODEL, VISION, with_decoder, write_random_engine
 from tests.places import HAS_GPU
+from tests.skips import GPU_PRESENT
 
 BF16 = dataclasses.replace(MODEL, dtype="bfloat16")
 
-without_gpu = pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+without_gpu = pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

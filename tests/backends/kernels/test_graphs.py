@@ -24,6 +24,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.vision.encoder import ImageEncoder
 from tests.engine.models import MODEL, VOCAB_SIZE, random_images, write_random_engine
 from tests.places import HAS_GPU, Place
+from tests.skips import GPU_PRESENT, NO_GPU
 
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
 
@@ -110,7 +111,7 @@ def test_padding_changes_nothing(filled: tuple[LLM, KernelBackend, KvCache, np.n
 
 def test_a_step_is_one_transfer_each_way_and_no_recording(place: Place, tmp_path: Path) -> None:
     if place.device is None:
-        pytest.skip("counts transfers of the host")
+        pytest.skip(GPU_PRESENT)
     llm = place.load(write_random_engine(tmp_path / "engine"))
     for name in range(6):
         llm.engine.add_request(str(name), llm.processor.process({"prompt_token_ids": [1, 2 + name]}), GREEDY)
@@ -182,7 +183,7 @@ def test_any_number_of_images(place: Place, tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")
+@pytest.mark.skipif(not HAS_GPU, reason=NO_GPU)
 def test_graphs_equal_eager_launches_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, dtype="bfloat16"))
     prompts = [{"prompt_token_ids": list(range(3, 20 + n))} for n in range(5)]

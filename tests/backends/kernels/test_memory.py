@@ -16,10 +16,11 @@ from dpn_rt.engine import loader
 from dpn_rt.errors import CapacityError
 from tests.engine.models import write_random_engine
 from tests.places import HAS_GPU
+from tests.skips import GPU_PRESENT
 
 GIB = 2**30
 
-pytestmark = pytest.mark.skipif(HAS_GPU, reason="plays a GPU on the host")
+pytestmark = pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)
 
 
 class SmallDevice(HostDevice):

@@ -12,8 +12,9 @@ from dpn_rt.backends.tensorrt import cuda
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from tests.backends.tensorrt.engines import EvaluatingReader, limits_of, write_plan_engine
+from tests.skips import NO_TENSORRT
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
+pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
 
 def test_plans_have_rows_beside_those_of_the_products_kernels(

@@ -13,8 +13,9 @@ from dpn_rt import SamplingParams
 from dpn_rt.model.reduction.reduction import NoReduction
 from tests.backends.tensorrt.engines import evaluated_llm, limits_of, logprob_error, write_plan_engine
 from tests.engine.models import MODEL, with_decoder
+from tests.skips import NO_TENSORRT
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
+pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
 LAYERS = 3
 NUM_TOKENS = 4

@@ -14,9 +14,10 @@ from dpn_rt.backends.tensorrt.stage import PlanStage
 from dpn_rt.builders.tensorrt.layers import Graph
 from tests.backends.tensorrt.engines import evaluated_llm, logprob_error, write_plan_engine
 from tests.golden_cases import case_named
+from tests.skips import NO_TENSORRT
 from tests.test_golden_runtime import PARAMS
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
+pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
 TOLERANCE = 1e-3
 CASE = case_named("c12_g5_r002")

@@ -18,9 +18,10 @@ from dpn_rt.format.plans import BuiltPlans, PlanLimits
 from dpn_rt.format.weight_spec import weight_spec
 from tests.backends.tensorrt.engines import logprob_error
 from tests.engine.models import MODEL, random_images, random_prompt, random_weights, write_random_engine
+from tests.skips import NO_GPU, NO_TENSORRT, UNSUPPORTED_BY_GPU
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="runs plans of TensorRT-RTX: pip install 'dpn_rt[tensorrt]'")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)]
 
 BOUND = 0.1
 """Of log-probabilities: two computations in bfloat16, whose rounding differs."""
@@ -33,7 +34,7 @@ def plans_for_this_gpu(model: ModelConfig, limits: PlanLimits) -> BuiltPlans:
     except ConfigError as error:
         if "cannot build for" not in str(error):
             raise
-        pytest.skip(str(error))  # SM90 is not among what TensorRT-RTX builds for
+        pytest.skip(UNSUPPORTED_BY_GPU)  # SM90 is not among what TensorRT-RTX builds for
 
 
 def test_plans_give_what_the_native_backend_gives(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tests.backends.tensorrt.engines import (
     write_plan_engine,
 )
 from tests.engine.models import MODEL, random_prompt, random_weights, with_decoder
+from tests.skips import GPU_PRESENT, NO_TENSORRT
 
 TEXT = dataclasses.replace(MODEL, vision=None, projector=None)
 GREEDY = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
@@ -39,7 +40,7 @@ LIMITS = limits_of(TEXT, rows=96, max_batch=3, max_prefill_batch=2)
 
 needs_networks = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("tensorrt_rtx_bindings"),
-    reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'",
+    reason=NO_TENSORRT,
 )
 
 
@@ -256,7 +257,7 @@ def test_plans_for_another_machine(version: str, capability: str | None, message
 
 
 @needs_networks
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason=GPU_PRESENT)
 def test_without_a_gpu_the_error_says_so(engine: Path) -> None:
     version = load_library("rtx").__version__
     edit_manifest(engine, lambda manifest: manifest["plans"].update(version=version))

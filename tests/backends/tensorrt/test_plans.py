@@ -22,10 +22,11 @@ from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from tests.backends.tensorrt.evaluator import stage_network
 from tests.engine.models import MODEL, PROMPT, with_decoder
+from tests.skips import NO_TENSORRT
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="builds with TensorRT-RTX: pip install 'dpn_rt[tensorrt]'")
+pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TARGETS = "80,86,89,120"
 PLAN_BYTES = 16 << 20
 BF16 = dataclasses.replace(MODEL, dtype="bfloat16")

@@ -10,10 +10,11 @@ import torch
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from tests.backends.tensorrt.engines import evaluated_llm, logprob_error, named_plans
+from tests.skips import NO_TENSORRT
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
+pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0, logprobs=-1, ignore_eos=True)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.server.page.browser import CHROMEDRIVER, CHROMIUM, Page, webdriver
 from tests.server.page.stub_server import PATIENCE, serving
+from tests.skips import NO_BROWSER
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -19,7 +20,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 @pytest.fixture(scope="package")
 def driver() -> Iterator[Any]:
     if not (CHROMIUM and CHROMEDRIVER):
-        pytest.skip("needs chromium and chromedriver")
+        pytest.skip(NO_BROWSER)
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     arguments = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]

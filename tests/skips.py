@@ -1,0 +1,58 @@
+"""Why tests are skipped: the reasons, a summary of them after every run, and `--strict-skips` for CI.
+
+A pytest plugin, which `tests/conftest.py` loads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+NO_GPU = "there is no GPU"
+GPU_PRESENT = "there is a GPU"
+"""Of tests that play a GPU on the host."""
+UNSUPPORTED_BY_GPU = "this GPU does not support it"
+UNSUPPORTED_BY_CPU = "this processor lacks the instructions"
+ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CPU))
+"""What a machine may lack in CI; everything else can be installed or built."""
+
+NO_CUDA_BUILD = "built without CUDA"
+NO_TENSORRT = "needs TensorRT-RTX: pip install 'dpn_rt[tensorrt]'"
+NO_BROWSER = "needs chromium and chromedriver"
+NO_ONEDNN = "torch is built without oneDNN"
+NO_COMPILER = "needs g++ and make"
+NOT_LINUX = "needs Linux"
+FORCED_ISA = "DPN_RT_CPU_ISA forces an instruction set"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--strict-skips",
+        action="store_true",
+        help="fail where a test is skipped for another reason than a GPU or instructions that the machine lacks",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not session.config.getoption("--strict-skips"):
+        return
+    if session.exitstatus == pytest.ExitCode.OK and not skip_reasons(reporter).keys() <= ACCEPTED:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    reasons = skip_reasons(terminalreporter)
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in sorted(reasons.items()):
+        is_wrong = config.getoption("--strict-skips") and reason not in ACCEPTED
+        terminalreporter.line(f"{count:5} {reason}{' (--strict-skips: an error)' if is_wrong else ''}", red=is_wrong)
+
+
+def skip_reasons(reporter: pytest.TerminalReporter) -> Counter[str]:
+    """Reason -> number of tests, or of modules that were skipped as a whole."""
+    reports = reporter.stats.get("skipped", [])
+    return Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports)
