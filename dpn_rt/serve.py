@@ -44,9 +44,9 @@ def _serve(options: argparse.Namespace) -> None:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
     from dpn_rt.engine.loader import RuntimeConfig, load_processor
     from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
+    from dpn_rt.server.engine_client.process import EngineProcess
     from dpn_rt.server.media.policy import MediaPolicy
-    from dpn_rt.server.stepping.engine_process import EngineProcess
-    from dpn_rt.server.stepping.messages import EngineSource, LogConfig
 
     set_up_logs(options.log_level, as_json=options.log_json)
     config = ServerConfig(
@@ -78,12 +78,12 @@ def _serve(options: argparse.Namespace) -> None:
         max_image_pixels=options.max_image_pixels,
     )
     source = EngineSource(options.engine, options.device, runtime, LogConfig(options.log_level, options.log_json))
-    with EngineProcess(source) as stepper:  # which loads the weights while the files are compared here
+    with EngineProcess(source) as process:  # which loads the weights while the files are compared here
         processor = load_processor(source.path, source.device, runtime, verify=not options.skip_verify)
-        stepper.wait_until_loaded()
+        process.wait_until_loaded()
         endpoint = options.otlp_traces_endpoint
         tracing = otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None
-        app = create_app(processor, stepper, config, tracing)
+        app = create_app(processor, process, config, tracing)
         torch.set_num_threads(1)  # images are made ready side by side, and the cores are the engine's
         # What is loaded by now stays. Left to the garbage collector, a full pass over it would stop every stream.
         gc.collect()

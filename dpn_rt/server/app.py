@@ -23,9 +23,10 @@ from dpn_rt.errors import DpnError
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
-from dpn_rt.server.async_engine import AsyncEngine
 from dpn_rt.server.bodies import BodyLimits
 from dpn_rt.server.config import ServerConfig
+from dpn_rt.server.engine_client.client import EngineClient
+from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.errors import HttpError, reply
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
@@ -33,14 +34,15 @@ from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
-from dpn_rt.server.stepping.stepper import Stepper
 from dpn_rt.server.tracing import Tracing
 
 Body = TypeVar("Body", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
-def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tracing: Tracing | None = None) -> FastAPI:
+def create_app(
+    processor: Processor, process: EngineProcess, config: ServerConfig, tracing: Tracing | None = None
+) -> FastAPI:
     """The server's application; the engine is stepped from its startup to its shutdown.
 
     Args:
@@ -48,7 +50,7 @@ def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tra
     """
     workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
     media = MediaLoader(config.media)
-    engine = AsyncEngine(stepper, processor.tokenizer)
+    engine = EngineClient(process, processor.tokenizer)
     service = Service(
         config,
         processor.model,
@@ -61,7 +63,7 @@ def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tra
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        await engine.start()
         try:
             yield
         finally:

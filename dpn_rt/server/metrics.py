@@ -13,7 +13,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
-from dpn_rt.server.stepping.stepper import Load
+from dpn_rt.server.engine_client.messages import Load
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 

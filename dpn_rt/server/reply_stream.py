@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dpn_rt.engine.engine import Progress
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.server.async_engine import Event
+from dpn_rt.server.engine_client.stream import Event
 from dpn_rt.server.replies import Json, Replies
 
 

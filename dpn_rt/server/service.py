@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from dpn_rt.engine.engine import Progress
 from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.outputs import RequestOutput
@@ -21,8 +20,9 @@ from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.server import replies
 from dpn_rt.server.admission import Admission, Ticket
-from dpn_rt.server.async_engine import AsyncEngine
 from dpn_rt.server.config import ServerConfig
+from dpn_rt.server.engine_client.client import EngineClient
+from dpn_rt.server.engine_client.stream import Event
 from dpn_rt.server.errors import HttpError, reply
 from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
@@ -45,7 +45,7 @@ class Service:
 
     config: ServerConfig
     model: ModelConfig
-    engine: AsyncEngine
+    engine: EngineClient
     preparation: Preparation
     admission: Admission
     metrics: Metrics
@@ -147,7 +147,7 @@ class Service:
 
     async def _events(
         self, request_id: str, prompt: ProcessedPrompt, request: Request, ticket: Ticket, *, only_first: bool = False
-    ) -> AsyncGenerator[list[Progress] | RequestOutput, None]:
+    ) -> AsyncGenerator[Event, None]:
         params: SamplingParams = request.sampling
         tick: Callable[[int], None] = self.metrics.clock()
         events = self.engine.stream(request_id, prompt, params, request.priority, only_first=only_first)
