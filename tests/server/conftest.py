@@ -26,7 +26,7 @@ from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.engine_client.messages import EngineSource
 from dpn_rt.server.engine_client.process import EngineProcess
-from dpn_rt.server.process import Server, uvicorn_config
+from dpn_rt.server.http_server import Server, uvicorn_config
 from dpn_rt.server.service import Service
 from dpn_rt.server.tracing import Tracing
 from examples.tiny_dpn import data, train
@@ -109,13 +109,13 @@ class RunningServer:
         return self.client.post(path, json=body, **options)
 
     @property
-    def free_cells(self) -> int:
+    def free_blocks(self) -> int:
         load = self.service.engine.load
-        return load.kv_cells - load.kv_cells_used
+        return load.kv_blocks - load.kv_blocks_used
 
     def wait_until_idle(self, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
-        while self.service.admission.active or self.service.engine.load.kv_cells_used:
+        while self.service.admission.active or self.service.engine.load.kv_blocks_used:
             assert time.monotonic() < deadline, "requests or cells are left"
             time.sleep(0.01)
 

@@ -112,7 +112,7 @@ def test_answers_are_those_of_a_thread(
         async with connected(process) as client:
             mine = await answers(client, prompts)
             await until(lambda: client.load.unfinished == 0)
-            assert client.load.kv_cells and client.load.image_queries == len(prompts)
+            assert client.load.kv_blocks and client.load.image_queries == len(prompts)
             assert client.stalled_seconds == 0 and client.failure is None
         async with connected(LocalEngine(load_bare_engine(source.path, source.device, source.runtime))) as client:
             return mine, await answers(client, prompts)
@@ -160,7 +160,7 @@ def test_an_abort_gives_what_there_is_and_frees_its_cells(
         async with connected(process) as client:
             reader = read(client, "a", prompts[0], LONG)
             await until(lambda: len(reader.token_ids) > 3)
-            assert client.load.kv_cells_used
+            assert client.load.kv_blocks_used
             await client.abort_all()
             output = await reader.ended()
             assert output.outputs[0].finish_reason == "abort" and len(output.outputs[0].token_ids) > 3

@@ -189,7 +189,7 @@ def test_a_client_that_does_not_read_keeps_no_server_whose_engine_has_ended(
     def broken(self: Engine) -> StepResult:
         raise MemoryError("nothing left")
 
-    monkeypatch.setattr("dpn_rt.server.process.LAST_CHUNKS", 0.5)
+    monkeypatch.setattr("dpn_rt.server.http_server.LAST_CHUNKS", 0.5)
     monkeypatch.setattr(Engine, "step", broken)
     with server.service.admission.enter(1, 1):
         assert server.post(Ask().body()).status_code == 500

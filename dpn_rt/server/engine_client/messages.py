@@ -21,8 +21,8 @@ class Load:
     """Sequences that hold cells of the KV cache."""
     waiting: int = 0
     """Sequences that wait for cells or for a place among the running ones."""
-    kv_cells_used: int = 0
-    kv_cells: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks: int = 0
     preemptions: int = 0
     """Since the start, like all fields after this one."""
     prefix_queries: int = 0
