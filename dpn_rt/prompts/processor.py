@@ -41,9 +41,9 @@ class ProcessedPrompt:
     text: str | None
     """The prompt string; None when ids were given."""
     visual: VisualInput | None
-    """The image; None for text alone."""
+    """The image; None without an image."""
     image_index: int | None
-    """Index of the placeholder in `token_ids`; None for text alone."""
+    """Index of the placeholder in `token_ids`; None without an image."""
     router_rows: npt.NDArray[np.int32]
     """Rows that the routers read, numbered as in stage 0; empty when no router runs."""
     num_rows: int

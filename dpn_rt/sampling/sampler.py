@@ -37,7 +37,7 @@ class SamplingState:
         "can_run_ahead",
         "forbidden_early",
         "key",
-        "needs_argmax_alone",
+        "needs_only_argmax",
         "num_output",
         "params",
     )
@@ -73,7 +73,7 @@ class SamplingState:
             self._seen[prompt_token_ids[prompt_token_ids >= 0]] = True
         self.can_run_ahead = not params.has_penalties and params.logprobs is None and not params.min_tokens
         """Whether a token can be chosen without the host, and without knowing the tokens before it."""
-        self.needs_argmax_alone = params.is_greedy and self.can_run_ahead
+        self.needs_only_argmax = params.is_greedy and self.can_run_ahead
         """Whether the next token is the argmax of the logits."""
 
     def append(self, token_id: int) -> None:
@@ -150,7 +150,7 @@ class Sampler:
             `[2, num_seqs]` int64 on the device of the logits: the tokens, and `best`.
         """
         best = best_ids(logits) if best is None else best
-        if all(state.needs_argmax_alone for state in states):
+        if all(state.needs_only_argmax for state in states):
             return torch.stack((best, best))
         return torch.stack((self._choose(logits, states, num_unread), best))
 

@@ -83,7 +83,7 @@ class _Common(_Strict):
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: expected stream=true beside it")
+            raise ValueError("stream_options: expected stream=true as well")
         return self
 
     @property
@@ -187,7 +187,7 @@ class ChatRequest(_Common):
     @model_validator(mode="after")
     def _check_top_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError(f"top_logprobs={self.top_logprobs}: expected logprobs=true beside it")
+            raise ValueError(f"top_logprobs={self.top_logprobs}: expected logprobs=true as well")
         return self
 
     @property

@@ -1,1 +1,1 @@
-"""The engine as the server sees it: in a process of its own, behind a socket."""
+"""The engine as the server sees it: a process that is reached over a socket."""

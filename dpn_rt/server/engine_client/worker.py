@@ -41,12 +41,12 @@ def main() -> None:
 
 
 def _receive(channel: Channel, inbox: Inbox) -> None:
-    """A thread beside the engine's: images arrive during a step, and the end of the server is noticed during one."""
+    """The work of a second thread: images arrive during a step, and the end of the server is noticed during one."""
     try:
         while True:
             inbox.put(channel.receive())
     except EOFError:
-        os._exit(0)  # no one is left to read the result of a step
+        os._exit(0)  # the result of the step that runs could not be sent
     except Exception:
         log.exception("a message of the server cannot be read")
         os._exit(1)
