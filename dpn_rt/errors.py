@@ -1,4 +1,4 @@
-"""The exception tree. Every message says what was wrong, with the value, and what would be right."""
+"""The exceptions of dpn_rt. Every message says what was wrong, with the value, and what would be right."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class CapacityError(DpnError):
 
 
 class StepError(DpnError):
-    """The computation of a request failed; its output up to then is kept, other requests go on."""
+    """The computation of a request failed. Its output so far is kept, and other requests go on."""
 
 
 class DeviceError(StepError):
-    """The device failed in a step, and nothing that it computes from then on can be trusted: the engine has stopped."""
+    """The device failed in a step. The engine has stopped, since no later result could be trusted."""
 
 
 class BatchError(DpnError):
     """Some prompts of a list failed; the others were served.
 
-    `errors` maps the position of a failed prompt to its error; `outputs` has one entry per prompt, None where failed.
+    `errors` maps the position of a failed prompt to its error. `outputs` has an entry per prompt, None where it failed.
     """
 
     def __init__(self, errors: Mapping[int, DpnError], outputs: Sequence[object]) -> None:

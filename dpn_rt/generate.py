@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
     from dpn_rt.outputs import RequestOutput
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as shells use it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives its exit status."""
+    """Runs the command and returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        # Imported late: --help and a wrong option should not wait for torch.
+        # Imported here: --help and a wrong option should not wait for torch.
         from dpn_rt import LLM, SamplingParams
 
         prompt_options = _prompt(options)
-        _check_picture(options)
+        _check_drawing(options)
         params = SamplingParams(
             max_tokens=options.max_tokens,
             temperature=options.temperature,
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _output_failed(error: OSError) -> int:
-    """The reader of a pipe has gone, or the disk behind standard output is full."""
-    with contextlib.suppress(OSError):  # Python flushes once more when it ends, and would complain again
+    """The exit status after standard output failed: the reader of a pipe has gone, or a disk is full."""
+    with contextlib.suppress(OSError):  # Python flushes once more when it ends, and would report the error again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
     return 1
@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens at most (default 256)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from this probability mass")
-    parser.add_argument("--top-k", type=int, default=0, help="sample from so many tokens")
-    parser.add_argument("--seed", type=int, help="same seed, same answer")
+    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="sample from the N most probable tokens")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
     parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
@@ -93,21 +93,21 @@ def _route(text: str) -> list[int | None]:
         ) from None
 
 
-def _check_picture(options: argparse.Namespace) -> None:
-    """Refuse now what would fail after the answer."""
+def _check_drawing(options: argparse.Namespace) -> None:
+    """Refuses a drawing that could not be written, before anything is computed."""
     path: Path | None = options.show_pyramid
     if path is None:
         return
     if not options.image:
         raise RequestError(f"--show-pyramid {path}: there is no image to draw over, expected --image")
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise RequestError(f"--show-pyramid {path}: expected a name that ends in {' or '.join(PICTURE_SUFFIXES)}")
+    if path.suffix.lower() not in DRAWING_SUFFIXES:
+        raise RequestError(f"--show-pyramid {path}: expected a name that ends in {' or '.join(DRAWING_SUFFIXES)}")
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
         raise RequestError(f"--show-pyramid {path}: cannot write there, expected a file in a directory that exists")
 
 
 def _draw_pyramid(llm: LLM, prompt: dict[str, Any], output: RequestOutput, path: Path) -> None:
-    from dpn_rt.picture import draw_pyramid
+    from dpn_rt.drawing import draw_pyramid
 
     try:
         draw_pyramid(llm.processor.seen_image(prompt), output.pyramid).save(path)
@@ -133,7 +133,7 @@ def _chat(llm: LLM, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(llm: LLM, prompt: dict[str, Any], params: SamplingParams, silent: bool) -> RequestOutput:
-    """Generate, printing the text as it comes unless `silent`."""
+    """Generates; prints the text as it comes, unless `silent`."""
     output = None
     try:
         for delta in llm.stream(prompt, params):
@@ -150,7 +150,7 @@ def _run(llm: LLM, prompt: dict[str, Any], params: SamplingParams, silent: bool)
 
 
 def _rows(output: RequestOutput) -> list[int]:
-    """Rows of the prompt in each stage."""
+    """Rows of the prompt per stage."""
     visual = output.pyramid.visual_tokens
     text = len(output.prompt_token_ids) - (1 if any(visual) else 0)
     return [text + count for count in visual]

@@ -1,4 +1,4 @@
-"""What a request gives back."""
+"""The outputs of requests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TokenLogprobs = Mapping[int, Logprob]
 
 @dataclass(frozen=True, slots=True)
 class Pyramid:
-    """How the visual tokens went through the decoder: one entry per boundary, or per stage."""
+    """How the visual tokens of a request were reduced: one entry per boundary or per stage."""
 
     experts: list[int | None]
-    """Expert per boundary; None where the sample was skipped."""
+    """Expert per boundary; None where the boundary skipped the request."""
     kernels: list[tuple[int, int] | None]
-    """(kernel height, kernel width) per boundary; None where the sample was skipped."""
+    """(kernel height, kernel width) per boundary; None where the boundary skipped the request."""
     probs: list[list[float] | None]
     """The router's probability of each expert, per boundary; None where no router ran."""
     visual_tokens: list[int]
@@ -35,12 +35,12 @@ class Pyramid:
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
-    """Times of a request in seconds. `arrival`, `first_token` and `finish` are moments of one clock."""
+    """Times of a request in seconds. `arrival`, `first_token` and `finish` are readings of one monotonic clock."""
 
     arrival: float
-    """When the request came."""
+    """When the request arrived."""
     queue: float | None
-    """How long it waited until it was first scheduled."""
+    """How long it waited before it was first scheduled."""
     first_token: float | None
     """When its first token was sampled."""
     finish: float | None
@@ -65,15 +65,15 @@ class CompletionOutput:
     """0 to n - 1."""
     text: str
     token_ids: list[int]
-    """Every generated id, the end-of-sequence or stop token included."""
+    """Every generated id, including an end-of-sequence or stop token."""
     logprobs: list[TokenLogprobs] | None
-    """One mapping per generated token, where `SamplingParams.logprobs` asked for it."""
+    """One mapping per generated token; None unless `SamplingParams.logprobs` asks for them."""
     cumulative_logprob: float | None
-    """Sum over the generated tokens, where log-probabilities were asked for."""
+    """Sum over the generated tokens; None without `logprobs`."""
     finish_reason: FinishReason | None
     """"stop" (end of sequence, stop token or stop string), "length", "abort" or "error"."""
     stop_reason: int | str | None
-    """The stop token id or stop string that ended it; None for end of sequence and for other reasons."""
+    """The stop token id or stop string that ended it; None for an end-of-sequence token and for all other reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +82,24 @@ class RequestOutput:
 
     request_id: str
     prompt_token_ids: list[int]
-    """As processed: the image is one id, -200."""
+    """The processed ids, with one placeholder (-200) for the image."""
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
     pyramid: Pyramid
     error: DpnError | None = None
     num_cached_tokens: int = 0
-    """Rows of the prompt at stage 0 that had been computed before, for other prompts."""
+    """Rows of the prompt at stage 0 that were taken from the prefix cache."""
 
 
 class StreamDelta(str):
-    """New text of a stream: a string, so deltas join and print as they are, with what came along.
+    """New text of a stream. It is a string, so that deltas can be joined and printed as they are.
 
-    `output` is the whole `RequestOutput` on the last delta of a request, None before.
+    Attributes:
+        completion_index: which of the n completions it belongs to.
+        token_ids: the new ids.
+        finish_reason: why the completion ends with this delta; None while it goes on.
+        output: the whole `RequestOutput` on the last delta of a request, None before.
+        logprobs: log-probabilities of the new token; None unless `SamplingParams.logprobs` asks for them.
     """
 
     __slots__ = ("completion_index", "finish_reason", "logprobs", "output", "token_ids")

@@ -9,14 +9,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpn_rt.errors import ConfigError, DpnError, StepError
+
+if TYPE_CHECKING:
+    from dpn_rt.engine.loader import RuntimeConfig
+    from dpn_rt.server.config import ServerConfig
 
 API_KEY_VARIABLE = "DPN_RT_API_KEY"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives its exit status."""
+    """Runs the command and returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
         _serve(options)
@@ -30,62 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    # Imported late: --help and a wrong option should not wait for torch.
+    # Imported here: --help and a wrong option should not wait for torch.
     import torch
 
     try:
         from dpn_rt.server.app import create_app
+        from dpn_rt.server.http_server import Server, uvicorn_config
         from dpn_rt.server.logs import set_up_logs
-        from dpn_rt.server.process import Server, uvicorn_config
         from dpn_rt.server.tracing import otlp_tracing
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("dpn_rt"):
             raise
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
-    from dpn_rt.engine.loader import RuntimeConfig, load_processor
-    from dpn_rt.server.config import ServerConfig
-    from dpn_rt.server.media.policy import MediaPolicy
-    from dpn_rt.server.stepping.engine_process import EngineProcess
-    from dpn_rt.server.stepping.messages import EngineSource, LogConfig
+    from dpn_rt.engine.loader import load_processor
+    from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
+    from dpn_rt.server.engine_client.process import EngineProcess
 
     set_up_logs(options.log_level, as_json=options.log_json)
-    config = ServerConfig(
-        model_name=options.served_model_name or options.engine.resolve().name,
-        api_key=options.api_key or os.environ.get(API_KEY_VARIABLE) or None,
-        max_queued_requests=options.max_queued_requests,
-        max_queued_tokens=options.max_queued_tokens,
-        max_body_bytes=options.max_body_bytes,
-        max_held_body_bytes=options.max_held_body_bytes,
-        picture_bytes=options.reuse_bytes,
-        workers=options.workers,
-        stall_timeout=options.stall_timeout,
-        shutdown_timeout=options.shutdown_timeout,
-        media=MediaPolicy(
-            allowed_domains=frozenset(options.allowed_media_domains),
-            allowed_local_path=options.allowed_local_media_path,
-            max_image_bytes=options.max_image_bytes,
-            timeout=options.media_timeout,
-        ),
-    )
-    runtime = RuntimeConfig(
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_chunk_tokens=options.max_chunk_tokens or None,
-        max_length=options.max_model_len,
-        kv_cache_bytes=options.kv_cache_bytes,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        reuse_bytes=options.reuse_bytes,
-        max_image_pixels=options.max_image_pixels,
-    )
+    config, runtime = _server_config(options), _runtime_config(options)
     source = EngineSource(options.engine, options.device, runtime, LogConfig(options.log_level, options.log_json))
-    with EngineProcess(source) as stepper:  # which loads the weights while the files are compared here
+    with EngineProcess(source) as process:  # it loads the weights while the files are verified here
         processor = load_processor(source.path, source.device, runtime, verify=not options.skip_verify)
-        stepper.wait_until_loaded()
+        process.wait_until_loaded()
         endpoint = options.otlp_traces_endpoint
         tracing = otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None
-        app = create_app(processor, stepper, config, tracing)
-        torch.set_num_threads(1)  # images are made ready side by side, and the cores are the engine's
-        # What is loaded by now stays. Left to the garbage collector, a full pass over it would stop every stream.
+        app = create_app(processor, process, config, tracing)
+        torch.set_num_threads(1)  # images are prepared in parallel, and the cores are for the engine
+        # What is loaded by now stays. A full pass of the garbage collector over it would stop every stream.
         gc.collect()
         gc.freeze()
         settings = uvicorn_config(
@@ -99,6 +75,45 @@ def _serve(options: argparse.Namespace) -> None:
         asyncio.run(server.serve())
         if server.failure is not None:
             raise StepError(f"the engine has stopped: {server.failure}")
+
+
+def _server_config(options: argparse.Namespace) -> ServerConfig:
+    from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.media.policy import MediaPolicy
+
+    return ServerConfig(
+        model_name=options.served_model_name or options.engine.resolve().name,
+        api_key=options.api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        max_queued_requests=options.max_queued_requests,
+        max_queued_tokens=options.max_queued_tokens,
+        max_body_bytes=options.max_body_bytes,
+        max_held_body_bytes=options.max_held_body_bytes,
+        processed_image_bytes=options.reuse_bytes,
+        workers=options.workers,
+        stall_timeout=options.stall_timeout,
+        shutdown_timeout=options.shutdown_timeout,
+        media=MediaPolicy(
+            allowed_domains=frozenset(options.allowed_media_domains),
+            allowed_local_path=options.allowed_local_media_path,
+            max_image_bytes=options.max_image_bytes,
+            timeout=options.media_timeout,
+        ),
+    )
+
+
+def _runtime_config(options: argparse.Namespace) -> RuntimeConfig:
+    from dpn_rt.engine.loader import RuntimeConfig
+
+    return RuntimeConfig(
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_chunk_tokens=options.max_chunk_tokens or None,
+        max_length=options.max_model_len,
+        kv_cache_bytes=options.kv_cache_bytes,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        reuse_bytes=options.reuse_bytes,
+        max_image_pixels=options.max_image_pixels,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,16 +131,31 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key", metavar="KEY", help=f"bearer token asked of clients; better in ${API_KEY_VARIABLE}")
     add("--ssl-keyfile", metavar="FILE", help="TLS key")
     add("--ssl-certfile", metavar="FILE", help="TLS certificate")
-    add("--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at one time")
+    _add_engine_limits(parser)
+    _add_server_limits(parser)
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--log-json", action="store_true", help="log one JSON object per line")
+    add("--otlp-traces-endpoint", metavar="URL", help="collector of OpenTelemetry traces, OTLP over HTTP")
+    add("--skip-verify", action="store_true", help="load without comparing the files' sha256")
+    return parser
+
+
+def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at the same time")
     add("--max-num-batched-tokens", type=int, metavar="N", help="rows of one prefill step")
     add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
-    add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV pool")
-    add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="part of a GPU's memory to take at most")
+    add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV cache")
+    add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="share of a GPU's memory to use at most")
     add(
         "--reuse-bytes", type=int, default=2**28, metavar="N", help="memory for images that may come again; 0: no reuse"
     )
-    add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting requests before 429")
+
+
+def _add_server_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting prompts before 429")
     add("--max-queued-tokens", type=int, default=262_144, metavar="N", help="waiting tokens before 429")
     add("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="bytes of one request")
     add(
@@ -142,11 +172,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, metavar="N", help="threads that decode images and text")
     add("--stall-timeout", type=float, default=30.0, metavar="S", help="/health fails when a step takes longer")
     add("--shutdown-timeout", type=float, default=30.0, metavar="S", help="seconds for running requests at the end")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    add("--log-json", action="store_true", help="one JSON object a line")
-    add("--otlp-traces-endpoint", metavar="URL", help="collector of OpenTelemetry traces, OTLP over HTTP")
-    add("--skip-verify", action="store_true", help="load without comparing the files' sha256")
-    return parser
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import dpn_rt
+from dpn_rt.drawing import draw_pyramid
 from dpn_rt.errors import EngineError, RequestError
 from dpn_rt.generate import main
 from dpn_rt.outputs import CompletionOutput, Pyramid, RequestMetrics, RequestOutput, StreamDelta
-from dpn_rt.picture import draw_pyramid
 from tests.prompts.conftest import Setup, original
 
 __all__ = ["original"]

@@ -1,8 +1,8 @@
-"""Generated ids to text as they come, with stop strings.
+"""Generated ids -> text, as they come, with stop strings.
 
-Three things hold text back. A character whose bytes are not all there yet decodes to U+FFFD. A run of byte-fallback
-tokens is decoded as a whole, so a later byte can still change it. And the beginning of a stop string must not be
-streamed before it is clear that the rest does not follow.
+Text is held back for three reasons. A character of which some bytes are missing decodes to U+FFFD. A run of
+byte-fallback tokens is decoded as a whole, so a later byte can still change it. And text that may be the beginning of a
+stop string must not be streamed until later tokens have shown that it is not.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dpn_rt.sampling.params import SamplingParams
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW = 16
-"""Ids that are decoded again with every new one; a few are needed as context, more only cost time."""
+"""Number of ids that are decoded again with each new one. A few are needed as context; more only cost time."""
 
 
 class Detokenizer:
-    """Text of one completion: the deltas of `take` join to the decoding of all ids, up to a stop string."""
+    """The text of one completion. The results of `take`, joined, are the decoding of all ids up to a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._tokenizer = tokenizer
@@ -27,29 +27,31 @@ class Detokenizer:
         self._min_tokens = params.min_tokens
         self._window: list[int] = []
         self._mark = 0
-        """Ids of the window that ended on a settled character when last looked at: a later window can start there."""
+        """Number of ids in the window when all its text was last settled; a later window can start after them."""
         self._settled = 0
-        """Characters of the decoded window that are in `_text`."""
+        """Number of characters of the decoded window that can no longer change; they are in `_text`."""
         self._text = ""
         self._tail = ""
-        """Decoded, but may still change."""
+        """Text after `_text` that has been decoded but may still change."""
         self._num_tokens = 0
         self._sent = 0
+        """Number of characters that `take` has given."""
         self._floor = 0
-        """Length of the text at `min_tokens`: a stop string must end behind it."""
+        """Length of the text at `min_tokens`. Only stop strings that end after it count."""
         self._finished = False
 
     @property
     def text(self) -> str:
-        """All text so far; a stop string and what follows it are cut off."""
+        """All text so far, without a stop string and the text after it."""
         return self._text + self._tail
 
     def add(self, token_id: int, finish_reason: FinishReason | None) -> tuple[str, str | None]:
-        """Take one sampled id.
+        """Takes one sampled id.
 
         Args:
-            token_id: a stop token, which is no text unless it was asked for, where `finish_reason` is "stop".
-            finish_reason: why the completion ends with this id, None while it goes on.
+            token_id: where `finish_reason` is "stop" it is a stop token, which has no text unless
+                `include_stop_str_in_output` is set.
+            finish_reason: why the completion ends with this id; None while it goes on.
 
         Returns:
             The text that became certain, and the stop string that the id completed, if any.
@@ -62,7 +64,7 @@ class Detokenizer:
         return self.take(), stop
 
     def append(self, token_id: int) -> str | None:
-        """Take one id; gives the stop string that it completed, None otherwise. After a stop string comes no id."""
+        """Takes one id. Returns the stop string that it completed, or None. No id may follow a stop string."""
         before = len(self._text)
         self._num_tokens += 1
         if self._tokenizer.has_text(token_id, self._skip_special):
@@ -75,14 +77,14 @@ class Detokenizer:
         return self._find_stop(max(before, self._floor))
 
     def take(self) -> str:
-        """Text that has become certain since the last call."""
+        """The text that has become certain since the last call."""
         end = len(self._text) if self._finished else len(self._text) - self._num_held()
         delta = self._text[self._sent : end]
         self._sent = max(self._sent, end)
         return delta
 
     def finish(self) -> None:
-        """No id follows: what was held back is text now."""
+        """To be called after the last id: the text that was held back becomes certain."""
         self._text += self._tail
         self._tail = ""
         self._finished = True
@@ -100,7 +102,10 @@ class Detokenizer:
             self._move_window()
 
     def _move_window(self) -> None:
-        """Forget ids before the last mark once the window is long; the rest is context for a start-of-text space."""
+        """Drops the ids before the mark once the window is long.
+
+        The ids after it stay as context, since a tokenizer may drop the space of the first token that it decodes.
+        """
         if len(self._window) > _WINDOW:
             kept = self._window[self._mark :]
             decoded = self._tokenizer.decode(kept, self._skip_special)
@@ -109,7 +114,7 @@ class Detokenizer:
         self._mark = len(self._window)
 
     def _find_stop(self, known: int) -> str | None:
-        """The stop string that appears first and ends behind the `known` characters."""
+        """The first stop string in the text that ends after the first `known` characters; the text is cut there."""
         text = self.text
         matches = [(text.find(stop, max(0, known - len(stop) + 1)), stop) for stop in self._stops]
         found = [match for match in matches if match[0] >= 0]
@@ -122,7 +127,7 @@ class Detokenizer:
         return stop
 
     def _num_held(self) -> int:
-        """Length of the longest end of the text that a stop string begins with."""
+        """Length of the longest suffix of the text that is a prefix of a stop string."""
         unsent = len(self._text) - self._sent
         for length in range(min(unsent, max(map(len, self._stops), default=0)), 0, -1):
             end = self._text[-length:]

@@ -1,4 +1,4 @@
-"""Ctrl-C between steps instead of inside one, so that bookkeeping is never left half done."""
+"""Moves Ctrl-C from the middle of a step to its end, so that no state is left half updated."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Holds a KeyboardInterrupt back until the block ends. Only the main thread gets signals; elsewhere a no-op."""
+    """Delays SIGINT until the block ends. Does nothing outside the main thread, which alone gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = signal.getsignal(signal.SIGINT)
     if not callable(previous):
-        yield  # not Python's to call: installed by foreign code, ignored, or the system's default
+        yield  # no Python handler: SIGINT is ignored, has the system's default, or foreign code handles it
         return
     arrived: list[tuple[int, FrameType | None]] = []
     signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))

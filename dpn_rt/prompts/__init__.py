@@ -1,1 +1,1 @@
-"""A request's text and images -> token ids and pixels: checks, template, tokenizer, image processor."""
+"""Prompts -> checked token ids and pixels: chat template, tokenizer, image processor."""

@@ -14,7 +14,7 @@ from PIL import Image
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.prompts.image import decode_image
-from dpn_rt.prompts.prompt import ONE_IMAGE
+from dpn_rt.prompts.prompt import check_num_images
 from dpn_rt.prompts.tokenizer import IMAGE_TEXT, Tokenizer
 
 Message = Mapping[str, Any]
@@ -33,7 +33,7 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: its text, and whether the image belongs to it."""
+    """One message: its text, and whether it has the image."""
 
     role: str
     text: str
@@ -43,11 +43,11 @@ class Turn:
 def chat_prompt(messages: Sequence[Message], model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The prompt of a conversation, ready for the assistant's answer.
 
-    The router token, for models that use it, closes every user turn from the image's on: routing reads what was asked
-    about the image, and a router token before the image would be an error.
+    For models that use the router token, every user turn ends with it, from the turn with the image on: routers read
+    what was asked about the image, and a router token before the image would be an error.
 
     Raises:
-        RequestError: a message has another form; ImageError: an image does, or there are several.
+        RequestError: a message has the wrong form; ImageError: an image has, or there are several.
     """
     turns, images = _parse(messages)
     turns = _with_router_token(turns, model, tokenizer)
@@ -79,13 +79,12 @@ def _parse(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
         raise RequestError(f"messages: the last one has role {turns[-1].role}, expected user")
     if not turns[-1].text.strip() and not turns[-1].has_image:
         raise RequestError(f"messages[{len(turns) - 1}]: empty, expected a question or an image")
-    if len(images) > 1:
-        raise ImageError(f"messages: got {len(images)} images, {ONE_IMAGE}")
+    check_num_images(len(images), f"messages: got {len(images)} images")
     return turns, images
 
 
 def _content(content: Any, name: str) -> tuple[str, list[Any]]:
-    """Text and images of a message."""
+    """The text and the images of a message."""
     if isinstance(content, str):
         return content, []
     if not isinstance(content, Sequence):
@@ -108,7 +107,7 @@ def _content(content: Any, name: str) -> tuple[str, list[Any]]:
 
 
 def _image_of_url(url: Any, name: str) -> Image.Image:
-    """The image inside a data URL; others are not fetched."""
+    """The image in a data URL. Other URLs are not fetched."""
     if not isinstance(url, str) or not url.startswith("data:"):
         raise ImageError(f"{name}: url {url!r:.60} is not fetched, expected a data: URL with base64 data")
     header, _, data = url.partition(",")
@@ -121,6 +120,7 @@ def _image_of_url(url: Any, name: str) -> Image.Image:
 
 
 def _with_router_token(turns: list[Turn], model: ModelConfig, tokenizer: Tokenizer) -> list[Turn]:
+    """Turns with the router token where `chat_prompt` says; unchanged without an image or a router token."""
     router_id = model.prompt.router_token_id
     router = None if router_id is None else tokenizer.token(router_id)
     first = next((i for i, turn in enumerate(turns) if turn.has_image), None)
@@ -135,7 +135,7 @@ def _with_router_token(turns: list[Turn], model: ModelConfig, tokenizer: Tokeniz
 
 
 def _with_placeholder(turn: Turn) -> str:
-    """The turn's text after the image, unless the text says itself where the image goes."""
+    """The turn's text, after the placeholder of its image. A text that has the placeholder stays as it is."""
     return f"{IMAGE_TEXT}\n{turn.text}" if turn.has_image and IMAGE_TEXT not in turn.text else turn.text
 
 
@@ -152,7 +152,7 @@ def _vicuna(turns: list[Turn]) -> str:
 
 
 def _tokenizer_template(turns: list[Turn], tokenizer: Tokenizer) -> str:
-    """The tokenizer's own template, which takes contents either as a list of parts or as strings."""
+    """The prompt by the tokenizer's own template, which takes contents either as lists of parts or as strings."""
     takes_parts = any(f"{quote}type{quote}" in (tokenizer.chat_template or "") for quote in "'\"")
     messages: list[dict[str, Any]] = []
     for turn in turns:
@@ -163,5 +163,5 @@ def _tokenizer_template(turns: list[Turn], tokenizer: Tokenizer) -> str:
             messages.append({"role": turn.role, "content": _with_placeholder(turn)})
     try:
         return tokenizer.apply_chat_template(messages)
-    except Exception as error:  # a template may raise what it likes, jinja2's errors among them
+    except Exception as error:  # a template may raise anything, errors of jinja2 included
         raise RequestError(f"messages do not suit the model's chat template: {error}") from error

@@ -1,4 +1,4 @@
-"""Images as they come from files and libraries -> 8-bit RGB, checked before anything large is decoded."""
+"""Images from files and libraries -> 8-bit RGB, checked before anything large is decoded."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from PIL import Image, ImageOps
 from dpn_rt.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Files that are read: those whose header is read first. Readers of other formats decode at once or start programs."""
+"""Formats that are read, header first. Pillow's readers of other formats decode at once or run programs."""
 
 MAX_PIXELS = 89_478_485
-"""Pixels at most, in the file and after padding: PIL's own bound for a suspicious image, 256 MiB of RGB."""
+"""Largest number of pixels, in the file and after padding: Pillow's bound for suspicious images, 256 MiB of RGB."""
 
 
 def load_image(source: Image.Image | str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright 8-bit RGB image.
 
-    EXIF rotation is applied, 16-bit samples are scaled to 8 bits. Alpha is dropped, not blended: LLaVA and transformers
-    convert so, and models are trained on the colours that this shows.
+    EXIF rotation is applied, and 16-bit samples are scaled to 8 bits. Alpha is dropped, not blended: LLaVA and
+    transformers do the same, and models are trained on the resulting colours.
 
     Args:
-        source: a PIL image (not modified) or the path of a file. Of an animation the current or first frame is taken.
+        source: a PIL image (not modified) or the path of a file. The frame of an animation is the current or first one.
         max_pixels: checked from the file's header, before decoding.
 
     Raises:
-        ImageError: not a file, not an image, truncated, of zero size, or larger than `max_pixels`.
+        ImageError: it is not a file, not an image, truncated, of zero size, or larger than `max_pixels`.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, _describe(source), max_pixels)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(f"image: expected a PIL image or a path, got {type(source).__name__}")
     name = f"image {os.fspath(source)!r:.200}"
-    # A device or pipe would block the reader, and a URL is never fetched.
+    # Reading a device or pipe would block, and URLs are never fetched.
     if not _is_file(source):
         raise ImageError(f"{name}: no such file (expected a PIL image or the path of an image file)")
     with decode_image(Path(source), name, max_pixels) as image:
@@ -45,10 +45,13 @@ def load_image(source: Image.Image | str | os.PathLike[str], max_pixels: int = M
 
 
 def decode_image(file: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A PIL image whose header has been read, its pixels not yet.
+    """A PIL image of which only the header has been read.
+
+    Args:
+        name: of the image in messages.
 
     Raises:
-        ImageError: not an image, or far too large.
+        ImageError: it is not an image, or far too large.
     """
     try:
         with warnings.catch_warnings():
@@ -65,7 +68,7 @@ def decode_image(file: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS)
 def _is_file(source: str | os.PathLike[str]) -> bool:
     try:
         return Path(source).is_file()
-    except OSError:  # longer than a name may be: a data URL, say
+    except OSError:  # longer than a name may be, as a data URL is
         return False
 
 
@@ -85,14 +88,14 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         return _eight_bit_rgb(_upright(image), name)
     except ImageError:
         raise
-    except Exception as error:  # as above: whatever a decoder raises, the file is the reason
+    except Exception as error:  # as in `decode_image`: decoders raise anything on bad files
         raise ImageError(f"{name}: truncated or damaged: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data does not make the picture unreadable
+    except Exception:  # damaged EXIF data does not make the image unreadable
         return image
 
 
@@ -107,7 +110,7 @@ def _eight_bit_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _wide_gray(values: np.ndarray, name: str) -> np.ndarray:
-    """32-bit gray on the scale 0 to 255; the modes do not say their range, so the values do."""
+    """32-bit gray values on the scale 0 to 255. The mode does not tell their range, so the values decide."""
     low, high = float(values.min()), float(values.max())
     scales = {1.0: 255.0, 255.0: 1.0, 65535.0: 1 / 257} if values.dtype.kind == "f" else {255.0: 1.0, 65535.0: 1 / 257}
     for largest, scale in scales.items():

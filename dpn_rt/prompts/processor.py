@@ -1,4 +1,4 @@
-"""From a prompt as the user gives it to checked ids, images and row numbers."""
+"""A prompt as the user gives it -> checked ids, pixels and row numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.prompts.chat import Message, chat_prompt
 from dpn_rt.prompts.image import MAX_PIXELS, load_image
-from dpn_rt.prompts.prompt import ONE_IMAGE, Prompt, PromptParts, check_single_placeholder, take_apart
+from dpn_rt.prompts.prompt import Prompt, PromptParts, check_num_images, take_apart
 from dpn_rt.prompts.tokenizer import IMAGE_TEXT, Tokenizer
 from dpn_rt.prompts.visual_input import check_image_grid, check_views, from_embeds
 
@@ -29,7 +30,7 @@ Route = tuple[int | None, ...]
 """A forced expert per boundary; None leaves the choice to the router."""
 
 MAX_ROUTER_BIAS = 1000
-"""Beyond it a router's probabilities are 0 and 1 whatever the model says."""
+"""A greater bias would make a router's probabilities 0 and 1 for any model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,20 +38,21 @@ class ProcessedPrompt:
     """A checked prompt."""
 
     token_ids: npt.NDArray[np.int64]
-    """[num_prompt_ids], read-only; the image is the one id -200."""
+    """[num_prompt_ids], read-only, with one placeholder (-200) for the image."""
     text: str | None
     """The prompt string; None when ids were given."""
     visual: VisualInput | None
-    """The image; None for text alone."""
+    """The image; None without an image."""
     image_index: int | None
-    """Where -200 is in `token_ids`."""
+    """Index of the placeholder in `token_ids`; None without an image."""
     router_rows: npt.NDArray[np.int32]
-    """Rows the routers read, numbered as in stage 0; empty when no router runs."""
+    """Rows that the routers read, numbered as in stage 0; empty when no router runs."""
     num_rows: int
-    """Rows of stage 0: ids, the placeholder replaced by the visual tokens."""
+    """Rows of stage 0: the ids, with the visual tokens in place of the placeholder."""
     route: Route | None
+    """Forced experts; None where the routers choose at all boundaries."""
     router_bias: float = 0.0
-    """Added to the routers' logits per level of compression: above 0 for speed, below for accuracy."""
+    """Added to the routers' logits per level of compression: above 0 is faster, below 0 more accurate."""
 
     @property
     def num_text_rows(self) -> int:
@@ -103,11 +105,11 @@ class Processor:
             self._preprocessor = model.vision.preprocessor(files, pads=pads, max_pixels=max_pixels)
 
     def process(self, prompt: Prompt) -> ProcessedPrompt:
-        """Check a prompt and prepare it.
+        """Checks a prompt and prepares it.
 
         Raises:
-            RequestError: the prompt cannot be served; the message names the part, its value and what would be right.
-            ImageError: likewise, for the image.
+            RequestError: the prompt cannot be served. The message names the part, its value and what would be right.
+            ImageError: the same for the image.
         """
         parts = take_apart(prompt)
         route = _checked_route(parts.route, self.model)
@@ -140,20 +142,20 @@ class Processor:
         )
 
     def image(self, source: Image.Image | str | os.PathLike[str]) -> VisualInput:
-        """An image made ready once, to be given as `image` in as many prompts as ask about it.
+        """An image prepared for the vision encoder. It may be given as `image` in any number of prompts.
 
         Raises:
-            ImageError: it cannot be read, or the engine has no vision tower.
+            ImageError: it cannot be read, or the engine has no vision encoder.
         """
         if self._preprocessor is None:
             raise ImageError("image: this engine has no vision tower, expected image_embeds")
         return self._preprocessor(load_image(source, self._max_pixels))
 
     def seen_image(self, prompt: Prompt) -> Image.Image:
-        """The image of a prompt as the vision tower sees it: padded or cropped, scaled; RGB.
+        """The image of a prompt as the vision encoder sees it, padded or cropped and scaled, in RGB.
 
         Raises:
-            RequestError: as `process`; ImageError: likewise, or the prompt has no image.
+            RequestError: as `process`; ImageError: as `process`, or the prompt has no image.
         """
         visual = self.process(prompt).visual
         if visual is None or visual.embeds is not None or self._preprocessor is None:
@@ -161,10 +163,10 @@ class Processor:
         return self._preprocessor.picture(visual)
 
     def check_text(self, num_characters: int) -> None:
-        """Refuse a text that cannot fit, before time is spent on its tokens.
+        """Refuses a text that cannot fit, before time is spent to tokenise it.
 
         Raises:
-            RequestError: it is longer than the longest tokens that fit.
+            RequestError: it is longer than `max_length` of the longest tokens.
         """
         if self.tokenizer is None:
             return
@@ -176,10 +178,10 @@ class Processor:
             )
 
     def chat(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """The prompt (for `process`) of a conversation in OpenAI's form.
+        """The prompt of a conversation in OpenAI's form, to be given to `process`.
 
         Raises:
-            RequestError: a message has another form, or the engine has no tokenizer.
+            RequestError: a message has the wrong form, or the engine has no tokenizer; ImageError: as `chat_prompt`.
         """
         if self.tokenizer is None:
             raise RequestError("chat: this engine has no tokenizer, expected prompt_token_ids")
@@ -191,7 +193,8 @@ class Processor:
             if self.tokenizer is None:
                 raise RequestError("prompt is a string, but this engine has no tokenizer: expected prompt_token_ids")
             self.check_text(len(parts.text))
-            check_single_placeholder(parts.text.count(IMAGE_TEXT), "prompt")
+            count = parts.text.count(IMAGE_TEXT)
+            check_num_images(count, f"prompt has {count} image placeholders")
             ids = self.tokenizer.encode(parts.text, image_token_id)
         else:
             ids = list(parts.token_ids or ())
@@ -207,7 +210,7 @@ class Processor:
     def _check_placeholder(self, ids: list[int], parts: PromptParts) -> None:
         has_image = parts.image is not None or parts.image_embeds is not None
         count = ids.count(IMAGE_PLACEHOLDER_ID)
-        check_single_placeholder(count, "prompt")
+        check_num_images(count, f"prompt has {count} image placeholders")
         if has_image and not count:
             raise ImageError(
                 f"an image was given, but the prompt has no placeholder: expected {IMAGE_TEXT} in the text, "
@@ -253,17 +256,22 @@ class Processor:
 
 
 def _single_placeholder(ids: list[int], image_token_id: int | None) -> tuple[list[int], int]:
-    """Ids in which a run of the tokenizer's image token (transformers repeats it per row) is one placeholder.
+    """Ids in which one placeholder stands for a run of the tokenizer's image token (transformers repeats it per row).
 
     Returns:
-        The ids, and the length of the run; 1 where there is none.
+        The ids, and the length of the run; 1 where there is no run.
+
+    Raises:
+        ImageError: there are several runs.
     """
     count = 0 if image_token_id is None else ids.count(image_token_id)
     if image_token_id is None or not count:
         return ids, 1
+    num_runs = sum(
+        here == image_token_id and before != image_token_id for before, here in pairwise([IMAGE_PLACEHOLDER_ID, *ids])
+    )
+    check_num_images(num_runs, f"the prompt has the image token ({image_token_id}) in several places")
     start = ids.index(image_token_id)
-    if ids[start : start + count] != [image_token_id] * count:
-        raise ImageError(f"the prompt has the image token ({image_token_id}) in several places: {ONE_IMAGE}")
     return [*ids[:start], IMAGE_PLACEHOLDER_ID, *ids[start + count :]], count
 
 
@@ -272,7 +280,7 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
         return None
     counts = model.reduction.num_experts
     if isinstance(route, np.ndarray):
-        route = route.tolist()  # a number for an array without dimensions
+        route = route.tolist()  # of an array without dimensions it makes a number, which is refused
     if isinstance(route, str) or not isinstance(route, Sequence) or len(route) != len(counts):
         raise RequestError(f"route={route!r}: expected a list of {len(counts)} experts, one per boundary")
     result: list[int | None] = []

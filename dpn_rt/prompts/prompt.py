@@ -1,4 +1,4 @@
-"""The forms in which a prompt may come -> one."""
+"""The forms of a prompt -> one form."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ Prompt = str | Mapping[str, Any]
 
 _KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route", "router_bias")
 _IMAGE_KEYS = ("image", "image_embeds", "image_grid")
-ONE_IMAGE = "one image per request for now"
+MAX_IMAGES = 1
+"""Of one request. `check_num_images` is the one place that refuses more."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptParts:
-    """A prompt taken apart; its values are not checked yet."""
+    """The parts of a prompt. Their values are not checked yet."""
 
     text: str | None
     token_ids: tuple[int, ...] | None
@@ -37,7 +38,8 @@ def take_apart(prompt: Prompt) -> PromptParts:
     """The parts of a prompt.
 
     Raises:
-        RequestError: neither or both of text and ids, an empty prompt, an unknown key, or more than one image.
+        RequestError: there are both or neither of text and ids, the prompt is empty, or a key is unknown.
+        ImageError: there is more than one image.
     """
     if isinstance(prompt, str):
         prompt = {"prompt": prompt}
@@ -57,16 +59,23 @@ def take_apart(prompt: Prompt) -> PromptParts:
     if not text and not token_ids:
         raise RequestError("prompt is empty: expected at least one token")
     image, embeds = _single("image", _get(media, "image")), _single("image_embeds", _get(media, "image_embeds"))
-    if image is not None and embeds is not None:
-        raise ImageError(f"multi_modal_data has both image and image_embeds: {ONE_IMAGE}")
+    check_num_images((image is not None) + (embeds is not None), "multi_modal_data has both image and image_embeds")
     grid = _get(media, "image_grid", _get(prompt, "image_grid"))
     return PromptParts(text, token_ids, image, embeds, grid, _get(prompt, "route"), _get(prompt, "router_bias"))
 
 
-def check_single_placeholder(count: int, where: str) -> None:
-    """Raise ImageError when a prompt has more than one image placeholder."""
-    if count > 1:
-        raise ImageError(f"{where} has {count} image placeholders: {ONE_IMAGE}")
+def check_num_images(num_images: int, found: str) -> None:
+    """Refuses a prompt with too many images, however they are given.
+
+    Args:
+        num_images: how many images, or placeholders of images, the prompt has.
+        found: what the prompt has, for the message.
+
+    Raises:
+        ImageError: there are more than `MAX_IMAGES`.
+    """
+    if num_images > MAX_IMAGES:
+        raise ImageError(f"{found}: one image per request for now")
 
 
 def _get(mapping: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -81,11 +90,12 @@ def _check_keys(name: str, mapping: Mapping[str, Any], known: tuple[str, ...]) -
 
 
 def _single(name: str, value: Any) -> Any:
-    """The one item of a list, as other runtimes take it; anything else as it is."""
+    """The item of a list of one, as other runtimes take it; any other value as it is."""
     if not isinstance(value, list | tuple):
         return value
-    if len(value) != 1:
-        raise ImageError(f"{name}: got {len(value)} images, {ONE_IMAGE}")
+    check_num_images(len(value), f"{name}: got {len(value)} images")
+    if not value:
+        raise ImageError(f"{name}: got an empty list, expected one image, or none at all")
     return value[0]
 
 

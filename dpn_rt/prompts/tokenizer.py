@@ -1,4 +1,4 @@
-"""The tokenizer of an engine: text to ids with the image placeholder, ids to text."""
+"""The tokenizer of an engine: text -> ids with the image placeholder, and ids -> text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dpn_rt.errors import EngineError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 
 IMAGE_TEXT = "<image>"
-"""Where the image goes in a prompt string, whatever the tokenizer calls it."""
+"""The placeholder of an image in a prompt string, whatever image token the tokenizer has."""
 WORD_START = "▁"
-"""Stands for a space in the vocabularies of sentencepiece."""
+"""The character for a space in vocabularies of sentencepiece."""
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's character for each byte -> the byte."""
+    """The character by which GPT-2 represents a byte -> the byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -29,16 +29,16 @@ BYTE_OF = _byte_characters()
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer, with what prompts and streams need beside it."""
+    """A Hugging Face tokenizer with the functions that prompts and streams need."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """tokenizer: of transformers."""
+        """Args: tokenizer: of transformers."""
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """The tokenizer whose files lie in `directory`; nothing is downloaded and no code of the directory runs.
+        """The tokenizer whose files are in `directory`. Nothing is downloaded, and no code from the directory runs.
 
         Raises:
             EngineError: the files are missing or cannot be read.
@@ -48,7 +48,7 @@ class Tokenizer:
         converted = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
         try:
             settings = _settings(directory) if converted else {}
-            # LLaMA's default, which transformers 5 forgets for a sentencepiece model whose settings do not say it.
+            # True is LLaMA's default. transformers 5 does not apply it to a sentencepiece model without this setting.
             options = {"add_bos_token": settings.get("add_bos_token", True)} if converted else {}
             tokenizer = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False, **options
@@ -61,15 +61,14 @@ class Tokenizer:
         return cls(tokenizer)
 
     def encode(self, text: str, image_token_id: int | None = None) -> list[int]:
-        """Token ids of a prompt, each `<image>` as one placeholder id.
+        """Token ids of a prompt, with one placeholder id for each `<image>`.
 
-        Without an image token of the tokenizer's own, the text around `<image>` is tokenised piece by
-        piece as LLaVA does: its models were trained on that, and a tokenizer that starts every text with a space gives
-        other ids otherwise.
+        If the tokenizer has no image token, the pieces of text around `<image>` are tokenised separately, as in LLaVA.
+        Its models were trained on that, and a tokenizer that starts every text with a space gives other ids otherwise.
 
         Args:
             text: the prompt; special tokens in it are recognised.
-            image_token_id: the tokenizer's id of its image token, None where it has none.
+            image_token_id: id of the tokenizer's image token; None where it has none.
         """
         image_token = None if image_token_id is None else self.token(image_token_id)
         if image_token is not None:
@@ -88,12 +87,12 @@ class Tokenizer:
         return list(self._tokenizer(text, verbose=False).input_ids)
 
     def _single_bos(self, ids: list[int]) -> list[int]:
-        """Ids without a second start token, which a chat template that writes its own brings."""
+        """Ids with one start token, where a chat template has added a second one."""
         bos = self.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
-        """Text of token ids, spaces as they are."""
+        """Text of token ids, with all its spaces."""
         if self._backend is not None:
             return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
         known = [token_id for token_id in token_ids if self.token(token_id) is not None]
@@ -103,7 +102,7 @@ class Tokenizer:
         return str(text)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What one token adds to a text, in UTF-8; a part of a character may be all of it."""
+        """The UTF-8 bytes that one token adds to a text. They may be only a part of a character."""
         entry = self.token(token_id)
         if entry is None:
             return b""
@@ -116,22 +115,22 @@ class Tokenizer:
         return entry.replace(WORD_START, " ").encode()
 
     def token_text(self, token_id: int) -> str:
-        """Text of one token by itself; what is no whole character is U+FFFD."""
+        """Text of one token by itself, with U+FFFD for incomplete characters."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def num_stripped(self, first_id: int) -> int:
-        """Spaces at the beginning of a text's first token that the text is without."""
+        """Number of leading spaces that a token loses when it is the first one of a text."""
         text = self.token_text(first_id)
         return len(text) - len(text.lstrip(" ")) if not self.decode([first_id], False).startswith(" ") else 0
 
     @cached_property
     def longest_entry(self) -> int:
-        """Characters of the vocabulary's longest entry."""
+        """Length of the vocabulary's longest entry in characters."""
         vocabulary = self._tokenizer.get_vocab() if self._backend is None else self._backend.get_vocab()
         return max(map(len, vocabulary))
 
     def token(self, token_id: int) -> str | None:
-        """The vocabulary's entry of an id; None beyond it, where embeddings are often padded."""
+        """The vocabulary's entry for an id; None for ids after its end, where embeddings are often padded."""
         if self._backend is not None:
             entry = self._backend.id_to_token(token_id)
         else:
@@ -139,7 +138,7 @@ class Tokenizer:
         return None if entry is None else str(entry)
 
     def has_text(self, token_id: int, skip_special_tokens: bool) -> bool:
-        """Whether decoding looks at the id at all."""
+        """Whether decoding takes the id into account."""
         return self.token(token_id) is not None and not (skip_special_tokens and token_id in self._special_ids)
 
     @cached_property
@@ -155,7 +154,7 @@ class Tokenizer:
 
     @cached_property
     def _is_byte_level(self) -> bool:
-        """As GPT-2's: the vocabulary's characters stand for bytes."""
+        """Whether the vocabulary's characters stand for bytes, as in GPT-2."""
         return self._backend is not None and '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
 
     @cached_property
@@ -172,18 +171,18 @@ class Tokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
-        """The start token, None where the tokenizer has none."""
+        """Id of the start token; None where the tokenizer has none."""
         token_id: int | None = self._tokenizer.bos_token_id
         return token_id
 
     @property
     def chat_template(self) -> str | None:
-        """Jinja text that makes a prompt of messages, None where the tokenizer has none."""
+        """The Jinja template that makes a prompt of messages; None where the tokenizer has none."""
         template = getattr(self._tokenizer, "chat_template", None)
         return template if isinstance(template, str) else None
 
     def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt that the chat template makes of messages, ready for the assistant's answer."""
+        """The prompt that the chat template makes of messages. It ends where the assistant's answer begins."""
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return str(text)
 
@@ -194,10 +193,10 @@ def _settings(directory: Path) -> dict[str, Any]:
 
 
 def _restore_legacy_spaces(tokenizer: Any) -> None:
-    """Makes a "legacy" sentencepiece model start every text after a special token with a space, as it was trained.
+    """Makes a "legacy" sentencepiece model start every piece of text between special tokens with a space.
 
-    LLaVA's models were trained with it, and transformers 4 still has it. transformers 5 leaves the space out where the
-    text has one already, as in `<ROUTER> ASSISTANT:`, which gives other ids.
+    LLaVA's models were trained with this space, and transformers 4 still adds it. transformers 5 leaves it out where
+    the text already starts with one, as in `<ROUTER> ASSISTANT:`, which gives other ids.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):

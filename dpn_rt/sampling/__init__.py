@@ -1,1 +1,1 @@
-"""Logits -> token ids: parameters, filters, sampler, log probabilities."""
+"""Logits -> token ids: parameters, filters, sampler, log-probabilities."""

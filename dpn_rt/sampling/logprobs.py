@@ -1,4 +1,4 @@
-"""Log-probabilities of sampled tokens: from the unmodified logits, as mappings token id -> `Logprob`."""
+"""Log-probabilities of sampled tokens, computed from the unmodified logits: mappings token id -> `Logprob`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from dpn_rt.device.transfer import to_device
 
 TokenText = Callable[[int], str]
-"""Text of one token id."""
+"""Token id -> its text."""
 
 
 class Logprob(float):
-    """A log-probability that knows its rank (1 = most probable) and, with a tokenizer, its token's text."""
+    """A log-probability with its token's rank (1 is the most probable) and, with a tokenizer, its token's text."""
 
     __slots__ = ("_text", "rank", "token_id")
 
@@ -26,7 +26,7 @@ class Logprob(float):
     _text: TokenText | None
 
     def __new__(cls, value: float, rank: int, token_id: int, text: TokenText | None = None) -> Logprob:
-        """text: gives the token's text when asked."""
+        """Args: text: called when `decoded_token` is read; None without a tokenizer."""
         self = super().__new__(cls, value)
         self.rank = rank
         self.token_id = token_id
@@ -40,14 +40,14 @@ class Logprob(float):
 
     @property
     def decoded_token(self) -> str | None:
-        """The token's text, decoded when asked for; None for an engine without tokenizer."""
+        """The token's text, decoded when it is read; None for an engine without a tokenizer."""
         return None if self._text is None else self._text(self.token_id)
 
     def __repr__(self) -> str:
         return f"Logprob(logprob={float(self)!r}, rank={self.rank}, decoded_token={self.decoded_token!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The text function holds a tokenizer: what travels is the text alone.
+        # The text function holds a tokenizer, so only the text itself is pickled.
         return _restore, (float(self), self.rank, self.token_id, self.decoded_token)
 
 
@@ -56,12 +56,12 @@ def _restore(value: float, rank: int, token_id: int, decoded: str | None) -> Log
 
 
 class VocabularyLogprobs(Mapping[int, Logprob]):
-    """The log-probabilities of a whole vocabulary; entries are made when they are read."""
+    """The log-probabilities of a whole vocabulary. Entries are made when they are read."""
 
     __slots__ = ("_ranks", "_text", "values_array")
 
     def __init__(self, values: npt.NDArray[np.float32], text: TokenText | None = None) -> None:
-        """values: [vocab_size] float32."""
+        """Args: values: [vocab_size] float32."""
         self.values_array = values
         self._text = text
         self._ranks: npt.NDArray[np.int64] | None = None
@@ -91,13 +91,13 @@ class VocabularyLogprobs(Mapping[int, Logprob]):
 def gather_logprobs(
     logits: Tensor, token_ids: Tensor, counts: Sequence[int], text: TokenText | None
 ) -> list[Mapping[int, Logprob]]:
-    """Log-probabilities of every row: of its sampled token and of its `counts[row]` most probable ones.
+    """Log-probabilities per row: of its sampled token and of its `counts[row]` most probable tokens.
 
     Args:
         logits: [rows, vocab_size], unmodified, any float dtype; computed in float32.
         token_ids: [rows] int64, the sampled tokens.
         counts: per row, how many of the most probable tokens; -1: the whole vocabulary.
-        text: text of a token id, None without a tokenizer.
+        text: gives the text of a token id; None without a tokenizer.
     """
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     sampled = logprobs.gather(1, token_ids[:, None])
@@ -124,7 +124,7 @@ def gather_logprobs(
 
 
 def _rows_on_host(logprobs: Tensor, rows: list[int]) -> list[npt.NDArray[np.float32]]:
-    """Copies of some rows, `[vocab_size]` each."""
+    """Copies of the given rows, `[vocab_size]` each."""
     if not rows:
         return []
     if len(rows) < len(logprobs):

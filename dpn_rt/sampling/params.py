@@ -1,4 +1,4 @@
-"""How tokens are chosen and when a request ends; names, defaults and meanings as in vLLM."""
+"""How tokens are chosen and when a request ends. Names, defaults and meanings are those of vLLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from dpn_rt.errors import RequestError
 
 GREEDY_TEMPERATURE = 1e-5
-"""Below this temperature sampling is greedy (vLLM's bound): the division would only overflow."""
+"""Below this temperature (vLLM's bound) sampling is greedy, since dividing by it could overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class SamplingParams:
     """
 
     n: int = 1
-    """Completions of the prompt; each is sampled by itself."""
+    """Number of completions; each is sampled independently."""
     temperature: float = 1.0
-    """0 is greedy."""
+    """0 always takes the most probable token."""
     top_p: float = 1.0
     """Sample from the smallest set of most probable tokens that holds this probability; 1 is off."""
     top_k: int = 0
@@ -40,7 +40,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit once per occurrence in the output."""
     seed: int | None = None
-    """Same seed, same tokens, whatever else runs in the batch; None (or -1, as in vLLM) draws one."""
+    """The same seed gives the same tokens, whatever else is in the batch; None (or -1, as in vLLM) draws a seed."""
     stop: str | Sequence[str] | None = None
     """Strings that end the output; kept as a tuple. They may span tokens."""
     stop_token_ids: Sequence[int] | None = None
@@ -48,11 +48,11 @@ class SamplingParams:
     max_tokens: int | None = 16
     """Tokens to generate at most; None: up to the model's length."""
     min_tokens: int = 0
-    """No end-of-sequence or stop token, and no stop string, before this many tokens."""
+    """The output does not end by an end-of-sequence or stop token, or by a stop string, before this many tokens."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token."""
     logprobs: int | None = None
-    """Log-probabilities per token: the sampled one and the k most probable; -1: the whole vocabulary."""
+    """Number of most probable tokens whose log-probabilities are given, besides that of the sampled one; -1: all."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     include_stop_str_in_output: bool = False
@@ -127,7 +127,7 @@ def _require(name: str, value: object, holds: bool, expected: str) -> None:
 
 
 def _integer(name: str, value: Any) -> int:
-    """The value as an int; numpy integers pass, booleans and floats do not."""
+    """The value as an int. Integers of numpy are accepted, booleans and floats are not."""
     try:
         if isinstance(value, bool):
             raise TypeError

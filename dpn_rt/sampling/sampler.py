@@ -1,4 +1,4 @@
-"""From logits to tokens, for a whole batch at once."""
+"""Logits -> tokens, for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -29,9 +29,18 @@ from dpn_rt.sampling.params import SamplingParams
 
 
 class SamplingState:
-    """What the sampler remembers of one sequence. It outlives preemption: nothing of it is recomputed."""
+    """The sampler's state of one sequence. It is kept over a preemption, not recomputed."""
 
-    __slots__ = ("_counts", "_seen", "can_run_ahead", "forbidden_early", "key", "num_output", "params", "plain")
+    __slots__ = (
+        "_counts",
+        "_seen",
+        "can_run_ahead",
+        "forbidden_early",
+        "key",
+        "needs_only_argmax",
+        "num_output",
+        "params",
+    )
 
     def __init__(
         self,
@@ -44,9 +53,9 @@ class SamplingState:
         """
         Args:
             params: of the request.
-            prompt_token_ids: [num_prompt_ids] int64; the image placeholder may be among them.
+            prompt_token_ids: [num_prompt_ids] int64; negative placeholders may be among them.
             vocab_size: of the logits.
-            eos_token_ids: they end the sequence, unless `ignore_eos`.
+            eos_token_ids: ids that end the sequence, unless `ignore_eos`.
             index: which of the request's n completions; each draws its own random numbers.
         """
         self.params = params
@@ -63,25 +72,25 @@ class SamplingState:
             self._seen = np.zeros(vocab_size, dtype=np.bool_)
             self._seen[prompt_token_ids[prompt_token_ids >= 0]] = True
         self.can_run_ahead = not params.has_penalties and params.logprobs is None and not params.min_tokens
-        """Needs nothing of the tokens before, and nothing on the host."""
-        self.plain = params.is_greedy and self.can_run_ahead
-        """Needs the argmax and nothing else."""
+        """Whether a token can be chosen without the host, and without knowing the tokens before it."""
+        self.needs_only_argmax = params.is_greedy and self.can_run_ahead
+        """Whether the next token is the argmax of the logits."""
 
     def append(self, token_id: int) -> None:
-        """Take note of a sampled token."""
+        """Records a sampled token."""
         self.num_output += 1
         if self._counts is not None:
             self._counts[token_id] += 1
 
     @property
     def seen(self) -> npt.NDArray[np.bool_]:
-        """[vocab_size], token occurs in the prompt; only with penalties."""
+        """[vocab_size], whether the token occurs in the prompt; exists only with penalties."""
         assert self._seen is not None
         return self._seen
 
     @property
     def counts(self) -> npt.NDArray[np.int32]:
-        """[vocab_size], occurrences in the output; only with penalties."""
+        """[vocab_size], occurrences in the output; exists only with penalties."""
         assert self._counts is not None
         return self._counts
 
@@ -92,34 +101,39 @@ class SampledTokens:
 
     token_ids: list[int]
     logprobs: list[Mapping[int, Logprob] | None] | None
-    """Per sequence, None where not asked for; None altogether when no sequence asked."""
+    """One per sequence, None where it asks for none; None when no sequence asks for any."""
     finite: list[bool]
-    """Per sequence: whether its logits have a softmax. Where not, the token means nothing."""
+    """Per sequence, whether its logits have a softmax. Where they have none, the token is meaningless."""
 
 
 def sampled_tokens(
     ids: npt.NDArray[np.int64], logprobs: list[Mapping[int, Logprob] | None] | None = None
 ) -> SampledTokens:
-    """What `Sampler.choose` gave, on the host."""
+    """The result of `Sampler.choose` once it is on the host.
+
+    Args:
+        ids: `[2, num_seqs]`.
+        logprobs: per sequence.
+    """
     token_ids, best = ids.tolist()
     finite = [token_id != NO_SOFTMAX for token_id in best]
     return SampledTokens([max(token_id, 0) for token_id in token_ids], logprobs, finite)
 
 
 class Sampler:
-    """Chooses one token per row of logits. It keeps no state of its own: `SamplingState` holds the sequence's."""
+    """Chooses one token per row of logits. It has no state; that of each sequence is in its `SamplingState`."""
 
     def __init__(self, token_text: TokenText | None = None) -> None:
-        """token_text: text of a token id for `Logprob.decoded_token`; None without a tokenizer."""
+        """Args: token_text: gives the text for `Logprob.decoded_token`; None without a tokenizer."""
         self._token_text = token_text
 
     def sample(self, logits: Tensor, states: Sequence[SamplingState], best: Tensor | None = None) -> SampledTokens:
-        """The next token of every sequence; the caller appends it to the sequence's state.
+        """The next token of every sequence. The caller appends it to the sequence's state.
 
         Args:
             logits: [num_seqs, vocab_size], any float dtype and device, not modified.
             states: one per row.
-            best: [num_seqs] int64, `best_ids` of the logits where that is known.
+            best: [num_seqs] int64, `best_ids` of the logits; None: they are computed here.
         """
         ids = self.choose(logits, states, best)
         return sampled_tokens(ids.numpy(force=True), self._logprobs(logits, ids[0], states))
@@ -127,16 +141,16 @@ class Sampler:
     def choose(
         self, logits: Tensor, states: Sequence[SamplingState], best: Tensor | None = None, num_unread: int = 0
     ) -> Tensor:
-        """As `sample`, without log-probabilities, and on a device without waiting for it.
+        """As `sample`, but without log-probabilities, and without waiting for a device.
 
         Args:
-            num_unread: tokens that came before these and that the states (which can all run ahead) have not seen.
+            num_unread: number of earlier tokens that the states do not have yet; above 0 all of them can run ahead.
 
         Returns:
-            `[2, num_seqs]` int64: the tokens, and `best`.
+            `[2, num_seqs]` int64 on the device of the logits: the tokens, and `best`.
         """
         best = best_ids(logits) if best is None else best
-        if all(state.plain for state in states):
+        if all(state.needs_only_argmax for state in states):
             return torch.stack((best, best))
         return torch.stack((self._choose(logits, states, num_unread), best))
 
@@ -159,8 +173,8 @@ class Sampler:
             return None
         rows = list(wanted)
         if len(rows) < len(states):
-            placed = to_device(torch.tensor(rows), logits.device)
-            logits, token_ids = logits.index_select(0, placed), token_ids.index_select(0, placed)
+            indices = to_device(torch.tensor(rows), logits.device)
+            logits, token_ids = logits.index_select(0, indices), token_ids.index_select(0, indices)
         result: list[Mapping[int, Logprob] | None] = [None] * len(states)
         gathered = gather_logprobs(logits, token_ids, list(wanted.values()), self._token_text)
         for row, entries in zip(rows, gathered, strict=True):
@@ -169,7 +183,7 @@ class Sampler:
 
 
 def _forbid_early_ends(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """Logits with the ids that would end a sequence before its `min_tokens` at -inf."""
+    """Logits with -inf for the ids that would end a sequence before its `min_tokens`."""
     rows, ids = [], []
     for row, state in enumerate(states):
         if state.forbidden_early is not None and state.num_output < state.params.min_tokens:
@@ -177,12 +191,13 @@ def _forbid_early_ends(logits: Tensor, states: Sequence[SamplingState]) -> Tenso
             ids.append(state.forbidden_early)
     if not rows:
         return logits
-    places = to_device(torch.stack((torch.cat(rows), torch.cat(ids))), logits.device)
+    indices = to_device(torch.stack((torch.cat(rows), torch.cat(ids))), logits.device)
     forbidden = torch.full((), -torch.inf, device=logits.device)
-    return logits.index_put((places[0], places[1]), forbidden)
+    return logits.index_put((indices[0], indices[1]), forbidden)
 
 
 def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Logits with the penalties of those sequences that have some."""
     rows = [row for row, state in enumerate(states) if state.params.has_penalties]
     if not rows:
         return logits
@@ -194,15 +209,15 @@ def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     repetition, presence, frequency = (to_device(strengths, device)[:, i, None] for i in range(3))
     seen = to_device(torch.from_numpy(np.stack([states[row].seen for row in rows])), device)
     counts = to_device(torch.from_numpy(np.stack([states[row].counts for row in rows])), device)
-    placed = to_device(torch.tensor(rows), device)
-    penalized = apply_penalties(logits.index_select(0, placed), seen, counts, repetition, presence, frequency)
-    return logits.index_copy(0, placed, penalized)
+    indices = to_device(torch.tensor(rows), device)
+    penalized = apply_penalties(logits.index_select(0, indices), seen, counts, repetition, presence, frequency)
+    return logits.index_copy(0, indices, penalized)
 
 
 def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState], num_unread: int = 0) -> Tensor:
-    """As `_draw_rows`, by one kernel that does not look at results for shortcuts, which a GPU would be waited for."""
+    """As `_draw_rows`, by one kernel. No shortcut depends on values, since reading them would wait for a GPU."""
     params = [state.params for state in states]
-    placed = upload(
+    inputs = upload(
         logits.device,
         np.array([p.temperature for p in params], dtype=np.float32),
         np.array([min(p.top_k, logits.shape[1]) for p in params], dtype=np.int32),
@@ -211,7 +226,7 @@ def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState], num_un
         np.array([state.key for state in states], dtype=np.uint64).view(np.int64),
         np.array([state.num_output + num_unread for state in states], dtype=np.int64),
     )
-    return ops.sample(logits, *placed)[0].long()
+    return ops.sample(logits, *inputs)[0].long()
 
 
 def _draw_rows(logits: Tensor, states: Sequence[SamplingState], num_unread: int = 0) -> Tensor:
@@ -221,7 +236,7 @@ def _draw_rows(logits: Tensor, states: Sequence[SamplingState], num_unread: int 
     vocab_size = logits.shape[1]
     params = [state.params for state in states]
     temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)
-    # Largest entry 0: dividing by a small temperature then cannot overflow upwards.
+    # With 0 as the largest entry, dividing by a small temperature cannot overflow upwards.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / temperatures
     if any(p.min_p > 0 for p in params):
         min_p = torch.tensor([[p.min_p] for p in params], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, the API key, the body's limit."""
+"""The first layer that every request passes: its id, the API key, the limit of its body."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dpn_rt.server.bodies import BodyLimits
-from dpn_rt.server.errors import HttpError, reply
+from dpn_rt.server.errors import HttpError, error_reply
 
 OPEN_PATHS = ("/health",)
-"""Answered without a key: supervisors and load balancers ask."""
+"""Answered without a key, for supervisors and load balancers."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class AccessMiddleware:
-    """Plain ASGI, so that streams pass untouched."""
+    """Plain ASGI: streams pass through it chunk by chunk."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, bodies: BodyLimits, refused: Callable[[int], None]) -> None:
-        """Args: refused: told the status of each request that gets no further than here."""
-        self._app, self._bodies, self._refused = app, bodies, refused
+    def __init__(
+        self, app: ASGIApp, api_key: str | None, bodies: BodyLimits, on_refusal: Callable[[int], None]
+    ) -> None:
+        """Args: on_refusal: called with the status of each request that is refused here."""
+        self._app, self._bodies, self._on_refusal = app, bodies, on_refusal
         self._api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +47,7 @@ class AccessMiddleware:
             with self._bodies.enter(headers.get(b"content-length", b"")) as body:
                 await self._app(scope, body.limited(receive), send_with_id)
         except HttpError as error:
-            self._refused(error.status)
+            self._on_refusal(error.status)
             await _send_error(error, send_with_id)
 
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
@@ -62,9 +64,9 @@ def _request_id(given: bytes) -> str:
 
 
 async def _send_error(error: HttpError, send: Any) -> None:
-    answer = reply(error)
-    body = json.dumps(answer.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **answer.headers}
+    reply = error_reply(error)
+    body = json.dumps(reply.body).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **reply.headers}
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+    await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})

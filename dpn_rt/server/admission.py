@@ -1,4 +1,4 @@
-"""The queue's limit in requests and tokens, taken before anything of a request is decoded."""
+"""The limit of the queue in requests and tokens. A request takes its places before anything of it is decoded."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ class Ticket:
     _admission: Admission
     prompts: int
     tokens: int
-    """Of all these prompts."""
+    """Estimated for all these prompts together."""
 
     def leave(self) -> None:
-        """Gives one place back, as soon as its prompt runs."""
+        """Gives one place back; to be called when its prompt begins to run."""
         if self.prompts:
             tokens = self.tokens // self.prompts
             self._give_back(1, tokens)
 
     def leave_all(self) -> None:
+        """Gives all remaining places back."""
         self._give_back(self.prompts, self.tokens)
 
     def _give_back(self, prompts: int, tokens: int) -> None:
@@ -35,20 +36,24 @@ class Ticket:
 
 
 class Admission:
-    """Counts who waits. Used on one event loop."""
+    """Counts the prompts that wait. Used on one event loop."""
 
     def __init__(self, max_prompts: int, max_tokens: int) -> None:
         self._max_prompts, self._max_tokens = max_prompts, max_tokens
         self.prompts = 0
         self.tokens = 0
         self.active = 0
-        """Requests that have entered and not ended, running ones included."""
+        """Requests that have entered and not ended, whether they wait or run."""
         self.is_closed = False
-        """No one gets in any more: the server is going down."""
+        """No request may enter any more, since the server is shutting down."""
 
     @contextmanager
     def enter(self, tokens: int, prompts: int = 1) -> Iterator[Ticket]:
-        """Places for a request's prompts with an estimated number of tokens; a request alone is never too large.
+        """Takes places for a request's prompts. A request that finds the queue empty is never too large.
+
+        Args:
+            tokens: of all its prompts and answers, estimated.
+            prompts: how many it has.
 
         Raises:
             OverloadedError: the queue is full, or closed.

@@ -23,37 +23,40 @@ from dpn_rt.errors import DpnError
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
-from dpn_rt.server.async_engine import AsyncEngine
 from dpn_rt.server.bodies import BodyLimits
 from dpn_rt.server.config import ServerConfig
-from dpn_rt.server.errors import HttpError, reply
+from dpn_rt.server.engine_client.client import EngineClient
+from dpn_rt.server.engine_client.process import EngineProcess
+from dpn_rt.server.errors import HttpError, error_reply
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
-from dpn_rt.server.picture_cache import PictureCache
 from dpn_rt.server.preparation import Preparation
+from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
-from dpn_rt.server.stepping.stepper import Stepper
 from dpn_rt.server.tracing import Tracing
 
 Body = TypeVar("Body", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
-def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tracing: Tracing | None = None) -> FastAPI:
-    """The server's application; the engine is stepped from its startup to its shutdown.
+def create_app(
+    processor: Processor, process: EngineProcess, config: ServerConfig, tracing: Tracing | None = None
+) -> FastAPI:
+    """The HTTP application. Its startup connects to the engine, its shutdown ends the engine's process.
 
     Args:
-        processor: makes the prompts of the stepper's engine.
+        processor: makes prompts for the engine.
+        process: has loaded the engine.
     """
     workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
     media = MediaLoader(config.media)
-    engine = AsyncEngine(stepper, processor.tokenizer)
+    engine = EngineClient(process, processor.tokenizer)
     service = Service(
         config,
         processor.model,
         engine,
-        Preparation(processor, media, PictureCache(config.picture_bytes), config.max_images, workers),
+        Preparation(processor, media, ProcessedImageCache(config.processed_image_bytes), config.max_images, workers),
         Admission(config.max_queued_requests, config.max_queued_tokens),
         Metrics(processor.model, config.model_name, lambda: engine.load),
         tracing,
@@ -61,7 +64,7 @@ def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tra
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        await engine.start()
         try:
             yield
         finally:
@@ -79,32 +82,34 @@ def create_app(processor: Processor, stepper: Stepper, config: ServerConfig, tra
     )
     app.state.service = service
     bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
-    app.add_middleware(AccessMiddleware, api_key=config.api_key, bodies=bodies, refused=service.metrics.refused)
+    app.add_middleware(
+        AccessMiddleware, api_key=config.api_key, bodies=bodies, on_refusal=service.metrics.count_refusal
+    )
     _add_error_handlers(app, service)
-    _add_questions(app, service)
-    _add_operations(app, service)
+    _add_openai_paths(app, service)
+    _add_operator_paths(app, service)
     if tracing is not None:
         tracing.watch(app)
     return app
 
 
-def _add_questions(app: FastAPI, service: Service) -> None:
+def _add_openai_paths(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatRequest), responses=ERRORS)
     async def chat(request: Request) -> Response:
         """Answer a conversation, with an image or without."""
-        return await _answer(service, request, ChatRequest)
+        return await _respond(service, request, ChatRequest)
 
     @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest), responses=ERRORS)
     async def completions(request: Request) -> Response:
         """Continue text as it stands."""
-        return await _answer(service, request, CompletionRequest)
+        return await _respond(service, request, CompletionRequest)
 
     @app.get("/v1/models")
     async def models() -> Any:
         """The model that is served."""
         return {"object": "list", "data": [_model_card(service)]}
 
-    @app.get("/v1/models/{name:path}", responses={404: {"description": "another name"}})
+    @app.get("/v1/models/{name:path}", responses={404: {"description": "a model of another name"}})
     async def model(name: str) -> Any:
         """The model, by its name."""
         if name != service.config.model_name:
@@ -112,15 +117,15 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         return _model_card(service)
 
 
-def _add_operations(app: FastAPI, service: Service) -> None:
-    @app.get("/health", responses={503: {"description": "the engine stands still, or the server is going down"}})
+def _add_operator_paths(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses={503: {"description": "the engine is stalled, or the server is shutting down"}})
     async def health() -> Response:
         """200 while the engine steps or has nothing to do."""
-        stalled = service.engine.stalled_seconds
+        seconds = service.engine.stalled_seconds
         if service.admission.is_closed:
             return JSONResponse({"status": "shutting down"}, 503)
-        if stalled > service.config.stall_timeout:
-            return JSONResponse({"status": "stalled", "seconds": min(stalled, 1e9)}, 503)
+        if seconds > service.config.stall_timeout:
+            return JSONResponse({"status": "stalled", "seconds": min(seconds, 1e9)}, 503)  # JSON has no infinity
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -140,20 +145,22 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return HTMLResponse(page_text, headers=PAGE_HEADERS)
 
 
-async def _answer(service: Service, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
+async def _respond(service: Service, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
     request_id = request.state.request_id
     started = time.monotonic()
     parsed = await service.parse(kind, await request.body())
     if parsed.stream:
         events = service.stream(parsed)
+        # Before the response begins, so that an error still has a status of its own.
         first = await _until_disconnected(request, anext(events))
-        return StreamingResponse(_rest(first, events), media_type="text/event-stream", headers=NO_BUFFERING)
-    result = await _until_disconnected(request, service.whole(parsed))
+        return StreamingResponse(_with_first(first, events), media_type="text/event-stream", headers=NO_BUFFERING)
+    reply = await _until_disconnected(request, service.whole(parsed))
     log.info("request %s: answered in %.3f s", request_id, time.monotonic() - started)
-    return JSONResponse(result)
+    return JSONResponse(reply)
 
 
-async def _rest(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def _with_first(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """All events, of which the first has been read already. Closes them when the client leaves."""
     async with aclosing(events):
         yield first
         async for event in events:
@@ -163,45 +170,45 @@ async def _rest(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncItera
 async def _until_disconnected(request: Request, work: Awaitable[Any]) -> Any:
     """The result of `work`, which is cancelled when the client leaves."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientLeftError(499, "the client closed the connection")
         return task.result()
     finally:
-        for future in (task, gone):
+        for future in (task, disconnected):
             future.cancel()
             with suppress(BaseException):
                 await future
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class ClientLeftError(HttpError):
-    """Nobody reads the answer any more."""
+    """The client has left, so no reply is read."""
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
     async def handle(request: Request, error: Exception) -> Response:
-        answer = reply(_plain(error))
-        if not isinstance(error, ClientLeftError):  # which is no refusal
-            service.metrics.refused(answer.status)
+        reply = error_reply(_as_http_error(error))
+        if not isinstance(error, ClientLeftError):  # that is no refusal
+            service.metrics.count_refusal(reply.status)
         request_id = getattr(request.state, "request_id", "-")
-        if answer.status >= 500 and answer.status != 503:
-            log.error("request %s: %s", request_id, answer.body["error"]["message"], exc_info=error)
+        if reply.status >= 500 and reply.status != 503:
+            log.error("request %s: %s", request_id, reply.body["error"]["message"], exc_info=error)
         else:
-            log.info("request %s: %d %s", request_id, answer.status, answer.body["error"]["message"])
-        return JSONResponse(answer.body, answer.status, answer.headers)
+            log.info("request %s: %d %s", request_id, reply.status, reply.body["error"]["message"])
+        return JSONResponse(reply.body, reply.status, reply.headers)
 
     for kind in (DpnError, ValidationError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
 
 
-def _plain(error: Exception) -> Exception:
+def _as_http_error(error: Exception) -> Exception:
     if isinstance(error, HTTPException):
         return HttpError(error.status_code, str(error.detail))
     return error
@@ -218,7 +225,7 @@ def _model_card(service: Service) -> dict[str, Any]:
 
 
 def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's part for a body that is read by hand, within its limit."""
+    """The request body's part of OpenAPI's schema. FastAPI cannot make it, since `_respond` reads the body itself."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     return {
@@ -227,6 +234,7 @@ def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its definitions in the places that refer to them."""
     if isinstance(schema, list):
         return [_inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -239,13 +247,13 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "a part of the request cannot be served; `error.message` says which and why"},
     401: {"description": "the API key is missing or wrong"},
-    404: {"description": "another model"},
+    404: {"description": "a model of another name"},
     413: {"description": "body or image too large"},
     429: {"description": "the queue is full; see Retry-After"},
-    503: {"description": "the server is going down; see Retry-After"},
+    503: {"description": "the server is shutting down; see Retry-After"},
 }
 NO_BUFFERING = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-"""Asks proxies to pass events on as they come."""
+"""Tells proxies to pass events on as they come."""
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -1,4 +1,4 @@
-"""How large bodies may be, one and all together, counted while they are read."""
+"""Limits of the bodies of requests, for each and for all together. Bytes are counted as they arrive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpn_rt.server.errors import HttpError, OverloadedError
 
 
 class BodyLimits:
-    """The bytes of all bodies that the server holds: a body is held until its request has been answered."""
+    """Counts the bytes of all bodies that the server holds. A body is held until its request has been answered."""
 
     def __init__(self, max_bytes: int, max_held_bytes: int) -> None:
         self.max_bytes, self.max_held_bytes = max_bytes, max_held_bytes
@@ -19,13 +19,13 @@ class BodyLimits:
 
     @contextmanager
     def enter(self, content_length: bytes) -> Iterator[Body]:
-        """Room for one body, for the time of its request.
+        """Room for one body while its request lasts.
 
         Args:
-            content_length: the header, empty where there is none; nothing is reserved for what has not come.
+            content_length: the header, empty where there is none. Nothing is reserved: only bytes that came count.
 
         Raises:
-            HttpError: 413, it is too large by its header; OverloadedError: there is no room for it now.
+            HttpError: 413, its header says that it is too large; OverloadedError: there is no room for it now.
         """
         body = Body(self)
         if content_length.isdigit():
@@ -37,14 +37,14 @@ class BodyLimits:
 
 
 class Body:
-    """One body, as far as it has come."""
+    """The part of one body that has arrived."""
 
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self.received_bytes = 0
 
     def limited(self, receive: Receive) -> Receive:
-        """`receive`, which raises what `check` does as soon as too much has come."""
+        """`receive`, but it raises what `check` raises as soon as too many bytes have arrived."""
 
         async def limited() -> Message:
             message = await receive()
@@ -57,7 +57,7 @@ class Body:
         return limited
 
     def check(self, more: int) -> None:
-        """Whether `more` bytes may come.
+        """Checks that `more` bytes may arrive.
 
         Raises:
             HttpError: 413, the body is too large; OverloadedError: all bodies together are.

@@ -1,10 +1,11 @@
-"""What the server allows."""
+"""Limits and names of a server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.prompts.prompt import MAX_IMAGES
 from dpn_rt.server.media.policy import MediaPolicy
 
 
@@ -13,31 +14,31 @@ class ServerConfig:
     """Limits and names of one server.
 
     Raises:
-        ConfigError: a limit that cannot be.
+        ConfigError: a limit is out of range or contradicts another.
     """
 
     model_name: str
-    """What `model` of a request must be, and what /v1/models lists."""
+    """The model's name: in requests and in /v1/models."""
     api_key: str | None = None
-    """Asked for as a bearer token on every path but /health; None: nobody is asked."""
+    """Required as a bearer token on every path but /health; None: not required."""
     max_queued_requests: int = 256
-    """Requests that wait for their first step; the next one is refused with 429."""
+    """Prompts that may wait for their first step; a request beyond that is refused with 429."""
     max_queued_tokens: int = 262_144
-    """Tokens that those may need, prompt and answer, estimated before anything is decoded."""
+    """Tokens that the waiting prompts and their answers may need, estimated before anything is decoded."""
     max_body_bytes: int = 32 * 2**20
     max_held_body_bytes: int | None = None
-    """Of the bodies of all requests that have not been answered; what would go beyond is refused with 429. Default:
-    1 GiB, or one body if that may be larger."""
-    max_images: int = 1
-    """Per request; the models take one."""
-    picture_bytes: int = 2**26
-    """Of pixels of images that came before, so that they are not decoded again; 0: none are kept."""
+    """For the bodies of all unanswered requests; a request that would exceed it is refused with 429. Default: 1 GiB, or
+    `max_body_bytes` if that is larger."""
+    max_images: int = MAX_IMAGES
+    """Of one request, checked before any of them is loaded."""
+    processed_image_bytes: int = 2**26
+    """For the pixels of images that came before, so that they are not decoded again; 0 keeps none."""
     workers: int = 2
-    """Threads that read requests, images and text beside the engine's own."""
+    """Threads that parse large bodies, decode images and tokenise text."""
     stall_timeout: float = 30.0
-    """/health fails when a step takes longer; seconds."""
+    """Seconds; /health fails while a step takes longer."""
     shutdown_timeout: float = 30.0
-    """Seconds that running requests get to end when the server is told to stop."""
+    """Seconds that running requests get when the server is told to stop; then they are aborted."""
     media: MediaPolicy = field(default_factory=MediaPolicy)
 
     @property
@@ -53,8 +54,8 @@ class ServerConfig:
             raise ConfigError(
                 f"max_held_body_bytes={self.max_held_body_bytes}: expected at least one body, {self.max_body_bytes}"
             )
-        if self.picture_bytes < 0:
-            raise ConfigError(f"picture_bytes={self.picture_bytes}: expected at least 0")
+        if self.processed_image_bytes < 0:
+            raise ConfigError(f"processed_image_bytes={self.processed_image_bytes}: expected at least 0")
         for name in ("stall_timeout", "shutdown_timeout"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 seconds or more")

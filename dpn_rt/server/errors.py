@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form, with the status that they mean."""
+"""Errors as HTTP replies: a status, and a body in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dpn_rt.errors import CapacityError, DpnError, RequestError
 from dpn_rt.server.media.policy import MediaTooLargeError
 
 RETRY_AFTER = 1
-"""Seconds after which a refused client may try again."""
+"""Seconds that an overloaded server asks clients to wait."""
 
 
 class HttpError(DpnError):
-    """A request that is refused before it reaches the engine."""
+    """A request is refused before it reaches the engine."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class HttpError(DpnError):
 
 
 class OverloadedError(HttpError):
-    """No room now: 429, or 503 while the server goes down."""
+    """There is no room now: 429, or 503 while the server shuts down."""
 
     def __init__(self, message: str, status: int = 429) -> None:
         super().__init__(status, message, code="overloaded")
@@ -31,14 +31,14 @@ class OverloadedError(HttpError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """What goes over the wire."""
+    """An HTTP reply that reports an error."""
 
     status: int
     body: dict[str, Any]
     headers: dict[str, str]
 
 
-KINDS = {
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
@@ -50,14 +50,14 @@ KINDS = {
 }
 
 
-def reply(error: BaseException) -> ErrorReply:
-    """Status, body and headers for whatever went wrong; of an unexpected error only its type is told."""
+def error_reply(error: BaseException) -> ErrorReply:
+    """The reply for any exception. For an unexpected one it names only the type."""
     if isinstance(error, HttpError):
         return _reply(error.status, str(error), error.param, error.code)
     if isinstance(error, ValidationError):
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-        # Where a value may have several forms, the deepest place belongs to the form that was meant, and a value of
-        # another type to one that was not.
+        # Where a value may have several forms, pydantic reports an error for each. The deepest location belongs to the
+        # form that was meant; a value of the wrong type belongs to a form that was not.
         first = max(errors, key=lambda item: (len(item["loc"]), not item["type"].endswith("_type")))
         place = ".".join(str(part) for part in first["loc"] if not _is_form(part)) or None
         return _reply(400, f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}", place)
@@ -71,12 +71,12 @@ def reply(error: BaseException) -> ErrorReply:
 
 
 def _is_form(part: int | str) -> bool:
-    """Whether a part of a place is pydantic's name of one of several types, not a field."""
+    """Whether a part of an error's location is pydantic's name for one of several types, not a field."""
     return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
 
 
 def _reply(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorReply:
-    body = {"message": message, "type": KINDS.get(status, "server_error"), "param": param, "code": code}
+    body = {"message": message, "type": ERROR_TYPES.get(status, "server_error"), "param": param, "code": code}
     headers = {"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

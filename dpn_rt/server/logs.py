@@ -1,4 +1,4 @@
-"""Logs of the server: one line an event, of prompts and images nothing."""
+"""Logs of the server: one line per event, without any content of prompts or images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -24,7 +24,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logs(level: str, *, as_json: bool) -> None:
-    """Send the logs of dpn_rt and uvicorn to standard error."""
+    """Sends the logs of dpn_rt and uvicorn to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name in ("dpn_rt", "uvicorn"):

@@ -11,16 +11,16 @@ Item = TypeVar("Item")
 
 
 async def merge(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
-    """Items of all streams with the number of their stream, as they come; the streams start together.
+    """Items of all streams as they come, each with the number of its stream. The streams run at the same time.
 
-    The first error of a stream ends all of them and is raised. Leaving early (`aclose`) closes them.
+    The first error of any stream is raised and closes all others. Leaving early (`aclose`) closes them all.
     """
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for single in only:
                 yield 0, single
         return
-    items: asyncio.Queue[tuple[int, Item]] = asyncio.Queue(maxsize=1)  # a stream waits while its reader does
+    items: asyncio.Queue[tuple[int, Item]] = asyncio.Queue(maxsize=1)  # a stream waits while its item is unread
 
     async def pass_on(number: int, stream: AsyncGenerator[Item, None]) -> None:
         async with aclosing(stream):

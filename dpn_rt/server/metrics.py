@@ -13,16 +13,16 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
-from dpn_rt.server.stepping.stepper import Load
+from dpn_rt.server.engine_client.messages import Load
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class Metrics:
-    """What operators see. One registry per server, nothing global."""
+    """The metrics of one server, in a registry of their own."""
 
     def __init__(self, model: ModelConfig, model_name: str, load: Callable[[], Load]) -> None:
-        """Args: load: looked at when metrics are read."""
+        """Args: load: gives the engine's load; called whenever metrics are read."""
         self._model = model
         self._name = model_name
         self._registry = CollectorRegistry()
@@ -44,16 +44,16 @@ class Metrics:
         self._prepare = self._histogram("request_preparation_time_seconds", "Fetching, decoding, tokenising.")
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in the exposition format."""
         return generate_latest(self._registry)
 
-    def refused(self, status: int) -> None:
+    def count_refusal(self, status: int) -> None:
         self._refusals.labels(self._name, str(status)).inc()
 
-    def prepared(self, seconds: float) -> None:
+    def observe_preparation(self, seconds: float) -> None:
         self._prepare.labels(self._name).observe(seconds)
 
-    def finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
+    def count_finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
         """Counts a request that the engine has ended."""
         name, metrics = self._name, output.metrics
         self._prompt_tokens.labels(name).inc(prompt.num_rows)
@@ -71,30 +71,33 @@ class Metrics:
         self._prefill.labels(name).observe(metrics.first_token - metrics.arrival - metrics.queue)
         self._decode.labels(name).observe(metrics.finish - metrics.first_token)
 
-    def left(self, completions: int) -> None:
-        """Counts a request whose client went away, or that ended with another prompt of its request."""
+    def count_client_left(self, completions: int) -> None:
+        """Counts a prompt whose client left before its end, or whose request failed because of another prompt."""
         self._successes.labels(self._name, "abort").inc(completions)
 
-    def paced(self, output: RequestOutput) -> None:
-        """Counts the times between the tokens of a request that nobody watched: their mean, for each."""
+    def observe_mean_gap(self, output: RequestOutput) -> None:
+        """Records the times between the tokens of a request that was not streamed: their mean, once per gap."""
         metrics = output.metrics
         if metrics.finish is None or metrics.first_token is None:
             return
-        gaps = max((len(completion.token_ids) for completion in output.outputs), default=0) - 1
-        for _ in range(gaps):
-            self._between.labels(self._name).observe((metrics.finish - metrics.first_token) / gaps)
+        num_gaps = max((len(completion.token_ids) for completion in output.outputs), default=0) - 1
+        for _ in range(num_gaps):
+            self._between.labels(self._name).observe((metrics.finish - metrics.first_token) / num_gaps)
 
-    def clock(self) -> Callable[[int], None]:
-        """A function to call with the number of tokens that just came for one request."""
+    def gap_timer(self) -> Callable[[int], None]:
+        """A function that records the times between the tokens of one request.
+
+        It is called whenever tokens come, with their number.
+        """
         last: float | None = None
         observe = self._between.labels(self._name).observe
 
-        def tick(tokens: int) -> None:
+        def tick(num_tokens: int) -> None:
             nonlocal last
             now = time.monotonic()
             if last is not None:
-                for _ in range(tokens):
-                    observe((now - last) / tokens)
+                for _ in range(num_tokens):
+                    observe((now - last) / num_tokens)
             last = now
 
         return tick
@@ -125,11 +128,11 @@ class _LoadCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         load = self._load()
-        used = load.kv_cells_used / load.kv_cells if load.kv_cells else 0.0
+        used = load.kv_blocks_used / load.kv_blocks if load.kv_blocks else 0.0
         for name, text, value in (
             ("num_requests_running", "Sequences in the batch.", load.running),
             ("num_requests_waiting", "Sequences that wait for a place in it.", load.waiting),
-            ("kv_cache_usage_perc", "Share of the KV cells in use, 0 to 1.", used),
+            ("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", used),
         ):
             gauge = GaugeMetricFamily(f"dpn_rt:{name}", text, labels=("model_name",))
             gauge.add_metric((self._name,), value)

@@ -1,4 +1,4 @@
-"""Requests to processed prompts, in threads beside the engine's."""
+"""Requests -> processed prompts. Images are decoded and texts tokenised in worker threads."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from dpn_rt.prompts.image import decode_image
 from dpn_rt.prompts.processor import ProcessedPrompt, Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.server.media.loader import MediaLoader
-from dpn_rt.server.picture_cache import PictureCache
+from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
 
-BYTES_PER_TOKEN = 3
-"""Of text, for the estimate before there are tokens."""
-DEFAULT_ANSWER = 256
-"""Tokens that an answer of no stated length is taken for."""
+CHARACTERS_PER_TOKEN = 3
+"""For estimates before a text is tokenised."""
+DEFAULT_ANSWER_TOKENS = 256
+"""Estimated tokens of an answer whose length the request leaves open."""
 Result = TypeVar("Result")
 
 
 class Preparation:
-    """Makes prompts of one engine."""
+    """Makes the prompts of one engine."""
 
     def __init__(
-        self, processor: Processor, media: MediaLoader, pictures: PictureCache, max_images: int, workers: Executor
+        self, processor: Processor, media: MediaLoader, images: ProcessedImageCache, max_images: int, workers: Executor
     ) -> None:
-        self._processor, self._media, self._pictures, self._workers = processor, media, pictures, workers
+        """Args: max_images: of one request."""
+        self._processor, self._media, self._images, self._workers = processor, media, images, workers
         self._max_images = max_images
 
     @property
@@ -44,31 +45,31 @@ class Preparation:
         return self._processor.max_length
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Calls a function in a worker thread."""
+        """Calls a function in a worker thread and gives its result."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
 
     async def chat(self, request: ChatRequest) -> ProcessedPrompt:
         """The prompt of a conversation.
 
         Raises:
-            RequestError, ImageError: what is wrong with text or image; MediaError: why the image's URL gives none.
+            RequestError, ImageError: text or image cannot be served; MediaError: an image cannot be loaded.
         """
         urls = [part.image_url.url for message in request.messages for part in message.images]
-        images = [await self._media.load(url) for url in urls]
-        return await self.run(self._process_chat, request, images)
+        files = [await self._media.load(url) for url in urls]
+        return await self.run(self._process_chat, request, files)
 
     async def text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
         """The prompts of a completion request."""
         return await self.run(self._process_text, request)
 
     def check(self, request: ChatRequest | CompletionRequest) -> None:
-        """What can be told before anything is decoded.
+        """Checks what can be checked before anything is loaded or decoded.
 
         Raises:
-            RequestError: sampling parameters that cannot be, more images than the server takes, or a text that is far
-                too long for the model.
+            RequestError: sampling parameters are invalid, there are more images than the server takes, or the text is
+                far too long for the model.
         """
-        _ = request.sampling
+        _ = request.sampling  # raises if a value is invalid
         if isinstance(request, CompletionRequest):
             for prompt in request.prompts:
                 if isinstance(prompt, str):
@@ -82,7 +83,7 @@ class Preparation:
             raise RequestError(f"messages: {count} images, expected at most {self._max_images}")
 
     def estimated_tokens(self, request: ChatRequest | CompletionRequest) -> int:
-        """Tokens of prompt and answer, without looking into text or image."""
+        """Tokens of prompts and answers, estimated from lengths alone."""
         if isinstance(request, CompletionRequest):
             lengths = [len(prompt) if isinstance(prompt, list) else _tokens(prompt) for prompt in request.prompts]
             return sum(lengths) + len(lengths) * request.completions * self._answer(request.max_tokens)
@@ -93,16 +94,16 @@ class Preparation:
         return text + images * visual + request.completions * self._answer(request.token_limit)
 
     def _answer(self, max_tokens: int | None) -> int:
-        return min(max_tokens or DEFAULT_ANSWER, self.max_length)
+        return min(max_tokens or DEFAULT_ANSWER_TOKENS, self.max_length)
 
-    def _process_chat(self, request: ChatRequest, images: list[bytes]) -> ProcessedPrompt:
-        pictures = iter([self._pictures.get(data, partial(self._picture, i)) for i, data in enumerate(images)])
-        messages = [_message(message, pictures) for message in request.messages]
+    def _process_chat(self, request: ChatRequest, files: list[bytes]) -> ProcessedPrompt:
+        images = iter([self._images.get(file, partial(self._image, i)) for i, file in enumerate(files)])
+        messages = [_message(message, images) for message in request.messages]
         prompt = self._processor.chat(messages)
         return self._processor.process({**prompt, "route": request.route, "router_bias": request.router_bias})
 
-    def _picture(self, index: int, data: bytes) -> VisualInput:
-        return self._processor.image(decode_image(io.BytesIO(data), f"image {index}"))
+    def _image(self, index: int, file: bytes) -> VisualInput:
+        return self._processor.image(decode_image(io.BytesIO(file), f"image {index}"))
 
     def _process_text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
         keys = ["prompt" if isinstance(prompt, str) else "prompt_token_ids" for prompt in request.prompts]
@@ -112,7 +113,8 @@ class Preparation:
         ]
 
 
-def _message(message: ChatMessage, pictures: Iterator[VisualInput]) -> dict[str, Any]:
+def _message(message: ChatMessage, images: Iterator[VisualInput]) -> dict[str, Any]:
+    """A message as `Processor.chat` takes it, with the next of `images` for each image part."""
     role = "system" if message.role == "developer" else message.role
     if not isinstance(message.content, list):
         return {"role": role, "content": message.content or ""}
@@ -121,7 +123,7 @@ def _message(message: ChatMessage, pictures: Iterator[VisualInput]) -> dict[str,
         if part.type == "text":
             content.append({"type": "text", "text": part.text})
         else:
-            content.append({"type": "image", "image": next(pictures)})
+            content.append({"type": "image", "image": next(images)})
     return {"role": role, "content": content}
 
 
@@ -132,4 +134,4 @@ def _texts(message: ChatMessage) -> list[str]:
 
 
 def _tokens(text: str) -> int:
-    return len(text) // BYTES_PER_TOKEN + 1
+    return len(text) // CHARACTERS_PER_TOKEN + 1

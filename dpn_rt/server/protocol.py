@@ -1,4 +1,4 @@
-"""OpenAI's requests as far as they apply, with vLLM's and our own additions."""
+"""The bodies of requests: OpenAI's fields, as far as they apply, vLLM's additions, and our own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from dpn_rt.sampling.params import SamplingParams
 
 MAX_LIST = 4096
-"""Items of a list in a request: far above any use, far below what hurts."""
+"""Items of a list in a request: far more than any use needs, far fewer than would slow the server down."""
 Value = TypeVar("Value")
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 def _neutral(*values: Any) -> AfterValidator:
-    """For a field of OpenAI's that is not supported: its neutral values pass."""
+    """The check of a field that is not supported: it accepts null and the values that change nothing."""
 
     def check(value: Any) -> Any:
         if value is not None and not any(value == neutral for neutral in values):
@@ -28,7 +28,7 @@ def _neutral(*values: Any) -> AfterValidator:
 
 
 NoTools = Annotated[Any, _neutral([])]
-"""A list of tools or of their calls: no model here makes any."""
+"""A list of tools or of their calls, which no model here supports."""
 
 
 class _Strict(BaseModel):
@@ -40,7 +40,7 @@ class StreamOptions(_Strict):
 
     include_usage: bool = False
     include_obfuscation: bool = False
-    """Accepted, and without effect."""
+    """Accepted, without effect."""
 
 
 class _Common(_Strict):
@@ -54,7 +54,7 @@ class _Common(_Strict):
     frequency_penalty: float | None = 0.0
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    # As in vLLM.
+    # vLLM's additions.
     top_k: int | None = 0
     min_p: float | None = 0.0
     repetition_penalty: float | None = 1.0
@@ -65,30 +65,30 @@ class _Common(_Strict):
     include_stop_str_in_output: bool = False
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Lower goes first."""
-    # Our own.
+    # Our own additions.
     route: Annotated[list[int | None], Field(max_length=64)] | None = None
     """Forced expert per boundary; null leaves the choice to the router."""
     router_bias: float = 0.0
     """Added to the routers' logits per level of compression: above 0 faster, below 0 more accurate."""
-    # Accepted from OpenAI's clients, and without effect here.
+    # Accepted from OpenAI's clients, without effect here.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # Only as what they are when left out.
+    # Accepted only with the value that they have when left out.
     logit_bias: Annotated[Any, _neutral({})] = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: expected stream=true beside it")
+            raise ValueError("stream_options: expected stream=true as well")
         return self
 
     @property
     def completions(self) -> int:
-        """`n`, with null as 1."""
+        """`n`; null is 1."""
         return self.n or 1
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
@@ -114,7 +114,7 @@ class _Common(_Strict):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
+        """Whether a stream ends with a chunk that has `usage`."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
@@ -130,7 +130,7 @@ class ImageUrl(_Strict):
 
     url: str
     detail: str | None = None
-    """Accepted, and without effect: the vision tower has one resolution."""
+    """Accepted, without effect: the vision tower has one resolution."""
 
 
 class ImagePart(_Strict):
@@ -148,9 +148,9 @@ class ChatMessage(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(max_length=MAX_LIST)] | None
-    """Null of an assistant's message is no text."""
+    """Null in an assistant's message stands for no text."""
     name: str | None = None
-    # What a reply has beside its text, so that it can be sent back.
+    # Fields of a reply's message, so that a client can send it back.
     refusal: Annotated[Any, _neutral()] = None
     annotations: Annotated[Any, _neutral([])] = None
     audio: Annotated[Any, _neutral()] = None
@@ -187,12 +187,17 @@ class ChatRequest(_Common):
     @model_validator(mode="after")
     def _check_top_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError(f"top_logprobs={self.top_logprobs}: expected logprobs=true beside it")
+            raise ValueError(f"top_logprobs={self.top_logprobs}: expected logprobs=true as well")
         return self
 
     @property
+    def num_prompts(self) -> int:
+        """A conversation is one prompt."""
+        return 1
+
+    @property
     def token_limit(self) -> int | None:
-        """Tokens of the answer at most; None: the model's length."""
+        """Largest number of tokens of the answer; None: as many as the model's length allows."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -202,7 +207,7 @@ class ChatRequest(_Common):
 
 
 class CompletionRequest(_Common):
-    """`POST /v1/completions`: text alone, continued as it stands."""
+    """`POST /v1/completions`: continues text as it stands, without images."""
 
     prompt: (
         str
@@ -218,12 +223,17 @@ class CompletionRequest(_Common):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One prompt or many, as a list."""
+        """The prompts as a list, also when there is one."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         texts_or_ids = [item for item in self.prompt if not isinstance(item, int)]
         ids = [item for item in self.prompt if isinstance(item, int)]
         return [*texts_or_ids, ids] if ids else [*texts_or_ids]
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts are continued."""
+        return len(self.prompts)
 
     @property
     def sampling(self) -> SamplingParams:

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) -> Json:
-    """`usage`: prompt tokens count the image's rows as they enter the decoder, and list them per stage."""
+    """`usage`. The prompt tokens include the image's rows as they enter the decoder."""
     prompt_tokens = sum(prompt.num_rows for prompt in prompts)
     completion_tokens = sum(len(c.token_ids) for output in outputs for c in output.outputs)
     images = sum(prompt.num_rows - prompt.num_text_rows for prompt in prompts)
@@ -36,7 +36,7 @@ def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) 
 
 
 def pyramid(model: ModelConfig, prompt: ProcessedPrompt, output: RequestOutput) -> Json | None:
-    """`pyramid`: the route, what every stage saw, and the decoder's prefill FLOPs; None without an image."""
+    """`pyramid`: the route, the visual tokens per stage, and the decoder's prefill FLOPs. None without an image."""
     if prompt.visual is None or not output.pyramid.kv_lengths:
         return None
     flops = prefill_flops(model, output.pyramid.kv_lengths)
@@ -49,13 +49,13 @@ def pyramid(model: ModelConfig, prompt: ProcessedPrompt, output: RequestOutput) 
 
 
 def timings(output: RequestOutput) -> Json:
-    """`timings`, in seconds: waiting in the queue, until the first token, all."""
+    """`timings` in seconds: in the queue, until the first token, in all."""
     metrics = output.metrics
     return {"queue": metrics.queue, "first_token": metrics.time_to_first_token, "total": metrics.latency}
 
 
 class Replies:
-    """The replies to one request, chat or completion."""
+    """Makes the reply to one request, chat or completion, whole or in chunks."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class Replies:
     ) -> None:
         """
         Args:
-            top_logprobs: alternatives listed per token, for chat.
-            tokenizer: for the text of single tokens.
+            top_logprobs: how many of the most probable tokens a chat lists per token.
+            tokenizer: for the text of single tokens; None: they have no text.
         """
         self._is_chat, self._top_logprobs, self._tokenizer = is_chat, top_logprobs, tokenizer
         self._offsets: dict[int, int] = {}
-        """Per completion, where the text of its next token begins."""
+        """Index of a completion -> where the text of its next token begins."""
         self._head = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
             "created": int(time.time()),
@@ -81,14 +81,18 @@ class Replies:
         }
 
     def first_chunks(self, completions: int) -> list[Json]:
-        """What a chat's stream begins with."""
+        """The chunks with which the stream of a chat begins."""
         if not self._is_chat:
             return []
         delta = {"role": "assistant", "content": ""}
         return [self._chunk([_choice(index, delta=delta)]) for index in range(completions)]
 
     def chunk(self, progress: Sequence[Progress], first_index: int = 0) -> Json:
-        """Several tokens at once, if they came so, one choice per completion."""
+        """A chunk of new tokens: one choice per completion that has some.
+
+        Args:
+            first_index: index of the prompt's first choice.
+        """
         choices = []
         for index in sorted({item.index for item in progress}):
             items = [item for item in progress if item.index == index]
@@ -105,13 +109,13 @@ class Replies:
             )
         return self._chunk(choices)
 
-    def last_chunk(self, indices: Sequence[int], reason: str) -> Json:
-        """Completions that ended without a token of their own: aborted ones."""
+    def aborted_chunk(self, indices: Sequence[int]) -> Json:
+        """A chunk that ends aborted completions, which have no last token."""
         content: Json = {"delta": {}} if self._is_chat else {"text": ""}
-        return self._chunk([_choice(index, **content, finish_reason=reason) for index in indices])
+        return self._chunk([_choice(index, **content, finish_reason="abort") for index in indices])
 
     def usage_chunk(self, used: Json) -> Json:
-        """A chunk without choices."""
+        """The chunk with `usage`, which has no choices."""
         return {**self._chunk([]), "usage": used}
 
     def whole(self, outputs: Sequence[RequestOutput], **fields: Any) -> Json:
@@ -146,7 +150,7 @@ class Replies:
         }
 
     def _take_offset(self, index: int, token_id: int) -> int:
-        """Where a token begins in the text of its completion, whose tokens come in order."""
+        """Where a token begins in the text of its completion. To be called once per token, in order."""
         is_first = index not in self._offsets
         offset = self._offsets.get(index, 0)
         length = 0
@@ -157,7 +161,7 @@ class Replies:
         return offset
 
     def _chat_logprob(self, token_id: int, entries: TokenLogprobs) -> Json:
-        # The sampled token is there even where it is not among the most probable ones.
+        # `entries` has the sampled token even where it is not among the most probable ones.
         best = sorted(entries.values(), key=lambda entry: entry.rank)[: self._top_logprobs]
         return {**self._logprob(entries[token_id]), "top_logprobs": [self._logprob(entry) for entry in best]}
 
@@ -174,7 +178,7 @@ def _choice(index: int, **fields: Any) -> Json:
 
 
 def _named(content: bytes) -> str:
-    """Text of a token; as OpenAI writes it where it is no whole character, so that no two tokens look the same."""
+    """Text of a token. Where that is not whole characters, OpenAI's notation of bytes keeps tokens distinct."""
     try:
         return content.decode()
     except UnicodeDecodeError:

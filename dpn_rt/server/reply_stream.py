@@ -1,4 +1,4 @@
-"""The events of one streamed request, in the order in which a client is told of them."""
+"""The chunks of one streamed reply, in the order in which the client gets them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 from dpn_rt.engine.engine import Progress
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.server.async_engine import Event
+from dpn_rt.server.engine_client.stream import Event
 from dpn_rt.server.replies import Json, Replies
 
 
 class ReplyStream:
-    """Chunks of a reply to one or several prompts, as the engine gets on with each.
+    """Turns the events of a request's prompts into chunks.
 
-    The last chunk of a prompt is held until its output is there, whose pyramid and timings it carries.
+    The last chunk of a prompt carries its pyramid and timings, so it is held until the prompt's output is there.
     """
 
     def __init__(self, replies: Replies, prompts: int, completions: int, extra: Callable[[int, RequestOutput], Json]):
@@ -27,15 +27,15 @@ class ReplyStream:
         self._held: dict[int, Json] = {}
         self._outputs: dict[int, RequestOutput] = {}
         self.has_begun = False
-        """Whether there was a chunk: from then on an error can no longer have a status of its own."""
+        """Whether a chunk was sent. After that an error can no longer have a status of its own."""
 
     @property
     def outputs(self) -> list[RequestOutput]:
-        """Of the prompts that have ended."""
+        """The outputs of the prompts that have ended."""
         return list(self._outputs.values())
 
     def take(self, position: int, event: Event) -> list[Json]:
-        """The chunks that are due after an event of the prompt at `position`.
+        """The chunks to send after an event of the prompt at `position`.
 
         Raises:
             DpnError: the event says that the prompt has failed.
@@ -45,10 +45,10 @@ class ReplyStream:
         first = [] if self.has_begun else self._replies.first_chunks(self._completions)
         self.has_begun = True
         if isinstance(event, RequestOutput):
-            return [*first, self._end(position, event)]
-        return [*first, *self._go_on(position, event)]
+            return [*first, self._last_chunk(position, event)]
+        return [*first, *self._chunks(position, event)]
 
-    def _go_on(self, position: int, progress: Sequence[Progress]) -> list[Json]:
+    def _chunks(self, position: int, progress: Sequence[Progress]) -> list[Json]:
         chunk = self._replies.chunk(progress, position * self._completions)
         self._unfinished[position] -= sum(item.finish_reason is not None for item in progress)
         if self._unfinished[position]:
@@ -56,11 +56,11 @@ class ReplyStream:
         self._held[position] = chunk
         return []
 
-    def _end(self, position: int, output: RequestOutput) -> Json:
+    def _last_chunk(self, position: int, output: RequestOutput) -> Json:
         self._outputs[position] = output
         held = self._held.pop(position, None)
-        if held is None:
+        if held is None:  # no last token came: the prompt was aborted
             first_index = position * self._completions
             aborted = [first_index + c.index for c in output.outputs if c.finish_reason == "abort"]
-            held = self._replies.last_chunk(aborted, "abort")
+            held = self._replies.aborted_chunk(aborted)
         return {**held, **self._extra(position, output)}

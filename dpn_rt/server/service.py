@@ -1,4 +1,4 @@
-"""One request from its body to its reply, without HTTP."""
+"""A request from its body to its reply, without HTTP."""
 
 from __future__ import annotations
 
@@ -6,66 +6,59 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
-from typing import TypeVar
 
-from pydantic import BaseModel
-
-from dpn_rt.engine.engine import Progress
 from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
-from dpn_rt.sampling.params import SamplingParams
-from dpn_rt.server import replies
 from dpn_rt.server.admission import Admission, Ticket
-from dpn_rt.server.async_engine import AsyncEngine
 from dpn_rt.server.config import ServerConfig
-from dpn_rt.server.errors import HttpError, reply
+from dpn_rt.server.engine_client.client import EngineClient
+from dpn_rt.server.engine_client.stream import Event
+from dpn_rt.server.errors import HttpError, error_reply
 from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
-from dpn_rt.server.replies import Json, Replies, sse
+from dpn_rt.server.replies import Json, Replies, pyramid, sse, timings, usage
 from dpn_rt.server.reply_stream import ReplyStream
 from dpn_rt.server.tracing import Tracing
 
 LONG_BODY = 2**16
-"""Bytes from which on a body is parsed in a worker thread, so that the event loop does not stand still."""
+"""Bytes. A body of at least this size is parsed in a worker thread, so that the event loop is not blocked."""
 Request = ChatRequest | CompletionRequest
-Parsed = TypeVar("Parsed", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Service:
-    """What answers requests."""
+    """Serves requests with one engine."""
 
     config: ServerConfig
     model: ModelConfig
-    engine: AsyncEngine
+    engine: EngineClient
     preparation: Preparation
     admission: Admission
     metrics: Metrics
     tracing: Tracing | None = None
 
-    async def parse(self, kind: type[Parsed], body: bytes) -> Parsed:
-        """A request's body.
+    async def parse(self, kind: type[Request], body: bytes) -> Request:
+        """The request in a body.
 
         Raises:
-            ValidationError: it is no JSON, or not of this kind; HttpError: another model is asked for.
+            ValidationError: it is not JSON, or not a request of this kind; HttpError: it names another model.
         """
         if len(body) < LONG_BODY:
             request = kind.model_validate_json(body)
         else:
             request = await self.preparation.run(kind.model_validate_json, body)
-        name = getattr(request, "model", self.config.model_name)
-        if name != self.config.model_name:
-            raise HttpError(
-                404, f"model {name!r:.80}: expected {self.config.model_name!r}", param="model", code="model_not_found"
-            )
+        expected = self.config.model_name
+        if request.model != expected:
+            message = f"model {request.model!r:.80}: expected {expected!r}"
+            raise HttpError(404, message, param="model", code="model_not_found")
         return request
 
     async def whole(self, request: Request) -> Json:
@@ -83,17 +76,17 @@ class Service:
                 for run in runs:
                     run.cancel()
         return self._replies(request, request_id).whole(
-            outputs, usage=replies.usage(prompts, outputs), **self._extra(prompts[0], outputs[0])
+            outputs, usage=usage(prompts, outputs), **self._extra(prompts[0], outputs[0])
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """Server-sent events. What is wrong with the request is raised before the first of them."""
+        """The reply as server-sent events. An error of the request is raised before the first of them."""
         request_id = uuid.uuid4().hex
         with self._enter(request) as ticket:
             prompts = await self._prepare(request)
-            answers = self._replies(request, request_id)
-            stream = ReplyStream(
-                answers,
+            replies = self._replies(request, request_id)
+            reply_stream = ReplyStream(
+                replies,
                 len(prompts),
                 request.completions,
                 extra=lambda position, output: self._extra(prompts[position], output),
@@ -102,26 +95,25 @@ class Service:
             try:
                 async with aclosing(merge(runs)) as events:
                     async for position, event in events:
-                        for chunk in stream.take(position, event):
+                        for chunk in reply_stream.take(position, event):
                             yield sse(chunk)
             except DpnError as error:
-                if not stream.has_begun:
+                if not reply_stream.has_begun:
                     raise
                 log.warning("request %s: %s", request_id, error)
-                yield sse(reply(error).body)
+                yield sse(error_reply(error).body)
             else:
                 if request.wants_usage:
-                    yield sse(answers.usage_chunk(replies.usage(prompts, stream.outputs)))
+                    yield sse(replies.usage_chunk(usage(prompts, reply_stream.outputs)))
             yield sse("[DONE]")
 
     def _enter(self, request: Request) -> AbstractContextManager[Ticket]:
-        """Places in the queue for a request that is right as far as can be told."""
+        """Checks a request without decoding anything, then takes its places in the queue."""
         self.preparation.check(request)
-        prompts = len(request.prompts) if isinstance(request, CompletionRequest) else 1
-        return self.admission.enter(self.preparation.estimated_tokens(request), prompts)
+        return self.admission.enter(self.preparation.estimated_tokens(request), request.num_prompts)
 
     def _extra(self, prompt: ProcessedPrompt, output: RequestOutput) -> Json:
-        return {"pyramid": replies.pyramid(self.model, prompt, output), "timings": replies.timings(output)}
+        return {"pyramid": pyramid(self.model, prompt, output), "timings": timings(output)}
 
     async def _prepare(self, request: Request) -> list[ProcessedPrompt]:
         started = time.monotonic()
@@ -129,7 +121,7 @@ class Service:
             prompts = [await self.preparation.chat(request)]
         else:
             prompts = await self.preparation.text(request)
-        self.metrics.prepared(time.monotonic() - started)
+        self.metrics.observe_preparation(time.monotonic() - started)
         return prompts
 
     async def _output(
@@ -141,39 +133,41 @@ class Service:
                 if isinstance(event, RequestOutput):
                     if event.error is not None:
                         raise event.error
-                    self.metrics.paced(event)
+                    self.metrics.observe_mean_gap(event)
                     return event
-        raise AssertionError("a stream ends with its output")
+        raise AssertionError("a stream ends with an output")
 
     async def _events(
         self, request_id: str, prompt: ProcessedPrompt, request: Request, ticket: Ticket, *, only_first: bool = False
-    ) -> AsyncGenerator[list[Progress] | RequestOutput, None]:
-        params: SamplingParams = request.sampling
-        tick: Callable[[int], None] = self.metrics.clock()
-        events = self.engine.stream(request_id, prompt, params, request.priority, only_first=only_first)
-        waits, has_ended = True, False
+    ) -> AsyncGenerator[Event, None]:
+        """The engine's events of one prompt; counts and traces them, and gives the prompt's place in the queue back."""
+        record_gap = self.metrics.gap_timer()
+        events = self.engine.stream(request_id, prompt, request.sampling, request.priority, only_first=only_first)
+        is_waiting, has_ended = True, False
         try:
             async with aclosing(events):
                 async for event in events:
-                    if waits:
-                        waits = False
+                    if is_waiting:
+                        is_waiting = False
                         ticket.leave()
                     if isinstance(event, RequestOutput):
                         has_ended = True
-                        self.metrics.finished(prompt, event)
+                        self.metrics.count_finished(prompt, event)
                         if self.tracing is not None:
-                            self.tracing.finished(prompt, event)
+                            self.tracing.record_finished(prompt, event)
                     else:
-                        tick(len(event))
+                        record_gap(len(event))
                     yield event
         except (GeneratorExit, asyncio.CancelledError):
             if not has_ended:
-                self.metrics.left(request.completions)
+                self.metrics.count_client_left(request.completions)
             raise
 
     def _replies(self, request: Request, request_id: str) -> Replies:
-        is_chat = isinstance(request, ChatRequest)
-        top = (request.top_logprobs or 0) if isinstance(request, ChatRequest) else 0
         return Replies(
-            request_id, self.config.model_name, is_chat=is_chat, top_logprobs=top, tokenizer=self.preparation.tokenizer
+            request_id,
+            self.config.model_name,
+            is_chat=isinstance(request, ChatRequest),
+            top_logprobs=(request.top_logprobs or 0) if isinstance(request, ChatRequest) else 0,
+            tokenizer=self.preparation.tokenizer,
         )

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: a span per HTTP request, and in it one for what the engine did."""
+"""OpenTelemetry traces: a span per HTTP request, and within it a span of the engine's work."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 UNTRACED = "health,metrics"
-"""Paths that are asked all the time."""
+"""Paths without spans: supervisors and collectors ask for them all the time."""
 
 
 class Tracing:
-    """Spans hold counts and times, no text and no image."""
+    """Makes spans. They hold counts and times, never text or images."""
 
     def __init__(self, provider: TracerProvider, model_name: str) -> None:
         self._provider, self._model_name = provider, model_name
         self._tracer = provider.get_tracer("dpn_rt")
 
     def watch(self, app: FastAPI) -> None:
-        """Gives every request of an application a span, the child of its `traceparent` header's."""
+        """Gives every request to an application a span; its parent is that of the `traceparent` header, if any."""
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
         FastAPIInstrumentor.instrument_app(
             app, tracer_provider=self._provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
         )
 
-    def finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
-        """Records a request that the engine has ended, within the span of its HTTP request."""
+    def record_finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
+        """Records the span of a request that has ended in the engine, within the span of its HTTP request."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
         metrics = output.metrics
-        offset = time.time() - time.monotonic()  # the engine's clock does not know the date
+        offset = time.time() - time.monotonic()  # the engine's times are those of a monotonic clock
         span = self._tracer.start_span("generate", kind=SpanKind.INTERNAL, start_time=_ns(metrics.arrival + offset))
         completions = output.outputs
         span.set_attributes(
@@ -61,17 +61,17 @@ class Tracing:
         span.end(None if metrics.finish is None else _ns(metrics.finish + offset))
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the spans that have not been sent yet."""
         self._provider.shutdown()
 
 
 def otlp_tracing(endpoint: str, model_name: str, service_name: str) -> Tracing:
-    """Traces that go to a collector.
+    """Traces that are sent to a collector.
 
     Args:
-        endpoint: URL that takes OTLP over HTTP, for instance http://localhost:4318/v1/traces.
-        model_name: for the spans.
-        service_name: of this server, unless OTEL_SERVICE_NAME names it.
+        endpoint: URL of the collector, OTLP over HTTP, for instance http://localhost:4318/v1/traces.
+        model_name: an attribute of the spans.
+        service_name: of this server; the variable OTEL_SERVICE_NAME overrides it.
 
     Raises:
         ConfigError: the packages are missing, or the endpoint is no URL.

@@ -14,8 +14,8 @@ from matplotlib import pyplot
 from PIL import Image, ImageDraw, ImageFont
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.drawing import draw_pyramid
 from dpn_rt.outputs import Pyramid
-from dpn_rt.picture import draw_pyramid
 from examples.tiny_dpn.answers import MAX_TOKENS, chat_messages
 from examples.tiny_dpn.data import KINDS, LEVELS, QUESTIONS, Sample
 

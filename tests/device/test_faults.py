@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from dpn_rt.device import faults
 from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import BatchError, DeviceError, KernelArgumentError, StepError
 from dpn_rt.sampling.sampler import Sampler
-from dpn_rt.server.stepping.engine_thread import EngineThread
+from dpn_rt.server.engine_client.client import EngineClient
 from tests.engine.models import write_random_engine
 from tests.engine.test_batching import assert_pool_is_full
 from tests.places import HAS_GPU, Place
+from tests.server.local_engine import LocalEngine
 from tests.skips import GPU_PRESENT
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -132,16 +133,19 @@ def test_a_device_is_lost_in_a_step(
 
 
 def test_the_server_stops_with_the_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    results: list[StepResult] = []
-    thread = EngineThread(llm.engine)
-    thread.start(results.append)
-    monkeypatch.setattr(Sampler, "choose", raising(FATAL[0]))
-    thread.add("a", llm.processor.process(PROMPT), PARAMS).result(timeout=60)
-    deadline = time.monotonic() + 60
-    while thread.failure is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert isinstance(thread.failure, DeviceError)
-    assert [output.request_id for result in results for output in result.finished] == ["a"]
-    with pytest.raises(StepError, match="the engine has stopped"):
-        thread.add("b", llm.processor.process(PROMPT), PARAMS).result(timeout=60)
-    thread.stop()
+    async def work() -> None:
+        client = EngineClient(LocalEngine(llm.engine), None)
+        await client.start()
+        monkeypatch.setattr(Sampler, "choose", raising(FATAL[0]))
+        prompt = llm.processor.process(PROMPT)
+        outputs = []
+        with pytest.raises(DeviceError):
+            async for event in client.stream("a", prompt, PARAMS):
+                outputs.append(event)
+        assert "DeviceError" in str(await asyncio.wait_for(client.failed(), 60))
+        assert [output.request_id for output in outputs] == ["a"]
+        with pytest.raises(StepError, match="the engine has stopped"):
+            await anext(client.stream("b", prompt, PARAMS))
+        await client.stop()
+
+    asyncio.run(work())

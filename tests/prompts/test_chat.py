@@ -99,7 +99,7 @@ def test_a_data_url(original: Setup) -> None:
         ([user({"type": "video"})], r"messages\[0\]\.content\[0\]: expected"),
         ([user({"type": "text"})], r"messages\[0\]\.content\[0\]: expected"),
         ([user({"type": "image"})], r"messages\[0\]\.content\[0\]: expected"),
-        ([user(IMAGE, IMAGE, text("a"))], "got 2 images, one image per request for now"),
+        ([user(IMAGE, IMAGE, text("a"))], "got 2 images: one image per request for now"),
         ([user(IMAGE, text("a")), assistant("b"), user(IMAGE, text("c"))], "one image per request for now"),
         (
             [{"role": "system", "content": [IMAGE]}, user(text("a"))],

@@ -24,16 +24,15 @@ from dpn_rt.prompts.processor import Processor
 from dpn_rt.reference import EagerDpn
 from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
-from dpn_rt.server.process import Server, uvicorn_config
+from dpn_rt.server.engine_client.messages import EngineSource
+from dpn_rt.server.engine_client.process import EngineProcess
+from dpn_rt.server.http_server import Server, uvicorn_config
 from dpn_rt.server.service import Service
-from dpn_rt.server.stepping.engine_process import EngineProcess
-from dpn_rt.server.stepping.engine_thread import EngineThread
-from dpn_rt.server.stepping.messages import EngineSource
-from dpn_rt.server.stepping.stepper import Stepper
 from dpn_rt.server.tracing import Tracing
 from examples.tiny_dpn import data, train
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.tokenizer import train_tokenizer
+from tests.server.local_engine import LocalEngine
 
 MODEL = "tiny"
 RUNTIME = RuntimeConfig(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2**24)
@@ -110,13 +109,13 @@ class RunningServer:
         return self.client.post(path, json=body, **options)
 
     @property
-    def free_cells(self) -> int:
+    def free_blocks(self) -> int:
         load = self.service.engine.load
-        return load.kv_cells - load.kv_cells_used
+        return load.kv_blocks - load.kv_blocks_used
 
     def wait_until_idle(self, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
-        while self.service.admission.active or self.service.engine.load.kv_cells_used:
+        while self.service.admission.active or self.service.engine.load.kv_blocks_used:
             assert time.monotonic() < deadline, "requests or cells are left"
             time.sleep(0.01)
 
@@ -159,11 +158,13 @@ def run_server(
     engine_dir: Path, runtime: RuntimeConfig, tracing: Tracing | None = None, **settings: Any
 ) -> RunningServer:
     engine = load_bare_engine(engine_dir, "cpu", runtime)
-    return serve(load_processor(engine_dir, "cpu", runtime), EngineThread(engine), tracing, **settings)
+    return serve(load_processor(engine_dir, "cpu", runtime), LocalEngine(engine), tracing, **settings)
 
 
-def serve(processor: Processor, stepper: Stepper, tracing: Tracing | None = None, **settings: Any) -> RunningServer:
-    app = create_app(processor, stepper, ServerConfig(**{"model_name": MODEL, **settings}), tracing)
+def serve(
+    processor: Processor, process: EngineProcess, tracing: Tracing | None = None, **settings: Any
+) -> RunningServer:
+    app = create_app(processor, process, ServerConfig(**{"model_name": MODEL, **settings}), tracing)
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     server = Server(uvicorn_config(app), app.state.service)

@@ -1,1 +1,1 @@
-"""Where images may come from: data in the request, hosts and files that the operator has named."""
+"""Loads the images of requests: from data in the request, and from hosts and files that the operator allows."""

@@ -17,17 +17,17 @@ _EMBEDDED_IPV4 = {
     IPv6Network("64:ff9b::/96"): 0,  # NAT64, RFC 6052
     IPv6Network("2002::/16"): 80,  # 6to4
 }
-"""Where packets go to an IPv4 address inside of the IPv6 address: its bits right of it."""
+"""IPv6 networks that route to an embedded IPv4 address -> how many bits stand to the right of that address."""
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
-# ipaddress knows these only partly, and how far depends on the version of Python (IANA's special-purpose registries).
+# From IANA's special-purpose registries. Which of them the module ipaddress knows depends on the version of Python.
 _SPECIAL_IPV4 = [IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24")]
 _SPECIAL_IPV6 = [IPv6Network("2001::/23"), IPv6Network("2001:db8::/32"), IPv6Network("3fff::/20")]
 
 
 def is_public_address(address: str) -> bool:
-    """Whether `address` is globally routable unicast, and so is the IPv4 address that it embeds, if any."""
+    """Whether `address`, and the IPv4 address that it embeds, if any, are globally routable unicast."""
     try:
         ip = ip_address(address)
     except ValueError:
@@ -45,7 +45,7 @@ async def resolve_host(host: str) -> Sequence[str]:
     """The addresses of `host` in the system's order of preference.
 
     Raises:
-        OSError: it has none.
+        OSError: it has no address.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(sockaddr[0]) for *_, sockaddr in found]

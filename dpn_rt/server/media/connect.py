@@ -1,4 +1,4 @@
-"""Connections that are made only to addresses that have been checked."""
+"""Connections to checked addresses only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve
 
 
 class RefusedAddressError(Exception):
-    """A host name stands for an address to which the server must not connect."""
+    """A host name has an address to which the server must not connect."""
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Looks a host up once, checks all of its addresses, and connects to the very addresses that it checked.
+    """Looks a host up once, checks all of its addresses, and connects to those same addresses.
 
-    A check apart from the connection would look the name up twice, and the second answer may be another one.
+    A separate check would look the name up twice, and the second answer may differ from the first.
     """
 
     def __init__(self, resolve: Resolve, is_allowed_address: IsAllowedAddress) -> None:
@@ -34,7 +34,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first address of `host` that accepts one, each tried for its share of `timeout` seconds.
+        """A connection to the first address of `host` that accepts one. Each gets an equal share of `timeout` seconds.
 
         Raises:
             RefusedAddressError: any of the addresses is not allowed.
@@ -43,7 +43,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         """
         addresses = list(dict.fromkeys(await self._resolve(host)))
         if not all(map(self._is_allowed_address, addresses)):
-            # Without the address: it would tell who asks about the network behind the server.
+            # The message leaves the address out: it would tell clients about the network behind the server.
             raise RefusedAddressError(f"the host {host!r} has an address that is not public, expected public ones")
         failure: Exception = httpcore.ConnectError(f"the host {host!r} has no address")
         for address in addresses:
@@ -60,7 +60,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 class _CancellableStream(httpcore.AsyncNetworkStream):
-    """A TCP connection that is closed when its TLS handshake is cancelled; httpcore's stays open then."""
+    """A TCP connection that is closed when its TLS handshake is cancelled. httpcore would leave it open."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream

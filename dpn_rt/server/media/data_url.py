@@ -1,4 +1,4 @@
-"""`data:` URLs (RFC 2397) -> bytes, their size known before anything is decoded."""
+"""`data:` URLs (RFC 2397) -> bytes. Their size is checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 def decode_data_url(url: str, max_bytes: int) -> bytes:
     """The bytes of `data:[media type][;parameter=value...][;base64],data`.
 
-    Base64 is the standard alphabet with padding and without line breaks; without `;base64` the data are the URL's
-    characters with `%XX` escapes.
+    Base64 must use the standard alphabet with padding and without line breaks. Without `;base64` the data are the
+    characters of the URL, with `%XX` escapes.
 
     Raises:
-        MediaError: no comma, not the media type of an image, or text that is not in the encoding it claims.
-        MediaTooLargeError: more than `max_bytes`; from the length of the text where possible, so before decoding.
+        MediaError: there is no comma, the media type is not an image's, or the text is not in the encoding it claims.
+        MediaTooLargeError: more than `max_bytes`, where possible by the length of the text, so before decoding.
     """
     name = f"image {shorten(url)}"
     header, comma, text = url[len("data:") :].partition(",")
@@ -48,8 +48,8 @@ def _unescape(text: str, name: str) -> bytes:
         return text.encode("ascii")
     if _BAD_ESCAPE.search(text):
         raise MediaError(f"{name}: a % in the data without two hexadecimal digits, expected %XX")
-    # Quoted-printable has the same escapes with another sign. Its decoder needs a fixed amount of memory per character;
-    # urllib's makes an object of each escape, a gigabyte for an image of 20 MB.
+    # Quoted-printable has the same escapes with another sign. Its decoder needs a fixed amount of memory per character.
+    # urllib's decoder makes an object for each escape: a gigabyte for an image of 20 MB.
     return binascii.a2b_qp(text.replace("=", "=3D").replace("%", "="))
 
 
@@ -58,7 +58,7 @@ def _decode_base64(text: bytes, name: str) -> bytes:
         data = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         raise MediaError(_bad_base64(name, str(error))) from error
-    # Some versions of Python let needless padding pass.
+    # Some versions of Python accept excess padding.
     if len(data) != len(text) // 4 * 3 - text[-2:].count(b"="):
         raise MediaError(_bad_base64(name, "Excess padding"))
     return data

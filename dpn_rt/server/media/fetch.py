@@ -1,4 +1,4 @@
-"""http(s) URLs -> bytes: listed hosts, public addresses, bounded size; checked again at every redirect."""
+"""http(s) URLs -> bytes. Allowed hosts, public addresses and bounded size only, also after every redirect."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dpn_rt.server.media.connect import CheckedBackend, RefusedAddressError
 from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
 
 MAX_CONNECTIONS = 32
-"""Images that are fetched at the same time; the next ones wait, and waiting counts for their timeout."""
+"""Images that are fetched at the same time. Others wait, and their timeout includes the wait."""
 
 MAX_URL_LENGTH = 8192
-"""Characters of a URL, as sent or redirected to. Signed URLs of object stores have one or two thousand."""
+"""Characters of a URL, as sent or as redirected to. Signed URLs of object stores have one or two thousand."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = [("Accept", "image/*"), ("Accept-Encoding", "identity"), ("Connection", "close"), ("User-Agent", "dpn_rt")]
@@ -26,12 +26,12 @@ _FAILURES = (
     httpcore.ProtocolError,
     httpcore.TimeoutException,
     OSError,  # name lookup and TLS
-    UnicodeError,  # a host name that name lookup cannot encode
+    UnicodeError,  # a host name that cannot be encoded for the lookup
 )
 
 
 class Fetcher:
-    """Fetches images with httpcore: no proxies of the environment, cookies, decompression or redirects of a client."""
+    """Fetches images with httpcore, which by itself uses no proxies, cookies, decompression or redirects."""
 
     def __init__(
         self,
@@ -44,17 +44,17 @@ class Fetcher:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context or httpx.create_ssl_context(),
             max_connections=MAX_CONNECTIONS,
-            # What follows a response on its connection would be read as the answer to somebody else's request.
+            # Bytes after a response would be read as the response to the next request on the connection.
             max_keepalive_connections=0,
             network_backend=CheckedBackend(resolve, is_allowed_address),
         )
 
     async def close(self) -> None:
-        """Closes the connections; fetches under way fail."""
+        """Closes the connections; fetches that have not ended fail."""
         await self._pool.aclose()
 
     async def fetch(self, address: str) -> bytes:
-        """The body of the response with status 200 to which `address` leads. No timeout but that for connecting.
+        """The body of the response with status 200 to which `address` leads. Only connecting has a timeout here.
 
         Raises:
             MediaError: the URL or one that it redirects to is not allowed, or does not answer with an image's bytes.
@@ -88,8 +88,8 @@ class Fetcher:
         return url
 
     async def _get(self, url: httpx.URL, name: str) -> bytes | httpx.URL:
-        """The body, or the URL that it is said to be at."""
-        # The parsed parts, not the text: the host that was checked is the one connected to.
+        """The body, or the URL of a redirect."""
+        # Made of the parsed parts, not of the text, so that the connection goes to the host that was checked.
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         headers = [("Host", url.netloc.decode("ascii")), *_HEADERS]
         extensions = {"timeout": {"connect": self._policy.timeout}}
@@ -104,7 +104,7 @@ class Fetcher:
     async def _body(self, response: httpcore.Response, name: str) -> bytes:
         if response.status != 200:
             raise MediaError(f"{name}: its server answered with status {response.status}, expected 200")
-        # A few compressed bytes may become gigabytes, and images are compressed already.
+        # A few compressed bytes may expand to gigabytes, and images are compressed already.
         encoding = _header(response, b"content-encoding") or b"identity"
         if encoding.lower() != b"identity":
             raise MediaError(f"{name}: content encoding {encoding!r:.40}, expected none, as asked for")

@@ -1,4 +1,4 @@
-"""The `image_url` of a chat message -> the bytes of an image file, as far as a policy allows."""
+"""The `image_url` of a chat message -> the bytes of an image file, where a policy allows it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from dpn_rt.server.media.policy import MediaError, MediaPolicy, shorten
 
 
 class MediaLoader:
-    """Loads the images of requests; belongs to one event loop.
+    """Loads the images of requests. Used on one event loop.
 
     Args:
         policy: what may be loaded.
         resolve: looks up the addresses of a host name, once per connection.
-        is_allowed_address: whether a connection to an address may be made.
-        ssl_context: for https; None: httpx's, which verifies certificates and host names (`SSL_CERT_FILE` is used).
+        is_allowed_address: whether the server may connect to an address.
+        ssl_context: for https; None: that of httpx, which verifies certificates and host names (and reads
+            `SSL_CERT_FILE`).
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class MediaLoader:
         self._fetcher = Fetcher(policy, resolve, is_allowed_address, ssl_context)
 
     async def load(self, url: str) -> bytes:
-        """The bytes that a `data:`, `http:`, `https:` or `file:` URL stands for; whether they are an image is not read.
+        """The bytes of a `data:`, `http:`, `https:` or `file:` URL. Whether they are an image is not checked.
 
         Raises:
             MediaError: the URL is malformed, not allowed, or nothing can be loaded from it in time.
@@ -55,7 +56,7 @@ class MediaLoader:
             raise MediaError(f"image {shorten(url)}: took longer than {self._policy.timeout:g} seconds") from error
 
     async def close(self) -> None:
-        """Closes all connections; loads under way fail."""
+        """Closes all connections; loads that have not ended fail."""
         await self._fetcher.close()
 
     async def _load(self, url: str) -> bytes:

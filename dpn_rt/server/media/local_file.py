@@ -1,4 +1,4 @@
-"""`file:` URLs -> bytes, of regular files below one folder."""
+"""`file:` URLs -> bytes of regular files below one folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dpn_rt.server.media.policy import MediaError, MediaTooLargeError, shorten
 
 
 def read_local_file(url: str, folder: Path | None, max_bytes: int) -> bytes:
-    """The bytes of the file that `url` names; blocks while reading.
+    """The bytes of the file that `url` names. Blocks while reading.
 
     Args:
-        folder: the file is below it after all symbolic links are followed; None: every file is refused.
+        folder: the file must be below it once all symbolic links are followed; None: every file is refused.
 
     Raises:
-        MediaError: not a `file:` URL of this machine, or no readable regular file below `folder`. One message for all
-            of the latter: it does not tell which files exist elsewhere.
+        MediaError: not a `file:` URL of this machine, or no readable regular file below `folder`. All cases of the
+            latter have one message, so that it does not tell which files exist elsewhere.
         MediaTooLargeError: more than `max_bytes`.
     """
     name = f"image {shorten(url)}"
@@ -31,7 +31,7 @@ def read_local_file(url: str, folder: Path | None, max_bytes: int) -> bytes:
         data = _read(path, name, max_bytes + 1)
     except MediaError:
         raise
-    # NUL characters and bytes that are no UTF-8 are ValueErrors, endless symbolic links RuntimeErrors
+    # NUL characters and invalid UTF-8 raise ValueError, loops of symbolic links RuntimeError.
     except (OSError, ValueError, RuntimeError) as error:
         raise MediaError(_not_found(name)) from error
     if len(data) > max_bytes:
@@ -49,7 +49,7 @@ def _path(url: str, name: str) -> Path:
 
 
 def _read(path: Path, name: str, num_bytes: int) -> bytes:
-    # NOFOLLOW: a link put there since the path was resolved. NONBLOCK: opening a pipe would wait for its writer.
+    # NOFOLLOW: the path may have become a link since it was resolved. NONBLOCK: opening a pipe waits for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

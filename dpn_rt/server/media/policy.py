@@ -1,4 +1,4 @@
-"""What the server may fetch for an `image_url`, the errors of it, and how URLs appear in messages."""
+"""What the server may load for an `image_url`, the errors of loading, and how URLs appear in messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import httpx
 from dpn_rt.errors import ConfigError, ImageError
 
 SHOWN_LENGTH = 80
-"""Characters of a URL in a message, about."""
+"""Approximate length of a URL in a message, in characters."""
 
 
 class MediaError(ImageError):
-    """The URL of an image is malformed, not allowed, or does not yield the bytes of an image (HTTP 400)."""
+    """The URL of an image is malformed, not allowed, or nothing can be loaded from it (HTTP 400)."""
 
 
 class MediaTooLargeError(MediaError):
@@ -24,19 +24,19 @@ class MediaTooLargeError(MediaError):
 
 @dataclass(frozen=True, slots=True)
 class MediaPolicy:
-    """What may be fetched, and how much of it.
+    """What may be loaded, and how much of it.
 
     Attributes:
         allowed_domains: hosts of http(s) URLs, exact (no subdomains), lower case, international names as `xn--`; empty:
             nothing is fetched over the network. A host is allowed with every port.
         allowed_local_path: `file:` URLs may name files below this folder, after symbolic links; None: no file at all.
-            Whoever can write to the folder chooses what is in it; keep it from those who send requests.
-        max_image_bytes: of one image as it is in the file, before its pixels are decoded.
-        timeout: seconds for one image, name lookup, redirects and body included.
-        max_redirects: followed for one image.
+            Clients should not be able to write to the folder: they would choose what is in it.
+        max_image_bytes: of one image file, before its pixels are decoded.
+        timeout: seconds for one image, including name lookup, redirects and body.
+        max_redirects: for one image.
 
     Raises:
-        ConfigError: a value that would allow nothing, or not what it seems to.
+        ConfigError: a value would allow nothing, or something else than it seems to.
     """
 
     allowed_domains: frozenset[str] = frozenset()
@@ -63,7 +63,7 @@ class MediaPolicy:
 
 
 def shorten(url: str) -> str:
-    """`url` for messages: quoted, cut, and without what may be secret: data, user and password, query."""
+    """`url` for messages: quoted, cut, and without parts that may be secret (data, user and password, query)."""
     if url[:SHOWN_LENGTH].lstrip()[:5].lower() == "data:":
         head, comma, _ = url.partition(",")
         shown = f"{head[: SHOWN_LENGTH - 2]},…" if comma else "data:…"

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from dpn_rt.drawing import CAPTION_HEIGHT, GAP, draw_pyramid, patches_per_token
 from dpn_rt.outputs import Pyramid
-from dpn_rt.picture import CAPTION_HEIGHT, GAP, draw_pyramid, merged_cells
 
 PYRAMID = Pyramid(
     experts=[2, None, 1],
@@ -17,7 +17,7 @@ PYRAMID = Pyramid(
 
 
 def test_cells_grow_where_a_boundary_pooled() -> None:
-    assert merged_cells(PYRAMID) == [(1, 1), (2, 2), (2, 2), (2, 4)]
+    assert patches_per_token(PYRAMID) == [(1, 1), (2, 2), (2, 2), (2, 4)]
 
 
 def test_one_panel_per_stage_with_dropped_patches_shaded() -> None:

@@ -1,4 +1,4 @@
-"""The server's process: uvicorn, and an orderly end."""
+"""The HTTP server: uvicorn, and an orderly end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from dpn_rt.server.service import Service
 
 log = logging.getLogger(__name__)
 LAST_CHUNKS = 5
-"""Seconds for aborted requests to send how they ended, before connections are cut."""
+"""Seconds for aborted requests to send their last chunks, before connections are cut."""
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or SIGINT: refuse new requests, let the running ones end, abort what is left, leave.
+    """On SIGTERM or SIGINT it refuses new requests, lets the running ones end, aborts those left, and ends.
 
-    A second signal aborts at once. Leaves too when the engine has failed, so that a supervisor starts it again.
+    A second signal aborts at once. The server also ends when the engine has failed, so that a supervisor can start it
+    again.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -28,21 +29,21 @@ class Server(uvicorn.Server):
         self._deadline: asyncio.TimerHandle | None = None
         self._aborting: asyncio.Task[None] | None = None
         self.failure: Exception | None = None
-        """Of the engine, if that has ended the server."""
+        """What ended the engine, if that ended the server."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by the signal's handler."""
+        """Called by the signal handler."""
         loop = self._loop
         if self._service.admission.is_closed:
             loop.call_soon_threadsafe(self._abort)
             return
         self._service.admission.is_closed = True
-        seconds = self._service.config.shutdown_timeout
-        log.info("%s: no new requests; running ones get %g s", signal.Signals(sig).name, seconds)
-        loop.call_soon_threadsafe(self._begin_to_end, seconds)
+        timeout = self._service.config.shutdown_timeout
+        log.info("%s: no new requests; running ones get %g s", signal.Signals(sig).name, timeout)
+        loop.call_soon_threadsafe(self._begin_shutdown, timeout)
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Binds the port; uvicorn would log and exit with a status of its own."""
+        """Binds the port. Raises OSError if it cannot; uvicorn would exit with a status of its own."""
         try:
             await super().startup(sockets)  # type: ignore[arg-type]
         except SystemExit as error:
@@ -51,21 +52,22 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Runs until a signal."""
         self._loop = asyncio.get_running_loop()
-        watching = self._loop.create_task(self._leave_with_engine())
+        watching = self._loop.create_task(self._end_with_engine())
         try:
             await super().serve(sockets)  # type: ignore[arg-type]
         finally:
             watching.cancel()
 
-    async def _leave_with_engine(self) -> None:
+    async def _end_with_engine(self) -> None:
         self.failure = await self._service.engine.failed()
         log.error("the engine has stopped, and the server with it: %s", self.failure)
         self._service.admission.is_closed = True
-        self._loop.call_later(LAST_CHUNKS, setattr, self, "should_exit", True)  # though somebody does not read the end
-        await self._drain()  # every request ends now, with an error
+        # Every request ends now, with an error. A client that does not read it keeps the server no longer than this.
+        self._loop.call_later(LAST_CHUNKS, setattr, self, "should_exit", True)
+        await self._drain()
 
-    def _begin_to_end(self, seconds: float) -> None:
-        self._deadline = self._loop.call_later(seconds, self._abort)
+    def _begin_shutdown(self, timeout: float) -> None:
+        self._deadline = self._loop.call_later(timeout, self._abort)
         self._draining = self._loop.create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -80,7 +82,7 @@ class Server(uvicorn.Server):
 
 
 def uvicorn_config(app: object, **options: object) -> uvicorn.Config:
-    """uvicorn's settings: our logging, short limits for idle connections."""
+    """Settings of uvicorn: logs as `set_up_logs` has them, short limits for idle connections."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_config=None,

@@ -8,7 +8,7 @@ import torch
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import ImageError
 from dpn_rt.model.vision.visual_input import VisualInput
-from dpn_rt.server.picture_cache import PictureCache
+from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from tests.server.conftest import Ask, RunningServer
 
 NUM_BYTES = 3 * 4 * 4 * 4
@@ -19,7 +19,7 @@ def visual(file: bytes) -> VisualInput:
 
 
 def test_a_file_is_processed_once() -> None:
-    cache = PictureCache(10 * NUM_BYTES)
+    cache = ProcessedImageCache(10 * NUM_BYTES)
     seen: list[bytes] = []
 
     def process(file: bytes) -> VisualInput:
@@ -34,7 +34,7 @@ def test_a_file_is_processed_once() -> None:
 
 
 def test_a_broken_file_is_refused_each_time() -> None:
-    cache = PictureCache(10 * NUM_BYTES)
+    cache = ProcessedImageCache(10 * NUM_BYTES)
 
     def refuse(_: bytes) -> VisualInput:
         raise ImageError("truncated")
@@ -47,14 +47,14 @@ def test_a_broken_file_is_refused_each_time() -> None:
 
 @pytest.mark.parametrize(("room", "hits"), [(0, 0), (NUM_BYTES - 1, 0), (NUM_BYTES, 1), (2 * NUM_BYTES, 2)])
 def test_it_keeps_as_many_as_fit(room: int, hits: int) -> None:
-    cache = PictureCache(room)
+    cache = ProcessedImageCache(room)
     for file in (b"a", b"bb", b"bb", b"a"):
         cache.get(file, visual)
     assert cache.hits == hits
 
 
 def test_threads_get_the_same_answer() -> None:
-    cache = PictureCache(4 * NUM_BYTES)
+    cache = ProcessedImageCache(4 * NUM_BYTES)
     files = [bytes(number % 7 + 1) for number in range(700)]
     with ThreadPoolExecutor(8) as pool:
         pictures = list(pool.map(lambda file: cache.get(file, visual), files))

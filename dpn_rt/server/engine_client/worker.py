@@ -1,0 +1,127 @@
+"""The engine's process: `python -m dpn_rt.server.engine_client.worker FD`, started by `EngineProcess`."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+
+from dpn_rt.engine.engine import Engine, StepResult
+from dpn_rt.engine.loader import load_bare_engine
+from dpn_rt.errors import DpnError
+from dpn_rt.server.engine_client.channel import Channel
+from dpn_rt.server.engine_client.messages import Abort, Add, EngineSource, Load, Loaded, Update
+from dpn_rt.server.logs import set_up_logs
+
+Inbox = queue.SimpleQueue[Add | Abort | None]
+"""What the server has asked; None when it has gone."""
+log = logging.getLogger("dpn_rt.engine")
+
+
+def main() -> None:
+    """Loads the engine that the first message names, then serves it until the server ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the server acts on them
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    inbox: Inbox = queue.SimpleQueue()
+    try:
+        source = channel.receive()
+        threading.Thread(target=_receive, args=(channel, inbox), daemon=True).start()
+        engine = _load(source, channel)
+        if engine is not None:
+            EngineLoop(engine, channel, inbox).run()
+        threading.Event().wait()  # the engine cannot be loaded or has failed: the server has been told, and ends
+    except EOFError:
+        os._exit(0)
+
+
+def _receive(channel: Channel, inbox: Inbox) -> None:
+    """The work of a second thread: images arrive during a step, and the end of the server is noticed during one."""
+    try:
+        while True:
+            inbox.put(channel.receive())
+    except EOFError:
+        os._exit(0)  # the result of the step that runs could not be sent
+    except Exception:
+        log.exception("a message of the server cannot be read")
+        os._exit(1)
+
+
+def _load(source: EngineSource, channel: Channel) -> Engine | None:
+    """The engine, and a message that it is loaded; or None, and a message with the reason."""
+    set_up_logs(source.logs.level, as_json=source.logs.as_json)
+    try:
+        engine = load_bare_engine(source.path, source.device, source.runtime, verify=False)
+    except DpnError as error:
+        channel.send(Loaded(Load(), error))
+        return None
+    except Exception:
+        log.exception("the engine cannot be loaded")
+        os._exit(1)
+    # What is loaded by now stays. A full pass of the garbage collector over it would stop every stream.
+    gc.collect()
+    gc.freeze()
+    channel.send(Loaded(Load.of(engine)))
+    return engine
+
+
+class EngineLoop:
+    """Steps an engine while it has work. Between two steps it does what the server has asked."""
+
+    def __init__(self, engine: Engine, channel: Channel, inbox: Inbox) -> None:
+        """Args: engine: used by no other thread from now on."""
+        self._engine, self._channel, self._inbox = engine, channel, inbox
+
+    def run(self) -> None:
+        """Returns when the server has gone, or after the update that says what has ended the engine.
+
+        Raises:
+            EOFError: the server was found gone while an update was sent.
+        """
+        while self._handle_messages():
+            try:
+                result = self._engine.step()
+                failure: Exception | None = self._engine.failure
+            except Exception as error:
+                result, failure = StepResult(), error
+            for output in result.finished:
+                if output.error is not None:  # its cause does not travel
+                    log.error("request %s: %s", output.request_id, output.error, exc_info=output.error)
+            reason = None if failure is None else repr(failure)
+            self._channel.send(Update(Load.of(self._engine), result, failure=reason))
+            if failure is not None:
+                return
+
+    def _handle_messages(self) -> bool:
+        """Handles the messages that have come, and waits for one while the engine has no work.
+
+        Returns:
+            False when the server has gone.
+        """
+        result = StepResult()
+        refused: dict[str, Exception] = {}
+        count = self._inbox.qsize() or int(not self._engine.num_unfinished)
+        for _ in range(count):
+            message = self._inbox.get()
+            if message is None:
+                return False
+            if isinstance(message, Abort):
+                output = self._engine.abort(message.request_id)
+                result.finished.extend([] if output is None else [output])
+                continue
+            try:
+                self._engine.add_request(message.request_id, message.prompt, message.params, priority=message.priority)
+            except Exception as error:
+                refused[message.request_id] = error
+        if count:
+            self._channel.send(Update(Load.of(self._engine), result, refused))
+        return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""What steps an engine for the server: a thread, or a process of its own."""
