@@ -12,12 +12,12 @@ from torch import Tensor
 
 from dpn_rt.backends.kernels.backend import DeviceBackend
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import DeviceLimits, cache_config, load_device_backend
+from dpn_rt.backends.kernels.loading import DeviceLimits, load_device_backend, make_kv_cache
 from dpn_rt.backends.kernels.native import NativeBackend
 from dpn_rt.backends.tensorrt import cuda
 from dpn_rt.backends.tensorrt.loading import load_plan_backend
 from dpn_rt.cache.image_cache import ImageCache
-from dpn_rt.cache.kv_cache import KvCache, KvGeometry
+from dpn_rt.cache.kv_pool import KvGeometry
 from dpn_rt.device.host import HostDevice, free_memory
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.engine import Engine
@@ -58,9 +58,9 @@ class RuntimeConfig:
     """Default: a quarter of the free memory, or what `max_num_seqs` requests of full length need if that is less."""
     reuse_bytes: int = 0
     """Memory for images' rows that may come again, and as much again for those that go with kept prefixes. 0: nothing
-    is reused, KV cells of prefixes neither."""
+    is reused, KV blocks of prefixes neither."""
     block_size: int = 16
-    """Rows per KV cell."""
+    """Rows per KV block."""
     gpu_memory_utilization: float = 0.9
     """Part of a GPU's memory that may be taken in all; what weights and the largest prefill leave of it is the KV
     pool's, unless `kv_cache_bytes` says otherwise."""
@@ -219,7 +219,7 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     """The engine's parts with its weights in memory, and an empty KV cache.
 
     Raises:
-        CapacityError: `kv_cache_bytes` holds not even one cell, or the GPU has too little memory.
+        CapacityError: `kv_cache_bytes` holds not even one KV block, or the GPU has too little memory.
         ConfigError: the GPU cannot run the engine.
         PlanError: the engine's plans cannot be loaded on this machine.
     """
@@ -229,7 +229,7 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     encoder: Encoder | None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans, model)
-        plans, encoder = load_plan_backend(engine, engine.load_weights(), reader, max_length(config, model))
+        plans, encoder = load_plan_backend(engine, engine.load_weights(), reader)
         return Runner(model, plans, encoder, image_cache=images)  # slots cannot be shared: no prefix cache
     if device == "cuda":
         gpu = open_cuda(model)
@@ -243,20 +243,21 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
 def load_native_backend(
     model: ModelConfig, weights: Mapping[str, Tensor], config: RuntimeConfig
 ) -> tuple[NativeBackend, ImageEncoder | None]:
-    """The product's own kernels on the CPU, and an empty pool of cells.
+    """The product's own kernels on the CPU, and an empty pool of KV blocks.
 
     Raises:
-        CapacityError: `kv_cache_bytes` holds not even one cell.
+        CapacityError: `kv_cache_bytes` holds not even one KV block.
     """
     dtype, limits = TORCH_DTYPES[model.dtype], device_limits(config, model)
     prepack = _choose_prepack(config, weights, dtype)
     geometry = KvGeometry.of_model(model.decoder, model.stage_layers, dtype)
     angles = rope_table(model.decoder, limits.max_length)
-    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=prepack)
-    num_bytes = limits.kv_cache_bytes or HostDevice().cache_bytes(limits.utilization, limits.reuse_bytes)
-    cache = KvCache(geometry, cache_config(geometry, limits, num_bytes))
+    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_block, prepack=prepack)
+    host = HostDevice()
+    num_bytes = limits.kv_cache_bytes or host.cache_bytes(limits.utilization, limits.reuse_bytes)
+    cache, pool = make_kv_cache(geometry, limits, num_bytes, host)
     boundaries = load_boundaries(model.reduction, weights)
-    return NativeBackend(decoder, boundaries, cache), load_encoder(
+    return NativeBackend(decoder, boundaries, cache, pool), load_encoder(
         model.vision, model.projector, weights, prepack=prepack
     )
 

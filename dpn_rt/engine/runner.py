@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt.backends.backend import Backend, Beginning, Decoded, NewSequences, SequenceCache, StagedPrefill
+from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.cache.image_cache import ImageCache
-from dpn_rt.cache.kv_cache import Slots
 from dpn_rt.device.device import Device
 from dpn_rt.engine.prefix_cache import PrefixCache
 from dpn_rt.engine.scheduler import Batch
@@ -83,7 +83,7 @@ class Runner:
         )
 
     def beginning_of(self, sequence: Sequence) -> Beginning:
-        """What of a sequence is in the cache; its slot gets those cells."""
+        """What of a sequence is in the cache; its slot gets those KV blocks."""
         beginning = self._shared_beginning(sequence)
         if sequence.pyramid is None:
             sequence.num_cached_rows = beginning.num_rows + beginning.num_exit_rows
@@ -96,15 +96,15 @@ class Runner:
         match = self.prefix_cache.match(sequence)
         block_size = cache.config.block_size
         for block in match.blocks:
-            for stage, cells in enumerate(block.cells):
-                cache.share(stage, sequence.slot, cells, block_size)
+            for stage, ids in enumerate(block.blocks):
+                cache.share(stage, sequence.slot, ids, block_size)
         if match.image is None:
             return Beginning(match.num_text_rows)
         num_rows = _image_end(sequence) - match.num_text_rows
         try:
-            cache.share(0, sequence.slot, match.image.cells[0], num_rows)
+            cache.share(0, sequence.slot, match.image.blocks[0], num_rows)
         except CapacityError:
-            return Beginning(match.num_text_rows)  # sharing may take a cell more than computing does
+            return Beginning(match.num_text_rows)  # sharing may take a block more than computing does
         return Beginning(match.num_text_rows, num_rows, match.image.exit_rows)
 
     def keep_beginning(self, sequence: Sequence, exit_rows: Tensor | None) -> None:
@@ -123,7 +123,7 @@ class Runner:
         """First and last (excluded) of the computed rows that the prefix cache wants behind stage 0."""
         if self.prefix_cache is None or sequence.image_start is None or beginning.num_exit_rows:
             return 0, 0
-        block_size = self.cache.config.block_size
+        block_size = self.prefix_cache.cache.config.block_size
         whole_blocks = sequence.image_start // block_size * block_size
         return whole_blocks - beginning.num_rows, _image_end(sequence) - beginning.num_rows
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from dpn_rt.backends.backend import Decoded, NewSequences
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
 from dpn_rt.backends.kernels.prefill import Prefill
-from dpn_rt.cache.kv_cache import KvCache, Slots
+from dpn_rt.cache.block_allocator import BlockAllocator, Slots
+from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.reduction.pooling import Boundary
@@ -21,10 +22,16 @@ class DeviceBackend:
     """A `Backend`: prefills queued op after op, decode steps as graphs, all tensors on one device."""
 
     def __init__(
-        self, decoder: Decoder, boundaries: Sequence[Boundary], cache: KvCache, graphs: DecodeGraphs, device: Device
+        self,
+        decoder: Decoder,
+        boundaries: Sequence[Boundary],
+        cache: BlockAllocator,
+        pool: KvPool,
+        graphs: DecodeGraphs,
+        device: Device,
     ) -> None:
         self._decoder, self._boundaries = decoder, boundaries
-        self.cache = cache
+        self.cache, self._pool = cache, pool
         self._graphs, self._device = graphs, device
 
     @property
@@ -39,7 +46,7 @@ class DeviceBackend:
 
     def prefill(self, sequences: NewSequences) -> Prefill:
         """New sequences before the first stage."""
-        return Prefill(self._decoder, self._boundaries, self.cache, sequences, self._device)
+        return Prefill(self._decoder, self._boundaries, self.cache, self._pool, sequences, self._device)
 
     def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """Logits and best ids behind one new row for each sequence, whose room has been made."""

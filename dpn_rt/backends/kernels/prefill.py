@@ -4,8 +4,8 @@ A stage is computed in chunks of as many rows as the caller likes, so that other
 needs of the rows before it is in the cache. Rows of a stage leave for the boundary together.
 
 What the next stage needs is prepared while the boundary before it is under way: its metadata is made on the device, and
-cells are taken for as many rows as there may be. When the host is told how many there are, they can be queued
-at once; it makes its own layout, and gives back cells, behind that.
+KV blocks are taken for as many rows as there may be. When the host is told how many there are, they can be queued
+at once; it makes its own layout, and gives back blocks, after that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt.backends.backend import NewSequences
-from dpn_rt.cache.kv_cache import KvCache
+from dpn_rt.cache.block_allocator import BlockAllocator
+from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import HostDevice
 from dpn_rt.model.decoder import Decoder, StageBatch
@@ -33,7 +34,8 @@ class Prefill:
         self,
         decoder: Decoder,
         boundaries: Sequence[Boundary],
-        cache: KvCache,
+        cache: BlockAllocator,
+        pool: KvPool,
         sequences: NewSequences,
         device: Device | None = None,
     ) -> None:
@@ -41,12 +43,13 @@ class Prefill:
         Args:
             decoder: with its stages.
             boundaries: between them.
-            cache: where keys and values go.
+            cache: whose KV blocks hold what.
+            pool: where keys and values go.
             sequences: the batch.
             device: of all tensors; None: the host.
         """
         self._device = device or HostDevice()
-        self._decoder, self._boundaries, self._cache = decoder, boundaries, cache
+        self._decoder, self._boundaries, self._cache, self._pool = decoder, boundaries, cache, pool
         layout = sequences.layout
         self._x, self._slots = sequences.x, sequences.slots
         self._forced, self._biases = sequences.forced_experts, sequences.router_biases
@@ -58,7 +61,7 @@ class Prefill:
         self._has_room = False  # for the stage's rows, in the cache
         self._ended: list[Tensor] = []  # last rows from the last stage
         self._queued: QueuedBoundary | None = None  # before the stage, while its layout is not known here
-        self._prepared: StageBatch | None = None  # all rows of that stage, with positions and cells for more
+        self._prepared: StageBatch | None = None  # all rows of that stage, with positions and KV blocks for more
         self._placed: Placed | None = None  # the stage's layout and forced experts on the device
         self.layouts = [layout]
         """Of each stage so far."""
@@ -97,7 +100,7 @@ class Prefill:
             self._has_room = True
         end = num_rows if max_rows is None else min(num_rows, self._row + max(1, max_rows))
         if self._row < end:  # else the sequence that the stage waited for was dropped
-            rows = stage.forward(self._x[self._row : end], self._chunk(layout, self._row, end), self._cache.cells)
+            rows = stage.forward(self._x[self._row : end], self._chunk(layout, self._row, end), self._pool.blocks)
             self._row = end
             if self._is_last_stage:
                 self._ended.append(rows)
@@ -105,7 +108,7 @@ class Prefill:
             self._end_stage()
 
     def drop(self, index: int) -> None:
-        """Goes on without one sequence, whose cells may be given to others now."""
+        """Goes on without one sequence, whose KV blocks may be given to others now."""
         if self._queued is not None:
             self._settle(self._queued)
         self._placed = None
@@ -157,7 +160,7 @@ class Prefill:
             self._settle(queued)
             return False
         batch = replace(batch, positions=batch.positions[:num_rows])
-        rows = self._decoder.stages[self._stage].forward(self._x[:num_rows], batch, self._cache.cells)
+        rows = self._decoder.stages[self._stage].forward(self._x[:num_rows], batch, self._pool.blocks)
         self._settle(queued)
         self._row = num_rows
         if self._is_last_stage:
@@ -166,7 +169,7 @@ class Prefill:
         return True
 
     def _settle(self, queued: QueuedBoundary) -> None:
-        """Takes up what a boundary did; the cells that a prepared stage has too many are given back."""
+        """Takes up what a boundary did; the KV blocks that a prepared stage has too many of are given back."""
         self._x = self._x[: queued.num_rows]
         self._computed, trace = queued.finish()
         self.layouts.append(self._computed)
@@ -183,7 +186,7 @@ class Prefill:
         """
         stage = self._stage
         if not self._cache.has_unused_for(stage, self._slots, longest):
-            return  # cells that are kept for prompts to come are not given up for rows that may never be
+            return  # blocks that are held for prompts to come are not given up for rows that may never be
         self._cache.fill_stage(stage, self._slots, longest)
         self._has_room = True
         layout = queued.layout

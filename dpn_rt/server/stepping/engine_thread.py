@@ -109,8 +109,8 @@ def look(engine: Engine) -> Load:
         engine.num_unfinished,
         engine.num_running,
         engine.num_waiting,
-        cache.config.num_cells - cache.num_free_cells,
-        cache.config.num_cells,
+        cache.num_blocks - cache.num_free_blocks,
+        cache.num_blocks,
         engine.num_preemptions,
         *engine.runner.reuse_statistics(),
     )
