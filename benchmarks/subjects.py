@@ -186,7 +186,7 @@ class Runtime:
     @property
     def _stages(self) -> list[Any]:
         """Of the decoder; plans have none."""
-        decoder = getattr(self.llm.engine.runner._backend, "_decoder", None)
+        decoder = getattr(self.llm.engine.runner.backend, "_decoder", None)
         return [] if decoder is None else list(decoder.stages)
 
 

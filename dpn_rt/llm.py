@@ -70,7 +70,7 @@ class LLM:
             gpu_memory_utilization: part of a GPU's memory that may be taken in all.
             reuse_bytes: memory for images that may come again; 0: neither images nor the KV of prompts' beginnings are
                 reused. Answers with reuse are the same up to rounding.
-            block_size: rows per cell of the pool.
+            block_size: rows per KV block.
             prepack_weights: spend the weights' size in memory for a faster prefill; default: if memory is plentiful.
             verify: compare the files' sha256 with the engine's record before use.
 
@@ -193,7 +193,7 @@ class LLM:
                             results[position] = inbox.output.error or inbox.output
                             bar.update()
             finally:
-                self._withdraw(running)  # only when interrupted: what is left must free its cells
+                self._withdraw(running)  # only when interrupted: what is left must free its KV blocks
         return results
 
     def _submit(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, inbox: _Inbox) -> None:

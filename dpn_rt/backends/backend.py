@@ -11,53 +11,64 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
+from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import Chunk, IntArray
 from dpn_rt.model.reduction.reducer import DeviceInputs, Reduced, Reducer
 
 
 class SequenceCache(Protocol):
-    """Where keys and values of sequences are, as far as scheduling is concerned."""
+    """Room for the keys and values of sequences, as the scheduler sees it."""
 
     @property
-    def config(self) -> KvCacheConfig: ...
+    def num_blocks(self) -> int:
+        """KV blocks in all."""
 
     @property
-    def num_free_cells(self) -> int: ...
+    def num_free_blocks(self) -> int:
+        """KV blocks that a sequence could get."""
 
     @property
-    def num_free_slots(self) -> int: ...
+    def num_free_slots(self) -> int:
+        """Sequences that could get a slot."""
 
     @property
-    def bytes_in_use(self) -> int: ...
+    def bytes_in_use(self) -> int:
+        """Memory that sequences use."""
 
-    def check_fits(self, lengths: tuple[int, ...], max_tokens: int) -> None:
+    def check_fits(self, lengths: Sequence[int], max_tokens: int) -> None:
         """Raises CapacityError where a sequence with `lengths` rows per stage has no room in an empty cache."""
 
-    def cells_for(self, lengths: tuple[int, ...]) -> int:
-        """Cells of a sequence with `lengths` rows per stage."""
+    def blocks_for(self, lengths: Sequence[int]) -> int:
+        """KV blocks of a sequence with `lengths` rows per stage."""
 
-    def cells_of(self, slot: int) -> int:
-        """Cells that a slot holds."""
+    def blocks_of(self, slot: int) -> int:
+        """KV blocks that a slot uses."""
 
-    def cells_to_grow(self, slots: Slots) -> int:
-        """Free cells needed to add one row to every stage of each of `slots`."""
+    def blocks_to_grow(self, slots: Slots) -> int:
+        """Free blocks needed to add one row to every stage of each of `slots`."""
 
     def grow(self, slots: Slots) -> None:
         """Makes room for that row."""
 
-    def fill_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
-        """Makes room for `lengths` `[num_seqs]` rows of a stage in all."""
+    def fill_stage(self, stage: int, slots: Slots, lengths: IntArray, next_positions: IntArray | None = None) -> None:
+        """Makes room for `lengths` `[num_seqs]` rows of a stage in all.
 
-    def fork(self, slot: int, max_cells: int) -> int | None:
-        """A new slot with the same rows, for at most `max_cells` free cells; None where that cannot be."""
+        Args:
+            stage: of the rows.
+            slots: `[num_seqs]`.
+            lengths: `[num_seqs]`.
+            next_positions: `[num_seqs]` rotary position of the row after them; None: as many as the rows.
+        """
+
+    def fork(self, slot: int, max_blocks: int) -> int | None:
+        """A new slot with the same rows, for at most `max_blocks` free blocks; None where that cannot be."""
 
     def open_slot(self) -> int:
         """A slot for a sequence."""
 
     def close_slot(self, slot: int) -> None:
-        """Gives the slot and its cells back."""
+        """Gives the slot and its blocks back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +91,13 @@ class PreparedStage(Protocol):
     def run(self, rows: Tensor) -> Tensor:
         """`[num_rows, hidden_size]`, all rows of the stage, through it; as `Backend.run`."""
 
-    def trim(self, kv_lengths: IntArray) -> None:
-        """Gives back the room for rows beyond `kv_lengths` `[num_seqs]`."""
+    def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
+        """Gives back the room for rows beyond those of the stage.
+
+        Args:
+            kv_lengths: `[num_seqs]` rows that attention sees.
+            next_positions: `[num_seqs]` rotary position of the row after them.
+        """
 
 
 class StagePreparer(Protocol):

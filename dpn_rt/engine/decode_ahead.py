@@ -2,8 +2,8 @@
 
 A device that waits for the host between two steps loses what the host takes to read tokens, to end sequences and to
 make text. So the tokens of a step go into the next one where they are. A sequence that turns out to have ended has gone
-one step too far then: that row is thrown away. Its cells may be given to others at once, since a device does things in
-the order in which they were queued.
+one step too far then: that row is thrown away. Its KV blocks may be given to others at once, since a device does things
+in the order in which they were queued.
 """
 
 from __future__ import annotations

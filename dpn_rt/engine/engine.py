@@ -119,7 +119,7 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold cells of the KV cache."""
+        """Sequences that hold KV blocks."""
         return self._scheduler.num_running
 
     def add_request(
@@ -155,7 +155,7 @@ class Engine:
         self._scheduler.add(sequences[0], sequences[1:])
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """Ends a request now and frees its cells; what it has so far comes back. None if it is not known."""
+        """Ends a request now and frees its KV blocks; what it has so far comes back. None if it is not known."""
         request = self._requests.get(request_id)
         return None if request is None else self._end_early(request, "abort", None)
 

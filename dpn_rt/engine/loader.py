@@ -53,9 +53,9 @@ class RuntimeConfig:
     """Default: a quarter of the free memory, or what `max_num_seqs` requests of full length need if that is less."""
     reuse_bytes: int = 0
     """Memory for images' rows that may come again, and as much again for those that go with kept prefixes. 0: nothing
-    is reused, KV cells of prefixes neither."""
+    is reused, KV blocks of prefixes neither."""
     block_size: int = 16
-    """Rows per KV cell."""
+    """Rows per KV block."""
     gpu_memory_utilization: float = 0.9
     """Part of a GPU's memory that may be taken in all; what weights and the largest prefill leave of it is the KV
     pool's, unless `kv_cache_bytes` says otherwise."""
@@ -214,7 +214,7 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     """The engine's parts with its weights in memory, and an empty KV cache.
 
     Raises:
-        CapacityError: `kv_cache_bytes` holds not even one cell, or the GPU has too little memory.
+        CapacityError: `kv_cache_bytes` holds not even one KV block, or the GPU has too little memory.
         ConfigError: the GPU cannot run the engine.
         PlanError: the engine's plans cannot be loaded on this machine.
     """
@@ -222,7 +222,7 @@ def load_runner(engine: EngineDir, config: RuntimeConfig, device: str) -> Runner
     image_cache = ImageCache(config.reuse_bytes) if config.reuse_bytes else None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans, model)
-        plans, encoder = load_plan_backend(engine, weights, reader, max_length(config, model))
+        plans, encoder = load_plan_backend(engine, weights, reader)
         images = ImageRows(encoder, TORCH_DTYPES[model.dtype], image_cache)
         return Runner(plans, images)  # slots cannot be shared: no prefix cache
     host_or_gpu: Device = open_cuda(model) if device == "cuda" else HostDevice()

@@ -152,7 +152,8 @@ class Prefill:
                 return
             self._adopt_layout(self._crossing)
         if not self._has_room:
-            self._backend.cache.fill_stage(self._stage, self._slots, self._layout.kv_lengths)
+            layout = self._layout
+            self._backend.cache.fill_stage(self._stage, self._slots, layout.kv_lengths, layout.next_positions)
             self._has_room = True
         num_rows = self._layout.num_rows
         end = num_rows if max_rows is None else min(num_rows, self._row + max_rows)
@@ -220,7 +221,7 @@ class Prefill:
         self._layouts.append(self._layout)
         self._traces.append(trace)
         if crossing.prepared is not None:
-            crossing.prepared.trim(self._layout.kv_lengths)
+            crossing.prepared.trim(self._layout.kv_lengths, self._layout.next_positions)
         self._crossing, self._prepared = None, crossing.prepared
 
     def _forced_experts(self, boundary: int) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 Two kinds. Blocks of text rows at the very beginning are the same in every stage, whatever follows. An image's rows are
 the same in stage 0 alone: what becomes of them behind a boundary depends on the question that follows. So for an image
-the cells of stage 0 are kept, and its rows as they left that stage, where the next question's boundary takes them up.
+the blocks of stage 0 are kept, and its rows as they left that stage, where the next question's boundary takes them up.
 
 Entries are found by hashes of everything before them, the image's content included; two images never share. The least
-recently used entries go first when cells are needed.
+recently used entries go first when blocks are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dpn_rt.cache.kv_cache import CellArray, KvCache
+from dpn_rt.cache.block_allocator import BlockAllocator, BlockIds
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import CapacityError
 
@@ -29,7 +29,7 @@ Key = bytes
 class Entry:
     """One block of text in all stages, or one image in stage 0."""
 
-    cells: tuple[CellArray, ...]
+    blocks: tuple[BlockIds, ...]
     """Per stage `[groups, num_blocks]`; of an image stage 0 alone."""
     exit_rows: Tensor | None = None
     """`[num_rows, hidden_size]` of an image: rows from the first after the text blocks to the image's last, as they
@@ -80,16 +80,16 @@ class PrefixCacheConfig:
     """Bounds."""
 
     max_row_bytes: int
-    """Of the rows that are kept beside the cells."""
+    """Of the rows that are kept beside the blocks."""
 
 
 class PrefixCache:
-    """Entries, and the cells that they hold in the pool."""
+    """Entries, and the blocks that they hold in the pool."""
 
-    def __init__(self, config: PrefixCacheConfig, cache: KvCache) -> None:
+    def __init__(self, config: PrefixCacheConfig, cache: BlockAllocator) -> None:
         self._config = config
         self.cache = cache
-        """Whose cells it holds."""
+        """Whose blocks it holds."""
         self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
         self._row_bytes = 0
         self.statistics = PrefixStatistics()
@@ -119,19 +119,19 @@ class PrefixCache:
         return Match(rows, tuple(blocks), image)
 
     def share(self, sequence: Sequence) -> CachedPrefix:
-        """Gives the slot of a sequence the cells of what is cached of its prompt."""
+        """Gives the slot of a sequence the KV blocks of what is cached of its prompt."""
         assert sequence.slot is not None
         match = self.match(sequence)
         for block in match.blocks:
-            for stage, cells in enumerate(block.cells):
-                self.cache.share(stage, sequence.slot, cells, self.cache.config.block_size)
+            for stage, ids in enumerate(block.blocks):
+                self.cache.share(stage, sequence.slot, ids, self.cache.config.block_size)
         if match.image is None:
             return CachedPrefix(match.num_text_rows)
         num_rows = sequence.image_end - match.num_text_rows
         try:
-            self.cache.share(0, sequence.slot, match.image.cells[0], num_rows)
+            self.cache.share(0, sequence.slot, match.image.blocks[0], num_rows)
         except CapacityError:
-            return CachedPrefix(match.num_text_rows)  # sharing may take a cell more than computing does
+            return CachedPrefix(match.num_text_rows)  # sharing may take a block more than computing does
         return CachedPrefix(match.num_text_rows, num_rows, match.image.exit_rows)
 
     def rows_to_keep(self, sequence: Sequence, num_cached: int) -> tuple[int, int]:
@@ -149,7 +149,7 @@ class PrefixCache:
         """Keeps the beginning of a sequence that has just been prefilled and still holds its slot.
 
         Args:
-            sequence: with its cells filled.
+            sequence: with its blocks filled.
             exit_rows: see `Entry`; None where it has no image, or no boundary follows stage 0.
         """
         assert sequence.slot is not None
@@ -157,11 +157,11 @@ class PrefixCache:
         keys = _Keys.of(sequence, block_size)
         for index, key in enumerate(keys.blocks):
             if key not in self._entries:
-                self._add(key, Entry(self.cache.cells_of_blocks(sequence.slot, index, index + 1)))
+                self._add(key, Entry(self.cache.block_groups(sequence.slot, index, index + 1)))
         if keys.image is not None and keys.image not in self._entries:
             last = -(-keys.image_end // block_size)
-            cells = self.cache.cells_of_blocks(sequence.slot, len(keys.blocks), last)[:1]
-            self._add(keys.image, Entry(cells, exit_rows))
+            blocks = self.cache.block_groups(sequence.slot, len(keys.blocks), last)[:1]
+            self._add(keys.image, Entry(blocks, exit_rows))
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -170,7 +170,7 @@ class PrefixCache:
 
     def _add(self, key: Key, entry: Entry) -> None:
         self._entries[key] = entry
-        self.cache.hold(entry.cells)
+        self.cache.hold(entry.blocks)
         self._row_bytes += _row_bytes(entry)
         while self._row_bytes > self._config.max_row_bytes:
             self._remove(next(key for key, other in self._entries.items() if other.exit_rows is not None))
@@ -182,20 +182,20 @@ class PrefixCache:
             self._entries.move_to_end(key)
         return entry
 
-    def _evict(self, num_cells: int) -> None:
-        """Frees so many cells, or all that nobody else uses."""
-        goal = self.cache.num_unused_cells + num_cells
+    def _evict(self, num_blocks: int) -> None:
+        """Frees so many blocks, or all that nobody else uses."""
+        goal = self.cache.num_unused_blocks + num_blocks
         for key, entry in list(self._entries.items()):
-            if self.cache.num_unused_cells >= goal:
+            if self.cache.num_unused_blocks >= goal:
                 return
-            if self.cache.are_idle(entry.cells):
+            if self.cache.would_free(entry.blocks):
                 self._remove(key)
                 self.statistics.evictions += 1
 
     def _remove(self, key: Key) -> None:
         entry = self._entries.pop(key)
         self._row_bytes -= _row_bytes(entry)
-        self.cache.release(entry.cells)
+        self.cache.release(entry.blocks)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Prefill comes first, so that new requests join the running ones soon; a step is either prefill of new sequences or one
 token for every running one. Where prefills are cut into parts, the two take turns, so that running requests never wait
-for a whole prompt. When cells run out the last sequence (of the last priority, the youngest) is preempted: it gives its
-cells back and is prefilled again later, its generated tokens included.
+for a whole prompt. When KV blocks run out, the last sequence (the youngest of the last priority) is preempted: it gives
+its blocks back and is prefilled again later, its generated tokens included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from dpn_rt.backends.backend import SequenceCache
-from dpn_rt.cache.kv_cache import Slots
+from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.model.reduction.reduction import Reduction
 
@@ -53,7 +53,7 @@ class Scheduler:
         self._cache = cache
         self._waiting: list[Sequence] = []  # by `Sequence.order`
         self._running: list[Sequence] = []
-        self._prefilling: dict[Sequence, int] = {}  # and the cells that each may need
+        self._prefilling: dict[Sequence, int] = {}  # and the blocks that each may need
         self._is_decode_due = False
         self._numbers = itertools.count()
         self.num_preemptions = 0
@@ -64,7 +64,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold cells."""
+        """Sequences that hold blocks."""
         return len(self._running) + len(self._prefilling)
 
     @property
@@ -96,7 +96,7 @@ class Scheduler:
         """
         assert sequence.slot is not None
         if self.num_running < self.config.max_num_seqs:
-            free = self._cache.num_free_cells - self._num_promised_cells()
+            free = self._cache.num_free_blocks - self._num_promised_blocks()
             sibling.slot = self._cache.fork(sequence.slot, free)
         if sibling.slot is None:
             self._enqueue(sibling)
@@ -105,7 +105,7 @@ class Scheduler:
         return True
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees its cells."""
+        """Takes a sequence out, wherever it is, and frees its blocks."""
         if sequence.slot is not None:
             self._release(sequence)
             if self._prefilling.pop(sequence, None) is None:
@@ -142,7 +142,7 @@ class Scheduler:
             return None
         sequences = [sequence for sequence in self._running if not sequence.ends_with_next]
         slots = self._slots(sequences)
-        if not sequences or self._cache.cells_to_grow(slots) > self._cache.num_free_cells:
+        if not sequences or self._cache.blocks_to_grow(slots) > self._cache.num_free_blocks:
             return None
         self._cache.grow(slots)
         return self._batch("decode", sequences)
@@ -156,36 +156,36 @@ class Scheduler:
         admitted: dict[Sequence, int] = {}
         rows = 0
         slots = self._slots(self._running)
-        free = self._cache.num_free_cells - self._cache.cells_to_grow(slots)
+        free = self._cache.num_free_blocks - self._cache.blocks_to_grow(slots)
         while self._waiting and len(self._running) + len(admitted) < self.config.max_num_seqs:
             sequence = self._waiting[0]
             rows += sequence.num_rows
             lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.forced_experts)
             # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
-            cells = self._cache.cells_for(tuple(length + 1 for length in lengths))
+            blocks = self._cache.blocks_for(tuple(length + 1 for length in lengths))
             whole_cache = not self._running and not admitted  # alone it fits: `check_fits` has counted its rows
-            if (admitted and rows > self.config.max_num_batched_tokens) or (cells > free and not whole_cache):
+            if (admitted and rows > self.config.max_num_batched_tokens) or (blocks > free and not whole_cache):
                 break
-            free -= cells
+            free -= blocks
             del self._waiting[0]
             sequence.slot = self._cache.open_slot()
-            admitted[sequence] = cells
+            admitted[sequence] = blocks
         return admitted
 
     def _make_room(self) -> list[Sequence]:
-        free = self._cache.num_free_cells - self._num_promised_cells()
-        while self._running and self._cache.cells_to_grow(self._slots(self._running)) > free:
-            before = self._cache.num_free_cells
+        free = self._cache.num_free_blocks - self._num_promised_blocks()
+        while self._running and self._cache.blocks_to_grow(self._slots(self._running)) > free:
+            before = self._cache.num_free_blocks
             self._preempt(max(self._running, key=lambda sequence: sequence.order))
-            free += self._cache.num_free_cells - before
+            free += self._cache.num_free_blocks - before
         self._cache.grow(self._slots(self._running))
         return self._running
 
-    def _num_promised_cells(self) -> int:
+    def _num_promised_blocks(self) -> int:
         """Cells that prefills in progress may still need."""
         return sum(
-            max(0, cells - self._cache.cells_of(sequence.slot))
-            for sequence, cells in self._prefilling.items()
+            max(0, blocks - self._cache.blocks_of(sequence.slot))
+            for sequence, blocks in self._prefilling.items()
             if sequence.slot is not None
         )
 

@@ -26,7 +26,7 @@ class StageBatch:
     context_lens: Tensor
     """`[num_seqs]` int32 rows in the cache, the new ones included."""
     block_tables: Tensor
-    """`[groups, num_seqs, max_blocks]` int32 cells of each sequence."""
+    """`[groups, num_seqs, max_blocks]` int32 KV blocks of each sequence."""
     last_rows: Tensor | None
     """`[num_ends]` int64 last row of each sequence that ends in this batch; None when each has one row (decoding)."""
     last_seqs: Tensor | None = None
@@ -41,11 +41,11 @@ class StageBatch:
 
 @dataclass(frozen=True)
 class CacheView:
-    """The cells that a layer reads and writes."""
+    """The KV blocks that a layer reads and writes."""
 
-    cells: Tensor
-    """`[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]`."""
-    layer_in_cell: int
+    blocks: Tensor
+    """`[num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]`."""
+    layer_in_block: int
     block_table: Tensor
     """`[num_seqs, max_blocks]` int32."""
 
@@ -102,8 +102,8 @@ class Layer:
         elif batch.extends:
             attended = ops.attention_extend(
                 self._split(qkv)[0],
-                cache.cells,
-                cache.layer_in_cell,
+                cache.blocks,
+                cache.layer_in_block,
                 cache.block_table,
                 batch.cu_seqlens,
                 batch.context_lens,
@@ -130,7 +130,7 @@ class Layer:
             return residual, residual
         if batch.last_seqs is not None:
             table = cache.block_table.index_select(0, batch.last_seqs)
-            cache = CacheView(cache.cells, cache.layer_in_cell, table)
+            cache = CacheView(cache.blocks, cache.layer_in_block, table)
             batch = replace(batch, context_lens=batch.context_lens.index_select(0, batch.last_seqs))
         return self._mlp(self._attend_cache(qkv, cache, batch), residual), residual
 
@@ -145,8 +145,8 @@ class Layer:
             batch.positions,
             batch.cache_rows,
             self._cos_sin,
-            cache.cells,
-            cache.layer_in_cell,
+            cache.blocks,
+            cache.layer_in_block,
             cache.block_table,
             batch.cu_seqlens,
             self._config.num_heads,
@@ -163,7 +163,7 @@ class Layer:
     def _attend_cache(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
         q = self._split(qkv)[0]
         return ops.attention_decode(
-            q, cache.cells, cache.layer_in_cell, cache.block_table, batch.context_lens, scale=self._scale
+            q, cache.blocks, cache.layer_in_block, cache.block_table, batch.context_lens, scale=self._scale
         )
 
     def _mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
@@ -175,23 +175,23 @@ class Layer:
 class Stage:
     """A run of decoder layers whose rows share lengths, positions and block tables."""
 
-    def __init__(self, config: DecoderConfig, layers: list[Layer], layers_per_cell: int, is_last: bool) -> None:
+    def __init__(self, config: DecoderConfig, layers: list[Layer], layers_per_block: int, is_last: bool) -> None:
         self._config = config
         self._layers = layers
-        self._layers_per_cell = layers_per_cell
+        self._layers_per_block = layers_per_block
         self._is_last = is_last
 
     @property
     def num_layers(self) -> int:
         return len(self._layers)
 
-    def forward(self, x: Tensor, batch: StageBatch, cells: Tensor) -> Tensor:
+    def forward(self, x: Tensor, batch: StageBatch, blocks: Tensor) -> Tensor:
         """Rows through the stage's layers.
 
         Args:
             x: `[num_rows, hidden_size]`; overwritten.
             batch: where the rows stand.
-            cells: of the KV cache.
+            blocks: of the KV pool.
 
         Returns:
             `[num_rows, hidden_size]`; from the last stage of a prefill `[num_ends, hidden_size]`, the last row of each
@@ -202,8 +202,8 @@ class Stage:
         for index, layer in enumerate(self._layers):
             if index > 0:
                 x = ops.add_rms_norm(x, residual, layer.input_norm, self._config.rms_norm_eps, out=x)
-            group, layer_in_cell = divmod(index, self._layers_per_cell)
-            cache = CacheView(cells, layer_in_cell, batch.block_tables[group])
+            group, layer_in_block = divmod(index, self._layers_per_block)
+            cache = CacheView(blocks, layer_in_block, batch.block_tables[group])
             if self._is_last and index == len(self._layers) - 1 and batch.last_rows is not None:
                 x, residual = layer.forward_last(x, residual, cache, batch, batch.last_rows)
             else:
@@ -220,7 +220,7 @@ class Decoder:
         stage_layers: Sequence[range],
         weights: Mapping[str, Tensor],
         cos_sin: Tensor,
-        layers_per_cell: int,
+        layers_per_block: int,
         *,
         prepack: bool,
     ) -> None:
@@ -233,7 +233,7 @@ class Decoder:
             Stage(
                 config,
                 [Layer(config, LayerWeights.of_engine(weights, layer, prepack), cos_sin) for layer in layers],
-                layers_per_cell,
+                layers_per_block,
                 is_last=index == len(stage_layers) - 1,
             )
             for index, layers in enumerate(stage_layers)
@@ -252,23 +252,32 @@ class Decoder:
         return self._head(ops.rms_norm(x, self._norm, self._config.rms_norm_eps))
 
     def decode(
-        self, token_ids: Tensor, lengths: Tensor, block_tables: Sequence[Tensor], cu_seqlens: Tensor, cells: Tensor
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_lengths: Tensor,
+        block_tables: Sequence[Tensor],
+        cu_seqlens: Tensor,
+        blocks: Tensor,
     ) -> Tensor:
         """One new row for each sequence through all stages.
 
         Args:
             token_ids: `[num_seqs]` int32 or int64.
-            lengths: `[num_stages, num_seqs]` int32 rows in the cache, the new one included.
+            positions: `[num_stages, num_seqs]` int32 rotary position of the new row.
+            kv_lengths: `[num_stages, num_seqs]` int32 rows in the cache, the new one included.
             block_tables: per stage `[groups, num_seqs, max_blocks]` int32.
             cu_seqlens: `[num_seqs + 1]` int32, 0 to num_seqs.
-            cells: of the KV cache.
+            blocks: of the KV pool.
 
         Returns:
             Logits `[num_seqs, vocab_size]`, dtype of the engine.
         """
         x = self.embed(token_ids)
-        positions = lengths - 1
+        cache_rows = kv_lengths - 1
         for index, (stage, tables) in enumerate(zip(self.stages, block_tables, strict=True)):
-            batch = StageBatch(cu_seqlens, positions[index], positions[index], lengths[index], tables, last_rows=None)
-            x = stage.forward(x, batch, cells)
+            batch = StageBatch(
+                cu_seqlens, positions[index], cache_rows[index], kv_lengths[index], tables, last_rows=None
+            )
+            x = stage.forward(x, batch, blocks)
         return self.logits(x)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpn_rt.cache.block_allocator import count_blocks
+from dpn_rt.cache.kv_pool import KvGeometry
 from dpn_rt.format.config import ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import EngineSource, write_engine
 from dpn_rt.format.weight_spec import weight_spec
@@ -17,6 +19,7 @@ from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.model.vision.visual_input import VisualInput
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 ROUTER_ID = 99
 VOCAB_SIZE = 100
@@ -36,7 +39,7 @@ DECODER = DecoderConfig(
     tie_word_embeddings=False,
     attention_bias=False,
 )
-# Stages of 2, 1, 2 and 2 layers: cells hold one layer each.
+# Stages of 2, 1, 2 and 2 layers: KV blocks hold one layer each.
 PYRAMID = PoolingConfig(
     boundaries=tuple(BoundaryConfig(layer, KERNELS) for layer in (1, 2, 4)),
     use_router_token=True,
@@ -88,6 +91,17 @@ def random_weights(model: ModelConfig, seed: int) -> list[tuple[str, torch.Tenso
 def write_random_engine(path: Path, model: ModelConfig = MODEL, seed: int = 0) -> Path:
     write_engine(path, model, EngineSource("0" * 64, "original"), random_weights(model, seed), {}, force=False)
     return path
+
+
+def kv_geometry(model: ModelConfig = MODEL) -> KvGeometry:
+    return KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
+
+
+def kv_bytes(num_rows: int, block_size: int, model: ModelConfig = MODEL) -> int:
+    """Of a pool that holds one sequence of `num_rows` rows in every stage, and no more."""
+    geometry = kv_geometry(model)
+    groups = geometry.layer_groups
+    return count_blocks([num_rows] * len(groups), groups, block_size) * geometry.block_bytes(block_size)
 
 
 def with_pyramid(model: ModelConfig = MODEL, **changes: Any) -> ModelConfig:

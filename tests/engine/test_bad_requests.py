@@ -90,7 +90,7 @@ def test_bad_prompts_do_not_harm_the_batch(llm: LLM) -> None:
     assert sorted(caught.value.errors) == list(range(1, len(mixed) - 1))
     outputs = [caught.value.outputs[0], caught.value.outputs[-1]]
     assert [output.outputs[0].token_ids for output in outputs] == expected
-    assert llm.engine.runner.cache.num_free_cells == llm.engine.runner.cache.config.num_cells
+    assert llm.engine.runner.cache.num_free_blocks == llm.engine.runner.cache.num_blocks
 
 
 def test_parameters_that_do_not_fit_the_model(llm: LLM) -> None:
@@ -217,7 +217,7 @@ def test_a_class_row_counts_as_a_visual_token(tmp_path: Path) -> None:
 
 
 def test_more_sequences_than_memory_has_room_for(tmp_path: Path) -> None:
-    with pytest.raises(CapacityError, match="tables for 1099511627776 sequences: lower kv_cache_bytes or max_num_seqs"):
+    with pytest.raises(CapacityError, match="tables for 1099511627776 sequences: lower max_num_seqs"):
         LLM(write_random_engine(tmp_path / "engine"), max_num_seqs=2**40)
 
 
@@ -243,7 +243,7 @@ def test_interrupt_leaves_a_working_engine(llm: LLM, monkeypatch: pytest.MonkeyP
     finally:
         signal.signal(signal.SIGINT, before)
     assert llm.engine.num_unfinished == 0
-    assert llm.engine.runner.cache.num_free_cells == llm.engine.runner.cache.config.num_cells
+    assert llm.engine.runner.cache.num_free_blocks == llm.engine.runner.cache.num_blocks
     assert len(llm.generate(prompts, PARAMS, use_tqdm=False)) == 4
 
 

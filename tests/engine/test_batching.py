@@ -14,7 +14,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.engine.prefill import Prefill
 from dpn_rt.engine.scheduler import Batch
 from dpn_rt.outputs import RequestOutput
-from tests.engine.models import MODEL, VOCAB_SIZE, random_prompt, write_random_engine
+from tests.engine.models import MODEL, VOCAB_SIZE, kv_bytes, random_prompt, write_random_engine
 
 # Whatever the routers choose, its kernel fits: a grid of 24 x 2 could become 24 x 1, which no 1 x 2 kernel does.
 GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (1, 1), (10, 6), (9, 2), None, (16, 16), (2, 20)]
@@ -60,7 +60,7 @@ def assert_same(actual: RequestOutput, expected: RequestOutput) -> None:
 
 def assert_pool_is_full(llm: LLM) -> None:
     cache = llm.engine.runner.cache
-    assert cache.num_free_cells == cache.config.num_cells
+    assert cache.num_free_blocks == cache.num_blocks
     assert cache.num_free_slots == cache.config.num_slots
 
 
@@ -90,12 +90,10 @@ def test_small_budgets_admit_late(engine_dir: Path, prompts: list[dict[str, Any]
 
 
 def test_preempted_equals_alone(engine_dir: Path, prompts: list[dict[str, Any]], alone: list[RequestOutput]) -> None:
-    geometry = LLM(engine_dir).engine.runner.cache.geometry
     # Room for the longest prompt that can be drawn (256 visual, 11 + 11 + 3 text rows) and its answer, and no more.
-    rows = 256 + 25 + 23
-    num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
+    num_bytes = kv_bytes(256 + 25 + 23, 4)
     llm = LLM(engine_dir, kv_cache_bytes=num_bytes, block_size=4)
-    # Nine times 32 rows nearly fill the pool, and all want a new cell for their next row.
+    # Nine times 32 rows nearly fill the pool, and all want a new block for their next row.
     crowd = [{"prompt_token_ids": [*range(start, start + 32)]} for start in range(3, 12)]
     crowd_alone = [LLM(engine_dir).generate(prompt, GREEDY, use_tqdm=False)[0] for prompt in crowd]
     outputs = llm.generate([*crowd, *prompts], GREEDY, use_tqdm=False)
@@ -116,11 +114,9 @@ def test_lower_priority_numbers_go_first(engine_dir: Path, prompts: list[dict[st
 
 
 def test_the_last_priority_is_preempted_first(engine_dir: Path) -> None:
-    geometry = LLM(engine_dir).engine.runner.cache.geometry
     prompt = {"prompt_token_ids": list(range(3, 23))}
     # Three prompts of 20 rows fit, but not with 20 more tokens each.
-    rows = 3 * 24
-    num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
+    num_bytes = kv_bytes(3 * 24, 4)
     llm = LLM(engine_dir, kv_cache_bytes=num_bytes, block_size=4)
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     for name, priority in (("background", 1), ("first", 0), ("second", 0)):
@@ -185,7 +181,7 @@ def test_completions_share_full_blocks(engine_dir: Path) -> None:
     prompt = llm.processor.process({"prompt_token_ids": list(range(3, 25))})  # 22 rows: 5 full blocks and a half
     llm.engine.add_request("one", prompt, SamplingParams(n=5, max_tokens=8, ignore_eos=True))
     llm.engine.step()
-    assert cache.config.num_cells - cache.num_free_cells == sum(cache.geometry.groups) * (5 + 5)
+    assert cache.num_blocks - cache.num_free_blocks == sum(cache.config.layer_groups) * (5 + 5)
     llm.engine.abort("one")
     assert_pool_is_full(llm)
 

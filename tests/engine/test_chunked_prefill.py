@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.cache.kv_cache import KvCache
+from dpn_rt.cache.block_allocator import BlockAllocator
 from dpn_rt.outputs import RequestOutput
-from tests.engine.models import random_prompt, write_random_engine
+from tests.engine.models import kv_bytes, random_prompt, write_random_engine
 from tests.engine.test_batching import GREEDY, GRIDS, assert_pool_is_full, assert_same
 
 LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
@@ -76,7 +76,7 @@ def test_stages_that_could_not_be_prepared(
     share: float,
     chunk: int,
 ) -> None:
-    monkeypatch.setattr(KvCache, "has_unused_for", lambda *_: random.random() < share)
+    monkeypatch.setattr(BlockAllocator, "has_unused_for", lambda *_: random.random() < share)
     llm = LLM(engine_dir, max_num_seqs=4, max_chunk_tokens=chunk)
     for output, expected in zip(llm.generate(prompts, GREEDY, use_tqdm=False), alone, strict=True):
         assert_same(output, expected)
@@ -128,12 +128,10 @@ def test_all_leave_in_the_middle(engine_dir: Path, prompts: list[dict[str, Any]]
     assert_pool_is_full(llm)
 
 
-def test_decoding_never_takes_cells_that_a_prefill_needs(
+def test_decoding_never_takes_blocks_that_a_prefill_needs(
     engine_dir: Path, prompts: list[dict[str, Any]], alone: list[RequestOutput]
 ) -> None:
-    geometry = LLM(engine_dir).engine.runner.cache.geometry
-    rows = 256 + 25 + 23
-    num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
+    num_bytes = kv_bytes(256 + 25 + 23, 4)
     llm = LLM(engine_dir, kv_cache_bytes=num_bytes, block_size=4, max_chunk_tokens=9)
     outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
     for output, expected in zip(outputs, alone, strict=True):

@@ -16,7 +16,7 @@ from dpn_rt.device.packing import Array
 from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import StepError
 from dpn_rt.outputs import RequestOutput
-from tests.engine.models import MODEL, random_prompt, write_random_engine
+from tests.engine.models import MODEL, kv_bytes, random_prompt, write_random_engine
 from tests.engine.test_batching import assert_pool_is_full
 from tests.places import Place
 from tests.skips import GPU_PRESENT
@@ -118,8 +118,7 @@ def test_penalties_and_log_probabilities_wait_for_the_host(place: Place, engine_
 
 
 def test_preempted_equals_alone(place: Place, engine_dir: Path) -> None:
-    geometry = LLM(engine_dir, device="cpu").engine.runner.cache.geometry  # type: ignore[attr-defined]
-    num_bytes = geometry.cells_for((70,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
+    num_bytes = kv_bytes(70, 4, LLM(engine_dir, device="cpu").model)
     llm = place.load(engine_dir, kv_cache_bytes=num_bytes, block_size=4)
     prompts: list[Prompt] = [{"prompt_token_ids": [*range(start, start + 10)]} for start in range(3, 9)]
     params = [SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)] * len(prompts)
@@ -143,7 +142,7 @@ def test_one_is_aborted_while_its_next_step_is_queued(place: Place, engine_dir: 
     aborted = llm.engine.abort("1")
     assert aborted is not None and len(aborted.outputs[0].token_ids) == 1 + steps
     late = llm.processor.process(prompts[1])
-    llm.engine.add_request("late", late, params)  # may get the cells of the aborted one
+    llm.engine.add_request("late", late, params)  # may get the KV blocks of the aborted one
     while llm.engine.num_unfinished:
         outputs.update({output.request_id: output for output in llm.engine.step().finished})
     assert set(outputs) == {"0", "2", "late"}

@@ -1,4 +1,4 @@
-"""Whatever mix of requests ends in whatever way, every cell and slot of the KV pool comes back."""
+"""Whatever mix of requests ends in whatever way, every block and slot of the KV pool comes back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.cache.block_allocator import BlockAllocator
 from dpn_rt.engine.prefill import Prefill
 from dpn_rt.errors import DpnError
-from tests.engine.models import random_prompt, write_random_engine
+from tests.engine.models import kv_bytes, random_prompt, write_random_engine
 
 ACTIONS = st.lists(
     st.one_of(
@@ -33,11 +34,9 @@ ACTIONS = st.lists(
 )
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
     engine = write_random_engine(tmp_path_factory.mktemp("engines") / "adaptive")
-    geometry = LLM(engine).engine.runner.cache.geometry
-    num_bytes = geometry.cells_for((200,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
     return LLM(
         engine,
-        kv_cache_bytes=num_bytes,
+        kv_cache_bytes=kv_bytes(200, 4),
         block_size=4,
         max_num_seqs=5,
         max_num_batched_tokens=200,
@@ -84,7 +83,9 @@ def test_pool_is_full_again(llm: LLM, monkeypatch: pytest.MonkeyPatch, actions: 
     assert ended == set(names)
     if runner.prefix_cache is not None:
         runner.prefix_cache.clear()
-    assert (runner.cache._users == 0).all()
-    assert runner.cache.num_free_cells == runner.cache.config.num_cells
-    assert runner.cache.num_free_slots == runner.cache.config.num_slots
-    assert sorted(runner.cache._free_cells.tolist()) == list(range(runner.cache.config.num_cells))
+    cache = runner.cache
+    assert isinstance(cache, BlockAllocator)
+    assert (cache._num_users == 0).all()
+    assert cache.num_free_blocks == cache.num_blocks
+    assert cache.num_free_slots == cache.config.num_slots
+    assert sorted(cache._unused_blocks.tolist()) == list(range(cache.num_blocks))

@@ -16,7 +16,7 @@ from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.engine.prefix_cache import PrefixCache
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
-from tests.engine.models import ROUTER_ID, write_random_engine
+from tests.engine.models import ROUTER_ID, kv_bytes, kv_geometry, write_random_engine
 from tests.engine.test_batching import GREEDY, assert_pool_is_full, assert_same
 
 Prompt = dict[str, Any]
@@ -120,11 +120,10 @@ def test_conversations_in_text(engine_dir: Path, plain: LLM, generator: np.rando
 
 
 @pytest.mark.parametrize("chunk", [None, 9])
-def test_many_together_with_few_cells(
+def test_many_together_with_few_blocks(
     engine_dir: Path, plain: LLM, generator: np.random.Generator, chunk: int | None
 ) -> None:
-    geometry = plain.engine.runner.cache.geometry
-    num_bytes = geometry.cells_for((170,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
+    num_bytes = kv_bytes(170, 4, plain.model)
     llm = LLM(
         engine_dir, reuse_bytes=2**16, kv_cache_bytes=num_bytes, block_size=4, max_num_seqs=4, max_chunk_tokens=chunk
     )
@@ -143,10 +142,10 @@ def test_many_together_with_few_cells(
     assert_pool_is_full(llm)
     caches(llm)[0].clear()
     cache = llm.engine.runner.cache
-    assert cache.num_unused_cells == cache.config.num_cells and not cache._users.any() and not cache._is_held.any()
+    assert cache.num_unused_blocks == cache.num_blocks and not cache._num_users.any() and not cache._is_held.any()
 
 
-def test_rows_beside_the_cells_stay_within_their_bound(engine_dir: Path, generator: np.random.Generator) -> None:
+def test_rows_beside_the_blocks_stay_within_their_bound(engine_dir: Path, generator: np.random.Generator) -> None:
     llm = LLM(engine_dir, reuse_bytes=40_000)  # two images of 64 rows of 256 bytes
     for _ in range(6):
         ask(llm, prompt(ids(generator, 3), image(generator), (8, 8), ids(generator, 3)))
@@ -168,30 +167,27 @@ def test_an_image_given_up_within_a_batch_is_kept_anew(
     assert_pool_is_full(llm)
 
 
-def test_few_cells_of_which_the_images_own_are_given_up(
+def test_few_blocks_of_which_the_images_own_are_given_up(
     engine_dir: Path, plain: LLM, generator: np.random.Generator
 ) -> None:
     start, rows = ids(generator, 2), image(generator, (6, 6))
     short, long = prompt(start, rows, (6, 6), ids(generator, 3)), prompt(start, rows, (6, 6), ids(generator, 60))
     for each in (short, long):
         each["route"] = [0] * len(plain.engine.runner.backend.reducers)
-    cache = plain.engine.runner.cache
-    stages = len(cache.geometry.stage_sizes)
-    least = cache.cells_for((2 + 36 + 61 + GREEDY.max_tokens,) * stages)
+    least = kv_bytes(2 + 36 + 61 + GREEDY.max_tokens, 16, plain.model)
+    block_bytes = kv_geometry(plain.model).block_bytes(16)
     for extra in range(4):
-        llm = LLM(engine_dir, reuse_bytes=2**20, kv_cache_bytes=(least + extra) * cache.geometry.cell_bytes(16))
+        llm = LLM(engine_dir, reuse_bytes=2**20, kv_cache_bytes=least + extra * block_bytes)
         for asked in (short, long, short, short, long):
             assert_same(ask(llm, asked), ask(plain, asked))
         assert_pool_is_full(llm)
 
 
-def test_a_pool_in_which_sharing_takes_a_cell_too_many(
+def test_a_pool_in_which_sharing_takes_a_block_too_many(
     engine_dir: Path, plain: LLM, generator: np.random.Generator
 ) -> None:
-    cache = plain.engine.runner.cache
     asked = prompt(ids(generator, 2), image(generator, (6, 6)), (6, 6), ids(generator, 2))  # 41 rows, 3 blocks
-    cells = cache.cells_for((41 + 4,) * len(cache.geometry.stage_sizes))
-    llm = LLM(engine_dir, reuse_bytes=2**20, kv_cache_bytes=cells * cache.geometry.cell_bytes(16))
+    llm = LLM(engine_dir, reuse_bytes=2**20, kv_cache_bytes=kv_bytes(41 + 4, 16, plain.model))
     brief = dataclasses.replace(GREEDY, max_tokens=4)
     for _ in range(3):
         outputs = [each.generate(asked, brief, use_tqdm=False)[0] for each in (llm, plain)]

@@ -198,14 +198,14 @@ def test_a_prompt_that_does_not_fit_is_refused_before_others_of_its_request_stre
     server = start_server(RuntimeConfig(max_num_seqs=2, kv_cache_bytes=2_000_000))
     body = {"model": "tiny", "prompt": ["a", "a " * 300], "max_tokens": 600, "stream": True}
     reply = server.post(body, "/v1/completions")
-    assert reply.status_code == 400 and "KV cells" in reply.json()["error"]["message"]
+    assert reply.status_code == 400 and "KV blocks" in reply.json()["error"]["message"]
     server.wait_until_idle()
 
 
 def test_what_the_cache_cannot_hold(start_server: StartServer) -> None:
     server = start_server(RuntimeConfig(max_num_seqs=2, kv_cache_bytes=2_000_000))
     reply = server.post(GOOD.body(max_tokens=700))
-    assert reply.status_code == 400 and "KV cells" in reply.json()["error"]["message"]
+    assert reply.status_code == 400 and "KV blocks" in reply.json()["error"]["message"]
     streamed = server.post(GOOD.body(max_tokens=700, stream=True))
     assert streamed.status_code == 400, "refused before the stream begins"
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dpn_rt.backends.backend import Decoded
-from dpn_rt.cache.kv_cache import KvCache, Slots
+from dpn_rt.cache.block_allocator import BlockAllocator, Slots
+from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.model.decoder import Decoder, StageBatch
 from dpn_rt.model.layout import Chunk, IntArray
@@ -29,15 +30,21 @@ class KernelBackend:
     """A `Backend`: the decoder's stages, the reducers between them, and the pool that they fill, on one device."""
 
     def __init__(
-        self, decoder: Decoder, reducers: Sequence[Reducer], cache: KvCache, step: DecodeStep, device: Device
+        self,
+        decoder: Decoder,
+        reducers: Sequence[Reducer],
+        cache: BlockAllocator,
+        pool: KvPool,
+        step: DecodeStep,
+        device: Device,
     ) -> None:
         self.reducers, self.cache = reducers, cache
-        self.preparer = KernelStagePreparer(decoder, cache, device)
+        self.preparer = KernelStagePreparer(decoder, cache, pool, device)
         self.async_device = device if device.is_async else None
         self.stage_sizes = [stage.num_layers for stage in decoder.stages]
         self.logits = decoder.logits
         self.decode = step.run
-        self._decoder, self._device = decoder, device
+        self._decoder, self._pool, self._device = decoder, pool, device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """`[num_rows, hidden_size]` before the first stage."""
@@ -65,19 +72,19 @@ class KernelBackend:
             last_seqs=last_seqs[0] if last_seqs else None,
             extends=chunk.extends,
         )
-        return self._decoder.stages[stage].forward(x, batch, self.cache.cells)
+        return self._decoder.stages[stage].forward(x, batch, self._pool.blocks)
 
 
 class KernelStagePreparer:
-    """A `StagePreparer`: metadata is made on the device, and cells are taken for as many rows as there may be."""
+    """A `StagePreparer`: metadata is made on the device, and KV blocks are taken for as many rows as there may be."""
 
-    def __init__(self, decoder: Decoder, cache: KvCache, device: Device) -> None:
-        self._decoder, self._cache, self._device = decoder, cache, device
+    def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device) -> None:
+        self._decoder, self._cache, self._pool, self._device = decoder, cache, pool, device
 
     def prepare(
         self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
     ) -> PreparedKernelStage | None:
-        """See `StagePreparer`. Cells that are kept for later prompts are not given up for rows that may never come."""
+        """See `StagePreparer`. Blocks that are held for later prompts are not given up for rows that may never come."""
         if not self._cache.has_unused_for(stage, slots, most_rows):
             return None
         self._cache.fill_stage(stage, slots, most_rows)
@@ -93,26 +100,28 @@ class KernelStagePreparer:
             last_rows=ends.long() - 1,
             extends=reduced.has_cached_rows,
         )
-        return PreparedKernelStage(stage, batch, slots, DeviceInputs(layout, device_forced), self._decoder, self._cache)
+        inputs = DeviceInputs(layout, device_forced)
+        return PreparedKernelStage(stage, batch, slots, inputs, self._decoder, self._cache, self._pool)
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedKernelStage:
-    """A `PreparedStage`: its batch, with positions, cache rows and cells for more rows than there may be."""
+    """A `PreparedStage`: its batch, with positions, cache rows and KV blocks for more rows than there may be."""
 
     stage: int
     batch: StageBatch
     slots: Slots
     device_inputs: DeviceInputs
     decoder: Decoder
-    cache: KvCache
+    cache: BlockAllocator
+    pool: KvPool
 
     def run(self, rows: Tensor) -> Tensor:
         """All rows of the stage through it."""
         count = rows.shape[0]
         batch = replace(self.batch, positions=self.batch.positions[:count], cache_rows=self.batch.cache_rows[:count])
-        return self.decoder.stages[self.stage].forward(rows, batch, self.cache.cells)
+        return self.decoder.stages[self.stage].forward(rows, batch, self.pool.blocks)
 
-    def trim(self, kv_lengths: IntArray) -> None:
-        """Gives back cells beyond `kv_lengths` `[num_seqs]` rows."""
-        self.cache.trim_stage(self.stage, self.slots, kv_lengths)
+    def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
+        """Gives back KV blocks beyond `kv_lengths` `[num_seqs]` rows."""
+        self.cache.trim_stage(self.stage, self.slots, kv_lengths, next_positions)

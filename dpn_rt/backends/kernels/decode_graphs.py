@@ -9,7 +9,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dpn_rt.backends.backend import Decoded
-from dpn_rt.cache.kv_cache import KvCache, Slots
+from dpn_rt.cache.block_allocator import BlockAllocator, Slots
+from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device, StaticInputs
 from dpn_rt.device.packing import Array
 from dpn_rt.model.decoder import Decoder
@@ -22,10 +23,13 @@ PADDING_TOKEN = 0
 class DecodeGraphs:
     """Decode steps for batches of every size up to a limit."""
 
-    def __init__(self, decoder: Decoder, cache: KvCache, device: Device, max_num_seqs: int) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device, max_num_seqs: int
+    ) -> None:
         """Records all sizes; the largest first, in whose memory the others fit."""
         self._graphs = {
-            size: DecodeGraph(decoder, cache, device, size) for size in sorted(batch_sizes(max_num_seqs), reverse=True)
+            size: DecodeGraph(decoder, cache, pool, device, size)
+            for size in sorted(batch_sizes(max_num_seqs), reverse=True)
         }
 
     def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
@@ -37,8 +41,8 @@ class DecodeGraphs:
 class DecodeGraph:
     """The decode step of `size` rows. Smaller batches are filled up with the cache's padding slot."""
 
-    def __init__(self, decoder: Decoder, cache: KvCache, device: Device, size: int) -> None:
-        self._decoder, self._cache = decoder, cache
+    def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device, size: int) -> None:
+        self._decoder, self._cache, self._pool = decoder, cache, pool
         self._size = size
         nobody = np.empty(0, dtype=np.intp)
         self._inputs = StaticInputs(device, self._metadata(nobody, nobody))
@@ -57,17 +61,17 @@ class DecodeGraph:
         return Decoded(logits[: len(slots)], best[: len(slots)])
 
     def _metadata(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> list[Array]:
-        """Token ids `[size]`, lengths `[num_stages, size]` and per stage block tables `[groups, size, max_blocks]`."""
+        """Ids `[size]`, positions and KV lengths `[num_stages, size]`, block tables `[groups, size, max_blocks]`."""
         count = self._size - len(slots)
         slots = np.concatenate((slots, np.full(count, self._cache.padding_slot)))
         ids = np.concatenate((token_ids, np.full(count, PADDING_TOKEN))).astype(np.int32)
         stages = range(len(self._decoder.stages))
         tables = [self._cache.block_tables(stage, slots, whole=True) for stage in stages]
-        return [ids, self._cache.lengths(slots).T, *tables]
+        return [ids, self._cache.next_positions(slots).T - 1, self._cache.kv_lengths(slots).T, *tables]
 
     def _step(self) -> tuple[Tensor, ...]:
-        token_ids, lengths, *tables = self._inputs.tensors
-        logits = self._decoder.decode(token_ids, lengths, tables, self._cu_seqlens, self._cache.cells)
+        token_ids, positions, kv_lengths, *tables = self._inputs.tensors
+        logits = self._decoder.decode(token_ids, positions, kv_lengths, tables, self._cu_seqlens, self._pool.blocks)
         return logits, best_ids(logits)
 
 

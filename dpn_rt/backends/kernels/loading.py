@@ -12,7 +12,8 @@ from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
 from dpn_rt.backends.kernels.decode_step import HostDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
-from dpn_rt.cache.kv_cache import KvCache, KvCacheConfig, KvGeometry
+from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
+from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
@@ -87,7 +88,7 @@ def _build(
 ) -> tuple[KernelBackend, VisionEncoder | None]:
     geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
     angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
-    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_cell, prepack=prepack)
+    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_block, prepack=prepack)
     reducers = load_reducers(model.reduction, weights, device)
     encoder = load_encoder(model.vision, model.projector, weights, prepack=prepack)
     num_bytes = limits.kv_cache_bytes
@@ -95,11 +96,11 @@ def _build(
         with torch.inference_mode():
             peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, limits, device))
         num_bytes = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
-    cache = KvCache(geometry, cache_config(geometry, limits, num_bytes), device)
-    step: DecodeStep = HostDecodeStep(decoder, cache)
+    cache, pool = make_kv_cache(geometry, limits, num_bytes, device)
+    step: DecodeStep = HostDecodeStep(decoder, cache, pool)
     if device.is_async:
-        step = DecodeGraphs(decoder, cache, device, limits.max_num_seqs)
-    backend = KernelBackend(decoder, reducers, cache, step, device)
+        step = DecodeGraphs(decoder, cache, pool, device, limits.max_num_seqs)
+    backend = KernelBackend(decoder, reducers, cache, pool, step, device)
     if device.is_async:
         return backend, record_encoder(encoder, device)
     return backend, None if encoder is None else ImageEncoder(encoder)
@@ -110,22 +111,27 @@ def record_encoder(encoder: CropEncoder | None, device: Device) -> EncoderGraphs
     return None if encoder is None else EncoderGraphs(encoder, device)
 
 
-def cache_config(geometry: KvGeometry, limits: DeviceLimits, num_bytes: int) -> KvCacheConfig:
-    """As many cells as `num_bytes` hold, and no more than all sequences need.
+def make_kv_cache(
+    geometry: KvGeometry, limits: DeviceLimits, num_bytes: int, device: Device
+) -> tuple[BlockAllocator, KvPool]:
+    """An empty pool of as many KV blocks as `num_bytes` hold, and its allocator.
+
+    Where the user gave no `kv_cache_bytes`, no more blocks than `max_num_seqs` sequences of full length need.
 
     Raises:
-        CapacityError: not even one.
+        CapacityError: `num_bytes` hold not even one block, or the memory has no room for the pool.
     """
-    cell_bytes = geometry.cell_bytes(limits.block_size)
-    whole = limits.max_num_seqs * geometry.cells_for(
-        (limits.max_length,) * len(geometry.stage_sizes), limits.block_size
-    )
-    num_cells = num_bytes // cell_bytes
+    block_size, groups = limits.block_size, geometry.layer_groups
+    block_bytes = geometry.block_bytes(block_size)
+    num_blocks = num_bytes // block_bytes
     if limits.kv_cache_bytes is None:
-        num_cells = min(whole, num_cells)
-    if num_cells < 1:
-        raise CapacityError(f"kv_cache_bytes={num_bytes}: expected at least {cell_bytes}, one cell")
-    return KvCacheConfig(num_cells, limits.block_size, limits.max_num_seqs, limits.max_length)
+        full_length = count_blocks([limits.max_length] * len(groups), groups, block_size)
+        num_blocks = min(limits.max_num_seqs * full_length, num_blocks)
+    if num_blocks < 1:
+        raise CapacityError(f"kv_cache_bytes={num_bytes}: expected at least {block_bytes}, one KV block")
+    pool = KvPool(geometry, num_blocks, block_size, device)
+    config = AllocatorConfig(num_blocks, block_size, limits.max_num_seqs, limits.max_length, groups, block_bytes)
+    return BlockAllocator(config, pool.copy), pool
 
 
 def _largest_work(
@@ -138,7 +144,7 @@ def _largest_work(
 ) -> None:
     """What takes the most memory: images, then as many rows as may be prefilled together, of which none is pooled.
 
-    What the rows hold is of no interest, and so they share the one cell of a cache for nobody.
+    What the rows hold does not matter, so that all of them share the one KV block of a pool of their own.
     """
     where = device.torch_device
     if encoder is not None:
@@ -147,27 +153,27 @@ def _largest_work(
     rows = limits.max_prefill_rows
     length = min(rows, limits.max_length)
     num_seqs = -(-rows // length)
-    cells = torch.zeros((1, *geometry.cell_shape(limits.block_size)), dtype=geometry.dtype, device=where)
+    blocks = torch.zeros((1, *geometry.block_shape(limits.block_size)), dtype=geometry.dtype, device=where)
     ends = torch.arange(1, num_seqs + 1, device=where).mul_(length).clamp_(max=rows)
     cu_seqlens = torch.cat((ends.new_zeros(1), ends)).int()
-    blocks = -(-length // limits.block_size)
+    width = -(-length // limits.block_size)
     x = decoder.embed(torch.zeros(rows, dtype=torch.int64, device=where))
-    for stage, groups in zip(decoder.stages, geometry.groups, strict=True):
+    for stage, groups in zip(decoder.stages, geometry.layer_groups, strict=True):
         positions = torch.arange(rows, dtype=torch.int32, device=where) % length
         batch = StageBatch(
             cu_seqlens=cu_seqlens,
             positions=positions,
             cache_rows=positions,
             context_lens=cu_seqlens[1:] - cu_seqlens[:-1],
-            block_tables=torch.zeros(groups, num_seqs, blocks, dtype=torch.int32, device=where),
+            block_tables=torch.zeros(groups, num_seqs, width, dtype=torch.int32, device=where),
             last_rows=ends - 1,
         )
-        x = stage.forward(x, batch, cells)
+        x = stage.forward(x, batch, blocks)
     decoder.logits(x)
 
 
 def _kept_bytes(model: ModelConfig, limits: DeviceLimits) -> int:
-    """Of rows beside the cells: those of each running sequence's image, and what is reused."""
+    """Of rows beside the KV blocks: those of each running sequence's image, and what is reused."""
     rows = 0 if model.vision is None else limits.max_num_seqs * model.vision.max_visual_tokens
     return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * limits.reuse_bytes
 

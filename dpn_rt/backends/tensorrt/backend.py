@@ -13,7 +13,7 @@ from dpn_rt.backends.backend import Decoded, StagePreparer
 from dpn_rt.backends.tensorrt.padding import Padding, neighbours
 from dpn_rt.backends.tensorrt.slots import SlotCache
 from dpn_rt.backends.tensorrt.stage import PlanStage
-from dpn_rt.cache.kv_cache import Slots
+from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import Chunk, IntArray
 from dpn_rt.model.reduction.reducer import Reducer

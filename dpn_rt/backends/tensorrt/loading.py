@@ -24,7 +24,7 @@ from dpn_rt.model.vision.encoder import VisionEncoder, load_encoder
 
 
 def load_plan_backend(
-    engine: EngineDir, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
+    engine: EngineDir, weights: Mapping[str, Tensor], reader: PlanReader
 ) -> tuple[PlanBackend, VisionEncoder | None]:
     """Weights and plans on the reader's device, with empty slots.
 
@@ -32,7 +32,6 @@ def load_plan_backend(
         engine: with plans.
         weights: of the engine.
         reader: of the plans.
-        max_length: rows of one request at stage 0, at most.
 
     Raises:
         PlanError: a plan cannot be loaded, or does not match the model.
@@ -41,7 +40,7 @@ def load_plan_backend(
     if engine.plans is None:
         raise EngineError(f"{engine.path}: has no plans: build it with --backend tensorrt")
     try:
-        return _load_backend(engine, engine.plans.limits, weights, reader, max_length)
+        return _load_backend(engine, engine.plans.limits, weights, reader)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"{reader.device.torch_device} ran out of memory while plans, tables and the vision tower's graphs were "
@@ -50,7 +49,7 @@ def load_plan_backend(
 
 
 def _load_backend(
-    engine: EngineDir, limits: PlanLimits, weights: Mapping[str, Tensor], reader: PlanReader, max_length: int
+    engine: EngineDir, limits: PlanLimits, weights: Mapping[str, Tensor], reader: PlanReader
 ) -> tuple[PlanBackend, VisionEncoder | None]:
     model, device = engine.model, reader.device
     specs = stage_plans(model, limits)
@@ -74,9 +73,7 @@ def _load_backend(
         for spec in prefills
     ]
     reducers = load_reducers(model.reduction, between, device)
-    backend = PlanBackend(
-        between["embed_tokens.weight"], stages, reducers, SlotCache(limits, max_length, memory), device
-    )
+    backend = PlanBackend(between["embed_tokens.weight"], stages, reducers, SlotCache(limits, memory), device)
     return backend, record_encoder(load_encoder(model.vision, model.projector, between, prepack=False), device)
 
 

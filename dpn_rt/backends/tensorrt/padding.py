@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.cache.kv_cache import Slots
+from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import IntArray
 

@@ -1,12 +1,12 @@
 """Keys and values in slots: one row of every layer's cache for each sequence, as long as the plans' limits say.
 
-The counterpart of the paged `KvCache` with the same interface: a slot is the one cell that a sequence takes.
+The counterpart of `BlockAllocator` for the scheduler: a slot counts as the one KV block of its sequence.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.backends.tensorrt.tensors import StagePlan, cache_names
-from dpn_rt.cache.kv_cache import KvCacheConfig, Slots
+from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.plans import PlanLimits
 from dpn_rt.model.layout import IntArray
@@ -62,17 +62,19 @@ class SlotMemory:
 class SlotCache:
     """Who owns which slot, and how many rows each stage of it holds."""
 
-    def __init__(self, limits: PlanLimits, max_length: int, memory: SlotMemory) -> None:
-        """`max_length`: rows of one request at stage 0, at most."""
+    def __init__(self, limits: PlanLimits, memory: SlotMemory) -> None:
         self.memory = memory
         self._limits = limits
-        longest = max(limits.stage_rows)
-        self.config = KvCacheConfig(limits.max_batch, longest, limits.max_batch, max_length)
         self._lengths = np.zeros((limits.max_batch, len(limits.stage_rows)), dtype=np.int32)
         self._free_slots = list(range(limits.max_batch))  # a heap: low slots first, so that batches stay dense
 
     @property
-    def num_free_cells(self) -> int:
+    def num_blocks(self) -> int:
+        """Slots in all."""
+        return self._limits.max_batch
+
+    @property
+    def num_free_blocks(self) -> int:
         return len(self._free_slots)
 
     @property
@@ -81,10 +83,9 @@ class SlotCache:
 
     @property
     def bytes_in_use(self) -> int:
-        used = self.config.num_slots - len(self._free_slots)
-        return self.memory.num_bytes // self.config.num_slots * used
+        return self.memory.num_bytes // self.num_blocks * (self.num_blocks - len(self._free_slots))
 
-    def check_fits(self, lengths: tuple[int, ...], max_tokens: int) -> None:
+    def check_fits(self, lengths: Sequence[int], max_tokens: int) -> None:
         """A sequence with `lengths` rows per stage must fit into a slot.
 
         Raises:
@@ -98,18 +99,18 @@ class SlotCache:
                 "a larger --max-rows"
             )
 
-    def cells_for(self, lengths: tuple[int, ...]) -> int:
+    def blocks_for(self, lengths: Sequence[int]) -> int:
         """Always the one slot; `check_fits` has seen to the lengths."""
         return 1
 
-    def cells_of(self, slot: int) -> int:
+    def blocks_of(self, slot: int) -> int:
         return 1
 
-    def cells_to_grow(self, slots: Slots) -> int:
+    def blocks_to_grow(self, slots: Slots) -> int:
         """Slots have their full length from the start."""
         return 0
 
-    def fork(self, slot: int, max_cells: int) -> None:
+    def fork(self, slot: int, max_blocks: int) -> None:
         """Never: slots share nothing."""
 
     def open_slot(self) -> int:
@@ -119,7 +120,7 @@ class SlotCache:
             CapacityError: every slot is taken.
         """
         if not self._free_slots:
-            raise CapacityError(f"all {self.config.num_slots} sequence slots of the KV caches are taken")
+            raise CapacityError(f"all {self.num_blocks} sequence slots of the KV caches are taken")
         return heapq.heappop(self._free_slots)
 
     def close_slot(self, slot: int) -> None:
@@ -131,7 +132,7 @@ class SlotCache:
         """`[num_seqs, num_stages]` rows held."""
         return self._lengths[slots]
 
-    def fill_stage(self, stage: int, slots: Slots, lengths: IntArray) -> None:
+    def fill_stage(self, stage: int, slots: Slots, lengths: IntArray, next_positions: IntArray | None = None) -> None:
         """Notes that a stage of `slots` holds `lengths` `[num_seqs]` rows.
 
         Raises:

@@ -18,9 +18,9 @@ class Load:
     unfinished: int = 0
     """Requests that wait or run."""
     running: int = 0
-    """Sequences that hold cells of the KV cache."""
+    """Sequences that hold blocks of the KV cache."""
     waiting: int = 0
-    """Sequences that wait for cells or for a place among the running ones."""
+    """Sequences that wait for blocks or for a place among the running ones."""
     kv_blocks_used: int = 0
     kv_blocks: int = 0
     preemptions: int = 0
@@ -42,8 +42,8 @@ class Load:
             engine.num_unfinished,
             engine.num_running,
             engine.num_waiting,
-            cache.config.num_cells - cache.num_free_cells,
-            cache.config.num_cells,
+            cache.num_blocks - cache.num_free_blocks,
+            cache.num_blocks,
             engine.num_preemptions,
             *engine.runner.reuse_statistics(),
         )

@@ -15,7 +15,14 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import BatchError
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
-from tests.engine.models import MODEL, random_images, random_prompt, with_pyramid, write_random_engine
+from tests.engine.models import (
+    MODEL,
+    kv_bytes,
+    random_images,
+    random_prompt,
+    with_pyramid,
+    write_random_engine,
+)
 from tests.engine.test_batching import all_logprobs, assert_pool_is_full
 from tests.places import Place
 
@@ -76,11 +83,9 @@ def test_batch_equals_alone(place: Place, engine_dir: Path, prompts: list[Prompt
 
 
 def test_preempted_equals_alone(place: Place, engine_dir: Path, prompts: list[Prompt]) -> None:
-    geometry = LLM(engine_dir, device="cpu").engine.runner.cache.geometry  # type: ignore[attr-defined]
-    rows = 256 + 25 + 13
-    num_bytes = geometry.cells_for((rows,) * len(geometry.stage_sizes), 4) * geometry.cell_bytes(4)
+    num_bytes = kv_bytes(256 + 25 + 13, 4, LLM(engine_dir, device="cpu").model)
     llm = place.load(engine_dir, kv_cache_bytes=num_bytes, block_size=4, max_num_seqs=9)
-    # Nine times 32 rows fill the pool, and all want a new cell for their next row.
+    # Nine times 32 rows fill the pool, and all want a new block for their next row.
     together = [{"prompt_token_ids": [*range(start, start + 32)]} for start in range(3, 12)] + prompts
     outputs = llm.generate(together, GREEDY, use_tqdm=False)
     for output, expected in zip(outputs, alone(engine_dir, together), strict=True):

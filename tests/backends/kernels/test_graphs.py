@@ -17,7 +17,7 @@ from dpn_rt.backends.kernels.backend import KernelBackend
 from dpn_rt.backends.kernels.decode_graphs import batch_sizes
 from dpn_rt.backends.kernels.decode_step import HostDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
-from dpn_rt.cache.kv_cache import KvCache
+from dpn_rt.cache.block_allocator import BlockAllocator
 from dpn_rt.device import cuda
 from dpn_rt.device.host import HostDevice, RepeatedStep
 from dpn_rt.format.config import ModelConfig
@@ -61,51 +61,54 @@ def test_a_repeated_step_keeps_its_outputs_in_place() -> None:
 
 
 @pytest.fixture
-def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, KernelBackend, KvCache, np.ndarray]]:
+def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, KernelBackend, BlockAllocator, np.ndarray]]:
     """Six sequences of 14 to 19 rows of text, and room for one more."""
     llm = place.load(write_random_engine(tmp_path / "engine", with_dtype(place)), block_size=4)
     cache = llm.engine.runner.cache
-    assert isinstance(cache, KvCache)
-    cache.cells.fill_(torch.nan)  # the memory may hold these very rows, from a test before
+    assert isinstance(cache, BlockAllocator)
+    backend = llm.engine.runner.backend
+    assert isinstance(backend, KernelBackend)
+    backend._pool.blocks.fill_(torch.nan)  # the memory may hold these very rows, from a test before
     for name in range(6):
         ids = [(7 * name + i) % 90 + 3 for i in range(14 + name)]
         llm.engine.add_request(str(name), llm.processor.process({"prompt_token_ids": ids}), GREEDY)
     llm.engine.step()
     slots = np.array([s.slot for s in llm.engine._scheduler._running])
     cache.grow(slots)
-    yield llm, llm.engine.runner.backend, cache, slots  # type: ignore[misc]
+    yield llm, backend, cache, slots
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
-def test_padding_changes_nothing(filled: tuple[LLM, KernelBackend, KvCache, np.ndarray], count: int) -> None:
-    """Whatever the padding cell holds; and nothing is written but each sequence's new row and that cell."""
+def test_padding_changes_nothing(filled: tuple[LLM, KernelBackend, BlockAllocator, np.ndarray], count: int) -> None:
+    """Whatever the padding block holds; and nothing is written but each sequence's new row and that block."""
     _, backend, cache, slots = filled
     chosen, token_ids = slots[:count], np.arange(count) + 11
-    cache.cells[-1] = torch.nan
-    cells = cache.cells.clone()
+    blocks = backend._pool.blocks
+    blocks[-1] = torch.nan
+    before = blocks.clone()
     with torch.inference_mode():
         decoded = backend.decode(token_ids, chosen)
     logits, best = decoded.logits.clone(), decoded.best
     assert logits.shape == (count, VOCAB_SIZE) and logits.isfinite().all() and best is not None
     assert torch.equal(best, logits.float().argmax(dim=1))
-    changed = (cache.cells.view(torch.uint8) != cells.view(torch.uint8)).flatten(1).any(dim=1)
-    lengths = cache.lengths(chosen)
+    changed = (blocks.view(torch.uint8) != before.view(torch.uint8)).flatten(1).any(dim=1)
+    lengths = cache.kv_lengths(chosen)
     written = {
-        int(cell)
+        int(block)
         for stage in range(lengths.shape[1])
         for seq, table in enumerate(cache.block_tables(stage, chosen).transpose(1, 0, 2))
-        for cell in table[:, (lengths[seq, stage] - 1) // 4]
+        for block in table[:, (lengths[seq, stage] - 1) // 4]
     }
-    assert {int(cell) for cell in changed.nonzero()} - {len(cells) - 1} == written
-    cache.cells.copy_(cells)
+    assert {int(block) for block in changed.nonzero()} - {len(blocks) - 1} == written
+    blocks.copy_(before)
     with torch.inference_mode():
-        plain = HostDecodeStep(backend._decoder, cache)
-        if not cache.cells.is_cuda:
+        plain = HostDecodeStep(backend._decoder, cache, backend._pool)
+        if not blocks.is_cuda:
             torch.testing.assert_close(plain.run(token_ids, chosen).logits, logits, atol=1e-5, rtol=1e-5)
         for row in range(count):
-            cache.cells.copy_(cells)
+            blocks.copy_(before)
             alone = backend.decode(token_ids[row : row + 1], chosen[row : row + 1]).logits
-            tolerance = 0.1 if cache.cells.is_cuda else 1e-5
+            tolerance = 0.1 if blocks.is_cuda else 1e-5
             torch.testing.assert_close(alone[0], logits[row], atol=tolerance, rtol=tolerance)
 
 
@@ -124,12 +127,12 @@ def test_a_step_is_one_transfer_each_way_and_no_recording(place: Place, tmp_path
     assert llm.engine.num_running == 6
 
 
-def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, KernelBackend, KvCache, np.ndarray]) -> None:
+def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, KernelBackend, BlockAllocator, np.ndarray]) -> None:
     _, backend, cache, slots = filled
-    cells = [cache.block_tables(stage, slots[1:2]).flatten() for stage in range(4)]
-    for number in np.concatenate(cells):
+    blocks = [cache.block_tables(stage, slots[1:2]).flatten() for stage in range(4)]
+    for number in np.concatenate(blocks):
         if number >= 0:
-            cache.cells[number] = torch.nan
+            backend._pool.blocks[number] = torch.nan
     with torch.inference_mode():
         best = backend.decode(np.arange(3) + 11, slots[:3]).best
     assert best is not None and best[1] == -1 and (best[[0, 2]] >= 0).all()
@@ -151,10 +154,10 @@ class OperatorNames(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, KvCache, np.ndarray]) -> None:
+def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, BlockAllocator, np.ndarray]) -> None:
     """They wait for no result and make no tensor of the host's numbers, which a GPU could not record."""
     llm, backend, _, _ = filled
-    encoder = llm.engine.runner._encoder
+    encoder = llm.engine.runner.images.encoder
     assert isinstance(encoder, EncoderGraphs)
     steps = [graph._step for graph in backend._graphs._graphs.values()]
     for step in (*steps, *(graph._step for graph in encoder._graphs.values())):
@@ -167,7 +170,7 @@ def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, KvCach
 @pytest.mark.parametrize("count", range(1, 10))
 def test_any_number_of_images(place: Place, tmp_path: Path, count: int) -> None:
     runner = place.load(write_random_engine(tmp_path / "engine", with_dtype(place))).engine.runner
-    encoder = runner._encoder
+    encoder = runner.images.encoder
     assert isinstance(encoder, EncoderGraphs)
     images = random_images(count)
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from dpn_rt.device.cuda import cache_share
 from dpn_rt.device.host import HostDevice
 from dpn_rt.engine import loader
 from dpn_rt.errors import CapacityError
-from tests.engine.models import write_random_engine
+from tests.engine.models import kv_geometry, write_random_engine
 from tests.places import HAS_GPU
 from tests.skips import GPU_PRESENT
 
@@ -74,7 +74,7 @@ def test_the_largest_prefill_is_tried(
     images = 64 * 16 * 64 * 4  # sequences, rows, elements, bytes
     assert device.measured == 1 and device.asked == [(0.9, 1000 + images + 2 * 50)]
     cache = llm.engine.runner.cache
-    assert cache.config.num_cells == 2**20 // cache.geometry.cell_bytes(16)  # type: ignore[attr-defined]
+    assert cache.num_blocks == 2**20 // kv_geometry().block_bytes(16)
 
 
 def test_a_given_size_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
@@ -87,12 +87,12 @@ def test_a_given_size_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, engine_
 def test_no_more_than_all_sequences_need(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
     play(monkeypatch, SmallDevice(cache=2**40))
     cache = LLM(engine_dir, device="cuda", max_num_seqs=2, max_model_len=64).engine.runner.cache
-    assert cache.config.num_cells == 2 * 7 * (64 // 16)
+    assert cache.num_blocks == 2 * 7 * (64 // 16)
 
 
-def test_not_even_one_cell(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
+def test_not_even_one_block(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
     play(monkeypatch, SmallDevice(cache=100))
-    with pytest.raises(CapacityError, match="kv_cache_bytes=100: expected at least 4096, one cell"):
+    with pytest.raises(CapacityError, match="kv_cache_bytes=100: expected at least 4096, one KV block"):
         LLM(engine_dir, device="cuda")
 
 
@@ -100,7 +100,7 @@ def test_not_even_one_cell(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) ->
     ("name", "message"),
     [
         ("rope_table", r"ran out of memory while the largest prefill of 8192 rows .* lower max_num_batched_tokens"),
-        ("KvCache", r"behind [\d,]+ bytes of weights"),
+        ("KvPool", r"behind [\d,]+ bytes of weights"),
     ],
 )
 def test_memory_that_runs_out_while_loading(

@@ -79,14 +79,14 @@ def test_neighbours_are_slots_in_a_row() -> None:
 
 def test_slots_are_given_out_lowest_first_and_counted() -> None:
     limits = PlanLimits(3, 2, (8, 4))
-    cache = SlotCache(limits, 8, SlotMemory({"k": torch.zeros(3, 1, 8, 2)}))
+    cache = SlotCache(limits, SlotMemory({"k": torch.zeros(3, 1, 8, 2)}))
     assert [cache.open_slot() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(CapacityError, match="all 3 sequence slots"):
         cache.open_slot()
     cache.fill_stage(0, np.array([1]), np.array([5], dtype=np.int32))
     cache.close_slot(2)
     cache.close_slot(1)
-    assert cache.num_free_cells == 2
+    assert cache.num_free_blocks == 2
     assert cache.open_slot() == 1
     assert cache.lengths(np.array([1])).tolist() == [[0, 0]]
     with pytest.raises(CapacityError, match="5 rows in stage 1, the plans were built for 4"):

@@ -1,0 +1,383 @@
+"""Blocks, slots, lengths and positions against a simple model, in any order of calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, BlockIds, count_blocks
+from dpn_rt.errors import CapacityError
+
+GROUPS = (2, 1, 3)
+STAGES = range(len(GROUPS))
+BLOCK_SIZE = 4
+
+
+def make_allocator(
+    num_blocks: int = 60, num_slots: int = 4, copy: Callable[[BlockIds, BlockIds], None] = lambda *_: None
+) -> BlockAllocator:
+    return BlockAllocator(AllocatorConfig(num_blocks, BLOCK_SIZE, num_slots, 40, GROUPS, block_bytes=100), copy)
+
+
+def ints(*values: int) -> npt.NDArray[np.int32]:
+    return np.array(values, dtype=np.int32)
+
+
+def groups_for(num_rows: int) -> int:
+    return -(-num_rows // BLOCK_SIZE)
+
+
+@dataclass
+class Rows:
+    """What one stage of a sequence should hold."""
+
+    ids: list[int] = field(default_factory=list)
+    """Of each row: no two rows that are written have the same."""
+    next_position: int = 0
+    num_fixed: int = 0
+    """Rows that others may read, which are therefore never trimmed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Rows of one stage that are held."""
+
+    stage: int
+    blocks: BlockIds
+    """`[layer_groups, num_block_groups]`."""
+    ids: tuple[int, ...]
+
+
+class AllocatorMachine(RuleBasedStateMachine):
+    """Random calls. `contents` `[num_blocks + 1, BLOCK_SIZE]` stands for the pool: id of the row, 8 * id + group."""
+
+    @initialize(num_blocks=st.integers(8, 70), num_slots=st.integers(1, 5))
+    def begin(self, num_blocks: int, num_slots: int) -> None:
+        self.allocator = make_allocator(num_blocks, num_slots, self.copy)
+        self.allocator.reclaim = self.reclaim
+        self.contents = np.full((num_blocks + 1, BLOCK_SIZE), -1)
+        self.rows: dict[int, list[Rows]] = {}
+        self.held: list[Held] = []
+        self.row_ids = itertools.count()
+
+    def copy(self, sources: BlockIds, targets: BlockIds) -> None:
+        assert not set(sources.tolist()) & set(targets.tolist()) and len(set(targets.tolist())) == len(targets)
+        self.contents[targets] = self.contents[sources]
+
+    def reclaim(self, num_blocks: int) -> None:
+        goal = self.allocator.num_unused_blocks + num_blocks
+        for entry in list(self.held):
+            if self.allocator.num_unused_blocks >= goal:
+                return
+            if self.allocator.would_free([entry.blocks]):
+                self.held.remove(entry)
+                self.allocator.release([entry.blocks])
+
+    def write(self, stage: int, slot: int, count: int) -> None:
+        """What a step does with the rows that it got room for."""
+        rows = self.rows[slot][stage]
+        table = self.allocator.block_tables(stage, np.array([slot]))[:, 0]
+        for index in range(len(rows.ids), len(rows.ids) + count):
+            rows.ids.append(next(self.row_ids))
+            for group, block in enumerate(table[:, index // BLOCK_SIZE]):
+                assert len(self.users()[int(block)]) == 1, "a block that another sequence reads is written"
+                self.contents[block, index % BLOCK_SIZE] = 8 * rows.ids[-1] + group
+
+    def users(self) -> dict[int, list[int]]:
+        """Slots that use each block."""
+        users: dict[int, list[int]] = {block: [] for block in range(self.allocator.num_blocks)}
+        for slot, stages in self.rows.items():
+            for stage, rows in enumerate(stages):
+                count = groups_for(self.allocator.kv_lengths(np.array([slot]))[0, stage])
+                table = self.allocator.block_tables(stage, np.array([slot]), whole=True)[:, 0]
+                assert (table[:, count:] == -1).all() and groups_for(len(rows.ids)) <= count
+                for block in table[:, :count].flatten().tolist():
+                    users[block].append(slot)
+        return users
+
+    def free_without(self, blocks: BlockIds) -> int:
+        """Free blocks that are none of these."""
+        users, held = self.users(), {int(block) for entry in self.held for block in entry.blocks.flatten()}
+        taken = {block for block, slots in users.items() if slots} | (held & set(blocks.flatten().tolist()))
+        return self.allocator.num_blocks - len(taken)
+
+    def slot(self, number: int) -> int:
+        return list(self.rows)[number % len(self.rows)]
+
+    @rule()
+    def open(self) -> None:
+        if not self.allocator.num_free_slots:
+            with pytest.raises(CapacityError, match="sequence slots of the KV cache are taken"):
+                self.allocator.open_slot()
+            return
+        slot = self.allocator.open_slot()
+        assert slot not in self.rows
+        self.rows[slot] = [Rows() for _ in STAGES]
+
+    @precondition(lambda self: self.rows)
+    @rule(number=st.integers(0, 9))
+    def close(self, number: int) -> None:
+        slot = self.slot(number)
+        self.allocator.close_slot(slot)
+        del self.rows[slot]
+
+    @precondition(lambda self: self.rows)
+    @rule(
+        stage=st.sampled_from(STAGES),
+        counts=st.lists(st.integers(0, 13), min_size=1, max_size=5),
+        offset=st.none() | st.integers(0, 50),
+    )
+    def fill(self, stage: int, counts: list[int], offset: int | None) -> None:
+        slots = list(self.rows)[: len(counts)]
+        lengths = [len(self.rows[slot][stage].ids) for slot in slots]
+        wanted = [min(40, length + count) for length, count in zip(lengths, counts, strict=False)]
+        missing = sum(groups_for(w) - groups_for(n) for w, n in zip(wanted, lengths, strict=True)) * GROUPS[stage]
+        unused = self.allocator.num_unused_blocks
+        assert self.allocator.has_unused_for(stage, np.array(slots), ints(*wanted)) == (missing <= unused)
+        positions = None if offset is None else ints(*wanted) + offset
+        if missing > self.allocator.num_free_blocks:
+            with pytest.raises(CapacityError, match=f"free blocks, {missing} are needed"):
+                self.allocator.fill_stage(stage, np.array(slots), ints(*wanted), positions)
+            return
+        self.allocator.fill_stage(stage, np.array(slots), ints(*wanted), positions)
+        for slot, old, new in zip(slots, lengths, wanted, strict=True):
+            self.write(stage, slot, new - old)
+            self.rows[slot][stage].next_position = new + (offset or 0)
+
+    @precondition(lambda self: self.rows)
+    @rule(count=st.integers(1, 5))
+    def grow(self, count: int) -> None:
+        slots = list(self.rows)[:count]
+        if any(len(rows.ids) == 40 for slot in slots for rows in self.rows[slot]):
+            return
+        missing = sum(
+            (len(self.rows[slot][stage].ids) % BLOCK_SIZE == 0) * GROUPS[stage] for slot in slots for stage in STAGES
+        )
+        assert self.allocator.blocks_to_grow(np.array(slots)) == missing
+        if missing > self.allocator.num_free_blocks:
+            with pytest.raises(CapacityError):
+                self.allocator.grow(np.array(slots))
+            return
+        self.allocator.grow(np.array(slots))
+        for slot, stage in itertools.product(slots, STAGES):
+            self.write(stage, slot, 1)
+            self.rows[slot][stage].next_position += 1
+
+    @precondition(lambda self: self.rows)
+    @rule(
+        stage=st.sampled_from(STAGES),
+        counts=st.lists(st.integers(-3, 9), min_size=1, max_size=5),
+        position=st.none() | st.integers(0, 50),
+    )
+    def trim(self, stage: int, counts: list[int], position: int | None) -> None:
+        slots = list(self.rows)[: len(counts)]
+        rows = [self.rows[slot][stage] for slot in slots]
+        wanted = [max(each.num_fixed, len(each.ids) - count) for each, count in zip(rows, counts, strict=False)]
+        positions = None if position is None else ints(*[position] * len(slots))
+        self.allocator.trim_stage(stage, np.array(slots), ints(*wanted), positions)
+        for each, length in zip(rows, wanted, strict=True):
+            del each.ids[length:]
+            each.next_position = len(each.ids) if position is None else position
+
+    @precondition(lambda self: self.rows)
+    @rule(number=st.integers(0, 9), fewer=st.integers(-1, 2))
+    def fork(self, number: int, fewer: int) -> None:
+        slot = self.slot(number)
+        parent = self.rows[slot]
+        copies = sum((len(rows.ids) % BLOCK_SIZE != 0) * groups for rows, groups in zip(parent, GROUPS, strict=True))
+        if fewer == 1:
+            assert copies == 0 or self.allocator.fork(slot, copies - 1) is None
+        elif copies > self.allocator.num_free_blocks or not self.allocator.num_free_slots:
+            with pytest.raises(CapacityError):
+                self.allocator.fork(slot, copies)
+        else:
+            child = self.allocator.fork(slot, copies)
+            assert child is not None and child not in self.rows
+            for rows in parent:
+                rows.num_fixed = max(rows.num_fixed, len(rows.ids) // BLOCK_SIZE * BLOCK_SIZE)
+            full = [len(rows.ids) // BLOCK_SIZE * BLOCK_SIZE for rows in parent]
+            self.rows[child] = [
+                Rows(list(rows.ids), rows.next_position, fixed) for rows, fixed in zip(parent, full, strict=True)
+            ]
+
+    @precondition(lambda self: self.rows)
+    @rule(number=st.integers(0, 9), stage=st.sampled_from(STAGES), first=st.integers(0, 4), count=st.integers(1, 4))
+    def hold(self, number: int, stage: int, first: int, count: int) -> None:
+        slot = self.slot(number)
+        rows = self.rows[slot][stage]
+        last = min(first + count, groups_for(len(rows.ids)))
+        if first >= last:
+            return
+        blocks = self.allocator.block_groups(slot, first, last)[stage]
+        if np.isin(blocks, np.concatenate([entry.blocks.flatten() for entry in self.held] or [[]])).any():
+            return  # the prefix cache holds no block twice
+        self.allocator.hold([blocks])
+        ids = rows.ids[first * BLOCK_SIZE : last * BLOCK_SIZE]
+        self.held.append(Held(stage, blocks, tuple(ids)))
+        rows.num_fixed = max(rows.num_fixed, first * BLOCK_SIZE + len(ids))
+
+    @precondition(lambda self: self.held)
+    @rule(number=st.integers(0, 9))
+    def release(self, number: int) -> None:
+        entry = self.held.pop(number % len(self.held))
+        users, unused = self.users(), self.allocator.num_unused_blocks
+        would_free = sum(not users[block] for block in entry.blocks.flatten().tolist())
+        assert self.allocator.would_free([entry.blocks]) == (would_free > 0)
+        self.allocator.release([entry.blocks])
+        assert self.allocator.num_unused_blocks == unused + would_free
+
+    @precondition(lambda self: self.rows and self.held)
+    @rule(number=st.integers(0, 9), entry_number=st.integers(0, 9), fewer=st.integers(0, 3))
+    def share(self, number: int, entry_number: int, fewer: int) -> None:
+        slot, entry = self.slot(number), self.held[entry_number % len(self.held)]
+        rows = self.rows[slot][entry.stage]
+        ids = entry.ids[: max(len(entry.ids) - fewer, (entry.blocks.shape[1] - 1) * BLOCK_SIZE + 1)]
+        held = {int(block) for block in entry.blocks.flatten()}
+        own = self.allocator.block_tables(entry.stage, np.array([slot]))
+        if len(rows.ids) % BLOCK_SIZE or len(rows.ids) + len(ids) > 40 or held & set(own.flatten().tolist()):
+            return
+        copies = GROUPS[entry.stage] if len(ids) % BLOCK_SIZE else 0
+        if copies > self.free_without(entry.blocks):
+            with pytest.raises(CapacityError):
+                self.allocator.share(entry.stage, slot, entry.blocks, len(ids))
+            return
+        self.allocator.share(entry.stage, slot, entry.blocks, len(ids))
+        rows.num_fixed = len(rows.ids) + len(ids) // BLOCK_SIZE * BLOCK_SIZE
+        rows.ids += ids
+        rows.next_position += len(ids)
+
+    @invariant()
+    def blocks_add_up(self) -> None:
+        if not hasattr(self, "allocator"):
+            return
+        allocator, users = self.allocator, self.users()
+        held = [block for entry in self.held for block in entry.blocks.flatten().tolist()]
+        assert len(held) == len(set(held))
+        unused = [block for block, slots in users.items() if not slots and block not in held]
+        used = [block for block, slots in users.items() if slots]
+        assert all(len(slots) == len(set(slots)) for slots in users.values()), "a block is twice in one sequence"
+        assert allocator.num_unused_blocks == len(unused)
+        assert allocator.num_free_blocks == allocator.num_blocks - len(used)
+        assert sorted(allocator._unused_blocks[: len(unused)].tolist()) == unused
+        assert allocator.bytes_in_use == 100 * len(used)
+        assert allocator.num_free_slots == allocator.config.num_slots - len(self.rows)
+
+    @invariant()
+    def rows_are_as_they_were_written(self) -> None:
+        if not hasattr(self, "allocator"):
+            return
+        for slot, stages in self.rows.items():
+            chosen = np.array([slot])
+            assert self.allocator.kv_lengths(chosen).tolist() == [[len(rows.ids) for rows in stages]]
+            assert self.allocator.next_positions(chosen).tolist() == [[rows.next_position for rows in stages]]
+            assert self.allocator.blocks_of(slot) == sum(
+                groups_for(len(rows.ids)) * groups for rows, groups in zip(stages, GROUPS, strict=True)
+            )
+            for stage, rows in enumerate(stages):
+                table = self.allocator.block_tables(stage, chosen)[:, 0]
+                assert table.shape[1] == max(1, groups_for(len(rows.ids)))
+                self.check_contents(table, rows.ids)
+        for entry in self.held:
+            self.check_contents(entry.blocks, entry.ids)
+        padding = np.array([self.allocator.padding_slot])
+        assert self.allocator.kv_lengths(padding).tolist() == self.allocator.next_positions(padding).tolist()
+        assert self.allocator.kv_lengths(padding).tolist() == [[1] * len(GROUPS)]
+        assert (self.contents[self.allocator.padding_block] == -1).all()
+
+    def check_contents(self, table: BlockIds, ids: list[int] | tuple[int, ...]) -> None:
+        for group, blocks in enumerate(table):
+            found = self.contents[blocks].flatten()[: len(ids)]
+            assert found.tolist() == [8 * row + group for row in ids]
+
+
+TestAllocator = AllocatorMachine.TestCase
+TestAllocator.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_blocks_of_lengths() -> None:
+    assert count_blocks([9, 4, 1], GROUPS, 4) == 3 * 2 + 1 * 1 + 1 * 3
+    assert count_blocks([0, 0, 0], GROUPS, 4) == 0
+    allocator = make_allocator()
+    slot = allocator.open_slot()
+    for stage, length in enumerate((9, 4, 1)):
+        allocator.fill_stage(stage, np.array([slot]), ints(length))
+    assert allocator.blocks_of(slot) == allocator.blocks_for([9, 4, 1]) == 10
+    assert allocator.bytes_in_use == 1000
+
+
+def test_what_fits_into_the_empty_pool() -> None:
+    allocator = make_allocator(num_blocks=10)
+    allocator.open_slot()
+    allocator.check_fits((9, 4, 1), 3)
+    with pytest.raises(CapacityError, match=r"11 KV blocks .*max_tokens=3.* has 10: raise kv_cache_bytes to .* 1100,"):
+        allocator.check_fits((9, 5, 1), 3)
+    with pytest.raises(CapacityError, match="shorten prompt or max_tokens"):
+        make_allocator(num_blocks=1000).check_fits((41, 1, 1), 3)
+
+
+def test_unused_blocks_are_enough_or_not() -> None:
+    allocator = make_allocator(num_blocks=6, num_slots=2)
+    slots = np.array([allocator.open_slot(), allocator.open_slot()])
+    for lengths, enough in (((4, 8), True), ((9, 0), True), ((9, 1), False)):  # block groups of 2 blocks
+        assert allocator.has_unused_for(0, slots, ints(*lengths)) == enough
+    allocator.fill_stage(0, slots, ints(4, 4))
+    assert allocator.has_unused_for(0, slots, ints(8, 4))
+    assert not allocator.has_unused_for(0, slots, ints(5, 5))
+
+
+def test_more_than_there_is_changes_nothing() -> None:
+    allocator = make_allocator(num_blocks=5, num_slots=1)
+    slot = allocator.open_slot()
+    with pytest.raises(CapacityError, match="all 1 sequence slots"):
+        allocator.open_slot()
+    with pytest.raises(CapacityError, match="5 free blocks, 6 are needed"):
+        allocator.fill_stage(2, np.array([slot]), ints(5))
+    assert allocator.num_free_blocks == 5
+    allocator.fill_stage(2, np.array([slot]), ints(4))
+    with pytest.raises(CapacityError):
+        allocator.grow(np.array([slot]))
+    assert allocator.num_free_blocks == 2
+    assert allocator.kv_lengths(np.array([slot])).tolist() == [[0, 0, 4]]
+
+
+def test_a_copy_that_fails_loses_no_blocks() -> None:
+    def fail(*_: BlockIds) -> None:
+        raise RuntimeError("no copy")
+
+    allocator = make_allocator(num_slots=2, copy=fail)
+    slot = allocator.open_slot()
+    allocator.fill_stage(0, np.array([slot]), ints(5))
+    with pytest.raises(RuntimeError, match="no copy"):
+        allocator.fork(slot, 2)
+    assert allocator.num_free_slots == 1 and allocator.num_blocks - allocator.num_free_blocks == 4
+    allocator.close_slot(slot)
+    assert allocator.num_free_blocks == allocator.num_blocks
+
+
+def test_blocks_freed_last_are_used_first() -> None:
+    """They are still in the processor's caches."""
+    allocator = make_allocator()
+    slots = np.array([allocator.open_slot(), allocator.open_slot()])
+    allocator.fill_stage(1, slots, ints(8, 8))
+    freed = allocator.block_tables(1, slots[:1]).flatten().tolist()
+    allocator.close_slot(int(slots[0]))
+    other = allocator.open_slot()
+    allocator.fill_stage(1, np.array([other]), ints(8))
+    assert set(allocator.block_tables(1, np.array([other])).flatten().tolist()) == set(freed)
+    trimmed = allocator.block_tables(1, slots[1:]).flatten().tolist()
+    allocator.trim_stage(1, slots[1:], ints(0))
+    allocator.fill_stage(1, slots[1:], ints(8))
+    assert allocator.block_tables(1, slots[1:]).flatten().tolist() == trimmed
+
+
+def test_tables_that_the_host_has_no_room_for() -> None:
+    with pytest.raises(CapacityError, match="block tables for 1099511627776 sequences: lower max_num_seqs"):
+        make_allocator(num_slots=2**40)
