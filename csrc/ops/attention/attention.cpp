@@ -10,8 +10,6 @@ namespace dpn {
 
 namespace {
 
-constexpr std::int64_t kMaxHeadDim = 256;
-
 void check_heads(const Checker& check, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
                  float scale) {
   check.range("num_kv_heads", num_kv_heads, 1, INT32_MAX)
@@ -25,25 +23,26 @@ void check_heads(const Checker& check, std::int64_t num_heads, std::int64_t num_
                  "scale is " + std::to_string(scale) + ", expected a positive finite number");
 }
 
-// 1 <= context_lens[s] <= max_blocks * block_size, and every block that holds one of these rows is a cell.
-void check_blocks(const Checker& check, const Tensor& block_table, const Tensor& context_lens, std::int64_t num_cells,
+// 1 <= context_lens[s] <= max_blocks * block_size, and every block that holds one of these rows is one of the cache's.
+void check_blocks(const Checker& check, const Tensor& block_table, const Tensor& context_lens, std::int64_t num_blocks,
                   std::int64_t block_size) {
   const std::int64_t max_blocks = block_table.shape[1];
-  check_entries(check, "context_lens", context_lens, 1, max_blocks * block_size);
+  check_entries(check, "context_lens", context_lens.as<std::int32_t>(), context_lens.shape[0], 1,
+                max_blocks * block_size);
   for (std::int64_t s = 0; s < block_table.shape[0]; ++s) {
     const auto* blocks = block_table.as<std::int32_t>() + s * max_blocks;
     const std::int64_t used = (context_lens.as<std::int32_t>()[s] + block_size - 1) / block_size;
     for (std::int64_t i = 0; i < used; ++i) {
-      if (blocks[i] < 0 || blocks[i] >= num_cells) {
+      if (blocks[i] < 0 || blocks[i] >= num_blocks) {
         check.fail("block_table[" + std::to_string(s) + ", " + std::to_string(i) + "] is " + std::to_string(blocks[i]) +
-                   ", expected 0 to " + std::to_string(num_cells - 1) + " (num_cells=" + std::to_string(num_cells) +
+                   ", expected 0 to " + std::to_string(num_blocks - 1) + " (num_blocks=" + std::to_string(num_blocks) +
                    ")");
       }
     }
   }
 }
 
-// What the GPU kernels read 16 bytes at a time, and whose rows they find by 32-bit strides in bytes.
+// The GPU kernels read 16 bytes at a time and find rows by 32-bit strides in bytes.
 void check_addresses(const Checker& check, const char* argument, const Tensor& t) {
   if (t.device != Device::cuda) return;
   bool ok = reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0;
@@ -57,18 +56,18 @@ void check_addresses(const Checker& check, const char* argument, const Tensor& t
 }
 
 // Of tensors whose shapes were checked.
-PagedKeys paged_keys(const Tensor& kv_cache, const Tensor& block_table, std::int64_t layer_in_cell) {
+PagedKeys paged_keys(const Tensor& kv_cache, const Tensor& block_table, std::int64_t layer_in_block) {
   const std::int64_t block_size = kv_cache.shape[4];
   return {.kv_cache = kv_cache.data,
           .block_table = block_table.as<std::int32_t>(),
           .max_blocks = block_table.shape[1],
           .block_size = block_size,
-          .layers_per_cell = kv_cache.shape[1],
-          .layer_in_cell = layer_in_cell,
+          .layers_per_block = kv_cache.shape[1],
+          .layer_in_block = layer_in_block,
           .block_divisor = Divisor::of(block_size)};
 }
 
-// As Checker::can_read: the plan of a GPU is made there.
+// Of the CPU alone: on the GPU the kernel itself finds its work.
 PrefillPlan plan_of(const Checker& check, const std::int32_t* offsets, const std::int32_t* lengths,
                     std::int64_t num_seqs, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
                     bool causal) {
@@ -126,7 +125,7 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   std::vector<std::int32_t> lengths;
   if (check.can_read()) {
-    check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
+    check_offsets(check, "cu_seqlens", offsets, num_offsets - 1, num_tokens);
     lengths.resize(static_cast<std::size_t>(num_offsets - 1));
     for (std::size_t s = 0; s < lengths.size(); ++s) lengths[s] = offsets[s + 1] - offsets[s];
   }
@@ -156,16 +155,16 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
       q, stream);
 }
 
-void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
                       const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale,
                       Stream stream) {
   const Checker check("attention_extend", q);
-  Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_cells("num_cells");
-  Dim layers_per_cell("layers_per_cell"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
+  Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_blocks("num_blocks");
+  Dim layers_per_block("layers_per_block"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
   Dim block_size("block_size"), max_blocks("max_blocks"), num_seqs("num_seqs");
   check.tensor("q", q, {&num_tokens, &num_heads, &head_dim}, check.attention_floats())
       .contiguous("kv_cache", kv_cache,
-                  {&num_cells, &layers_per_cell, &keys_and_values, &num_kv_heads, &block_size, &head_dim}, {q.dtype})
+                  {&num_blocks, &layers_per_block, &keys_and_values, &num_kv_heads, &block_size, &head_dim}, {q.dtype})
       .contiguous("block_table", block_table, {&num_seqs, &max_blocks}, {DType::i32})
       .contiguous("context_lens", context_lens, {&num_seqs}, {DType::i32});
   Dim num_offsets("num_seqs + 1", num_seqs + 1), hidden_size("num_heads*head_dim", num_heads * head_dim);
@@ -174,15 +173,15 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
       .no_overlap("out", out, "q", q)
       .no_overlap("out", out, "kv_cache", kv_cache);
   check_heads(check, num_heads, num_kv_heads, head_dim, scale);
-  check.range("layer_in_cell", layer_in_cell, 0, layers_per_cell - 1).range("block_size", block_size, 1, INT32_MAX);
+  check.range("layer_in_block", layer_in_block, 0, layers_per_block - 1).range("block_size", block_size, 1, INT32_MAX);
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"kv_cache", &kv_cache}, {"out", &out}}) {
     check_addresses(check, argument, *tensor);
   }
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   const auto* lengths = context_lens.as<std::int32_t>();
   if (check.can_read()) {
-    check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
-    check_blocks(check, block_table, context_lens, num_cells, block_size);
+    check_offsets(check, "cu_seqlens", offsets, num_seqs, num_tokens);
+    check_blocks(check, block_table, context_lens, num_blocks, block_size);
   }
   for (std::int64_t s = 0; check.can_read() && s < num_seqs; ++s) {
     if (const std::int32_t rows = offsets[s + 1] - offsets[s]; lengths[s] < rows) {
@@ -195,7 +194,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
                       .q = q.data,
                       .k = nullptr,
                       .v = nullptr,
-                      .paged = paged_keys(kv_cache, block_table, layer_in_cell),
+                      .paged = paged_keys(kv_cache, block_table, layer_in_block),
                       .cu_seqlens = offsets,
                       .context_lens = lengths,
                       .q_stride = {q.strides[0], q.strides[1]},
@@ -215,16 +214,16 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
       q, stream);
 }
 
-void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
                       const Tensor& block_table, const Tensor& context_lens, float scale,
                       const OptionalTensor& workspace, Stream stream) {
   const Checker check("attention_decode", q);
-  Dim num_seqs("num_seqs"), num_heads("num_heads"), head_dim("head_dim"), num_cells("num_cells");
-  Dim layers_per_cell("layers_per_cell"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
+  Dim num_seqs("num_seqs"), num_heads("num_heads"), head_dim("head_dim"), num_blocks("num_blocks");
+  Dim layers_per_block("layers_per_block"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
   Dim block_size("block_size"), max_blocks("max_blocks");
   check.tensor("q", q, {&num_seqs, &num_heads, &head_dim}, check.attention_floats())
       .contiguous("kv_cache", kv_cache,
-                  {&num_cells, &layers_per_cell, &keys_and_values, &num_kv_heads, &block_size, &head_dim}, {q.dtype})
+                  {&num_blocks, &layers_per_block, &keys_and_values, &num_kv_heads, &block_size, &head_dim}, {q.dtype})
       .contiguous("block_table", block_table, {&num_seqs, &max_blocks}, {DType::i32})
       .contiguous("context_lens", context_lens, {&num_seqs}, {DType::i32});
   Dim hidden_size("num_heads*head_dim", num_heads * head_dim);
@@ -232,8 +231,8 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
       .no_overlap("out", out, "q", q)
       .no_overlap("out", out, "kv_cache", kv_cache);
   check_heads(check, num_heads, num_kv_heads, head_dim, scale);
-  check.range("layer_in_cell", layer_in_cell, 0, layers_per_cell - 1).range("block_size", block_size, 1, INT32_MAX);
-  if (check.can_read()) check_blocks(check, block_table, context_lens, num_cells, block_size);
+  check.range("layer_in_block", layer_in_block, 0, layers_per_block - 1).range("block_size", block_size, 1, INT32_MAX);
+  if (check.can_read()) check_blocks(check, block_table, context_lens, num_blocks, block_size);
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"kv_cache", &kv_cache}, {"out", &out}}) {
     check_addresses(check, argument, *tensor);
   }
@@ -252,7 +251,7 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   const DecodePlan plan = check.can_read() ? plan_decode(lengths, num_seqs, max_threads()) : DecodePlan{};
   run(AttentionDecodeParams{.out = out.data,
                             .q = q.data,
-                            .paged = paged_keys(kv_cache, block_table, layer_in_cell),
+                            .paged = paged_keys(kv_cache, block_table, layer_in_block),
                             .context_lens = lengths,
                             .q_stride = {q.strides[0], q.strides[1]},
                             .num_seqs = num_seqs,

@@ -13,14 +13,16 @@
 
 namespace dpn {
 
-// Keys and values in the cells of a KV cache.
+constexpr std::int64_t kMaxHeadDim = 256;
+
+// Keys and values in the blocks of a KV cache.
 struct PagedKeys {
-  const void* kv_cache;             // [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
+  const void* kv_cache;             // [num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]
   const std::int32_t* block_table;  // [num_seqs, max_blocks]
   std::int64_t max_blocks;
   std::int64_t block_size;
-  std::int64_t layers_per_cell;
-  std::int64_t layer_in_cell;
+  std::int64_t layers_per_block;
+  std::int64_t layer_in_block;
   Divisor block_divisor;  // by block_size; for the GPU only
 };
 
@@ -31,8 +33,8 @@ struct AttentionParams {
   const void* v;                     // [num_tokens, num_kv_heads, head_dim]; likewise
   PagedKeys paged;                   // where k and v are null
   const std::int32_t* cu_seqlens;    // [num_seqs + 1] of the rows of q and out
-  const std::int32_t* context_lens;  // [num_seqs] keys of each sequence; its rows of q are the last of them. Null on
-                                     // the GPU where these are all
+  const std::int32_t* context_lens;  // [num_seqs] keys of each sequence, the last of which are those of its rows of q;
+                                     // null on the GPU where it has no others
   std::int64_t q_stride[2];          // of tokens, of heads
   std::int64_t k_stride[2];
   std::int64_t v_stride[2];
@@ -70,10 +72,10 @@ struct AttentionDecodeParams {
 
 void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
                bool causal, float scale, Stream stream);
-void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
                       const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale,
                       Stream stream);
-void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_cell,
+void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
                       const Tensor& block_table, const Tensor& context_lens, float scale,
                       const OptionalTensor& workspace, Stream stream);
 // Elements of the float32 workspace that attention_decode needs for such tensors, 0 on the CPU.

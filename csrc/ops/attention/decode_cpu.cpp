@@ -4,6 +4,7 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "ops/attention/attention.h"
+#include "ops/attention/decode_partial.h"
 #include "ops/attention/decode_single.h"
 #include "ops/attention/decode_tile.h"
 
@@ -12,7 +13,6 @@ namespace dpn::DPN_ISA {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896f;
-constexpr std::int64_t kMaxHeadDim = 256;
 
 // The type that values are multiplied in.
 template <class U>
@@ -25,22 +25,6 @@ struct ValueOf<Pair> {
 };
 template <class T>
 using Value = typename ValueOf<Unit<T>>::type;
-
-// Result of all heads of a group over a part of the keys. In floats: sums [heads, padded_dim], then maxima and weights
-// [quads, kWidth], in which every quad's four values are repeated, or a single head's one.
-struct Partial {
-  float* sums;
-  float* maxima;
-  float* weights;
-
-  static std::int64_t size(std::int64_t heads, std::int64_t padded_dim) {
-    return round_up(heads, kQuad) * (padded_dim + 2 * kWidth / kQuad);
-  }
-  Partial(float* memory, std::int64_t heads, std::int64_t padded_dim)
-      : sums(memory),
-        maxima(sums + round_up(heads, kQuad) * padded_dim),
-        weights(maxima + round_up(heads, kQuad) * kWidth / kQuad) {}
-};
 
 // A thread's copies: of the queries as units, and of keys and values that cannot be read in place.
 template <class T>
@@ -62,7 +46,7 @@ inline void convert(float* target, const float* source) { *target = *source; }
 inline void convert(float* target, const bf16* source) { *target = to_float(*source); }
 
 // All heads of one sequence against a part of its keys. Chunk after chunk, and in each chunk head after head: what the
-// processor prefetches beyond a head's rows of a cell is then the next head's, and not read for nothing.
+// processor prefetches beyond a head's rows of a KV block is then the next head's, and not read for nothing.
 template <class T>
 class Task {
   using U = Unit<T>;
@@ -83,12 +67,12 @@ class Task {
         heads_(p.num_heads / p.num_kv_heads),
         padded_dim_(round_up(p.head_dim, kRun)),
         key_(task.first_key),
-        block_(key_ / p.paged.block_size),
+        entry_(key_ / p.paged.block_size),
         row_(key_ % p.paged.block_size) {
     const std::int64_t plane = p.num_kv_heads * p.paged.block_size * p.head_dim;
-    keys_ = static_cast<const T*>(p.paged.kv_cache) + p.paged.layer_in_cell * 2 * plane;
+    keys_ = static_cast<const T*>(p.paged.kv_cache) + p.paged.layer_in_block * 2 * plane;
     values_ = keys_ + plane;
-    cell_stride_ = p.paged.layers_per_cell * 2 * plane;
+    block_stride_ = p.paged.layers_per_block * 2 * plane;
   }
 
   void run() {
@@ -159,13 +143,13 @@ class Task {
       std::int64_t count = p_.paged.block_size - row_;
       if (count > task_.last_key - key_) count = task_.last_key - key_;
       if (count > kGroupKeys) count = kGroupKeys;
-      chunk.offsets[g] = blocks[block_] * cell_stride_ + row_ * p_.head_dim;
+      chunk.offsets[g] = blocks[entry_] * block_stride_ + row_ * p_.head_dim;
       chunk.counts[g] = static_cast<int>(count);
       key_ += count;
       row_ += count;
       if (row_ == p_.paged.block_size) {
         row_ = 0;
-        ++block_;
+        ++entry_;
       }
     }
     chunk.num_groups = g;
@@ -297,35 +281,13 @@ class Task {
   float* partials_;
   std::int64_t heads_;  // of a group
   std::int64_t padded_dim_;
-  std::int64_t key_;  // the first that no chunk holds yet, in
-  std::int64_t block_;
-  std::int64_t row_;  // of the block
-  const T* keys_;     // of this layer, in cell 0
+  std::int64_t key_;    // the first that no chunk holds yet, in
+  std::int64_t entry_;  // of the block table, and
+  std::int64_t row_;    // of the block
+  const T* keys_;       // of this layer, in block 0
   const T* values_;
-  std::int64_t cell_stride_;
+  std::int64_t block_stride_;
 };
-
-// Out row of one head of a group from the partial results of its splits, `stride` floats apart.
-template <class T>
-void reduce(T* out, const Partial& first, std::int64_t stride, std::int64_t splits, std::int64_t head,
-            std::int64_t heads, std::int64_t head_dim, std::int64_t padded_dim, float scale) {
-  const std::int64_t state = head / kQuad * kWidth + head % kQuad;
-  const int lanes_apart = heads == 1 ? 1 : kQuad;  // of the weights of one head
-  float maximum = first.maxima[state];
-  for (std::int64_t s = 1; s < splits; ++s) {
-    const float other = first.maxima[s * stride + state];
-    maximum = other > maximum ? other : maximum;
-  }
-  alignas(64) float sums[kMaxHeadDim] = {};
-  float weight = 0;
-  for (std::int64_t s = 0; s < splits; ++s) {
-    const float factor = exp2_negative<float>(broadcast(first.maxima[s * stride + state] - maximum), scale)[0];
-    for (int i = 0; i < kWidth; i += lanes_apart) weight += factor * first.weights[s * stride + state + i];
-    const float* partial = first.sums + s * stride + head * padded_dim;
-    for (std::int64_t i = 0; i < head_dim; i += kWidth) store(sums + i, load(sums + i) + load(partial + i) * factor);
-  }
-  for_each_vector(head_dim, [&](std::int64_t i, int n) { store_n(out + i, load(sums + i) * (1.0f / weight), n); });
-}
 
 template <class T>
 void decode(const AttentionDecodeParams& p) {

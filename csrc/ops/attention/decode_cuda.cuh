@@ -47,7 +47,7 @@ __device__ inline void merge(Part& part, float maximum, float sum, const float (
   for (int i = 0; i < 8; ++i) part.values[i] = part.values[i] * mine + values[i] * theirs;
 }
 
-// Keys of each part of a sequence but the last; parts behind that have none.
+// Keys of each part of a sequence but the last, which may have fewer; parts after that have none.
 __device__ inline int split_size(const AttentionDecodeParams& p, int context) {
   return max(kShortestSplit, (context + p.num_splits - 1) / p.num_splits);
 }
@@ -62,11 +62,66 @@ struct Shared {
   float sum[kWarps][kHeads];
 };
 
-// Blocks that a multiprocessor holds at least, as the registers allow: left alone, ptxas aims at one more and spills.
+// Blocks that a multiprocessor holds at least, as the registers allow: without this ptxas aims at one more and spills.
 template <int kHeads>
 constexpr int kBlocks = kHeads <= 2   ? 4
                         : kHeads == 4 ? 3
                                       : 2;
+
+// Merges the lanes of each warp, which have keys of their own, into shared memory.
+template <int kHeadDim, int kHeads>
+__device__ void merge_lanes(Part (&part)[kHeads], Shared<kHeadDim, kHeads>& shared) {
+  constexpr int kLanes = kLanesPerKey<kHeadDim>;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int column = lane % kLanes * 8;
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+    for (int step = kLanes; step < kWarpSize; step *= 2) {
+      float values[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = __shfl_xor_sync(kAllLanes, part[h].values[i], step);
+      const float maximum = __shfl_xor_sync(kAllLanes, part[h].maximum, step);
+      const float sum = __shfl_xor_sync(kAllLanes, part[h].sum, step);
+      merge(part[h], maximum, sum, values);
+    }
+    if (lane < kLanes && column < kHeadDim) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) shared.values[warp][h][column + i] = part[h].values[i];
+      shared.maximum[warp][h] = part[h].maximum;
+      shared.sum[warp][h] = part[h].sum;
+    }
+  }
+}
+
+// Merges the warps and writes the block's heads, from `first_head` on: out, or the partial of this split.
+template <class T, int kHeadDim, int kHeads>
+__device__ void write_heads(const AttentionDecodeParams& p, const Shared<kHeadDim, kHeads>& shared, int sequence,
+                            int first_head, int num_heads) {
+  for (int i = static_cast<int>(threadIdx.x); i < num_heads * kHeadDim; i += kThreads) {
+    const int h = i / kHeadDim, dim = i % kHeadDim;
+    float maximum = -INFINITY, sum = 0, value = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) maximum = fmaxf(maximum, shared.maximum[w][h]);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float factor = rescale(shared.maximum[w][h], maximum);
+      sum += shared.sum[w][h] * factor;
+      value += shared.values[w][h][dim] * factor;
+    }
+    const std::int64_t row = sequence * p.num_heads + first_head + h;
+    if (p.num_splits == 1) {
+      static_cast<T*>(p.out)[row * kHeadDim + dim] = from_float<T>(finished(value, sum));
+      continue;
+    }
+    float* partial = p.partials + (row * p.num_splits + blockIdx.z) * (kHeadDim + 2);
+    partial[dim] = value;
+    if (dim == 0) {
+      partial[kHeadDim] = maximum;
+      partial[kHeadDim + 1] = sum;
+    }
+  }
+}
 
 // A block takes kHeads query heads of one key/value head, and a part of the keys: grid (head groups, num_seqs, splits).
 template <class T, int kHeadDim, int kHeads>
@@ -88,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
   const int last_key = min(context, first_key + size);
   if (blockIdx.z > 0 && first_key == context) return;
 
-  // Lanes without a column read the first, and nobody looks at what they make of it: their part of q is 0.
+  // Lanes without a column read column 0; their part of q is 0, so what they read does not matter.
   const PagedRows<T, kHeadDim> rows(p.paged, static_cast<int>(p.num_kv_heads), sequence, kv_head,
                                     has_column ? column : 0);
 
@@ -108,8 +163,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
   // The same number of turns for every lane of a warp, since they exchange scores.
   for (int begin = first_key + warp * kKeysAtOnce * kUnroll; begin < last_key;
        begin += kWarps * kKeysAtOnce * kUnroll) {
-    // All cells, then all keys and values are on their way before the first is used. Behind the last key it is read
-    // again, and gets no weight.
+    // All entries of the block table, then all keys and values are on their way before the first is used. In place of
+    // keys after the last one, the last is read again and gets no weight.
     typename PagedRows<T, kHeadDim>::Place places[kUnroll];
     bool is_valid[kUnroll];
 #pragma unroll
@@ -153,49 +208,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
     }
   }
 
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-    for (int step = kLanes; step < kWarpSize; step *= 2) {
-      float values[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[i] = __shfl_xor_sync(kAllLanes, part[h].values[i], step);
-      const float maximum = __shfl_xor_sync(kAllLanes, part[h].maximum, step);
-      const float sum = __shfl_xor_sync(kAllLanes, part[h].sum, step);
-      merge(part[h], maximum, sum, values);
-    }
-    if (lane < kLanes && has_column) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) shared.values[warp][h][column + i] = part[h].values[i];
-      shared.maximum[warp][h] = part[h].maximum;
-      shared.sum[warp][h] = part[h].sum;
-    }
-  }
+  merge_lanes(part, shared);
   __syncthreads();
-
-  for (int i = static_cast<int>(threadIdx.x); i < num_heads * kHeadDim; i += kThreads) {
-    const int h = i / kHeadDim, dim = i % kHeadDim;
-    float maximum = -INFINITY, sum = 0, value = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) maximum = fmaxf(maximum, shared.maximum[w][h]);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const float factor = rescale(shared.maximum[w][h], maximum);
-      sum += shared.sum[w][h] * factor;
-      value += shared.values[w][h][dim] * factor;
-    }
-    const std::int64_t row = sequence * p.num_heads + first_head + h;
-    if (p.num_splits == 1) {
-      static_cast<T*>(p.out)[row * kHeadDim + dim] = from_float<T>(finished(value, sum));
-      continue;
-    }
-    float* partial = p.partials + (row * p.num_splits + blockIdx.z) * (kHeadDim + 2);
-    partial[dim] = value;
-    if (dim == 0) {
-      partial[kHeadDim] = maximum;
-      partial[kHeadDim + 1] = sum;
-    }
-  }
+  write_heads<T>(p, shared, sequence, first_head, num_heads);
 }
 
 // Merges the splits of a head: grid (num_heads, num_seqs), a thread for each dimension.

@@ -31,7 +31,7 @@ struct KeyGroup {
 
 // Into the second-level cache: from there the loads are quick enough, while a prefetch into the first one holds one of
 // its few miss buffers until memory answers, which halves the bandwidth that a core reaches. Where no miss buffer is
-// free a prefetch is dropped, so all lines are asked for several times.
+// free a prefetch is dropped, so every line is prefetched several times.
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
 // The halves of each key's lanes added: a has kLanes lanes a key, b as many of the keys that follow.
@@ -160,7 +160,7 @@ inline void add_values(float* sums, std::int64_t padded_dim, const float* factor
   static_assert(kLane == kQuad || kHeads == 1);
   constexpr int kQuadStride = kChunkKeys / kUnitSize<U> * kQuad;
   constexpr int kUnitBytes = kUnitSize<U> * static_cast<int>(sizeof(V));  // of one column
-  constexpr int kAskedBytes = 4 * kCols * kWidth * kUnitBytes;            // so each line is asked for four times
+  constexpr int kAskedBytes = 4 * kCols * kWidth * kUnitBytes;            // so each line is prefetched four times
   VecF totals[kHeads][kCols];
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) {

@@ -45,7 +45,8 @@ struct Rows {
   std::int64_t stride;
 };
 
-// Keys (kind 0) or values (kind 1) [key, key + count) of a head: where they are, or copied together from their cells.
+// Keys (kind 0) or values (kind 1) [key, key + count) of a head: where they are, or copied together from their KV
+// blocks.
 template <class T>
 Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::int64_t key, std::int64_t count,
                 T* copy) {
@@ -57,13 +58,13 @@ Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::in
   const PagedKeys& paged = p.paged;
   const std::int64_t plane = paged.block_size * p.head_dim;
   for (std::int64_t row = key; row < key + count;) {
-    const std::int64_t block = row / paged.block_size, offset = row % paged.block_size;
+    const std::int64_t entry = row / paged.block_size, offset = row % paged.block_size;
     const std::int64_t left = key + count - row, here = paged.block_size - offset;
     const std::int64_t taken = left < here ? left : here;
-    const std::int64_t cell = paged.block_table[head.sequence * paged.max_blocks + block];
+    const std::int64_t block = paged.block_table[head.sequence * paged.max_blocks + entry];
     const T* source =
         static_cast<const T*>(paged.kv_cache) +
-        (((cell * paged.layers_per_cell + paged.layer_in_cell) * 2 + kind) * p.num_kv_heads + head.kv_head) * plane +
+        (((block * paged.layers_per_block + paged.layer_in_block) * 2 + kind) * p.num_kv_heads + head.kv_head) * plane +
         offset * p.head_dim;
     std::memcpy(copy + (row - key) * p.head_dim, source, static_cast<std::size_t>(taken * p.head_dim) * sizeof(T));
     row += taken;
@@ -111,7 +112,7 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
   const std::int64_t rows = left < kTileRows ? left : kTileRows;
   const std::int64_t padded_rows = round_up(rows, kRows);
   const std::int64_t q_units = p.head_dim / kUnitSize<U>;
-  // Rows beyond the last repeat it: they cost nothing that matters and need no case of their own.
+  // Rows after the last repeat it, which costs little and needs no case of its own.
   const auto row_or_last = [&](std::int64_t r) { return first_row + (r < rows ? r : rows - 1); };
   for (std::int64_t r = 0; r < padded_rows; ++r) {
     const std::int64_t row = row_or_last(r);

@@ -38,10 +38,10 @@ struct Work {
   int sequence;
   int head;
   int kv_head;
-  int first_token;     // packed row of position 0, which a sequence with keys in the cache does not have
-  int num_rows;        // up to kRows
-  int first_position;  // of the first query among the sequence's keys
-  int num_keys;        // of the sequence
+  int first_token;    // packed row of key 0, counted back where the first keys are in the cache
+  int num_rows;       // up to kRows
+  int first_own_key;  // the first query's own key among the sequence's
+  int num_keys;       // of the sequence
 };
 
 template <int kTiles>
@@ -55,8 +55,8 @@ __device__ bool find_work(const AttentionParams& p, Work& work) {
   work.head = work.kv_head * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   work.num_rows = min(kRows<kTiles>, length - tile.first_row);
   work.num_keys = p.context_lens ? p.context_lens[tile.sequence] : length;
-  work.first_position = work.num_keys - length + tile.first_row;
-  work.first_token = first + tile.first_row - work.first_position;
+  work.first_own_key = work.num_keys - length + tile.first_row;
+  work.first_token = first + tile.first_row - work.first_own_key;
   return true;
 }
 
@@ -87,14 +87,14 @@ __device__ const T* packed_row(const void* rows, int row, const std::int64_t (&s
 template <class T, int kHeadDim, int kTiles>
 __device__ void load_queries(const AttentionParams& p, const Work& work, std::uint32_t target) {
   for_each_piece<kRows<kTiles>, kHeadDim>([&](int row, int column) {
-    const int token = work.first_token + work.first_position + row;
+    const int token = work.first_token + work.first_own_key + row;
     cp_async_16(target + (row * kStride<kHeadDim> + column) * 2,
                 packed_row<T>(p.q, token, p.q_stride, work.head, column), row < work.num_rows);
   });
 }
 
-// Starts the copies of kKeys keys, and values behind them, from `first_key` on; behind the last key there are zeros,
-// since 0 times whatever lies there may be NaN.
+// Starts the copies of kKeys keys from `first_key` on, then of their values. In place of keys after the last one there
+// are zeros: memory there may hold NaN, and 0 times NaN is NaN.
 template <class T, int kHeadDim, bool kPaged>
 __device__ void load_keys(const AttentionParams& p, const Work& work, int first_key, std::uint32_t target) {
   for_each_piece<kKeys, kHeadDim>([&](int row, int column) {
@@ -102,7 +102,7 @@ __device__ void load_keys(const AttentionParams& p, const Work& work, int first_
     const T *k, *v;
     if constexpr (kPaged) {
       const PagedRows<T, kHeadDim> rows(p.paged, static_cast<int>(p.num_kv_heads), work.sequence, work.kv_head, column);
-      k = rows.key(rows.place(min(first_key + row, work.num_keys - 1)));  // there is no block behind the last
+      k = rows.key(rows.place(min(first_key + row, work.num_keys - 1)));  // no block comes after the last
       v = rows.value(k);
     } else {
       const int token = work.first_token + first_key + row;
@@ -136,11 +136,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
   cp_async_wait<1>();
   __syncthreads();
   const int first_row = static_cast<int>(threadIdx.x) / kWarpSize * kWarpRows;  // the warp's, in the block
-  const int first_position = work.first_position + first_row;
+  const int first_own_key = work.first_own_key + first_row;
   const Queries<kHeadDim, kTiles> queries(shared + Layout::kQueries + first_row * kStride<kHeadDim> * 2);
 
   // Keys that no row sees, of the block and of this warp, which may have no rows at all.
-  const auto end_key = [&](int end_row) { return p.causal ? work.first_position + end_row : work.num_keys; };
+  const auto end_key = [&](int end_row) { return p.causal ? work.first_own_key + end_row : work.num_keys; };
   const int num_tiles = (end_key(work.num_rows) + kKeys - 1) / kKeys;
   const int warp_end = first_row < work.num_rows ? end_key(min(first_row + kWarpRows, work.num_rows)) : 0;
 
@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
     if (first_key >= warp_end) continue;
     Scores<kTiles> s;
     multiply_keys<T>(s, queries, stage(tile));
-    if (last_key >= work.num_keys || (p.causal && last_key > first_position)) {
-      mask<kTiles>(s, first_key, work.num_keys, first_position, p.causal);
+    if (last_key >= work.num_keys || (p.causal && last_key > first_own_key)) {
+      mask<kTiles>(s, first_key, work.num_keys, first_own_key, p.causal);
     }
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) sums[t].softmax(s[t], scale_log2);
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
   for (int piece = lane(); piece < kWarpRows * kPiecesPerRow; piece += kWarpSize) {
     const int row = piece / kPiecesPerRow, column = piece % kPiecesPerRow * 8;
     if (first_row + row >= work.num_rows) break;
-    const std::int64_t token = work.first_token + first_position + row;
+    const std::int64_t token = work.first_token + first_own_key + row;
     T* target = static_cast<T*>(p.out) + (token * p.num_heads + work.head) * kHeadDim + column;
     store(target, load<8>(rows + row * kStride<kHeadDim> + column));
   }
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
 
 template <int kHeadDim, int kTiles, bool kPaged>
 void run(const char* op, const AttentionParams& p, Stream stream) {
-  // Tiles of all sequences, each with at most one that is not full. Who finds no rows leaves at once.
+  // Tiles of all sequences, each with at most one that is not full. Blocks that find no rows return.
   const std::int64_t num_tiles = ceil_div(p.num_tokens, kRows<kTiles>) + p.num_seqs;
   const dim3 grid(static_cast<unsigned>(p.num_heads / p.num_kv_heads), static_cast<unsigned>(p.num_kv_heads),
                   static_cast<unsigned>(p.num_tokens ? num_tiles : 0));

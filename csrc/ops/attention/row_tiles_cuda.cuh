@@ -35,7 +35,7 @@ __device__ Counts lane_counts(int num_seqs, const Count& count) {
 template <int kRows>
 __device__ RowTile find_row_tile(const std::int32_t* cu_seqlens, int num_seqs, int index) {
   const auto num_tiles = [&](int s) { return (cu_seqlens[s + 1] - cu_seqlens[s] + kRows - 1) / kRows; };
-  const auto tiles_from = [&](int place) {  // of all sequences, at this place or behind it
+  const auto tiles_from = [&](int place) {  // of all sequences, at this place or after it
     const int mine = lane_counts(num_seqs, [&](int s) { return max(num_tiles(s) - place, 0); }).sum;
     return __reduce_add_sync(kAllLanes, mine);
   };

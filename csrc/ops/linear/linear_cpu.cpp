@@ -82,8 +82,8 @@ std::int64_t steps(const LinearParams& p) {
   return (p.in_features + Dot<T>::kStep - 1) / Dot<T>::kStep;
 }
 
-// A block of tokens as [steps, tokens, kStep], zeros behind the last column: what the inner loop reads is then one
-// sequence. (Rows of 2048 bfloat16 would otherwise fall onto the same few lines of the first-level cache.)
+// A block of tokens as [steps, tokens, kStep], zeros after the last column: the inner loop then reads memory in
+// order. (Rows of 2048 bfloat16 would otherwise fall onto the same few lines of the first-level cache.)
 template <class T>
 void pack_block(const LinearParams& p, std::int64_t first_token, std::int64_t tokens) {
   using D = Dot<T>;
@@ -107,7 +107,7 @@ struct Columns {
   std::int64_t lookahead;            // elements to the weights that are needed next
 };
 
-// partial[m][r] += x row m times weight row r, element by element. The weights that come next are asked for meanwhile:
+// partial[m][r] += x row m times weight row r, element by element. The weights that come next are prefetched meanwhile:
 // rows are often one page long, so the processor's own prefetcher would start anew in each.
 template <class T, int Rows, int Tokens>
 void accumulate(const Columns<T>& c, VecF (*sums)[Rows]) {

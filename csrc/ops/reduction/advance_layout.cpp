@@ -1,6 +1,7 @@
 #include "ops/reduction/advance_layout.h"
 
 #include "core/check.h"
+#include "ops/reduction/pooled_grid.h"
 
 namespace dpn {
 
@@ -18,6 +19,24 @@ void check_router_rows(const Checker& check, const AdvanceLayoutParams& p, std::
       check.fail(at("router_rows", i) + " is " + std::to_string(p.router_rows[i]) + ", expected a row of sequence " +
                  std::to_string(b) + ", " + std::to_string(first) + " to " + std::to_string(end - 1));
     }
+  }
+}
+
+// What the tensors hold: offsets, choices, and images and router rows within their sequences.
+void check_content(const Checker& check, const AdvanceLayoutParams& p) {
+  const std::int64_t last_first = INT32_MAX - p.max_tokens;  // so that no position overflows
+  check_offsets(check, "cu_seqlens", p.cu_seqlens, p.num_seqs, p.cu_seqlens[p.num_seqs]);
+  check.range("the end of cu_seqlens", p.cu_seqlens[p.num_seqs], 0, p.max_tokens);
+  check_offsets(check, "cu_images", p.images.cu_images, p.num_seqs, p.images.num_images, "num_images");
+  check_offsets(check, "cu_router_rows", p.cu_router_rows, p.num_seqs, p.num_router_rows, "num_router_rows");
+  check_entries(check, "first_positions", p.first_positions, p.num_seqs, 0, last_first);
+  check_entries(check, "first_cache_rows", p.first_cache_rows, p.num_seqs, 0, last_first);
+  check_entries(check, "kernels", p.kernels, 2 * p.num_experts, 1, kLargestKernel);
+  if (p.routed) check_entries(check, "routed", p.routed, p.num_seqs, -1, p.num_experts - 1);
+  if (p.forced) check_entries(check, "forced", p.forced, p.num_seqs, -1, p.num_experts - 1);
+  for (std::int64_t b = 0; b < p.num_seqs; ++b) {
+    check_images(check, p.images, b, p.cu_seqlens[b + 1] - p.cu_seqlens[b]);
+    check_router_rows(check, p, b);
   }
 }
 
@@ -58,21 +77,20 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
   if (probs) check.contiguous("probs", *probs, {&num_seqs, &num_experts}, {DType::f32});
   if (forced) check.contiguous("forced", *forced, {&num_seqs}, {DType::i32});
   // The next layout is computed from all of this one: nothing of it may be written over.
-  for (const auto& [name, out] : {std::pair{"out_cu_seqlens", &out_cu_seqlens},
-                                  {"out_image_starts", &out_image_starts},
-                                  {"out_grids", &out_grids},
-                                  {"out_router_rows", &out_router_rows},
-                                  {"positions", &positions},
-                                  {"cache_rows", &cache_rows}}) {
-    check.no_overlap(name, *out, "cu_seqlens", cu_seqlens)
-        .no_overlap(name, *out, "first_positions", first_positions)
-        .no_overlap(name, *out, "first_cache_rows", first_cache_rows)
-        .no_overlap(name, *out, "cu_images", cu_images)
-        .no_overlap(name, *out, "image_starts", image_starts)
-        .no_overlap(name, *out, "grids", grids)
-        .no_overlap(name, *out, "router_rows", router_rows)
-        .no_overlap(name, *out, "cu_router_rows", cu_router_rows);
-  }
+  check.no_overlap({{"out_cu_seqlens", &out_cu_seqlens},
+                    {"out_image_starts", &out_image_starts},
+                    {"out_grids", &out_grids},
+                    {"out_router_rows", &out_router_rows},
+                    {"positions", &positions},
+                    {"cache_rows", &cache_rows}},
+                   {{"cu_seqlens", &cu_seqlens},
+                    {"first_positions", &first_positions},
+                    {"first_cache_rows", &first_cache_rows},
+                    {"cu_images", &cu_images},
+                    {"image_starts", &image_starts},
+                    {"grids", &grids},
+                    {"router_rows", &router_rows},
+                    {"cu_router_rows", &cu_router_rows}});
   const AdvanceLayoutParams params{.routed = as_or_null<std::int32_t>(routed),
                                    .probs = as_or_null<float>(probs),
                                    .forced = as_or_null<std::int32_t>(forced),
@@ -84,7 +102,8 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
                                    .first_cache_rows = first_cache_rows.as<std::int32_t>(),
                                    .images = {.cu_images = cu_images.as<std::int32_t>(),
                                               .starts = image_starts.as<std::int32_t>(),
-                                              .grids = grids.as<std::int32_t>()},
+                                              .grids = grids.as<std::int32_t>(),
+                                              .num_images = num_images},
                                    .router_rows = router_rows.as<std::int32_t>(),
                                    .cu_router_rows = cu_router_rows.as<std::int32_t>(),
                                    .chosen = chosen.as<std::int32_t>(),
@@ -99,21 +118,7 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
                                    .num_seqs = num_seqs,
                                    .num_router_rows = num_router_rows,
                                    .max_tokens = max_tokens};
-  if (check.can_read()) {
-    check_offsets(check, "cu_seqlens", cu_seqlens, params.cu_seqlens[num_seqs]);
-    check.range("the end of cu_seqlens", params.cu_seqlens[num_seqs], 0, max_tokens);
-    check_offsets(check, "cu_images", cu_images, num_images, "num_images");
-    check_offsets(check, "cu_router_rows", cu_router_rows, num_router_rows, "num_router_rows");
-    check_entries(check, "first_positions", first_positions, 0, INT32_MAX - max_tokens);
-    check_entries(check, "first_cache_rows", first_cache_rows, 0, INT32_MAX - max_tokens);
-    check_entries(check, "kernels", kernels, 1, 1 << 15);
-    if (routed) check_entries(check, "routed", *routed, -1, num_experts - 1);
-    if (forced) check_entries(check, "forced", *forced, -1, num_experts - 1);
-    for (std::int64_t b = 0; b < num_seqs; ++b) {
-      check_images(check, params.images, b, params.cu_seqlens[b + 1] - params.cu_seqlens[b]);
-      check_router_rows(check, params, b);
-    }
-  }
+  if (check.can_read()) check_content(check, params);
   run(params, cu_seqlens, stream);
 }
 

@@ -1,5 +1,5 @@
-// From the experts of a boundary to the layout of the next stage, where the experts are: on the GPU nothing but the new
-// number of rows has to be read back.
+// From the experts of a boundary to the layout of the next stage, on the device that holds the experts: of the layout,
+// only the new number of rows has to be read back from the GPU.
 #pragma once
 
 #include "core/cpu_isa.h"

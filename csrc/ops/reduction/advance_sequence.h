@@ -47,8 +47,8 @@ DPN_DEVICE static inline int advance_sequence(const AdvanceLayoutParams& p, int 
   return p.cu_seqlens[b + 1] - p.cu_seqlens[b] - dropped;
 }
 
-// Router row r of sequence b in the next stage, whose offsets and grids are there: it moves up by what the images
-// before it have lost.
+// Router row r of sequence b in the next stage, of which offsets and grids are written: it moves up by the rows that
+// the images before it lose.
 DPN_DEVICE static inline int advance_router_row(const AdvanceLayoutParams& p, int b, int r) {
   const int row = p.router_rows[r] - p.cu_seqlens[b];
   std::int64_t dropped = 0;

@@ -41,7 +41,12 @@ std::int64_t pooled_length(const Checker& check, const PoolParams& p, std::int64
   return length;
 }
 
-void check_rows(const Checker& check, const PoolParams& p) {
+// What the tensors hold: the offsets and kernels, the images, and what the experts make of them.
+void check_content(const Checker& check, const PoolParams& p) {
+  check_offsets(check, "cu_seqlens", p.cu_seqlens, p.num_seqs, p.num_tokens);
+  check_offsets(check, "out_cu_seqlens", p.out_cu_seqlens, p.num_seqs, p.num_out_tokens);
+  check_offsets(check, "cu_images", p.images.cu_images, p.num_seqs, p.images.num_images, "num_images");
+  check_entries(check, "kernels", p.kernels, 2 * p.num_experts, 1, kLargestKernel);
   for (std::int64_t b = 0; b < p.num_seqs; ++b) {
     const std::int64_t expected = pooled_length(check, p, b);
     const std::int64_t given = p.out_cu_seqlens[b + 1] - p.out_cu_seqlens[b];
@@ -109,20 +114,14 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
   if (lengths) {
     check.contiguous("lengths", *lengths, {&num_seqs}, {DType::i32}).no_overlap("out", out, "lengths", *lengths);
   }
-  if (check.can_read()) {
-    check_offsets(check, "cu_seqlens", cu_seqlens, num_tokens);
-    check_offsets(check, "out_cu_seqlens", out_cu_seqlens, num_out_tokens);
-    check_offsets(check, "cu_images", cu_images, num_images, "num_images");
-    check_entries(check, "kernels", kernels, 1, 1 << 15);
-  }
-  check.no_overlap("out", out, "x", x)
-      .no_overlap("out", out, "cu_seqlens", cu_seqlens)
-      .no_overlap("out", out, "cu_images", cu_images)
-      .no_overlap("out", out, "image_starts", image_starts)
-      .no_overlap("out", out, "grids", grids)
-      .no_overlap("out", out, "experts", experts)
-      .no_overlap("out", out, "kernels", kernels)
-      .no_overlap("out", out, "out_cu_seqlens", out_cu_seqlens);
+  check.no_overlap({{"out", &out}}, {{"x", &x},
+                                     {"cu_seqlens", &cu_seqlens},
+                                     {"cu_images", &cu_images},
+                                     {"image_starts", &image_starts},
+                                     {"grids", &grids},
+                                     {"experts", &experts},
+                                     {"kernels", &kernels},
+                                     {"out_cu_seqlens", &out_cu_seqlens}});
   std::vector<const void*> conv;
   if (conv_weights) {
     conv = conv_pointers(check, x, out, *conv_weights, check.can_read() ? kernels.as<std::int32_t>() : nullptr,
@@ -133,7 +132,8 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
                           .cu_seqlens = cu_seqlens.as<std::int32_t>(),
                           .images = {.cu_images = cu_images.as<std::int32_t>(),
                                      .starts = image_starts.as<std::int32_t>(),
-                                     .grids = grids.as<std::int32_t>()},
+                                     .grids = grids.as<std::int32_t>(),
+                                     .num_images = num_images},
                           .experts = experts.as<std::int32_t>(),
                           .kernels = kernels.as<std::int32_t>(),
                           .out_cu_seqlens = out_cu_seqlens.as<std::int32_t>(),
@@ -148,7 +148,7 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
                           .x_stride = x.strides[0],
                           .function = function,
                           .dtype = x.dtype};
-  if (check.can_read()) check_rows(check, params);
+  if (check.can_read()) check_content(check, params);
   run(params, x, stream);
 }
 

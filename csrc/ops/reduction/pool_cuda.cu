@@ -9,7 +9,7 @@ namespace dpn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // of a multiprocessor at least; left alone, ptxas aims at more and spills
+constexpr int kBlocks = 4;  // of a multiprocessor at least; without this ptxas aims at more and spills
 constexpr int kMostConvExperts = 16;
 constexpr int kNoRow = -1;
 

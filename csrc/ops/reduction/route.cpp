@@ -48,7 +48,7 @@ void check_biases(const Checker& check, const OptionalTensor& biases, const Opti
   }
 }
 
-// What the GPU needs beside the arguments, one behind the other in a workspace of 4-byte elements.
+// Sizes of the GPU's scratch memory, whose parts follow each other in a workspace of 4-byte elements.
 struct Workspace {
   std::int64_t features, activations, logits, finished;
 
@@ -95,18 +95,18 @@ void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, con
   check_router(check, predictor, norm_weight, norm_bias, hidden_weight, hidden_size, router_size, num_experts);
   check.contiguous("router_rows", router_rows, {&num_rows}, {DType::i32})
       .contiguous("cu_router_rows", cu_router_rows, {&num_offsets}, {DType::i32});
-  if (check.can_read()) {
-    check_offsets(check, "cu_router_rows", cu_router_rows, num_rows, "num_router_rows");
-    check_entries(check, "router_rows", router_rows, 0, num_tokens - 1);
-  }
   check.condition(num_offsets > 0, "cu_router_rows is empty, expected num_seqs + 1 entries");
   check.condition(eps >= 0, "eps is " + std::to_string(eps) + ", expected at least 0");
   num_seqs.value = num_offsets - 1;
+  const auto* offsets = cu_router_rows.as<std::int32_t>();
+  if (check.can_read()) {
+    check_offsets(check, "cu_router_rows", offsets, num_seqs, num_rows, "num_router_rows");
+    check_entries(check, "router_rows", router_rows.as<std::int32_t>(), num_rows, 0, num_tokens - 1);
+  }
   check.contiguous("probs", probs, {&num_seqs, &num_experts}, {DType::f32})
       .contiguous("experts", experts, {&num_seqs}, {DType::i32});
   check_biases(check, biases, levels, num_seqs, num_experts);
 
-  const auto* offsets = cu_router_rows.as<std::int32_t>();
   RouteParams params{.probs = probs.as<float>(),
                      .experts = experts.as<std::int32_t>(),
                      .hidden = hidden.data,

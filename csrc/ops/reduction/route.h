@@ -50,8 +50,8 @@ struct RouteParams {
   DType dtype;  // of hidden
 };
 
-// norm_weight, norm_bias and hidden_weight are all given or all null, and so are biases and levels. workspace is looked
-// at on the GPU only.
+// norm_weight, norm_bias and hidden_weight are all given or all null, and so are biases and levels. workspace is used
+// on the GPU only.
 void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
            const Tensor& cu_router_rows, const Tensor& predictor, const OptionalTensor& norm_weight,
            const OptionalTensor& norm_bias, const OptionalTensor& hidden_weight, float eps,

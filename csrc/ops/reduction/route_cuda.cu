@@ -1,6 +1,6 @@
 // The router in two launches. The first makes the features of every sequence. The second is the hidden layer, cut into
 // blocks of units and columns, so that weights and features are read from the L2 cache as rarely as FMAs need them; the
-// last block of a group of units puts its columns together, and the last group reads the probabilities off.
+// last block of a group of units adds up its columns, and the last group computes the probabilities.
 //
 // Sums are made in an order that depends on the sizes of the router alone, so a sequence gets the same result in any
 // batch.
@@ -125,7 +125,7 @@ __device__ void scatter_sums(float (&values)[kSize]) {
 }
 
 // Products of a warp's units and sequences, `units` and `sequences` being the first of each, over columns `begin` to
-// `end`: sums[s * kUnits + u]. Rows that are not there are computed like the last one.
+// `end`: sums[s * kUnits + u]. Rows after the last repeat it.
 template <int kWidth>
 __device__ void multiply(float (&sums)[kSums], const RouteParams& p, int units, int sequences, int begin, int end) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -173,7 +173,7 @@ __device__ void add_up_group(const RouteParams& p, int group) {
     for (unsigned split = 0; split < gridDim.y; ++split) {
       sum += __ldcg(p.activations + (split * p.num_seqs + sequence) * width + unit);
     }
-    const float activation = gelu(sum);  // behind the last unit of no weight
+    const float activation = gelu(sum);  // of units after the last: not used, their weight is 0
     for (int e = 0; e < p.num_experts; ++e) {
       const float weight = unit < p.router_size ? p.predictor[e * p.router_size + unit] : 0.0f;
       const float logit = warp_sum(activation * weight);

@@ -9,7 +9,7 @@ namespace dpn {
 
 struct RopeStoreParams {
   void* qkv;                        // [num_tokens, (num_heads + 2 num_kv_heads) * head_dim], row stride qkv_stride
-  void* kv_cache;                   // [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
+  void* kv_cache;                   // [num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]
   const std::int32_t* positions;    // [num_tokens] rotary position of each row
   const std::int32_t* cache_rows;   // [num_tokens] row of its sequence's KV cache that each row is stored in
   const float* cos_sin;             // [max_positions, head_dim]: head_dim / 2 cosines, then as many sines
@@ -21,18 +21,18 @@ struct RopeStoreParams {
   std::int64_t num_kv_heads;
   std::int64_t head_dim;
   std::int64_t qkv_stride;
-  std::int64_t layers_per_cell;
-  std::int64_t layer_in_cell;
+  std::int64_t layers_per_block;
+  std::int64_t layer_in_block;
   std::int64_t block_size;
   std::int64_t max_blocks;
   DType dtype;
 };
 
 // Rotates the query and key heads of `qkv` in place by the angles of positions[t], and writes keys and values of row t
-// of sequence b to row cache_rows[t] % block_size of cell block_table[b, cache_rows[t] / block_size].
+// of sequence b to row cache_rows[t] % block_size of block block_table[b, cache_rows[t] / block_size].
 void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_rows, const Tensor& cos_sin,
-                const Tensor& kv_cache, std::int64_t layer_in_cell, const Tensor& block_table, const Tensor& cu_seqlens,
-                std::int64_t num_heads, std::int64_t num_kv_heads, Stream stream);
+                const Tensor& kv_cache, std::int64_t layer_in_block, const Tensor& block_table,
+                const Tensor& cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads, Stream stream);
 
 }  // namespace dpn
 

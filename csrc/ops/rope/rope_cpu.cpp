@@ -28,10 +28,10 @@ void rope_store_row(const RopeStoreParams& p, std::int64_t token, std::int64_t s
   for (std::int64_t head = 0; head < p.num_heads + p.num_kv_heads; ++head) {
     rotate(q + head * p.head_dim, cosines, p.head_dim / 2);
   }
-  const std::int64_t cell = p.block_table[sequence * p.max_blocks + cache_row / p.block_size];
+  const std::int64_t block = p.block_table[sequence * p.max_blocks + cache_row / p.block_size];
   const std::int64_t head_stride = p.block_size * p.head_dim;
   T* k_cache = static_cast<T*>(p.kv_cache) +
-               (cell * p.layers_per_cell + p.layer_in_cell) * 2 * p.num_kv_heads * head_stride +
+               (block * p.layers_per_block + p.layer_in_block) * 2 * p.num_kv_heads * head_stride +
                cache_row % p.block_size * p.head_dim;
   T* v_cache = k_cache + p.num_kv_heads * head_stride;
   const std::size_t head_bytes = static_cast<std::size_t>(p.head_dim) * sizeof(T);

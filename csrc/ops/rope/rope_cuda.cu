@@ -33,10 +33,10 @@ __global__ void __launch_bounds__(kThreads) rope_store_kernel(RopeStoreParams p,
   const int num_heads = static_cast<int>(p.num_heads), num_kv_heads = static_cast<int>(p.num_kv_heads);
   const float* cosines = p.cos_sin + static_cast<std::int64_t>(p.positions[token]) * head_dim;
   T* row = static_cast<T*>(p.qkv) + token * p.qkv_stride;
-  const std::int64_t cell = p.block_table[sequence * p.max_blocks + cache_row / block_size];
+  const std::int64_t block = p.block_table[sequence * p.max_blocks + cache_row / block_size];
   const std::int64_t head_stride = p.block_size * p.head_dim;
   T* cache = static_cast<T*>(p.kv_cache) +
-             (cell * p.layers_per_cell + p.layer_in_cell) * 2 * num_kv_heads * head_stride +
+             (block * p.layers_per_block + p.layer_in_block) * 2 * num_kv_heads * head_stride +
              cache_row % block_size * head_dim;
 
   const int vectors_per_head = half / kWidth;
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) rope_store_kernel(RopeStoreParams p,
     store(real, real_part);
     store(real + half, imaginary_part);
   }
-  if (head >= num_heads) {  // keys, then values: the order of the cell
+  if (head >= num_heads) {  // keys, then values: the order of the KV block
     T* target = cache + (head - num_heads) * head_stride + column;
     store(target, real_part);
     store(target + half, imaginary_part);

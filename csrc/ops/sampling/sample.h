@@ -1,4 +1,4 @@
-// The choice of the next token where the logits are: without a round trip through the host.
+// The choice of the next token on the device that holds the logits: without a round trip through the host.
 #pragma once
 
 #include "core/cpu_isa.h"

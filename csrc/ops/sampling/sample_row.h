@@ -1,5 +1,5 @@
-// How one row of logits is cut and drawn from, on the CPU as on the GPU: what is decided here is the same on both, and
-// each of them only counts. Nothing is sorted: cuts are found by bisection.
+// How one row of logits is cut and drawn from. All decisions are made here, so that they are the same on the CPU and on
+// the GPU, which only count. Nothing is sorted: cuts are found by bisection.
 //
 // The depth of a token is (largest logit - logit) / temperature, at least 0, as the bits of a float, which order as
 // integers. Its mass is exp(-depth) in fixed point: sums of integers do not depend on the order in which they are made.

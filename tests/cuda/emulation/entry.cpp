@@ -60,10 +60,10 @@ const char* activation(const Tensor* out, const Tensor* x, const char* kind) {
 }
 
 const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor* cache_rows, const Tensor* cos_sin,
-                       const Tensor* kv_cache, std::int64_t layer_in_cell, const Tensor* block_table,
+                       const Tensor* kv_cache, std::int64_t layer_in_block, const Tensor* block_table,
                        const Tensor* cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads) {
   return caught([&] {
-    dpn::rope_store(*qkv, *positions, *cache_rows, *cos_sin, *kv_cache, layer_in_cell, *block_table, *cu_seqlens,
+    dpn::rope_store(*qkv, *positions, *cache_rows, *cos_sin, *kv_cache, layer_in_block, *block_table, *cu_seqlens,
                     num_heads, num_kv_heads, 0);
   });
 }
@@ -86,19 +86,19 @@ const char* attention(const Tensor* out, const Tensor* q, const Tensor* k, const
   return caught([&] { dpn::attention(*out, *q, *k, *v, *cu_seqlens, causal, scale, 0); });
 }
 
-const char* attention_extend(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+const char* attention_extend(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_block,
                              const Tensor* block_table, const Tensor* cu_seqlens, const Tensor* context_lens,
                              float scale) {
   return caught([&] {
-    dpn::attention_extend(*out, *q, *kv_cache, layer_in_cell, *block_table, *cu_seqlens, *context_lens, scale, 0);
+    dpn::attention_extend(*out, *q, *kv_cache, layer_in_block, *block_table, *cu_seqlens, *context_lens, scale, 0);
   });
 }
 
-const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_block,
                              const Tensor* block_table, const Tensor* context_lens, float scale,
                              const Tensor* workspace) {
   return caught([&] {
-    dpn::attention_decode(*out, *q, *kv_cache, layer_in_cell, *block_table, *context_lens, scale, optional(workspace),
+    dpn::attention_decode(*out, *q, *kv_cache, layer_in_block, *block_table, *context_lens, scale, optional(workspace),
                           0);
   });
 }
