@@ -2,9 +2,9 @@
 
     python benchmarks/ops.py --dtype bfloat16 --json ops.json
 
-Inputs are walked through so that they do not stay in the cache. Medians over the rounds; ratios are taken round by
-round. "of limit": the time that the bytes (at the rate of a copy, or of reads where little is written) or the FLOPs (at
-the rate of torch's matrix product) take at least, over the kernel's time.
+Each call takes other inputs, so that they are not in the cache. Medians over the rounds; ratios are taken round by
+round. "of limit": the least time for the bytes (at the rate of a copy, or of reads where little is written) and the
+FLOPs (at the rate of torch's matrix product), over the kernel's time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dpn_rt import ops
 
 @dataclass(frozen=True)
 class Setting:
-    """What suits a device."""
+    """Sizes that suit a device."""
 
     shapes: KernelShapes
     limit_bytes: int
@@ -51,7 +51,7 @@ def limit_runs(setting: Setting, dtype: torch.dtype) -> dict[str, tuple[Run, flo
     half = block[: block.numel() // 2]
     target = torch.empty_like(half)
     left, right = torch.randn(setting.gemm_rows, 4096).to(dtype), torch.randn(4096, 4096).to(dtype)
-    # Reads come last: the caches hold nothing then that must be written back in the time of what is measured next.
+    # Reads come last: they leave nothing in the caches that has to be written back during the next measurement.
     return {
         "copy": (lambda: target.copy_(half), setting.limit_bytes),
         "gemm": (lambda: torch.nn.functional.linear(left, right), 2.0 * setting.gemm_rows * 4096 * 4096),
@@ -110,7 +110,7 @@ def measure_case(
 def call_cost() -> dict[str, dict[str, float]]:
     """Seconds per call on inputs so small that the kernel itself is nothing; a torch addition beside them."""
     x, weight = torch.ones(1, 16), torch.ones(16)
-    one, cell = int32([0, 1]), torch.zeros(1, 1, 2, 1, 1, 8)
+    one, cache = int32([0, 1]), torch.zeros(1, 1, 2, 1, 1, 8)
     qkv, cos_sin, predictor = torch.zeros(1, 24), torch.zeros(1, 8), torch.zeros(2, 16)
     q, out = torch.zeros(1, 1, 8), torch.empty_like(x)
     zero, grid = int32([0]), int32([[1, 1]])
@@ -123,9 +123,9 @@ def call_cost() -> dict[str, dict[str, float]]:
         "silu_mul": lambda: ops.silu_mul(x),
         "activation": lambda: ops.activation(x, "gelu"),
         "linear": lambda: ops.linear(x, predictor),
-        "rope_store": lambda: ops.rope_store(qkv, zero, zero, cos_sin, cell, 0, zero.view(1, 1), one, 1, 1),
+        "rope_store": lambda: ops.rope_store(qkv, zero, zero, cos_sin, cache, 0, zero.view(1, 1), one, 1, 1),
         "attention": lambda: ops.attention(q, q, q, one, causal=True, scale=1.0),
-        "attention_decode": lambda: ops.attention_decode(q, cell, 0, zero.view(1, 1), one[1:], scale=1.0),
+        "attention_decode": lambda: ops.attention_decode(q, cache, 0, zero.view(1, 1), one[1:], scale=1.0),
         "route": lambda: ops.route(x, zero, one, predictor),
         "pool": lambda: ops.pool(x, one, one, zero, grid, zero, grid, one),
     }

@@ -38,7 +38,7 @@ class KernelShapes:
     prefills: tuple[tuple[int, ...], ...] = ((640,),)
     """Rows of the sequences of each."""
     images: tuple[int, ...] = (1,)
-    """Numbers of them that go through the tower together."""
+    """Numbers of images that go through the vision encoder together."""
     rows: int = 640
     vision_rows: int = 577
     vision_hidden: int = 1024
@@ -65,7 +65,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Case:
-    """`make()` returns new inputs' (ours, torch) calls; the counts are what one call cannot do without."""
+    """`make()` returns (our call, torch's call) on new inputs; the counts are the least that one call has to do."""
 
     name: str
     shape: str
@@ -79,9 +79,9 @@ def int32(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def kv_cells(num_cells: int, s: KernelShapes, dtype: torch.dtype) -> Tensor:
+def kv_cache(num_blocks: int, s: KernelShapes, dtype: torch.dtype) -> Tensor:
     """Random keys and values where the runtime would keep them."""
-    values = torch.randn(num_cells, 1, 2, s.kv_heads, BLOCK, s.head_dim).to(dtype)
+    values = torch.randn(num_blocks, 1, 2, s.kv_heads, BLOCK, s.head_dim).to(dtype)
     return values if values.is_cuda else HostDevice().pool(values.shape, dtype).copy_(values)
 
 
@@ -161,9 +161,9 @@ def rope_case(s: KernelShapes, dtype: torch.dtype) -> Case:
         qkv = torch.randn(s.rows, (s.heads + 2 * s.kv_heads) * s.head_dim).to(dtype)
         angles = torch.randn(s.rows, s.head_dim // 2)
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
-        cells = s.rows // BLOCK
-        cache = torch.zeros(cells, 1, 2, s.kv_heads, BLOCK, s.head_dim, dtype=dtype)
-        table, cu_seqlens = torch.randperm(cells).to(torch.int32)[None], int32([0, s.rows])
+        blocks = s.rows // BLOCK
+        cache = torch.zeros(blocks, 1, 2, s.kv_heads, BLOCK, s.head_dim, dtype=dtype)
+        table, cu_seqlens = torch.randperm(blocks).to(torch.int32)[None], int32([0, s.rows])
         positions = torch.arange(s.rows, dtype=torch.int32)
         cos, sin = (part.repeat(1, 2)[:, None].to(dtype) for part in (angles.cos(), angles.sin()))
         k_cache, v_cache = torch.zeros(2, s.rows, s.kv_heads, s.head_dim, dtype=dtype)
@@ -229,7 +229,7 @@ def attention_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
         def inputs() -> tuple[Run, Run]:
             q = torch.randn(num_seqs, s.heads, s.head_dim).to(dtype)
             blocks = context // BLOCK
-            cache = kv_cells(num_seqs * blocks, s, dtype)
+            cache = kv_cache(num_seqs * blocks, s, dtype)
             table = torch.randperm(num_seqs * blocks).to(torch.int32).view(num_seqs, blocks)
             lengths, scale = torch.full((num_seqs,), context, dtype=torch.int32), s.head_dim**-0.5
             # torch gets its cache in one piece per sequence, which a paged cache is not.

@@ -1,8 +1,8 @@
-# Every csrc/ops/*_cpu.cpp is compiled once per instruction set, each time in a namespace of its own (DPN_ISA), and
+# Every csrc/ops/*/*_cpu.cpp is compiled once per instruction set, each time in a namespace of its own (DPN_ISA), and
 # csrc/core/cpu_isa.cpp picks one of them at run time. `portable` is built with the compiler's default target.
 include(CheckCXXCompilerFlag)
 
-file(GLOB_RECURSE cpu_kernel_sources CONFIGURE_DEPENDS csrc/ops/*_cpu.cpp)
+file(GLOB cpu_kernel_sources CONFIGURE_DEPENDS csrc/ops/*/*_cpu.cpp)
 set(DPN_CPU_KERNEL_OBJECTS "")
 add_library(dpn_cpu_variants INTERFACE)
 

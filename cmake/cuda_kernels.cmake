@@ -64,7 +64,7 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "dpn_rt: CUDA ${CUDAToolkit_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
-file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS csrc/core/*.cu csrc/ops/*_cuda.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/core/*.cu csrc/ops/*/*_cuda.cu)
 add_library(dpn_cuda_kernels OBJECT ${cuda_sources})
 target_link_libraries(dpn_cuda_kernels PRIVATE dpn_options)
 target_compile_definitions(dpn_cuda_kernels PRIVATE DPN_HAS_CUDA)

@@ -51,7 +51,7 @@ class Kernel:
 
     @property
     def shared(self) -> int:
-        """Static and dynamic shared memory of a block; the dynamic part as attention_prefill_cuda.cuh computes it."""
+        """Static and dynamic shared memory of a block; the dynamic part as prefill_cuda.cuh computes it."""
         prefill = re.match(r"attention_kernel<.*, (\d+), (\d+), \w+>", self.name)
         if prefill is None:
             return self.static_shared
@@ -135,7 +135,7 @@ def table(kernels: list[Kernel]) -> str:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", nargs="+", type=Path, default=sorted((ROOT / "csrc/ops").rglob("*_cuda.cu")))
+    parser.add_argument("--sources", nargs="+", type=Path, default=sorted((ROOT / "csrc/ops").glob("*/*_cuda.cu")))
     parser.add_argument("--architectures", nargs="+", default=["80", "90a"], choices=list(SHARED_BYTES))
     arguments = parser.parse_args()
     kernels = [k for source in arguments.sources for a in arguments.architectures for k in compile_source(source, a)]

@@ -1,16 +1,28 @@
-// Registrations of the compiled kernels. Shapes and errors are documented in dpn_rt/ops, the only importer.
+// Registrations of the compiled kernels, one direct registration each. Shapes and errors are documented in dpn_rt/ops,
+// the only importer.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bindings.h"
 #include "core/check.h"
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
 #include "core/parallel.h"
+#include "ops/activation/activation.h"
+#include "ops/attention/attention.h"
+#include "ops/linear/linear.h"
+#include "ops/norm/norm.h"
+#include "ops/reduction/advance_layout.h"
+#include "ops/reduction/pool.h"
+#include "ops/reduction/route.h"
+#include "ops/rope/rope.h"
+#include "ops/sampling/sample.h"
+#include "tensor_bridge.h"
 
 namespace py = pybind11;
 
-PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
+namespace {
+
+void register_errors() {
   py::register_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
@@ -18,7 +30,9 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
       py::set_error(py::module_::import("dpn_rt.errors").attr("KernelArgumentError"), e.what());
     }
   });
+}
 
+void bind_machine(py::module_& m) {
   m.def("cpu_isa", [] { return dpn::name(dpn::cpu_isa()); });
   m.def("available_cpu_isas", [] {
     std::vector<std::string> names;
@@ -29,14 +43,35 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   });
   m.def("max_threads", &dpn::max_threads);
   m.attr("has_cuda") = dpn::kHasCuda;
+}
 
-  dpn::python::bind_activation(m);
-  dpn::python::bind_advance_layout(m);
-  dpn::python::bind_attention(m);
-  dpn::python::bind_linear(m);
-  dpn::python::bind_norm(m);
-  dpn::python::bind_pool(m);
-  dpn::python::bind_rope(m);
-  dpn::python::bind_route(m);
-  dpn::python::bind_sample(m);
+void bind_ops(py::module_& m) {
+  using release_gil = py::call_guard<py::gil_scoped_release>;
+  m.def("activation", &dpn::activation, release_gil());
+  m.def("add_layer_norm", &dpn::add_layer_norm, release_gil());
+  m.def("add_rms_norm", &dpn::add_rms_norm, release_gil());
+  m.def("advance_layout", &dpn::advance_layout, release_gil());
+  m.def("attention", &dpn::attention, release_gil());
+  m.def("attention_decode", &dpn::attention_decode, release_gil());
+  m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
+  m.def("attention_extend", &dpn::attention_extend, release_gil());
+  m.def("layer_norm", &dpn::layer_norm, release_gil());
+  m.def("linear", &dpn::linear, release_gil());
+  m.def("pool", &dpn::pool, release_gil());
+  m.def("pool_num_out_tokens", &dpn::pool_num_out_tokens);
+  m.def("rms_norm", &dpn::rms_norm, release_gil());
+  m.def("rope_store", &dpn::rope_store, release_gil());
+  m.def("route", &dpn::route, release_gil());
+  m.def("route_workspace_size", &dpn::route_workspace_size);
+  m.def("sample", &dpn::sample, release_gil());
+  m.def("sample_greedy", &dpn::sample_greedy, release_gil());
+  m.def("silu_mul", &dpn::silu_mul, release_gil());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
+  register_errors();
+  bind_machine(m);
+  bind_ops(m);
 }

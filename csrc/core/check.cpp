@@ -174,31 +174,34 @@ const Checker& Checker::no_overlap(const char* argument, const Tensor& t, const 
   return *this;
 }
 
+const Checker& Checker::no_overlap(NamedTensors written, NamedTensors read) const {
+  for (const auto& [argument, t] : written) {
+    for (const auto& [other, other_t] : read) no_overlap(argument, *t, other, *other_t);
+  }
+  return *this;
+}
+
 std::string at(const char* argument, std::int64_t index) {
   return std::string(argument) + "[" + std::to_string(index) + "]";
 }
 
-void check_offsets(const Checker& check, const char* argument, const Tensor& t, std::int64_t total,
-                   const char* total_name) {
-  const auto* offsets = t.as<std::int32_t>();
-  const std::int64_t last = t.shape[0] - 1;
-  if (last < 0) check.fail(std::string(argument) + " is empty, expected num_seqs + 1 entries");
+void check_offsets(const Checker& check, const char* argument, const std::int32_t* offsets, std::int64_t num_seqs,
+                   std::int64_t total, const char* total_name) {
   if (offsets[0] != 0) check.fail(at(argument, 0) + " is " + std::to_string(offsets[0]) + ", expected 0");
-  for (std::int64_t i = 0; i < last; ++i) {
+  for (std::int64_t i = 0; i < num_seqs; ++i) {
     if (offsets[i + 1] < offsets[i]) {
       check.fail(at(argument, i + 1) + " is " + std::to_string(offsets[i + 1]) + ", expected at least " +
                  std::to_string(offsets[i]));
     }
   }
-  if (offsets[last] != total) {
-    check.fail(at(argument, last) + " is " + std::to_string(offsets[last]) + ", expected " + total_name + "=" +
+  if (offsets[num_seqs] != total) {
+    check.fail(at(argument, num_seqs) + " is " + std::to_string(offsets[num_seqs]) + ", expected " + total_name + "=" +
                std::to_string(total));
   }
 }
 
-void check_entries(const Checker& check, const char* argument, const Tensor& t, std::int64_t low, std::int64_t high) {
-  const auto* entries = t.as<std::int32_t>();
-  const std::int64_t count = t.numel();
+void check_entries(const Checker& check, const char* argument, const std::int32_t* entries, std::int64_t count,
+                   std::int64_t low, std::int64_t high) {
   for (std::int64_t i = 0; i < count; ++i) {
     if (entries[i] < low || entries[i] > high) {
       check.fail(std::string(argument) + " has the entry " + std::to_string(entries[i]) + " at flat index " +

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "core/tensor.h"
 
@@ -28,6 +29,7 @@ struct Dim {
 };
 
 using DTypes = std::initializer_list<DType>;
+using NamedTensors = std::initializer_list<std::pair<const char*, const Tensor*>>;
 
 class Checker {
  public:
@@ -53,8 +55,9 @@ class Checker {
   // For a kernel that runs on the GPU alone.
   const Checker& on_cuda(const char* argument, const Tensor& t) const;
   const Checker& same_dtype(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
-  // Output or in-place arguments must not share memory with another argument.
+  // An argument that is written must not share memory with another argument; nor any of `written` with any of `read`.
   const Checker& no_overlap(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
+  const Checker& no_overlap(NamedTensors written, NamedTensors read) const;
   const Checker& range(const char* what, std::int64_t value, std::int64_t low, std::int64_t high) const;
   const Checker& condition(bool ok, const std::string& message) const;
 
@@ -71,10 +74,11 @@ std::string at(const char* argument, std::int64_t index);
 
 // Offsets [num_seqs + 1] of packed entries: they start at 0, never fall, and end at `total`, which messages call
 // `total_name`.
-void check_offsets(const Checker& check, const char* argument, const Tensor& t, std::int64_t total,
-                   const char* total_name = "num_tokens");
+void check_offsets(const Checker& check, const char* argument, const std::int32_t* offsets, std::int64_t num_seqs,
+                   std::int64_t total, const char* total_name = "num_tokens");
 
-// Every entry of an int32 tensor lies in [low, high].
-void check_entries(const Checker& check, const char* argument, const Tensor& t, std::int64_t low, std::int64_t high);
+// Each of `count` entries lies in [low, high].
+void check_entries(const Checker& check, const char* argument, const std::int32_t* entries, std::int64_t count,
+                   std::int64_t low, std::int64_t high);
 
 }  // namespace dpn

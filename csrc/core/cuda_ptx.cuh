@@ -1,4 +1,4 @@
-// What has no name in CUDA C++, one PTX instruction each (sm_80 and newer). The emulation of the tests replaces this
+// PTX instructions that CUDA C++ has no function for (sm_80 and newer). The emulation of the tests replaces this
 // file by plain C++.
 #pragma once
 
@@ -95,8 +95,8 @@ __device__ inline std::uint32_t pack<__half>(float low, float high) {
   return packed;
 }
 
-// `base` and `index` times `stride` bytes: the product takes one instruction, where the compiler, left alone,
-// multiplies 64 by 64 bits.
+// `base` and `index` times `stride` bytes: the product takes one instruction, where the compiler would
+// multiply 64 by 64 bits.
 template <class T>
 __device__ const T* offset_bytes(const T* base, std::int32_t index, std::int32_t stride) {
   std::int64_t offset;

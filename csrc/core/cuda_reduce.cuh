@@ -14,7 +14,7 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
-// `partial`: [kWarpSize] floats of shared memory that nobody else uses until the next barrier; num_warps is the
+// `partial`: [kWarpSize] floats of shared memory that nothing else uses until the next barrier; num_warps is the
 // number of warps in the block, a power of two or not.
 __device__ inline float block_sum(float value, float* partial, int num_warps) {
   value = warp_sum(value);

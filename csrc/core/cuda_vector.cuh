@@ -1,4 +1,4 @@
-// Elements as kernels read and write them: several at once, computed with in float32.
+// How kernels read and write elements: several at once, as float32 in computations.
 #pragma once
 
 #include <cuda_bf16.h>

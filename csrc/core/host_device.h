@@ -1,5 +1,5 @@
-// Code that the CPU and the GPU share: DPN_DEVICE marks it where nvcc compiles it for a kernel, DPN_HOST_DEVICE where
-// it does so for the launch as well.
+// Marks of code that the CPU and the GPU share. Compiled by nvcc, DPN_DEVICE code is the GPU's, and DPN_HOST_DEVICE
+// code is the host's too.
 #pragma once
 
 #ifdef __CUDACC__

@@ -12,7 +12,7 @@ using TaskFunction = void (*)(void* context, std::int64_t task, int thread);
 int max_threads();
 
 // Calls function(context, task, thread) once for each task in [0, num_tasks), thread < max_threads(). Tasks are handed
-// out one by one, so uneven tasks balance; neighbouring tasks go to whoever is free. Must not throw.
+// out one by one, so uneven tasks balance; neighbouring tasks may run on any threads. Must not throw.
 void run_tasks(std::int64_t num_tasks, TaskFunction function, void* context);
 
 // `body(task, thread)`; runs on the calling thread when there is one task.

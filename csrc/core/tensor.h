@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace dpn {
 
@@ -30,6 +31,14 @@ struct Tensor {
     return count;
   }
 };
+
+// An argument that may be left out: None in Python.
+using OptionalTensor = std::optional<Tensor>;
+
+template <class T>
+T* as_or_null(const OptionalTensor& t) {
+  return t ? t->as<T>() : nullptr;
+}
 
 const char* name(DType dtype);
 const char* name(Device device);

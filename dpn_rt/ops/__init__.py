@@ -4,10 +4,10 @@ Activations are packed rows `[num_tokens, hidden_size]` in float32 or bfloat16 w
 are contiguous int32. Every function checks shape, dtype, device, layout and content of its arguments before any memory
 is touched and raises `KernelArgumentError` with the kernel, the argument, the expected and the actual value.
 
-A function runs where its tensors are, on the CPU or on one CUDA device; there it is queued on torch's current stream,
-and float16 is taken like bfloat16 (attention takes these two alone).
-What a CUDA tensor holds is never read by the host, so its content is not checked: an index out of range is undefined
-behaviour. An error of a launch is raised as `RuntimeError` with the name of the op.
+A function runs on the device of its tensors: the CPU or one CUDA device. On a CUDA device it is queued on torch's
+current stream and also takes float16; attention takes bfloat16 and float16 only. The host never reads what a CUDA
+tensor holds, so its content is not checked: an index out of range is undefined behaviour. An error of a launch is
+raised as `RuntimeError` with the name of the op.
 """
 
 from dpn_rt.ops.activation import activation, silu_mul

@@ -7,11 +7,11 @@ from typing import Literal
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
 
-@face
+@checked_op
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """`gate * sigmoid(gate) * up`, in float32, rounded once.
 
@@ -32,7 +32,7 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     return out
 
 
-@face
+@checked_op
 def activation(x: Tensor, kind: Literal["quick_gelu", "gelu"], *, out: Tensor | None = None) -> Tensor:
     """`quick_gelu`: `x * sigmoid(1.702 x)`; `gelu`: `x * Phi(x)`, exact (erf). In float32, rounded once.
 

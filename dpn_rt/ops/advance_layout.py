@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
 
@@ -53,7 +53,7 @@ class Advance:
     """Of the next stage."""
 
 
-@face
+@checked_op
 def advance_layout(
     layout: DeviceLayout,
     kernels: Tensor,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
 
-@face
+@checked_op
 def attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, scale: float, out: Tensor | None = None
 ) -> Tensor:
@@ -42,11 +42,11 @@ def attention(
     return out
 
 
-@face
+@checked_op
 def attention_extend(
     q: Tensor,
     kv_cache: Tensor,
-    layer_in_cell: int,
+    layer_in_block: int,
     block_table: Tensor,
     cu_seqlens: Tensor,
     context_lens: Tensor,
@@ -62,8 +62,8 @@ def attention_extend(
     Args:
         q: `[num_tokens, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous: the new rows, packed.
         kv_cache: as in `attention_decode`.
-        layer_in_cell: the layer to read, below layers_per_cell.
-        block_table: `[num_seqs, max_blocks]`, int32; entries beyond a sequence's used ones are not looked at.
+        layer_in_block: the layer to read, below layers_per_block.
+        block_table: `[num_seqs, max_blocks]`, int32; entries after those that a sequence uses are not read.
         cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows `cu_seqlens[s]` to `cu_seqlens[s + 1]` of `q`.
         context_lens: `[num_seqs]`, int32, rows in the cache: at least 1, and at least the new ones.
         scale: of the scores before softmax, positive.
@@ -74,15 +74,15 @@ def attention_extend(
     """
     out = _empty_output(q) if out is None else out
     stream = stream_of(q)
-    _kernels.attention_extend(out, q, kv_cache, layer_in_cell, block_table, cu_seqlens, context_lens, scale, stream)
+    _kernels.attention_extend(out, q, kv_cache, layer_in_block, block_table, cu_seqlens, context_lens, scale, stream)
     return out
 
 
-@face
+@checked_op
 def attention_decode(
     q: Tensor,
     kv_cache: Tensor,
-    layer_in_cell: int,
+    layer_in_block: int,
     block_table: Tensor,
     context_lens: Tensor,
     *,
@@ -91,16 +91,16 @@ def attention_decode(
 ) -> Tensor:
     """Attention of one row per sequence over the rows that the paged cache holds for it.
 
-    Cache row r of sequence s is row `r % block_size` of cell `block_table[s, r // block_size]`. Rows 0 to
+    Cache row r of sequence s is row `r % block_size` of block `block_table[s, r // block_size]`. Rows 0 to
     `context_lens[s] - 1` are seen.
 
     Args:
         q: `[num_seqs, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous. head_dim is a multiple of
             8 up to 256; on the GPU 16, 32, 64, 96 or 128.
-        kv_cache: `[num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]` (keys, then values), contiguous,
-            dtype of `q`; num_kv_heads divides num_heads.
-        layer_in_cell: the layer to read, below layers_per_cell.
-        block_table: `[num_seqs, max_blocks]`, int32; entries beyond a sequence's used ones are not looked at.
+        kv_cache: `[num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]`, contiguous, dtype of `q`;
+            index 0 of the third dimension holds keys, index 1 values. num_kv_heads divides num_heads.
+        layer_in_block: the layer to read, below layers_per_block.
+        block_table: `[num_seqs, max_blocks]`, int32; entries after those that a sequence uses are not read.
         context_lens: `[num_seqs]`, int32, rows that each sequence sees: 1 to `max_blocks * block_size`.
         scale: of the scores before softmax, positive.
         out: `[num_seqs, num_heads * head_dim]`, contiguous, no memory shared with `q` or `kv_cache`.
@@ -114,7 +114,7 @@ def attention_decode(
         stream = stream_of(q)
         if size := _kernels.attention_decode_workspace_size(q, kv_cache, block_table):
             workspace = torch.empty(size, dtype=torch.float32, device=q.device)
-    _kernels.attention_decode(out, q, kv_cache, layer_in_cell, block_table, context_lens, scale, workspace, stream)
+    _kernels.attention_decode(out, q, kv_cache, layer_in_block, block_table, context_lens, scale, workspace, stream)
     return out
 
 

@@ -1,4 +1,4 @@
-"""What all functions of `dpn_rt.ops` have in common: arguments that are no tensors of rows are refused by name."""
+"""What all functions of `dpn_rt.ops` share: an argument that is not a tensor with rows is refused by name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def face(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function whose errors of Python's own are explained, which costs nothing as long as there is none.
+def checked_op(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Makes Python's own errors name the argument that is wrong. Costs nothing while there is no error.
 
     Raises:
-        KernelArgumentError: an argument that should be a tensor is none, is sparse, or has no dimensions.
+        KernelArgumentError: an argument that should be a tensor is something else, is sparse, or has no dimensions.
     """
     signature = inspect.signature(function)
     optional = {name: "None" in str(parameter.annotation) for name, parameter in signature.parameters.items()}

@@ -1,4 +1,4 @@
-"""x W^T + b: our own kernel where reading W is the cost, torch's matrix product elsewhere."""
+"""x W^T + b: by our own kernel where reading W takes most of the time, else by torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.isa import cpu_isa
 
 # Rows up to which streaming the weight once beats torch; measured by benchmarks/ops.py.
@@ -16,13 +16,13 @@ MOST_STREAMED_ROWS = {"avx512_bf16": 32, "avx512": 32, "avx2": 12, "portable": 4
 _STREAMED_DTYPES = (torch.bfloat16, torch.float32)
 
 
-@face
+@checked_op
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`, float32 accumulation, rounded once.
 
     Up to `MOST_STREAMED_ROWS` rows of float32 or bfloat16 on the CPU run in a kernel that reads `weight` once, at the
-    speed of memory where that is the limit; there a row's result does not depend on the other rows. All else is torch's
-    own product.
+    speed of memory where that is the limit; there a row's result does not depend on the other rows. Everything else is
+    torch's own product.
 
     Args:
         x: `[num_tokens, in_features]`; rows may be strided.
@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
     """
-    # Other than two dimensions: to the kernel, whose checks refuse them, where torch would take them.
+    # An x that has not two dimensions goes to the kernel, whose checks refuse it; torch would take it.
     few_rows = x.ndim != 2 or x.shape[0] <= MOST_STREAMED_ROWS
     if few_rows and x.dtype in _STREAMED_DTYPES and x.is_cpu:
         if out is None:
@@ -57,7 +57,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> None:
-    """What the kernel checks too. torch would take some of it: it broadcasts, resizes, and overwrites what it reads."""
+    """As the kernel checks its arguments: torch would broadcast, resize, or overwrite what it reads."""
     if x.layout != torch.strided:
         raise KernelArgumentError(f"linear: x has layout {x.layout}, expected {torch.strided}")
     num_tokens, in_features = x.shape
@@ -85,7 +85,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First byte and the one behind the last."""
+    """First byte, and one past the last."""
     start = tensor.data_ptr()
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (last + 1) * tensor.itemsize if tensor.numel() else start

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
 
-@face
+@checked_op
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
     """RMSNorm of every row: `x / sqrt(mean(x^2) + eps) * weight`, in float32, rounded once.
 
@@ -27,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
     return out
 
 
-@face
+@checked_op
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
     """`residual += x` in place (rounded to its dtype), then RMSNorm of the sum.
 
@@ -46,7 +46,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out
     return out
 
 
-@face
+@checked_op
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
     """LayerNorm of every row, in float32, rounded once.
 
@@ -65,7 +65,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tens
     return out
 
 
-@face
+@checked_op
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None
 ) -> Tensor:

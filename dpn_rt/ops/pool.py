@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dpn_rt import _kernels
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
 
-@face
+@checked_op
 def pool(
     x: Tensor,
     cu_seqlens: Tensor,

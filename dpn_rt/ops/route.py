@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
 
-@face
+@checked_op
 def route(
     hidden: Tensor,
     router_rows: Tensor,

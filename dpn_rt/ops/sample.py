@@ -1,4 +1,4 @@
-"""The choice of the next token, made where the logits are."""
+"""The choice of the next token, made on the device that holds the logits."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from dpn_rt import _kernels
-from dpn_rt.ops.checked import face
+from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
 
-@face
+@checked_op
 def sample_greedy(logits: Tensor) -> Tensor:
     """The most probable token of each row, without a round trip through the host.
 
@@ -29,7 +29,7 @@ def sample_greedy(logits: Tensor) -> Tensor:
     return tokens
 
 
-@face
+@checked_op
 def sample(
     logits: Tensor,
     temperatures: Tensor,
@@ -41,10 +41,10 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """A random token of each row, without a round trip through the host.
 
-    Cuts and draws as `sampling.filters`: min-p first, then top-k, of what that leaves top-p, ties by token id; then the
-    cumulative distribution in order of the vocabulary is inverted at the row's random number. Probabilities are summed
-    in fixed point (2^-42 of the best token's), so a row gets the same token in any batch, and but for rounding the one
-    that `sampling.filters` gives.
+    Cuts and draws as `sampling.filters`: min-p first, then top-k, then top-p of what is left, with ties by token id;
+    then the cumulative distribution in order of the vocabulary is inverted at the row's random number. Probabilities
+    are summed in fixed point (2^-42 of the best token's), so a row gets the same token in any batch. Except for
+    rounding it is the token that `sampling.filters` gives.
 
     Args:
         logits: `[num_rows, vocab_size]`, float32 or bfloat16; rows may be strided; at most 2^21 tokens.

@@ -32,7 +32,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 class Guards:
-    """Tensors with NaN in front and behind, so that a read out of range shows in results and a write in `check`."""
+    """Tensors with NaN before and after them: a read out of range shows in results, a write in `check`."""
 
     SIZE = 64
 

@@ -118,7 +118,7 @@ def test_attention_extend(
     out = guards.poisoned(sum(lengths), heads * head_dim, dtype=dtype)
     scale = head_dim**-0.5
     kernels.attention_extend(
-        out, q, guards.put(cache.kv_cache), cache.layer_in_cell, guards.put(cache.block_table),
+        out, q, guards.put(cache.kv_cache), cache.layer_in_block, guards.put(cache.block_table),
         guards.put(offsets(lengths)), guards.put(cache.context_lens), scale,
     )  # fmt: skip
     assert_near(out, reference(q, k, v, lengths, contexts, True, scale), 1.0, FLOOR[dtype])
@@ -136,7 +136,7 @@ def test_bad_arguments_are_refused_by_name(kernels: Kernels, dtype: torch.dtype)
         run(16, torch.float32)
     with pytest.raises(KernelError, match="q is not aligned"):
         run(16, dtype, 4)
-    far = torch.empty(2**30 + 16, dtype=dtype).as_strided((2, 1, 16), (2**30, 16, 1))  # memory that nobody touches
+    far = torch.empty(2**30 + 16, dtype=dtype).as_strided((2, 1, 16), (2**30, 16, 1))  # memory that is never touched
     near = torch.zeros(2, 1, 16, dtype=dtype)
     with pytest.raises(KernelError, match="k has rows 1073741824 elements apart, expected less than 1073741824"):
         kernels.attention(torch.zeros(2, 16, dtype=dtype), near, far, near, offsets([2]), True, 1.0)

@@ -25,7 +25,7 @@ def run(
     out = guards.poisoned(len(contexts), heads * head_dim, dtype=dtype)
     scale = head_dim**-0.5
     kernels.attention_decode(
-        out, q, kv_cache, cache.layer_in_cell, block_table, guards.put(cache.context_lens), scale, workspace
+        out, q, kv_cache, cache.layer_in_block, block_table, guards.put(cache.context_lens), scale, workspace
     )
     expected = reference(q, k, v, [1] * len(contexts), contexts, False, scale)
     assert_near(out, expected, 1.0, 1e-4)

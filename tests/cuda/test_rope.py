@@ -29,8 +29,8 @@ def test_rope_store(
     positions = [row + gap for row, gap in zip(cache_rows, gaps, strict=True)]
     angles = torch.randn(MAX_POSITIONS, head_dim // 2, generator=generator) * 10
     cos_sin = guards.put(torch.cat([angles.cos(), angles.sin()], 1))
-    cells = torch.randperm(4 * max_blocks + 2, generator=generator)[: 4 * max_blocks]
-    block_table = cells.reshape(4, max_blocks).to(torch.int32)
+    blocks = torch.randperm(4 * max_blocks + 2, generator=generator)[: 4 * max_blocks]
+    block_table = blocks.reshape(4, max_blocks).to(torch.int32)
     cache = guards.poisoned(4 * max_blocks + 2, 3, 2, kv_heads, block_size, head_dim, dtype=dtype)
     kernels.rope_store(
         qkv, guards.put(int32(positions + [-1] * extra_rows)), guards.put(int32(cache_rows + [-1] * extra_rows)),
@@ -49,7 +49,7 @@ def test_rope_store(
     expected = torch.full_like(cache, float("nan"))
     sequences = [s for s, length in enumerate(lengths) for _ in range(length)]
     for row, (s, cache_row) in enumerate(zip(sequences, cache_rows, strict=True)):
-        cell = block_table[s, cache_row // block_size]
-        expected[cell, layer, :, :, cache_row % block_size] = rows[row, heads:].unflatten(0, (2, kv_heads))
+        block = block_table[s, cache_row // block_size]
+        expected[block, layer, :, :, cache_row % block_size] = rows[row, heads:].unflatten(0, (2, kv_heads))
     assert torch.equal(cache.isnan(), expected.isnan())
     assert torch.equal(cache.nan_to_num(7), expected.nan_to_num(7))

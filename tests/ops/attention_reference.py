@@ -61,10 +61,10 @@ def torch_attention(
 
 @dataclass(frozen=True)
 class PagedCache:
-    """Contiguous keys and values scattered over shuffled cells of a larger pool, whose other rows are NaN."""
+    """Contiguous keys and values scattered over shuffled blocks of a larger pool, whose other rows are NaN."""
 
-    kv_cache: torch.Tensor  # [num_cells, layers_per_cell, 2, num_kv_heads, block_size, head_dim]
-    layer_in_cell: int
+    kv_cache: torch.Tensor  # [num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]
+    layer_in_block: int
     block_table: torch.Tensor  # [num_seqs, max_blocks]; unused entries are -1
     context_lens: torch.Tensor  # [num_seqs]
 
@@ -72,14 +72,14 @@ class PagedCache:
     def of(k: torch.Tensor, v: torch.Tensor, lengths: list[int], block_size: int) -> PagedCache:
         """k, v: `[sum of lengths, num_kv_heads, head_dim]`."""
         blocks = [-(-length // block_size) for length in lengths]
-        num_cells = sum(blocks) + 3
-        cells = torch.randperm(num_cells).tolist()
-        cache = torch.full((num_cells, 2, 2, k.shape[1], block_size, k.shape[2]), float("nan"), dtype=k.dtype)
+        num_blocks = sum(blocks) + 3
+        free = torch.randperm(num_blocks).tolist()
+        cache = torch.full((num_blocks, 2, 2, k.shape[1], block_size, k.shape[2]), float("nan"), dtype=k.dtype)
         table = torch.full((len(lengths), max(blocks, default=0) + 1), -1, dtype=torch.int32)
         rows = zip(k.split(lengths), v.split(lengths), strict=True)
         for sequence, keys_and_values in enumerate(rows):
             for i in range(blocks[sequence]):
-                table[sequence, i] = cells.pop()
+                table[sequence, i] = free.pop()
                 for kind, x in enumerate(keys_and_values):
                     part = x[i * block_size : (i + 1) * block_size].transpose(0, 1)
                     cache[table[sequence, i], 1, kind, :, : part.shape[1]] = part

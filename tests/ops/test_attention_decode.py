@@ -59,7 +59,7 @@ def test_paged_decode(
     cache = PagedCache.of(k, v, lengths, block_size)
     scale = head_dim**-0.5
     out = poisoned((len(lengths), num_heads * head_dim), dtype)
-    arguments = (q, cache.kv_cache, cache.layer_in_cell, cache.block_table, cache.context_lens)
+    arguments = (q, cache.kv_cache, cache.layer_in_block, cache.block_table, cache.context_lens)
     assert ops.attention_decode(*arguments, scale=scale, out=out) is out
     reference = last_rows(q, k, v, lengths, scale, torch.float64)
     assert_close_to_reference(out, reference, last_rows(q, k, v, lengths, scale, dtype), FLOOR)
@@ -84,7 +84,7 @@ def test_decode_equals_the_last_row_of_prefill(
     last = offsets(lengths)[1:].long() - 1
     prefill = ops.attention(q, k, v, offsets(lengths), causal=True, scale=scale)[last]
     decode = ops.attention_decode(
-        q[last], cache.kv_cache, cache.layer_in_cell, cache.block_table, cache.context_lens, scale=scale
+        q[last], cache.kv_cache, cache.layer_in_block, cache.block_table, cache.context_lens, scale=scale
     )
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(decode, prefill, atol=tolerance, rtol=tolerance)
@@ -129,8 +129,8 @@ def test_bad_arguments_are_refused_by_name() -> None:
         ({"kv_cache": kv_cache.transpose(3, 4)}, r"kv_cache of shape .* has stride 128 in dimension 4"),
         ({"kv_cache": torch.zeros(5, 3, 2, 0, 8, 16)}, "num_kv_heads is 0"),
         ({"kv_cache": kv_cache.to("meta")}, "kv_cache is on "),
-        ({"layer_in_cell": 3}, "layer_in_cell is 3, expected 0 to 2"),
-        ({"layer_in_cell": -1}, "layer_in_cell is -1"),
+        ({"layer_in_block": 3}, "layer_in_block is 3, expected 0 to 2"),
+        ({"layer_in_block": -1}, "layer_in_block is -1"),
         ({"block_table": block_table[:1]}, r"block_table has shape \[1, 3\], expected \[num_seqs=2"),
         ({"block_table": block_table.long()}, "block_table has dtype int64"),
         (
@@ -153,7 +153,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
         arguments = {
             "q": q,
             "kv_cache": kv_cache,
-            "layer_in_cell": 0,
+            "layer_in_block": 0,
             "block_table": block_table,
             "context_lens": context_lens,
             "scale": 1.0,

@@ -62,7 +62,7 @@ def test_last_rows_of_sequences(
     cu = offsets([rows for _, rows in sequences])
     new, scale = last_rows(q, sequences), head_dim**-0.5
     out = poisoned((len(new), num_heads * head_dim), dtype)
-    arguments = (new, cache.kv_cache, cache.layer_in_cell, cache.block_table, cu, cache.context_lens)
+    arguments = (new, cache.kv_cache, cache.layer_in_block, cache.block_table, cu, cache.context_lens)
     assert ops.attention_extend(*arguments, scale=scale, out=out) is out
     expected = reference(q.double(), k.double(), v.double(), sequences, scale)
     assert_close_to_reference(out, expected, reference(q, k, v, sequences, scale), FLOOR)
@@ -91,7 +91,7 @@ def test_chunks_give_what_the_whole_gives(
         return ops.attention_extend(
             last_rows(q, part),
             cache.kv_cache,
-            cache.layer_in_cell,
+            cache.layer_in_block,
             cache.block_table,
             offsets([rows for _, rows in part]),
             cache.context_lens,
@@ -126,7 +126,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
         ({"q": q[:, :3]}, "num_heads is 3, expected a multiple of num_kv_heads=2"),
         ({"kv_cache": kv_cache.bfloat16()}, "kv_cache has dtype bfloat16, expected float32"),
         ({"kv_cache": kv_cache[0]}, r"kv_cache has shape \[3, 2, 2, 8, 16\]"),
-        ({"layer_in_cell": 3}, "layer_in_cell is 3, expected 0 to 2"),
+        ({"layer_in_block": 3}, "layer_in_block is 3, expected 0 to 2"),
         ({"cu_seqlens": offsets([2, 2])}, r"cu_seqlens\[2\] is 4, expected num_tokens=5"),
         ({"cu_seqlens": offsets([5])}, r"cu_seqlens has shape \[2\]"),
         ({"context_lens": context_lens[:1]}, r"context_lens has shape \[1\]"),
@@ -144,7 +144,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
         arguments = {
             "q": q,
             "kv_cache": kv_cache,
-            "layer_in_cell": 0,
+            "layer_in_block": 0,
             "block_table": block_table,
             "cu_seqlens": offsets([2, 3]),
             "context_lens": context_lens,

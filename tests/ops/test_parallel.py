@@ -68,19 +68,25 @@ def test_rope_store(dtype: torch.dtype) -> None:
     table = torch.randperm(len(lengths) * blocks).to(torch.int32).view(-1, blocks)
     cache = torch.zeros(len(lengths) * blocks, 1, 2, kv_heads, block_size, head_dim, dtype=dtype)
 
-    def run(rows: Tensor, positions: Tensor, cells: Tensor, of: Tensor, cu_seqlens: list[int]) -> None:
+    def run(rows: Tensor, positions: Tensor, cache: Tensor, of: Tensor, cu_seqlens: list[int]) -> None:
         offsets = torch.tensor(cu_seqlens, dtype=torch.int32)
         rows_of = positions.to(torch.int32)
-        ops.rope_store(rows, rows_of, rows_of, cos_sin, cells, 0, of, offsets, heads, kv_heads)
+        ops.rope_store(rows, rows_of, rows_of, cos_sin, cache, 0, of, offsets, heads, kv_heads)
 
-    parts, cells = qkv.clone(), cache.clone()
+    parts, cache_of_parts = qkv.clone(), cache.clone()
     for sequence, rows in enumerate(parts.split(lengths)):
         for start in range(0, len(rows), 100):
             part = rows[start : start + 100]
-            run(part, torch.arange(start, start + len(part)), cells, table[sequence : sequence + 1], [0, len(part)])
+            run(
+                part,
+                torch.arange(start, start + len(part)),
+                cache_of_parts,
+                table[sequence : sequence + 1],
+                [0, len(part)],
+            )
     positions = torch.cat([torch.arange(length) for length in lengths])
     run(qkv, positions, cache, table, [0, 700, 701, 701, 1037])
-    assert torch.equal(qkv, parts) and torch.equal(cache, cells)
+    assert torch.equal(qkv, parts) and torch.equal(cache, cache_of_parts)
 
 
 def test_route(dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ MAX_CACHE_ROWS = 64
 
 @dataclass
 class Case:
-    """Sequences of the given lengths, each from its own first position and cache row on, in a shuffled pool of cells.
+    """Sequences of the given lengths, each from its own first position and cache row on, in a shuffled pool of blocks.
 
     Cache rows follow each other. Positions have gaps, as where rows before or between were dropped and the others kept
     their positions.
@@ -31,7 +31,7 @@ class Case:
     dtype: torch.dtype
     generator: torch.Generator
     block_size: int = 4
-    layers_per_cell: int = 3
+    layers_per_block: int = 3
 
     def __post_init__(self) -> None:
         num_tokens, num_seqs = sum(self.lengths), len(self.lengths)
@@ -46,10 +46,10 @@ class Case:
         angles = torch.randn(MAX_POSITIONS, self.head_dim // 2, generator=self.generator) * 10
         self.cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
         max_blocks = MAX_CACHE_ROWS // self.block_size
-        num_cells = num_seqs * max_blocks + 2
-        cells = torch.randperm(num_cells, generator=self.generator)[: num_seqs * max_blocks]
-        self.block_table = cells.reshape(num_seqs, max_blocks).to(torch.int32)
-        shape = (num_cells, self.layers_per_cell, 2, self.num_kv_heads, self.block_size, self.head_dim)
+        num_blocks = num_seqs * max_blocks + 2
+        blocks = torch.randperm(num_blocks, generator=self.generator)[: num_seqs * max_blocks]
+        self.block_table = blocks.reshape(num_seqs, max_blocks).to(torch.int32)
+        shape = (num_blocks, self.layers_per_block, 2, self.num_kv_heads, self.block_size, self.head_dim)
         self.kv_cache = poisoned(shape, self.dtype)
 
     def run(self, layer: int = 1) -> None:
@@ -169,15 +169,15 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(generator: torch.Generat
 @pytest.mark.cpu_only
 def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
     good = Case([3, 2], 4, 2, 8, torch.float32, generator)
-    num_cells = good.kv_cache.shape[0]
+    num_blocks = good.kv_cache.shape[0]
     arguments = {
         "qkv": good.qkv, "positions": good.positions, "cache_rows": good.cache_rows, "cos_sin": good.cos_sin,
-        "kv_cache": good.kv_cache, "layer_in_cell": 1, "block_table": good.block_table, "cu_seqlens": good.cu_seqlens,
+        "kv_cache": good.kv_cache, "layer_in_block": 1, "block_table": good.block_table, "cu_seqlens": good.cu_seqlens,
         "num_heads": 4, "num_kv_heads": 2,
     }  # fmt: skip
     used_block = int(good.cache_rows[0]) // good.block_size
     bad_table = good.block_table.clone()
-    bad_table[0, used_block] = num_cells
+    bad_table[0, used_block] = num_blocks
     negative_table = good.block_table.clone()
     negative_table[0, used_block] = -1
 
@@ -203,11 +203,11 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"cos_sin": good.cos_sin[:1]}, r"positions\[\d\] is \d+, expected 0 to 0"),
         ({"kv_cache": good.kv_cache[:, :, :1]}, r"kv_cache has shape .* expected .*2=2"),
         ({"kv_cache": good.kv_cache.transpose(0, 1)}, "kv_cache .* has stride"),
-        ({"kv_cache": torch.zeros(num_cells, 3, 2, 2, 0, 8)}, "block_size=0"),
-        ({"layer_in_cell": 3}, "layer_in_cell is 3, expected 0 to 2"),
-        ({"layer_in_cell": -1}, "layer_in_cell is -1"),
+        ({"kv_cache": torch.zeros(num_blocks, 3, 2, 2, 0, 8)}, "block_size=0"),
+        ({"layer_in_block": 3}, "layer_in_block is 3, expected 0 to 2"),
+        ({"layer_in_block": -1}, "layer_in_block is -1"),
         ({"block_table": good.block_table[0]}, r"block_table has shape \[16\]"),
-        ({"block_table": bad_table}, rf"block_table\[0\]\[{used_block}\] is {num_cells}, expected 0 to"),
+        ({"block_table": bad_table}, rf"block_table\[0\]\[{used_block}\] is {num_blocks}, expected 0 to"),
         ({"block_table": negative_table}, rf"block_table\[0\]\[{used_block}\] is -1, expected 0 to"),
         ({"block_table": good.block_table[:, :0].contiguous()}, "block_table holds 0 blocks of 4 rows"),
         ({"cu_seqlens": rows(0, 5)}, r"cu_seqlens has shape \[2\], expected \[num_seqs \+ 1=3\]"),

@@ -12,6 +12,7 @@ struct Images {
   const std::int32_t* cu_images;  // [num_seqs + 1] first image of each sequence, then num_images
   const std::int32_t* starts;     // [num_images] first visual row, relative to its sequence
   const std::int32_t* grids;      // [num_images, 2]: height, width
+  std::int64_t num_images;
 };
 
 // "4x6", for messages.

@@ -14,6 +14,8 @@ struct Grid {
   std::int32_t width;
 };
 
+constexpr std::int64_t kLargestKernel = 1 << 15;  // rows and columns: an area fits 32 bits
+
 // Of a table [num_grids, 2].
 DPN_HOST_DEVICE static inline Grid grid_at(const std::int32_t* grids, std::int64_t index) {
   return {grids[2 * index], grids[2 * index + 1]};

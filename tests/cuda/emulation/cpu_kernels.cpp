@@ -4,14 +4,14 @@
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
 #include "core/parallel.h"
-#include "ops/activation.h"
-#include "ops/advance_layout.h"
-#include "ops/attention.h"
-#include "ops/norm.h"
-#include "ops/pool.h"
-#include "ops/rope.h"
-#include "ops/route.h"
-#include "ops/sample.h"
+#include "ops/activation/activation.h"
+#include "ops/attention/attention.h"
+#include "ops/norm/norm.h"
+#include "ops/reduction/advance_layout.h"
+#include "ops/reduction/pool.h"
+#include "ops/reduction/route.h"
+#include "ops/rope/rope.h"
+#include "ops/sampling/sample.h"
 
 namespace dpn {
 

@@ -2,14 +2,14 @@
 #include <exception>
 #include <string>
 
-#include "ops/activation.h"
-#include "ops/advance_layout.h"
-#include "ops/attention.h"
-#include "ops/norm.h"
-#include "ops/pool.h"
-#include "ops/rope.h"
-#include "ops/route.h"
-#include "ops/sample.h"
+#include "ops/activation/activation.h"
+#include "ops/attention/attention.h"
+#include "ops/norm/norm.h"
+#include "ops/reduction/advance_layout.h"
+#include "ops/reduction/pool.h"
+#include "ops/reduction/route.h"
+#include "ops/rope/rope.h"
+#include "ops/sampling/sample.h"
 
 namespace {
 
@@ -26,6 +26,9 @@ const char* caught(const Function& function) {
     return message.c_str();
   }
 }
+
+// Null: the argument is left out.
+dpn::OptionalTensor optional(const Tensor* t) { return t ? dpn::OptionalTensor(*t) : std::nullopt; }
 
 }  // namespace
 
@@ -57,10 +60,10 @@ const char* activation(const Tensor* out, const Tensor* x, const char* kind) {
 }
 
 const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor* cache_rows, const Tensor* cos_sin,
-                       const Tensor* kv_cache, std::int64_t layer_in_cell, const Tensor* block_table,
+                       const Tensor* kv_cache, std::int64_t layer_in_block, const Tensor* block_table,
                        const Tensor* cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads) {
   return caught([&] {
-    dpn::rope_store(*qkv, *positions, *cache_rows, *cos_sin, *kv_cache, layer_in_cell, *block_table, *cu_seqlens,
+    dpn::rope_store(*qkv, *positions, *cache_rows, *cos_sin, *kv_cache, layer_in_block, *block_table, *cu_seqlens,
                     num_heads, num_kv_heads, 0);
   });
 }
@@ -73,8 +76,8 @@ const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, c
   return caught([&] {
     std::optional<std::vector<Tensor>> weights;
     if (conv_weights) weights.emplace(conv_weights, conv_weights + num_conv_weights);
-    dpn::pool(*out, *x, *cu_seqlens, *cu_images, *image_starts, *grids, *experts, *kernels, *out_cu_seqlens, scales,
-              lengths, function, weights, 0);
+    dpn::pool(*out, *x, *cu_seqlens, *cu_images, *image_starts, *grids, *experts, *kernels, *out_cu_seqlens,
+              optional(scales), optional(lengths), function, weights, 0);
   });
 }
 
@@ -83,19 +86,20 @@ const char* attention(const Tensor* out, const Tensor* q, const Tensor* k, const
   return caught([&] { dpn::attention(*out, *q, *k, *v, *cu_seqlens, causal, scale, 0); });
 }
 
-const char* attention_extend(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+const char* attention_extend(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_block,
                              const Tensor* block_table, const Tensor* cu_seqlens, const Tensor* context_lens,
                              float scale) {
   return caught([&] {
-    dpn::attention_extend(*out, *q, *kv_cache, layer_in_cell, *block_table, *cu_seqlens, *context_lens, scale, 0);
+    dpn::attention_extend(*out, *q, *kv_cache, layer_in_block, *block_table, *cu_seqlens, *context_lens, scale, 0);
   });
 }
 
-const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_cell,
+const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_block,
                              const Tensor* block_table, const Tensor* context_lens, float scale,
                              const Tensor* workspace) {
   return caught([&] {
-    dpn::attention_decode(*out, *q, *kv_cache, layer_in_cell, *block_table, *context_lens, scale, workspace, 0);
+    dpn::attention_decode(*out, *q, *kv_cache, layer_in_block, *block_table, *context_lens, scale, optional(workspace),
+                          0);
   });
 }
 
@@ -112,8 +116,9 @@ const char* route(const Tensor* probs, const Tensor* experts, const Tensor* hidd
                   const Tensor* norm_bias, const Tensor* hidden_weight, float eps, const Tensor* biases,
                   const Tensor* levels, const Tensor* workspace) {
   return caught([&] {
-    dpn::route(*probs, *experts, *hidden, *router_rows, *cu_router_rows, *predictor, norm_weight, norm_bias,
-               hidden_weight, eps, biases, levels, workspace, 0);
+    dpn::route(*probs, *experts, *hidden, *router_rows, *cu_router_rows, *predictor, optional(norm_weight),
+               optional(norm_bias), optional(hidden_weight), eps, optional(biases), optional(levels),
+               optional(workspace), 0);
   });
 }
 
@@ -130,9 +135,9 @@ const char* advance_layout(const Tensor* chosen, const Tensor* experts, const Te
                            const Tensor* grids, const Tensor* router_rows, const Tensor* cu_router_rows) {
   return caught([&] {
     dpn::advance_layout(*chosen, *experts, *scales, *out_cu_seqlens, *out_image_starts, *out_grids, *out_router_rows,
-                        *positions, *cache_rows, routed, probs, forced, *kernels, min_visual_tokens, *cu_seqlens,
-                        *first_positions, *first_cache_rows, *cu_images, *image_starts, *grids, *router_rows,
-                        *cu_router_rows, 0);
+                        *positions, *cache_rows, optional(routed), optional(probs), optional(forced), *kernels,
+                        min_visual_tokens, *cu_seqlens, *first_positions, *first_cache_rows, *cu_images, *image_starts,
+                        *grids, *router_rows, *cu_router_rows, 0);
   });
 }
 

@@ -1,6 +1,5 @@
-// A GPU of one multiprocessor that runs one block at a time, its threads as fibers that give way at barriers and warp
-// collectives. A fiber runs until it has to wait; who goes next is partly
-// drawn at random.
+// A GPU of one multiprocessor that runs one block at a time, its threads as fibers. A fiber runs until it has to wait
+// at a barrier or a warp collective; which one runs next is partly random.
 #pragma once
 
 #include <csetjmp>
@@ -38,7 +37,7 @@ struct Thread {
 
 // Where threads wait for each other.
 struct Meeting {
-  const char* name = nullptr;  // of the operation that the first one came for
+  const char* name = nullptr;  // of the operation that the first thread waits in
   std::vector<Thread*> waiting;
 };
 
@@ -51,14 +50,14 @@ extern dim3 block_index, block_size, grid_size;
 
 void block_barrier();
 
-// Meets the other lanes of the warp; the last to come calls combine(arguments of the 32 lanes).
+// Waits for the other lanes of the warp; the last one calls combine(arguments of the 32 lanes).
 void warp_collective(const char* name, void* argument, void (*combine)(void* const* lanes));
 
 unsigned char* shared_memory();
 std::size_t shared_memory_size();
 
-// `bytes` bytes of dynamic shared memory at an address as shared_address() gives it; fails when they are not there or
-// the address is not a multiple of `bytes`.
+// `bytes` bytes of dynamic shared memory at an address as shared_address() gives it; fails when they are out of range
+// or the address is not a multiple of `bytes`.
 unsigned char* shared_bytes(std::uint32_t address, std::size_t bytes);
 
 void async_copy(unsigned char* target, const void* source);

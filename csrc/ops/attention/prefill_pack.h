@@ -1,0 +1,107 @@
+// Packing of queries, keys and values into units, in the order in which prefill_tile.h reads them.
+#pragma once
+
+#include "ops/attention/prefill_tile.h"
+
+namespace dpn::DPN_ISA {
+
+// One row as units.
+template <class T>
+inline void pack_row(Unit<T>* target, const T* source, std::int64_t head_dim) {
+  constexpr int kStep = kUnitSize<Unit<T>>;
+  for (std::int64_t i = 0; i < head_dim / kStep; ++i) to_unit(target + i, source + i * kStep);
+}
+
+// Vector i's lane j becomes vector j's lane i.
+template <class Vec>
+inline void transpose(Vec (&rows)[kWidth]) {
+#pragma GCC unroll 4
+  for (int step = kWidth / 2; step > 0; step /= 2) {
+    VecI low, high;
+    for (int i = 0; i < kWidth; ++i) {
+      low[i] = i & step ? i - step + kWidth : i;
+      high[i] = low[i] + step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      if (i & step) continue;
+      const Vec a = rows[i], b = rows[i + step];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + step] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+inline VecF load_row(const float* source) { return load(source); }
+#if defined(__AVX512BF16__)
+inline VecU load_row(const bf16* source) { return load_units(reinterpret_cast<const Pair*>(source)); }
+#else
+inline VecF load_row(const bf16* source) { return load(source); }
+#endif
+
+// A row from `source` on, or a copy of the `valid` elements left of it (possibly none), followed by zeros.
+template <class T, int kSize>
+struct PaddedRow {
+  T copy[kSize];
+
+  const T* get(const T* source, std::int64_t valid) {
+    if (valid >= kSize) return source;
+    for (int i = 0; i < kSize; ++i) copy[i] = i < valid ? source[i] : T{};
+    return copy;
+  }
+};
+
+// Keys [0, count) as [panels, head_dim / kUnitSize, kPanel]; lanes without a key are zero up to whole vectors.
+template <class T>
+inline void pack_keys(Unit<T>* target, const T* keys, std::int64_t stride, std::int64_t count, std::int64_t head_dim) {
+  constexpr int kStep = kUnitSize<Unit<T>>;
+  const std::int64_t steps = head_dim / kStep;
+  PaddedRow<T, kWidth * kStep> padded;
+  for (std::int64_t key = 0; key < count; key += kWidth) {
+    Unit<T>* panel = target + key / kPanel * steps * kPanel + key % kPanel;
+    for (std::int64_t step = 0; step < steps; step += kWidth) {
+      decltype(load_units(target)) rows[kWidth];
+#pragma GCC unroll 16
+      for (int r = 0; r < kWidth; ++r) {
+        const std::int64_t valid = key + r < count ? head_dim - step * kStep : 0;
+        rows[r] = load_row(padded.get(keys + (key + r) * stride + step * kStep, valid));
+      }
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int r = 0; r < kWidth; ++r) {
+        if (step + r < steps) store_units(panel + (step + r) * kPanel, rows[r]);
+      }
+    }
+  }
+}
+
+// Values of keys [0, count) as [panels of the head, keys / kUnitSize, kPanel], panels panel_stride units apart.
+// Elements beyond the data are zero, up to whole vectors of keys and to pairs of vectors of the head.
+template <class T>
+inline void pack_values(Unit<T>* target, std::int64_t panel_stride, const T* values, std::int64_t stride,
+                        std::int64_t count, std::int64_t head_dim) {
+  constexpr int kStep = kUnitSize<Unit<T>>, kRun = 2 * kWidth;
+  const std::int64_t padded_count = round_up(count, kWidth);
+  T pair[2 * kRun];
+  for (std::int64_t key = 0; key < padded_count; key += kStep) {
+    for (std::int64_t column = 0; column < head_dim; column += kRun) {
+      const T* source = values + key * stride + column;
+      std::int64_t source_stride = stride;
+      if (key + kStep > count || column + kRun > head_dim) {
+        for (int i = 0; i < kStep * kRun; ++i) {
+          const bool valid = key + i / kRun < count && column + i % kRun < head_dim;
+          pair[i] = valid ? source[i / kRun * stride + i % kRun] : T{};
+        }
+        source = pair;
+        source_stride = kRun;
+      }
+      decltype(load_units(target)) columns[2];
+      load_values(columns, source, source_stride);
+      Unit<T>* row = target + column / kPanel * panel_stride + key / kStep * kPanel + column % kPanel;
+      store_units(row, columns[0]);
+      store_units(row + kWidth, columns[1]);
+    }
+  }
+}
+
+}  // namespace dpn::DPN_ISA

@@ -1,0 +1,147 @@
+// A block of query rows against a block of packed keys: scores, softmax with running maximum, weighted sum of values.
+// The two products share one register-blocked micro-kernel. Include as core/simd.h.
+#pragma once
+
+#include "core/simd_dot.h"
+#include "ops/attention/plan.h"
+
+namespace dpn::DPN_ISA {
+
+constexpr int kRows = 6;                        // query rows, and
+constexpr int kColumns = kWidth == 16 ? 4 : 2;  // vectors of keys or of the head, whose sums stay in registers
+constexpr std::int64_t kPanel = kColumns * kWidth;
+static_assert(kKeyPadding % kPanel == 0 && kTileRows % kRows == 0 && kKeyBlock % kKeyPadding == 0);
+
+// Running state of query rows; `rows` is a multiple of kRows.
+template <class U>
+struct Tile {
+  const U* q;      // [rows, head_dim / kUnitSize]
+  float* sums;     // [rows, padded_dim], weighted by 2^((score - maximum) * scale)
+  float* maxima;   // [rows], highest score
+  float* weights;  // [rows], sum of the weights
+  std::int64_t head_dim;
+  std::int64_t padded_dim;  // head_dim rounded up to kPanel
+};
+
+// Up to kKeyBlock keys and their values.
+template <class U>
+struct KeyBlock {
+  const U* k;  // [panels of keys, head_dim / kUnitSize, kPanel]: neighbouring keys in neighbouring lanes
+  const U* v;  // [panels of the head, keys / kUnitSize, kPanel], panels v_stride units apart
+  std::int64_t v_stride;
+  bool first;  // the tile's state is empty
+};
+
+// sums[r][c] += a[r, :] . b[:, c] over `steps` units, b's rows kPanel units apart.
+template <class U, int kCols>
+inline void multiply(const U* __restrict a, std::int64_t a_stride, const U* __restrict b, std::int64_t steps,
+                     VecF (&sums)[kRows][kCols]) {
+  for (std::int64_t step = 0; step < steps; ++step) {
+    decltype(load_units(b)) columns[kCols];
+#pragma GCC unroll 8
+    for (int c = 0; c < kCols; ++c) columns[c] = load_units(b + step * kPanel + c * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const auto row = broadcast_unit(a + r * a_stride + step);
+#pragma GCC unroll 8
+      for (int c = 0; c < kCols; ++c) sums[r][c] = dot(sums[r][c], row, columns[c]);
+    }
+  }
+}
+
+// out[r, c] = out[r, c] * factors[r] + a[r, :] . b[:, c]; without factors, out is only written.
+template <class U, int kCols>
+inline void multiply_columns(float* out, std::int64_t out_stride, const float* factors, const U* a,
+                             std::int64_t a_stride, const U* b, std::int64_t steps) {
+  VecF sums[kRows][kCols];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kCols; ++c) {
+      sums[r][c] = factors ? load(out + r * out_stride + c * kWidth) * factors[r] : VecF{};
+    }
+  }
+  multiply<U, kCols>(a, a_stride, b, steps, sums);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kCols; ++c) store(out + r * out_stride + c * kWidth, sums[r][c]);
+  }
+}
+
+// As above for the first `count` <= kPanel columns, rounded up to vectors.
+template <class U>
+inline void multiply_panel(std::int64_t count, float* out, std::int64_t out_stride, const float* factors, const U* a,
+                           std::int64_t a_stride, const U* b, std::int64_t steps) {
+  const std::int64_t columns = (count + kWidth - 1) / kWidth;
+  if (columns >= kColumns) return multiply_columns<U, kColumns>(out, out_stride, factors, a, a_stride, b, steps);
+  if (columns == 1) return multiply_columns<U, 1>(out, out_stride, factors, a, a_stride, b, steps);
+  if constexpr (kColumns > 2) {
+    if (columns == 2) return multiply_columns<U, 2>(out, out_stride, factors, a, a_stride, b, steps);
+    multiply_columns<U, 3>(out, out_stride, factors, a, a_stride, b, steps);
+  }
+}
+
+// Scores at and beyond `visible` become minus infinity.
+inline void mask_scores(float* scores, std::int64_t visible, std::int64_t padded) {
+  VecI lane;
+  for (int i = 0; i < kWidth; ++i) lane[i] = i;
+  for (std::int64_t i = visible > 0 ? visible / kWidth * kWidth : 0; i < padded; i += kWidth) {
+    const auto limit = static_cast<std::int32_t>(visible - i);
+    store(scores + i, lane < limit ? load(scores + i) : broadcast(-__builtin_inff()));
+  }
+}
+
+inline void store_weights(float* target, VecF value) { store(target, value); }
+inline void store_weights(Pair* target, VecF value) { store(target->elements, value); }
+
+// Turns one row of scores into weights and updates its running state. Returns the factor for what was summed before.
+template <class U>
+inline float softmax_row(const float* scores, U* weights, std::int64_t padded, float scale, bool first, float& maximum,
+                         float& weight_sum) {
+  VecF highest = broadcast(-__builtin_inff());
+  for (std::int64_t i = 0; i < padded; i += kWidth) highest = max(load(scores + i), highest);
+  const float block_maximum = reduce_max(highest);
+  const float old_maximum = maximum;
+  maximum = first || block_maximum > old_maximum ? block_maximum : old_maximum;
+  VecF sum{};
+  for (std::int64_t i = 0; i < padded; i += kWidth) {
+    const VecF weight = exp2_negative<U>(load(scores + i) - maximum, scale);
+    sum += weight;
+    store_weights(weights + i / kUnitSize<U>, weight);
+  }
+  const float factor = first ? 0.0f : exp2_negative<U>(broadcast(old_maximum - maximum), scale)[0];
+  weight_sum = first ? reduce_sum(sum) : weight_sum * factor + reduce_sum(sum);
+  return factor;
+}
+
+// Rows [row, row + kRows) of the tile; row r sees the first visible[r] keys of the block, which never falls with r.
+// `scale` includes log2(e).
+template <class U>
+void attend(const Tile<U>& tile, std::int64_t row, const KeyBlock<U>& block, const std::int64_t (&visible)[kRows],
+            float scale) {
+  const std::int64_t keys = visible[kRows - 1];
+  if (keys <= 0) return;
+  const std::int64_t padded = round_up(keys, kWidth);
+  alignas(64) float scores[kRows][kKeyBlock];
+  alignas(64) U weights[kRows][kKeyBlock / kUnitSize<U>];
+  const std::int64_t q_stride = tile.head_dim / kUnitSize<U>;
+  const U* q = tile.q + row * q_stride;
+  for (std::int64_t key = 0; key < padded; key += kPanel) {
+    multiply_panel<U>(padded - key, scores[0] + key, kKeyBlock, nullptr, q, q_stride, block.k + key * q_stride,
+                      q_stride);
+  }
+  float factors[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    mask_scores(scores[r], visible[r], padded);
+    factors[r] =
+        softmax_row<U>(scores[r], weights[r], padded, scale, block.first, tile.maxima[row + r], tile.weights[row + r]);
+  }
+  for (std::int64_t column = 0; column < tile.head_dim; column += kPanel) {
+    multiply_panel<U>(tile.head_dim - column, tile.sums + row * tile.padded_dim + column, tile.padded_dim,
+                      block.first ? nullptr : factors, weights[0], kKeyBlock / kUnitSize<U>,
+                      block.v + column / kPanel * block.v_stride, (keys + kUnitSize<U> - 1) / kUnitSize<U>);
+  }
+}
+
+}  // namespace dpn::DPN_ISA
