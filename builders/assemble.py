@@ -64,7 +64,7 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
             or name.endswith("rotary_emb.inv_freq")
             or (layout.tower is not None and name.startswith(layout.tower.prefix) and layout.tower.prefix != "")
             or (layout.decoder.tie_word_embeddings and name == layout.names.lm_head)
-            or (".pooling_router." in name and not layout.reduction.reads_router_rows)
+            or (".pooling_router." in name and layout.reduction.layers and not layout.reduction.reads_router_rows)
         )
         if harmless:
             continue
