@@ -81,8 +81,9 @@ def _decoder(config: DecoderConfig, checkpoint: Checkpoint, names: LayoutNames) 
         yield f"{to}.input_norm.weight", source((f"{to}.input_layernorm.weight", (hidden,)))
         yield f"{to}.qkv.weight", source(*((f"{attention}.{name}.weight", (size, hidden)) for name, size in rows))
         yield f"{to}.o.weight", source((f"{attention}.o_proj.weight", (hidden, query)))
-        if config.attention_bias:
+        if config.qkv_bias:
             yield f"{to}.qkv.bias", source(*((f"{attention}.{name}.bias", (size,)) for name, size in rows))
+        if config.o_bias:
             yield f"{to}.o.bias", source((f"{attention}.o_proj.bias", (hidden,)))
         yield f"{to}.post_norm.weight", source((f"{to}.post_attention_layernorm.weight", (hidden,)))
         gate_up = ((f"{mlp}.{name}.weight", (inter, hidden)) for name in ("gate_proj", "up_proj"))

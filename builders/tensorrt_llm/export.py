@@ -82,5 +82,5 @@ def _sizes(decoder: DecoderConfig) -> dict[str, Any]:
         "num_key_value_heads": decoder.num_kv_heads,
         "head_size": decoder.head_dim,
         "max_position_embeddings": decoder.max_position_embeddings,
-        "attn_bias": decoder.attention_bias,
+        "attn_bias": decoder.qkv_bias,
     }

@@ -99,7 +99,7 @@ def original_config(model: EagerDpn) -> dict[str, Any]:
         "rope_scaling": json.loads(decoder.rope.scaling_json) if decoder.rope.scaling_json else None,
         "max_position_embeddings": decoder.max_position_embeddings,
         "tie_word_embeddings": decoder.tie_word_embeddings,
-        "attention_bias": decoder.attention_bias,
+        "attention_bias": decoder.qkv_bias,
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
         "bos_token_id": prompt.bos_token_id,
         "eos_token_id": list(prompt.eos_token_ids) if len(prompt.eos_token_ids) != 1 else prompt.eos_token_ids[0],

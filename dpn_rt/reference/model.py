@@ -77,6 +77,7 @@ class EagerDpn(nn.Module):
         self.routing_hinge_target = training.ROUTING_HINGE_TARGET
         decoder = config.decoder
         self.language_model = LlamaModel(hf_modules.llama_config(decoder))
+        hf_modules.drop_biases(self.language_model, decoder)
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
         if decoder.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight

@@ -21,10 +21,8 @@ _DECODER_PARTS = {
     "gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "down.weight": ("mlp.down_proj.weight",),
 }
-_DECODER_BIASES = {
-    "qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
-    "o.bias": ("self_attn.o_proj.bias",),
-}
+_QKV_BIAS = {"qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")}
+_O_BIAS = {"o.bias": ("self_attn.o_proj.bias",)}
 _VISION_PARTS = {
     "norm1": ("layer_norm1",),
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -52,7 +50,7 @@ def decoder_map(config: ModelConfig, prefix: str = "language_model.", head: str 
         "embed_tokens.weight": (f"{prefix}embed_tokens.weight",),
         "norm.weight": (f"{prefix}norm.weight",),
     }
-    parts = _DECODER_PARTS | (_DECODER_BIASES if decoder.attention_bias else {})
+    parts = _DECODER_PARTS | (_QKV_BIAS if decoder.qkv_bias else {}) | (_O_BIAS if decoder.o_bias else {})
     for layer in range(decoder.num_layers):
         for name, sources in parts.items():
             names[f"layers.{layer}.{name}"] = tuple(f"{prefix}layers.{layer}.{source}" for source in sources)
