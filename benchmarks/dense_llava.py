@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, NameMap, clip_modules, llama_modules, weight_names
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.vision.projector import PROJECTOR_MODULES
 from dpn_rt.reference import hf_modules
-from dpn_rt.reference.weights import NameMap, decoder_map, load_canonical, vision_map
+from dpn_rt.reference.weights import load_canonical
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 IMAGE_TOKEN = 6
@@ -33,7 +35,7 @@ def dense_llava(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Lla
     model = model.to(TORCH_DTYPES[config.dtype]).eval()
     hf_modules.restore_llama_buffers(model.model.language_model)
     hf_modules.restore_clip_buffers(model.model.vision_tower)
-    names = _names(config, model)
+    names = _names(weights, config, model)
     load_canonical(model, names, ((name, weights[name]) for name in names), copy=False)
     _repeat_last_layer(model)
     implementations = {module.config._attn_implementation for module in model.modules() if hasattr(module, "is_causal")}
@@ -41,13 +43,15 @@ def dense_llava(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Lla
     return model.requires_grad_(False)
 
 
-def _names(config: ModelConfig, model: LlavaForConditionalGeneration) -> NameMap:
-    projector: NameMap = {}
-    for index, linear in (("0", "linear_1"), ("2", "linear_2")):
-        for kind in ("weight", "bias"):
-            projector[f"projector.{index}.{kind}"] = (f"model.multi_modal_projector.{linear}.{kind}",)
+def _names(weights: Iterable[str], config: ModelConfig, model: LlavaForConditionalGeneration) -> NameMap:
+    """Those of the weights that a dense model has."""
+    assert config.vision is not None
     tower = f"model.vision_tower.{hf_modules.clip_prefix(model.model.vision_tower)}"
-    return decoder_map(config, "model.language_model.") | vision_map(config, tower) | projector
+    modules = llama_modules(config.decoder.num_layers, "model.language_model.", "lm_head")
+    modules |= clip_modules(config.vision.num_layers, tower)
+    for canonical, published in zip(PROJECTOR_MODULES, HUGGINGFACE_PROJECTOR, strict=True):
+        modules[canonical] = (f"model.multi_modal_projector.{published}",)
+    return weight_names((name for name in weights if name.rpartition(".")[0] in modules), modules)
 
 
 def _repeat_last_layer(model: LlavaForConditionalGeneration) -> None:

@@ -53,7 +53,8 @@ class Shape:
                 rope=RopeConfig(10000.0),
                 max_position_embeddings=4096,
                 tie_word_embeddings=False,
-                attention_bias=False,
+                qkv_bias=False,
+                o_bias=False,
             ),
             reduction=PoolingConfig(
                 boundaries=tuple(BoundaryConfig(layer, KERNELS) for layer in self.boundary_layers),

@@ -9,7 +9,7 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, most_common_prefix, projector_config
 from dpn_rt.builders.llama_config import decoder_config
-from dpn_rt.builders.name_map import LayoutNames
+from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, LLAMA_ROOTS, LayoutNames
 from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import find_tower
 from dpn_rt.errors import ConfigError
@@ -17,7 +17,7 @@ from dpn_rt.errors import ConfigError
 # In the order of their age: transformers 4, transformers 5 (in memory), and a nesting that some converters write.
 _DECODERS = ("language_model.model.", "model.language_model.", "model.language_model.model.")
 _PROJECTORS = ("multi_modal_projector.", "model.multi_modal_projector.")
-_HEADS = ("language_model.lm_head.weight", "lm_head.weight", "model.language_model.lm_head.weight")
+_HEADS = ("language_model.lm_head", "lm_head", "model.language_model.lm_head")
 
 # transformers' LlavaConfig without a vision_config: CLIP ViT-L/14 at 336.
 _DEFAULT_TOWER = {
@@ -52,7 +52,7 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     tower = find_tower(checkpoint, clip_values, tower_directory, _select_layer(config), feature, note)
     if tower is None:
         note("no weights of a vision tower: the engine takes image embeddings only (--vision-tower DIR names a tower)")
-    tied = _tied(config, text, names.lm_head in checkpoint.tensors)
+    tied = _tied(config, text, f"{names.lm_head}.weight" in checkpoint.tensors)
     pooled = config if config.get("pooling") is not None else text
     return Layout(
         kind="huggingface",
@@ -69,11 +69,11 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
 
 
 def _names(checkpoint: Checkpoint, projector_bias: bool) -> LayoutNames:
-    decoder = most_common_prefix(checkpoint.tensors, _DECODERS, ("embed_tokens.", "layers.", "norm."))
-    projector = most_common_prefix(checkpoint.tensors, _PROJECTORS, ("linear_",))
+    decoder = most_common_prefix(checkpoint.tensors, _DECODERS, tuple(f"{root}." for root in LLAMA_ROOTS))
+    projector = most_common_prefix(checkpoint.tensors, _PROJECTORS, HUGGINGFACE_PROJECTOR)
     spelled = _HEADS[0] if decoder == _DECODERS[0] else _HEADS[1]
-    head = next((name for name in _HEADS if name in checkpoint.tensors), spelled)
-    linears = (f"{projector}linear_1", f"{projector}linear_2")
+    head = next((name for name in _HEADS if f"{name}.weight" in checkpoint.tensors), spelled)
+    linears = tuple(projector + name for name in HUGGINGFACE_PROJECTOR)
     return LayoutNames(decoder, head, linears, projector, projector_bias)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from dpn_rt.builders.json_values import Json
-from dpn_rt.builders.name_map import LayoutNames
+from dpn_rt.builders.names import LayoutNames
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.builders.vision_tower import VisionTower
 from dpn_rt.format.config import AspectRatio, ReductionConfig

@@ -42,6 +42,7 @@ def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_abse
         raise ConfigError(
             f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}"
         )
+    attention_bias = value_of(values, "attention_bias", bool, False)
     return DecoderConfig(
         vocab_size=size("vocab_size"),
         hidden_size=hidden_size,
@@ -54,7 +55,8 @@ def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_abse
         rope=_rope_config(values),
         max_position_embeddings=value_of(values, "max_position_embeddings", int, 2048),
         tie_word_embeddings=tie_word_embeddings,
-        attention_bias=value_of(values, "attention_bias", bool, False),
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
     )
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dpn_rt.builders.assemble import WeightStream, check_published
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.huggingface_layout import read_huggingface
 from dpn_rt.builders.json_values import Json, read_json
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.llama_config import token_ids
-from dpn_rt.builders.name_map import weight_sources
+from dpn_rt.builders.names import LLAMA
 from dpn_rt.builders.original_layout import read_original
 from dpn_rt.builders.processor import TokenizerFacts, image_processor_file, read_tokenizer, tokenizer_files
+from dpn_rt.builders.published_check import check_published
+from dpn_rt.builders.weight_sources import weight_sources
+from dpn_rt.builders.weight_stream import WeightStream
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.format.config import ModelConfig, PromptConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.format.plans import BuiltPlans
+from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.schema.weights import DType
 
 Progress = Callable[[int, int], None]
@@ -104,7 +107,7 @@ def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | No
 
 
 def _default_dtype(checkpoint: Checkpoint, layout: Layout) -> DType:
-    info = checkpoint.tensors.get(f"{layout.names.decoder}embed_tokens.weight")
+    info = checkpoint.tensors.get(f"{layout.names.decoder}{LLAMA[EMBED_TOKENS][0]}.weight")
     return "float32" if info is not None and info.dtype in ("float32", "float64") else "bfloat16"
 
 

@@ -9,17 +9,13 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, projector_config
 from dpn_rt.builders.llama_config import decoder_config
-from dpn_rt.builders.name_map import LayoutNames
+from dpn_rt.builders.names import ORIGINAL_PROJECTORS, original_names
 from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import AspectRatio
 from dpn_rt.model.vision.projector import ProjectorType
 
-_PROJECTORS = {
-    "mlp2x_gelu": ("model.mm_projector.0", "model.mm_projector.2"),
-    "linear": ("model.mm_projector",),
-}
 _ASPECT_RATIOS: dict[str, AspectRatio] = {"pad": "pad", "square": "processor"}
 
 
@@ -34,9 +30,8 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
     select_layer = value_of(config, "mm_vision_select_layer", int, -2)
     directory = tower_directory or _local_tower(checkpoint.path, config)
     tower = find_tower(checkpoint, object_of(config, "vision_config"), directory, select_layer, feature, note)
-    has_projector = any(name.startswith("model.mm_projector.") for name in checkpoint.tensors)
-    kind = cast(ProjectorType, _projector_type(config) if tower or has_projector else "linear")
-    names = LayoutNames("model.", "lm_head.weight", _PROJECTORS[kind], "model.mm_projector.")
+    kind = cast(ProjectorType, _projector_type(checkpoint, config, tower))
+    names = original_names(kind)
     _check_tower_width(config, tower)
     if tower is None and config.get("mm_vision_tower"):
         note(
@@ -78,8 +73,13 @@ def _local_tower(path: Path, config: Json) -> Path | None:
     return directory if name and directory.is_dir() else None
 
 
-def _projector_type(config: Json) -> str:
-    return choice_of(config, "mm_projector_type", tuple(_PROJECTORS), "linear")  # LLaVA's own default
+def _projector_type(checkpoint: Checkpoint, config: Json, tower: VisionTower | None) -> str:
+    """What config.json says is not looked at where there is neither a tower nor a projector."""
+    default = "linear"  # LLaVA's own
+    prefix = original_names(default).projector_prefix
+    if tower is None and not any(name.startswith(prefix) for name in checkpoint.tensors):
+        return default
+    return choice_of(config, "mm_projector_type", tuple(ORIGINAL_PROJECTORS), default)
 
 
 def _check_tower_width(config: Json, tower: VisionTower | None) -> None:

@@ -11,14 +11,18 @@ from typing import cast
 
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.json_values import Json, choice_of, object_of, read_json, square_side, value_of
+from dpn_rt.builders.names import CLIP_LAYERS, clip_modules, weight_names
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.clip.config import Activation, ClipConfig, SelectFeature
 
-# Names that only a CLIP vision tower has; what stands before them is the tower's prefix.
-_TOWER_NAME = re.compile(
-    r"(?P<prefix>(?:.*\.)?)(?:embeddings\.(?:class_embedding|patch_embedding\.weight|position_embedding\.weight)"
-    r"|pre_layrnorm\.weight|encoder\.layers\.\d+\.layer_norm1\.weight)"
+_PATCHES, _POSITIONS, _PRE_NORM, _NORM1, _FC1 = (
+    f"{module}.weight"
+    for module in (
+        *(clip.PATCH_EMBEDDING, clip.POSITION_EMBEDDING, clip.PRE_NORM),
+        *(clip.layer_module(0, part) for part in (clip.NORM1, clip.FC1)),
+    )
 )
 
 CLIP_VIT_HEAD_DIM = 64
@@ -69,6 +73,20 @@ def find_tower(
     return VisionTower(source, prefix, _vision_config(clip_values, select_layer, select_feature), directory)
 
 
+def _published(canonical: str) -> str:
+    """The name of a weight in CLIP's own spelling; of layers, only those of layer 0."""
+    (name,) = weight_names((canonical,), clip_modules(1, ""))[canonical]
+    return name
+
+
+# Names that only a CLIP vision tower has, of any layer; what stands before them is the tower's prefix.
+_OWN_NAMES = "|".join(
+    re.escape(_published(name)).replace(r"\.0\.", r"\.\d+\.")
+    for name in (clip.CLASS_EMBEDDING, _PATCHES, _POSITIONS, _PRE_NORM, _NORM1)
+)
+_TOWER_NAME = re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{_OWN_NAMES})")
+
+
 def _find_prefix(checkpoint: Checkpoint) -> str | None:
     matches = (_TOWER_NAME.fullmatch(name) for name in checkpoint.tensors)
     prefixes = {match["prefix"] for match in matches if match}
@@ -106,7 +124,8 @@ def _vision_config(values: Json, select_layer: int, select_feature: str) -> Clip
 def _values_from_shapes(tensors: Mapping[str, TensorInfo], prefix: str, note: Callable[[str], None]) -> Json:
     """What CLIP's configuration would say, as far as shapes tell; the rest is what OpenAI's CLIP ViTs share."""
 
-    def shape(name: str, rank: int) -> tuple[int, ...]:
+    def shape(canonical: str, rank: int) -> tuple[int, ...]:
+        name = _published(canonical)
         info = tensors.get(prefix + name)
         if info is None or len(info.shape) != rank:
             found = "missing" if info is None else f"of shape {list(info.shape)}"
@@ -116,12 +135,13 @@ def _values_from_shapes(tensors: Mapping[str, TensorInfo], prefix: str, note: Ca
             )
         return info.shape
 
-    hidden, _, patch, _ = shape("embeddings.patch_embedding.weight", 4)
-    side = math.isqrt(shape("embeddings.position_embedding.weight", 2)[0] - 1)
-    numbers = [int(m[1]) for name in tensors if (m := re.match(re.escape(prefix) + r"encoder\.layers\.(\d+)\.", name))]
+    hidden, _, patch, _ = shape(_PATCHES, 4)
+    side = math.isqrt(shape(_POSITIONS, 2)[0] - 1)
+    in_layer = re.compile(re.escape(f"{prefix}{CLIP_LAYERS}.") + r"(\d+)\.")
+    numbers = [int(found[1]) for name in tensors if (found := in_layer.match(name))]
     values = {
         "hidden_size": hidden,
-        "intermediate_size": shape("encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "intermediate_size": shape(_FC1, 2)[0],
         "num_hidden_layers": max(numbers) + 1,
         "num_attention_heads": max(hidden // CLIP_VIT_HEAD_DIM, 1),
         "image_size": side * patch,

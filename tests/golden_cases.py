@@ -74,7 +74,8 @@ class GoldenCase:
                 rope=RopeConfig(meta["rope_theta"]),
                 max_position_embeddings=MAX_POSITIONS,
                 tie_word_embeddings=False,
-                attention_bias=False,
+                qkv_bias=False,
+                o_bias=False,
             ),
             reduction=PoolingConfig(
                 boundaries=tuple(boundaries),

@@ -10,6 +10,16 @@ from dpn_rt.backends.tensorrt import tensors
 from dpn_rt.backends.tensorrt.library import data_type
 from dpn_rt.backends.tensorrt.tensors import StagePlan, cache_names
 from dpn_rt.builders.tensorrt.layers import Graph, Tensor
+from dpn_rt.model.decoder_weights import (
+    DOWN,
+    FINAL_NORM,
+    GATE_UP,
+    INPUT_NORM,
+    O_PROJ,
+    POST_NORM,
+    QKV,
+    layer_module,
+)
 
 
 def define_network(library: ModuleType, network: Any, plan: StagePlan) -> Graph:
@@ -34,18 +44,19 @@ def define_network(library: ModuleType, network: Any, plan: StagePlan) -> Graph:
 
 
 def _layer(graph: Graph, plan: StagePlan, layer: int, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    config, prefix = plan.model.decoder, f"layers.{layer}"
+    config = plan.model.decoder
 
-    def linear(x: Tensor, name: str) -> Tensor:
-        return graph.linear(x, inputs[f"{prefix}.{name}.weight"], inputs.get(f"{prefix}.{name}.bias"))
+    def linear(x: Tensor, part: str) -> Tensor:
+        module = layer_module(layer, part)
+        return graph.linear(x, inputs[f"{module}.weight"], inputs.get(f"{module}.bias"))
 
-    def norm(x: Tensor, name: str) -> Tensor:
-        return graph.rms_norm(x, inputs[f"{prefix}.{name}.weight"], config.rms_norm_eps)
+    def norm(x: Tensor, part: str) -> Tensor:
+        return graph.rms_norm(x, inputs[f"{layer_module(layer, part)}.weight"], config.rms_norm_eps)
 
-    attended = _attention(graph, plan, layer, linear(norm(x, "input_norm"), "qkv"), inputs)
-    x = graph.add(x, linear(attended, "o"))
-    gated = graph.gated(linear(norm(x, "post_norm"), "gate_up"), config.intermediate_size)
-    return graph.add(x, linear(gated, "down"))
+    attended = _attention(graph, plan, layer, linear(norm(x, INPUT_NORM), QKV), inputs)
+    x = graph.add(x, linear(attended, O_PROJ))
+    gated = graph.gated(linear(norm(x, POST_NORM), GATE_UP), config.intermediate_size)
+    return graph.add(x, linear(gated, DOWN))
 
 
 def _attention(graph: Graph, plan: StagePlan, layer: int, qkv: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -72,7 +83,7 @@ def _head(graph: Graph, plan: StagePlan, x: Tensor, inputs: Mapping[str, Tensor]
     config = plan.model.decoder
     if plan.is_prefill:
         x = graph.pick(x, inputs[tensors.LAST_ROWS])
-    normed = graph.rms_norm(x, inputs["norm.weight"], config.rms_norm_eps)
+    normed = graph.rms_norm(x, inputs[f"{FINAL_NORM}.weight"], config.rms_norm_eps)
     return graph.reshape(graph.linear(normed, inputs[plan.head], None), (0, config.vocab_size))
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from dpn_rt.builders.tensorrt_llm.names import export_stage
+from dpn_rt.builders.names import tensorrt_llm_modules, weight_names
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.decoder_weights import head_module
 
 ARCHITECTURE = "LlamaForCausalLM"
 
@@ -37,9 +41,9 @@ def export_checkpoints(engine: EngineDir, output: Path) -> list[Path]:
         for index, (layers, config) in enumerate(zip(stages, configs, strict=True)):
             directory = output / f"stage{index}"
             directory.mkdir()
-            is_last = index == len(stages) - 1
+            head = head_module(model.decoder) if index == len(stages) - 1 else None
             # Halves of the fused matrices are views of one tensor, which the writer refuses.
-            tensors = {name: t.clone() for name, t in export_stage(model.decoder, weights, layers, is_last)}
+            tensors = {name: tensor.clone() for name, tensor in stage_tensors(weights, layers, head)}
             save_file(tensors, directory / "rank0.safetensors")
             (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             directories.append(directory)
@@ -48,17 +52,35 @@ def export_checkpoints(engine: EngineDir, output: Path) -> list[Path]:
     return directories
 
 
+def stage_tensors(weights: Mapping[str, Tensor], layers: range, head: str | None) -> Iterator[tuple[str, Tensor]]:
+    """A stage's tensors under TensorRT-LLM's names.
+
+    Args:
+        weights: canonical, of the whole model.
+        layers: of the stage.
+        head: see `tensorrt_llm_modules`.
+    """
+    modules = tensorrt_llm_modules(layers, head)
+    own = [name for name in weights if name.rpartition(".")[0] in modules]
+    for name, exported in weight_names(own, modules).items():
+        yield from zip(exported, torch.chunk(weights[name], len(exported)), strict=True)  # parts of equal size
+
+
 def stage_config(model: ModelConfig, layers: range) -> dict[str, Any]:
     """`config.json` of one stage: a model of its layers alone, on one GPU.
 
     Pipeline ranks are of no use here: they talk to each other inside the model and split the layers evenly.
 
     Raises:
-        ConfigError: a scaled rotary embedding, whose rules differ.
+        ConfigError: a scaled rotary embedding, whose rules differ, or a bias of one attention projection alone.
     """
     decoder = model.decoder
     if decoder.rope.scaling_json:
         raise ConfigError(f"rope scaling {decoder.rope.scaling_json}: expected none for an export to TensorRT-LLM")
+    if decoder.qkv_bias != decoder.o_bias:
+        raise ConfigError(
+            f"qkv_bias {decoder.qkv_bias}, o_bias {decoder.o_bias}: expected both or none for an export to TensorRT-LLM"
+        )
     return {
         "architecture": ARCHITECTURE,
         "dtype": model.dtype,
@@ -82,5 +104,5 @@ def _sizes(decoder: DecoderConfig) -> dict[str, Any]:
         "num_key_value_heads": decoder.num_kv_heads,
         "head_size": decoder.head_dim,
         "max_position_embeddings": decoder.max_position_embeddings,
-        "attn_bias": decoder.attention_bias,
+        "attn_bias": decoder.qkv_bias,
     }

@@ -27,7 +27,7 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits
-from dpn_rt.model.linear import can_prepack
+from dpn_rt.model.weights.dense import can_prepack
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer

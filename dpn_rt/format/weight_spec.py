@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.model.config import DecoderConfig
-from dpn_rt.schema.weights import TORCH_DTYPES, NamedSpecs, WeightSpec
+from dpn_rt.model.decoder_weights import decoder_specs
+from dpn_rt.schema.weights import TORCH_DTYPES, WeightSpec
 
 TENSOR_ALIGNMENT = 64
 """Bytes: one cache line, and the widest vector that a kernel loads."""
@@ -25,9 +23,10 @@ def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
     thus starts at a multiple of 64 bytes, or at least of the largest power of two that divides its own size.
     """
     dtype = TORCH_DTYPES[model.dtype]
-    named = [*_decoder(model.decoder, dtype), *model.reduction.weight_specs(model.decoder.hidden_size, dtype)]
+    hidden_size = model.decoder.hidden_size
+    named = [*decoder_specs(model.decoder, dtype), *model.reduction.weight_specs(hidden_size, dtype)]
     if model.projector is not None:
-        named += model.projector.weight_specs(model.decoder.hidden_size, dtype)
+        named += model.projector.weight_specs(hidden_size, dtype)
     if model.vision is not None:
         named += model.vision.weight_specs(dtype)
     named.sort(key=lambda item: -_size_alignment(item[1].num_bytes))  # stable: equal alignment keeps the model's order
@@ -36,24 +35,3 @@ def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
 
 def _size_alignment(num_bytes: int) -> int:
     return math.gcd(num_bytes, TENSOR_ALIGNMENT)
-
-
-def _decoder(config: DecoderConfig, dtype: torch.dtype) -> NamedSpecs:
-    hidden, inter = config.hidden_size, config.intermediate_size
-    attention = config.num_heads * config.head_dim
-    yield "embed_tokens.weight", WeightSpec((config.vocab_size, hidden), dtype)
-    for layer in range(config.num_layers):
-        prefix = f"layers.{layer}"
-        yield f"{prefix}.input_norm.weight", WeightSpec((hidden,), dtype)
-        yield f"{prefix}.qkv.weight", WeightSpec((config.qkv_size, hidden), dtype)  # rows: query, key, value
-        if config.attention_bias:
-            yield f"{prefix}.qkv.bias", WeightSpec((config.qkv_size,), dtype)
-        yield f"{prefix}.o.weight", WeightSpec((hidden, attention), dtype)
-        if config.attention_bias:
-            yield f"{prefix}.o.bias", WeightSpec((hidden,), dtype)
-        yield f"{prefix}.post_norm.weight", WeightSpec((hidden,), dtype)
-        yield f"{prefix}.gate_up.weight", WeightSpec((2 * inter, hidden), dtype)  # rows: gate, up
-        yield f"{prefix}.down.weight", WeightSpec((hidden, inter), dtype)
-    yield "norm.weight", WeightSpec((hidden,), dtype)
-    if not config.tie_word_embeddings:
-        yield "lm_head.weight", WeightSpec((config.vocab_size, hidden), dtype)

@@ -28,7 +28,8 @@ class DecoderConfig:
     rope: RopeConfig
     max_position_embeddings: int
     tie_word_embeddings: bool
-    attention_bias: bool
+    qkv_bias: bool
+    o_bias: bool
 
     @property
     def qkv_size(self) -> int:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.model.config import DecoderConfig
-from dpn_rt.model.linear import Linear
+from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights, head_module
+from dpn_rt.model.linear import load_linear
 from dpn_rt.model.rows import embed_rows
 
 
@@ -48,33 +49,6 @@ class CacheView:
     layer_in_block: int
     block_table: Tensor
     """`[num_seqs, max_blocks]` int32."""
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One decoder layer."""
-
-    input_norm: Tensor  # [hidden_size]
-    qkv: Linear  # [num_heads * head_dim + 2 * num_kv_heads * head_dim, hidden_size]
-    o: Linear  # [hidden_size, num_heads * head_dim]
-    post_norm: Tensor  # [hidden_size]
-    gate_up: Linear  # [2 * intermediate_size, hidden_size]
-    down: Linear  # [hidden_size, intermediate_size]
-
-    @classmethod
-    def of_engine(cls, weights: Mapping[str, Tensor], layer: int, prepack: bool) -> LayerWeights:
-        def linear(name: str) -> Linear:
-            prefix = f"layers.{layer}.{name}"
-            return Linear(weights[f"{prefix}.weight"], weights.get(f"{prefix}.bias"), prepack=prepack)
-
-        return cls(
-            input_norm=weights[f"layers.{layer}.input_norm.weight"],
-            qkv=linear("qkv"),
-            o=linear("o"),
-            post_norm=weights[f"layers.{layer}.post_norm.weight"],
-            gate_up=linear("gate_up"),
-            down=linear("down"),
-        )
 
 
 class Layer:
@@ -226,13 +200,13 @@ class Decoder:
     ) -> None:
         """Takes an engine's weights; `cos_sin` `[max_length, head_dim]` as `rope.rope_table` makes it."""
         self._config = config
-        self._embedding = weights["embed_tokens.weight"]
-        self._norm = weights["norm.weight"]
-        self._head = Linear(self._embedding if config.tie_word_embeddings else weights["lm_head.weight"])
+        self._embedding = weights[f"{EMBED_TOKENS}.weight"]
+        self._norm = weights[f"{FINAL_NORM}.weight"]
+        self._head = load_linear(weights, head_module(config), prepack=False)  # few rows: one for each sequence
         self.stages = [
             Stage(
                 config,
-                [Layer(config, LayerWeights.of_engine(weights, layer, prepack), cos_sin) for layer in layers],
+                [Layer(config, LayerWeights.load(weights, layer, prepack=prepack), cos_sin) for layer in layers],
                 layers_per_block,
                 is_last=index == len(stage_layers) - 1,
             )

@@ -14,7 +14,7 @@ from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
 from dpn_rt.ops.attention import attention, attention_decode, attention_extend
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
-from dpn_rt.ops.linear import MOST_STREAMED_ROWS, linear
+from dpn_rt.ops.linear import linear
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
 from dpn_rt.ops.rope import rope_store
@@ -22,7 +22,6 @@ from dpn_rt.ops.route import route
 from dpn_rt.ops.sample import sample, sample_greedy
 
 __all__ = [
-    "MOST_STREAMED_ROWS",
     "Advance",
     "DeviceLayout",
     "activation",

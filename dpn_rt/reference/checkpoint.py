@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dpn_rt.builders.names import original_names, published_modules, weight_names
+from dpn_rt.errors import ConfigError
+from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.reference import hf_modules
 from dpn_rt.reference.boundary import Boundary
@@ -37,8 +40,10 @@ def write_checkpoint(model: EagerDpn, path: Path, extra_files: Iterable[Path] = 
     """Write `model` so that it is complete or absent: weights and configuration are renamed into place.
 
     Raises:
+        ConfigError: see `original_config`.
         OSError: the directory cannot be written.
     """
+    config = original_config(model)
     path.mkdir(parents=True, exist_ok=True)
     for file in extra_files:
         shutil.copy2(file, path / file.name)
@@ -47,32 +52,25 @@ def write_checkpoint(model: EagerDpn, path: Path, extra_files: Iterable[Path] = 
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(path / "model.safetensors")
     temporary = path / ".config.json.part"
-    temporary.write_text(json.dumps(original_config(model), indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path / "config.json")
 
 
 def original_weights(model: EagerDpn) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) pairs as the published code names them."""
-    for name, tensor in model.language_model.named_parameters():
-        yield f"model.{name}", tensor
-    if not model.config.decoder.tie_word_embeddings:
-        yield "lm_head.weight", model.lm_head.weight
-    for module in model.boundaries:
-        boundary = cast(Boundary, module)
-        layer = f"model.layers.{boundary.config.layer}"
-        if boundary.router is not None:
-            for name, tensor in boundary.router.named_parameters():
-                renamed = name.replace("norm.", "mlp1.0.").replace("hidden.", "mlp1.1.")
-                yield f"{layer}.pooling_router.{renamed}", tensor
-        for name, tensor in boundary.experts.named_parameters():
-            yield f"{layer}.experts.{name}", tensor
-    if model.projector is not None and model.config.projector is not None:
-        linear = model.config.projector.type == "linear"
-        for name, tensor in model.projector.named_parameters():
-            yield "model.mm_projector." + (name.removeprefix("0.") if linear else name), tensor
-    if model.vision is not None:
-        for name, tensor in cast(nn.Module, hf_modules.clip_core(model.vision)).named_parameters():
-            yield TOWER_PREFIX + name, tensor
+    projector = model.config.projector
+    names = original_names("linear" if projector is None else projector.type)
+    published = weight_names(weight_spec(model.config), published_modules(model.config, names, TOWER_PREFIX))
+    renamed = {
+        own: theirs
+        for canonical, parameters in model.name_map().items()
+        for own, theirs in zip(parameters, published[canonical], strict=True)
+    }
+    if model.vision is not None:  # its last norm, whose output LLaVA does not use, is in no engine
+        for name, _ in cast(nn.Module, hf_modules.clip_core(model.vision)).named_parameters():
+            renamed.setdefault(f"vision.{hf_modules.clip_prefix(model.vision)}{name}", TOWER_PREFIX + name)
+    for name, tensor in model.named_parameters():
+        yield renamed[name], tensor
 
 
 def original_config(model: EagerDpn) -> dict[str, Any]:
@@ -80,9 +78,14 @@ def original_config(model: EagerDpn) -> dict[str, Any]:
 
     The tower ends at the layer that is used, so `mm_vision_select_layer` is -1; its own configuration, which the
     published layout leaves to the directory named by `mm_vision_tower`, is in `vision_config`.
+
+    Raises:
+        ConfigError: a bias of one attention projection alone, for which LLaMA's config.json has no place.
     """
     config = model.config
     decoder, prompt = config.decoder, config.prompt
+    if decoder.qkv_bias != decoder.o_bias:
+        raise ConfigError(f"qkv_bias {decoder.qkv_bias}, o_bias {decoder.o_bias}: expected both or none in config.json")
     result: dict[str, Any] = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
@@ -99,7 +102,7 @@ def original_config(model: EagerDpn) -> dict[str, Any]:
         "rope_scaling": json.loads(decoder.rope.scaling_json) if decoder.rope.scaling_json else None,
         "max_position_embeddings": decoder.max_position_embeddings,
         "tie_word_embeddings": decoder.tie_word_embeddings,
-        "attention_bias": decoder.attention_bias,
+        "attention_bias": decoder.qkv_bias,
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
         "bos_token_id": prompt.bos_token_id,
         "eos_token_id": list(prompt.eos_token_ids) if len(prompt.eos_token_ids) != 1 else prompt.eos_token_ids[0],

@@ -35,13 +35,22 @@ def llama_config(decoder: DecoderConfig) -> LlamaConfig:
         head_dim=decoder.head_dim,
         rms_norm_eps=decoder.rms_norm_eps,
         max_position_embeddings=decoder.max_position_embeddings,
-        attention_bias=decoder.attention_bias,
+        attention_bias=decoder.qkv_bias or decoder.o_bias,
         tie_word_embeddings=decoder.tie_word_embeddings,
         pad_token_id=None,
         **rope,
     )
     config._attn_implementation = ATTENTION
     return config
+
+
+def drop_biases(model: LlamaModel, decoder: DecoderConfig) -> None:
+    """Remove the attention's biases that the decoder does not have; transformers' LLaMA has all of them or none."""
+    for layer in model.layers:
+        attention: Any = layer.self_attn
+        absent = () if decoder.qkv_bias else (attention.q_proj, attention.k_proj, attention.v_proj)
+        for linear in absent if decoder.o_bias else (*absent, attention.o_proj):
+            linear.bias = None
 
 
 def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> CLIPVisionConfig:

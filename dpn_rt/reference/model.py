@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from transformers import CLIPVisionModel, DynamicCache, LlamaModel
 
+from dpn_rt.builders.names import NameMap, clip_modules, llama_modules, weight_names
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
+from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.reference import hf_modules, training, weights
@@ -77,6 +79,7 @@ class EagerDpn(nn.Module):
         self.routing_hinge_target = training.ROUTING_HINGE_TARGET
         decoder = config.decoder
         self.language_model = LlamaModel(hf_modules.llama_config(decoder))
+        hf_modules.drop_biases(self.language_model, decoder)
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
         if decoder.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
@@ -152,18 +155,12 @@ class EagerDpn(nn.Module):
             model.lm_head.weight = model.language_model.embed_tokens.weight
         return model.eval()
 
-    def name_map(self) -> weights.NameMap:
-        """Canonical weight name -> parameters of this model."""
-        vision = {} if self.vision is None else self._vision_map(self.vision)
-        return (
-            weights.decoder_map(self.config)
-            | weights.boundary_map(self.config)
-            | weights.projector_map(self.config)
-            | vision
-        )
-
-    def _vision_map(self, tower: CLIPVisionModel) -> weights.NameMap:
-        return weights.vision_map(self.config, f"vision.{hf_modules.clip_prefix(tower)}")
+    def name_map(self) -> NameMap:
+        """Canonical weight -> parameters of this model; routers, experts and projector have canonical names."""
+        modules = llama_modules(self.config.decoder.num_layers, "language_model.", "lm_head")
+        if self.vision is not None and self.config.vision is not None:
+            modules |= clip_modules(self.config.vision.num_layers, f"vision.{hf_modules.clip_prefix(self.vision)}")
+        return weight_names(weight_spec(self.config), modules)
 
     def canonical_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Canonical (name, tensor) pairs, as `dpn_rt.format.engine_dir.write_engine` takes them."""

@@ -1,4 +1,4 @@
-"""Canonical weight names (as in an engine directory) and the eager model's parameters, in both directions."""
+"""Weights of an engine and the eager model's parameters, in both directions."""
 
 from __future__ import annotations
 
@@ -8,94 +8,10 @@ from typing import cast
 import torch
 from torch import nn
 
+from dpn_rt.builders.names import NameMap
 from dpn_rt.errors import CheckpointError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.weight_spec import weight_spec
-from dpn_rt.model.reduction.pooling_config import PoolingConfig
-
-_DECODER_PARTS = {
-    "input_norm.weight": ("input_layernorm.weight",),
-    "post_norm.weight": ("post_attention_layernorm.weight",),
-    "qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    "o.weight": ("self_attn.o_proj.weight",),
-    "gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    "down.weight": ("mlp.down_proj.weight",),
-}
-_DECODER_BIASES = {
-    "qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
-    "o.bias": ("self_attn.o_proj.bias",),
-}
-_VISION_PARTS = {
-    "norm1": ("layer_norm1",),
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.out_proj",),
-    "norm2": ("layer_norm2",),
-    "fc1": ("mlp.fc1",),
-    "fc2": ("mlp.fc2",),
-}
-_VISION_EMBEDDINGS = {
-    "class_embedding": "embeddings.class_embedding",
-    "patch_embedding.weight": "embeddings.patch_embedding.weight",
-    "position_embedding.weight": "embeddings.position_embedding.weight",
-    "pre_norm.weight": "pre_layrnorm.weight",
-    "pre_norm.bias": "pre_layrnorm.bias",
-}
-
-NameMap = dict[str, tuple[str, ...]]
-"""Canonical name -> parameters of the eager model whose rows, one after the other, it holds."""
-
-
-def decoder_map(config: ModelConfig, prefix: str = "language_model.", head: str = "lm_head.weight") -> NameMap:
-    """Weights of a transformers LlamaModel at `prefix` and of the output layer."""
-    decoder = config.decoder
-    names: NameMap = {
-        "embed_tokens.weight": (f"{prefix}embed_tokens.weight",),
-        "norm.weight": (f"{prefix}norm.weight",),
-    }
-    parts = _DECODER_PARTS | (_DECODER_BIASES if decoder.attention_bias else {})
-    for layer in range(decoder.num_layers):
-        for name, sources in parts.items():
-            names[f"layers.{layer}.{name}"] = tuple(f"{prefix}layers.{layer}.{source}" for source in sources)
-    if not decoder.tie_word_embeddings:
-        names["lm_head.weight"] = (head,)
-    return names
-
-
-def vision_map(config: ModelConfig, prefix: str) -> NameMap:
-    """Weights of the CLIP tower whose `embeddings` module is at `prefix`."""
-    if config.vision is None:
-        return {}
-    names: NameMap = {f"vision.{name}": (prefix + source,) for name, source in _VISION_EMBEDDINGS.items()}
-    for layer in range(config.vision.num_layers):
-        for name, sources in _VISION_PARTS.items():
-            for kind in ("weight", "bias"):
-                full = tuple(f"{prefix}encoder.layers.{layer}.{source}.{kind}" for source in sources)
-                names[f"vision.layers.{layer}.{name}.{kind}"] = full
-    return names
-
-
-def boundary_map(config: ModelConfig) -> NameMap:
-    """Weights of routers and convolution experts; the names are the same on both sides."""
-    pooling, names = config.reduction, []
-    if not isinstance(pooling, PoolingConfig):
-        return {}
-    for b, boundary in enumerate(pooling.boundaries):
-        if pooling.pooling_type == "adaptive":
-            names.append(f"boundaries.{b}.router.predictor.weight")
-            if pooling.router_version == "v1":
-                names += [f"boundaries.{b}.router.{part}" for part in ("norm.weight", "norm.bias", "hidden.weight")]
-        if pooling.pooling_function == "conv":
-            names += [f"boundaries.{b}.experts.{e}.weight" for e in range(boundary.num_experts)]
-    return {name: (name,) for name in names}
-
-
-def projector_map(config: ModelConfig) -> NameMap:
-    """Weights of the projector; the names are the same on both sides."""
-    if config.projector is None:
-        return {}
-    layers = ("0",) if config.projector.type == "linear" else ("0", "2")
-    names = [f"projector.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-    return {name: (name,) for name in names}
 
 
 def load_canonical(model: nn.Module, names: NameMap, weights: Iterable[tuple[str, torch.Tensor]], copy: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -24,11 +24,18 @@ class WeightSpec:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    fused_rows: tuple[int, ...] = field(default=(), compare=False)
+    """Rows of each published weight that this one holds, one below the other; empty: it holds one."""
 
     @property
     def num_bytes(self) -> int:
         """Size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def parts(self) -> list[tuple[int, ...]]:
+        """Shape of each published weight that this one holds."""
+        return [(rows, *self.shape[1:]) for rows in self.fused_rows or self.shape[:1]]
 
 
 NamedSpecs = Iterator[tuple[str, WeightSpec]]

@@ -108,7 +108,7 @@ def test_every_spelling(tmp_path: Path, spelling: Rename | None, tied: bool) -> 
     if not tied:
         assert torch.equal(weights["lm_head.weight"], source["lm_head.weight"])
     model = engine.model
-    assert model.decoder == DecoderConfig(100, 32, 48, 3, 4, 2, 8, 1e-5, RopeConfig(10000.0), 256, tied, tied)
+    assert model.decoder == DecoderConfig(100, 32, 48, 3, 4, 2, 8, 1e-5, RopeConfig(10000.0), 256, tied, tied, tied)
     assert model.vision == ClipConfig(24, 40, 2, 3, 28, 7, 1e-5, "quick_gelu", "patch")
     assert model.reduction == NoReduction()
     assert (model.prompt.image_token_id, model.prompt.image_aspect_ratio) == (99, "processor")

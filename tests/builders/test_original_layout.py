@@ -96,7 +96,7 @@ def test_variants(tmp_path: Path, changes: dict[str, object]) -> None:
     assert_weights(engine, expected_weights(checkpoint))
     decoder, prompt = engine.model.decoder, engine.model.prompt
     assert decoder.head_dim == changes.get("head_dim", 8)
-    assert decoder.attention_bias == changes.get("attention_bias", False)
+    assert decoder.qkv_bias == decoder.o_bias == changes.get("attention_bias", False)
     assert decoder.tie_word_embeddings == changes.get("tie_word_embeddings", False)
     assert prompt.eos_token_ids == tuple(changes.get("eos_token_id", [2]))  # type: ignore[arg-type]
     assert prompt.bos_token_id == changes.get("bos_token_id", 1)

@@ -37,7 +37,8 @@ DECODER = DecoderConfig(
     rope=RopeConfig(10000.0),
     max_position_embeddings=512,
     tie_word_embeddings=False,
-    attention_bias=False,
+    qkv_bias=False,
+    o_bias=False,
 )
 # Stages of 2, 1, 2 and 2 layers: KV blocks hold one layer each.
 PYRAMID = PoolingConfig(

@@ -33,7 +33,7 @@ from dpn_rt.schema.weights import WeightSpec
 SOURCE = EngineSource("0" * 64, "synthetic")
 MODEL = ModelConfig(
     dtype="bfloat16",
-    decoder=DecoderConfig(20, 16, 24, 3, 2, 1, 8, 1e-5, RopeConfig(1e4), 128, False, True),
+    decoder=DecoderConfig(20, 16, 24, 3, 2, 1, 8, 1e-5, RopeConfig(1e4), 128, False, True, True),
     reduction=PoolingConfig((BoundaryConfig(0, ((1, 1), (1, 2), (2, 2))),), pooling_function="conv"),
     prompt=PromptConfig("vicuna_v1", "pad", 1, (2,), None, None, False, False),
     vision=ClipConfig(8, 12, 1, 1, 28, 7, 1e-5, "quick_gelu", "patch"),

@@ -60,7 +60,8 @@ def make_model(
             rope=RopeConfig(10000.0),
             max_position_embeddings=max_positions,
             tie_word_embeddings=False,
-            attention_bias=False,
+            qkv_bias=False,
+            o_bias=False,
         ),
         reduction=reduction,
         prompt=PromptConfig(

@@ -58,7 +58,7 @@ def models() -> dict[str, ModelConfig]:
             TINY,
             reduction=NoReduction(),
             projector=dataclasses.replace(TINY.projector, type="linear"),
-            decoder=dataclasses.replace(TINY.decoder, tie_word_embeddings=True, attention_bias=True),
+            decoder=dataclasses.replace(TINY.decoder, tie_word_embeddings=True, qkv_bias=True, o_bias=True),
         ),
         "rope-cls": dataclasses.replace(
             TINY,

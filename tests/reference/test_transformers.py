@@ -34,7 +34,8 @@ def model_config(
             rope=RopeConfig(5000.0, scaling),
             max_position_embeddings=256,
             tie_word_embeddings=tied,
-            attention_bias=bias,
+            qkv_bias=bias,
+            o_bias=bias,
         ),
         reduction=NoReduction(),
         prompt=PromptConfig("tokenizer", "processor", 1, (2,), IMAGE_TOKEN, None, False, False),
@@ -59,7 +60,7 @@ def llava(config: ModelConfig) -> LlavaForConditionalGeneration:
         rope_theta=decoder.rope.theta,
         rope_scaling={"rope_type": "linear", "factor": 2.0} if decoder.rope.scaling_json else None,
         max_position_embeddings=decoder.max_position_embeddings,
-        attention_bias=decoder.attention_bias,
+        attention_bias=decoder.qkv_bias,
         tie_word_embeddings=decoder.tie_word_embeddings,
     )
     clip = CLIPVisionConfig(

@@ -18,9 +18,12 @@ from dpn_rt.device.device import Device
 from dpn_rt.errors import CapacityError, EngineError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits, plan_file
+from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LAYERS, LM_HEAD
 from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.encoder import VisionEncoder, load_encoder
+
+EMBEDDING = f"{EMBED_TOKENS}.weight"
 
 
 def load_plan_backend(
@@ -54,7 +57,7 @@ def _load_backend(
     model, device = engine.model, reader.device
     specs = stage_plans(model, limits)
     loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
-    dtype = weights["embed_tokens.weight"].dtype
+    dtype = weights[EMBEDDING].dtype
     placed = place_weights(weights, device)
     between = between_plans(placed, device)
     prefills = [spec for spec in specs if spec.is_prefill]
@@ -73,7 +76,7 @@ def _load_backend(
         for spec in prefills
     ]
     reducers = load_reducers(model.reduction, between, device)
-    backend = PlanBackend(between["embed_tokens.weight"], stages, reducers, SlotCache(limits, memory), device)
+    backend = PlanBackend(between[EMBEDDING], stages, reducers, SlotCache(limits, memory), device)
     return backend, record_encoder(load_encoder(model.vision, model.projector, between, prepack=False), device)
 
 
@@ -86,7 +89,7 @@ def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Te
     return {
         name: weight.float() if widens and weight.dtype == torch.float16 else weight
         for name, weight in weights.items()
-        if not name.startswith(("layers.", "norm.", "lm_head."))
+        if not name.startswith((f"{LAYERS}.", f"{FINAL_NORM}.", f"{LM_HEAD}."))
     }
 
 

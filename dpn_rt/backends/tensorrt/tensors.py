@@ -12,6 +12,7 @@ import torch
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import PHASES, Phase, PlanLimits
 from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.model.decoder_weights import FINAL_NORM, head_module, layer_module
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 DYNAMIC = -1
@@ -92,9 +93,9 @@ class StagePlan:
 
     def weights(self) -> Tensors:
         """The inputs that are weights."""
-        prefixes = [f"layers.{layer}." for layer in self.layers]
+        prefixes = [layer_module(layer, "") for layer in self.layers]
         if self.is_last:
-            prefixes += ["norm.weight", self.head]
+            prefixes += [f"{FINAL_NORM}.weight", self.head]
         specs = weight_spec(self.model)
         return {
             name: PlanTensor(spec.dtype, spec.shape, spec.shape)
@@ -105,7 +106,7 @@ class StagePlan:
     @property
     def head(self) -> str:
         """Canonical name of the output layer's weight."""
-        return "embed_tokens.weight" if self.model.decoder.tie_word_embeddings else "lm_head.weight"
+        return f"{head_module(self.model.decoder)}.weight"
 
     def _rows(self) -> Tensors:
         decoder = self.model.decoder
@@ -138,7 +139,7 @@ class StagePlan:
 
 def cache_names(layer: int) -> tuple[str, str]:
     """Inputs that hold the keys and the values of a layer; each output has `_out` behind."""
-    return f"layers.{layer}.key_cache", f"layers.{layer}.value_cache"
+    return layer_module(layer, "key_cache"), layer_module(layer, "value_cache")
 
 
 def stage_plans(model: ModelConfig, limits: PlanLimits) -> list[StagePlan]:

@@ -23,7 +23,17 @@ from dpn_rt import ops
 from dpn_rt.device.device import Device, Readback
 from dpn_rt.errors import RequestError
 from dpn_rt.model.layout import IntArray, Layout
-from dpn_rt.model.reduction.pooling_config import SKIPPED, UNFORCED, BoundaryConfig, PoolingConfig
+from dpn_rt.model.reduction.pooling_config import (
+    ROUTER_HIDDEN,
+    ROUTER_NORM,
+    ROUTER_PREDICTOR,
+    SKIPPED,
+    UNFORCED,
+    BoundaryConfig,
+    PoolingConfig,
+    expert_module,
+    router_module,
+)
 from dpn_rt.model.reduction.reducer import DeviceInputs, Need, Outcome, StageOutput
 from dpn_rt.ops import Advance, DeviceLayout
 
@@ -88,12 +98,13 @@ class Router:
     hidden_weight: Tensor | None
 
     @classmethod
-    def of_engine(cls, weights: Mapping[str, Tensor], prefix: str) -> Router:
+    def of_engine(cls, weights: Mapping[str, Tensor], boundary: int) -> Router:
+        norm = router_module(boundary, ROUTER_NORM)
         return cls(
-            predictor=weights[f"{prefix}.predictor.weight"],
-            norm_weight=weights.get(f"{prefix}.norm.weight"),
-            norm_bias=weights.get(f"{prefix}.norm.bias"),
-            hidden_weight=weights.get(f"{prefix}.hidden.weight"),
+            predictor=weights[f"{router_module(boundary, ROUTER_PREDICTOR)}.weight"],
+            norm_weight=weights.get(f"{norm}.weight"),
+            norm_bias=weights.get(f"{norm}.bias"),
+            hidden_weight=weights.get(f"{router_module(boundary, ROUTER_HIDDEN)}.weight"),
         )
 
 
@@ -149,11 +160,11 @@ class PoolingReducer:
         self._kernels, self._levels = device.upload(kernels, boundary.compression_levels)
         self._router: Router | None = None
         if config.pooling_type == "adaptive":
-            self._router = Router.of_engine(weights, f"boundaries.{index}.router")
+            self._router = Router.of_engine(weights, index)
         self._conv_weights: list[Tensor] | None = None
         if config.pooling_function == "conv":
-            names = (f"boundaries.{index}.experts.{expert}.weight" for expert in range(boundary.num_experts))
-            self._conv_weights = [weights[name] for name in names]
+            modules = (expert_module(index, expert) for expert in range(boundary.num_experts))
+            self._conv_weights = [weights[f"{module}.weight"] for module in modules]
 
     @property
     def layer(self) -> int:

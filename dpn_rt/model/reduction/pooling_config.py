@@ -21,6 +21,10 @@ PoolingFunction = Literal["max", "avg", "conv"]
 RouterVersion = Literal["v1", "v2"]
 IntArray = npt.NDArray[np.int32]
 
+BOUNDARIES = "boundaries"
+ROUTER_NORM, ROUTER_HIDDEN, ROUTER_PREDICTOR = "norm", "hidden", "predictor"
+"""Parts of a router."""
+
 MIN_VISUAL_TOKENS = 16
 """A boundary skips an image with fewer visual tokens."""
 SKIPPED = -1
@@ -117,11 +121,10 @@ class PoolingConfig:
         """Routers, which stay in float32 (bfloat16 moves the probabilities by 1e-3), and convolution experts."""
         for index, boundary in enumerate(self.boundaries):
             if self.pooling_type == "adaptive":
-                yield from self._router(f"boundaries.{index}.router", boundary, hidden_size)
+                yield from self._router(index, boundary, hidden_size)
             if self.pooling_function == "conv":
                 for expert, (height, width) in enumerate(boundary.kernels):  # row ky * width + kx
-                    name = f"boundaries.{index}.experts.{expert}.weight"
-                    yield name, WeightSpec((height * width, hidden_size), dtype)
+                    yield f"{expert_module(index, expert)}.weight", WeightSpec((height * width, hidden_size), dtype)
 
     def problems(self, hidden_size: int, grid: Grid | None) -> Iterator[str]:
         """Kernels that make no sense, or fit none of the grids that can reach their boundary."""
@@ -151,14 +154,17 @@ class PoolingConfig:
             grids = after
         return tuple(rows)
 
-    def _router(self, prefix: str, boundary: BoundaryConfig, hidden: int) -> NamedSpecs:
+    def _router(self, index: int, boundary: BoundaryConfig, hidden: int) -> NamedSpecs:
+        def weight(part: str, *shape: int, kind: str = "weight") -> tuple[str, WeightSpec]:
+            return f"{router_module(index, part)}.{kind}", WeightSpec(shape, torch.float32)
+
         if self.router_version == "v2":
-            yield f"{prefix}.predictor.weight", WeightSpec((boundary.num_experts, hidden), torch.float32)
+            yield weight(ROUTER_PREDICTOR, boundary.num_experts, hidden)
             return
-        yield f"{prefix}.norm.weight", WeightSpec((hidden,), torch.float32)
-        yield f"{prefix}.norm.bias", WeightSpec((hidden,), torch.float32)
-        yield f"{prefix}.hidden.weight", WeightSpec((hidden // 4, hidden), torch.float32)
-        yield f"{prefix}.predictor.weight", WeightSpec((boundary.num_experts, hidden // 4), torch.float32)
+        yield weight(ROUTER_NORM, hidden)
+        yield weight(ROUTER_NORM, hidden, kind="bias")
+        yield weight(ROUTER_HIDDEN, hidden // 4, hidden)
+        yield weight(ROUTER_PREDICTOR, boundary.num_experts, hidden // 4)
 
     def _kernel_problems(self) -> Iterator[str]:
         for boundary in self.boundaries:
@@ -187,6 +193,16 @@ class PoolingConfig:
                 left, too_large = boundary.pooled(grids, boundary.choose(grids, np.full(len(grids), expert)))
                 after |= {(int(height), int(width)) for height, width in left[~too_large]}
             reachable = after or reachable
+
+
+def router_module(boundary: int, part: str) -> str:
+    """Canonical name of a part of a boundary's router."""
+    return f"{BOUNDARIES}.{boundary}.router.{part}"
+
+
+def expert_module(boundary: int, expert: int) -> str:
+    """Canonical name of one of a boundary's convolutions."""
+    return f"{BOUNDARIES}.{boundary}.experts.{expert}"
 
 
 def pooled_grids(grids: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:

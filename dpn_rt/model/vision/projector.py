@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpn_rt.model.linear import Linear
-from dpn_rt.schema.weights import NamedSpecs, WeightSpec
+from dpn_rt.model.linear import linear_specs, load_linear
+from dpn_rt.schema.weights import NamedSpecs
 
 ProjectorType = Literal["mlp2x_gelu", "linear"]
+PROJECTOR_MODULES = ("projector.0", "projector.2")
+"""Canonical names of its linear layers; 1 is the activation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +27,20 @@ class ProjectorConfig:
     """Features of a visual token before the projector."""
 
     @property
-    def linears(self) -> tuple[int, ...]:
-        """Numbers of the linear layers in the weights' names; 1 is the activation."""
-        return (0, 2) if self.type == "mlp2x_gelu" else (0,)
+    def modules(self) -> tuple[str, ...]:
+        """Canonical names of its linear layers."""
+        return PROJECTOR_MODULES if self.type == "mlp2x_gelu" else PROJECTOR_MODULES[:1]
 
     def weight_specs(self, hidden_size: int, dtype: torch.dtype) -> NamedSpecs:
         """The weights, in the order of the file; `hidden_size` is the decoder's."""
-        columns = self.input_size
-        for index in self.linears:
-            yield f"projector.{index}.weight", WeightSpec((hidden_size, columns), dtype)
-            yield f"projector.{index}.bias", WeightSpec((hidden_size,), dtype)
-            columns = hidden_size
+        in_features = self.input_size
+        for module in self.modules:
+            yield from linear_specs(module, hidden_size, in_features, dtype, bias=True)
+            in_features = hidden_size
 
     def flops(self, num_visual_tokens: int, hidden_size: int) -> int:
         """FLOPs of one image with so many visual tokens; `hidden_size` is the decoder's."""
-        weights = self.input_size * hidden_size + (len(self.linears) - 1) * hidden_size * hidden_size
+        weights = self.input_size * hidden_size + (len(self.modules) - 1) * hidden_size * hidden_size
         return 2 * num_visual_tokens * weights
 
 
@@ -48,10 +49,7 @@ class Projector:
 
     def __init__(self, config: ProjectorConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
         """Takes `projector.*` from an engine's weights."""
-        self._linears = [
-            Linear(weights[f"projector.{i}.weight"], weights[f"projector.{i}.bias"], prepack=prepack)
-            for i in config.linears
-        ]
+        self._linears = [load_linear(weights, module, prepack=prepack) for module in config.modules]
 
     def forward(self, features: Tensor) -> Tensor:
         """`[num_tokens, input_size]` -> `[num_tokens, decoder hidden_size]`."""

@@ -203,7 +203,7 @@ def test_a_plan_that_fails_ends_its_requests_with_what_the_library_said(
 
 @needs_networks
 def test_plans_of_another_model(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = with_decoder(TEXT, intermediate_size=80, attention_bias=True)
+    other = with_decoder(TEXT, intermediate_size=80, qkv_bias=True)
 
     def opened(self: EvaluatingReader, data: bytes, plan: StagePlan) -> EvaluatedPlan:
         return EvaluatedPlan(dataclasses.replace(plan, model=other))

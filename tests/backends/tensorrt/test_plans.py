@@ -34,7 +34,7 @@ LIMITS = PlanLimits(4, 2, (256, 192, 128, 64))
 KERNELS = ((1, 1), (1, 2), (2, 2))
 LLAVA_7B = ModelConfig(
     dtype="bfloat16",
-    decoder=DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 1e-5, RopeConfig(10000.0), 4096, False, False),
+    decoder=DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 1e-5, RopeConfig(10000.0), 4096, False, False, False),
     reduction=PoolingConfig(tuple(BoundaryConfig(layer, KERNELS) for layer in (7, 15, 23)), use_router_token=True),
     prompt=PROMPT,
     vision=None,
@@ -126,7 +126,7 @@ def test_inputs_and_outputs_of_every_network(stage: int, layers: tuple[int, ...]
 
 
 def test_biases_and_tied_embeddings_are_inputs() -> None:
-    model = with_decoder(BF16, attention_bias=True, tie_word_embeddings=True)
+    model = with_decoder(BF16, qkv_bias=True, o_bias=True, tie_word_embeddings=True)
     inputs, _ = signatures(StagePlan(model, LIMITS, 3, "prefill"))
     assert inputs["layers.5.qkv.bias"] == (torch.bfloat16, (128,))
     assert inputs["layers.6.o.bias"] == (torch.bfloat16, (64,))

@@ -69,7 +69,7 @@ def read_back(directory: Path, layers: tuple[int, ...], model: ModelConfig) -> d
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("changes", [{}, {"attention_bias": True}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True, "o_bias": True}, {"tie_word_embeddings": True}])
 def test_every_tensor_is_the_engines(dtype: str, changes: dict[str, bool], tmp_path: Path) -> None:
     model = with_decoder(dataclasses.replace(MODEL, dtype=dtype), **changes)  # type: ignore[arg-type]
     engine = EngineDir.open(write_random_engine(tmp_path / "engine", model, seed=4))

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from dpn_rt.errors import ImageError
+from dpn_rt.model.linear import linear_specs
 from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.vision.clip import names
 from dpn_rt.model.vision.encoder import CropEncoder
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.projector import Projector
@@ -100,25 +102,30 @@ class ClipConfig:
         return patches + self.num_layers * (products + attention)
 
     def weight_specs(self, dtype: torch.dtype) -> NamedSpecs:
-        """`vision.*`, in the order of the file."""
+        """All in `dtype`, in the order of the file."""
+        hidden = self.hidden_size
+        yield names.CLASS_EMBEDDING, WeightSpec((hidden,), dtype)
+        yield from linear_specs(names.PATCH_EMBEDDING, hidden, 3 * self.patch_size**2, dtype, bias=False)
+        yield f"{names.POSITION_EMBEDDING}.weight", WeightSpec((self.num_rows, hidden), dtype)
+        yield from _norm_specs(names.PRE_NORM, hidden, dtype)
+        for layer in range(self.num_layers):
+            yield from self._layer_specs(layer, dtype)
+
+    def _layer_specs(self, layer: int, dtype: torch.dtype) -> NamedSpecs:
         hidden, inter = self.hidden_size, self.intermediate_size
 
-        def affine(name: str, *shape: int) -> NamedSpecs:
-            """Weight of this shape (`[rows]` for a layer norm), and its bias `[rows]`."""
-            yield f"vision.{name}.weight", WeightSpec(shape, dtype)
-            yield f"vision.{name}.bias", WeightSpec(shape[:1], dtype)
+        def norm(part: str) -> NamedSpecs:
+            return _norm_specs(names.layer_module(layer, part), hidden, dtype)
 
-        yield "vision.class_embedding", WeightSpec((hidden,), dtype)
-        yield "vision.patch_embedding.weight", WeightSpec((hidden, 3 * self.patch_size**2), dtype)
-        yield "vision.position_embedding.weight", WeightSpec((self.num_rows, hidden), dtype)
-        yield from affine("pre_norm", hidden)
-        for layer in range(self.num_layers):
-            yield from affine(f"layers.{layer}.norm1", hidden)
-            yield from affine(f"layers.{layer}.qkv", 3 * hidden, hidden)
-            yield from affine(f"layers.{layer}.out", hidden, hidden)
-            yield from affine(f"layers.{layer}.norm2", hidden)
-            yield from affine(f"layers.{layer}.fc1", inter, hidden)
-            yield from affine(f"layers.{layer}.fc2", hidden, inter)
+        def linear(part: str, rows: int, columns: int, fused: tuple[int, ...] = ()) -> NamedSpecs:
+            return linear_specs(names.layer_module(layer, part), rows, columns, dtype, bias=True, fused=fused)
+
+        yield from norm(names.NORM1)
+        yield from linear(names.QKV, 3 * hidden, hidden, fused=(hidden, hidden, hidden))
+        yield from linear(names.OUT, hidden, hidden)
+        yield from norm(names.NORM2)
+        yield from linear(names.FC1, inter, hidden)
+        yield from linear(names.FC2, hidden, inter)
 
     def problems(self, *, needs_grid: bool) -> Iterator[str]:
         """Sizes that do not fit together, or a class row where every visual token needs a place in the grid."""
@@ -155,3 +162,9 @@ class ClipConfig:
         from dpn_rt.model.vision.clip.tower import ClipEncoder, ClipTower  # which imports this module
 
         return ClipEncoder(self, ClipTower(self, weights, prepack=prepack), projector)
+
+
+def _norm_specs(module: str, size: int, dtype: torch.dtype) -> NamedSpecs:
+    """Weight and bias of a layer norm."""
+    yield f"{module}.weight", WeightSpec((size,), dtype)
+    yield f"{module}.bias", WeightSpec((size,), dtype)

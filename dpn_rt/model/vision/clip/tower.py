@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.model.linear import Linear
+from dpn_rt.model.linear import Linear, load_linear
+from dpn_rt.model.vision.clip import names
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.encoder import EncodedImage
 from dpn_rt.model.vision.projector import Projector
@@ -62,15 +63,15 @@ class ClipTower:
     """Pixel values to visual features."""
 
     def __init__(self, config: ClipConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
-        """Takes `vision.*` from an engine's weights."""
+        """Takes what `config.weight_specs` names from an engine's weights."""
         self._config = config
-        self._patch_embedding = weights["vision.patch_embedding.weight"]
-        position = weights["vision.position_embedding.weight"]
-        self._class_row = weights["vision.class_embedding"] + position[0]
+        self._patch_embedding = load_linear(weights, names.PATCH_EMBEDDING, prepack=False)
+        position = weights[f"{names.POSITION_EMBEDDING}.weight"]
+        self._class_row = weights[names.CLASS_EMBEDDING] + position[0]
         self._patch_positions = position[1:]
-        self._pre_norm = weights["vision.pre_norm.weight"], weights["vision.pre_norm.bias"]
+        self._pre_norm = load_norm(weights, names.PRE_NORM)
         self._layers = [
-            load_layer(weights, f"vision.layers.{index}", prepack=prepack) for index in range(config.num_layers)
+            load_layer(weights, f"{names.LAYERS}.{index}", prepack=prepack) for index in range(config.num_layers)
         ]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -91,12 +92,12 @@ class ClipTower:
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
         """Class row and patch rows of every image with positions added: `[num_images * num_rows, hidden_size]`."""
-        size, dtype = self._config.patch_size, self._patch_embedding.dtype
+        size, dtype = self._config.patch_size, self._class_row.dtype
         height, width = self._config.grid
         cropped = pixel_values[:, :, : height * size, : width * size].to(dtype)
         patches = cropped.unfold(2, size, size).unfold(3, size, size)  # [images, 3, rows, columns, size, size]
-        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, self._patch_embedding.shape[1])
-        embedded = ops.linear(patches, self._patch_embedding).view(len(pixel_values), height * width, -1)
+        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size**2)
+        embedded = self._patch_embedding(patches).view(len(pixel_values), height * width, -1)
         class_rows = self._class_row.expand(len(pixel_values), 1, -1)
         return torch.cat((class_rows, embedded + self._patch_positions), dim=1).flatten(0, 1)
 
@@ -104,13 +105,25 @@ class ClipTower:
 def load_layer(weights: Mapping[str, Tensor], prefix: str, *, prepack: bool) -> ClipLayer:
     """One layer of an engine's weights; `prefix` without its dot."""
 
-    def linear(name: str) -> Linear:
-        return Linear(weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"], prepack=prepack)
+    def linear(part: str) -> Linear:
+        return load_linear(weights, f"{prefix}.{part}", prepack=prepack)
 
-    def norm(name: str) -> Affine:
-        return weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"]
+    def norm(part: str) -> Affine:
+        return load_norm(weights, f"{prefix}.{part}")
 
-    return ClipLayer(norm("norm1"), linear("qkv"), linear("out"), norm("norm2"), linear("fc1"), linear("fc2"))
+    return ClipLayer(
+        norm1=norm(names.NORM1),
+        qkv=linear(names.QKV),
+        out=linear(names.OUT),
+        norm2=norm(names.NORM2),
+        fc1=linear(names.FC1),
+        fc2=linear(names.FC2),
+    )
+
+
+def load_norm(weights: Mapping[str, Tensor], module: str) -> Affine:
+    """One layer norm of an engine's weights."""
+    return weights[f"{module}.weight"], weights[f"{module}.bias"]
 
 
 def run_layers(layers: Sequence[ClipLayer], x: Tensor, cu_seqlens: Tensor, config: ClipConfig) -> Tensor:

@@ -1,0 +1,167 @@
+"""How published models spell the canonical weights: the one table.
+
+A row names a canonical module and the published modules that it holds, one below the other. The suffix of a weight
+(`weight`, `bias`) is the same on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.model import decoder_weights as decoder
+from dpn_rt.model.reduction import pooling_config as pooling
+from dpn_rt.model.vision.clip import names as clip
+from dpn_rt.model.vision.projector import PROJECTOR_MODULES
+
+Modules = dict[str, tuple[str, ...]]
+"""Canonical module -> the published modules that it holds."""
+NameMap = dict[str, tuple[str, ...]]
+"""Canonical weight -> the published weights that it holds."""
+
+LLAMA: Modules = {decoder.EMBED_TOKENS: ("embed_tokens",), decoder.FINAL_NORM: ("norm",)}
+LLAMA_LAYERS = "layers"
+LLAMA_ROOTS = (*(published for (published,) in LLAMA.values()), LLAMA_LAYERS)
+"""With what the names of its weights begin."""
+LLAMA_LAYER: Modules = {
+    decoder.INPUT_NORM: ("input_layernorm",),
+    decoder.QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    decoder.O_PROJ: ("self_attn.o_proj",),
+    decoder.POST_NORM: ("post_attention_layernorm",),
+    decoder.GATE_UP: ("mlp.gate_proj", "mlp.up_proj"),
+    decoder.DOWN: ("mlp.down_proj",),
+}
+ROUTER = "pooling_router"
+"""In the decoder layer whose output is pooled; experts too."""
+ROUTER_PARTS: Modules = {
+    pooling.ROUTER_NORM: ("mlp1.0",),
+    pooling.ROUTER_HIDDEN: ("mlp1.1",),
+    pooling.ROUTER_PREDICTOR: ("predictor",),
+}
+EXPERTS = "experts"
+ORIGINAL_PROJECTORS = {"mlp2x_gelu": ("mm_projector.0", "mm_projector.2"), "linear": ("mm_projector",)}
+HUGGINGFACE_PROJECTOR = ("linear_1", "linear_2")
+
+CLIP: Modules = {
+    clip.TOWER: ("embeddings",),  # the class embedding is a weight of the module itself
+    clip.PATCH_EMBEDDING: ("embeddings.patch_embedding",),
+    clip.POSITION_EMBEDDING: ("embeddings.position_embedding",),
+    clip.PRE_NORM: ("pre_layrnorm",),  # CLIP's own spelling
+}
+CLIP_LAYERS = "encoder.layers"
+CLIP_LAYER: Modules = {
+    clip.NORM1: ("layer_norm1",),
+    clip.QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    clip.OUT: ("self_attn.out_proj",),
+    clip.NORM2: ("layer_norm2",),
+    clip.FC1: ("mlp.fc1",),
+    clip.FC2: ("mlp.fc2",),
+}
+
+TENSORRT_LLM_LAYERS = "transformer.layers"
+TENSORRT_LLM_LAYER: Modules = {
+    decoder.INPUT_NORM: ("input_layernorm",),
+    decoder.QKV: ("attention.qkv",),
+    decoder.O_PROJ: ("attention.dense",),
+    decoder.POST_NORM: ("post_layernorm",),
+    decoder.GATE_UP: ("mlp.fc", "mlp.gate"),  # its `fc` goes through the activation, its `gate` is multiplied
+    decoder.DOWN: ("mlp.proj",),
+}
+TENSORRT_LLM_NORM, TENSORRT_LLM_HEAD = "transformer.ln_f", "lm_head"
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutNames:
+    """Where a layout keeps the parts of a model."""
+
+    decoder: str
+    """Prefix of LLaMA's modules."""
+    lm_head: str
+    projector: tuple[str, ...]
+    """Its linear layers."""
+    projector_prefix: str
+    """Of everything that belongs to the projector."""
+    projector_bias: bool = True
+
+
+def original_names(projector_type: str) -> LayoutNames:
+    """The layout of the original LLaVA code and of DPN."""
+    prefix = "model."
+    projector = tuple(prefix + module for module in ORIGINAL_PROJECTORS[projector_type])
+    return LayoutNames(prefix, "lm_head", projector, f"{prefix}{ORIGINAL_PROJECTORS['linear'][0]}.")
+
+
+def published_modules(model: ModelConfig, names: LayoutNames, tower_prefix: str) -> Modules:
+    """Every module of a checkpoint.
+
+    Args:
+        names: of the checkpoint's layout.
+        tower_prefix: of the vision tower's modules.
+    """
+    modules = llama_modules(model.decoder.num_layers, names.decoder, names.lm_head)
+    if isinstance(model.reduction, pooling.PoolingConfig):
+        modules |= pooling_modules(model.reduction, names.decoder)
+    modules |= {module: (published,) for module, published in zip(PROJECTOR_MODULES, names.projector, strict=False)}
+    if model.vision is not None:
+        modules |= clip_modules(model.vision.num_layers, tower_prefix)
+    return modules
+
+
+def llama_modules(num_layers: int, prefix: str, lm_head: str) -> Modules:
+    """A LLaMA decoder whose modules are at `prefix`, and its output layer."""
+    modules = _at(prefix, LLAMA) | {decoder.LM_HEAD: (lm_head,)}
+    for layer in range(num_layers):
+        published = _at(f"{prefix}{LLAMA_LAYERS}.{layer}.", LLAMA_LAYER)
+        modules |= {decoder.layer_module(layer, part): published[part] for part in LLAMA_LAYER}
+    return modules
+
+
+def pooling_modules(config: pooling.PoolingConfig, prefix: str) -> Modules:
+    """Routers and convolutions, in the layers of the LLaMA decoder at `prefix`."""
+    modules: Modules = {}
+    for index, boundary in enumerate(config.boundaries):
+        layer = f"{prefix}{LLAMA_LAYERS}.{boundary.layer}."
+        router = _at(f"{layer}{ROUTER}.", ROUTER_PARTS)
+        modules |= {pooling.router_module(index, part): router[part] for part in ROUTER_PARTS}
+        for expert in range(boundary.num_experts):
+            modules[pooling.expert_module(index, expert)] = (f"{layer}{EXPERTS}.{expert}",)
+    return modules
+
+
+def clip_modules(num_layers: int, prefix: str) -> Modules:
+    """A CLIP vision tower whose modules are at `prefix`."""
+    modules = _at(prefix, CLIP)
+    for layer in range(num_layers):
+        published = _at(f"{prefix}{CLIP_LAYERS}.{layer}.", CLIP_LAYER)
+        modules |= {clip.layer_module(layer, part): published[part] for part in CLIP_LAYER}
+    return modules
+
+
+def tensorrt_llm_modules(layers: range, head: str | None) -> Modules:
+    """A stage as a model of TensorRT-LLM, its layers numbered from 0.
+
+    Args:
+        layers: of the stage.
+        head: canonical module of the output layer, for the last stage, which also has the final norm.
+    """
+    modules: Modules = {}
+    for local, layer in enumerate(layers):
+        published = _at(f"{TENSORRT_LLM_LAYERS}.{local}.", TENSORRT_LLM_LAYER)
+        modules |= {decoder.layer_module(layer, part): published[part] for part in TENSORRT_LLM_LAYER}
+    if head is not None:
+        modules |= {decoder.FINAL_NORM: (TENSORRT_LLM_NORM,), head: (TENSORRT_LLM_HEAD,)}
+    return modules
+
+
+def weight_names(weights: Iterable[str], modules: Mapping[str, tuple[str, ...]]) -> NameMap:
+    """Published names of canonical weights; a module that is not in `modules` has the same name on both sides."""
+    names: NameMap = {}
+    for weight in weights:
+        module, _, suffix = weight.rpartition(".")
+        names[weight] = tuple(f"{published}.{suffix}" for published in modules.get(module, (module,)))
+    return names
+
+
+def _at(prefix: str, modules: Modules) -> Modules:
+    return {module: tuple(prefix + name for name in published) for module, published in modules.items()}

@@ -1,0 +1,70 @@
+"""Compare the weights that a checkpoint holds with those that its configuration needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dpn_rt.builders.checkpoint import Checkpoint
+from dpn_rt.builders.layout import Layout, Note
+from dpn_rt.builders.names import LLAMA_ROOTS, ROUTER
+from dpn_rt.builders.weight_sources import Part, WeightSource
+from dpn_rt.errors import CheckpointError
+
+_FLOAT_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_published(checkpoint: Checkpoint, layout: Layout, sources: Mapping[str, WeightSource], note: Note) -> None:
+    """Compare the weights that are there with those that `sources` need.
+
+    Raises:
+        CheckpointError: one message with every weight that is missing, mis-shaped, of a dtype that is not a float,
+            or present although the configuration has no place for it.
+    """
+    parts = [part for source in sources.values() for part in source.parts]
+    problems = {"missing": [part.name for part in parts if part.name not in part.checkpoint.tensors]}
+    problems["wrong shape or dtype"] = [text for part in parts if (text := _mismatch(part))]
+    used = {part.name for part in parts if part.checkpoint is checkpoint}
+    unexpected, ignored = _unused(checkpoint, layout, used)
+    problems["unexpected (config.json has no place for them)"] = unexpected
+    if any(problems.values()):
+        raise CheckpointError(
+            f"{checkpoint.path}: the weights do not match config.json: "
+            + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        )
+    if ignored:
+        note(f"{len(ignored)} weights are not part of the model and are left out: {', '.join(ignored)}")
+
+
+def _mismatch(part: Part) -> str | None:
+    info = part.checkpoint.tensors.get(part.name)
+    if info is None or (info.shape == part.shape and info.dtype in _FLOAT_DTYPES):
+        return None
+    if info.shape != part.shape:
+        return f"{part.name} (expected {list(part.shape)}, got {list(info.shape)})"
+    return f"{part.name} (expected a float dtype, got {info.dtype})"
+
+
+def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[list[str], list[str]]:
+    """Unused weights: those that show that the configuration is wrong, and those of other models.
+
+    Neither list has what an unchanged checkpoint may well hold: rotary frequencies, parts of the vision tower that do
+    not run, an output layer that is tied to the embedding, and routers of a model whose pooling is static or random.
+    """
+    model_weight = tuple(f"{layout.names.decoder}{root}." for root in LLAMA_ROOTS)
+    head = f"{layout.names.lm_head}.weight"
+    unexpected, ignored = [], []
+    for name in checkpoint.tensors:
+        harmless = (
+            name in used
+            or name.endswith("rotary_emb.inv_freq")
+            or (layout.tower is not None and name.startswith(layout.tower.prefix) and layout.tower.prefix != "")
+            or (layout.decoder.tie_word_embeddings and name == head)
+            or (f".{ROUTER}." in name and layout.reduction.layers and not layout.reduction.reads_router_rows)
+        )
+        if harmless:
+            continue
+        if name.startswith(model_weight) or name.startswith(layout.names.projector_prefix) or name == head:
+            unexpected.append(name)
+        else:
+            ignored.append(name)
+    return unexpected, ignored

@@ -1,0 +1,73 @@
+"""Published weights, read one at a time and assembled to canonical ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from dpn_rt.builders.weight_sources import WeightSource
+from dpn_rt.errors import CheckpointError
+from dpn_rt.format.weight_file import tensor_bytes
+from dpn_rt.schema.weights import WeightSpec
+
+
+class WeightStream:
+    """The canonical weights one after another, and the fingerprint of what they were made from.
+
+    At any moment one canonical weight and one published tensor are in memory.
+    """
+
+    def __init__(self, config: bytes, sources: Mapping[str, WeightSource], spec: Mapping[str, WeightSpec]) -> None:
+        """`config` (the checkpoint's config.json) is part of the fingerprint."""
+        self._sources = sources
+        self._spec = spec
+        self._digest = hashlib.sha256(config)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, spec in self._spec.items():
+            yield name, self._assemble(name, self._sources[name], spec)
+
+    def fingerprint(self) -> str:
+        """sha256 of the configuration and of the weights read so far; how they were sharded does not matter."""
+        return self._digest.hexdigest()
+
+    def _assemble(self, name: str, source: WeightSource, spec: WeightSpec) -> Tensor:
+        """One canonical weight, in the spec's shape and dtype.
+
+        Raises:
+            CheckpointError: it holds infinite values or NaN, or values that its dtype cannot hold.
+        """
+        weight = (torch.empty if source.parts else torch.zeros)(spec.shape, dtype=spec.dtype)
+        row = 0
+        for part in source.parts:
+            tensor = part.checkpoint.read(part.name)
+            self._digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+            self._digest.update(tensor_bytes(tensor))
+            if source.assembly == "taps":
+                tensor = tensor.flatten(1).t()  # [H, 1, kh, kw] -> [kh * kw, H]
+            elif len(spec.shape) == 2:
+                tensor = tensor.flatten(1)
+            weight[row : row + tensor.shape[0]].copy_(tensor)
+            row += tensor.shape[0]
+        if not _is_finite(weight):
+            self._fail(source, spec)
+        return weight
+
+    def _fail(self, source: WeightSource, spec: WeightSpec) -> None:
+        tensors = {part.name: part.checkpoint.read(part.name) for part in source.parts}
+        broken = [published for published, tensor in tensors.items() if not _is_finite(tensor)]
+        if broken:
+            raise CheckpointError(f"{', '.join(broken)}: holds infinite values or NaN")
+        largest = max(float(tensor.abs().max()) for tensor in tensors.values())
+        dtype = str(spec.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{', '.join(tensors)}: values up to {largest:.4g} do not fit {dtype}: choose another --dtype"
+        )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether no value is infinite or NaN; `aminmax` reads the tensor once, copies nothing and hands NaN on."""
+    return all(bool(extreme.isfinite()) for extreme in weight.aminmax())

@@ -1,0 +1,123 @@
+"""Which product multiplies: our kernel, oneDNN with a prepacked weight, or torch. The one place that chooses.
+
+A choice is made once, at load, for the device and the dtype; a call only looks at its number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dpn_rt import ops
+from dpn_rt.errors import KernelArgumentError
+
+MOST_STREAMED_ROWS = {"avx512_bf16": 32, "avx512": 32, "avx2": 12, "portable": 4}[ops.cpu_isa()]
+"""Rows up to which our kernel, which reads the weight once, beats oneDNN and MKL; measured by `benchmarks/ops.py`."""
+
+SIZES_PER_OCTAVE = 16
+
+Product = Callable[[Tensor], Tensor]
+"""`x` `[num_tokens, in_features]` -> `x @ weight.T + bias` `[num_tokens, out_features]`, accumulated in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """The two products of one linear layer."""
+
+    few_rows: Product
+    many_rows: Product
+    most_few_rows: int
+    """Rows up to which `few_rows` is taken."""
+
+
+def dense_products(weight: Tensor, packed: Tensor | None, bias: Tensor | None) -> Products:
+    """The products of a weight in the dtype of the activations.
+
+    A few rows (decoding) are bound by reading the weight and go through our kernel, straight from the mapped file.
+    Many rows go to oneDNN (bfloat16) or MKL (float32) through torch. So does everything on a GPU, and what our kernel
+    does not take: float16 on the CPU.
+
+    Args:
+        weight: `[out_features, in_features]`, contiguous.
+        packed: `weight` in oneDNN's own layout; None: without.
+        bias: `[out_features]`, contiguous, dtype and device of `weight`.
+
+    Raises:
+        KernelArgumentError: weight or bias has the wrong shape, dtype, device or layout.
+    """
+    _check_operands(weight, bias)
+    if not weight.is_cpu:
+        on_device = partial(functional.linear, weight=weight, bias=bias)
+        return Products(on_device, on_device, most_few_rows=0)
+    if weight.dtype == torch.bfloat16:
+        many_rows = partial(_onednn_product, weight=weight, packed=packed, bias=bias)
+    else:
+        many_rows = partial(_torch_product, weight=weight, bias=bias)
+    if weight.dtype not in (torch.bfloat16, torch.float32):
+        return Products(many_rows, many_rows, most_few_rows=0)
+    return Products(partial(ops.linear, weight=weight, bias=bias), many_rows, MOST_STREAMED_ROWS)
+
+
+def few_sizes(num_rows: int) -> int:
+    """The next of few numbers, `SIZES_PER_OCTAVE` between two powers of two: at most that share of work is added."""
+    step = max(1, (1 << num_rows.bit_length() - 1) // SIZES_PER_OCTAVE)
+    return -(-num_rows // step) * step
+
+
+def _torch_product(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check_rows(x, weight)
+    return functional.linear(x, weight, bias)
+
+
+def _onednn_product(x: Tensor, *, weight: Tensor, packed: Tensor | None, bias: Tensor | None) -> Tensor:
+    """oneDNN compiles a product for every number of rows (0.3 to 1.5 ms, half a megabyte that is kept for 1,024 of
+    them), and ragged batches hardly ever have the same number twice: rows of zeros make the numbers few."""
+    _check_rows(x, weight)
+    num_rows = x.shape[0]
+    padding = few_sizes(num_rows) - num_rows
+    if padding:
+        x = functional.pad(x, (0, 0, 0, padding))
+    if packed is None:
+        result = functional.linear(x, weight, bias)
+    else:
+        result = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return result[:num_rows] if padding else result
+
+
+def _check_operands(weight: Tensor, bias: Tensor | None) -> None:
+    """torch would broadcast a bias of another shape; what else is wrong would show at the first call only."""
+    _check("weight", weight, 2, "[out_features, in_features]")
+    if bias is None:
+        return
+    _check("bias", bias, 1, "[out_features]")
+    if bias.shape[0] != weight.shape[0]:
+        raise KernelArgumentError(f"linear: bias has shape {list(bias.shape)}, expected [{weight.shape[0]}]")
+    if bias.dtype != weight.dtype or bias.device != weight.device:
+        raise KernelArgumentError(
+            f"linear: bias is {bias.dtype} on {bias.device}, expected {weight.dtype} on {weight.device}"
+        )
+
+
+def _check(name: str, tensor: Tensor, num_dims: int, shape: str) -> None:
+    if tensor.layout != torch.strided:
+        raise KernelArgumentError(f"linear: {name} has layout {tensor.layout}, expected {torch.strided}")
+    if tensor.ndim != num_dims:
+        raise KernelArgumentError(f"linear: {name} has shape {list(tensor.shape)}, expected {shape}")
+    if not tensor.is_contiguous():
+        raise KernelArgumentError(f"linear: {name} has strides {tensor.stride()}, expected a contiguous tensor")
+
+
+def _check_rows(x: Tensor, weight: Tensor) -> None:
+    """What our kernel checks too; torch would multiply other dimensions than rows, and explain the rest less well."""
+    if x.layout != torch.strided:
+        raise KernelArgumentError(f"linear: x has layout {x.layout}, expected {torch.strided}")
+    if x.ndim != 2 or x.shape[1] != weight.shape[1]:
+        expected = f"[num_tokens, in_features={weight.shape[1]}]"
+        raise KernelArgumentError(f"linear: x has shape {list(x.shape)}, expected {expected}")
+    if x.dtype != weight.dtype or x.device != weight.device:
+        raise KernelArgumentError(f"linear: x is {x.dtype} on {x.device}, expected {weight.dtype} on {weight.device}")
