@@ -50,7 +50,7 @@ gpu-bench-13b: gpu-build
 
 # mypy sees the package as the build lays it out, with builders/ as dpn_rt.builders.
 TYPECHECK := rm -rf build/typecheck && mkdir -p build/typecheck && cp -r dpn_rt pyproject.toml build/typecheck && \
-  cp -r builders build/typecheck/dpn_rt && (cd build/typecheck && $(abspath $(BIN))/mypy)
+  cp -r builders build/typecheck/dpn_rt && (cd build/typecheck && $(abspath $(BIN))/mypy --cache-dir ../mypy-cache)
 
 lint: $(READY)
 	$(BIN)/ruff check .
