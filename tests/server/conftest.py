@@ -116,7 +116,7 @@ class RunningServer:
     def wait_until_idle(self, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
         while self.service.admission.active or self.service.engine.load.kv_blocks_used:
-            assert time.monotonic() < deadline, "requests or cells are left"
+            assert time.monotonic() < deadline, "requests or KV blocks are left"
             time.sleep(0.01)
 
     def stop(self) -> None:

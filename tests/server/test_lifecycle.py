@@ -13,9 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.backends.kernels.prefill import Prefill
 from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.engine.loader import RuntimeConfig
+from dpn_rt.engine.prefill import Prefill
 from tests.server.conftest import Ask, RunningServer, StartServer
 
 LONG = Ask().body(max_tokens=600, ignore_eos=True)
