@@ -12,8 +12,11 @@ READY := $(VENV)/.ready
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
 
+# Two processes share the cores, so threads that wait must not spin.
+TEST_PROCESSES ?= 2
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+	  $(PYTEST_OPTIONS)
 
 # The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use.
 GPU_TESTS := tests/ops tests/device tests/backends/kernels tests/engine tests/sampling tests/backends/tensorrt/test_on_gpu.py

@@ -1,4 +1,4 @@
-"""Time on a device: events of the stream on a GPU, the host's clock elsewhere."""
+"""Time on a device: events of the stream on a GPU, the host's clock on the CPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def is_cuda(device: str | torch.device) -> bool:
 
 
 def synchronize(device: str | torch.device) -> None:
-    """Until the device has done what was asked of it."""
+    """Wait until the device has finished all queued work."""
     if is_cuda(device):
         torch.cuda.synchronize(device)
 
 
 def seconds(run: Run, device: str | torch.device = "cpu") -> float:
-    """That `run` takes. On a GPU what the device does between two events, without the wait of the host."""
+    """Seconds that `run` takes. On a GPU the time between two events, without the host's wait."""
     if not is_cuda(device):
         start = time.perf_counter()
         run()
@@ -36,11 +36,11 @@ def seconds(run: Run, device: str | torch.device = "cpu") -> float:
 
 
 def replayable(run: Run, device: str | torch.device) -> Run:
-    """`run` without the host's share: on a GPU a captured graph, so that short kernels follow each other at once."""
+    """`run` without the host's overhead: on a GPU a captured graph, which launches kernels without gaps."""
     if not is_cuda(device):
         return run
     warm_up = torch.cuda.Stream(device)
-    with torch.cuda.stream(warm_up):  # workspaces and lazily loaded modules, before anything is captured
+    with torch.cuda.stream(warm_up):  # makes workspaces and loads modules before the capture
         run()
     torch.cuda.current_stream(device).wait_stream(warm_up)
     graph = torch.cuda.CUDAGraph()
@@ -50,7 +50,7 @@ def replayable(run: Run, device: str | torch.device) -> Run:
 
 
 class Mark:
-    """A moment on a device: behind all that was queued before it."""
+    """A moment on a device: reached once all work queued before it is done."""
 
     def __init__(self, device: str | torch.device) -> None:
         self._event = torch.cuda.Event(enable_timing=True) if is_cuda(device) else None
@@ -59,36 +59,36 @@ class Mark:
             self._event.record()
 
     def seconds_until(self, later: Mark) -> float:
-        """Both must have been reached."""
+        """Seconds between two moments that the device has reached."""
         if self._event is not None and later._event is not None:
             return self._event.elapsed_time(later._event) / 1e3
         return later._host_seconds - self._host_seconds
 
 
 class Stopwatch:
-    """Sums the time of calls that are made within a longer run, without stopping a GPU for it."""
+    """Sums the time of calls within a longer run, without synchronizing a GPU for each."""
 
     def __init__(self, device: str | torch.device) -> None:
         self._device = device
         self._spans: list[tuple[Mark, Mark]] = []
 
     def __call__(self, run: Callable[[], object]) -> object:
-        """What `run` returns."""
+        """Time `run`, and return its result."""
         begin = self.mark()
         result = run()
         self.add(begin, self.mark())
         return result
 
     def mark(self) -> Mark:
-        """Now."""
+        """The current moment."""
         return Mark(self._device)
 
     def add(self, begin: Mark, end: Mark) -> None:
-        """The time between two moments."""
+        """Add the time between two moments."""
         self._spans.append((begin, end))
 
     @property
     def seconds(self) -> float:
-        """So far; waits for the device."""
+        """Sum so far; waits for the device."""
         synchronize(self._device)
         return sum(begin.seconds_until(end) for begin, end in self._spans)

@@ -19,7 +19,7 @@ IMAGE_TOKEN = 6
 
 
 def dense_llava(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> LlavaForConditionalGeneration:
-    """The dense model, as a user of transformers runs it: the tower has the layer after the selected one too."""
+    """The dense model as a user of transformers runs it, with the tower's layer after the selected one."""
     assert config.vision is not None
     llava_config = LlavaConfig(
         vision_config=hf_modules.clip_config(config.vision, num_layers=config.vision.num_layers + 1),
@@ -55,6 +55,6 @@ def _names(weights: Iterable[str], config: ModelConfig, model: LlavaForCondition
 
 
 def _repeat_last_layer(model: LlavaForConditionalGeneration) -> None:
-    """An engine has no weights for the tower's last layer, whose output LLaVA drops: use those of the one before."""
+    """Use the last layer but one as the tower's last: LLaVA drops its output, so an engine has no weights for it."""
     layers: nn.ModuleList = hf_modules.clip_core(model.model.vision_tower).encoder.layers
     layers[-1] = layers[-2]

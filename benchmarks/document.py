@@ -2,7 +2,7 @@
 
     python benchmarks/document.py [--latency FILE ...] [--ops FILE] [--docs DIR]
 
-From the JSON of `latency.py` and `ops.py`; what stands between the marks in the document is replaced.
+Reads the JSON of `latency.py` and `ops.py`, and replaces the text between the marks in the document.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: the repository's root is where `benchmarks` is found
+if not __package__:  # run as a file: `benchmarks` is found in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import ops, report
@@ -46,12 +46,12 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def plot_name(latency: dict[str, Any]) -> str:
-    """File of a model's plot."""
+    """File name of a model's plot."""
     return f"gpu_prefill_{latency['shape']}.png"
 
 
 def section(models: Sequence[dict[str, Any]], kernels: dict[str, Any]) -> str:
-    """Markdown between the marks."""
+    """The Markdown section, marks included."""
     tables = []
     for latency in models:
         tables += [
@@ -71,7 +71,7 @@ def section(models: Sequence[dict[str, Any]], kernels: dict[str, Any]) -> str:
 
 
 def with_section(document: str, text: str) -> str:
-    """The document with `text` between its marks; at its end where it has none."""
+    """The document with `text` in place of its marked section, or at its end where it has none."""
     before, begin, rest = document.partition(BEGIN)
     if not begin:
         return f"{document.rstrip()}\n\n{text}\n"
@@ -82,14 +82,14 @@ def with_section(document: str, text: str) -> str:
 
 
 def least_seconds(latency: dict[str, Any], flops: float) -> float:
-    """That a prefill of `flops` takes: its products at the measured rate, and every weight read once."""
+    """Least seconds of a prefill of `flops`: its products at the measured rate, or one read of all weights."""
     limits = latency["limits"]
     products = flops / limits["gemm_flops_per_second"]["median"]
     return max(products, latency["decode_weight_bytes"] / limits["read_bytes_per_second"]["median"])
 
 
 def plot(latency: dict[str, Any], file: Path) -> None:
-    """Prefill time of every row against its FLOPs, the limit drawn in."""
+    """Plot the prefill time of every row against its FLOPs, with the limit as a line."""
     import matplotlib
 
     matplotlib.use("Agg")

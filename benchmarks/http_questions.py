@@ -36,18 +36,18 @@ class Question:
         return {"model": model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens, **fields}
 
     def messages(self) -> list[dict[str, Any]]:
-        """As `LLM.chat` takes it."""
+        """The same question as `LLM.chat` takes it."""
         content = [{"type": "image", "image": self.image}, {"type": "text", "text": self.text}]
         return [{"role": "user", "content": content}]
 
 
 def data_url(content: bytes) -> str:
-    """Bytes of a picture as a URL."""
+    """A PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def questions(engine: Path, scenes: int, max_tokens: int = 8) -> list[tuple[Question, str]]:
-    """Ten questions about each of some scenes, and the text that `LLM` answers alone."""
+    """Ten questions about each of `scenes` scenes, and the text that `LLM` answers to each alone."""
     llm = LLM(engine)
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     asked = [

@@ -2,9 +2,9 @@
 
     python benchmarks/latency.py --shape llava-1b --routes 222 --batch 1 8 --json latency.json
 
-Weights are random and routes are forced. Every round runs every row once; medians over the rounds, and ratios taken
-round by round. Prefill runs from image embeddings and token ids to the first token of every request. Rows are timed by
-the host, which waits for the device as a user does; on a GPU the limits are timed by events.
+Weights are random and routes are forced. Every round runs every row once. Times are medians over the rounds, and ratios
+are taken round by round. Prefill starts from image embeddings and token ids and ends with the first token of every
+request. The host times the rows and waits for the device, as a user does; on a GPU events time the limits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import get_args
 
 import torch
 
-if not __package__:  # run as a file: the repository's root is where `benchmarks` is found
+if not __package__:  # run as a file: `benchmarks` is found in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.measure import measure

@@ -1,4 +1,4 @@
-"""What this machine can do in this run: rate of matrix multiplication, and rate of moving memory."""
+"""The limits of this machine in this run: rates of matrix multiplication and of memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dpn_rt.model.config import DecoderConfig
 
 READ_BYTES = 1 << 30
 COPIED_BYTES = 4 << 30
-"""On a GPU: a thousand times what starting a copy costs."""
+"""Size of the copy on a GPU. It takes a thousand times as long as starting a copy."""
 MIN_GEMM_WEIGHT_BYTES = 256 << 20
-"""Weights that the multiplications walk through: several times the largest cache."""
+"""Least bytes of weights in one pass of multiplications, several times the largest cache."""
 
 
 class GemmLimit:
-    """torch's own linear layers on the decoder's shapes, with weights that do not stay in the cache."""
+    """Rate of torch's linear layers with the decoder's shapes and weights that do not stay in the cache."""
 
     def __init__(self, config: DecoderConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         attention = config.num_heads * config.head_dim
@@ -38,7 +38,7 @@ class GemmLimit:
 
     @torch.inference_mode()
     def measure(self) -> float:
-        """FLOP/s of one pass, after another one: what has lain idle for a round is slow to reach at first."""
+        """FLOP/s of one pass. A pass before it warms up: memory that was idle for a round is slow at first."""
         self._multiply()
         return self.flops / seconds(self._multiply, self.device)
 
@@ -48,8 +48,11 @@ class GemmLimit:
 
 
 class ReadLimit:
-    """Bytes per second of memory: on the CPU of reading a block far larger than the caches with all of torch's threads,
-    on a GPU of a copy within it, read and written bytes counted."""
+    """Rate of memory.
+
+    On the CPU all of torch's threads read a block far larger than the caches. On a GPU a block is copied, and read and
+    written bytes both count.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -60,12 +63,12 @@ class ReadLimit:
 
     @torch.inference_mode()
     def measure(self) -> float:
-        """Bytes/s of one pass, after another one as above."""
+        """Bytes/s of one pass, after one that warms up."""
         self._move()
         return self.num_bytes / seconds(self._move, self.device)
 
     def _move(self) -> None:
         if self.copy is None:
-            self.block.sum()  # of integers, which costs less than reading them
+            self.block.sum()  # adding integers costs less than reading them
         else:
             self.copy.copy_(self.block)

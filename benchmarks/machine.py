@@ -1,4 +1,4 @@
-"""What numbers were measured on."""
+"""The machine and the versions that a benchmark ran on."""
 
 from __future__ import annotations
 

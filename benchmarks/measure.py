@@ -1,4 +1,4 @@
-"""Runs the rows of the latency benchmark: one engine with random weights, every subject on it, round by round."""
+"""Runs the latency benchmark: every subject on one engine with random weights, round by round."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dpn_rt.schema.weights import TORCH_DTYPES
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run everything and return the report."""
+    """Run all rows in all rounds and return the report."""
     model = SHAPES[options.shape].model(options.dtype)
     device, dtype = torch.device(options.device), TORCH_DTYPES[options.dtype]
     rows = plan(options)
@@ -71,9 +71,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def engine_directory(model: ModelConfig, cache: Path | None, name: str, copies: int = 1) -> Iterator[Path]:
-    """An engine with random weights; a temporary one unless `cache` names a place to keep it.
+    """An engine with random weights, in `cache` if given, else in a temporary directory.
 
-    `copies`: as often its weights will be written, for which there has to be room.
+    `copies` is how often the weights will be written. There must be disk space for all of them.
     """
     total = sum(spec.num_bytes for spec in weight_spec(model).values())
     needed = copies * total
@@ -93,7 +93,7 @@ def engine_directory(model: ModelConfig, cache: Path | None, name: str, copies: 
 
 
 def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
-    """The models, on shared memory-mapped weights where they allow it."""
+    """The subjects by name. They share the memory-mapped weights where they can."""
     subjects: dict[str, Subject] = {}
     weights = EngineDir.open(path, verify=False).load_weights()
     device = torch.device(options.device)
@@ -131,10 +131,10 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
 
 
 def compile_problem(subject: Subject, model: ModelConfig) -> str | None:
-    """What torch.compile says to one small round; None where it works."""
+    """The error of one small round under torch.compile; None where it works."""
     try:
         subject.run(make_requests(model, Row("compiled", "dense", 1, (DENSE,))), 1)
-    except Exception as error:  # of the compiler's many kinds
+    except Exception as error:  # the compiler raises many kinds
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
 
@@ -152,7 +152,7 @@ def make_requests(model: ModelConfig, row: Row) -> list[Request]:
 
 
 def run_row(subject: Subject, row: Row, model: ModelConfig, steps: int) -> None:
-    """Measure one row once."""
+    """Measure one row in one round."""
     requests = make_requests(model, row)
     gc.collect()
     with peak_memory() as memory:

@@ -1,4 +1,4 @@
-"""Resident memory of this process, and its peak over a stretch of code."""
+"""Resident memory of this process, and its peak within a block of code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESET_PEAK = "5"
 
 @dataclass
 class PeakMemory:
-    """Bytes above what was resident at the start; None where the system does not tell."""
+    """Peak bytes above those resident at the start; None where the system does not report them."""
 
     extra: int | None = None
 
@@ -31,7 +31,7 @@ def resident_bytes(key: str = "VmRSS") -> int | None:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[PeakMemory]:
-    """Measure how far resident memory rises above its start inside the block."""
+    """Measure how far resident memory rises within the block."""
     result = PeakMemory()
     try:
         CLEAR_REFS.write_text(RESET_PEAK)

@@ -1,4 +1,4 @@
-"""A benchmark's engine with TensorRT plans besides, for the GPU that is there."""
+"""A benchmark's engine with TensorRT plans for the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from dpn_rt.format.plans import Flavor, PlanLimits
 
 
 def write_plan_engine(source: Path, target: Path, model: ModelConfig, batch: int, rows: int) -> Path:
-    """The engine at `source` once more at `target`, where one may be, with plans.
+    """Write the engine at `source` with plans to `target`, replacing an engine that is there.
 
-    They take `batch` sequences of `rows` rows in every stage.
-
-    TensorRT is taken where it is installed, else TensorRT-RTX.
+    The plans take `batch` sequences of `rows` rows in every stage. They are TensorRT's where it is installed, else
+    TensorRT-RTX's.
 
     Raises:
         PlanError: there is no GPU, or the library is missing or refuses.

@@ -37,7 +37,7 @@ def ratio(baseline: str, quantity: str) -> Cell:
 
 
 def same_route(baseline: str, quantity: str) -> Cell:
-    """Of the rows of another subject than `baseline`."""
+    """Speed against `baseline` on the same route, for the rows of other subjects."""
 
     def cell(row: dict[str, Any]) -> str:
         values = row["ratios"].get(f"{baseline} {row['routes']}", {})
@@ -47,7 +47,7 @@ def same_route(baseline: str, quantity: str) -> Cell:
 
 
 def share(name: str) -> Cell:
-    """Of a prefill's time."""
+    """Share of the prefill's time."""
 
     def cell(row: dict[str, Any]) -> str:
         found = row["ratios"].get(f"{name} share of prefill")

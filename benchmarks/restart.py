@@ -1,9 +1,9 @@
-"""Seconds from `kill -9` to the next answer, with a supervisor that starts the server again at once.
+"""Seconds from `kill -9` to the next answer, where a supervisor restarts the server immediately.
 
 python -m benchmarks.restart --engine DIR --repeats 5
 
-The server is killed while it answers. Its files are compared before and after, and the first answer of the new
-server with the answer of the old one.
+The server is killed while it answers. The engine's files must be the same before and after, and the first answer of
+the new server must be that of the old one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from examples.tiny_dpn import data
 
 
 def digest(folder: Path) -> str:
-    """Of all files of a folder."""
+    """One sha256 of all files in a folder."""
     content = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -36,7 +36,7 @@ def digest(folder: Path) -> str:
 
 
 def ask(url: str, body: dict[str, object]) -> str:
-    """The text of an answer."""
+    """Ask the server; return the text of its answer."""
     reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
     reply.raise_for_status()
     return str(reply.json()["choices"][0]["message"]["content"])

@@ -2,8 +2,8 @@
 
 python -m benchmarks.reuse --engine DIR --scenes 40
 
-Every scene is new to the server. Its questions are asked one after another, streaming, so that nothing waits for
-anything else; the order of the questions is drawn for each scene.
+Every scene is new to the server. Its questions are asked one after another, in random order and streaming, so that no
+request waits for another one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lines of the latency table: which subject serves which requests, and what was measured of it."""
+"""The rows of the latency table: which subject serves which requests, and its samples."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from benchmarks.samples import Samples
 
 SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt", "tensorrt")
 OPTIONAL_SUBJECTS = ("compiled", "tensorrt")
-"""Left out unless they are asked for."""
+"""Subjects that run only on request."""
 DENSE_SUBJECTS = ("transformers", "compiled")
-"""They know of no routes."""
+"""Subjects without routes."""
 MIXES = {
     "quarters": ((2, 2, 2), (0, 1, 2), (1, 1, 1), (2, 0, 1)),
     "40-40-20": ((2, 2, 2), (1, 1, 1), (2, 2, 2), (1, 1, 1), (0, 0, 0)),
 }
-"""Routes of a mixed batch, taken in turn: four kinds, or 40 % all 2x2, 40 % all 1x2 and 20 % all 1x1."""
+"""Routes of a mixed batch, used in turn: four kinds, or 40 % all 2x2, 40 % all 1x2 and 20 % all 1x1."""
 DENSE = (0, 0, 0)
 """All rows kept: the 1x1 expert at every boundary."""
 
 
 @dataclass
 class Row:
-    """One line of the table: a subject with one batch of requests."""
+    """One row of the table: a subject with one batch of requests."""
 
     subject: str
     label: str
     batch: int
     routes: tuple[tuple[int, ...], ...]
     flops: int = 0
-    """Of the published computation."""
+    """FLOPs of the published computation."""
     computed_flops: int = 0
-    """Of what this subject computes; its rate and its ratio to the GEMM limit count these."""
+    """FLOPs that this subject computes; its rate and its ratio to the GEMM limit are based on these."""
     kv_rows: int = 0
     samples: dict[str, Samples] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class Row:
 
 
 def plan(options: argparse.Namespace) -> list[Row]:
-    """The lines of the table, in the order in which a round runs them."""
+    """The rows of the table, in the order in which a round runs them."""
     rows = []
     for batch in options.batch:
         mix = MIXES[options.mix]

@@ -1,4 +1,4 @@
-"""Samples of a benchmark and what is reported of them."""
+"""Samples of a benchmark and their statistics."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ class Samples:
 
 
 def paired_ratio(numerator: Samples, denominator: Samples) -> Samples:
-    """Ratio round by round: what drifts over the run drops out."""
+    """Ratios round by round, so that a drift over the run cancels."""
     return Samples([n / d for n, d in zip(numerator.values, denominator.values, strict=True)])

@@ -1,9 +1,9 @@
-"""Load over HTTP: closed loop (so many clients) and open loop (Poisson arrivals), against `LLM` on the same requests.
+"""Load over HTTP in closed loops (fixed number of clients) and open loops (Poisson arrivals), compared with `LLM`.
 
 python -m benchmarks.serve --engine DIR --clients 1 4 16 --rates 5 10 --requests 200 --json serve.json --plot serve.png
 
-All requests stream, unless --whole says otherwise. Offline is `LLM.chat` on the same questions in one process, pictures
-decoded there too. Rounds alternate over all loads; medians over rounds with their spread.
+All requests stream, except with --whole. Offline is `LLM.chat` on the same questions in one process, decoding of
+pictures included. Every round runs all loads; the report gives medians over the rounds with their spread.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ TIMEOUT = 600.0
 
 @dataclass(frozen=True)
 class Timing:
-    """One request, seconds."""
+    """Times of one request, in seconds."""
 
     arrival: float
-    """Since the start of the load."""
+    """When it was sent, since the start of the load."""
     tokens: tuple[float, ...]
-    """When each event with tokens came, since the request was sent; a token may have no text."""
+    """When each event with tokens came, since the request was sent. A token may have no text."""
     total: float
     num_tokens: int
     error: str | None
@@ -52,14 +52,14 @@ class Timing:
 
 @dataclass
 class Round:
-    """One load, once."""
+    """One load in one round."""
 
     seconds: float
     timings: list[Timing] = field(default_factory=list)
 
 
 async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> Round:
-    """So many clients, each asking its next question when it has its answer."""
+    """`clients` clients, each of which asks its next question when it has the answer to its last."""
     jobs = iter(bodies)
     timings: list[Timing] = []
     async with _client(url, clients) as client:
@@ -74,7 +74,7 @@ async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], clients: int) 
 
 
 async def open_loop(url: str, bodies: Sequence[dict[str, Any]], rate: float, seed: int) -> Round:
-    """Requests that come by chance, `rate` a second on average, whether the server keeps up or not."""
+    """Requests at random times, `rate` per second on average, whether the server keeps up or not."""
     draw = random.Random(seed)
     async with _client(url, len(bodies)) as client:
         started = time.perf_counter()
@@ -138,7 +138,7 @@ def _length(mean: int, spread: float, draw: random.Random) -> int:
 
 
 def offline(llm: LLM, asked: Sequence[Question], *, ignore_eos: bool) -> float:
-    """Seconds that `LLM.chat` takes for all of them."""
+    """Seconds that `LLM.chat` takes for all questions."""
     params = [SamplingParams(temperature=0, max_tokens=one.max_tokens, ignore_eos=ignore_eos) for one in asked]
     started = time.perf_counter()
     llm.chat([question.messages() for question in asked], params)
@@ -146,7 +146,7 @@ def offline(llm: LLM, asked: Sequence[Question], *, ignore_eos: bool) -> float:
 
 
 def summarize(rounds: Sequence[Round], target_first: float, target_between: float) -> dict[str, Any]:
-    """Throughput as median and spread over rounds; latencies over all their requests."""
+    """Throughput as median and spread over rounds, and latencies over the requests of all rounds."""
     timings = [timing for one in rounds for timing in one.timings]
     good = [t for t in timings if t.error is None]
     rates = [len([t for t in one.timings if t.error is None]) / one.seconds for one in rounds]
@@ -177,7 +177,7 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All loads, round by round."""
+    """Run all loads, round by round."""
     asked = [question for question, _ in questions(options.engine, options.scenes, options.max_tokens)]
     draw = random.Random(0)
     asked = [
@@ -217,7 +217,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> str:
-    """A table in Markdown."""
+    """The result as a Markdown table."""
     lines = [
         "| load | requests/s | TTFT ms median / p99 | TPOT ms median | ITL ms median / p99 | E2E ms median / p99 "
         "| errors |",
@@ -241,7 +241,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Throughput against time to first token."""
+    """Plot the time to the first token against throughput."""
     import matplotlib
 
     matplotlib.use("Agg")

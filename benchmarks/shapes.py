@@ -1,4 +1,4 @@
-"""Models that the benchmarks run: published sizes with random weights, and what one request is."""
+"""Models of the benchmarks (published sizes, random weights) and their request."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ KERNELS = ((1, 1), (1, 2), (2, 2))
 ROUTER_TOKEN = 7
 NUM_TEXT_ROWS = 64
 TEXT_BEFORE_IMAGE = 35
-"""Rows of the Vicuna system prompt, about."""
+"""About as many as the Vicuna system prompt has."""
 TEXT_AFTER_ROUTER = 5
 WEIGHT_STD = 0.02
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaMA decoder and its tower."""
+    """Sizes of a LLaMA decoder and its vision tower."""
 
     hidden_size: int
     intermediate_size: int
@@ -80,9 +80,9 @@ SHAPES = {
 def random_weights(model: ModelConfig, seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
     """Canonical weights in an engine's order, one at a time.
 
-    Matrices are cut from one block of normal numbers: what they are does not change how long a multiplication takes,
-    and drawing billions of numbers would take longer than the benchmark. Routes are forced, so the routers' weights
-    do not matter either.
+    Matrices are cut from one block of normal numbers. Their values do not change how long a multiplication takes, and
+    drawing billions of numbers would take longer than the benchmark. Routes are forced, so the values of the routers'
+    weights do not matter either.
     """
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(1 << 22, generator=generator) * WEIGHT_STD
@@ -101,7 +101,7 @@ def random_weights(model: ModelConfig, seed: int = 0) -> Iterator[tuple[str, tor
 
 
 def prompt_token_ids(model: ModelConfig) -> list[int]:
-    """64 text ids and the image: with 576 visual tokens 640 rows."""
+    """64 text ids and the placeholder of the image: 640 rows with 576 visual tokens."""
     low, high = ROUTER_TOKEN + 1, model.decoder.vocab_size
     text = [1, *((low + 37 * i) % (high - low) + low for i in range(NUM_TEXT_ROWS - 2))]
     after_image = text[TEXT_BEFORE_IMAGE:]

@@ -2,8 +2,9 @@
 
 python -m benchmarks.soak --engine DIR --clients 64 --requests 2000
 
-Starts a server, asks it, and prints as JSON: statuses, wrong answers, latency of /health, memory over time, and whether
-the KV pool was full again at the end. Fails (exit status 1) when a good request was not answered as `LLM` answers it.
+Starts a server, sends requests, and prints as JSON: statuses, wrong answers, latency of /health, memory over time, and
+the part of the KV pool that is in use at the end. Fails (exit status 1) if a good request was not answered as `LLM`
+answers it, or if there was a server error.
 """
 
 from __future__ import annotations
@@ -37,29 +38,29 @@ TIMEOUT = 300.0
 
 @dataclass
 class Result:
-    """What a soak saw."""
+    """The result of a soak."""
 
     seconds: float = 0.0
     good: int = 0
     wrong: list[str] = field(default_factory=list)
-    """Good requests that were not answered, or not as the library answers them."""
+    """Good requests without an answer or with another answer than the library's."""
     hostile: Counter[str] = field(default_factory=Counter)
-    """Kind of attack and what came back."""
+    """Number of attacks per kind and outcome."""
     server_errors: int = 0
-    """Replies of 500 and above, whoever asked."""
+    """Replies with status 500 or above, to good and hostile requests."""
     health_seconds: list[float] = field(default_factory=list)
     memory_bytes: list[int] = field(default_factory=list)
     cells_left_in_use: float = 0.0
 
     @property
     def memory_growth(self) -> float:
-        """Growth over the last half, as a share: mean of the last tenth over the mean of the tenth after the middle."""
+        """Growth in the last half: mean of the last tenth over the mean of the tenth after the middle, minus 1."""
         tenth = max(1, len(self.memory_bytes) // 10)
         middle = len(self.memory_bytes) // 2
         return float(np.mean(self.memory_bytes[-tenth:]) / np.mean(self.memory_bytes[middle : middle + tenth]) - 1)
 
     def summary(self) -> dict[str, Any]:
-        """For people and JSON."""
+        """The result as JSON."""
         return {
             "seconds": self.seconds,
             "good": self.good,
@@ -83,16 +84,16 @@ async def soak(
     requests: int,
     hostile_share: float = 0.05,
 ) -> Result:
-    """Ask `requests` questions, `clients` at a time.
+    """Send `requests` requests from `clients` clients.
 
     Args:
-        url: of the server.
-        pid: its process, whose memory is watched.
-        model: its name in requests.
+        url: the server.
+        pid: process of the server, whose memory is watched.
+        model: name of the model in requests.
         good: questions with the answers that `LLM` gives.
-        clients: that ask at one time.
-        requests: in all, hostile ones included.
-        hostile_share: of the requests.
+        clients: number of clients, each with one request at a time.
+        requests: number of requests, hostile ones included.
+        hostile_share: share of hostile requests.
     """
     result, draw = Result(), random.Random(0)
     plan: list[Callable[[httpx.AsyncClient], Awaitable[None]]] = []

@@ -1,7 +1,7 @@
-"""What is measured: the same requests through transformers, the eager model and the runtime.
+"""The subjects of the latency benchmark: transformers, the eager model and the runtime, with the same requests.
 
-The one place that knows how each of them is called. A subject encodes images, runs prefill until the first token of
-every request is chosen, and then decodes one token for every request and step; all choose tokens greedily.
+Only this file knows how each of them is called. A subject encodes images, runs prefill until the first token of every
+request is chosen, and then decodes one token per request and step. All choose tokens greedily.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Clock = time.perf_counter
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt with its image, before and after the tower."""
+    """One prompt with its image, as pixels and as rows after tower and projector."""
 
     token_ids: list[int]
     pixels: torch.Tensor
@@ -40,30 +40,30 @@ class Request:
 
 @dataclass(frozen=True)
 class Timing:
-    """One round of one subject, in seconds."""
+    """Times of one round of one subject, in seconds."""
 
     vision: float
     prefill: float
     decode_step: float
-    """One token for every request."""
+    """One step, which decodes one token per request."""
     boundary: float | None
-    """Routing and pooling within prefill, where it can be told."""
+    """Routing and pooling within prefill; None where it cannot be timed."""
     kv_rows: int
-    """Cached rows after prefill, of all requests and layers together."""
+    """Cached rows after prefill, summed over requests and layers."""
     between_stages: float | None = None
-    """From the end of each stage of a prefill to the begin of the next, with what waits for the choice."""
+    """From the end of each stage of a prefill to the start of the next one, the wait for the router included."""
 
 
 class Subject(Protocol):
     def run(self, requests: Sequence[Request], steps: int) -> Timing:
-        """Serve all requests once; `steps` decode steps after the first token."""
+        """Serve all requests once: the first token, then `steps` decode steps."""
 
 
 class TransformersDense:
     """LlavaForConditionalGeneration; all requests have the same length, so a batch needs no padding."""
 
     def __init__(self, model: LlavaForConditionalGeneration, compiled: bool = False) -> None:
-        """compiled: run the decoder through torch.compile."""
+        """`compiled`: run the model under torch.compile."""
         self.model = model
         self.forward: Any = torch.compile(model) if compiled else model
 
@@ -94,7 +94,7 @@ class TransformersDense:
 
 
 class Eager:
-    """The eager DPN, one request after the other, as the published code runs."""
+    """The eager DPN. It serves one request after another, as the published code does."""
 
     def __init__(self, model: EagerDpn) -> None:
         self.model = model
@@ -141,7 +141,7 @@ class BoundaryClock:
 
 
 class Runtime:
-    """dpn_rt. Prefill and decode go through the public `LLM.generate`, scheduling and sampling included."""
+    """dpn_rt. Prefill and decode run through the public `LLM.generate`, scheduling and sampling included."""
 
     def __init__(self, llm: Any, config: ModelConfig, device: str) -> None:
         from dpn_rt import SamplingParams
@@ -172,7 +172,7 @@ class Runtime:
         total = Clock() - start
         boundary.remove()
         stages.remove()
-        # Until the last request has its first token; what generate() does around its steps counts as prefill.
+        # Prefill ends when the last request has its first token. generate()'s work around its steps counts as prefill.
         metrics = [output.metrics for output in outputs]
         decode = max(m.finish for m in metrics) - max(m.first_token for m in metrics)
         rows = 0
@@ -185,7 +185,7 @@ class Runtime:
 
     @property
     def _stages(self) -> list[Any]:
-        """Of the decoder; plans have none."""
+        """Stages of the decoder; plans have none."""
         decoder = getattr(self.llm.engine.runner.backend, "_decoder", None)
         return [] if decoder is None else list(decoder.stages)
 
@@ -233,7 +233,7 @@ class OpClock:
 
 
 def now(model: nn.Module) -> float:
-    """The time, once the model's device has finished."""
+    """The time after the model's device has finished its work."""
     synchronize(next(model.parameters()).device)
     return Clock()
 

@@ -14,7 +14,7 @@ from dpn_rt.format.config import ModelConfig
 
 
 def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], limits: Row) -> dict[str, Any]:
-    """Everything that was measured, and what follows from it, as JSON."""
+    """All samples, and what follows from them, as JSON."""
     dense = flops.prefill_flops(model, flops.stage_rows(model, None, NUM_TEXT_ROWS).rows)
     assert model.vision is not None
     result: dict[str, Any] = {
@@ -58,11 +58,11 @@ SAME_ROUTE: dict[str, tuple[str, ...]] = {
     "dpn_rt": ("eager",),
     "tensorrt": ("eager", "dpn_rt"),
 }
-"""Per subject those that it is compared with on the same routes."""
+"""Subject -> the subjects that it is compared with on the same routes."""
 
 
 def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[str, Any]:
-    """Speed against the other rows of the same batch, and against the limits; above 1 is faster than they."""
+    """Speed relative to the other rows of the same batch and to the limits; above 1 is faster."""
     found: dict[str, Any] = {}
     for other in rows:
         dense = other.label == "dense" and other.subject in (*DENSE_SUBJECTS, "dpn_rt", row.subject)
@@ -76,7 +76,7 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
             quantity: paired_ratio(other.samples[quantity], row.samples[quantity]).to_json()
             for quantity in ("vision", "prefill", "time_to_first_token", "decode_step")
         }
-        if other.subject == row.subject:  # how much of the saved arithmetic becomes saved time
+        if other.subject == row.subject:  # the share of saved FLOPs that becomes saved time
             saving = Samples([value * row.flops / other.flops for value in found[name]["prefill"]["samples"]])
             found["flop saving realised"] = {"prefill": saving.to_json()}
     fastest = limits.samples["gemm_flops_per_second"], limits.samples["read_bytes_per_second"]

@@ -1,4 +1,4 @@
-"""Watches a server from a process of its own, so that a busy load generator does not count as a slow server.
+"""Watches a server from a separate process, so that a busy load generator does not look like a slow server.
 
 `python -m benchmarks.watch URL PID` polls /health and the memory of the process with its children until its input
 closes, then prints JSON.

@@ -9,9 +9,12 @@ a stack frame. Needs nvcc, no GPU.
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +141,9 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", type=Path, default=sorted((ROOT / "csrc/ops").glob("*/*_cuda.cu")))
     parser.add_argument("--architectures", nargs="+", default=["80", "90a"], choices=list(SHARED_BYTES))
     arguments = parser.parse_args()
-    kernels = [k for source in arguments.sources for a in arguments.architectures for k in compile_source(source, a)]
+    jobs = itertools.product(arguments.sources, arguments.architectures)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        kernels = [k for found in pool.map(lambda job: compile_source(*job), jobs) for k in found]
     print(table(kernels))
     bad = [k for k in kernels if k.spilled or k.stack]
     if bad:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.places import place as place
 from tests.skips import pytest_addoption as pytest_addoption
 from tests.skips import pytest_sessionfinish as pytest_sessionfinish
 from tests.skips import pytest_terminal_summary as pytest_terminal_summary
+
+LONGEST = ("tests/ops/test_isa.py", "tests/server/test_serve_command.py", "tests/server/test_engine_process.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest files, so that no process is left alone with one at the end."""
+    order = {name: -len(LONGEST) + i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], 0))

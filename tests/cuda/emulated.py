@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -84,6 +85,15 @@ def c_argument(value: object) -> object:
 
 
 def build() -> Kernels:
+    """Compile what has changed, one process at a time."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        compile_emulation()
+    return Kernels(ctypes.CDLL(str(BUILD / "libemulation.so")))
+
+
+def compile_emulation() -> None:
     command = [
         "make",
         "-C",
@@ -95,4 +105,3 @@ def build() -> Kernels:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"the emulation does not compile:\n{result.stderr}")
-    return Kernels(ctypes.CDLL(str(BUILD / "libemulation.so")))
