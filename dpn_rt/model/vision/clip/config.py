@@ -28,9 +28,6 @@ from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 Activation = Literal["quick_gelu", "gelu"]
 SelectFeature = Literal["patch", "cls_patch"]
 
-NUM_PREFIX_ROWS = 1
-"""Rows of the tower before those of the patches: the class row."""
-
 
 @dataclass(frozen=True, slots=True)
 class ClipConfig:
@@ -65,14 +62,19 @@ class ClipConfig:
         return self.grid[0] * self.grid[1]
 
     @property
+    def num_prefix_rows(self) -> int:
+        """Rows inside the tower before those of the patches: the class row."""
+        return 1
+
+    @property
     def num_rows(self) -> int:
         """Rows of one image inside the tower; each has a position embedding."""
-        return NUM_PREFIX_ROWS + self.num_patches
+        return self.num_prefix_rows + self.num_patches
 
     @property
     def num_dropped_rows(self) -> int:
         """First rows of the tower that are no visual tokens."""
-        return NUM_PREFIX_ROWS if self.select_feature == "patch" else 0
+        return self.num_prefix_rows if self.select_feature == "patch" else 0
 
     @property
     def num_visual_tokens(self) -> int:

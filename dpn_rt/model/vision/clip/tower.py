@@ -66,9 +66,9 @@ class ClipTower:
         """Takes what `config.weight_specs` names from an engine's weights."""
         self._config = config
         self._patch_embedding = load_linear(weights, names.PATCH_EMBEDDING, prepack=False)
-        position = weights[f"{names.POSITION_EMBEDDING}.weight"]
-        self._class_row = weights[names.CLASS_EMBEDDING] + position[0]
-        self._patch_positions = position[1:]
+        positions = weights[f"{names.POSITION_EMBEDDING}.weight"]
+        self._prefix_rows = weights[names.CLASS_EMBEDDING] + positions[: config.num_prefix_rows]
+        self._patch_positions = positions[config.num_prefix_rows :]
         self._pre_norm = load_norm(weights, names.PRE_NORM)
         self._layers = [
             load_layer(weights, f"{names.LAYERS}.{index}", prepack=prepack) for index in range(config.num_layers)
@@ -91,15 +91,15 @@ class ClipTower:
         return hidden[:, config.num_dropped_rows :]
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
-        """Class row and patch rows of every image with positions added: `[num_images * num_rows, hidden_size]`."""
-        size, dtype = self._config.patch_size, self._class_row.dtype
+        """Prefix rows and patch rows of every image, with positions: `[num_images * num_rows, hidden_size]`."""
+        size, dtype = self._config.patch_size, self._prefix_rows.dtype
         height, width = self._config.grid
         cropped = pixel_values[:, :, : height * size, : width * size].to(dtype)
         patches = cropped.unfold(2, size, size).unfold(3, size, size)  # [images, 3, rows, columns, size, size]
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size**2)
         embedded = self._patch_embedding(patches).view(len(pixel_values), height * width, -1)
-        class_rows = self._class_row.expand(len(pixel_values), 1, -1)
-        return torch.cat((class_rows, embedded + self._patch_positions), dim=1).flatten(0, 1)
+        prefix_rows = self._prefix_rows.expand(len(pixel_values), -1, -1)
+        return torch.cat((prefix_rows, embedded + self._patch_positions), dim=1).flatten(0, 1)
 
 
 def load_layer(weights: Mapping[str, Tensor], prefix: str, *, prepack: bool) -> ClipLayer:
