@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from dpn_rt.engine.engine import Progress
 from dpn_rt.engine.interrupts import deferred_interrupt
-from dpn_rt.engine.loader import RuntimeConfig, load_engine
+from dpn_rt.engine.loader import load_engine
 from dpn_rt.errors import BatchError, DpnError, RequestError
 from dpn_rt.outputs import RequestOutput, StreamDelta
 from dpn_rt.prompts.chat import Message
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.prompt import Prompt
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.settings import EngineOptions
 
 
 @dataclass(eq=False)
@@ -79,18 +80,18 @@ class LLM:
             ConfigError: device or a limit cannot be served.
             CapacityError: the memory is too small.
         """
-        config = RuntimeConfig(
+        options = EngineOptions(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_chunk_tokens=max_chunk_tokens,
-            max_length=max_model_len,
+            max_model_len=max_model_len,
             kv_cache_bytes=kv_cache_bytes,
             gpu_memory_utilization=gpu_memory_utilization,
             reuse_bytes=reuse_bytes,
             block_size=block_size,
-            prepack=prepack_weights,
+            prepack_weights=prepack_weights,
         )
-        loaded = load_engine(engine_dir, device, config, verify=verify)
+        loaded = load_engine(engine_dir, device, options, verify=verify)
         self.model, self.processor, self.engine = loaded.model, loaded.processor, loaded.engine
         self._request_ids = (str(number) for number in itertools.count())
         self._inboxes: dict[str, _Inbox] = {}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from dpn_rt.errors import ConfigError, DpnError, StepError
 
 if TYPE_CHECKING:
-    from dpn_rt.engine.loader import RuntimeConfig
     from dpn_rt.server.config import ServerConfig
+    from dpn_rt.settings import EngineOptions
 
 API_KEY_VARIABLE = "DPN_RT_API_KEY"
 
@@ -52,10 +52,11 @@ def _serve(options: argparse.Namespace) -> None:
     from dpn_rt.server.engine_client.process import EngineProcess
 
     set_up_logs(options.log_level, as_json=options.log_json)
-    config, runtime = _server_config(options), _runtime_config(options)
-    source = EngineSource(options.engine, options.device, runtime, LogConfig(options.log_level, options.log_json))
+    config, engine_options = _server_config(options), _engine_options(options)
+    logs = LogConfig(options.log_level, options.log_json)
+    source = EngineSource(options.engine, options.device, engine_options, logs)
     with EngineProcess(source) as process:  # it loads the weights while the files are verified here
-        processor = load_processor(source.path, source.device, runtime, verify=not options.skip_verify)
+        processor = load_processor(source.path, source.device, engine_options, verify=not options.skip_verify)
         process.wait_until_loaded()
         endpoint = options.otlp_traces_endpoint
         tracing = otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None
@@ -101,14 +102,14 @@ def _server_config(options: argparse.Namespace) -> ServerConfig:
     )
 
 
-def _runtime_config(options: argparse.Namespace) -> RuntimeConfig:
-    from dpn_rt.engine.loader import RuntimeConfig
+def _engine_options(options: argparse.Namespace) -> EngineOptions:
+    from dpn_rt.settings import EngineOptions
 
-    return RuntimeConfig(
+    return EngineOptions(
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_chunk_tokens=options.max_chunk_tokens or None,
-        max_length=options.max_model_len,
+        max_model_len=options.max_model_len,
         kv_cache_bytes=options.kv_cache_bytes,
         gpu_memory_utilization=options.gpu_memory_utilization,
         reuse_bytes=options.reuse_bytes,

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     *("errors", "schema", "_kernels", "ops", "device", "model", "format"),
-    *("cache", "sampling", "backends", "outputs", "prompts", "drawing"),
+    *("cache", "sampling", "outputs", "prompts", "settings", "backends", "drawing"),
     *("engine", "llm", "server", "generate", "serve", "builders", "build", "reference", "eager"),
 )
 """Packages and modules of `dpn_rt`: each imports only from those before it."""

@@ -23,6 +23,7 @@ from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput,
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import SampledTokens, Sampler, SamplingState
+from dpn_rt.settings import EngineSettings
 
 
 @dataclass(eq=False)
@@ -68,26 +69,24 @@ class Engine:
     def __init__(
         self,
         model: ModelConfig,
+        settings: EngineSettings,
         scheduler: Scheduler,
         runner: Runner,
         sampler: Sampler,
-        max_length: int,
-        max_work: int | None,
         make_detokenizer: Callable[[SamplingParams], Detokenizer | None] | None,
     ) -> None:
         """
         Args:
-            max_length: rows of prompt, image and generated tokens at stage 0, at most.
-            max_work: rows times layers of one part of a prefill while others decode; None: prefills are not cut.
             make_detokenizer: None for an engine without a tokenizer, whose outputs have no text. It may give None for a
                 request whose owner makes text of the ids itself.
         """
-        self._model = model
+        self._model, self._settings = model, settings
         self._scheduler = scheduler
         self.runner = runner
         self._sampler = sampler
-        self._max_length = max_length
-        self._max_work = max_work
+        chunk = settings.max_chunk_tokens
+        self._max_work = None if chunk is None else chunk * model.decoder.num_layers
+        """Rows times layers of one part of a prefill while others decode; None: prefills are not cut."""
         self._make_detokenizer = make_detokenizer
         self._requests: dict[str, Request] = {}
         device = runner.backend.async_device
@@ -106,7 +105,7 @@ class Engine:
 
     @property
     def max_num_seqs(self) -> int:
-        return self._scheduler.config.max_num_seqs
+        return self._settings.max_num_seqs
 
     @property
     def num_waiting(self) -> int:
@@ -136,11 +135,12 @@ class Engine:
             raise DeviceError(str(self.failure)) from self.failure
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use")
-        room = self._max_length - prompt.num_rows
+        max_model_len = self._settings.max_model_len
+        room = max_model_len - prompt.num_rows
         if room < 1:
             raise RequestError(
-                f"the prompt takes {prompt.num_rows} rows, expected at most {self._max_length - 1}: the model's length "
-                f"is {self._max_length}, and one row must be left for the answer"
+                f"the prompt takes {prompt.num_rows} rows, expected at most {max_model_len - 1}: the model's length "
+                f"is {max_model_len}, and one row must be left for the answer"
             )
         self._check_ids(params)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)

@@ -75,19 +75,12 @@ class PrefixStatistics:
     evictions: int = 0
 
 
-@dataclass(frozen=True)
-class PrefixCacheConfig:
-    """Bounds."""
-
-    max_row_bytes: int
-    """Of the rows that are kept beside the blocks."""
-
-
 class PrefixCache:
     """Entries, and the blocks that they hold in the pool."""
 
-    def __init__(self, config: PrefixCacheConfig, cache: BlockAllocator) -> None:
-        self._config = config
+    def __init__(self, cache: BlockAllocator, max_row_bytes: int) -> None:
+        """`max_row_bytes`: of the rows that are kept beside the blocks."""
+        self._max_row_bytes = max_row_bytes
         self.cache = cache
         """Whose blocks it holds."""
         self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
@@ -172,7 +165,7 @@ class PrefixCache:
         self._entries[key] = entry
         self.cache.hold(entry.blocks)
         self._row_bytes += _row_bytes(entry)
-        while self._row_bytes > self._config.max_row_bytes:
+        while self._row_bytes > self._max_row_bytes:
             self._remove(next(key for key, other in self._entries.items() if other.exit_rows is not None))
             self.statistics.evictions += 1
 

@@ -20,18 +20,7 @@ from dpn_rt.backends.backend import SequenceCache
 from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.model.reduction.reduction import Reduction
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Budgets of one step."""
-
-    max_num_seqs: int
-    """Sequences that run at one time."""
-    max_num_batched_tokens: int
-    """Rows at stage 0 of one prefill; a longer prompt is prefilled alone."""
-    takes_turns: bool = False
-    """Whether a prefill is cut into parts while others decode."""
+from dpn_rt.settings import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -47,8 +36,8 @@ class Batch:
 class Scheduler:
     """Waiting and running sequences, and their claim on the KV cache."""
 
-    def __init__(self, config: SchedulerConfig, reduction: Reduction, cache: SequenceCache) -> None:
-        self.config = config
+    def __init__(self, settings: EngineSettings, reduction: Reduction, cache: SequenceCache) -> None:
+        self._settings = settings
         self._reduction = reduction
         self._cache = cache
         self._waiting: list[Sequence] = []  # by `Sequence.order`
@@ -95,7 +84,7 @@ class Scheduler:
             False where there is no room for that: the sibling then waits for a prefill of its own.
         """
         assert sequence.slot is not None
-        if self.num_running < self.config.max_num_seqs:
+        if self.num_running < self._settings.max_num_seqs:
             free = self._cache.num_free_blocks - self._num_promised_blocks()
             sibling.slot = self._cache.fork(sequence.slot, free)
         if sibling.slot is None:
@@ -127,7 +116,7 @@ class Scheduler:
                 self._is_decode_due = False
                 return self._batch("decode", decoding)
         if self._prefilling:
-            self._is_decode_due = self.config.takes_turns
+            self._is_decode_due = self._settings.max_chunk_tokens is not None
             return self._batch("prefill", list(self._prefilling))
         decoding = self._make_room()
         return self._batch("decode", decoding) if decoding else None
@@ -137,7 +126,7 @@ class Scheduler:
 
         None where something else is due: a prefill, or a preemption.
         """
-        is_full = len(self._running) >= self.config.max_num_seqs
+        is_full = len(self._running) >= self._settings.max_num_seqs
         if self._prefilling or (self._waiting and not is_full):
             return None
         sequences = [sequence for sequence in self._running if not sequence.ends_with_next]
@@ -157,14 +146,14 @@ class Scheduler:
         rows = 0
         slots = self._slots(self._running)
         free = self._cache.num_free_blocks - self._cache.blocks_to_grow(slots)
-        while self._waiting and len(self._running) + len(admitted) < self.config.max_num_seqs:
+        while self._waiting and len(self._running) + len(admitted) < self._settings.max_num_seqs:
             sequence = self._waiting[0]
             rows += sequence.num_rows
             lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.forced_experts)
             # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
             blocks = self._cache.blocks_for(tuple(length + 1 for length in lengths))
             whole_cache = not self._running and not admitted  # alone it fits: `check_fits` has counted its rows
-            if (admitted and rows > self.config.max_num_batched_tokens) or (blocks > free and not whole_cache):
+            if (admitted and rows > self._settings.max_num_batched_tokens) or (blocks > free and not whole_cache):
                 break
             free -= blocks
             del self._waiting[0]

@@ -78,14 +78,14 @@ class Processor:
         directory: Path | None,
         model: ModelConfig,
         *,
-        max_length: int | None = None,
+        max_model_len: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """
         Args:
             directory: the engine's `processor/`; None for an engine that takes ids and embeddings only.
             model: the engine's model.
-            max_length: rows of prompt and output together; None: the model's `max_position_embeddings`.
+            max_model_len: rows of prompt and output together; None: the model's `max_position_embeddings`.
             max_pixels: of an image.
 
         Raises:
@@ -95,7 +95,7 @@ class Processor:
         if directory is None and (config.has_tokenizer or config.has_image_processor):
             raise EngineError("the engine has processor files: expected their directory, got None")
         self.model = model
-        self.max_length = max_length or model.decoder.max_position_embeddings
+        self.max_model_len = max_model_len or model.decoder.max_position_embeddings
         self.tokenizer = Tokenizer.load(directory) if directory and config.has_tokenizer else None
         self._max_pixels = max_pixels
         self._preprocessor: Preprocessor | None = None
@@ -122,11 +122,11 @@ class Processor:
                 f"or once per visual token ({visual.num_visual_tokens})"
             )
         num_rows = len(ids) + (visual.num_visual_tokens - 1 if visual else 0)
-        if num_rows >= self.max_length:
+        if num_rows >= self.max_model_len:
             raise RequestError(
                 f"prompt has {num_rows} rows ({len(ids)} token ids"
                 + (f", the image as {visual.num_visual_tokens} rows" if visual else "")
-                + f"): expected at most {self.max_length - 1}, to leave room for one token"
+                + f"): expected at most {self.max_model_len - 1}, to leave room for one token"
             )
         token_ids = np.array(ids, dtype=np.int64)
         token_ids.setflags(write=False)
@@ -166,15 +166,15 @@ class Processor:
         """Refuses a text that cannot fit, before time is spent to tokenise it.
 
         Raises:
-            RequestError: it is longer than `max_length` of the longest tokens.
+            RequestError: it is longer than `max_model_len` of the longest tokens.
         """
         if self.tokenizer is None:
             return
         longest = self.tokenizer.longest_entry
-        if num_characters > self.max_length * longest:
+        if num_characters > self.max_model_len * longest:
             raise RequestError(
-                f"prompt of {num_characters} characters: expected at most {self.max_length * longest}, "
-                f"{self.max_length} rows of at most {longest} characters"
+                f"prompt of {num_characters} characters: expected at most {self.max_model_len * longest}, "
+                f"{self.max_model_len} rows of at most {longest} characters"
             )
 
     def chat(self, messages: Sequence[Message]) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def _model_card(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": int(START),
         "owned_by": "dpn_rt",
-        "max_model_len": service.preparation.max_length,
+        "max_model_len": service.preparation.max_model_len,
     }
 
 

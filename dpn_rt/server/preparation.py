@@ -40,9 +40,9 @@ class Preparation:
         return self._processor.tokenizer
 
     @property
-    def max_length(self) -> int:
+    def max_model_len(self) -> int:
         """Rows of prompt and answer together."""
-        return self._processor.max_length
+        return self._processor.max_model_len
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Calls a function in a worker thread and gives its result."""
@@ -74,8 +74,8 @@ class Preparation:
             for prompt in request.prompts:
                 if isinstance(prompt, str):
                     self._processor.check_text(len(prompt))
-                elif len(prompt) > self.max_length:
-                    raise RequestError(f"prompt of {len(prompt)} tokens: expected fewer than {self.max_length}")
+                elif len(prompt) > self.max_model_len:
+                    raise RequestError(f"prompt of {len(prompt)} tokens: expected fewer than {self.max_model_len}")
             return
         self._processor.check_text(sum(len(text) for message in request.messages for text in _texts(message)))
         count = sum(len(message.images) for message in request.messages)
@@ -94,7 +94,7 @@ class Preparation:
         return text + images * visual + request.completions * self._answer(request.token_limit)
 
     def _answer(self, max_tokens: int | None) -> int:
-        return min(max_tokens or DEFAULT_ANSWER_TOKENS, self.max_length)
+        return min(max_tokens or DEFAULT_ANSWER_TOKENS, self.max_model_len)
 
     def _process_chat(self, request: ChatRequest, files: list[bytes]) -> ProcessedPrompt:
         images = iter([self._images.get(file, partial(self._image, i)) for i, file in enumerate(files)])

@@ -59,7 +59,7 @@ class Held:
 class AllocatorMachine(RuleBasedStateMachine):
     """Random calls. `contents` `[num_blocks + 1, BLOCK_SIZE]` stands for the pool: id of the row, 8 * id + group."""
 
-    @initialize(num_blocks=st.integers(8, 70), num_slots=st.integers(1, 5))
+    @initialize(num_blocks=st.integers(6, 50), num_slots=st.integers(1, 5))
     def begin(self, num_blocks: int, num_slots: int) -> None:
         self.allocator = make_allocator(num_blocks, num_slots, self.copy)
         self.allocator.reclaim = self.reclaim
@@ -261,6 +261,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         allocator, users = self.allocator, self.users()
         held = [block for entry in self.held for block in entry.blocks.flatten().tolist()]
         assert len(held) == len(set(held))
+        counts = [len(slots) + (block in held) for block, slots in users.items()]
+        assert allocator._num_users.tolist() == counts and np.flatnonzero(allocator._is_held).tolist() == sorted(held)
         unused = [block for block, slots in users.items() if not slots and block not in held]
         used = [block for block, slots in users.items() if slots]
         assert all(len(slots) == len(set(slots)) for slots in users.values()), "a block is twice in one sequence"
@@ -346,6 +348,41 @@ def test_more_than_there_is_changes_nothing() -> None:
         allocator.grow(np.array([slot]))
     assert allocator.num_free_blocks == 2
     assert allocator.kv_lengths(np.array([slot])).tolist() == [[0, 0, 4]]
+
+
+def test_as_many_held_blocks_are_asked_for_as_are_missing() -> None:
+    allocator = make_allocator(num_blocks=6)
+    slot, other = allocator.open_slot(), allocator.open_slot()
+    allocator.fill_stage(1, np.array([slot]), ints(8))
+    first, second = (allocator.block_groups(slot, index, index + 1)[1] for index in (0, 1))
+    both = np.concatenate((first, second), axis=1)
+    allocator.hold([both])
+    assert not allocator.would_free([both])
+    allocator.share(1, other, first, 4)
+    allocator.close_slot(slot)
+    assert allocator.would_free([both]) and not allocator.would_free([first]), "the second block has no other user"
+    assert (allocator.num_unused_blocks, allocator.num_free_blocks) == (4, 5)
+    missing: list[int] = []
+
+    def release(num_blocks: int) -> None:
+        missing.append(num_blocks)
+        allocator.release([both])
+
+    allocator.reclaim = release
+    allocator.fill_stage(1, np.array([other]), ints(24))
+    assert missing == [1] and allocator.num_unused_blocks == 0
+
+
+def test_blocks_that_cannot_be_shared_for_want_of_a_copy() -> None:
+    allocator = make_allocator(num_blocks=5, num_slots=2)
+    slot, other = allocator.open_slot(), allocator.open_slot()
+    allocator.fill_stage(0, np.array([slot]), ints(7))
+    blocks = allocator.block_groups(slot, 0, 2)[0]
+    with pytest.raises(CapacityError, match="1 free blocks, 2 are needed"):
+        allocator.share(0, other, blocks, 7)
+    assert allocator.kv_lengths(np.array([other])).tolist() == [[0, 0, 0]]
+    allocator.close_slot(slot)
+    assert allocator.num_unused_blocks == 5
 
 
 def test_a_copy_that_fails_loses_no_blocks() -> None:

@@ -24,7 +24,7 @@ def test_geometry_of_a_model() -> None:
     deep = KvGeometry.of_model(DECODER, stage_layers((), 7), torch.bfloat16)
     assert (deep.layers_per_block, deep.layer_groups) == (7, (1,))
     sizes = KvGeometry.of_model(DECODER, stage_layers((3,), 7), torch.bfloat16)
-    assert sizes.stage_sizes == (4, 3)
+    assert (sizes.stage_sizes, sizes.layers_per_block, sizes.layer_groups) == ((4, 3), 1, (4, 3))
     assert GEOMETRY.layers_per_block == 2
     assert GEOMETRY.layer_groups == (2, 1, 3)
     assert GEOMETRY.block_bytes(4) == 2 * 2 * 2 * 4 * 8 * 4

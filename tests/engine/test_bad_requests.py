@@ -139,7 +139,7 @@ def test_bad_limits(engine_dir: Path) -> None:
     for arguments, message in [
         ({"max_num_seqs": 0}, "max_num_seqs=0"),
         ({"block_size": -1}, "block_size=-1"),
-        ({"max_model_len": 10_000}, "max_length=10000: expected at most 512"),
+        ({"max_model_len": 10_000}, "max_model_len=10000: expected at most 512"),
         ({"device": "tpu"}, "device='tpu'"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
-from dpn_rt.engine.loader import RuntimeConfig, load_bare_engine, load_processor
+from dpn_rt.engine.loader import load_bare_engine, load_processor
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.reference import EagerDpn
 from dpn_rt.server.app import create_app
@@ -29,13 +29,14 @@ from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.http_server import Server, uvicorn_config
 from dpn_rt.server.service import Service
 from dpn_rt.server.tracing import Tracing
+from dpn_rt.settings import EngineOptions
 from examples.tiny_dpn import data, train
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.tokenizer import train_tokenizer
 from tests.server.local_engine import LocalEngine
 
 MODEL = "tiny"
-RUNTIME = RuntimeConfig(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2**24)
+OPTIONS = EngineOptions(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2**24)
 
 
 @pytest.fixture(scope="session")
@@ -135,8 +136,8 @@ def start_server(engine_dir: Path) -> Iterator[StartServer]:
     end with the test."""
     running: list[RunningServer] = []
 
-    def start(runtime: RuntimeConfig | None = None, **settings: Any) -> RunningServer:
-        running.append(run_server(engine_dir, runtime or RUNTIME, **settings))
+    def start(options: EngineOptions | None = None, **settings: Any) -> RunningServer:
+        running.append(run_server(engine_dir, options or OPTIONS, **settings))
         return running[-1]
 
     yield start
@@ -147,18 +148,18 @@ def start_server(engine_dir: Path) -> Iterator[StartServer]:
 @pytest.fixture(scope="module")
 def server(engine_dir: Path) -> Iterator[RunningServer]:
     """As it is deployed: the engine has a process of its own."""
-    with EngineProcess(EngineSource(engine_dir, "cpu", RUNTIME)) as process:
+    with EngineProcess(EngineSource(engine_dir, "cpu", OPTIONS)) as process:
         process.wait_until_loaded()
-        running = serve(load_processor(engine_dir, "cpu", RUNTIME), process)
+        running = serve(load_processor(engine_dir, "cpu", OPTIONS), process)
         yield running
         running.stop()
 
 
 def run_server(
-    engine_dir: Path, runtime: RuntimeConfig, tracing: Tracing | None = None, **settings: Any
+    engine_dir: Path, options: EngineOptions, tracing: Tracing | None = None, **settings: Any
 ) -> RunningServer:
-    engine = load_bare_engine(engine_dir, "cpu", runtime)
-    return serve(load_processor(engine_dir, "cpu", runtime), LocalEngine(engine), tracing, **settings)
+    engine = load_bare_engine(engine_dir, "cpu", options)
+    return serve(load_processor(engine_dir, "cpu", options), LocalEngine(engine), tracing, **settings)
 
 
 def serve(

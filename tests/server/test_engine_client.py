@@ -18,14 +18,15 @@ import psutil
 import pytest
 
 from dpn_rt import LLM, SamplingParams, errors
-from dpn_rt.engine.loader import RuntimeConfig, load_bare_engine, load_processor
+from dpn_rt.engine.loader import load_bare_engine, load_processor
 from dpn_rt.errors import BatchError, CapacityError, DpnError, EngineError, RequestError, StepError
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.server.engine_client.client import EngineClient
 from dpn_rt.server.engine_client.messages import Abort, Add, EngineSource, Update
 from dpn_rt.server.engine_client.process import EngineProcess
-from tests.server.conftest import RUNTIME, Ask
+from dpn_rt.settings import EngineOptions
+from tests.server.conftest import OPTIONS, Ask
 from tests.server.local_engine import LocalEngine
 
 PARAMS = SamplingParams(temperature=0, max_tokens=8, logprobs=2)
@@ -78,12 +79,12 @@ async def connected(process: EngineProcess) -> AsyncIterator[EngineClient]:
 
 @pytest.fixture(scope="module")
 def source(engine_dir: Path) -> EngineSource:
-    return EngineSource(engine_dir, "cpu", RUNTIME)
+    return EngineSource(engine_dir, "cpu", OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def prompts(source: EngineSource) -> list[ProcessedPrompt]:
-    processor = load_processor(source.path, source.device, source.runtime)
+    processor = load_processor(source.path, source.device, source.options)
     return [processor.process(processor.chat(Ask(scene).local_messages)) for scene in range(3)]
 
 
@@ -114,7 +115,7 @@ def test_answers_are_those_of_a_thread(
             await until(lambda: client.load.unfinished == 0)
             assert client.load.kv_blocks and client.load.image_queries == len(prompts)
             assert client.stalled_seconds == 0 and client.failure is None
-        async with connected(LocalEngine(load_bare_engine(source.path, source.device, source.runtime))) as client:
+        async with connected(LocalEngine(load_bare_engine(source.path, source.device, source.options))) as client:
             return mine, await answers(client, prompts)
 
     for mine, other in zip(*asyncio.run(work()), strict=True):
@@ -303,7 +304,7 @@ def test_what_cannot_be_loaded_is_raised_here(source: EngineSource, tmp_path: Pa
     with EngineProcess(replace(source, path=tmp_path)) as process, pytest.raises(EngineError, match="engine.json"):
         process.wait_until_loaded()
     assert process._process.returncode == 0
-    small = replace(source, runtime=RuntimeConfig(kv_cache_bytes=1))
+    small = replace(source, options=EngineOptions(kv_cache_bytes=1))
     with EngineProcess(small) as process, pytest.raises(CapacityError, match="kv_cache_bytes=1"):
         process.wait_until_loaded()
 

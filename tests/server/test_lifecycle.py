@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.engine.engine import Engine, StepResult
-from dpn_rt.engine.loader import RuntimeConfig
 from dpn_rt.engine.prefill import Prefill
+from dpn_rt.settings import EngineOptions
 from tests.server.conftest import Ask, RunningServer, StartServer
 
 LONG = Ask().body(max_tokens=600, ignore_eos=True)
@@ -82,7 +82,7 @@ def test_second_questions_about_an_image_find_it_computed(start_server: StartSer
 
 
 def test_urgent_requests_overtake(start_server: StartServer) -> None:
-    server = start_server(RuntimeConfig(max_num_seqs=1))
+    server = start_server(EngineOptions(max_num_seqs=1))
     finished: list[str] = []
 
     def ask(name: str, priority: int, max_tokens: int) -> None:

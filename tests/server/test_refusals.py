@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpn_rt.engine.loader import RuntimeConfig
 from dpn_rt.server.media.policy import MediaPolicy
+from dpn_rt.settings import EngineOptions
 from tests.server.conftest import MODEL, Ask, RunningServer, StartServer, data_url, png
 
 GOOD = Ask()
@@ -195,7 +195,7 @@ def test_every_prompt_takes_a_place_in_the_queue(start_server: StartServer) -> N
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_others_of_its_request_stream(start_server: StartServer) -> None:
-    server = start_server(RuntimeConfig(max_num_seqs=2, kv_cache_bytes=2_000_000))
+    server = start_server(EngineOptions(max_num_seqs=2, kv_cache_bytes=2_000_000))
     body = {"model": "tiny", "prompt": ["a", "a " * 300], "max_tokens": 600, "stream": True}
     reply = server.post(body, "/v1/completions")
     assert reply.status_code == 400 and "KV blocks" in reply.json()["error"]["message"]
@@ -203,7 +203,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_others_of_its_request_stre
 
 
 def test_what_the_cache_cannot_hold(start_server: StartServer) -> None:
-    server = start_server(RuntimeConfig(max_num_seqs=2, kv_cache_bytes=2_000_000))
+    server = start_server(EngineOptions(max_num_seqs=2, kv_cache_bytes=2_000_000))
     reply = server.post(GOOD.body(max_tokens=700))
     assert reply.status_code == 400 and "KV blocks" in reply.json()["error"]["message"]
     streamed = server.post(GOOD.body(max_tokens=700, stream=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,35 +21,23 @@ from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.encoder import CropEncoder, ImageEncoder, VisionEncoder, load_encoder
 from dpn_rt.schema.weights import TORCH_DTYPES
-
-
-@dataclass(frozen=True)
-class DeviceLimits:
-    """What has to fit into a device's memory."""
-
-    max_num_seqs: int
-    max_prefill_rows: int
-    """Rows at stage 0 of one prefill."""
-    max_length: int
-    """Rows of one request."""
-    block_size: int
-    kv_cache_bytes: int | None
-    """None: what is left."""
-    reuse_bytes: int
-    """Of images' rows, and as much again of those that go with kept prefixes."""
-    utilization: float
-    """Part of the memory that may be taken in all."""
+from dpn_rt.settings import EngineSettings
 
 
 def load_kernel_backend(
-    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device, *, prepack: bool = False
+    model: ModelConfig,
+    weights: Mapping[str, Tensor],
+    settings: EngineSettings,
+    device: Device,
+    *,
+    prepack: bool = False,
 ) -> tuple[KernelBackend, VisionEncoder | None]:
     """Weights, KV pool and decode step on a device.
 
     Args:
         model: of the engine.
         weights: of the engine.
-        limits: what has to fit.
+        settings: of the engine.
         device: of all tensors.
         prepack: keep a second copy of the weights in oneDNN's layout, on the host.
 
@@ -59,12 +46,13 @@ def load_kernel_backend(
     """
     placed = place_weights(weights, device)
     try:
-        return _build(model, placed, limits, device, prepack=prepack)
+        return _build(model, placed, settings, device, prepack=prepack)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
-            f"{device.torch_device} ran out of memory while the largest prefill of {limits.max_prefill_rows} rows was "
-            f"tried or graphs were recorded, behind {_num_bytes(weights):,} bytes of weights: lower "
-            f"max_num_batched_tokens, max_num_seqs or gpu_memory_utilization={limits.utilization} ({error})"
+            f"{device.torch_device} ran out of memory while the largest prefill of {settings.max_prefill_tokens} rows "
+            f"was tried or graphs were recorded, behind {_num_bytes(weights):,} bytes of weights: lower "
+            f"max_num_batched_tokens, max_num_seqs or "
+            f"gpu_memory_utilization={settings.gpu_memory_utilization} ({error})"
         ) from error
 
 
@@ -84,22 +72,27 @@ def place_weights(weights: Mapping[str, Tensor], device: Device) -> dict[str, Te
 
 
 def _build(
-    model: ModelConfig, weights: Mapping[str, Tensor], limits: DeviceLimits, device: Device, *, prepack: bool = False
+    model: ModelConfig,
+    weights: Mapping[str, Tensor],
+    settings: EngineSettings,
+    device: Device,
+    *,
+    prepack: bool = False,
 ) -> tuple[KernelBackend, VisionEncoder | None]:
     geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
-    angles = rope_table(model.decoder, limits.max_length).to(device.torch_device)
+    angles = rope_table(model.decoder, settings.max_model_len).to(device.torch_device)
     decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_block, prepack=prepack)
     reducers = load_reducers(model.reduction, weights, device)
     encoder = load_encoder(model.vision, model.projector, weights, prepack=prepack)
-    num_bytes = limits.kv_cache_bytes
+    num_bytes = settings.kv_cache_bytes
     if num_bytes is None:
         with torch.inference_mode():
-            peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, limits, device))
-        num_bytes = device.cache_bytes(limits.utilization, peak + _kept_bytes(model, limits))
-    cache, pool = make_kv_cache(geometry, limits, num_bytes, device)
+            peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, settings, device))
+        num_bytes = device.cache_bytes(settings.gpu_memory_utilization, peak + _kept_bytes(model, settings))
+    cache, pool = make_kv_cache(geometry, settings, num_bytes, device)
     step: DecodeStep = HostDecodeStep(decoder, cache, pool)
     if device.is_async:
-        step = DecodeGraphs(decoder, cache, pool, device, limits.max_num_seqs)
+        step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
     backend = KernelBackend(decoder, reducers, cache, pool, step, device)
     if device.is_async:
         return backend, record_encoder(encoder, device)
@@ -112,7 +105,7 @@ def record_encoder(encoder: CropEncoder | None, device: Device) -> EncoderGraphs
 
 
 def make_kv_cache(
-    geometry: KvGeometry, limits: DeviceLimits, num_bytes: int, device: Device
+    geometry: KvGeometry, settings: EngineSettings, num_bytes: int, device: Device
 ) -> tuple[BlockAllocator, KvPool]:
     """An empty pool of as many KV blocks as `num_bytes` hold, and its allocator.
 
@@ -121,16 +114,16 @@ def make_kv_cache(
     Raises:
         CapacityError: `num_bytes` hold not even one block, or the memory has no room for the pool.
     """
-    block_size, groups = limits.block_size, geometry.layer_groups
+    block_size, groups = settings.block_size, geometry.layer_groups
     block_bytes = geometry.block_bytes(block_size)
     num_blocks = num_bytes // block_bytes
-    if limits.kv_cache_bytes is None:
-        full_length = count_blocks([limits.max_length] * len(groups), groups, block_size)
-        num_blocks = min(limits.max_num_seqs * full_length, num_blocks)
+    if settings.kv_cache_bytes is None:
+        full_length = count_blocks([settings.max_model_len] * len(groups), groups, block_size)
+        num_blocks = min(settings.max_num_seqs * full_length, num_blocks)
     if num_blocks < 1:
         raise CapacityError(f"kv_cache_bytes={num_bytes}: expected at least {block_bytes}, one KV block")
     pool = KvPool(geometry, num_blocks, block_size, device)
-    config = AllocatorConfig(num_blocks, block_size, limits.max_num_seqs, limits.max_length, groups, block_bytes)
+    config = AllocatorConfig(num_blocks, block_size, settings.max_num_seqs, settings.max_model_len, groups, block_bytes)
     return BlockAllocator(config, pool.copy), pool
 
 
@@ -139,7 +132,7 @@ def _largest_work(
     decoder: Decoder,
     encoder: CropEncoder | None,
     geometry: KvGeometry,
-    limits: DeviceLimits,
+    settings: EngineSettings,
     device: Device,
 ) -> None:
     """What takes the most memory: images, then as many rows as may be prefilled together, of which none is pooled.
@@ -150,13 +143,13 @@ def _largest_work(
     if encoder is not None:
         shapes = encoder.config.view_shapes
         encoder.forward([torch.zeros(encoder.crops_per_call, *shape, device=where) for shape in shapes])
-    rows = limits.max_prefill_rows
-    length = min(rows, limits.max_length)
+    rows = settings.max_prefill_tokens
+    length = min(rows, settings.max_model_len)
     num_seqs = -(-rows // length)
-    blocks = torch.zeros((1, *geometry.block_shape(limits.block_size)), dtype=geometry.dtype, device=where)
+    blocks = torch.zeros((1, *geometry.block_shape(settings.block_size)), dtype=geometry.dtype, device=where)
     ends = torch.arange(1, num_seqs + 1, device=where).mul_(length).clamp_(max=rows)
     cu_seqlens = torch.cat((ends.new_zeros(1), ends)).int()
-    width = -(-length // limits.block_size)
+    width = -(-length // settings.block_size)
     x = decoder.embed(torch.zeros(rows, dtype=torch.int64, device=where))
     for stage, groups in zip(decoder.stages, geometry.layer_groups, strict=True):
         positions = torch.arange(rows, dtype=torch.int32, device=where) % length
@@ -172,10 +165,10 @@ def _largest_work(
     decoder.logits(x)
 
 
-def _kept_bytes(model: ModelConfig, limits: DeviceLimits) -> int:
+def _kept_bytes(model: ModelConfig, settings: EngineSettings) -> int:
     """Of rows beside the KV blocks: those of each running sequence's image, and what is reused."""
-    rows = 0 if model.vision is None else limits.max_num_seqs * model.vision.max_visual_tokens
-    return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * limits.reuse_bytes
+    rows = 0 if model.vision is None else settings.max_num_seqs * model.vision.max_visual_tokens
+    return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * settings.reuse_bytes
 
 
 def _num_bytes(weights: Mapping[str, Tensor]) -> int:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpn_rt.engine.engine import Engine, StepResult
-from dpn_rt.engine.loader import RuntimeConfig
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.settings import EngineOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class EngineSource:
 
     path: Path
     device: str
-    runtime: RuntimeConfig
+    options: EngineOptions
     logs: LogConfig = LogConfig()
 
 

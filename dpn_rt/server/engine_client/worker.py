@@ -56,7 +56,7 @@ def _load(source: EngineSource, channel: Channel) -> Engine | None:
     """The engine, and a message that it is loaded; or None, and a message with the reason."""
     set_up_logs(source.logs.level, as_json=source.logs.as_json)
     try:
-        engine = load_bare_engine(source.path, source.device, source.runtime, verify=False)
+        engine = load_bare_engine(source.path, source.device, source.options, verify=False)
     except DpnError as error:
         channel.send(Loaded(Load(), error))
         return None

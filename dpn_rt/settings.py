@@ -1,0 +1,145 @@
+"""How an engine is run: what the user asked for (`EngineOptions`), and the limits that follow (`EngineSettings`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpn_rt.errors import ConfigError
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.plans import PlanLimits
+from dpn_rt.prompts.image import MAX_PIXELS
+
+LEAST_BATCHED_TOKENS = 8192
+"""Default of `max_num_batched_tokens` for models that are shorter."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the user asked for, checked; None: a default that depends on model and machine.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of range.
+    """
+
+    max_num_seqs: int = 64
+    """Sequences that run at one time."""
+    max_num_batched_tokens: int | None = None
+    """Rows at stage 0 of one prefill step. Default: the model's length, at least 8192."""
+    max_chunk_tokens: int | None = None
+    """Prefills are cut into parts of the work of so many tokens while other requests decode. Default: not cut."""
+    max_model_len: int | None = None
+    """Rows of one request at stage 0, at most. Default: the model's `max_position_embeddings`."""
+    kv_cache_bytes: int | None = None
+    """Bytes of the KV pool. Default: a quarter of the free memory, on a GPU what is left of
+    `gpu_memory_utilization`; no more than `max_num_seqs` requests of full length need."""
+    reuse_bytes: int = 0
+    """Memory for images' rows that may come again, and as much again for those that go with cached prefixes. 0: nothing
+    is reused, KV blocks of prefixes neither."""
+    block_size: int = 16
+    """Rows per KV block."""
+    gpu_memory_utilization: float = 0.9
+    """Part of a GPU's memory that may be taken in all."""
+    max_image_pixels: int = MAX_PIXELS
+    """Pixels of one image, at most."""
+    prepack_weights: bool | None = None
+    """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: if the copy takes
+    less than a third of the free memory."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reuse_bytes, bool) or not isinstance(self.reuse_bytes, int) or self.reuse_bytes < 0:
+            raise ConfigError(f"reuse_bytes={self.reuse_bytes!r}: expected a whole number of at least 0")
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(f"gpu_memory_utilization={share!r}: expected a number above 0 and at most 1")
+        for name in ("max_num_seqs", "block_size", "max_image_pixels"):
+            self._check_count(name, is_optional=False)
+        for name in ("max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"):
+            self._check_count(name, is_optional=True)
+
+    def _check_count(self, name: str, *, is_optional: bool) -> None:
+        value = getattr(self, name)
+        if value is None and is_optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The limits of one engine, after `resolve`. No other place derives one."""
+
+    max_num_seqs: int
+    """Sequences that run at one time."""
+    max_num_batched_tokens: int
+    """Rows at stage 0 of one prefill step; a longer prompt is prefilled alone."""
+    max_chunk_tokens: int | None
+    """Work of one part of a prefill while other requests decode, in tokens through all layers; None: prefills are not
+    cut."""
+    max_model_len: int
+    """Rows of one request at stage 0, at most: prompt, images and answer."""
+    kv_cache_bytes: int | None
+    """Bytes of the KV pool; None: what the memory has room for once the weights are loaded, and no more than
+    `max_num_seqs` requests of full length need."""
+    reuse_bytes: int
+    """Memory for images' rows that may come again, and as much again for those that go with cached prefixes; 0:
+    nothing is reused."""
+    block_size: int
+    """Rows per KV block."""
+    gpu_memory_utilization: float
+    """Part of a GPU's memory that may be taken in all."""
+    max_image_pixels: int
+    """Pixels of one image, at most."""
+    prepack_weights: bool | None
+    """Whether a second copy of the weights is kept in oneDNN's layout; None: if it takes less than a third of the
+    memory that is free when they are loaded."""
+
+    @property
+    def max_prefill_tokens(self) -> int:
+        """Rows at stage 0 of the largest prefill step."""
+        return max(self.max_num_batched_tokens, self.max_model_len)
+
+
+def resolve(model: ModelConfig, options: EngineOptions, plans: PlanLimits | None = None) -> EngineSettings:
+    """The settings of an engine.
+
+    Args:
+        model: of the engine.
+        options: of the user.
+        plans: what the engine's TensorRT plans were built for; None: it has none. Plans take prefills as a whole.
+
+    Raises:
+        ConfigError: the model or its plans cannot serve an option.
+    """
+    max_model_len = _max_model_len(model, options)
+    max_num_seqs, max_chunk_tokens = options.max_num_seqs, options.max_chunk_tokens
+    if plans is not None:
+        _check_plans(options, plans)
+        max_model_len = min(max_model_len, plans.stage_rows[0])
+        max_num_seqs, max_chunk_tokens = min(max_num_seqs, plans.max_batch), None
+    return EngineSettings(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens or max(LEAST_BATCHED_TOKENS, max_model_len),
+        max_chunk_tokens=max_chunk_tokens,
+        max_model_len=max_model_len,
+        kv_cache_bytes=options.kv_cache_bytes,
+        reuse_bytes=options.reuse_bytes,
+        block_size=options.block_size,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        max_image_pixels=options.max_image_pixels,
+        prepack_weights=options.prepack_weights,
+    )
+
+
+def _max_model_len(model: ModelConfig, options: EngineOptions) -> int:
+    limit = model.decoder.max_position_embeddings
+    if options.max_model_len is not None and options.max_model_len > limit:
+        raise ConfigError(f"max_model_len={options.max_model_len}: expected at most {limit}, the model's length")
+    return options.max_model_len or limit
+
+
+def _check_plans(options: EngineOptions, plans: PlanLimits) -> None:
+    if options.kv_cache_bytes is not None:
+        raise ConfigError(
+            f"kv_cache_bytes={options.kv_cache_bytes}: expected none, the KV caches of an engine with TensorRT plans "
+            f"are {plans.max_batch} slots of {list(plans.stage_rows)} rows per stage, as it was built"
+        )

@@ -1,0 +1,109 @@
+"""What the user may ask for, and the limits that follow from model, plans and options."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from dpn_rt.errors import ConfigError
+from dpn_rt.format.plans import PlanLimits
+from dpn_rt.prompts.image import MAX_PIXELS
+from dpn_rt.settings import EngineOptions, EngineSettings, resolve
+from tests.engine.models import MODEL, with_decoder
+
+PLANS = PlanLimits(max_batch=3, max_prefill_batch=2, stage_rows=(96, 90, 80, 70))
+
+
+def test_defaults() -> None:
+    assert resolve(MODEL, EngineOptions()) == EngineSettings(
+        max_num_seqs=64,
+        max_num_batched_tokens=8192,
+        max_chunk_tokens=None,
+        max_model_len=512,
+        kv_cache_bytes=None,
+        reuse_bytes=0,
+        block_size=16,
+        gpu_memory_utilization=0.9,
+        max_image_pixels=MAX_PIXELS,
+        prepack_weights=None,
+    )
+
+
+def test_what_was_asked_for_is_taken() -> None:
+    asked: dict[str, Any] = {
+        "max_num_seqs": 5,
+        "max_num_batched_tokens": 7,
+        "max_chunk_tokens": 11,
+        "max_model_len": 512,
+        "kv_cache_bytes": 13,
+        "reuse_bytes": 17,
+        "block_size": 19,
+        "gpu_memory_utilization": 1,
+        "max_image_pixels": 23,
+        "prepack_weights": False,
+    }
+    settings = resolve(MODEL, EngineOptions(**asked))
+    assert dataclasses.asdict(settings) == asked
+    assert asked.keys() == {field.name for field in dataclasses.fields(EngineOptions)}, "every option is here"
+
+
+@pytest.mark.parametrize(
+    ("model_length", "asked", "batched"), [(512, None, 8192), (20_000, None, 20_000), (20_000, 9_000, 9_000)]
+)
+def test_a_prefill_step_holds_the_longest_prompt(model_length: int, asked: int | None, batched: int) -> None:
+    model = with_decoder(max_position_embeddings=model_length)
+    settings = resolve(model, EngineOptions(max_model_len=asked))
+    assert settings.max_num_batched_tokens == settings.max_prefill_tokens == batched
+
+
+def test_a_longer_prompt_is_prefilled_alone() -> None:
+    settings = resolve(MODEL, EngineOptions(max_num_batched_tokens=100))
+    assert (settings.max_num_batched_tokens, settings.max_prefill_tokens) == (100, 512)
+    assert resolve(MODEL, EngineOptions(max_num_batched_tokens=600, max_model_len=9)).max_prefill_tokens == 600
+
+
+def test_longer_than_the_model() -> None:
+    with pytest.raises(ConfigError, match="max_model_len=513: expected at most 512, the model's length"):
+        resolve(MODEL, EngineOptions(max_model_len=513))
+
+
+def test_plans_limit_what_can_be_asked_for() -> None:
+    settings = resolve(MODEL, EngineOptions(max_chunk_tokens=8), PLANS)
+    assert (settings.max_num_seqs, settings.max_model_len, settings.max_chunk_tokens) == (3, 96, None)
+    less = resolve(MODEL, EngineOptions(max_num_seqs=2, max_model_len=40), PLANS)
+    assert (less.max_num_seqs, less.max_model_len) == (2, 40)
+    with pytest.raises(ConfigError, match=r"kv_cache_bytes=5: expected none.* are 3 slots of \[96, 90, 80, 70\] rows"):
+        resolve(MODEL, EngineOptions(kv_cache_bytes=5), PLANS)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("max_num_seqs", "max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"),
+        *("block_size", "max_image_pixels"),
+    ],
+)
+def test_counts_are_whole_and_positive(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value!r}: expected a whole number of at least 1"):
+        EngineOptions(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["max_num_seqs", "block_size", "max_image_pixels"])
+def test_options_without_a_default_of_the_model(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=None: expected a whole number of at least 1"):
+        EngineOptions(**{name: None})
+
+
+@pytest.mark.parametrize("value", [-1, True, None, 0.5])
+def test_reuse_bytes(value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"reuse_bytes={value!r}: expected a whole number of at least 0"):
+        EngineOptions(reuse_bytes=value)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.01, True, None, "0.9"])
+def test_gpu_memory_utilization(value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"gpu_memory_utilization={value!r}: expected a number above 0 and at most 1"):
+        EngineOptions(gpu_memory_utilization=value)
