@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +30,33 @@ class _Inbox:
     progress: deque[Progress] | None = None
     """None for an owner that only wants the output."""
     output: RequestOutput | None = None
+
+
+@dataclass(eq=False)
+class _Run:
+    """The prompts of one call of `generate`, on their way to results."""
+
+    waiting: deque[tuple[int, tuple[Prompt, SamplingParams]]]
+    """Position and prompt of those that have not been submitted."""
+    running: dict[str, tuple[int, _Inbox]] = field(default_factory=dict)
+    """Position and inbox of each request."""
+    results: dict[int, RequestOutput | DpnError] = field(default_factory=dict)
+    """By position."""
+
+    @classmethod
+    def of(cls, prompts: list[Prompt], params: list[SamplingParams]) -> _Run:
+        return cls(deque(enumerate(zip(prompts, params, strict=True))))
+
+    @property
+    def num_ended(self) -> int:
+        return len(self.results)
+
+    def collect(self) -> None:
+        """Takes the results of the requests that have ended."""
+        for request_id, (position, inbox) in list(self.running.items()):
+            if inbox.output is not None:
+                del self.running[request_id]
+                self.results[position] = inbox.output.error or inbox.output
 
 
 class LLM:
@@ -121,7 +148,17 @@ class LLM:
             raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
         items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params = _params_of_each(sampling_params, len(items))
-        results = self._run(items, params, use_tqdm)
+        run = _Run.of(items, params)
+        with tqdm(total=len(items), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
+            try:
+                while run.waiting or run.running:
+                    self._feed(run)
+                    self._step()
+                    run.collect()
+                    bar.update(run.num_ended - bar.n)
+            finally:
+                self._withdraw(run.running)  # only when interrupted: what is left must free its KV blocks
+        results = [run.results[position] for position in range(len(items))]
         errors = {i: result for i, result in enumerate(results) if isinstance(result, DpnError)}
         if errors and len(results) == 1:
             raise errors[0]
@@ -167,35 +204,16 @@ class LLM:
         finally:
             self._withdraw([request_id])
 
-    def _run(
-        self, prompts: list[Prompt], params: list[SamplingParams], use_tqdm: bool
-    ) -> list[RequestOutput | DpnError]:
-        """Feeds prompts while the engine has room, so that the images of a long list are not all held at once."""
-        results: list[RequestOutput | DpnError] = [DpnError("not run")] * len(prompts)
-        waiting = deque(enumerate(zip(prompts, params, strict=True)))
-        running: dict[str, tuple[int, _Inbox]] = {}
-        with tqdm(total=len(prompts), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
+    def _feed(self, run: _Run) -> None:
+        """Submits prompts while the engine has room, so that the images of a long list are not all held at once."""
+        while run.waiting and self.engine.num_waiting < self.engine.max_num_seqs:
+            position, (prompt, sampling) = run.waiting.popleft()
+            request_id, inbox = next(self._request_ids), _Inbox()
             try:
-                while waiting or running:
-                    while waiting and self.engine.num_waiting < self.engine.max_num_seqs:
-                        position, (prompt, sampling) = waiting.popleft()
-                        request_id = next(self._request_ids)
-                        running[request_id] = position, _Inbox()
-                        try:
-                            self._submit(request_id, self.processor.process(prompt), sampling, running[request_id][1])
-                        except DpnError as error:
-                            del running[request_id]
-                            results[position] = error
-                            bar.update()
-                    self._step()
-                    for request_id, (position, inbox) in list(running.items()):
-                        if inbox.output is not None:
-                            del running[request_id]
-                            results[position] = inbox.output.error or inbox.output
-                            bar.update()
-            finally:
-                self._withdraw(running)  # only when interrupted: what is left must free its KV blocks
-        return results
+                self._submit(request_id, self.processor.process(prompt), sampling, inbox)
+                run.running[request_id] = position, inbox
+            except DpnError as error:
+                run.results[position] = error
 
     def _submit(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, inbox: _Inbox) -> None:
         with deferred_interrupt():

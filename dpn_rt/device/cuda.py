@@ -38,7 +38,7 @@ class CudaGraph:
 
 @dataclass(frozen=True)
 class CudaReadback:
-    """Transfers to pinned memory, and the event behind them."""
+    """Transfers to pinned memory, and the event after them."""
 
     targets: tuple[Tensor, ...]
     done: torch.cuda.Event

@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(error: BaseException) -> str:
-    """What to do about an error of a step, to go behind it in a message; nothing where nobody knows."""
+    """What to do about an error of a step, to end its message with; empty where there is no advice."""
     if is_out_of_memory(error):
         return ": to leave more memory beside the KV cache, lower gpu_memory_utilization or max_num_batched_tokens"
     return ""

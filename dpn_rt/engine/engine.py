@@ -33,7 +33,7 @@ class Request:
     request_id: str
     prompt: ProcessedPrompt
     sequences: list[Sequence]
-    unforked: list[Sequence]
+    waiting_siblings: list[Sequence]
     """Those that wait for the first one's prefill, to go on from there."""
     arrival: float
     first_scheduled: float | None = None
@@ -168,7 +168,11 @@ class Engine:
             self._note_scheduled(batch)
             try:
                 if batch.kind == "decode":
-                    return self._postprocess(batch.sequences, self._decode(batch))
+                    if self._ahead is not None and self._ahead.takes(batch):
+                        return self._postprocess(batch.sequences, self._ahead.step(batch))
+                    decoded = self.runner.decode(batch)
+                    sampled = self._sample(batch.sequences, decoded.logits, decoded.best)
+                    return self._postprocess(batch.sequences, sampled)
                 logits = self._prefill(batch)
                 if logits is None:
                     return StepResult()
@@ -181,12 +185,6 @@ class Engine:
 
     def _pending_decode(self) -> Batch | None:
         return None if self._ahead is None else self._ahead.pending()
-
-    def _decode(self, batch: Batch) -> SampledTokens:
-        if self._ahead is not None and self._ahead.takes(batch):
-            return self._ahead.step(batch)
-        decoded = self.runner.decode(batch)
-        return self._sample(batch.sequences, decoded.logits, decoded.best)
 
     def _sample(self, sequences: ListOf[Sequence], logits: Tensor, best: Tensor | None = None) -> SampledTokens:
         return self._sampler.sample(logits, [sequence.sampling for sequence in sequences], best)
@@ -210,7 +208,7 @@ class Engine:
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         request = self._requests[sequence.request_id]
-        siblings, request.unforked = request.unforked, []
+        siblings, request.waiting_siblings = request.waiting_siblings, []
         for sibling in siblings:
             sibling.pyramid, sibling.image_rows = sequence.pyramid, sequence.image_rows
             sibling.forced_experts = list(sequence.forced_experts)

@@ -1,7 +1,7 @@
 """Keys and values of prompts' beginnings, kept for the next prompt that begins alike.
 
 Two kinds. Blocks of text rows at the very beginning are the same in every stage, whatever follows. An image's rows are
-the same in stage 0 alone: what becomes of them behind a boundary depends on the question that follows. So for an image
+the same in stage 0 alone: what becomes of them after a boundary depends on the question that follows. So for an image
 the blocks of stage 0 are kept, and its rows as they left that stage, where the next question's boundary takes them up.
 
 Entries are found by hashes of everything before them, the image's content included; two images never share. The least
@@ -31,7 +31,7 @@ class Entry:
 
     blocks: tuple[BlockIds, ...]
     """Per stage `[groups, num_blocks]`; of an image stage 0 alone."""
-    exit_rows: Tensor | None = None
+    stage_0_rows: Tensor | None = None
     """`[num_rows, hidden_size]` of an image: rows from the first after the text blocks to the image's last, as they
     left stage 0; None where there is no boundary."""
 
@@ -125,7 +125,7 @@ class PrefixCache:
             self.cache.share(0, sequence.slot, match.image.blocks[0], num_rows)
         except CapacityError:
             return CachedPrefix(match.num_text_rows)  # sharing may take a block more than computing does
-        return CachedPrefix(match.num_text_rows, num_rows, match.image.exit_rows)
+        return CachedPrefix(match.num_text_rows, num_rows, match.image.stage_0_rows)
 
     def rows_to_keep(self, sequence: Sequence, num_cached: int) -> tuple[int, int]:
         """First and last (excluded) of the rows after the cached ones to `insert` as they leave stage 0.
@@ -138,12 +138,12 @@ class PrefixCache:
         whole_blocks = sequence.image_starts[0] // block_size * block_size
         return whole_blocks - num_cached, sequence.image_end - num_cached
 
-    def insert(self, sequence: Sequence, exit_rows: Tensor | None) -> None:
+    def insert(self, sequence: Sequence, stage_0_rows: Tensor | None) -> None:
         """Keeps the beginning of a sequence that has just been prefilled and still holds its slot.
 
         Args:
             sequence: with its blocks filled.
-            exit_rows: see `Entry`; None where it has no image, or no boundary follows stage 0.
+            stage_0_rows: see `Entry`; None where it has no image, or no boundary follows stage 0.
         """
         assert sequence.slot is not None
         block_size = self.cache.config.block_size
@@ -154,7 +154,7 @@ class PrefixCache:
         if keys.image is not None and keys.image not in self._entries:
             last = -(-keys.image_end // block_size)
             blocks = self.cache.block_groups(sequence.slot, len(keys.blocks), last)[:1]
-            self._add(keys.image, Entry(blocks, exit_rows))
+            self._add(keys.image, Entry(blocks, stage_0_rows))
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -166,7 +166,7 @@ class PrefixCache:
         self.cache.hold(entry.blocks)
         self._row_bytes += _row_bytes(entry)
         while self._row_bytes > self._max_row_bytes:
-            self._remove(next(key for key, other in self._entries.items() if other.exit_rows is not None))
+            self._remove(next(key for key, other in self._entries.items() if other.stage_0_rows is not None))
             self.statistics.evictions += 1
 
     def _touch(self, key: Key) -> Entry | None:
@@ -176,7 +176,7 @@ class PrefixCache:
         return entry
 
     def _evict(self, num_blocks: int) -> None:
-        """Frees so many blocks, or all that nobody else uses."""
+        """Frees so many blocks, or all that have no other user."""
         goal = self.cache.num_unused_blocks + num_blocks
         for key, entry in list(self._entries.items()):
             if self.cache.num_unused_blocks >= goal:
@@ -225,4 +225,4 @@ def _chain(blocks: Iterable[np.ndarray]) -> Iterable[Key]:
 
 
 def _row_bytes(entry: Entry) -> int:
-    return 0 if entry.exit_rows is None else entry.exit_rows.nbytes
+    return 0 if entry.stage_0_rows is None else entry.stage_0_rows.nbytes

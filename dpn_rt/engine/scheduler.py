@@ -72,7 +72,7 @@ class Scheduler:
         self._cache.check_fits(tuple(length + sequence.max_tokens - 1 for length in lengths), sequence.max_tokens)
 
     def add(self, sequence: Sequence, siblings: Iterable[Sequence] = ()) -> None:
-        """Queues a sequence behind all others of its priority. Its siblings wait for its prefill (`fork`)."""
+        """Queues a sequence after all others of its priority. Its siblings wait for its prefill (`fork`)."""
         for each in (sequence, *siblings):
             each.number = next(self._numbers)
         self._enqueue(sequence)
@@ -122,7 +122,7 @@ class Scheduler:
         return self._batch("decode", decoding) if decoding else None
 
     def schedule_ahead(self) -> Batch | None:
-        """A decode step behind one whose tokens are not known yet, of the sequences that can go on after that.
+        """A decode step after one whose tokens are not known yet, of the sequences that can go on after that.
 
         None where something else is due: a prefill, or a preemption.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -60,22 +60,27 @@ class Layer:
         self._cos_sin = cos_sin
         self._scale = config.head_dim**-0.5
 
-    def forward(self, x: Tensor, residual: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
-        """All rows through the layer.
+    def attend(self, x: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
+        """Attention of all rows; their keys and values go to the cache.
 
         Args:
             x: `[num_rows, hidden_size]`, the normed input.
-            residual: `[num_rows, hidden_size]`, updated in place; lacks the returned MLP output.
+            cache: of the layer.
+            batch: where the rows stand.
 
         Returns:
-            `[num_rows, hidden_size]` MLP output.
+            `[num_rows, num_heads * head_dim]`.
         """
-        qkv = self._qkv(x, cache, batch)
+        qkv = self._weights.qkv(x)
+        self._store(qkv, cache, batch)
+        q, k, v = self._split(qkv)
         if batch.is_decode:
-            attended = self._attend_cache(qkv, cache, batch)
-        elif batch.extends:
-            attended = ops.attention_extend(
-                self._split(qkv)[0],
+            return ops.attention_decode(
+                q, cache.blocks, cache.layer_in_block, cache.block_table, batch.context_lens, scale=self._scale
+            )
+        if batch.extends:
+            return ops.attention_extend(
+                q,
                 cache.blocks,
                 cache.layer_in_block,
                 cache.block_table,
@@ -83,37 +88,44 @@ class Layer:
                 batch.context_lens,
                 scale=self._scale,
             )
-        else:
-            q, k, v = self._split(qkv)
-            attended = ops.attention(q, k, v, batch.cu_seqlens, causal=True, scale=self._scale)
-        return self._mlp(attended, residual)
+        return ops.attention(q, k, v, batch.cu_seqlens, causal=True, scale=self._scale)
 
-    def forward_last(
-        self, x: Tensor, residual: Tensor, cache: CacheView, batch: StageBatch, last_rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As `forward`, but only the last row of each sequence that ends here goes on.
+    def attend_last(self, x: Tensor, cache: CacheView, batch: StageBatch, last_rows: Tensor) -> Tensor:
+        """As `attend`, but only the last row of each sequence that ends here attends.
 
-        The last layer of a prefill stores keys and values of all rows, and its other outputs are read by nobody.
+        The last layer of a prefill stores keys and values of all rows; its other outputs are not read.
 
         Returns:
-            MLP output and residual, `[num_ends, hidden_size]` each.
+            `[num_ends, num_heads * head_dim]`; at least one sequence ends.
         """
-        qkv = self._qkv(x, cache, batch).index_select(0, last_rows)
-        residual = residual.index_select(0, last_rows)
-        if not len(last_rows):
-            return residual, residual
+        qkv = self._weights.qkv(x)
+        self._store(qkv, cache, batch)
+        table, context_lens = cache.block_table, batch.context_lens
         if batch.last_seqs is not None:
-            table = cache.block_table.index_select(0, batch.last_seqs)
-            cache = CacheView(cache.blocks, cache.layer_in_block, table)
-            batch = replace(batch, context_lens=batch.context_lens.index_select(0, batch.last_seqs))
-        return self._mlp(self._attend_cache(qkv, cache, batch), residual), residual
+            table, context_lens = (each.index_select(0, batch.last_seqs) for each in (table, context_lens))
+        q = self._split(qkv.index_select(0, last_rows))[0]
+        return ops.attention_decode(q, cache.blocks, cache.layer_in_block, table, context_lens, scale=self._scale)
+
+    def mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
+        """Attention's output layer, and the MLP.
+
+        Args:
+            attended: `[num_rows, num_heads * head_dim]`.
+            residual: `[num_rows, hidden_size]`, updated in place; lacks the returned MLP output.
+
+        Returns:
+            `[num_rows, hidden_size]` MLP output.
+        """
+        x = self._weights.o(attended)
+        x = ops.add_rms_norm(x, residual, self._weights.post_norm, self._config.rms_norm_eps, out=x)
+        return self._weights.down(ops.silu_mul(self._weights.gate_up(x)))
 
     @property
     def input_norm(self) -> Tensor:
         return self._weights.input_norm
 
-    def _qkv(self, x: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
-        qkv = self._weights.qkv(x)
+    def _store(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> None:
+        """Rotates queries and keys in place, and stores keys and values."""
         ops.rope_store(
             qkv,
             batch.positions,
@@ -126,24 +138,12 @@ class Layer:
             self._config.num_heads,
             self._config.num_kv_heads,
         )
-        return qkv
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = qkv.view(qkv.shape[0], -1, self._config.head_dim)
         first_k = self._config.num_heads
         first_v = first_k + self._config.num_kv_heads
         return heads[:, :first_k], heads[:, first_k:first_v], heads[:, first_v:]
-
-    def _attend_cache(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
-        q = self._split(qkv)[0]
-        return ops.attention_decode(
-            q, cache.blocks, cache.layer_in_block, cache.block_table, batch.context_lens, scale=self._scale
-        )
-
-    def _mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
-        x = self._weights.o(attended)
-        x = ops.add_rms_norm(x, residual, self._weights.post_norm, self._config.rms_norm_eps, out=x)
-        return self._weights.down(ops.silu_mul(self._weights.gate_up(x)))
 
 
 class Stage:
@@ -179,9 +179,14 @@ class Stage:
             group, layer_in_block = divmod(index, self._layers_per_block)
             cache = CacheView(blocks, layer_in_block, batch.block_tables[group])
             if self._is_last and index == len(self._layers) - 1 and batch.last_rows is not None:
-                x, residual = layer.forward_last(x, residual, cache, batch, batch.last_rows)
+                residual = residual.index_select(0, batch.last_rows)
+                if not len(batch.last_rows):
+                    layer.attend(x, cache, batch)  # for the keys and values alone
+                    return residual
+                attended = layer.attend_last(x, cache, batch, batch.last_rows)
             else:
-                x = layer.forward(x, residual, cache, batch)
+                attended = layer.attend(x, cache, batch)
+            x = layer.mlp(attended, residual)
         return residual.add_(x)
 
 

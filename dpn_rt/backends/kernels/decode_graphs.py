@@ -17,7 +17,7 @@ from dpn_rt.model.decoder import Decoder
 from dpn_rt.sampling.filters import best_ids
 
 PADDING_TOKEN = 0
-"""Any token would do: nobody looks at a padding row."""
+"""Any token would do: what a padding row gives is not read."""
 
 
 class DecodeGraphs:
@@ -44,8 +44,8 @@ class DecodeGraph:
     def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device, size: int) -> None:
         self._decoder, self._cache, self._pool = decoder, cache, pool
         self._size = size
-        nobody = np.empty(0, dtype=np.intp)
-        self._inputs = StaticInputs(device, self._metadata(nobody, nobody))
+        none = np.empty(0, dtype=np.intp)
+        self._inputs = StaticInputs(device, self._metadata(none, none))
         self._cu_seqlens = device.upload(np.arange(size + 1, dtype=np.int32))[0]
         self._graph = device.record(self._step)
 

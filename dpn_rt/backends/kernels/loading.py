@@ -50,7 +50,7 @@ def load_kernel_backend(
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"{device.torch_device} ran out of memory while the largest prefill of {settings.max_prefill_tokens} rows "
-            f"was tried or graphs were recorded, behind {_num_bytes(weights):,} bytes of weights: lower "
+            f"was tried or graphs were recorded, after {_num_bytes(weights):,} bytes of weights: lower "
             f"max_num_batched_tokens, max_num_seqs or "
             f"gpu_memory_utilization={settings.gpu_memory_utilization} ({error})"
         ) from error

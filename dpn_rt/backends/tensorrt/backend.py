@@ -76,10 +76,10 @@ class PlanBackend:
         return rows
 
     def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
-        """Logits behind one new row for each sequence, whose room has been made.
+        """Logits after one new row for each sequence, whose room has been made.
 
-        All slots from the first to the last of `slots` go through the plans. Those between that nobody asked for get a
-        row of zeros behind what they hold, which the next row that they get replaces.
+        All slots from the first to the last of `slots` go through the plans. Those between that were not
+        asked for get a row of zeros after what they hold; their next row replaces it.
         """
         assert isinstance(token_ids, np.ndarray), "the host knows all tokens"
         first = int(slots.min())
@@ -87,13 +87,13 @@ class PlanBackend:
         placed_ids, asked = self._device.upload(token_ids, slots - first)
         rows = self._embedding.index_select(0, placed_ids)
         x = rows.new_zeros(len(span), rows.shape[1]).index_copy_(0, asked, rows)
-        lengths = self._lengths_behind_new_rows(span, slots)
+        lengths = self._lengths_after_new_rows(span, slots)
         for index, stage in enumerate(self._stages):
             x = stage.decode(x, lengths[:, index], first)
         return Decoded(x.index_select(0, asked))
 
-    def _lengths_behind_new_rows(self, span: Slots, asked: Slots) -> IntArray:
-        """`[num_slots, num_stages]`: as they are where room was made, one more where nobody asked, within the slot."""
+    def _lengths_after_new_rows(self, span: Slots, asked: Slots) -> IntArray:
+        """`[num_slots, num_stages]`: as they are where room was made, one more elsewhere, within the slot."""
         lengths = self.cache.lengths(span)
         others = ~np.isin(span, asked)
         most = np.array([stage.spec.max_rows for stage in self._stages], dtype=np.int32)

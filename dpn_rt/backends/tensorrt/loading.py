@@ -47,7 +47,7 @@ def load_plan_backend(
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"{reader.device.torch_device} ran out of memory while plans, tables and the vision tower's graphs were "
-            f"loaded behind weights and KV caches: build the engine with a lower --max-batch or --max-rows ({error})"
+            f"loaded after weights and KV caches: build the engine with a lower --max-batch or --max-rows ({error})"
         ) from error
 
 

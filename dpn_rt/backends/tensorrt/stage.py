@@ -59,7 +59,7 @@ class PlanStage:
         """New sequences, one slot after the other.
 
         Args:
-            rows: `[num_seqs, longest, hidden_size]`, with anything behind each sequence.
+            rows: `[num_seqs, longest, hidden_size]`, with anything after each sequence.
             lengths: `[num_seqs]` rows of each sequence.
             first_slot: of the first sequence.
 

@@ -138,7 +138,7 @@ class StagePlan:
 
 
 def cache_names(layer: int) -> tuple[str, str]:
-    """Inputs that hold the keys and the values of a layer; each output has `_out` behind."""
+    """Inputs that hold the keys and the values of a layer; each output's name ends in `_out`."""
     return layer_module(layer, "key_cache"), layer_module(layer, "value_cache")
 
 

@@ -1,6 +1,6 @@
 """Inputs of a stage's engine in the context and the generation phase: packed rows, contiguous caches.
 
-Every length is the *stage's*: behind a boundary a sequence is shorter, and the attention plugin takes a row's position
+Every length is the *stage's*: after a boundary a sequence is shorter, and the attention plugin takes a row's position
 from these lengths.
 """
 
