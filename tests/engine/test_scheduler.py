@@ -111,7 +111,7 @@ def make(num_blocks: int = 100, **changes: Any) -> tuple[Scheduler, FakeAllocato
 
 
 def sequence(name: str, num_rows: int = 5, max_tokens: int = 100, priority: int = 0) -> Sequence:
-    prompt: Any = SimpleNamespace(num_rows=num_rows, grid=None)
+    prompt: Any = SimpleNamespace(num_rows=num_rows, grid=None, image_index=None)
     nothing: Any = None
     return Sequence(name, 0, prompt, nothing, nothing, None, max_tokens, [], priority)
 
@@ -233,7 +233,7 @@ def test_order_by_priority_and_arrival() -> None:
 
 def test_a_request_must_be_able_to_end() -> None:
     scheduler, cache = make()
-    scheduler.check_fits(7, None, [], 5)
+    scheduler.check_fits(sequence("a", num_rows=7, max_tokens=5))
     assert cache.fitted == [((7 + 5 - 1,), 5)], "the last token is never stored"
 
 

@@ -44,7 +44,7 @@ class KernelBackend:
         self.stage_sizes = [stage.num_layers for stage in decoder.stages]
         self.logits = decoder.logits
         self.decode = step.run
-        self._decoder, self._pool, self._device = decoder, pool, device
+        self._decoder, self._pool, self._step, self._device = decoder, pool, step, device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """`[num_rows, hidden_size]` before the first stage."""

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.backends.kernels.backend import KernelBackend
-from dpn_rt.backends.kernels.decode_graphs import batch_sizes
+from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs, batch_sizes
 from dpn_rt.backends.kernels.decode_step import HostDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
 from dpn_rt.cache.block_allocator import BlockAllocator
@@ -159,7 +159,9 @@ def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, BlockA
     llm, backend, _, _ = filled
     encoder = llm.engine.runner.images.encoder
     assert isinstance(encoder, EncoderGraphs)
-    steps = [graph._step for graph in backend._graphs._graphs.values()]
+    graphs = backend._step
+    assert isinstance(graphs, DecodeGraphs)
+    steps = [graph._step for graph in graphs._graphs.values()]
     for step in (*steps, *(graph._step for graph in encoder._graphs.values())):
         with OperatorNames() as operators:
             step()

@@ -100,7 +100,7 @@ def test_not_even_one_block(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -
     ("name", "message"),
     [
         ("rope_table", r"ran out of memory while the largest prefill of 8192 rows .* lower max_num_batched_tokens"),
-        ("KvPool", r"behind [\d,]+ bytes of weights"),
+        ("KvPool", r"after [\d,]+ bytes of weights"),
     ],
 )
 def test_memory_that_runs_out_while_loading(
