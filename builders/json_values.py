@@ -30,6 +30,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_bytes(value: Json) -> bytes:
+    """A JSON file with sorted keys."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
 def value_of(values: Json, key: str, kind: type[T], default: T | None = None) -> T:
     """`values[key]` as `kind`; an absent or null key takes the default, and is an error without one.
 
