@@ -52,7 +52,7 @@ def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipCon
 
 
 def clip_values_from_shapes(tensors: Mapping[str, TensorInfo], prefix: str, note: Callable[[str], None]) -> Json:
-    """What CLIP's configuration would say, as far as shapes tell; the rest is what OpenAI's CLIP ViTs share.
+    """CLIP's configuration as far as shapes tell it; the rest is what all of OpenAI's CLIP ViTs have in common.
 
     Raises:
         CheckpointError: a weight that tells a size is missing or has another number of dimensions.

@@ -16,7 +16,7 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig) -> dict[str, bytes]:
-    """The image processor's file: the checkpoint's, else the vision tower's, else CLIP's for the tower's image size.
+    """Its name and content: the checkpoint's, else the vision tower's, else CLIP's settings for the tower's image size.
 
     Raises:
         ConfigError: it makes images of another size than the tower takes.

@@ -1,4 +1,4 @@
-"""A checkpoint of any published layout to an engine of this runtime."""
+"""Build an engine directory from a checkpoint in any published layout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.schema.weights import DType
 
 Progress = Callable[[int, int], None]
-"""Takes the number of weight bytes written since the last call, and how many there will be in all."""
+"""Takes the number of weight bytes written since the last call, and the total."""
 
 
 def build_engine(
@@ -45,8 +45,8 @@ def build_engine(
         dtype: of the engine's weights; by default float32 for a float32 checkpoint and bfloat16 for any other.
         vision_tower: directory of a CLIP vision tower, for a checkpoint that lacks its weights or its configuration.
         force: replace an engine that exists at `output`.
-        note: takes a line about each assumption made and each thing that the engine will not have.
-        make_plans: TensorRT plans for the model, which then run the engine; None: the product's own kernels do.
+        note: takes a line about each assumption, and about each thing that the engine lacks.
+        make_plans: builds TensorRT plans, which then run the engine; None: the product's own kernels run it.
 
     Raises:
         CheckpointError: files are missing or damaged, or weights do not match the configuration (all are named).
@@ -90,7 +90,7 @@ def read_config(path: Path) -> Json:
     """The checkpoint's config.json.
 
     Raises:
-        CheckpointError: the directory or the file is missing or damaged.
+        CheckpointError: there is no such directory, or the file is missing or damaged.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
@@ -98,7 +98,11 @@ def read_config(path: Path) -> Json:
 
 
 def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
-    """The model of a checkpoint, whichever layout it is in."""
+    """The model of a checkpoint in either layout.
+
+    Raises:
+        CheckpointError, ConfigError: see `read_huggingface` and `read_original`.
+    """
     if tower_directory is not None and not tower_directory.is_dir():
         raise CheckpointError(f"{tower_directory}: not a directory")
     read = read_huggingface if "text_config" in config else read_original

@@ -23,7 +23,7 @@ def prompt_config(
         layout: of the checkpoint.
         files: of its tokenizer, by name; may be empty.
         has_image_processor: whether the engine carries the image processor's file.
-        note: takes a line about what the engine will not have.
+        note: takes a line about what the engine lacks.
 
     Raises:
         CheckpointError: the tokenizer's files cannot be loaded.

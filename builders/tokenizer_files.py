@@ -27,7 +27,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """What the builder needs to know of a tokenizer."""
+    """What the builder needs to know about a tokenizer."""
 
     size: int
     bos_token_id: int | None
@@ -43,7 +43,7 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         return {}
     files = {name: (path / name).read_bytes() for name in _TOKENIZER_FILES if (path / name).is_file()}
     settings = read_json(path / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
-    if "tokenizer_class" not in settings:  # transformers would look for it in config.json, which an engine lacks
+    if "tokenizer_class" not in settings:  # transformers would look into config.json, which an engine lacks
         kind = "LlamaTokenizer" if "tokenizer.model" in files else "PreTrainedTokenizerFast"
         files["tokenizer_config.json"] = json_bytes({**settings, "tokenizer_class": kind})
     if "chat_template.jinja" not in files and not settings.get("chat_template"):
@@ -75,7 +75,7 @@ def read_tokenizer(path: Path, files: Mapping[str, bytes]) -> TokenizerFacts:
             (Path(directory) / name).write_bytes(data)
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever a tokenizer's reader raises, the user's tokenizer files are the reason
+        except Exception as error:  # of any kind: the user's tokenizer files are the reason
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{path}: the tokenizer files cannot be loaded: {lines[0]}") from error
         vocabulary: dict[str, int] = tokenizer.get_vocab()

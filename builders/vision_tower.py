@@ -48,8 +48,9 @@ def find_tower(
 ) -> VisionTower | None:
     """The vision tower of a checkpoint; None when there are no weights of one.
 
-    Weights inside the checkpoint come before those of `directory`: they were trained with the decoder. The directory's
-    configuration comes before `clip_values` (config.json's `vision_config`), and last come the weights' own shapes.
+    Weights in the checkpoint are preferred to those in `directory`: they were trained with the decoder. The
+    configuration is that of the directory, else `clip_values` (config.json's `vision_config`), else what the shapes of
+    the weights tell.
 
     Raises:
         CheckpointError: the directory holds no vision tower, or the checkpoint two.
