@@ -12,7 +12,7 @@ from dpn_rt.builders.json_values import read_json
 from dpn_rt.builders.shards import Shard, TensorInfo, open_shard
 from dpn_rt.errors import CheckpointError
 
-# The first kind of weights that a directory holds is read. The names without an index come from `save_pretrained`.
+# Index, single file and shards without an index (as `save_pretrained` names them); the first kind found is read.
 _KINDS = (
     ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
@@ -21,7 +21,7 @@ _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffi
 
 
 class Checkpoint:
-    """The tensors of a checkpoint directory by their published names. At most one shard is mapped at any time."""
+    """The tensors of a checkpoint directory by their published names. At most one shard is mapped at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open a directory and list its tensors; nothing is read yet.
@@ -46,7 +46,7 @@ class Checkpoint:
         return self._tensors
 
     def read(self, name: str) -> Tensor:
-        """One tensor on the CPU, valid also after another shard was mapped."""
+        """One tensor on the CPU; it stays valid when another shard is mapped."""
         shard = self._shard_of[name]
         if self._mapped is not None and self._mapped is not shard:
             self._mapped.close()
@@ -64,7 +64,7 @@ class Checkpoint:
 
 
 def _find_shards(path: Path) -> tuple[list[Path], dict[str, str]]:
-    """The shards of a directory, and which of them an index says holds which tensor."""
+    """The shards of a directory, and the index's map from tensors to shards (empty without an index)."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
     for index_name, single_name, pattern in _KINDS:
@@ -96,7 +96,7 @@ def _indexed_shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]
 
 
 def _check_complete(path: Path, files: list[Path]) -> None:
-    """Without an index, the names of the shards say how many there are."""
+    """Refuse missing shards; without an index only their numbered names say how many there are."""
     matches = [match for file in files if (match := _NUMBERED.fullmatch(file.name))]
     if not matches:
         return

@@ -14,7 +14,7 @@ from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import find_tower
 from dpn_rt.errors import ConfigError
 
-# In the order of their age: transformers 4, transformers 5 (in memory), and a nesting that some converters write.
+# Oldest first: transformers 4, transformers 5 (in memory), and a nesting that some converters write.
 _DECODERS = ("language_model.model.", "model.language_model.", "model.language_model.model.")
 _PROJECTORS = ("multi_modal_projector.", "model.multi_modal_projector.")
 _HEADS = ("language_model.lm_head", "lm_head", "model.language_model.lm_head")
@@ -30,14 +30,14 @@ _DEFAULT_TOWER = {
 }
 
 _DEFAULT_TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
-"""transformers' LlamaConfig; it leaves out of config.json what equals its defaults."""
+"""Defaults of transformers' LlamaConfig, which config.json leaves out."""
 
 
 def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
     """The model of a checkpoint in the Hugging Face layout.
 
     Raises:
-        CheckpointError, ConfigError: as the readers of the parts do.
+        CheckpointError, ConfigError: see `find_tower`, `decoder_config` and `reduction_config`.
     """
     choice_of(config, "model_type", ("llava",), "llava")
     choice_of(config, "projector_hidden_act", ("gelu",), "gelu")
@@ -89,7 +89,7 @@ def _select_layer(config: Json) -> int:
 
 
 def _tied(config: Json, text: Json, has_head: bool) -> bool:
-    """transformers 4 believes the text model's flag, transformers 5 either; where they differ, the weights tell."""
+    """transformers 4 reads the text model's flag, transformers 5 either one; where they differ, the weights decide."""
     flags = {value_of(values, "tie_word_embeddings", bool, False) for values in (config, text)}
     return flags == {True} or (True in flags and not has_head)
 

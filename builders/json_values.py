@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: the file is absent, unreadable, or holds something else than an object.
+        CheckpointError: the file is missing or unreadable, or holds something other than an object.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -30,11 +30,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_bytes(value: Json) -> bytes:
+    """A JSON file with sorted keys."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
 def value_of(values: Json, key: str, kind: type[T], default: T | None = None) -> T:
-    """`values[key]` as `kind`; an absent or null key takes the default, and is an error without one.
+    """`values[key]` as `kind`; the default where the key is absent or null.
 
     Raises:
-        ConfigError: the key is missing, or its value has another type.
+        ConfigError: the value has another type, or is absent and there is no default.
     """
     value = values.get(key)
     if value is None:
@@ -52,7 +57,7 @@ def choice_of(values: Json, key: str, known: tuple[str, ...], default: str | Non
     """`values[key]`, which must be one of `known`.
 
     Raises:
-        ConfigError: the key is missing without a default, or names something unknown.
+        ConfigError: the value is not one of `known`, or is absent and there is no default.
     """
     value = value_of(values, key, str, default)
     if value not in known:
@@ -64,7 +69,7 @@ def object_of(values: Json, key: str) -> dict[str, Any] | None:
     """`values[key]` as an object, or None where it is absent or null.
 
     Raises:
-        ConfigError: the value is something else than an object.
+        ConfigError: the value is something other than an object.
     """
     value = values.get(key)
     if value is not None and not isinstance(value, dict):
@@ -76,7 +81,7 @@ def square_side(values: Json, key: str, default: int | None = None) -> int:
     """A size given as one number or as a pair of equal numbers.
 
     Raises:
-        ConfigError: the key is missing without a default, or the size is not square.
+        ConfigError: the size is not square, or is absent and there is no default.
     """
     value = values.get(key)
     if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:

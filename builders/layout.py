@@ -1,4 +1,4 @@
-"""What a checkpoint of any layout says about its model, in one vocabulary."""
+"""What the reader of a layout finds: a checkpoint's model, and how its weights are spelled."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.vision.projector import ProjectorConfig, ProjectorType
 
 Note = Callable[[str], None]
-"""Takes a line for the user: an assumption, or something that the engine will not have."""
+"""Takes one line for the user: an assumption that was made, or something that the engine lacks."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A checkpoint's model and the spelling of its weights."""
+    """The same for every layout."""
 
     kind: Literal["original", "huggingface"]
     names: LayoutNames
@@ -32,7 +32,7 @@ class Layout:
     projector: ProjectorConfig | None
     image_aspect_ratio: AspectRatio
     token_values: Json
-    """Where config.json names the ids that begin and end a sequence."""
+    """The part of config.json that names the ids which begin and end a sequence."""
     image_token_id: int | None
     router_token_id: int | None
 
@@ -40,7 +40,7 @@ class Layout:
 def projector_config(
     kind: ProjectorType, names: LayoutNames, tensors: Mapping[str, TensorInfo], tower: VisionTower | None
 ) -> ProjectorConfig | None:
-    """The projector of a checkpoint; None where there is neither a vision tower nor a projector's weight."""
+    """The projector of a checkpoint; None without a vision tower and without weights of a projector."""
     if tower is not None:
         return ProjectorConfig(kind, tower.config.hidden_size)
     if not any(name.startswith(names.projector_prefix) for name in tensors):
@@ -50,7 +50,7 @@ def projector_config(
 
 
 def most_common_prefix(tensors: Mapping[str, TensorInfo], prefixes: tuple[str, ...], parts: tuple[str, ...]) -> str:
-    """The prefix under which most of `parts` are found; the first one where there are none."""
+    """The prefix under which most of `parts` are found; the first prefix where none is."""
 
     def count(prefix: str) -> int:
         starts = tuple(prefix + part for part in parts)

@@ -1,4 +1,4 @@
-"""LLaMA's config.json keys (either layout, transformers 4 or 5 spelling) to the decoder's configuration."""
+"""The decoder's configuration from LLaMA's keys in config.json, in either layout, spelled as in transformers 4 or 5."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.errors import ConfigError
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 
-# transformers' LlamaConfig: the Hugging Face layout leaves out what equals these.
+# Defaults of transformers' LlamaConfig, which the Hugging Face layout leaves out.
 _DEFAULT_SIZES = {
     "vocab_size": 32000,
     "hidden_size": 4096,

@@ -138,6 +138,12 @@ def clip_modules(num_layers: int, prefix: str) -> Modules:
     return modules
 
 
+def clip_weight(weight: str) -> str:
+    """Published name of a weight inside a CLIP tower; of layers, only those of layer 0."""
+    (name,) = weight_names((weight,), clip_modules(1, ""))[weight]
+    return name
+
+
 def tensorrt_llm_modules(layers: range, head: str | None) -> Modules:
     """A stage as a model of TensorRT-LLM, its layers numbered from 0.
 

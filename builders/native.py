@@ -1,4 +1,4 @@
-"""A checkpoint of any published layout to an engine of this runtime."""
+"""Build an engine directory from a checkpoint in any published layout."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from pathlib import Path
 
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.huggingface_layout import read_huggingface
+from dpn_rt.builders.image_processor import image_processor_file
 from dpn_rt.builders.json_values import Json, read_json
 from dpn_rt.builders.layout import Layout, Note
-from dpn_rt.builders.llama_config import token_ids
 from dpn_rt.builders.names import LLAMA
 from dpn_rt.builders.original_layout import read_original
-from dpn_rt.builders.processor import TokenizerFacts, image_processor_file, read_tokenizer, tokenizer_files
+from dpn_rt.builders.prompt_config import prompt_config
 from dpn_rt.builders.published_check import check_published
+from dpn_rt.builders.tokenizer_files import tokenizer_files
 from dpn_rt.builders.weight_sources import weight_sources
 from dpn_rt.builders.weight_stream import WeightStream
-from dpn_rt.errors import CheckpointError, ConfigError
-from dpn_rt.format.config import ModelConfig, PromptConfig
+from dpn_rt.errors import CheckpointError
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.format.plans import BuiltPlans
 from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.schema.weights import DType
 
 Progress = Callable[[int, int], None]
-"""Takes the number of weight bytes written since the last call, and how many there will be in all."""
+"""Takes the number of weight bytes written since the last call, and the total."""
 
 
 def build_engine(
@@ -44,8 +45,8 @@ def build_engine(
         dtype: of the engine's weights; by default float32 for a float32 checkpoint and bfloat16 for any other.
         vision_tower: directory of a CLIP vision tower, for a checkpoint that lacks its weights or its configuration.
         force: replace an engine that exists at `output`.
-        note: takes a line about each assumption made and each thing that the engine will not have.
-        make_plans: TensorRT plans for the model, which then run the engine; None: the product's own kernels do.
+        note: takes a line about each assumption, and about each thing that the engine lacks.
+        make_plans: builds TensorRT plans, which then run the engine; None: the product's own kernels run it.
 
     Raises:
         CheckpointError: files are missing or damaged, or weights do not match the configuration (all are named).
@@ -57,30 +58,28 @@ def build_engine(
     config = read_config(path)
     checkpoint = Checkpoint(path)
     layout = read_layout(checkpoint, config, None if vision_tower is None else Path(vision_tower), note)
-    files = tokenizer_files(path)
-    if layout.tower is not None:
-        files |= image_processor_file(path, layout.tower.directory, layout.tower.config)
+    for_tokenizer, for_images = tokenizer_files(path), _image_processor_files(path, layout)
     model = ModelConfig(
         dtype=dtype or _default_dtype(checkpoint, layout),
         decoder=layout.decoder,
         reduction=layout.reduction,
-        prompt=_prompt(path, config, layout, files, note),
+        prompt=prompt_config(path, layout, for_tokenizer, bool(for_images), note),
         vision=layout.tower.config if layout.tower else None,
         projector=layout.projector,
     )
     check_model(model)
-    spec = weight_spec(model)
     sources = weight_sources(model, checkpoint, layout.names, layout.tower)
     check_published(checkpoint, layout, sources, note)
     plans = None if make_plans is None else make_plans(model)
-    stream = WeightStream((path / "config.json").read_bytes(), sources, spec)
-    total = sum(weight.num_bytes for weight in spec.values())
+    specs = weight_spec(model)
+    stream = WeightStream((path / "config.json").read_bytes(), sources, specs)
+    total = sum(spec.num_bytes for spec in specs.values())
     return write_engine(
         output,
         model,
         lambda: EngineSource(stream.fingerprint(), layout.kind),
         stream,
-        files,
+        {**for_tokenizer, **for_images},
         force=force,
         progress=lambda written: progress(written, total),
         plans=plans,
@@ -91,7 +90,7 @@ def read_config(path: Path) -> Json:
     """The checkpoint's config.json.
 
     Raises:
-        CheckpointError: the directory or the file is missing or damaged.
+        CheckpointError: there is no such directory, or the file is missing or damaged.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
@@ -99,61 +98,21 @@ def read_config(path: Path) -> Json:
 
 
 def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
-    """The model of a checkpoint, whichever layout it is in."""
+    """The model of a checkpoint in either layout.
+
+    Raises:
+        CheckpointError, ConfigError: see `read_huggingface` and `read_original`.
+    """
     if tower_directory is not None and not tower_directory.is_dir():
         raise CheckpointError(f"{tower_directory}: not a directory")
     read = read_huggingface if "text_config" in config else read_original
     return read(checkpoint, config, tower_directory, note)
 
 
+def _image_processor_files(path: Path, layout: Layout) -> dict[str, bytes]:
+    return {} if layout.tower is None else image_processor_file(path, layout.tower.directory, layout.tower.config)
+
+
 def _default_dtype(checkpoint: Checkpoint, layout: Layout) -> DType:
     info = checkpoint.tensors.get(f"{layout.names.decoder}{LLAMA[EMBED_TOKENS][0]}.weight")
     return "float32" if info is not None and info.dtype in ("float32", "float64") else "bfloat16"
-
-
-def _prompt(path: Path, config: Json, layout: Layout, files: dict[str, bytes], note: Note) -> PromptConfig:
-    generation = read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
-    bos, eos = token_ids(layout.token_values, generation)
-    has_image_processor = "preprocessor_config.json" in files
-    tokenizer = read_tokenizer(path, files) if len(files) > has_image_processor else None
-    if tokenizer is not None:
-        bos = tokenizer.bos_token_id if bos is None else bos
-        eos = eos or (() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
-        if tokenizer.size > layout.decoder.vocab_size:
-            note(
-                f"the tokenizer has ids up to {tokenizer.size - 1}, the model embeds {layout.decoder.vocab_size}: "
-                "prompts with the ids beyond are refused"
-            )
-    else:
-        note("no tokenizer files: the engine takes token ids only")
-    has_template = tokenizer is not None and tokenizer.has_chat_template and layout.kind == "huggingface"
-    image_token_id = layout.image_token_id
-    if tokenizer is not None and tokenizer.image_token_id is not None:
-        image_token_id = tokenizer.image_token_id
-    return PromptConfig(
-        template="tokenizer" if has_template else "vicuna_v1",
-        image_aspect_ratio=layout.image_aspect_ratio,
-        bos_token_id=bos,
-        eos_token_ids=eos,
-        image_token_id=image_token_id,
-        router_token_id=_router_token_id(layout, tokenizer),
-        has_tokenizer=tokenizer is not None,
-        has_image_processor=has_image_processor,
-    )
-
-
-def _router_token_id(layout: Layout, tokenizer: TokenizerFacts | None) -> int | None:
-    """The id of `<ROUTER>` for a model that uses it; a tokenizer and config.json that both name one must agree."""
-    if not layout.reduction.use_router_token:
-        return None
-    of_tokenizer = tokenizer.router_token_id if tokenizer else None
-    if of_tokenizer is not None and layout.router_token_id not in (None, of_tokenizer):
-        raise ConfigError(
-            f"config.json: router_token_id is {layout.router_token_id}, but the tokenizer's <ROUTER> is {of_tokenizer}"
-        )
-    found = layout.router_token_id if of_tokenizer is None else of_tokenizer
-    if found is None and layout.reduction.reads_router_rows:
-        raise ConfigError(
-            "use_special_token is set, but neither the tokenizer has a <ROUTER> token nor config.json a router_token_id"
-        )
-    return found

@@ -23,7 +23,7 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
     """The model of a checkpoint in the original layout.
 
     Raises:
-        CheckpointError, ConfigError: as the readers of the parts do.
+        CheckpointError, ConfigError: see `find_tower`, `decoder_config` and `reduction_config`.
     """
     _check_model_type(config)
     feature = choice_of(config, "mm_vision_select_feature", ("patch", "cls_patch"), "patch")
@@ -67,14 +67,14 @@ def _check_model_type(config: Json) -> None:
 
 
 def _local_tower(path: Path, config: Json) -> Path | None:
-    """`mm_vision_tower` where it is a directory: absolute, or inside the checkpoint."""
+    """The directory that `mm_vision_tower` names, absolute or inside the checkpoint; None where it is none."""
     name = value_of(config, "mm_vision_tower", str, "")
-    directory = path / name  # an absolute name stays itself
+    directory = path / name  # an absolute name replaces the path
     return directory if name and directory.is_dir() else None
 
 
 def _projector_type(checkpoint: Checkpoint, config: Json, tower: VisionTower | None) -> str:
-    """What config.json says is not looked at where there is neither a tower nor a projector."""
+    """The type that config.json names; it is not read where there is neither a tower nor a projector."""
     default = "linear"  # LLaVA's own
     prefix = original_names(default).projector_prefix
     if tower is None and not any(name.startswith(prefix) for name in checkpoint.tensors):

@@ -1,4 +1,4 @@
-"""The `pooling` object of config.json to the reduction's configuration."""
+"""The reduction's configuration from the `pooling` object of config.json."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _boundary(layer: Json, static: bool) -> BoundaryConfig:
 
 
 def _kernels(value: Any, static: bool, where: str) -> tuple[Kernel, ...]:
-    """A list of pairs; for static pooling it may also be the one pair itself."""
+    """A list of pairs; static pooling may give its one pair without a list."""
     pairs = [value] if static and _is_pair(value) else value
     if not isinstance(pairs, list) or not pairs or not all(_is_pair(pair) for pair in pairs):
         wanted = "[height, width]" if static else "a list of [height, width]"

@@ -14,11 +14,11 @@ _FLOAT_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def check_published(checkpoint: Checkpoint, layout: Layout, sources: Mapping[str, WeightSource], note: Note) -> None:
-    """Compare the weights that are there with those that `sources` need.
+    """Refuse a checkpoint whose weights are not those that `sources` need.
 
     Raises:
-        CheckpointError: one message with every weight that is missing, mis-shaped, of a dtype that is not a float,
-            or present although the configuration has no place for it.
+        CheckpointError: names every weight that is missing, has the wrong shape or no float dtype, or has no place in
+            the configuration.
     """
     parts = [part for source in sources.values() for part in source.parts]
     problems = {"missing": [part.name for part in parts if part.name not in part.checkpoint.tensors]}

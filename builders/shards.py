@@ -1,4 +1,4 @@
-"""One file of weights, read tensor by tensor. Neither kind ever runs code from the file."""
+"""One file of weights, read tensor by tensor. Reading never runs code from the file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shard(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of every mapped page."""
+        """Unmap the file."""
         ...
 
 
@@ -66,8 +66,8 @@ def open_shard(path: Path) -> Shard:
 class SafetensorsShard:
     """A `.safetensors` file.
 
-    The file is mapped anew for every tensor: the pages of a tensor then leave memory with the tensor, while one
-    long-lived mapping would keep everything that was ever read.
+    The file is mapped anew for every tensor, so that a tensor's pages leave memory with the tensor. One long-lived
+    mapping would keep everything that was ever read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +94,7 @@ class SafetensorsShard:
         """One tensor, a view of the mapped file.
 
         Raises:
-            CheckpointError: the file changed under us.
+            CheckpointError: the file has changed since its tensors were listed.
         """
         try:
             with safe_open(self.path, "pt") as file:
@@ -104,11 +104,11 @@ class SafetensorsShard:
             raise CheckpointError(f"{self.path}: {name} cannot be read: {error}") from error
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Nothing to do: no mapping is kept."""
 
 
 class PickleShard:
-    """A `.bin` file, only ever opened with torch's restricted unpickler. It stays mapped until `close`."""
+    """A `.bin` file, opened only with torch's restricted unpickler. It stays mapped until `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -118,7 +118,7 @@ class PickleShard:
         """Shape and dtype of every tensor.
 
         Raises:
-            CheckpointError: the file is truncated, damaged, would run code, or holds something else than tensors.
+            CheckpointError: the file is truncated or damaged, would run code, or holds something other than tensors.
         """
         return {
             name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -146,10 +146,10 @@ class PickleShard:
     def _load(self, mmap: bool) -> object:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's advice on pickle protocols; what matters comes as an error
+                warnings.simplefilter("ignore")  # advice on pickle protocols; failures are raised
                 return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
-            # A name or an instruction that tensors do not need. In a file that is no pickle any byte looks like one.
+            # "Unsupported": names and instructions that tensors do not need, or the bytes of a file that is no pickle.
             if "unsupported" in str(error).lower() and self._is_pickle():
                 raise CheckpointError(
                     f"{self.path}: refused: the pickle holds more than tensors, and loading it could run code; "
@@ -158,11 +158,11 @@ class PickleShard:
             raise CheckpointError(f"{self.path}: truncated or damaged: not a file that torch.save wrote") from error
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             if mmap and "_use_new_zipfile_serialization" in str(error):
-                return self._load(mmap=False)  # before torch 1.6: cannot be mapped, one shard is held
+                return self._load(mmap=False)  # written before torch 1.6: one shard is held in memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{self.path}: truncated or damaged: {reason}") from error
 
     def _is_pickle(self) -> bool:
-        """Whether the file starts as a zip archive of `torch.save` or as a pickle of protocol 2 or later does."""
+        """Whether the file starts like a zip archive of `torch.save`, or like a pickle of protocol 2 or later."""
         with self.path.open("rb") as file:
             return file.read(2).startswith((b"PK", b"\x80"))

@@ -15,13 +15,18 @@ from dpn_rt.schema.weights import WeightSpec
 
 
 class WeightStream:
-    """The canonical weights one after another, and the fingerprint of what they were made from.
+    """The canonical weights, one at a time, and the fingerprint of what they are made of.
 
-    At any moment one canonical weight and one published tensor are in memory.
+    One canonical weight and one published tensor are in memory at a time.
     """
 
     def __init__(self, config: bytes, sources: Mapping[str, WeightSource], spec: Mapping[str, WeightSpec]) -> None:
-        """`config` (the checkpoint's config.json) is part of the fingerprint."""
+        """
+        Args:
+            config: the checkpoint's config.json; part of the fingerprint.
+            sources: of every weight in `spec`.
+            spec: of the engine, in the order of the file.
+        """
         self._sources = sources
         self._spec = spec
         self._digest = hashlib.sha256(config)
@@ -31,14 +36,14 @@ class WeightStream:
             yield name, self._assemble(name, self._sources[name], spec)
 
     def fingerprint(self) -> str:
-        """sha256 of the configuration and of the weights read so far; how they were sharded does not matter."""
+        """sha256 of the configuration and of the weights read so far, however they are sharded."""
         return self._digest.hexdigest()
 
     def _assemble(self, name: str, source: WeightSource, spec: WeightSpec) -> Tensor:
         """One canonical weight, in the spec's shape and dtype.
 
         Raises:
-            CheckpointError: it holds infinite values or NaN, or values that its dtype cannot hold.
+            CheckpointError: it has infinite values or NaN, or values that do not fit its dtype.
         """
         weight = (torch.empty if source.parts else torch.zeros)(spec.shape, dtype=spec.dtype)
         row = 0
@@ -69,5 +74,5 @@ class WeightStream:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """Whether no value is infinite or NaN; `aminmax` reads the tensor once, copies nothing and hands NaN on."""
+    """Whether no value is infinite or NaN; `aminmax` reads the tensor once, without a copy, and propagates NaN."""
     return all(bool(extreme.isfinite()) for extreme in weight.aminmax())

@@ -1,6 +1,6 @@
 """`python -m dpn_rt.build`: a checkpoint directory to an engine directory.
 
-Exit codes: 0 built, 1 the checkpoint or the output is at fault, 2 the command line is, 130 interrupted.
+Exit codes: 0 built, 1 an error in the checkpoint or the output, 2 an error in the command line, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dpn_rt.schema.weights import TORCH_DTYPES
 T = TypeVar("T")
 
 DEFAULT_PLAN_ROWS = 2048
-"""Keeps the caches of a 7B model at 1 GB per sequence."""
+"""Rows of a sequence in a plan's caches: 1 GB per sequence of a 7B model."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +125,7 @@ def _build(options: argparse.Namespace) -> EngineDir:
 
         def show_progress(written: int, total: int) -> None:
             nonlocal bar
-            if bar is None:  # at the first byte: what fails before it is not hidden behind an empty bar
+            if bar is None:  # only at the first byte, so that earlier errors are not printed after an empty bar
                 bar = tqdm(total=total, desc="building", unit="B", unit_scale=True, disable=quiet)
                 stack.enter_context(bar)
             bar.update(written)
@@ -157,7 +157,7 @@ def _describe(engine: EngineDir) -> str:
 
 @contextlib.contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; a second one must not cut the cleaning up short."""
+    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; ignore later ones, which would cut the cleanup short."""
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """The pieces of a LLaMA layer as TensorRT layers. Tensors are `[batch, rows, features]` unless a name says otherwise.
 
-Norms, rotary embedding and gating are computed in float32 whatever the model's dtype; TensorRT fuses the casts away.
+Norms, rotary embedding and gating are computed in float32 for every dtype; TensorRT fuses the casts away.
 """
 
 from __future__ import annotations

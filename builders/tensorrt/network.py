@@ -72,7 +72,7 @@ def _attention(graph: Graph, plan: StagePlan, layer: int, qkv: Tensor, inputs: M
     for rows, cache in zip((k, v), cache_names(layer), strict=True):
         stored.append(graph.store(inputs[cache], rows, inputs[tensors.WRITE_ROWS]))
         _mark(graph, stored[-1], f"{cache}_out")
-    # New rows see each other alone in a prefill; the one new row of a decode sees all that the cache holds.
+    # In a prefill the new rows see only each other; in a decode the one new row sees the whole cache.
     keys, values = (k, v) if plan.is_prefill else stored
     attended = graph.attend(q, keys, values, inputs[tensors.KV_LENGTHS], causal=plan.is_prefill)
     return graph.transpose(attended, (0, 2, 1, 3), (0, 0, num_heads * config.head_dim))

@@ -1,4 +1,4 @@
-"""Networks to plans, for named compute capabilities; no GPU is needed where the library can do without."""
+"""Networks to plans, for named compute capabilities; TensorRT-RTX needs no GPU for it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def build_plans(
 
     Args:
         compute_capabilities: of the GPUs to build for, as `8.6` or `86`.
-        progress: takes the file name of each plan when it is built.
+        progress: takes the file name of each plan once it is built.
 
     Raises:
         ConfigError: limits or compute capabilities that no plan can be built for.
-        PlanError: the library is missing, or refuses; with what it said.
+        PlanError: the library is missing, or refuses; the message has the library's own.
     """
     check_limits(limits, len(model.stage_layers), model.decoder.max_position_embeddings)
     if model.dtype == "float32":
@@ -64,7 +64,7 @@ def build_plan(library: ModuleType, plan: StagePlan, compute_capabilities: Seque
 
     Raises:
         ConfigError: a compute capability that the library cannot build for.
-        PlanError: the library refuses; with what it said.
+        PlanError: the library refuses; the message has the library's own.
     """
     log = Log(library)
     builder = library.Builder(log.logger)
@@ -81,7 +81,7 @@ def build_plan(library: ModuleType, plan: StagePlan, compute_capabilities: Seque
 
 
 def create_network(library: ModuleType, builder: Any) -> Any:
-    """An empty network whose tensors have the types that its layers say, and no others."""
+    """An empty, strongly typed network: tensors have exactly the types that its layers give them."""
     return builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
@@ -119,13 +119,13 @@ def _optimal(plan: StagePlan, tensor: PlanTensor) -> tuple[int, ...]:
 
 
 def _sized(tensor: PlanTensor, batch: int, rows: int) -> tuple[int, ...]:
-    """The shape with its dynamic dimensions, batch and then rows, filled in."""
+    """The shape with `batch` and `rows` for its dynamic dimensions, which come in this order."""
     sizes = iter((batch, rows))
     return tuple(next(sizes) if size == DYNAMIC else size for size in tensor.shape)
 
 
 def _set_targets(library: ModuleType, config: Any, compute_capabilities: Sequence[str]) -> None:
-    """TensorRT-RTX builds for any GPU; TensorRT builds for the one that is there."""
+    """TensorRT-RTX builds for any GPU, TensorRT for the one in this machine."""
     if not compute_capabilities:
         raise ConfigError("no compute capability to build for: name at least one, such as 86")
     if not hasattr(config, "set_compute_capability"):

@@ -1,6 +1,6 @@
 """`python -m dpn_rt.builders.tensorrt_llm`: an engine directory to TensorRT-LLM checkpoints, and engines if asked.
 
-Exit codes: 0 written, 1 the engine, the output or the package is at fault, 2 the command line is.
+Exit codes: 0 written, 1 an error in the engine, the output or the package, 2 an error in the command line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage checkpoints -> engines, by the package itself on the GPU that is there. Never run where it was written."""
+"""Stage checkpoints -> engines, built by TensorRT-LLM on this machine's GPU. Not yet run with the real package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build_stages(
     """One engine per stage.
 
     Args:
-        checkpoints: of `export_checkpoints`, in the order of the stages.
+        checkpoints: as `export_checkpoints` returns them, one per stage.
         output: gets `stage{i}/rank0.engine` and `stage{i}/config.json`.
         limits: of batch and rows per stage.
         surface: of the package; None: loaded.

@@ -1,4 +1,4 @@
-"""An engine directory -> one TensorRT-LLM checkpoint per stage. Needs nothing of TensorRT-LLM."""
+"""An engine directory -> one TensorRT-LLM checkpoint per stage. Works without TensorRT-LLM."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def stage_tensors(weights: Mapping[str, Tensor], layers: range, head: str | None
     modules = tensorrt_llm_modules(layers, head)
     own = [name for name in weights if name.rpartition(".")[0] in modules]
     for name, exported in weight_names(own, modules).items():
-        yield from zip(exported, torch.chunk(weights[name], len(exported)), strict=True)  # parts of equal size
+        yield from zip(exported, torch.chunk(weights[name], len(exported)), strict=True)  # of equal size
 
 
 def stage_config(model: ModelConfig, layers: range) -> dict[str, Any]:
     """`config.json` of one stage: a model of its layers alone, on one GPU.
 
-    Pipeline ranks are of no use here: they talk to each other inside the model and split the layers evenly.
+    TensorRT-LLM's pipeline ranks do not fit: they communicate inside the model and split the layers evenly.
 
     Raises:
         ConfigError: a scaled rotary embedding, whose rules differ, or a bias of one attention projection alone.

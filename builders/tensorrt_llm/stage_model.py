@@ -1,4 +1,4 @@
-"""A stage as a TensorRT-LLM model: hidden states in, hidden states or logits out. Never run where it was written."""
+"""A stage as a TensorRT-LLM model: hidden states in, hidden states or logits out. Not yet run with the real package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpn_rt.backends.tensorrt_llm.contract import Surface
 
 
 def make_stage_model(surface: Surface, config: Any, is_last: bool) -> Any:
-    """A model of the stage's layers, which takes what the stage before gave.
+    """A model of the stage's layers, which takes the output of the stage before.
 
     Args:
         surface: of the package, whose classes the model's derive from.

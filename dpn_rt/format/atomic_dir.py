@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Write directories that are complete or absent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from dpn_rt.errors import EngineError
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[Path]:
-    """A new directory beside `target` that takes its name when the block ends without an exception.
+    """A new directory beside `target`, renamed to `target` when the block ends without an exception.
 
-    On any exception, Ctrl-C included, the new directory is removed and `target` is as it was. With `replace`, the
-    directory at `target` is moved aside, and removed once the new one has its name. Call `settle` first.
+    After any exception, Ctrl-C included, the new directory is removed and `target` is as before. Call `settle` first.
 
     Args:
-        num_bytes: about to be written; a disk with less free space is an error before anything is written.
+        target: need not exist; its parents are made.
+        num_bytes: to be written; less free space on the disk is an error before anything is written.
+        replace: there is a directory at `target`; it is moved aside, and removed after the rename.
 
     Raises:
         EngineError: the disk is full or the directory cannot be written.
     """
-    target = target.resolve()  # through a link: the directory it names is replaced, not the link
-    mark = secrets.token_hex(4)  # named before it is made, so that no moment exists at which it would not be removed
+    target = target.resolve()  # the directory that a link names is replaced, not the link
+    mark = secrets.token_hex(4)  # the names exist before the directories do, so an interrupt always removes them
     partial = target.parent / f".{target.name}.{mark}.partial"
     retired = target.parent / f".{target.name}.{mark}.retired"
     try:
@@ -43,7 +44,7 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
                 target.rename(retired)
             partial.rename(target)
             if replace:
-                retired.rename(partial)  # from here on what was replaced is no more than something to remove
+                retired.rename(partial)  # `settle` removes it if this process is killed now, and never restores it
         sync_directory(target.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
@@ -56,9 +57,9 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[
 
 
 def settle(target: Path) -> None:
-    """Tidies up behind writers of `target` that were killed without a chance to do it themselves.
+    """Clean up after writers of `target` that were killed.
 
-    What they had not finished is removed. What they had moved aside gets its name back, unless something has it.
+    An unfinished directory is removed. A directory that was moved aside gets its name back, unless the name is taken.
     """
     target = target.resolve()
     for partial in _beside(target, "partial"):
@@ -66,18 +67,18 @@ def settle(target: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
     for retired in _beside(target, "retired"):
         if retired.with_suffix(".partial").exists():
-            continue  # of a writer that is alive, between its two renames
-        with contextlib.suppress(OSError):  # of a rename onto anything but nothing or an empty directory
+            continue  # its writer is alive, between the two renames
+        with contextlib.suppress(OSError):  # the name is taken, by more than an empty directory
             retired.rename(target)
 
 
 def moved_aside(target: Path) -> Path | None:
-    """What `settle` would put back at `target`."""
+    """The directory that `settle` would rename back to `target`; None where there is none."""
     return next(iter(_beside(target.resolve(), "retired")), None)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to a new file, through to the disk; directories are made as needed."""
+    """Write a new file and flush it to the disk; its parent directories are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(data)
@@ -86,7 +87,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory as lasting as the files' contents."""
+    """Flush a directory's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -96,7 +97,11 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold a lock on a directory; it ends with the process, however that ends. BlockingIOError: another holds it."""
+    """Hold a lock on a directory, which ends with the process at the latest.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,4 @@
-"""Checks of a model configuration that go beyond the type of each value.
-
-A checkpoint's configuration and an engine's manifest both pass here, so what the runtime is given fits together.
-"""
+"""Checks of a model configuration beyond the type of each value, for checkpoints and for engines."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ def check_model(model: ModelConfig) -> None:
     """Refuse a model configuration whose values contradict each other.
 
     Raises:
-        ConfigError: every problem found, in one message.
+        ConfigError: lists every problem.
     """
     problems = [*_decoder(model.decoder), *_boundaries(model.reduction.layers, model.decoder)]
     if model.vision is not None:

@@ -1,12 +1,12 @@
-"""The engine directory: the one thing that builders write and the runtime reads.
+"""The engine directory, which builders write and the runtime reads.
 
     engine.json            format version, model configuration, and size and sha256 of every other file
-    weights.safetensors    the weights of `weight_spec`, fused and cast as the runtime wants them
+    weights.safetensors    the weights of `weight_spec`
     processor/             tokenizer and image processor files, copied from the checkpoint
     plans/                 TensorRT plans, where the engine was built with them (docs/tensorrt.md)
 
-It is written to a temporary directory beside the target and renamed, so that what exists under the target's name is
-always complete. The bytes depend on the contents alone: the same checkpoint always gives the same engine.
+It is written to a temporary directory beside the target and then renamed, so a directory with the target's name is
+always complete. The bytes depend only on the contents: the same checkpoint always gives the same engine.
 """
 
 from __future__ import annotations
@@ -82,12 +82,14 @@ class EngineDir:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> EngineDir:
-        """Read the manifest and check every file's size and the weights' names, shapes and dtypes.
+        """Read the manifest, and check every file's size and the weights' names, shapes and dtypes.
 
-        `verify` also compares the sha256 of every file, which reads them all once (about 1.5 GB/s).
+        Args:
+            path: of the directory.
+            verify: also compare the sha256 of every file, which reads them all once (about 1.5 GB/s).
 
         Raises:
-            EngineError: not an engine, of a format this version does not read, incomplete or damaged.
+            EngineError: it is no engine, has a format that this version does not read, is incomplete or damaged.
         """
         if not isinstance(path, str | Path):
             raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
@@ -102,12 +104,12 @@ class EngineDir:
         return self.path / PROCESSOR
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Every weight by canonical name, as CPU tensors that are views of the mapped file.
+        """Every weight by canonical name, as views of the mapped file on the CPU.
 
-        Nothing is read until it is touched. The views are private: writing to one does not change the file.
+        A page is read when it is first used. The mapping is private: writing to a tensor does not change the file.
 
         Raises:
-            EngineError: the file is not what the manifest describes.
+            EngineError: the file holds other weights than the manifest describes.
         """
         return map_weights(self.path / WEIGHTS, weight_spec(self.model))
 
@@ -123,15 +125,15 @@ def write_engine(
     progress: Callable[[int], None] | None = None,
     plans: BuiltPlans | None = None,
 ) -> EngineDir:
-    """Write an engine directory at `path`, whole or not at all.
+    """Write an engine directory at `path`; after any failure `path` is as before.
 
     Args:
-        source: may be a function; it is then called after the last weight (a fingerprint of what was read).
+        source: or a function that returns it, called after the last weight (for a fingerprint of what was read).
         weights: (canonical name, tensor) in the order of `weight_spec(model)`, with its shapes and dtypes. One tensor
             is held at a time.
-        processor_files: name under `processor/` to the file to copy, or its content.
-        force: replace an existing engine. A directory with anything else in it is never replaced.
-        progress: called with the number of weight bytes written since the last call.
+        processor_files: by name under `processor/`, the file to copy or its content.
+        force: replace an existing engine. A directory that holds anything else is never replaced.
+        progress: takes the number of weight bytes written since the last call.
         plans: of TensorRT, which then run the engine.
 
     Raises:
@@ -171,7 +173,7 @@ def write_engine(
 
 
 def is_engine(path: str | Path) -> bool:
-    """Whether the directory is an engine of any format version and holds nothing besides an engine's files."""
+    """Whether the directory is an engine, of any format version, and holds no other files."""
     try:
         manifest = json.loads((Path(path) / MANIFEST).read_bytes())
         known = {MANIFEST, *manifest["files"]} if "format_version" in manifest else set()
@@ -182,7 +184,7 @@ def is_engine(path: str | Path) -> bool:
 
 
 def _check_target(target: Path, force: bool) -> bool:
-    """Whether an engine at `target` is to be replaced; an error where something is in the way."""
+    """Whether there is an engine or an empty directory at `target` to replace; anything else there is an error."""
     if not (target.exists() or target.is_symlink()):
         return False
     if not target.is_dir():

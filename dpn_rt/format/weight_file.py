@@ -1,7 +1,7 @@
-"""One safetensors file, written tensor after tensor and read by mapping it.
+"""One safetensors file, written one tensor at a time and read by mapping it.
 
-The library's own writer needs every tensor in memory at once. This one writes the header first, from the known shapes,
-and then takes one tensor at a time, so nothing is held. The bytes depend on the contents alone.
+The library's own writer needs all tensors in memory at once. This one writes the header first, from the known shapes,
+and then one tensor after the other. The bytes depend only on the contents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEADER_LIMIT = 100_000_000
 """Bytes; the safetensors format's own limit."""
 
 CHUNK_BYTES = 16 << 20
-"""Written, hashed and reported at once; small enough that progress and Ctrl-C feel immediate."""
+"""Written, hashed and reported together; small enough that progress and Ctrl-C feel immediate."""
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
@@ -33,12 +33,15 @@ _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 def write_weights(
     path: Path, spec: Mapping[str, WeightSpec], weights: Iterable[tuple[str, Tensor]], progress: Callable[[int], None]
 ) -> str:
-    """Write `weights`, which come in the order of `spec`, and return the file's sha256.
+    """Write `weights` and return the file's sha256.
 
-    `progress` is called with the number of tensor bytes written since the last call.
+    Args:
+        spec: of every weight, in the order of the file.
+        weights: name and tensor of each, in the same order.
+        progress: takes the number of tensor bytes written since the last call.
 
     Raises:
-        EngineError: a tensor's name, shape or dtype is not what `spec` has at that place, or tensors are missing.
+        EngineError: a tensor's name, shape or dtype differs from `spec` at its place, or tensors are missing.
     """
     digest = hashlib.sha256()
     expected = iter(spec.items())
@@ -63,7 +66,7 @@ def write_weights(
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order; not copied where it is contiguous on the CPU."""
+    """The bytes of a tensor in row-major order, without a copy where it is contiguous and on the CPU."""
     data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return data
 
@@ -85,12 +88,12 @@ def _header(spec: Mapping[str, WeightSpec]) -> bytes:
         entries[name] = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    padding = -(8 + len(text)) % TENSOR_ALIGNMENT  # the format allows trailing spaces; they align the first tensor
+    padding = -(8 + len(text)) % TENSOR_ALIGNMENT  # trailing spaces, which the format allows, align the first tensor
     return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding
 
 
 def map_weights(path: Path, spec: Mapping[str, WeightSpec]) -> dict[str, Tensor]:
-    """The tensors of `spec` as views of the mapped file: a page is read when it is first touched, and not before.
+    """The tensors of `spec` as views of the mapped file, which is read page by page when a tensor is used.
 
     Raises:
         EngineError: the file cannot be read, or holds other weights than `spec`.
@@ -106,10 +109,10 @@ def map_weights(path: Path, spec: Mapping[str, WeightSpec]) -> dict[str, Tensor]
 
 
 def check_weights(path: Path, spec: Mapping[str, WeightSpec]) -> int:
-    """Compare the file's header and size with `spec` and return the offset of the first tensor in bytes.
+    """Compare the file's header and size with `spec`, and return the first tensor's offset in bytes.
 
     Raises:
-        EngineError: the header is damaged, or names, shapes, dtypes or the order differ; all differences are listed.
+        EngineError: the header is damaged, or names, shapes, dtypes or order differ; lists every difference.
     """
     entries, start = _read_header(path)
     found = {name: _parse_entry(path, name, entry) for name, entry in entries.items()}

@@ -1,6 +1,6 @@
-"""The frozen list of an engine's weights: canonical name, shape and dtype of each, in file order.
+"""The list of an engine's weights: canonical name, shape and dtype of each, in the order of the file.
 
-Weights of linear layers are `[out, in]`. Builders write exactly this list and the runtime reads exactly this list.
+Builders write exactly this list, and the runtime reads exactly this list. The parts of a model name their own weights.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ TENSOR_ALIGNMENT = 64
 
 
 def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
-    """Every weight of an engine of `model`, by canonical name, in the order in which the file holds them.
+    """Every weight of an engine of `model`, by canonical name, in the order of the file.
 
-    The file format allows no gaps between tensors, so alignment comes from the order: tensors whose size is a multiple
-    of 64 bytes first (for a real model that is nearly all of them), then the rest by falling power of two. Each tensor
-    thus starts at a multiple of 64 bytes, or at least of the largest power of two that divides its own size.
+    The format allows no gaps between tensors, so their order aligns them: first those whose size is a multiple of 64
+    bytes (in real models nearly all), then the others, sorted by the largest power of two that divides their size. Each
+    tensor thus starts at a multiple of 64 bytes, or at least of the power of two that divides its own size.
     """
     dtype = TORCH_DTYPES[model.dtype]
     hidden_size = model.decoder.hidden_size

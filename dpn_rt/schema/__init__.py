@@ -1,1 +1,1 @@
-"""What configurations and weights are made of: JSON values of frozen dataclasses, shapes and dtypes of weights."""
+"""Frozen dataclasses as JSON values, and shapes and dtypes of weights."""

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON values and back, exactly: an unknown or missing key is an error that names it."""
+"""Frozen dataclasses to JSON values and back. Unknown and missing keys are errors that name them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
 
 
 def _parse_union(kinds: list[Any], optional: bool, value: Any, path: str) -> Any:
-    """One kind or none, or one of several dataclasses, told apart by a tag: a field with one literal value in each."""
+    """None, one kind, or one of several dataclasses, each of which has a tag: a field with a single literal value."""
     if value is None and optional:
         return None
     if len(kinds) == 1:
@@ -74,7 +74,7 @@ def _parse_union(kinds: list[Any], optional: bool, value: Any, path: str) -> Any
 
 
 def _tag(kind: Any) -> tuple[str, str]:
-    """Name and value of the field that tells a dataclass of a union from the others."""
+    """Name and value of the field that distinguishes a dataclass from the others of its union."""
     for name, hint in typing.get_type_hints(kind).items():
         values = typing.get_args(hint)
         if typing.get_origin(hint) is Literal and len(values) == 1:

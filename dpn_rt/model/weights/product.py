@@ -1,6 +1,6 @@
-"""Which product multiplies: our kernel, oneDNN with a prepacked weight, or torch. The one place that chooses.
+"""The products of a linear layer: our kernel, oneDNN with a prepacked weight, or torch. Only this module chooses.
 
-A choice is made once, at load, for the device and the dtype; a call only looks at its number of rows.
+Device and dtype are known at load and decide then; a call looks at its number of rows alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dpn_rt.errors import KernelArgumentError
 
 MOST_STREAMED_ROWS = {"avx512_bf16": 32, "avx512": 32, "avx2": 12, "portable": 4}[ops.cpu_isa()]
 """Rows up to which our kernel, which reads the weight once, beats oneDNN and MKL; measured by `benchmarks/ops.py`."""
-
 SIZES_PER_OCTAVE = 16
+"""Of `few_sizes`: numbers of rows between two powers of two."""
 
 Product = Callable[[Tensor], Tensor]
 """`x` `[num_tokens, in_features]` -> `x @ weight.T + bias` `[num_tokens, out_features]`, accumulated in float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,10 +104,17 @@ def test_each_stage_is_a_model_of_its_layers(tmp_path: Path) -> None:
         assert (config["norm_epsilon"], config["rotary_base"]) == (1e-5, 10000.0)
 
 
-def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
-    scaled = with_decoder(rope=RopeConfig(10000.0, '{"rope_type": "linear", "factor": 2.0}'))
-    engine = EngineDir.open(write_random_engine(tmp_path / "engine", scaled))
-    with pytest.raises(ConfigError, match="rope scaling"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope": RopeConfig(10000.0, '{"rope_type": "linear", "factor": 2.0}')}, "rope scaling"),
+        ({"qkv_bias": True}, "qkv_bias True, o_bias False: expected both or none"),
+    ],
+    ids=["rope", "bias"],
+)
+def test_what_has_no_place_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    engine = EngineDir.open(write_random_engine(tmp_path / "engine", with_decoder(**changes)))
+    with pytest.raises(ConfigError, match=message):
         export_checkpoints(engine, tmp_path / "stages")
     assert not (tmp_path / "stages").exists()
 

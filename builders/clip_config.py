@@ -1,0 +1,89 @@
+"""A CLIP vision tower's configuration, from its JSON values or from the shapes of its weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from dpn_rt.builders.json_values import Json, choice_of, square_side, value_of
+from dpn_rt.builders.names import CLIP_LAYERS, clip_weight
+from dpn_rt.builders.shards import TensorInfo
+from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.model.vision.clip import names as clip
+from dpn_rt.model.vision.clip.config import Activation, ClipConfig, SelectFeature
+
+CLIP_VIT_HEAD_DIM = 64
+"""Of every CLIP ViT that OpenAI published; used only where no configuration names the number of heads."""
+
+
+def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipConfig:
+    """The tower up to the layer whose hidden state is used.
+
+    Args:
+        values: of CLIP's configuration.
+        select_layer: index into the hidden states of all layers, the embeddings first; may be negative.
+        select_feature: "patch" or "cls_patch".
+
+    Raises:
+        ConfigError: a value has the wrong type, or asks for something that the runtime does not do.
+    """
+    choice_of(values, "model_type", ("clip_vision_model",), "clip_vision_model")
+    if value_of(values, "num_channels", int, 3) != 3:
+        raise ConfigError(f"config.json: num_channels: expected 3, got {values['num_channels']}")
+    num_layers = value_of(values, "num_hidden_layers", int, 12)
+    if not -num_layers - 1 <= select_layer <= num_layers:
+        raise ConfigError(
+            f"config.json: vision select layer {select_layer} does not exist: a tower of {num_layers} layers has "
+            f"hidden states {-num_layers - 1} to {num_layers}"
+        )
+    return ClipConfig(  # absent values are those of transformers' CLIPVisionConfig
+        hidden_size=value_of(values, "hidden_size", int, 768),
+        intermediate_size=value_of(values, "intermediate_size", int, 3072),
+        num_layers=select_layer if select_layer >= 0 else num_layers + 1 + select_layer,
+        num_heads=value_of(values, "num_attention_heads", int, 12),
+        image_size=square_side(values, "image_size", 224),
+        patch_size=square_side(values, "patch_size", 32),
+        layer_norm_eps=value_of(values, "layer_norm_eps", float, 1e-5),
+        activation=cast(Activation, choice_of(values, "hidden_act", ("quick_gelu", "gelu"), "quick_gelu")),
+        select_feature=cast(SelectFeature, select_feature),
+    )
+
+
+def clip_values_from_shapes(tensors: Mapping[str, TensorInfo], prefix: str, note: Callable[[str], None]) -> Json:
+    """CLIP's configuration as far as shapes tell it; the rest is what all of OpenAI's CLIP ViTs have in common.
+
+    Raises:
+        CheckpointError: a weight that tells a size is missing or has another number of dimensions.
+    """
+
+    def shape(module: str, rank: int) -> tuple[int, ...]:
+        name = clip_weight(f"{module}.weight")
+        info = tensors.get(prefix + name)
+        if info is None or len(info.shape) != rank:
+            found = "missing" if info is None else f"of shape {list(info.shape)}"
+            raise CheckpointError(
+                f"vision tower: {prefix}{name} is {found}, so the tower's configuration cannot be told; "
+                "name its directory with --vision-tower"
+            )
+        return info.shape
+
+    hidden, _, patch, _ = shape(clip.PATCH_EMBEDDING, 4)
+    side = math.isqrt(shape(clip.POSITION_EMBEDDING, 2)[0] - 1)
+    in_layer = re.compile(re.escape(f"{prefix}{CLIP_LAYERS}.") + r"(\d+)\.")
+    numbers = [int(found[1]) for name in tensors if (found := in_layer.match(name))]
+    values = {
+        "hidden_size": hidden,
+        "intermediate_size": shape(clip.layer_module(0, clip.FC1), 2)[0],
+        "num_hidden_layers": max(numbers) + 1,
+        "num_attention_heads": max(hidden // CLIP_VIT_HEAD_DIM, 1),
+        "image_size": side * patch,
+        "patch_size": patch,
+    }
+    note(
+        f"no configuration of the vision tower: assuming an OpenAI CLIP ViT with {values['num_attention_heads']} heads "
+        f"of {CLIP_VIT_HEAD_DIM}, quick_gelu and eps 1e-5, for images of {side * patch} pixels "
+        "(--vision-tower DIR names one)"
+    )
+    return values

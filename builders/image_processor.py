@@ -1,0 +1,65 @@
+"""The image processor's file that an engine carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpn_rt.builders.json_values import Json, json_bytes, read_json
+from dpn_rt.errors import ConfigError
+from dpn_rt.model.vision.clip.config import ClipConfig
+
+_IMAGE_PROCESSOR = "preprocessor_config.json"
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig) -> dict[str, bytes]:
+    """Its name and content: the checkpoint's, else the vision tower's, else CLIP's settings for the tower's image size.
+
+    Raises:
+        ConfigError: it makes images of another size than the tower takes.
+    """
+    for directory in (path, tower_path):
+        settings = None if directory is None else _read_image_processor(directory)
+        if settings is not None:
+            _check_image_size(settings, vision.image_size)
+            return {_IMAGE_PROCESSOR: json_bytes(settings)}
+    return {_IMAGE_PROCESSOR: json_bytes(_clip_image_processor(vision.image_size))}
+
+
+def _read_image_processor(directory: Path) -> Json | None:
+    if (directory / _IMAGE_PROCESSOR).is_file():
+        return read_json(directory / _IMAGE_PROCESSOR)
+    if (directory / "processor_config.json").is_file():  # transformers 5 keeps it inside the processor's file
+        nested = read_json(directory / "processor_config.json").get("image_processor")
+        return nested if isinstance(nested, dict) else None
+    return None
+
+
+def _check_image_size(settings: Json, image_size: int) -> None:
+    key = "crop_size" if settings.get("do_center_crop", True) and settings.get("crop_size") else "size"
+    value = settings.get(key)
+    sides = value.values() if isinstance(value, dict) else [value]
+    if any(side != image_size for side in sides if side is not None):
+        raise ConfigError(
+            f"{_IMAGE_PROCESSOR}: {key} is {value!r}, but the vision tower takes images of {image_size} pixels"
+        )
+
+
+def _clip_image_processor(image_size: int) -> dict[str, Any]:
+    return {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": _CLIP_MEAN,
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": _CLIP_STD,
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": image_size},
+    }
