@@ -223,7 +223,7 @@ def test_a_failed_decode_leaves_a_prefill_in_progress_alone(
     engine.add_request("goes on", llm.processor.process(other), GREEDY)
     for _ in range(3):
         engine.step()
-    assert engine._job is not None
+    assert engine.runner._prefill is not None
     finished: list[RequestOutput] = []
     with monkeypatch.context() as patch:
         patch.setattr(engine.runner, "decode", lambda batch: 1 / 0)

@@ -159,7 +159,7 @@ def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, BlockA
     llm, backend, _, _ = filled
     encoder = llm.engine.runner.images.encoder
     assert isinstance(encoder, EncoderGraphs)
-    steps = [graph._step for graph in backend._graphs._graphs.values()]
+    steps = [graph._step for graph in backend.decode.__self__._graphs.values()]
     for step in (*steps, *(graph._step for graph in encoder._graphs.values())):
         with OperatorNames() as operators:
             step()
