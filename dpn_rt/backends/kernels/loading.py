@@ -87,21 +87,21 @@ def _build(
     num_bytes = settings.kv_cache_bytes
     if num_bytes is None:
         with torch.inference_mode():
-            peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, settings, device))
+            peak = device.peak_bytes(lambda: _largest_work(decoder, encoder, geometry, settings, device))
         num_bytes = device.cache_bytes(settings.gpu_memory_utilization, peak + _kept_bytes(model, settings))
     cache, pool = make_kv_cache(geometry, settings, num_bytes, device)
     step: DecodeStep = HostDecodeStep(decoder, cache, pool)
     if device.is_async:
         step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
     backend = KernelBackend(decoder, reducers, cache, pool, step, device)
-    if device.is_async:
-        return backend, record_encoder(encoder, device)
-    return backend, None if encoder is None else ImageEncoder(encoder)
+    return backend, image_encoder(encoder, device)
 
 
-def record_encoder(encoder: CropEncoder | None, device: Device) -> EncoderGraphs | None:
-    """An encoder as graphs on a device."""
-    return None if encoder is None else EncoderGraphs(encoder, device)
+def image_encoder(encoder: CropEncoder | None, device: Device) -> VisionEncoder | None:
+    """An encoder as it runs on a device: as graphs where work is queued; None for a model without one."""
+    if encoder is None:
+        return None
+    return EncoderGraphs(encoder, device) if device.is_async else ImageEncoder(encoder)
 
 
 def make_kv_cache(
@@ -128,7 +128,6 @@ def make_kv_cache(
 
 
 def _largest_work(
-    model: ModelConfig,
     decoder: Decoder,
     encoder: CropEncoder | None,
     geometry: KvGeometry,

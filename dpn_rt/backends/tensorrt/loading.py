@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.kernels.loading import place_weights, record_encoder
+from dpn_rt.backends.kernels.loading import image_encoder, place_weights
 from dpn_rt.backends.tensorrt import tensors
 from dpn_rt.backends.tensorrt.backend import PlanBackend
 from dpn_rt.backends.tensorrt.plan import PlanReader, check_signature
@@ -77,7 +77,7 @@ def _load_backend(
     ]
     reducers = load_reducers(model.reduction, between, device)
     backend = PlanBackend(between[EMBEDDING], stages, reducers, SlotCache(limits, memory), device)
-    return backend, record_encoder(load_encoder(model.vision, model.projector, between, prepack=False), device)
+    return backend, image_encoder(load_encoder(model.vision, model.projector, between, prepack=False), device)
 
 
 def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
