@@ -1,4 +1,4 @@
-"""The Python interface: load an engine, ask it."""
+"""The Python interface: load an engine and generate."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dpn_rt.settings import EngineOptions
 
 @dataclass(eq=False)
 class _Inbox:
-    """What steps have given to one request since its owner last looked; any owner's step fills all inboxes."""
+    """What steps have given to one request since its caller last looked: a step serves the requests of all callers."""
 
     progress: deque[Progress] | None = None
-    """None for an owner that only wants the output."""
+    """None where only the output is wanted."""
     output: RequestOutput | None = None
 
 
@@ -60,7 +60,7 @@ class _Run:
 
 
 class LLM:
-    """An engine that is loaded and ready.
+    """A loaded engine.
 
     Example:
         >>> llm = LLM("engine")
@@ -90,16 +90,17 @@ class LLM:
             device: "cpu" or "cuda"; "auto" is the CPU, and the GPU for an engine with TensorRT plans.
             max_num_seqs: sequences that run at one time.
             max_num_batched_tokens: rows of one prefill step; default: the model's length, at least 8192.
-            max_chunk_tokens: cut prefills into parts of the work of so many tokens while other requests decode, so that
-                these never wait for a whole prompt; default: not cut, which serves a batch soonest.
+            max_chunk_tokens: while other requests decode, cut prefills into parts of the work of so many tokens, so
+                that these requests never wait for a whole prompt; default: not cut, which finishes a batch soonest.
             max_model_len: rows of prompt, image and answer of one request; default: the model's length.
             kv_cache_bytes: size of the KV pool; default: a quarter of the free memory, on a GPU what is left of
-                `gpu_memory_utilization`; or less if less is enough.
+                `gpu_memory_utilization`; less where `max_num_seqs` requests of full length need less.
             gpu_memory_utilization: part of a GPU's memory that may be taken in all.
-            reuse_bytes: memory for images that may come again; 0: neither images nor the KV of prompts' beginnings are
-                reused. Answers with reuse are the same up to rounding.
+            reuse_bytes: memory for the rows of images that may come again; 0: neither images nor keys and values of
+                prompts' prefixes are reused. Answers with reuse are the same up to rounding.
             block_size: rows per KV block.
-            prepack_weights: spend the weights' size in memory for a faster prefill; default: if memory is plentiful.
+            prepack_weights: keep a second copy of the weights for a faster prefill; default: if it takes less than a
+                third of the free memory.
             verify: compare the files' sha256 with the engine's record before use.
 
         Raises:
@@ -135,14 +136,14 @@ class LLM:
         Args:
             prompts: text with `<image>` where the image goes, or a dictionary with `prompt` or `prompt_token_ids` (the
                 image is the one id -200), `multi_modal_data` (`{"image": PIL.Image or path}` or
-                `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`) `route` (expert per boundary)
+                `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`), `route` (expert per boundary)
                 and `router_bias` (a speed dial: added to the routers' logits per level of compression).
             sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar.
 
         Raises:
             DpnError: the only prompt failed.
-            BatchError: some prompts of several failed; its `outputs` holds what the others gave.
+            BatchError: some prompts of several failed; its `outputs` has the results of the others.
         """
         if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
             raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
@@ -173,7 +174,17 @@ class LLM:
         *,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Answers to one conversation or many, as OpenAI-style messages; adds template, `<image>` and `<ROUTER>`."""
+        """Answers to one conversation or many.
+
+        Args:
+            messages: of one conversation or a list of conversations, as in OpenAI's API. Chat template, `<image>` and
+                `<ROUTER>` are added.
+            sampling_params: for all conversations, or one for each.
+            use_tqdm: show a progress bar.
+
+        Raises:
+            DpnError, BatchError: as `generate`.
+        """
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise RequestError(f"messages: expected a list of messages or of conversations, got {messages!r:.80}")
         if isinstance(messages[0], Mapping):
@@ -184,7 +195,13 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
-        """The completion of one prompt as it comes; each delta is a string. Closing the iterator aborts the request."""
+        """The completion of one prompt, piece by piece; each delta is a string.
+
+        Closing the iterator aborts the request.
+
+        Raises:
+            DpnError: the request failed.
+        """
         params = _params_of_each(sampling_params, 1)[0]
         request_id = next(self._request_ids)
         processed = self.processor.process(prompt)
@@ -209,10 +226,11 @@ class LLM:
         while run.waiting and self.engine.num_waiting < self.engine.max_num_seqs:
             position, (prompt, sampling) = run.waiting.popleft()
             request_id, inbox = next(self._request_ids), _Inbox()
+            run.running[request_id] = position, inbox  # first: Ctrl-C may come as soon as the engine has it
             try:
                 self._submit(request_id, self.processor.process(prompt), sampling, inbox)
-                run.running[request_id] = position, inbox
             except DpnError as error:
+                del run.running[request_id]
                 run.results[position] = error
 
     def _submit(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, inbox: _Inbox) -> None:
@@ -221,7 +239,7 @@ class LLM:
             self._inboxes[request_id] = inbox
 
     def _step(self) -> None:
-        """One step for whoever has requests; nothing of it is lost to Ctrl-C, which comes afterwards."""
+        """One step for the requests of all callers. Ctrl-C waits until their inboxes are filled."""
         with deferred_interrupt():
             result = self.engine.step()
             for item in result.progress:

@@ -4,9 +4,9 @@ A KV block holds `block_size` rows of keys and values of one layer group. In a s
 for the same rows of a sequence form a block group; a sequence takes and frees whole block groups. Each sequence owns a
 slot. Block tables and lengths of all slots are arrays, so a step over many sequences takes a few array operations.
 
-Every block has a number of users. Several sequences may read one block, and `hold` keeps blocks for sequences to come;
-when blocks run out, `reclaim` asks for held ones. A block is written only by the sequence that fills it: where another
-sequence goes on from a partly filled block, it gets a copy.
+Every block has a number of users. Several sequences may read one block, and `hold` keeps blocks for later sequences;
+when blocks run out, `reclaim` asks for held ones. A block is written only by the sequence that fills it; another one
+that goes on from a partly filled block gets a copy of it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class AllocatorConfig:
     num_blocks: int
     block_size: int
     """Rows per block."""
-    num_slots: int
-    """Sequences that can hold blocks at one time."""
+    max_num_seqs: int
+    """Slots: sequences that can have blocks at one time."""
     max_model_len: int
     """Rows of one sequence in one stage, at most."""
     layer_groups: tuple[int, ...]
@@ -50,7 +50,7 @@ class BlockAllocator:
         """
         Args:
             config: what there is to allocate.
-            copy_blocks: called before the blocks that it is given can be read or written again.
+            copy_blocks: called as soon as the targets are taken, and before anything is written to the sources.
 
         Raises:
             CapacityError: the host has no memory for the block tables.
@@ -58,7 +58,7 @@ class BlockAllocator:
         self.config = config
         self._copy_blocks = copy_blocks
         self._group_sizes = np.asarray(config.layer_groups)
-        num_slots, num_stages = config.num_slots, len(config.layer_groups)
+        num_slots, num_stages = config.max_num_seqs, len(config.layer_groups)
         max_block_groups = -(-config.max_model_len // config.block_size)
         self.padding_slot = num_slots
         """Fills up batches: always one row in every stage, in a block that no sequence gets."""
@@ -68,13 +68,12 @@ class BlockAllocator:
                 np.full((groups, num_slots + 1, max_block_groups), -1, dtype=np.int32) for groups in config.layer_groups
             ]
             self._kv_lengths = np.zeros((num_slots + 1, num_stages), dtype=np.int32)
-            self._next_positions = np.zeros((num_slots + 1, num_stages), dtype=np.int32)
         except MemoryError as error:
             raise CapacityError(
                 f"the memory has no room for block tables for {num_slots} sequences: lower max_num_seqs"
             ) from error
         self._kv_lengths[self.padding_slot] = 1
-        self._next_positions[self.padding_slot] = 1
+        self._next_positions = self._kv_lengths.copy()
         for table in self._tables:
             table[:, self.padding_slot, 0] = self.padding_block
         self._num_users = np.zeros(config.num_blocks, dtype=np.int32)  # of each block: sequences, and `hold`
@@ -138,7 +137,7 @@ class BlockAllocator:
             CapacityError: every slot is taken.
         """
         if not self._free_slots:
-            raise CapacityError(f"all {self.config.num_slots} sequence slots of the KV cache are taken")
+            raise CapacityError(f"all {self.config.max_num_seqs} sequence slots of the KV cache are taken")
         return self._free_slots.pop()
 
     def close_slot(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""Values that may be needed again, within a bound in bytes."""
+"""Values that may be needed again, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Value]):
-    """Least recently used values leave first. Not thread-safe."""
+    """Drops the least recently used values first. Not thread-safe."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[Value], int]) -> None:
         """
@@ -32,7 +32,7 @@ class LruCache(Generic[Value]):
         return key in self._entries
 
     def find(self, key: bytes) -> Value | None:
-        """The value of a key, None if it is not there."""
+        """The value of a key; None if it is not kept."""
         self.queries += 1
         value = self._entries.get(key)
         if value is None:
@@ -42,7 +42,7 @@ class LruCache(Generic[Value]):
         return value
 
     def insert(self, key: bytes, value: Value) -> None:
-        """Keeps a value, unless it is there or alone too large."""
+        """Keeps a value, unless its key is known or it is larger than the whole cache."""
         num_bytes = self._size_of(value)
         if key in self._entries or num_bytes > self._max_bytes:
             return

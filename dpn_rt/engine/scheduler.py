@@ -1,9 +1,9 @@
 """Continuous batching: which sequences the next step computes.
 
-Prefill comes first, so that new requests join the running ones soon; a step is either prefill of new sequences or one
-token for every running one. Where prefills are cut into parts, the two take turns, so that running requests never wait
-for a whole prompt. When KV blocks run out, the last sequence (the youngest of the last priority) is preempted: it gives
-its blocks back and is prefilled again later, its generated tokens included.
+A step is either a prefill of new sequences or one token for every running one. Prefills come first, so that new
+sequences soon decode with the others. Where prefills are cut into parts, prefill and decode steps alternate, so that
+running sequences never wait for a whole prompt. When KV blocks run out, the youngest sequence of the last priority is
+preempted: it gives its blocks back, and is prefilled again later together with the tokens that it has generated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Batch:
 
 
 class Scheduler:
-    """Waiting and running sequences, and their claim on the KV cache."""
+    """Waiting and running sequences, and the KV blocks that they take."""
 
     def __init__(self, settings: EngineSettings, reduction: Reduction, cache: SequenceCache) -> None:
         self._settings = settings
@@ -42,18 +42,19 @@ class Scheduler:
         self._cache = cache
         self._waiting: list[Sequence] = []  # by `Sequence.order`
         self._running: list[Sequence] = []
-        self._prefilling: dict[Sequence, int] = {}  # and the blocks that each may need
+        self._prefilling: dict[Sequence, int] = {}  # with the blocks that each may need in all
         self._is_decode_due = False
         self._numbers = itertools.count()
         self.num_preemptions = 0
 
     @property
     def num_waiting(self) -> int:
+        """Sequences without blocks: new ones, and preempted ones."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold blocks."""
+        """Sequences with blocks: in prefill or decoding."""
         return len(self._running) + len(self._prefilling)
 
     @property
@@ -62,26 +63,29 @@ class Scheduler:
         return len(self._running)
 
     def check_fits(self, sequence: Sequence) -> None:
-        """A request must be able to finish when it has the whole cache to itself.
+        """Refuse a sequence that could not finish even if it had the whole cache.
 
         Raises:
-            CapacityError: it cannot.
+            CapacityError: it needs more blocks than there are, or is longer than a sequence may be.
         """
         lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.forced_experts)
-        # The last token is never stored.
+        # The last token has no row: no token follows that would need it.
         self._cache.check_fits(tuple(length + sequence.max_tokens - 1 for length in lengths), sequence.max_tokens)
 
     def add(self, sequence: Sequence, siblings: Iterable[Sequence] = ()) -> None:
-        """Queues a sequence after all others of its priority. Its siblings wait for its prefill (`fork`)."""
+        """Queues a sequence after all others of its priority.
+
+        Its siblings get their numbers now and are queued or started by `fork`, after its prefill.
+        """
         for each in (sequence, *siblings):
             each.number = next(self._numbers)
         self._enqueue(sequence)
 
     def fork(self, sequence: Sequence, sibling: Sequence) -> bool:
-        """Lets a sibling decode from where the sequence, whose prefill has just ended, stands.
+        """Starts a sibling with the rows of a sequence whose prefill has just ended.
 
         Returns:
-            False where there is no room for that: the sibling then waits for a prefill of its own.
+            False where there is no room: the sibling waits for a prefill of its own.
         """
         assert sequence.slot is not None
         if self.num_running < self._settings.max_num_seqs:
@@ -94,7 +98,7 @@ class Scheduler:
         return True
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees its blocks."""
+        """Removes a sequence, whatever its state, and frees its blocks."""
         if sequence.slot is not None:
             self._release(sequence)
             if self._prefilling.pop(sequence, None) is None:
@@ -103,9 +107,10 @@ class Scheduler:
             self._waiting.remove(sequence)
 
     def schedule(self) -> Batch | None:
-        """The next step, None when nothing is left. Decoding sequences get room for their new row here.
+        """The next step; None when nothing is left to do.
 
-        A prefill is given again until `end_prefill`.
+        The sequences of a decode step already have room for their new rows. A prefill that has begun is returned again
+        and again until `end_prefill`, in turns with decode steps where prefills are cut into parts.
         """
         if not self._prefilling:
             self._prefilling = self._admit()
@@ -122,9 +127,9 @@ class Scheduler:
         return self._batch("decode", decoding) if decoding else None
 
     def schedule_ahead(self) -> Batch | None:
-        """A decode step after one whose tokens are not known yet, of the sequences that can go on after that.
+        """A decode step after one whose tokens are not known yet, of the sequences that may go on.
 
-        None where something else is due: a prefill, or a preemption.
+        None where a prefill or a preemption comes first, or no sequence may go on.
         """
         is_full = len(self._running) >= self._settings.max_num_seqs
         if self._prefilling or (self._waiting and not is_full):
@@ -137,11 +142,12 @@ class Scheduler:
         return self._batch("decode", sequences)
 
     def end_prefill(self) -> None:
-        """The sequences that were prefilled decode from now on."""
+        """From now on, the sequences of the prefill decode."""
         self._running += self._prefilling
         self._prefilling = {}
 
     def _admit(self) -> dict[Sequence, int]:
+        """Takes from the queue what one prefill may hold: sequences, and the blocks that each may need in all."""
         admitted: dict[Sequence, int] = {}
         rows = 0
         slots = self._slots(self._running)
@@ -150,10 +156,10 @@ class Scheduler:
             sequence = self._waiting[0]
             rows += sequence.num_rows
             lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.forced_experts)
-            # Room for one new token is claimed too, else the sequence could be preempted before its first decode.
+            # With room for one new row, else the sequence could be preempted before its first decode step.
             blocks = self._cache.blocks_for(tuple(length + 1 for length in lengths))
-            whole_cache = not self._running and not admitted  # alone it fits: `check_fits` has counted its rows
-            if (admitted and rows > self._settings.max_num_batched_tokens) or (blocks > free and not whole_cache):
+            is_alone = not self._running and not admitted  # then it fits: `check_fits` has counted its rows
+            if (admitted and rows > self._settings.max_num_batched_tokens) or (blocks > free and not is_alone):
                 break
             free -= blocks
             del self._waiting[0]
@@ -162,6 +168,7 @@ class Scheduler:
         return admitted
 
     def _make_room(self) -> list[Sequence]:
+        """The running sequences, each with room for a new row; preempts until there is enough for all of them."""
         free = self._cache.num_free_blocks - self._num_promised_blocks()
         while self._running and self._cache.blocks_to_grow(self._slots(self._running)) > free:
             before = self._cache.num_free_blocks
@@ -171,7 +178,7 @@ class Scheduler:
         return self._running
 
     def _num_promised_blocks(self) -> int:
-        """Cells that prefills in progress may still need."""
+        """Blocks that the prefill in progress may still need."""
         return sum(
             max(0, blocks - self._cache.blocks_of(sequence.slot))
             for sequence, blocks in self._prefilling.items()

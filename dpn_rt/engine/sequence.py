@@ -23,7 +23,7 @@ VISUAL_ROW = -1
 
 @dataclass(eq=False)
 class Sequence:
-    """State of one completion: the scheduler owns `slot`, the runner `image_rows` and `pyramid`."""
+    """State of one completion. The scheduler sets `number` and `slot`, the prefill `image_rows` and `pyramid`."""
 
     request_id: str
     index: int
@@ -32,21 +32,22 @@ class Sequence:
     sampling: SamplingState
     detokenizer: Detokenizer | None
     max_tokens: int
-    """Tokens it may generate, the model's length considered."""
+    """Tokens that it may generate, within the model's length."""
     forced_experts: list[int]
-    """Expert per boundary, -1 where the router decides. After the first prefill the route taken, so that a preempted
-    sequence takes it again."""
+    """Expert per boundary, -1 where the router decides. After the first prefill, the route that was taken, so that a
+    preempted sequence takes it again."""
     priority: int = 0
-    """Lower goes first."""
+    """Lower numbers go first."""
     number: int = 0
     """Order of arrival, given by the scheduler."""
     output_token_ids: list[int] = field(default_factory=list)
     logprobs: list[Mapping[int, Logprob]] = field(default_factory=list)
     slot: int | None = None
+    """In the KV cache; None while it waits."""
     image_rows: Tensor | None = None
     """`[num_visual_tokens, hidden_size]` in the engine's dtype, kept while the sequence may be prefilled again."""
     num_cached_rows: int = 0
-    """Rows of its first prefill at stage 0 that were in the cache."""
+    """Rows of its first prefill that stage 0 found in the cache."""
     pyramid: Pyramid | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -56,7 +57,7 @@ class Sequence:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where it stands among those that wait; the last of the running is preempted first."""
+        """Lower ones are admitted first and preempted last."""
         return self.priority, self.number
 
     @property
@@ -65,7 +66,7 @@ class Sequence:
 
     @property
     def ends_with_next(self) -> bool:
-        """Whether it has all its tokens with the next one, whatever that is."""
+        """Whether the next token is the last one that it may generate."""
         return len(self.output_token_ids) + 1 >= self.max_tokens
 
     @property
@@ -102,7 +103,16 @@ class Sequence:
         return np.concatenate((ids, np.asarray(self.output_token_ids, dtype=np.int64)))
 
     def append(self, token_id: int, logprobs: Mapping[int, Logprob] | None, eos_token_ids: tuple[int, ...]) -> str:
-        """Adds a sampled token, decides whether the sequence ends, and returns the text that became certain."""
+        """Adds a sampled token and decides whether the sequence ends.
+
+        Args:
+            token_id: the token.
+            logprobs: of this position, None where none were asked for.
+            eos_token_ids: of the model.
+
+        Returns:
+            The text that can no longer change by tokens to come.
+        """
         self.output_token_ids.append(token_id)
         self.sampling.append(token_id)
         if logprobs is not None:
@@ -111,7 +121,7 @@ class Sequence:
         return "" if self.detokenizer is None else self._new_text(self.detokenizer, token_id)
 
     def output(self) -> CompletionOutput:
-        """What the sequence has given so far."""
+        """What the sequence has generated so far."""
         asked = self.params.logprobs is not None
         chosen = [entries[token_id] for token_id, entries in zip(self.output_token_ids, self.logprobs, strict=False)]
         return CompletionOutput(

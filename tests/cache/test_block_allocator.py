@@ -270,7 +270,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         assert allocator.num_free_blocks == allocator.num_blocks - len(used)
         assert sorted(allocator._unused_blocks[: len(unused)].tolist()) == unused
         assert allocator.bytes_in_use == 100 * len(used)
-        assert allocator.num_free_slots == allocator.config.num_slots - len(self.rows)
+        assert allocator.num_free_slots == allocator.config.max_num_seqs - len(self.rows)
 
     @invariant()
     def rows_are_as_they_were_written(self) -> None:

@@ -61,7 +61,7 @@ def assert_same(actual: RequestOutput, expected: RequestOutput) -> None:
 def assert_pool_is_full(llm: LLM) -> None:
     cache = llm.engine.runner.cache
     assert cache.num_free_blocks == cache.num_blocks
-    assert cache.num_free_slots == cache.config.num_slots
+    assert cache.num_free_slots == cache.config.max_num_seqs
 
 
 def test_routes_differ(alone: list[RequestOutput]) -> None:

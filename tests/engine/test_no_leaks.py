@@ -87,5 +87,5 @@ def test_pool_is_full_again(llm: LLM, monkeypatch: pytest.MonkeyPatch, actions: 
     assert isinstance(cache, BlockAllocator)
     assert (cache._num_users == 0).all()
     assert cache.num_free_blocks == cache.num_blocks
-    assert cache.num_free_slots == cache.config.num_slots
+    assert cache.num_free_slots == cache.config.max_num_seqs
     assert sorted(cache._unused_blocks.tolist()) == list(range(cache.num_blocks))

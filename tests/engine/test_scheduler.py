@@ -233,7 +233,7 @@ def test_order_by_priority_and_arrival() -> None:
 
 def test_a_request_must_be_able_to_end() -> None:
     scheduler, cache = make()
-    scheduler.check_fits(sequence("a", num_rows=7, max_tokens=5))
+    scheduler.check_fits(sequence("a", 7, max_tokens=5))
     assert cache.fitted == [((7 + 5 - 1,), 5)], "the last token is never stored"
 
 

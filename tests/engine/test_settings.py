@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 
+from dpn_rt import LLM
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.plans import PlanLimits
 from dpn_rt.prompts.image import MAX_PIXELS
@@ -47,6 +49,13 @@ def test_what_was_asked_for_is_taken() -> None:
     settings = resolve(MODEL, EngineOptions(**asked))
     assert dataclasses.asdict(settings) == asked
     assert asked.keys() == {field.name for field in dataclasses.fields(EngineOptions)}, "every option is here"
+
+
+def test_the_python_interface_has_the_same_defaults() -> None:
+    parameters = inspect.signature(LLM).parameters
+    for option in dataclasses.fields(EngineOptions):
+        if option.name != "max_image_pixels":  # the caller has the image already
+            assert parameters[option.name].default == option.default, option.name
 
 
 @pytest.mark.parametrize(
