@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ PoolingType = Literal["adaptive", "static", "random"]
 PoolingFunction = Literal["max", "avg", "conv"]
 RouterVersion = Literal["v1", "v2"]
 IntArray = npt.NDArray[np.int32]
+Side = TypeVar("Side", int, IntArray)
 
 BOUNDARIES = "boundaries"
 ROUTER_NORM, ROUTER_HIDDEN, ROUTER_PREDICTOR = "norm", "hidden", "predictor"
@@ -82,10 +83,11 @@ class BoundaryConfig:
         return np.where(is_pooled[:, None], after, grids).astype(np.int32), (chosen != SKIPPED) & ~fits
 
     def grid_after(self, grid: Grid, expert: int) -> Grid:
-        """As `choose` and `pooled`, for one image."""
-        grids = np.asarray([grid], dtype=np.int32)
-        height, width = self.pooled(grids, self.choose(grids, np.asarray([expert], dtype=np.int32)))[0][0]
-        return int(height), int(width)
+        """As `choose` and `pooled`, for one image; admission asks for every request, so without arrays."""
+        if grid[0] * grid[1] < self.min_visual_tokens:
+            return grid
+        after, fits = pooled_grid(grid, self.kernels[expert])
+        return after if fits else grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +207,16 @@ def expert_module(boundary: int, expert: int) -> str:
     return f"{BOUNDARIES}.{boundary}.experts.{expert}"
 
 
-def pooled_grids(grids: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """What a kernel leaves of a grid: strides equal kernels, and trailing rows and columns are dropped.
+def pooled_side(side: Side, kernel: Side) -> Side:
+    """Visual tokens that are left of one side of a grid: strides equal kernels, and what is left over is dropped.
 
     The one place in Python that knows this rule; `csrc/ops` has its own for the kernels.
+    """
+    return side // kernel
+
+
+def pooled_grids(grids: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """What a kernel leaves of each grid.
 
     Args:
         grids: `[num_images, 2]` rows and columns.
@@ -217,14 +225,14 @@ def pooled_grids(grids: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDAr
     Returns:
         `[num_images, 2]`, and `[num_images]` whether the kernel fits into the grid.
     """
-    after = grids // kernels
+    after = pooled_side(grids, kernels)
     return after, after.min(axis=-1) > 0
 
 
 def pooled_grid(grid: Grid, kernel: tuple[int, int]) -> tuple[Grid, bool]:
     """As `pooled_grids`, for one image."""
-    after, fits = pooled_grids(np.asarray(grid), np.asarray(kernel))
-    return (int(after[0]), int(after[1])), bool(fits)
+    after = pooled_side(grid[0], kernel[0]), pooled_side(grid[1], kernel[1])
+    return after, min(after) > 0
 
 
 def num_visual(grids: Sequence[Grid]) -> int:
