@@ -21,7 +21,7 @@ from dpn_rt.engine.prefix_cache import CachedPrefix, PrefixCache
 from dpn_rt.engine.pyramids import pyramid_of
 from dpn_rt.engine.scheduler import Batch
 from dpn_rt.engine.sequence import Sequence
-from dpn_rt.model.layout import Layout
+from dpn_rt.model.layout import IntArray, Layout
 from dpn_rt.model.reduction.reducer import BoundaryTrace, NothingReduced, Reduced, StageOutput
 from dpn_rt.model.vision.visual_input import VisualInput
 
@@ -224,7 +224,7 @@ class Prefill:
             crossing.prepared.trim(self._layout.kv_lengths, self._layout.next_positions)
         self._crossing, self._prepared = None, crossing.prepared
 
-    def _forced_experts(self, boundary: int) -> np.ndarray:
+    def _forced_experts(self, boundary: int) -> IntArray:
         return np.asarray([sequence.forced_experts[boundary] for sequence in self.sequences], dtype=np.int32)
 
     # The end

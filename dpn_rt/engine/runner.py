@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -63,10 +64,11 @@ class Runner:
             batch: the sequences.
             token_ids: `[num_seqs]` int64, those tokens where only the backend's device has them yet.
         """
-        if token_ids is not None:
-            with torch.inference_mode():
-                return self.backend.decode(token_ids, batch.slots)
-        ids = np.asarray([sequence.output_token_ids[-1] for sequence in batch.sequences], dtype=np.int64)
+        ids: npt.NDArray[np.int64] | Tensor
+        if token_ids is None:
+            ids = np.asarray([sequence.output_token_ids[-1] for sequence in batch.sequences], dtype=np.int64)
+        else:
+            ids = token_ids
         with torch.inference_mode():
             return self.backend.decode(ids, batch.slots)
 

@@ -77,7 +77,7 @@ def _build(
     settings: EngineSettings,
     device: Device,
     *,
-    prepack: bool = False,
+    prepack: bool,
 ) -> tuple[KernelBackend, VisionEncoder | None]:
     geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
     angles = rope_table(model.decoder, settings.max_model_len).to(device.torch_device)

@@ -15,6 +15,7 @@ from dpn_rt.model.layout import Layout
 from dpn_rt.outputs import RequestOutput
 from tests.golden_cases import CASES, GoldenCase
 from tests.places import HAS_GPU, CountingDevice, Place
+from tests.skips import GPU_PRESENT
 from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
 
 FIRST_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)
@@ -40,7 +41,7 @@ def first_error(output: RequestOutput, case: GoldenCase) -> float:
     return float((actual - case.logprobs[0]).abs().max())
 
 
-@pytest.mark.skipif(HAS_GPU, reason="watches the host's stand-in for a device")
+@pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)  # watches the host's stand-in for a device
 def test_a_stage_is_queued_as_soon_as_its_rows_are_known(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +64,7 @@ def test_a_stage_is_queued_as_soon_as_its_rows_are_known(
     assert behind[:3] == [["forward", "with_grids"]] * 3
 
 
-@pytest.mark.skipif(HAS_GPU, reason="counts transfers of the host")
+@pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)  # counts transfers of the host
 def test_a_prefill_sends_and_reads_once_for_each_stage(place: Place, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "c04_g24_r222")
     build_engine(case.write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine")
