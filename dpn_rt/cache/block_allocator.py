@@ -76,8 +76,8 @@ class BlockAllocator:
         self._next_positions = self._kv_lengths.copy()
         for table in self._tables:
             table[:, self.padding_slot, 0] = self.padding_block
-        self._num_users = np.zeros(config.num_blocks, dtype=np.int32)  # of each block: sequences, and `hold`
-        self._is_held = np.zeros(config.num_blocks, dtype=bool)
+        self._num_users = np.zeros(config.num_blocks, dtype=np.int32)  # of each block: sequences, and holds
+        self._num_holds = np.zeros(config.num_blocks, dtype=np.int32)
         self._unused_blocks = np.arange(config.num_blocks, dtype=np.int32)[::-1].copy()  # a stack
         self._num_unused_blocks = config.num_blocks
         self._free_slots = list(range(num_slots))[::-1]
@@ -97,7 +97,7 @@ class BlockAllocator:
     @property
     def num_free_blocks(self) -> int:
         """Blocks that a sequence could get: unused ones, and those that are only held."""
-        return self._num_unused_blocks + int(np.count_nonzero(self._is_held & (self._num_users == 1)))
+        return self._num_unused_blocks + int(np.count_nonzero(self._is_held_only(slice(None))))
 
     @property
     def num_free_slots(self) -> int:
@@ -177,20 +177,20 @@ class BlockAllocator:
         return tuple(table[:, slot, first:last].copy() for table in self._tables)
 
     def hold(self, blocks: Iterable[BlockIds]) -> None:
-        """Keeps blocks, whether or not a sequence uses them, until `release`."""
+        """Keeps blocks, whether or not a sequence uses them, until `release`; a block may be held several times."""
         for ids in blocks:
             self._num_users[ids] += 1
-            self._is_held[ids] = True
+            self._num_holds[ids] += 1
 
     def release(self, blocks: Iterable[BlockIds]) -> None:
-        """Ends `hold`."""
+        """Ends a `hold`."""
         for ids in blocks:
-            self._is_held[ids] = False
+            self._num_holds[ids] -= 1
             self._give_back(ids.reshape(-1))
 
     def would_free(self, blocks: Iterable[BlockIds]) -> bool:
-        """Whether `release` would leave any of these held blocks without a user."""
-        return any(bool((self._num_users[ids] == 1).any()) for ids in blocks)
+        """Whether any of these held blocks has no user when its holds are released."""
+        return any(bool(self._is_held_only(ids).any()) for ids in blocks)
 
     def share(self, stage: int, slot: int, blocks: BlockIds, num_rows: int) -> None:
         """Appends rows that are in the cache already to a stage of a slot whose last block is full.
@@ -320,6 +320,10 @@ class BlockAllocator:
         counts = self._group_counts(longer) - first
         before = np.cumsum(counts) - counts
         return np.repeat(slots, counts), np.arange(int(counts.sum())) - np.repeat(before - first, counts)
+
+    def _is_held_only(self, ids: BlockIds | slice) -> npt.NDArray[np.bool_]:
+        """Whether blocks are held, and no sequence uses them."""
+        return (self._num_holds[ids] > 0) & (self._num_holds[ids] == self._num_users[ids])
 
     def _require(self, num_blocks: int) -> None:
         if num_blocks > self._num_unused_blocks and self.reclaim is not None:

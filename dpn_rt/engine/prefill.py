@@ -61,7 +61,7 @@ class Prefill:
         self._crossing: Crossing | None = None  # the boundary before it
         self._prepared: PreparedStage | None = None  # what was prepared for it
         self._has_room = False  # for its rows, in the cache
-        self._stage_0_rows: list[Tensor | None] = [prefix.stage_0_rows for prefix in self._cached]  # to keep
+        self._stage_0_rows: list[tuple[Tensor, ...]] = [()] * len(self.sequences)  # to keep, of each image
         self._ended: list[Tensor] = []  # what the last stage gave
 
     def advance(self, max_work: int | None = None) -> None:
@@ -107,27 +107,23 @@ class Prefill:
         """The images that have no rows yet and need some, each once however many sequences share it."""
         images: dict[bytes, VisualInput] = {}
         for sequence, prefix in zip(self.sequences, self._cached, strict=True):
-            visual = sequence.prompt.visual
-            if visual is not None and sequence.image_rows is None and not prefix.num_stage_0_rows:
-                images[visual.key] = visual
+            for image in sequence.prompt.images[prefix.num_images :]:
+                if image.key not in sequence.image_rows:
+                    images[image.key] = image
         return list(images.values())
 
     def _encode(self, images: list[VisualInput]) -> None:
         rows = {image.key: row for image, row in zip(images, self._images.encode(images), strict=True)}
         for sequence in self.sequences:
-            visual = sequence.prompt.visual
-            if visual is not None and sequence.image_rows is None:
-                sequence.image_rows = rows.get(visual.key)
+            own = {image.key: rows[image.key] for image in sequence.prompt.images if image.key in rows}
+            sequence.image_rows = {**own, **sequence.image_rows}
 
     def _embed(self) -> Tensor:
         """The rows that stage 0 computes. An image is cached as a whole or not at all."""
-        skipped = [prefix.num_rows + prefix.num_stage_0_rows for prefix in self._cached]
-        ids = [sequence.row_token_ids()[skip:] for sequence, skip in zip(self.sequences, skipped, strict=True)]
-        images = [
-            sequence.image_rows
-            for sequence, prefix in zip(self.sequences, self._cached, strict=True)
-            if sequence.image_rows is not None and not prefix.num_stage_0_rows
-        ]
+        ids, images = [], []
+        for sequence, prefix in zip(self.sequences, self._cached, strict=True):
+            ids.append(sequence.row_token_ids()[prefix.num_rows + prefix.num_stage_0_rows :])
+            images += [sequence.image_rows[image.key] for image in sequence.prompt.images[prefix.num_images :]]
         return self._backend.embed(np.concatenate(ids), images)
 
     # Stages
@@ -180,13 +176,13 @@ class Prefill:
     def _join_cached_rows(self) -> None:
         """From stage 1 on, the rows that stage 0 found in the cache are computed like the others."""
         parts = list(torch.split(self._rows, self._layout.lengths.tolist()))
-        for index, prefix in enumerate(self._cached):
-            if prefix.stage_0_rows is not None:
-                parts[index] = torch.cat((prefix.stage_0_rows, parts[index]))
-            elif self._prefixes is not None:
-                start, end = self._prefixes.rows_to_keep(self.sequences[index], prefix.num_rows)
-                self._stage_0_rows[index] = parts[index][start:end].clone() if end else None
-        if any(prefix.stage_0_rows is not None for prefix in self._cached):
+        for index, (sequence, prefix) in enumerate(zip(self.sequences, self._cached, strict=True)):
+            if self._prefixes is not None:
+                new = (parts[index][start:end].clone() for start, end in self._prefixes.rows_to_keep(sequence, prefix))
+                self._stage_0_rows[index] = (*prefix.stage_0_rows, *new)
+            if prefix.stage_0_rows:
+                parts[index] = torch.cat((*prefix.stage_0_rows, parts[index]))
+        if any(prefix.stage_0_rows for prefix in self._cached):
             self._x = torch.cat(parts)
 
     # Boundaries

@@ -1,9 +1,9 @@
-"""Keys and values of prompts' prefixes, kept for later prompts that begin with the same tokens and image.
+"""Keys and values of prompts' prefixes, kept for later prompts that begin with the same tokens and images.
 
-There are two kinds of entries. A block of text rows before the image is the same in every stage, whatever follows it.
-An image's rows are the same in stage 0 alone: from the first boundary on they depend on the question after the image.
-So the entry of an image has its KV blocks of stage 0, and its rows as they left that stage, which the boundary takes as
-its input when the next question comes.
+There are two kinds of entries. A block of text rows before the first image is the same in every stage, whatever follows
+it. From the first image on, rows are the same in stage 0 alone: beyond the first boundary they depend on the question
+that comes last. So the entry of an image has KV blocks of stage 0, and rows as they left that stage, which the boundary
+takes as its input when the next question comes. Text between two images belongs to the entry of the second one.
 
 The key of an entry is a hash of everything from the prompt's first row to the entry's last, the image's content
 included, so two images never share. When KV blocks run out, the least recently used entries are dropped first.
@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
+from itertools import takewhile, zip_longest
 
 import numpy as np
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch import Tensor
 from dpn_rt.cache.block_allocator import BlockAllocator, BlockIds
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import CapacityError
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 
 Key = bytes
 
@@ -31,10 +34,9 @@ class Entry:
     """One block of text in all stages, or one image in stage 0."""
 
     blocks: tuple[BlockIds, ...]
-    """Per stage `[layer_groups, num_block_groups]`; of an image stage 0 alone."""
+    """Per stage `[layer_groups, num_block_groups]`; of an image stage 0 alone, from the block with its first row on."""
     stage_0_rows: Tensor | None = None
-    """`[num_rows, hidden_size]` of an image: the rows from the first after the text blocks to the image's last, as they
-    left stage 0; None where no boundary follows."""
+    """`[num_rows, hidden_size]` of an image: its rows as they left stage 0; None where no boundary follows."""
 
     @property
     def row_bytes(self) -> int:
@@ -48,7 +50,8 @@ class Match:
 
     text: tuple[Entry, ...]
     """Of its first rows, one whole block each."""
-    image: Entry | None
+    images: tuple[Entry, ...]
+    """Of its first images, where all text before them was found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,12 @@ class CachedPrefix:
 
     num_rows: int = 0
     """Rows of text that every stage has."""
+    num_images: int = 0
+    """The prompt's first images, which stage 0 alone has."""
     num_stage_0_rows: int = 0
-    """Rows after them that stage 0 alone has; they end with the image's last row."""
-    stage_0_rows: Tensor | None = None
-    """`[num_stage_0_rows, hidden_size]`: these rows as they left stage 0; None where no boundary follows."""
+    """Rows of these images' entries; they come after `num_rows`."""
+    stage_0_rows: tuple[Tensor, ...] = ()
+    """Per image `[num_rows, hidden_size]`: these rows as they left stage 0; empty where no boundary follows."""
 
 
 @dataclass
@@ -102,76 +107,86 @@ class PrefixCache:
             sequence: with an empty slot.
         """
         assert sequence.slot is not None
-        match = self._match(sequence)
+        keys = _Keys.of(sequence, self._block_size)
+        match = self._match(sequence, keys)
         for entry in match.text:
             for stage, blocks in enumerate(entry.blocks):
                 self._allocator.share(stage, sequence.slot, blocks, self._block_size)
-        num_text_rows = len(match.text) * self._block_size
-        if match.image is None:
-            return CachedPrefix(num_text_rows)
-        num_rows = sequence.image_end - num_text_rows
+        text = CachedPrefix(len(match.text) * self._block_size)
+        if not match.images:
+            return text
+        num_images = len(match.images)
+        num_rows = keys.images[num_images - 1].end - text.num_rows
         try:
-            self._allocator.share(0, sequence.slot, match.image.blocks[0], num_rows)
+            self._allocator.share(0, sequence.slot, self._joined_blocks(match, keys), num_rows)
         except CapacityError:
-            return CachedPrefix(num_text_rows)  # sharing may take one block group more than computing does
-        return CachedPrefix(num_text_rows, num_rows, match.image.stage_0_rows)
+            return text  # sharing may take one block group more than computing does
+        rows = tuple(entry.stage_0_rows for entry in match.images if entry.stage_0_rows is not None)
+        return CachedPrefix(text.num_rows, num_images, num_rows, rows)
 
-    def rows_to_keep(self, sequence: Sequence, num_cached: int) -> tuple[int, int]:
+    def rows_to_keep(self, sequence: Sequence, cached: CachedPrefix) -> list[tuple[int, int]]:
         """Which rows `insert` wants as they leave stage 0.
 
         Args:
             sequence: in prefill.
-            num_cached: rows of its prompt that were in the cache.
+            cached: what was found of its prompt.
 
         Returns:
-            First and last (excluded) of them, counted from the first row that was not in the cache; (0, 0) without an
-            image.
+            First and last (excluded) row of each image that was not found, counted from the first row that was not.
         """
-        if not sequence.image_starts:
-            return 0, 0
-        num_text_rows = sequence.image_starts[0] // self._block_size * self._block_size
-        return num_text_rows - num_cached, sequence.image_end - num_cached
+        num_cached = cached.num_rows + cached.num_stage_0_rows
+        images = _Keys.of(sequence, self._block_size).images[cached.num_images :]
+        return [(image.start - num_cached, image.end - num_cached) for image in images]
 
-    def insert(self, sequence: Sequence, stage_0_rows: Tensor | None) -> None:
+    def insert(self, sequence: Sequence, stage_0_rows: ListOf[Tensor]) -> None:
         """Keeps the prefix of a sequence that has just been prefilled and still has its slot.
 
         Args:
             sequence: with its KV blocks filled.
-            stage_0_rows: see `Entry`; None without an image, or where no boundary follows stage 0.
+            stage_0_rows: of each image, see `Entry`; empty where no boundary follows stage 0.
         """
         assert sequence.slot is not None
         keys = _Keys.of(sequence, self._block_size)
         for index, key in enumerate(keys.text):
             if key not in self._entries:
                 self._add(key, Entry(self._allocator.block_groups(sequence.slot, index, index + 1)))
-        if keys.image is not None and keys.image not in self._entries:
-            last = -(-keys.image_end // self._block_size)
-            blocks = self._allocator.block_groups(sequence.slot, len(keys.text), last)[:1]
-            self._add(keys.image, Entry(blocks, stage_0_rows))
+        for image, rows in zip_longest(keys.images, stage_0_rows):
+            if image.key not in self._entries:
+                first, end = image.start // self._block_size, -(-image.end // self._block_size)
+                self._add(image.key, Entry(self._allocator.block_groups(sequence.slot, first, end)[:1], rows))
 
     def clear(self) -> None:
         """Drops all entries."""
         for key in list(self._entries):
             self._remove(key)
 
-    def _match(self, sequence: Sequence) -> Match:
+    def _match(self, sequence: Sequence, keys: _Keys) -> Match:
         """The entries of a sequence's prompt, counted as used now."""
-        keys = _Keys.of(sequence, self._block_size)
-        text = []
-        for key in keys.text:
-            entry = self._find(key)
-            if entry is None:
-                break
-            text.append(entry)
-        image = None
-        if keys.image is not None:
-            self.statistics.image_queries += 1
-            if len(text) == len(keys.text):
-                image = self._find(keys.image)
-            self.statistics.image_hits += image is not None
+        text = self._find_first(keys.text)
+        images: list[Entry] = []
+        if len(text) == len(keys.text):
+            images = self._find_first([image.key for image in keys.images])
+        self.statistics.image_queries += len(keys.images)
+        self.statistics.image_hits += len(images)
         self.statistics.queried_rows += sequence.num_rows
-        self.statistics.hit_rows += len(text) * self._block_size if image is None else keys.image_end
-        return Match(tuple(text), image)
+        self.statistics.hit_rows += keys.images[len(images) - 1].end if images else len(text) * self._block_size
+        return Match(tuple(text), tuple(images))
+
+    def _joined_blocks(self, match: Match, keys: _Keys) -> BlockIds:
+        """`[layer_groups, num_block_groups]` of stage 0 with the rows of all matching images.
+
+        A block with the end of one image and the start of the next is in both entries. The later entry's is taken: it
+        has the rows of both.
+        """
+        first = len(match.text)
+        joined = match.images[0].blocks[0]
+        for entry, image in zip(match.images[1:], keys.images[1:], strict=False):
+            joined = np.concatenate((joined[:, : image.start // self._block_size - first], entry.blocks[0]), axis=1)
+        return joined
+
+    def _find_first(self, keys: Iterable[Key]) -> list[Entry]:
+        """The entries of the first keys, up to one that has none."""
+        return [entry for entry in takewhile(lambda entry: entry is not None, map(self._find, keys)) if entry]
 
     def _find(self, key: Key) -> Entry | None:
         entry = self._entries.get(key)
@@ -204,31 +219,44 @@ class PrefixCache:
 
 
 @dataclass(frozen=True)
+class _ImageKey:
+    """Under which key an image's entry is kept, and which rows are in it."""
+
+    key: Key
+    start: int
+    """The row after the text blocks, or after the image before."""
+    end: int
+    """The row after the image's last."""
+
+
+@dataclass(frozen=True)
 class _Keys:
     """Under which keys the entries of one prompt are kept."""
 
     text: tuple[Key, ...]
-    """One for each whole block of text before the image; in a prompt without one, before its last row."""
-    image: Key | None
-    image_end: int = 0
-    """The row after the image's last."""
+    """One for each whole block of text before the first image; in a prompt without one, before its last row."""
+    images: tuple[_ImageKey, ...]
 
     @classmethod
     def of(cls, sequence: Sequence, block_size: int) -> _Keys:
-        prompt = sequence.prompt
-        visual, start = prompt.visual, prompt.image_index
-        ids = prompt.token_ids
-        text = ids if visual is None or start is None else ids[:start]
-        # The last row must be computed, since its logits choose the first token: it is never part of an entry. So a
-        # prompt that ends with its image has no entry for it.
-        num_blocks = (len(ids) - 1 if visual is None else len(text)) // block_size
-        keys = list(_chain(text[i * block_size : (i + 1) * block_size] for i in range(num_blocks)))
-        if visual is None or start is None or start == len(ids) - 1:
-            return cls(tuple(keys), None)
-        rest = text[num_blocks * block_size :]
-        before = keys[-1] if keys else b""
-        image = hashlib.sha256(b"image" + before + rest.tobytes() + b"|" + visual.key).digest()
-        return cls(tuple(keys), image, start + visual.num_visual_tokens)
+        prompt, ids = sequence.prompt, sequence.prompt.token_ids
+        # The last row must be computed, since its logits choose the first token: it is never part of an entry. So an
+        # image that ends the prompt has no entry.
+        num_text_rows = prompt.image_starts[0] if prompt.images else len(ids) - 1
+        num_blocks = num_text_rows // block_size
+        text = list(_chain(ids[i * block_size : (i + 1) * block_size] for i in range(num_blocks)))
+        images: list[_ImageKey] = []
+        start, key = num_blocks * block_size, text[-1] if text else b""
+        pieces = np.split(ids, np.flatnonzero(ids == IMAGE_PLACEHOLDER_ID))  # each but the first begins with an image
+        before = pieces[0][start:]
+        for image, first_row, after in zip(prompt.images, prompt.image_starts, pieces[1:], strict=True):
+            end = first_row + image.num_visual_tokens
+            if end == prompt.num_rows:
+                break
+            key = hashlib.sha256(b"image" + key + before.tobytes() + b"|" + image.key).digest()
+            images.append(_ImageKey(key, start, end))
+            start, before = end, after[1:]
+        return cls(tuple(text), tuple(images))
 
 
 def _chain(blocks: Iterable[np.ndarray]) -> Iterable[Key]:

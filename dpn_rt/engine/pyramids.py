@@ -12,7 +12,7 @@ from dpn_rt.prompts.processor import ProcessedPrompt
 
 
 def pyramid_of(index: int, prompt: ProcessedPrompt, layouts: Sequence[Layout], outcomes: Sequence[Outcome]) -> Pyramid:
-    """The way of one sequence through the stages.
+    """The way of one sequence through the stages; experts, kernels and grids are those of its first image.
 
     Args:
         index: of the sequence in the layouts.
@@ -20,13 +20,12 @@ def pyramid_of(index: int, prompt: ProcessedPrompt, layouts: Sequence[Layout], o
         layouts: of the batch, per stage.
         outcomes: of the sequence, per boundary.
     """
-    visual = prompt.visual
-    outside_grid = 0 if visual is None else visual.num_visual_tokens - visual.grid[0] * visual.grid[1]
+    outside_grids = sum(image.num_visual_tokens - image.grid[0] * image.grid[1] for image in prompt.images)
     return Pyramid(
         experts=[next(iter(outcome.experts), None) for outcome in outcomes],
         kernels=[next(iter(outcome.kernels), None) for outcome in outcomes],
         probs=[None if outcome.probs is None else list(outcome.probs) for outcome in outcomes],
-        visual_tokens=[int(layout.num_visual[index]) + outside_grid for layout in layouts],
+        visual_tokens=[int(layout.num_visual[index]) + outside_grids for layout in layouts],
         kv_lengths=[int(layout.kv_lengths[index]) for layout in layouts],
         grids=[_grid(layout, index) for layout in layouts],
     )

@@ -17,10 +17,6 @@ from dpn_rt.sampling.logprobs import Logprob
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import SamplingState
 
-VISUAL_ROW = -1
-"""Stands for one visual row where the ids of all rows of a prompt are listed; negative, as `Backend.embed` asks."""
-
-
 @dataclass(eq=False)
 class Sequence:
     """State of one completion. The scheduler sets `number` and `slot`, the prefill `image_rows` and `pyramid`."""
@@ -44,8 +40,9 @@ class Sequence:
     logprobs: list[Mapping[int, Logprob]] = field(default_factory=list)
     slot: int | None = None
     """In the KV cache; None while it waits."""
-    image_rows: Tensor | None = None
-    """`[num_visual_tokens, hidden_size]` in the engine's dtype, kept while the sequence may be prefilled again."""
+    image_rows: Mapping[bytes, Tensor] = field(default_factory=dict)
+    """Key of an image -> its rows `[num_visual_tokens, hidden_size]` in the engine's dtype, kept while the sequence may
+    be prefilled again."""
     num_cached_rows: int = 0
     """Rows of its first prefill that stage 0 found in the cache."""
     pyramid: Pyramid | None = None
@@ -77,30 +74,20 @@ class Sequence:
     @property
     def image_starts(self) -> tuple[int, ...]:
         """First visual row of each image."""
-        return () if self.prompt.image_index is None else (self.prompt.image_index,)
-
-    @property
-    def image_end(self) -> int:
-        """The row after the last image; 0 without one."""
-        visual, index = self.prompt.visual, self.prompt.image_index
-        return 0 if visual is None or index is None else index + visual.num_visual_tokens
+        return self.prompt.image_starts
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of visual tokens of each image."""
-        return () if self.prompt.grid is None else (self.prompt.grid,)
+        return self.prompt.grids
 
     @property
     def router_rows(self) -> npt.NDArray[np.int32]:
         return self.prompt.router_rows
 
     def row_token_ids(self) -> npt.NDArray[np.int64]:
-        """`[num_rows]` token id of every row, `VISUAL_ROW` on visual rows."""
-        ids, index = self.prompt.token_ids, self.prompt.image_index
-        if self.prompt.visual is not None and index is not None:
-            visual = np.full(self.prompt.visual.num_visual_tokens, VISUAL_ROW, dtype=np.int64)
-            ids = np.concatenate((ids[:index], visual, ids[index + 1 :]))
-        return np.concatenate((ids, np.asarray(self.output_token_ids, dtype=np.int64)))
+        """`[num_rows]` token id of every row, negative on visual rows, as `Backend.embed` asks."""
+        return np.concatenate((self.prompt.row_token_ids, np.asarray(self.output_token_ids, dtype=np.int64)))
 
     def append(self, token_id: int, logprobs: Mapping[int, Logprob] | None, eos_token_ids: tuple[int, ...]) -> str:
         """Adds a sampled token and decides whether the sequence ends.

@@ -40,25 +40,27 @@ class Turn:
     has_image: bool
 
 
-def chat_prompt(messages: Sequence[Message], model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_prompt(
+    messages: Sequence[Message], model: ModelConfig, tokenizer: Tokenizer, max_images: int
+) -> dict[str, Any]:
     """The prompt of a conversation, ready for the assistant's answer.
 
     For models that use the router token, every user turn ends with it, from the turn with the image on: routers read
     what was asked about the image, and a router token before the image would be an error.
 
     Raises:
-        RequestError: a message has the wrong form; ImageError: an image has, or there are several.
+        RequestError: a message has the wrong form; ImageError: an image has, or there are more than `max_images`.
     """
-    turns, images = _parse(messages)
+    turns, images = _parse(messages, max_images)
     turns = _with_router_token(turns, model, tokenizer)
     if model.prompt.template == "tokenizer" and tokenizer.chat_template:
         text = _tokenizer_template(turns, tokenizer)
     else:
         text = _vicuna(turns)
-    return {"prompt": text, **({"multi_modal_data": {"image": images[0]}} if images else {})}
+    return {"prompt": text, **({"multi_modal_data": {"image": images if len(images) > 1 else images[0]}} if images else {})}
 
 
-def _parse(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
+def _parse(messages: Sequence[Message], max_images: int) -> tuple[list[Turn], list[Any]]:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise RequestError(f"messages: expected a list of messages, got {messages!r:.80}")
     turns: list[Turn] = []
@@ -79,7 +81,7 @@ def _parse(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
         raise RequestError(f"messages: the last one has role {turns[-1].role}, expected user")
     if not turns[-1].text.strip() and not turns[-1].has_image:
         raise RequestError(f"messages[{len(turns) - 1}]: empty, expected a question or an image")
-    check_num_images(len(images), f"messages: got {len(images)} images")
+    check_num_images(len(images), max_images, f"messages: got {len(images)} images")
     return turns, images
 
 

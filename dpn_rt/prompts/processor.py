@@ -7,7 +7,6 @@ import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.prompts.chat import Message, chat_prompt
 from dpn_rt.prompts.image import MAX_PIXELS, load_image
-from dpn_rt.prompts.prompt import Prompt, PromptParts, check_num_images, take_apart
-from dpn_rt.prompts.tokenizer import IMAGE_TEXT, Tokenizer
+from dpn_rt.prompts.placeholders import place_images
+from dpn_rt.prompts.prompt import MAX_IMAGES, Prompt, PromptParts, check_num_images, take_apart
+from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.prompts.visual_input import check_image_grid, check_views, from_embeds
 
 Route = tuple[int | None, ...]
@@ -38,31 +38,41 @@ class ProcessedPrompt:
     """A checked prompt."""
 
     token_ids: npt.NDArray[np.int64]
-    """[num_prompt_ids], read-only, with one placeholder (-200) for the image."""
+    """[num_prompt_ids], read-only, with one placeholder (-200) for each image."""
     text: str | None
     """The prompt string; None when ids were given."""
-    visual: VisualInput | None
-    """The image; None without an image."""
-    image_index: int | None
-    """Index of the placeholder in `token_ids`; None without an image."""
+    images: tuple[VisualInput, ...]
+    """In the order of their placeholders."""
+    image_starts: tuple[int, ...]
+    """First visual row of each image in stage 0."""
     router_rows: npt.NDArray[np.int32]
     """Rows that the routers read, numbered as in stage 0; empty when no router runs."""
     num_rows: int
-    """Rows of stage 0: the ids, with the visual tokens in place of the placeholder."""
+    """Rows of stage 0: the ids, with visual tokens in place of the placeholders."""
     route: Route | None
     """Forced experts; None where the routers choose at all boundaries."""
     router_bias: float = 0.0
     """Added to the routers' logits per level of compression: above 0 is faster, below 0 more accurate."""
 
     @property
-    def num_text_rows(self) -> int:
-        """Rows that no boundary removes."""
-        return self.num_rows - (self.visual.num_visual_tokens if self.visual else 0)
+    def num_visual_tokens(self) -> int:
+        """Of all images, at stage 0."""
+        return sum(image.num_visual_tokens for image in self.images)
 
     @property
-    def grid(self) -> Grid | None:
-        """(rows, columns) of the visual tokens."""
-        return self.visual.grid if self.visual else None
+    def num_text_rows(self) -> int:
+        """Rows that no boundary removes."""
+        return self.num_rows - self.num_visual_tokens
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """(rows, columns) of the visual tokens of each image."""
+        return tuple(image.grid for image in self.images)
+
+    @property
+    def row_token_ids(self) -> npt.NDArray[np.int64]:
+        """`[num_rows]` token id of every row, the placeholder's on visual rows."""
+        return np.repeat(self.token_ids, _rows_of_ids(self.token_ids, self.images))
 
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:
@@ -80,6 +90,7 @@ class Processor:
         *,
         max_model_len: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_images: int = MAX_IMAGES,
     ) -> None:
         """
         Args:
@@ -87,6 +98,7 @@ class Processor:
             model: the engine's model.
             max_model_len: rows of prompt and output together; None: the model's `max_position_embeddings`.
             max_pixels: of an image.
+            max_images: of a prompt.
 
         Raises:
             EngineError: tokenizer or image processor cannot be loaded.
@@ -97,7 +109,7 @@ class Processor:
         self.model = model
         self.max_model_len = max_model_len or model.decoder.max_position_embeddings
         self.tokenizer = Tokenizer.load(directory) if directory and config.has_tokenizer else None
-        self._max_pixels = max_pixels
+        self._max_pixels, self.max_images = max_pixels, max_images
         self._preprocessor: Preprocessor | None = None
         if model.vision is not None:
             files = directory if config.has_image_processor else None
@@ -113,29 +125,29 @@ class Processor:
         """
         parts = take_apart(prompt)
         route = _checked_route(parts.route, self.model)
-        ids, repeats = _single_placeholder(self._token_ids(parts), self.model.prompt.image_token_id)
-        self._check_placeholder(ids, parts)
-        visual = self._visual(parts)
-        if visual and repeats not in (1, visual.num_visual_tokens):
-            raise ImageError(
-                f"the prompt repeats the image token {repeats} times: expected it once, "
-                f"or once per visual token ({visual.num_visual_tokens})"
-            )
-        num_rows = len(ids) + (visual.num_visual_tokens - 1 if visual else 0)
-        if num_rows >= self.max_model_len:
-            raise RequestError(
-                f"prompt has {num_rows} rows ({len(ids)} token ids"
-                + (f", the image as {visual.num_visual_tokens} rows" if visual else "")
-                + f"): expected at most {self.max_model_len - 1}, to leave room for one token"
-            )
+        ids = self._token_ids(parts)
+        num_images = len(parts.images) + len(parts.image_embeds)
+        check_num_images(num_images, self.max_images, f"multi_modal_data has {num_images} images")
+        images = self._images(parts)
+        image_token_id = self.model.prompt.image_token_id
+        ids = place_images(ids, image_token_id, [image.num_visual_tokens for image in images])
         token_ids = np.array(ids, dtype=np.int64)
         token_ids.setflags(write=False)
+        first_rows = np.cumsum([0, *_rows_of_ids(token_ids, images)])  # of each id in stage 0, and the number of rows
+        num_rows = int(first_rows[-1])
+        if num_rows >= self.max_model_len:
+            of_images = " and ".join(str(image.num_visual_tokens) for image in images)
+            raise RequestError(
+                f"prompt has {num_rows} rows ({len(ids)} token ids"
+                + (f", the image{'s' * (len(images) > 1)} as {of_images} rows" if images else "")
+                + f"): expected at most {self.max_model_len - 1}, to leave room for one token"
+            )
         return ProcessedPrompt(
             token_ids=token_ids,
             text=parts.text,
-            visual=visual,
-            image_index=ids.index(IMAGE_PLACEHOLDER_ID) if visual else None,
-            router_rows=self._router_rows(token_ids, visual),
+            images=images,
+            image_starts=tuple(first_rows[np.flatnonzero(token_ids == IMAGE_PLACEHOLDER_ID)].tolist()),
+            router_rows=self._router_rows(token_ids, first_rows) if images else np.empty(0, dtype=np.int32),
             num_rows=num_rows,
             route=route,
             router_bias=_checked_bias(parts.router_bias),
@@ -152,15 +164,15 @@ class Processor:
         return self._preprocessor(load_image(source, self._max_pixels))
 
     def seen_image(self, prompt: Prompt) -> Image.Image:
-        """The image of a prompt as the vision encoder sees it, padded or cropped and scaled, in RGB.
+        """The first image of a prompt as the vision encoder sees it, padded or cropped and scaled, in RGB.
 
         Raises:
             RequestError: as `process`; ImageError: as `process`, or the prompt has no image.
         """
-        visual = self.process(prompt).visual
-        if visual is None or visual.embeds is not None or self._preprocessor is None:
+        images = self.process(prompt).images
+        if not images or images[0].embeds is not None or self._preprocessor is None:
             raise ImageError("the prompt has no image, expected one")
-        return self._preprocessor.picture(visual)
+        return self._preprocessor.picture(images[0])
 
     def check_text(self, num_characters: int) -> None:
         """Refuses a text that cannot fit, before time is spent to tokenise it.
@@ -185,7 +197,7 @@ class Processor:
         """
         if self.tokenizer is None:
             raise RequestError("chat: this engine has no tokenizer, expected prompt_token_ids")
-        return chat_prompt(messages, self.model, self.tokenizer)
+        return chat_prompt(messages, self.model, self.tokenizer, self.max_images)
 
     def _token_ids(self, parts: PromptParts) -> list[int]:
         image_token_id = self.model.prompt.image_token_id
@@ -193,11 +205,11 @@ class Processor:
             if self.tokenizer is None:
                 raise RequestError("prompt is a string, but this engine has no tokenizer: expected prompt_token_ids")
             self.check_text(len(parts.text))
-            count = parts.text.count(IMAGE_TEXT)
-            check_num_images(count, f"prompt has {count} image placeholders")
             ids = self.tokenizer.encode(parts.text, image_token_id)
         else:
             ids = list(parts.token_ids or ())
+        count = ids.count(IMAGE_PLACEHOLDER_ID)
+        check_num_images(count, self.max_images, f"prompt has {count} image placeholders")
         vocab_size = self.model.decoder.vocab_size
         for position, token_id in enumerate(ids):
             if not 0 <= token_id < vocab_size and token_id != IMAGE_PLACEHOLDER_ID:
@@ -207,72 +219,45 @@ class Processor:
                 )
         return ids
 
-    def _check_placeholder(self, ids: list[int], parts: PromptParts) -> None:
-        has_image = parts.image is not None or parts.image_embeds is not None
-        count = ids.count(IMAGE_PLACEHOLDER_ID)
-        check_num_images(count, f"prompt has {count} image placeholders")
-        if has_image and not count:
-            raise ImageError(
-                f"an image was given, but the prompt has no placeholder: expected {IMAGE_TEXT} in the text, "
-                f"or the id {IMAGE_PLACEHOLDER_ID}"
-            )
-        if count and not has_image:
-            raise ImageError(
-                "the prompt has an image placeholder, but no image was given: "
-                'expected "multi_modal_data" with "image" or "image_embeds"'
-            )
+    def _images(self, parts: PromptParts) -> tuple[VisualInput, ...]:
+        if parts.image_embeds:
+            embeds = zip(parts.image_embeds, parts.image_grids, strict=True)
+            return tuple(from_embeds(rows, grid, self.model) for rows, grid in embeds)
+        return tuple(self._prepared(image, grid) for image, grid in zip(parts.images, parts.image_grids, strict=True))
 
-    def _visual(self, parts: PromptParts) -> VisualInput | None:
-        if parts.image_embeds is not None:
-            return from_embeds(parts.image_embeds, parts.image_grid, self.model)
-        if parts.image is None:
-            return None
-        if isinstance(parts.image, VisualInput):
-            visual = parts.image
-            check_views(visual, self.model)
-        else:
-            visual = self.image(parts.image)
-        check_image_grid(parts.image_grid, visual.grid)
+    def _prepared(self, image: Any, grid: Any) -> VisualInput:
+        visual = image if isinstance(image, VisualInput) else self.image(image)
+        check_views(visual, self.model)
+        check_image_grid(grid, visual.grid)
         return visual
 
-    def _router_rows(self, ids: npt.NDArray[np.int64], visual: VisualInput | None) -> npt.NDArray[np.int32]:
+    def _router_rows(
+        self, ids: npt.NDArray[np.int64], first_rows: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """Of ids with images, whose rows in stage 0 begin at `first_rows` `[num_ids + 1]`."""
         reduction = self.model.reduction
-        if visual is None or not reduction.reads_router_rows:
+        if not reduction.reads_router_rows:
             return np.empty(0, dtype=np.int32)
-        offset = visual.num_visual_tokens - 1
         if not reduction.use_router_token:
-            return np.array([len(ids) - 1 + offset], dtype=np.int32)
+            return first_rows[-1:].astype(np.int32) - 1
         router_id = self.model.prompt.router_token_id
         positions = np.flatnonzero(ids == router_id)
         name = f"the router token (id {router_id}, <ROUTER>)"
         if len(positions) == 0:
             raise RequestError(f"the prompt has an image but not {name}: expected one at the end of every user turn")
-        image_index = int(np.flatnonzero(ids == IMAGE_PLACEHOLDER_ID)[0])
-        if positions[0] < image_index:
+        image = int(np.flatnonzero(ids == IMAGE_PLACEHOLDER_ID)[0])
+        if positions[0] < image:
             raise RequestError(
-                f"{name} is at position {positions[0]}, before the image at {image_index}: expected it after the image"
+                f"{name} is at position {positions[0]}, before the image at {image}: expected it after the image"
             )
-        return (positions + offset).astype(np.int32)
+        return first_rows[positions].astype(np.int32)
 
 
-def _single_placeholder(ids: list[int], image_token_id: int | None) -> tuple[list[int], int]:
-    """Ids in which one placeholder stands for a run of the tokenizer's image token (transformers repeats it per row).
-
-    Returns:
-        The ids, and the length of the run; 1 where there is no run.
-
-    Raises:
-        ImageError: there are several runs.
-    """
-    count = 0 if image_token_id is None else ids.count(image_token_id)
-    if image_token_id is None or not count:
-        return ids, 1
-    num_runs = sum(
-        here == image_token_id and before != image_token_id for before, here in pairwise([IMAGE_PLACEHOLDER_ID, *ids])
-    )
-    check_num_images(num_runs, f"the prompt has the image token ({image_token_id}) in several places")
-    start = ids.index(image_token_id)
-    return [*ids[:start], IMAGE_PLACEHOLDER_ID, *ids[start + count :]], count
+def _rows_of_ids(ids: npt.NDArray[np.int64], images: Sequence[VisualInput]) -> npt.NDArray[np.int64]:
+    """`[num_ids]` rows that each id has in stage 0."""
+    rows = np.ones(len(ids), dtype=np.int64)
+    rows[ids == IMAGE_PLACEHOLDER_ID] = [image.num_visual_tokens for image in images]
+    return rows
 
 
 def _checked_route(route: Any, model: ModelConfig) -> Route | None:

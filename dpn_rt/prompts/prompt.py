@@ -18,7 +18,7 @@ Prompt = str | Mapping[str, Any]
 _KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route", "router_bias")
 _IMAGE_KEYS = ("image", "image_embeds", "image_grid")
 MAX_IMAGES = 1
-"""Of one request. `check_num_images` is the one place that refuses more."""
+"""Of one request, unless its `Processor` allows more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,11 @@ class PromptParts:
 
     text: str | None
     token_ids: tuple[int, ...] | None
-    image: Any | None
-    image_embeds: Any | None
-    image_grid: Any | None
+    images: tuple[Any, ...]
+    image_embeds: tuple[Any, ...]
+    """Empty where there are images."""
+    image_grids: tuple[Any, ...]
+    """Of each image or embedding; None where it was not given."""
     route: Any | None
     router_bias: Any | None
 
@@ -39,7 +41,7 @@ def take_apart(prompt: Prompt) -> PromptParts:
 
     Raises:
         RequestError: there are both or neither of text and ids, the prompt is empty, or a key is unknown.
-        ImageError: there is more than one image.
+        ImageError: there are images and embeddings, an empty list of them, or another number of grids.
     """
     if isinstance(prompt, str):
         prompt = {"prompt": prompt}
@@ -58,24 +60,27 @@ def take_apart(prompt: Prompt) -> PromptParts:
     token_ids = None if ids is None else _token_ids(ids)
     if not text and not token_ids:
         raise RequestError("prompt is empty: expected at least one token")
-    image, embeds = _single("image", _get(media, "image")), _single("image_embeds", _get(media, "image_embeds"))
-    check_num_images((image is not None) + (embeds is not None), "multi_modal_data has both image and image_embeds")
-    grid = _get(media, "image_grid", _get(prompt, "image_grid"))
-    return PromptParts(text, token_ids, image, embeds, grid, _get(prompt, "route"), _get(prompt, "router_bias"))
+    images, embeds = _items("image", _get(media, "image")), _items("image_embeds", _get(media, "image_embeds"))
+    if images and embeds:
+        raise ImageError("multi_modal_data has both image and image_embeds: expected one of them")
+    grids = _grids(_get(media, "image_grid", _get(prompt, "image_grid")), len(images) + len(embeds))
+    return PromptParts(text, token_ids, images, embeds, grids, _get(prompt, "route"), _get(prompt, "router_bias"))
 
 
-def check_num_images(num_images: int, found: str) -> None:
+def check_num_images(num_images: int, max_images: int, found: str) -> None:
     """Refuses a prompt with too many images, however they are given.
 
     Args:
         num_images: how many images, or placeholders of images, the prompt has.
+        max_images: how many it may have.
         found: what the prompt has, for the message.
 
     Raises:
-        ImageError: there are more than `MAX_IMAGES`.
+        ImageError: there are more than `max_images`.
     """
-    if num_images > MAX_IMAGES:
-        raise ImageError(f"{found}: one image per request for now")
+    if num_images > max_images:
+        expected = "one image per request for now" if max_images == 1 else f"expected at most {max_images} images"
+        raise ImageError(f"{found}: {expected}")
 
 
 def _get(mapping: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -89,14 +94,27 @@ def _check_keys(name: str, mapping: Mapping[str, Any], known: tuple[str, ...]) -
         raise RequestError(f"{name}: unknown keys {unknown}, expected some of {list(known)}")
 
 
-def _single(name: str, value: Any) -> Any:
-    """The item of a list of one, as other runtimes take it; any other value as it is."""
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    """The items of a list; any other value is one item."""
+    if value is None:
+        return ()
     if not isinstance(value, list | tuple):
-        return value
-    check_num_images(len(value), f"{name}: got {len(value)} images")
+        return (value,)
     if not value:
-        raise ImageError(f"{name}: got an empty list, expected one image, or none at all")
-    return value[0]
+        raise ImageError(f"{name}: got an empty list, expected an image, or none at all")
+    return tuple(value)
+
+
+def _grids(value: Any, num_images: int) -> tuple[Any, ...]:
+    """A grid for each image: a list of as many, or for a single image the grid itself."""
+    if value is None:
+        return (None,) * num_images
+    if num_images <= 1:
+        is_list_of_grids = isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple)
+        return (value[0] if is_list_of_grids else value,)[:num_images]
+    if not isinstance(value, list | tuple) or len(value) != num_images:
+        raise ImageError(f"image_grid={value!r}: expected a list of {num_images} grids, one per image")
+    return tuple(value)
 
 
 def _token_ids(ids: Any) -> tuple[int, ...]:

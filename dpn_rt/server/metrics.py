@@ -104,7 +104,7 @@ class Metrics:
 
     def _count_pyramid(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
         pyramid = output.pyramid
-        if prompt.visual is None or not pyramid.kv_lengths:
+        if not prompt.images or not pyramid.kv_lengths:
             return
         for stage, count in enumerate(pyramid.visual_tokens):
             self._visual_tokens.labels(self._name, str(stage)).inc(count)

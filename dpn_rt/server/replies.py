@@ -23,7 +23,7 @@ def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) 
     """`usage`. The prompt tokens include the image's rows as they enter the decoder."""
     prompt_tokens = sum(prompt.num_rows for prompt in prompts)
     completion_tokens = sum(len(c.token_ids) for output in outputs for c in output.outputs)
-    images = sum(prompt.num_rows - prompt.num_text_rows for prompt in prompts)
+    images = sum(prompt.num_visual_tokens for prompt in prompts)
     cached = sum(output.num_cached_tokens for output in outputs)
     stages = [output.pyramid.visual_tokens for output in outputs if output.pyramid.visual_tokens]
     return {
@@ -37,7 +37,7 @@ def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) 
 
 def pyramid(model: ModelConfig, prompt: ProcessedPrompt, output: RequestOutput) -> Json | None:
     """`pyramid`: the route, the visual tokens per stage, and the decoder's prefill FLOPs. None without an image."""
-    if prompt.visual is None or not output.pyramid.kv_lengths:
+    if not prompt.images or not output.pyramid.kv_lengths:
         return None
     flops = prefill_flops(model, output.pyramid.kv_lengths)
     dense = prefill_flops(model, [prompt.num_rows] * len(output.pyramid.kv_lengths))

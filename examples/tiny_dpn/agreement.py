@@ -48,8 +48,7 @@ def compare_with_eager(
     for index, sample in enumerate(tqdm(samples, desc=description)):
         for question in sample.questions:
             prompt = llm.processor.process(llm.processor.chat(chat_messages(sample.image, question.text)))
-            assert prompt.visual is not None
-            own = model.generate(prompt.token_ids.tolist(), prompt.visual.views[0], max_new_tokens=MAX_TOKENS)
+            own = model.generate(prompt.token_ids.tolist(), prompt.images[0].views[0], max_new_tokens=MAX_TOKENS)
             answer = of_runtime[index, question.kind]
             if tuple(own.token_ids) != answer.token_ids:
                 found.append(_look_closer(llm, sample, question, answer, own))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -103,9 +104,13 @@ class AllocatorMachine(RuleBasedStateMachine):
                     users[block].append(slot)
         return users
 
+    def holds(self) -> Counter[int]:
+        """How often each block is held."""
+        return Counter(block for entry in self.held for block in entry.blocks.flatten().tolist())
+
     def free_without(self, blocks: BlockIds) -> int:
         """Free blocks that are none of these."""
-        users, held = self.users(), {int(block) for entry in self.held for block in entry.blocks.flatten()}
+        users, held = self.users(), self.holds().keys()
         taken = {block for block, slots in users.items() if slots} | (held & set(blocks.flatten().tolist()))
         return self.allocator.num_blocks - len(taken)
 
@@ -217,8 +222,6 @@ class AllocatorMachine(RuleBasedStateMachine):
         if first >= last:
             return
         blocks = self.allocator.block_groups(slot, first, last)[stage]
-        if np.isin(blocks, np.concatenate([entry.blocks.flatten() for entry in self.held] or [[]])).any():
-            return  # the prefix cache holds no block twice
         self.allocator.hold([blocks])
         ids = rows.ids[first * BLOCK_SIZE : last * BLOCK_SIZE]
         self.held.append(Held(stage, blocks, tuple(ids)))
@@ -229,10 +232,10 @@ class AllocatorMachine(RuleBasedStateMachine):
     def release(self, number: int) -> None:
         entry = self.held.pop(number % len(self.held))
         users, unused = self.users(), self.allocator.num_unused_blocks
-        would_free = sum(not users[block] for block in entry.blocks.flatten().tolist())
-        assert self.allocator.would_free([entry.blocks]) == (would_free > 0)
+        without_user = [block for block in entry.blocks.flatten().tolist() if not users[block]]
+        assert self.allocator.would_free([entry.blocks]) == (len(without_user) > 0)
         self.allocator.release([entry.blocks])
-        assert self.allocator.num_unused_blocks == unused + would_free
+        assert self.allocator.num_unused_blocks == unused + sum(not self.holds()[block] for block in without_user)
 
     @precondition(lambda self: self.rows and self.held)
     @rule(number=st.integers(0, 9), entry_number=st.integers(0, 9), fewer=st.integers(0, 3))
@@ -259,11 +262,10 @@ class AllocatorMachine(RuleBasedStateMachine):
         if not hasattr(self, "allocator"):
             return
         allocator, users = self.allocator, self.users()
-        held = [block for entry in self.held for block in entry.blocks.flatten().tolist()]
-        assert len(held) == len(set(held))
-        counts = [len(slots) + (block in held) for block, slots in users.items()]
-        assert allocator._num_users.tolist() == counts and np.flatnonzero(allocator._is_held).tolist() == sorted(held)
-        unused = [block for block, slots in users.items() if not slots and block not in held]
+        held = self.holds()
+        assert allocator._num_users.tolist() == [len(slots) + held[block] for block, slots in users.items()]
+        assert allocator._num_holds.tolist() == [held[block] for block in users]
+        unused = [block for block, slots in users.items() if not slots and not held[block]]
         used = [block for block, slots in users.items() if slots]
         assert all(len(slots) == len(set(slots)) for slots in users.values()), "a block is twice in one sequence"
         assert allocator.num_unused_blocks == len(unused)

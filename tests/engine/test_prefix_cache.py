@@ -142,7 +142,7 @@ def test_many_together_with_few_blocks(
     assert_pool_is_full(llm)
     caches(llm)[0].clear()
     cache = llm.engine.runner.cache
-    assert cache.num_unused_blocks == cache.num_blocks and not cache._num_users.any() and not cache._is_held.any()
+    assert cache.num_unused_blocks == cache.num_blocks and not cache._num_users.any() and not cache._num_holds.any()
 
 
 def test_rows_beside_the_blocks_stay_within_their_bound(engine_dir: Path, generator: np.random.Generator) -> None:
@@ -263,4 +263,43 @@ def test_an_aborted_prefill_is_not_kept(engine_dir: Path, plain: LLM, generator:
     while llm.engine.num_unfinished:
         llm.engine.step()
     assert_same(ask(llm, asked), ask(plain, asked))
+    assert_pool_is_full(llm)
+
+
+def with_images(texts: list[list[int]], images: list[tuple[torch.Tensor, tuple[int, int]]]) -> Prompt:
+    """A prompt with an image between each two texts."""
+    first, *others = texts
+    ids = [*first, *(i for text in others for i in (-200, *text)), ROUTER_ID]
+    embeds, grids = [rows for rows, _ in images], [grid for _, grid in images]
+    return {"prompt_token_ids": ids, "multi_modal_data": {"image_embeds": embeds, "image_grid": grids}}
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_earlier_images_are_reused(
+    engine_dir: Path, plain: LLM, generator: np.random.Generator, chunk: int | None
+) -> None:
+    """Turn after turn of a conversation, each with an image more; then other images from the second one on."""
+    llm = LLM(engine_dir, reuse_bytes=2**24, max_chunk_tokens=chunk)
+    llm.processor.max_images = plain.processor.max_images = 4
+    prefix, _ = caches(llm)
+    grids = [(2, 3), (4, 4), (1, 5), (3, 1)]
+    for before in (0, 1, 15, 16, 17, 40):
+        texts = [ids(generator, count) for count in (before, int(generator.integers(0, 20)), 0, 1)]
+        images = [(image(generator, grid), grid) for grid in grids]
+        for count in range(1, 5):
+            question = ids(generator, 1 + 4 * count)
+            hits = prefix.statistics.image_hits
+            asked = with_images([*texts[:count], question], images[:count])
+            assert_same(ask(llm, asked), ask(plain, asked))
+            assert prefix.statistics.image_hits - hits == count - 1
+        other = [images[0], (image(generator, (4, 4)), (4, 4)), *images[2:]]
+        hits = prefix.statistics.image_hits
+        for number in range(2):
+            asked = with_images([*texts, ids(generator, 3)], other)
+            assert_same(ask(llm, asked), ask(plain, asked))
+            assert prefix.statistics.image_hits - hits == (1, 1 + 4)[number]
+        swapped = [images[1], images[0], *images[2:]]
+        asked = with_images([*texts, ids(generator, 3)], swapped)
+        assert_same(ask(llm, asked), ask(plain, asked))
+        assert prefix.statistics.image_hits - hits == 5
     assert_pool_is_full(llm)

@@ -160,8 +160,7 @@ def test_ids_are_those_of_the_runtime(variant: Variant, tmp_path: Path) -> None:
         turn = encoder.turn(question)
         expected = [*encoder.before_image, IMAGE_PLACEHOLDER_ID, *turn.ids[: turn.answer_start]]
         assert prompt.token_ids.tolist() == expected
-        assert prompt.visual is not None
-        torch.testing.assert_close(prompt.visual.views[0], pixels(item.image), rtol=0, atol=1e-5)
+        torch.testing.assert_close(prompt.images[0].views[0], pixels(item.image), rtol=0, atol=1e-5)
 
 
 def record(probs: list[float], expert: int) -> BoundaryRecord:

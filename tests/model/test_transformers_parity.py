@@ -101,14 +101,13 @@ def test_logits_of_transformers(tmp_path: Path, tied: bool, kv_heads: int, old_n
     output = llm.generate(prompt, params, use_tqdm=False)[0]
 
     processed = llm.processor.process(prompt)
-    assert processed.visual is not None
     ids: list[int] = []
     for token_id in output.prompt_token_ids:
         ids += [model.config.image_token_id] * 16 if token_id == -200 else [token_id]
     for position, token_id in enumerate(output.outputs[0].token_ids):
         with torch.inference_mode():
             logits = model(
-                input_ids=torch.tensor([ids]), pixel_values=processed.visual.views[0][None], use_cache=False
+                input_ids=torch.tensor([ids]), pixel_values=processed.images[0].views[0][None], use_cache=False
             ).logits[0, -1]
         logprobs = output.outputs[0].logprobs
         assert logprobs is not None
@@ -125,8 +124,7 @@ def test_preprocessing_is_that_of_transformers(tmp_path: Path) -> None:
     build_engine(tmp_path / "checkpoint", tmp_path / "engine", dtype="float32")
     llm = LLM(tmp_path / "engine")
     image = Image.open(IMAGES / "rocket.jpg")
-    visual = llm.processor.process({"prompt": PROMPT, "multi_modal_data": {"image": image}}).visual
-    assert visual is not None
+    visual = llm.processor.process({"prompt": PROMPT, "multi_modal_data": {"image": image}}).images[0]
     try:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Reference
     except ImportError:

@@ -44,7 +44,7 @@ def test_the_vicuna_template(original: Setup) -> None:
         "detailed, and polite answers to the user's questions. USER: <image>\nWhat is it?<ROUTER> ASSISTANT:"
     )
     assert prompt["multi_modal_data"]["image"] is PICTURE
-    assert original.processor.process(prompt).visual is not None
+    assert original.processor.process(prompt).images
 
 
 def test_several_turns(original: Setup) -> None:

@@ -15,6 +15,7 @@ from dpn_rt.errors import DpnError, EngineError, ImageError, RequestError
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.preprocessing import pad_to_square
 from dpn_rt.prompts.image import MAX_PIXELS
+from dpn_rt.prompts.placeholders import place_images
 from dpn_rt.prompts.processor import Processor
 from tests.prompts.conftest import Setup
 from tests.prompts.models import (
@@ -58,12 +59,12 @@ def test_text_around_the_image_is_tokenised_piece_by_piece(original: Setup) -> N
     before, after = (tokenizer._ids(piece) for piece in QUESTION.split("<image>"))
     assert before[0] == after[0] == original.tokenizer.bos_id
     assert result.token_ids.tolist() == [*before, -200, *after[1:]]
-    assert result.image_index == len(before)
+    assert result.image_starts == (len(before),)
     assert result.num_rows == len(result.token_ids) + NUM_VISUAL - 1
     assert result.num_text_rows == len(result.token_ids) - 1
     router = result.token_ids.tolist().index(original.tokenizer.router_id)
     assert result.router_rows.tolist() == [router + NUM_VISUAL - 1]
-    assert result.text == QUESTION and result.grid == (4, 4)
+    assert result.text == QUESTION and result.grids == ((4, 4),)
     assert not result.token_ids.flags.writeable
 
 
@@ -83,7 +84,7 @@ def test_the_tokenizers_own_image_token_is_the_placeholder(huggingface: Setup) -
         huggingface.processor.process(
             {"prompt_token_ids": [1, *[image_id] * 3, 5], "multi_modal_data": {"image": picture()}}
         )
-    with pytest.raises(ImageError, match="in several places: one image per request for now"):
+    with pytest.raises(ImageError, match="2 image placeholders for 1 images"):
         huggingface.processor.process(
             {"prompt_token_ids": [1, image_id, 5, image_id], "multi_modal_data": {"image": picture()}}
         )
@@ -93,20 +94,19 @@ def test_pixels_are_clips_of_the_padded_image(original: Setup) -> None:
     """Against Pillow and numpy: pad, bicubic resize, scale, normalise."""
     image = picture(50, 30)
     result = original.processor.process({"prompt": QUESTION, "multi_modal_data": {"image": image}})
-    assert result.visual is not None and result.visual.embeds is None
+    assert [image.embeds for image in result.images] == [None]
     resized = pad_to_square(image, MAX_PIXELS).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     expected = (np.asarray(resized) / 255.0 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    assert result.visual.views[0].dtype == torch.float32
-    np.testing.assert_allclose(result.visual.views[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+    assert result.images[0].views[0].dtype == torch.float32
+    np.testing.assert_allclose(result.images[0].views[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
 def test_the_hugging_face_layout_crops_the_centre(huggingface: Setup) -> None:
     image = picture(60, 30)
     result = huggingface.processor.process({"prompt": QUESTION, "multi_modal_data": {"image": image}})
-    assert result.visual is not None
     resized = image.resize((56, 28), Image.Resampling.BICUBIC).crop((14, 0, 42, 28))
     expected = (np.asarray(resized) / 255.0 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    np.testing.assert_allclose(result.visual.views[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+    np.testing.assert_allclose(result.images[0].views[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
 def test_an_image_may_be_a_path_or_a_list_of_one(original: Setup, tmp_path: Path) -> None:
@@ -115,11 +115,10 @@ def test_an_image_may_be_a_path_or_a_list_of_one(original: Setup, tmp_path: Path
         original.processor.process({"prompt": QUESTION, "multi_modal_data": {"image": image}})
         for image in (picture(), tmp_path / "a.png", str(tmp_path / "a.png"), [picture()])
     ]
-    first = results[0].visual
+    first = results[0].images[0]
     assert first is not None
     for result in results[1:]:
-        assert result.visual is not None
-        assert torch.equal(result.visual.views[0], first.views[0])
+        assert torch.equal(result.images[0].views[0], first.views[0])
 
 
 def test_ids_and_embeddings(bare: Processor) -> None:
@@ -127,29 +126,27 @@ def test_ids_and_embeddings(bare: Processor) -> None:
     for given in (ids, ids.tolist(), tuple(ids.tolist()), torch.from_numpy(ids)):
         result = bare.process({"prompt_token_ids": given, "multi_modal_data": {"image_embeds": embeds().double()}})
         assert result.prompt_token_ids == tuple(ids.tolist())
-        assert (result.image_index, result.num_rows, result.grid) == (2, 22, (4, 4))
+        assert (result.image_starts, result.num_rows, result.grids) == ((2,), 22, ((4, 4),))
         assert result.router_rows.tolist() == [19, 21]
-        assert result.visual is not None and result.visual.embeds is not None
-        assert torch.equal(result.visual.embeds, embeds())
+        assert torch.equal(result.images[0].embeds, embeds())
 
 
 def test_embeddings_may_be_an_array(bare: Processor) -> None:
     given = embeds().numpy()[::-1]  # torch takes no negative strides
     result = bare.process({"prompt_token_ids": [-200, 199], "multi_modal_data": {"image_embeds": given}})
-    assert result.visual is not None and result.visual.embeds is not None
-    np.testing.assert_array_equal(result.visual.embeds.numpy(), given)
+    np.testing.assert_array_equal(result.images[0].embeds.numpy(), given)
 
 
 def test_a_grid_at_either_level(bare: Processor) -> None:
     media = {"image_embeds": embeds(12)}
     prompt = {"prompt_token_ids": [-200, 199], "multi_modal_data": media}
-    assert bare.process({**prompt, "image_grid": (3, 4)}).grid == (3, 4)
-    assert bare.process({**prompt, "multi_modal_data": {**media, "image_grid": [2, 6]}}).grid == (2, 6)
+    assert bare.process({**prompt, "image_grid": (3, 4)}).grids == ((3, 4),)
+    assert bare.process({**prompt, "multi_modal_data": {**media, "image_grid": [2, 6]}}).grids == ((2, 6),)
 
 
 def test_text_alone_needs_no_router_token(original: Setup) -> None:
     result = original.processor.process("What is the colour of the sky?")
-    assert result.visual is None and result.image_index is None and result.grid is None
+    assert result.images == result.image_starts == result.grids == ()
     assert result.router_rows.tolist() == [] and result.num_rows == result.num_text_rows == len(result.token_ids)
 
 
@@ -211,7 +208,7 @@ EMBEDS = {"image_embeds": embeds()}
             {"prompt": "<image> a", "multi_modal_data": {"image": [picture(), picture()]}},
             "one image per request for now",
         ),
-        ({"prompt": "<image> a", "multi_modal_data": {**IMAGE, **EMBEDS}}, "one image per request for now"),
+        ({"prompt": "<image> a", "multi_modal_data": {**IMAGE, **EMBEDS}}, "both image and image_embeds"),
         ({"prompt": "<image> a", "multi_modal_data": IMAGE}, "not the router token"),
         ({"prompt": "<ROUTER> a <image> b<ROUTER>", "multi_modal_data": IMAGE}, "before the image at"),
         ({"prompt": QUESTION, "multi_modal_data": {"image": "missing.png"}}, "'missing.png': no such file"),
@@ -299,5 +296,73 @@ def test_embeddings_are_a_copy(negative: bool) -> None:
     result = bare_with().process({"prompt_token_ids": [-200, 199], "multi_modal_data": {"image_embeds": given}})
     expected = given.clone()
     given.zero_()
-    assert result.visual is not None and result.visual.embeds is not None
-    assert torch.equal(result.visual.embeds, expected)
+    assert torch.equal(result.images[0].embeds, expected)
+
+
+@pytest.fixture(scope="module")
+def several() -> Processor:
+    """As `bare`, for up to three images."""
+    return Processor(None, make_model(vision=False, router_id=199), max_images=3)
+
+
+def test_several_images_go_to_their_placeholders_in_order(several: Processor) -> None:
+    given = [embeds(6), embeds(1), embeds(9)]
+    ids = [1, -200, 5, -200, -200, 199, 7, 199]
+    media = {"image_embeds": given, "image_grid": [(2, 3), (1, 1), (3, 3)]}
+    result = several.process({"prompt_token_ids": ids, "multi_modal_data": media})
+    assert result.image_starts == (1, 8, 9) and result.grids == ((2, 3), (1, 1), (3, 3))
+    assert (result.num_rows, result.num_visual_tokens, result.num_text_rows) == (21, 16, 5)
+    assert result.router_rows.tolist() == [18, 20]
+    assert result.row_token_ids.tolist() == [1, *[-200] * 6, 5, *[-200] * 10, 199, 7, 199]
+    for image, rows in zip(result.images, given, strict=True):
+        assert image.embeds is not None and torch.equal(image.embeds, rows)
+
+
+@pytest.mark.parametrize(
+    ("ids", "count", "grids", "message"),
+    [
+        ([-200] * 4 + [199], 4, None, "4 image placeholders: expected at most 3 images"),
+        ([-200, 5, -200, 199], 1, None, "2 image placeholders for 1 images"),
+        ([-200, 199], 2, None, "1 image placeholders for 2 images"),
+        ([5, 199], 2, None, "no placeholder"),
+        ([-200, -200, 199], 2, (2, 2), r"image_grid=\(2, 2\)|rows, columns"),
+        ([-200, -200, 199], 2, [(2, 2)], "a list of 2 grids, one per image"),
+        ([-200, -200, 199], 2, [(2, 2), (2, 3)], "for image_embeds of 4 rows"),
+        ([-200, 199, -200, 5], 2, None, None),
+        ([5, 199, -200, -200], 2, None, "before the image at 2"),
+    ],
+)
+def test_bad_numbers_of_images(
+    several: Processor, ids: list[int], count: int, grids: Any, message: str | None
+) -> None:
+    prompt = {
+        "prompt_token_ids": ids,
+        "multi_modal_data": {"image_embeds": [embeds(4)] * count, **({"image_grid": grids} if grids else {})},
+    }
+    if message is None:
+        assert several.process(prompt).image_starts == (0, 5)
+        return
+    with pytest.raises((ImageError, RequestError), match=message):
+        several.process(prompt)
+
+
+@pytest.mark.parametrize(
+    ("ids", "placed"),
+    [
+        ([1, 9, 5, 9], [1, -200, 5, -200]),
+        ([9, 9], [-200, -200]),
+        ([9] * 5 + [1], [-200, -200, 1]),
+        ([9, 9, 1, 9, 9, 9], [-200, 1, -200]),
+        ([9, 1, 9, 9, 9], [-200, 1, -200]),
+        ([-200, 1, 9, 9, 9], [-200, 1, -200]),
+        ([-200, -200], [-200, -200]),
+    ],
+)
+def test_image_tokens_stand_once_per_image_or_once_per_row(ids: list[int], placed: list[int]) -> None:
+    assert place_images(ids, 9, [2, 3]) == placed
+
+
+@pytest.mark.parametrize("ids", [[9] * 4, [9] * 6, [1, 9, 9, 9], [9, 9], [1], [-200] * 3, [9, 1, 9, 1, 9]])
+def test_image_tokens_that_fit_no_images(ids: list[int]) -> None:
+    with pytest.raises(ImageError, match=r"repeats the image token|placeholder"):
+        place_images(ids, 9, [2, 3] if ids != [9, 9] else [3])
