@@ -17,6 +17,7 @@ from dpn_rt.sampling.logprobs import Logprob
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import SamplingState
 
+
 @dataclass(eq=False)
 class Sequence:
     """State of one completion. The scheduler sets `number` and `slot`, the prefill `image_rows` and `pyramid`."""

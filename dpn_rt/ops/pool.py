@@ -28,7 +28,6 @@ def pool(
     function: Literal["max", "avg", "conv"] = "max",
     conv_weights: Sequence[Tensor] | None = None,
     *,
-    lengths: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Pack text rows and pooled visual rows of every sequence into the layout of the next stage, in one pass.
@@ -52,9 +51,6 @@ def pool(
         scales: `[num_images]` float32; None: 1.
         function: `max` (NaN wins, as in torch), `avg`, or `conv` (depthwise).
         conv_weights: for `conv`, one `[kernel height * kernel width, hidden_size]` per expert, dtype of `x`.
-        lengths: `[num_seqs]` int32, for sequences with room after them, as in a padded batch: the rows that each has,
-            from its offset in `cu_seqlens` on. `out_cu_seqlens` may then leave room as well, which is zeroed. Needs
-            `out`. None: every sequence reaches to the next.
         out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments. On the GPU, where
             the number of rows is not known to the host, it may have more: those are not written, and without `out`
             there are `num_tokens`.
@@ -65,8 +61,6 @@ def pool(
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.
     """
-    if out is None and lengths is not None:
-        raise KernelArgumentError("pool: lengths without out: expected out, with the rows that out_cu_seqlens gives")
     if out is None and x.is_cuda:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
     elif out is None:
@@ -87,7 +81,6 @@ def pool(
         kernels,
         out_cu_seqlens,
         scales,
-        lengths,
         function,
         conv_weights,
         stream_of(x),

@@ -57,7 +57,10 @@ def chat_prompt(
         text = _tokenizer_template(turns, tokenizer)
     else:
         text = _vicuna(turns)
-    return {"prompt": text, **({"multi_modal_data": {"image": images if len(images) > 1 else images[0]}} if images else {})}
+    return {
+        "prompt": text,
+        **({"multi_modal_data": {"image": images if len(images) > 1 else images[0]}} if images else {}),
+    }
 
 
 def _parse(messages: Sequence[Message], max_images: int) -> tuple[list[Turn], list[Any]]:

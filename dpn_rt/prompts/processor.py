@@ -231,9 +231,7 @@ class Processor:
         check_image_grid(grid, visual.grid)
         return visual
 
-    def _router_rows(
-        self, ids: npt.NDArray[np.int64], first_rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int32]:
+    def _router_rows(self, ids: npt.NDArray[np.int64], first_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """Of ids with images, whose rows in stage 0 begin at `first_rows` `[num_ids + 1]`."""
         reduction = self.model.reduction
         if not reduction.reads_router_rows:

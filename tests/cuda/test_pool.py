@@ -13,21 +13,20 @@ from tests.ops.test_pool import (
     Batch,
     Image,
     Sample,
-    assert_padded,
     one_image,
     text,
 )  # fmt: skip
 
 
-def run(kernels: Kernels, guards: Guards, batch: Batch, extra_rows: int = 0, padding: int | None = None) -> Tensor:
-    arguments = batch.arguments if padding is None else batch.padded(padding)
+def run(kernels: Kernels, guards: Guards, batch: Batch, extra_rows: int = 0) -> Tensor:
+    arguments = batch.arguments
     given = {name: guards.put(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
     num_out = int(arguments["out_cu_seqlens"][-1])  # type: ignore[index]
     out = guards.poisoned(num_out + extra_rows, batch.x.shape[1], dtype=batch.x.dtype)
     weights = [guards.put(w) for w in batch.conv_weights] if batch.conv_weights else None
     kernels.pool(
         out, given["x"], given["cu_seqlens"], given["cu_images"], given["image_starts"], given["grids"],
-        given["experts"], given["kernels"], given["out_cu_seqlens"], given["scales"], given.get("lengths"),
+        given["experts"], given["kernels"], given["out_cu_seqlens"], given["scales"],
         batch.function, weights, len(weights or []),
     )  # fmt: skip
     assert out[num_out:].isnan().all(), "rows after the batch were written"
@@ -71,19 +70,6 @@ def test_nan_wins(kernels: Kernels, guards: Guards, generator: torch.Generator, 
         out = run(kernels, guards, batch)
         assert out[1, 3].isnan()
         assert out.isnan().sum() == 1
-
-
-@pytest.mark.parametrize("hidden_size", [24, 33])
-@pytest.mark.parametrize("padding", [0, 2])
-@pytest.mark.parametrize("samples", BATCHES.values(), ids=BATCHES)
-def test_padded_rows(
-    kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, samples: list[Sample],
-    hidden_size: int, padding: int,
-) -> None:  # fmt: skip
-    """Input in guarded memory without a row too many: what lies after a sequence is not read."""
-    batch = Batch(samples, hidden_size, dtype, generator)
-    out = run(kernels, guards, batch, extra_rows=1, padding=padding)
-    assert_padded(out, batch, run(kernels, guards, batch))
 
 
 @pytest.mark.parametrize("samples", [[], [text(0)], [text(2)], [one_image(0, (1, 1), 0, 0)]], ids=str)

@@ -118,22 +118,6 @@ class Batch:
             "conv_weights": self.conv_weights,
         }
 
-    def padded(self, room: int) -> dict[str, object]:
-        """The arguments with every sequence as long as the longest, and `room` rows more, before and after pooling."""
-        samples = self.samples
-        width = max(s.length for s in samples) + room
-        x = torch.full((len(samples) * width, self.x.shape[1]), float("nan"), dtype=self.x.dtype)
-        for b, rows in enumerate(self.x.split([s.length for s in samples])):
-            x[b * width : b * width + len(rows)] = rows
-        out_width = max(s.out_length for s in samples) + room
-        return {
-            **self.arguments,
-            "x": x,
-            "cu_seqlens": torch.arange(len(samples) + 1, dtype=torch.int32) * width,
-            "out_cu_seqlens": torch.arange(len(samples) + 1, dtype=torch.int32) * out_width,
-            "lengths": int32([s.length for s in samples]),
-        }
-
     def run(self) -> Tensor:
         out = poisoned((sum(s.out_length for s in self.samples), self.x.shape[1]), self.x.dtype)
         return ops.pool(**self.arguments, out=out)  # type: ignore[arg-type]
@@ -218,37 +202,6 @@ def test_text_rows_and_skipped_images_are_copied_bit_by_bit(
         rows = torch.tensor(sample.copied, dtype=torch.int64).reshape(-1, 2)
         assert torch.equal(out[out_first + rows[:, 1]], x[first + rows[:, 0]])
         first, out_first = first + sample.length, out_first + sample.out_length
-
-
-def assert_padded(padded: Tensor, batch: Batch, packed: Tensor) -> None:
-    """Bit by bit what the packed batch gives, with zeros after each sequence."""
-    parts = packed.split([s.out_length for s in batch.samples])
-    for rows, wanted in zip(padded.unflatten(0, (len(parts), -1)), parts, strict=True):
-        assert torch.equal(rows[: len(wanted)], wanted)
-        assert not rows[len(wanted) :].any()
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("room", [0, 3])
-@pytest.mark.parametrize("samples", BATCHES.values(), ids=BATCHES)
-def test_padded_rows(
-    generator: torch.Generator, dtype: torch.dtype, samples: list[Sample], function: str, room: int
-) -> None:
-    """What lies after a sequence is not read: it is NaN."""
-    batch = Batch(samples, 33, dtype, generator, function)
-    arguments = batch.padded(room)
-    out = poisoned((int(arguments["out_cu_seqlens"][-1]), 33), dtype)  # type: ignore[index]
-    assert_padded(ops.pool(**arguments, out=out), batch, batch.run())  # type: ignore[arg-type]
-    with pytest.raises(KernelArgumentError, match="lengths without out"):
-        ops.pool(**arguments)  # type: ignore[arg-type]
-
-
-def test_many_padded_rows_in_parallel(generator: torch.Generator, dtype: torch.dtype) -> None:
-    """Threads begin and end within images, text and room."""
-    batch = Batch(LARGE, 300, dtype, generator)
-    arguments = batch.padded(1)
-    out = poisoned((int(arguments["out_cu_seqlens"][-1]), 300), dtype)  # type: ignore[index]
-    assert_padded(ops.pool(**arguments, out=out), batch, batch.run())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("samples", [[], [text(0)], [text(2)], [one_image(0, (1, 1), 0, 0)]], ids=str)
@@ -394,11 +347,6 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"out_cu_seqlens": int32([0, 13, 12])}, r"out_cu_seqlens\[2\] is 12, expected at least 13"),
         ({"out_cu_seqlens": int32([0, 9, -1]), "out": None}, "out_cu_seqlens ends with -1"),
         ({"out_cu_seqlens": int32([]), "out": None}, "out_cu_seqlens is empty"),
-        ({"lengths": int32([24])}, r"lengths has shape \[1\], expected \[num_seqs=2\]"),
-        ({"lengths": int32([25, 3])}, r"lengths\[0\] is 25, expected 0 to 24"),
-        ({"lengths": int32([24, -1])}, r"lengths\[1\] is -1, expected 0 to 3"),
-        ({"lengths": int32([22, 3])}, r"grids\[1\] is 2x2 from row 19 on, but the sequence has 22 rows"),
-        ({"lengths": int32([24, 3]), "out_cu_seqlens": int32([0, 8, 12])}, "sequence 0 8 rows, expected at least 9"),
         ({"scales": torch.ones(3)}, r"scales has shape \[3\], expected \[num_images=2\]"),
         ({"scales": torch.ones(2).bfloat16()}, "scales has dtype bfloat16"),
         ({"function": "min"}, "function is 'min', expected 'max', 'avg' or 'conv'"),

@@ -332,9 +332,7 @@ def test_several_images_go_to_their_placeholders_in_order(several: Processor) ->
         ([5, 199, -200, -200], 2, None, "before the image at 2"),
     ],
 )
-def test_bad_numbers_of_images(
-    several: Processor, ids: list[int], count: int, grids: Any, message: str | None
-) -> None:
+def test_bad_numbers_of_images(several: Processor, ids: list[int], count: int, grids: Any, message: str | None) -> None:
     prompt = {
         "prompt_token_ids": ids,
         "multi_modal_data": {"image_embeds": [embeds(4)] * count, **({"image_grid": grids} if grids else {})},

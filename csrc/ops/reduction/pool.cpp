@@ -15,17 +15,9 @@ PoolFunction function_of(const Checker& check, const std::string& name) {
   return name == "max" ? PoolFunction::max : name == "avg" ? PoolFunction::avg : PoolFunction::conv;
 }
 
-// The rows of sequence b before pooling.
-std::int64_t given_length(const Checker& check, const PoolParams& p, std::int64_t b) {
-  const std::int64_t room = p.cu_seqlens[b + 1] - p.cu_seqlens[b];
-  if (!p.lengths) return room;
-  if (p.lengths[b] < 0 || p.lengths[b] > room) check.range(at("lengths", b).c_str(), p.lengths[b], 0, room);
-  return p.lengths[b];
-}
-
 // The rows of sequence b after pooling.
 std::int64_t pooled_length(const Checker& check, const PoolParams& p, std::int64_t b) {
-  std::int64_t length = given_length(check, p, b);
+  std::int64_t length = p.cu_seqlens[b + 1] - p.cu_seqlens[b];
   check_images(check, p.images, b, length);
   for (std::int64_t i = p.images.cu_images[b]; i < p.images.cu_images[b + 1]; ++i) {
     const std::int64_t expert = p.experts[i];
@@ -50,9 +42,9 @@ void check_content(const Checker& check, const PoolParams& p) {
   for (std::int64_t b = 0; b < p.num_seqs; ++b) {
     const std::int64_t expected = pooled_length(check, p, b);
     const std::int64_t given = p.out_cu_seqlens[b + 1] - p.out_cu_seqlens[b];
-    if (p.lengths ? given < expected : given != expected) {
+    if (given != expected) {
       check.fail("out_cu_seqlens gives sequence " + std::to_string(b) + " " + std::to_string(given) +
-                 " rows, expected " + (p.lengths ? "at least " : "") + std::to_string(expected) + " from its experts");
+                 " rows, expected " + std::to_string(expected) + " from its experts");
     }
   }
 }
@@ -90,8 +82,8 @@ std::int64_t pool_num_out_tokens(const Tensor& out_cu_seqlens) {
 
 void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& cu_images,
           const Tensor& image_starts, const Tensor& grids, const Tensor& experts, const Tensor& kernels,
-          const Tensor& out_cu_seqlens, const OptionalTensor& scales, const OptionalTensor& lengths,
-          const std::string& function_name, const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
+          const Tensor& out_cu_seqlens, const OptionalTensor& scales, const std::string& function_name,
+          const std::optional<std::vector<Tensor>>& conv_weights, Stream stream) {
   const Checker check("pool", x);
   const PoolFunction function = function_of(check, function_name);
   check.condition((function == PoolFunction::conv) == conv_weights.has_value(),
@@ -111,9 +103,6 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
       .contiguous("out_cu_seqlens", out_cu_seqlens, {&num_offsets}, {DType::i32});
   if (scales)
     check.contiguous("scales", *scales, {&num_images}, {DType::f32}).no_overlap("out", out, "scales", *scales);
-  if (lengths) {
-    check.contiguous("lengths", *lengths, {&num_seqs}, {DType::i32}).no_overlap("out", out, "lengths", *lengths);
-  }
   check.no_overlap({{"out", &out}}, {{"x", &x},
                                      {"cu_seqlens", &cu_seqlens},
                                      {"cu_images", &cu_images},
@@ -138,7 +127,6 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
                           .kernels = kernels.as<std::int32_t>(),
                           .out_cu_seqlens = out_cu_seqlens.as<std::int32_t>(),
                           .scales = as_or_null<float>(scales),
-                          .lengths = as_or_null<std::int32_t>(lengths),
                           .conv_weights = conv.empty() ? nullptr : conv.data(),
                           .num_tokens = num_tokens,
                           .num_out_tokens = num_out_tokens,

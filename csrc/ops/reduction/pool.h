@@ -23,7 +23,6 @@ struct PoolParams {
   const std::int32_t* kernels;         // [num_experts, 2]: height, width
   const std::int32_t* out_cu_seqlens;  // [num_seqs + 1]
   const float* scales;                 // [num_images], or null
-  const std::int32_t* lengths;         // [num_seqs] rows of each sequence; null: up to the next one's first
   const void* const* conv_weights;     // num_experts of [kernel height * kernel width, hidden_size], or null
   std::int64_t num_tokens;
   std::int64_t num_out_tokens;
@@ -37,8 +36,8 @@ struct PoolParams {
 
 void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& cu_images,
           const Tensor& image_starts, const Tensor& grids, const Tensor& experts, const Tensor& kernels,
-          const Tensor& out_cu_seqlens, const OptionalTensor& scales, const OptionalTensor& lengths,
-          const std::string& function, const std::optional<std::vector<Tensor>>& conv_weights, Stream stream);
+          const Tensor& out_cu_seqlens, const OptionalTensor& scales, const std::string& function,
+          const std::optional<std::vector<Tensor>>& conv_weights, Stream stream);
 
 // Rows of pool's output, the last of `out_cu_seqlens`, without the round trip through a one-element torch tensor.
 std::int64_t pool_num_out_tokens(const Tensor& out_cu_seqlens);

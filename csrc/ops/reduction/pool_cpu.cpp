@@ -75,8 +75,7 @@ void copy_rows(const PoolParams& p, const T* x, T* out, std::int64_t count) {
   }
 }
 
-// Rows [begin, end) of one sequence's output: images in turn, and what is copied before each and after the last. After
-// the sequence's own rows there may be room, which is zeroed.
+// Rows [begin, end) of one sequence's output: images in turn, and what is copied before each and after the last.
 template <class T, PoolFunction function>
 void write_rows(const PoolParams& p, std::int64_t b, std::int64_t begin, std::int64_t end) {
   const T* x = static_cast<const T*>(p.x) + p.cu_seqlens[b] * p.x_stride;
@@ -97,8 +96,7 @@ void write_rows(const PoolParams& p, std::int64_t b, std::int64_t begin, std::in
     }
     dropped += image.dropped;
   }
-  copy_to((p.lengths ? p.lengths[b] : p.cu_seqlens[b + 1] - p.cu_seqlens[b]) - dropped);
-  std::memset(out + row * p.hidden_size, 0, static_cast<std::size_t>((end - row) * p.hidden_size) * sizeof(T));
+  copy_to(end);
 }
 
 template <class T, PoolFunction function>

@@ -11,7 +11,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlocks = 4;  // of a multiprocessor at least; without this ptxas aims at more and spills
 constexpr int kMostConvExperts = 16;
-constexpr int kNoRow = -1;
 
 // By value, so that nothing of a launch lives in host memory.
 struct ConvWeights {
@@ -20,7 +19,7 @@ struct ConvWeights {
 
 // Where an output row comes from.
 struct Window {
-  std::int64_t corner;  // row of x, kNoRow after the end of a sequence
+  std::int64_t corner;  // row of x
   int width;            // of the grid
   Grid kernel;          // height 0: the row is copied
   int expert;
@@ -48,9 +47,7 @@ __device__ Window window_of_row(const PoolParams& p, int row) {
     }
     dropped += static_cast<int>(num_rows(grid)) - num_pooled;
   }
-  const bool is_held = !p.lengths || in_sequence + dropped < p.lengths[b];
-  return {
-      .corner = is_held ? first + in_sequence + dropped : kNoRow, .width = 0, .kernel = {}, .expert = 0, .scale = 0};
+  return {.corner = first + in_sequence + dropped, .width = 0, .kernel = {}, .expert = 0, .scale = 0};
 }
 
 // NaN wins, as in torch's max_pool2d.
@@ -104,15 +101,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int row = static_cast<int>(blockIdx.x);
   if (row >= p.out_cu_seqlens[p.num_seqs]) return;  // a batch may be shorter than its buffer
   const Window w = window_of_row(p, row);
-  const bool is_held = w.corner != kNoRow;
-  const T* x = static_cast<const T*>(p.x) + (is_held ? w.corner * p.x_stride : 0);
+  const T* x = static_cast<const T*>(p.x) + w.corner * p.x_stride;
   T* out = static_cast<T*>(p.out) + row * p.hidden_size;
   const T* weights =
       kFunction == PoolFunction::conv && w.kernel.height ? static_cast<const T*>(conv.weights[w.expert]) : nullptr;
   for (int column = static_cast<int>(threadIdx.x) * kWidth; column < p.hidden_size; column += kThreads * kWidth) {
     store(out + column, w.kernel.height ? pooled<T, kFunction, kWidth>(p, w, x + column, weights + column)
-                        : is_held       ? load<kWidth>(x + column)
-                                        : Vector<T, kWidth>{});
+                                        : load<kWidth>(x + column));
   }
 }
 

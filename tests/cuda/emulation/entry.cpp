@@ -71,13 +71,13 @@ const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor*
 // conv_weights: [num_conv_weights], or null.
 const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, const Tensor* cu_images,
                  const Tensor* image_starts, const Tensor* grids, const Tensor* experts, const Tensor* kernels,
-                 const Tensor* out_cu_seqlens, const Tensor* scales, const Tensor* lengths, const char* function,
+                 const Tensor* out_cu_seqlens, const Tensor* scales, const char* function,
                  const Tensor* conv_weights, std::int64_t num_conv_weights) {
   return caught([&] {
     std::optional<std::vector<Tensor>> weights;
     if (conv_weights) weights.emplace(conv_weights, conv_weights + num_conv_weights);
     dpn::pool(*out, *x, *cu_seqlens, *cu_images, *image_starts, *grids, *experts, *kernels, *out_cu_seqlens,
-              optional(scales), optional(lengths), function, weights, 0);
+              optional(scales), function, weights, 0);
   });
 }
 
