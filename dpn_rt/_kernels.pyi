@@ -88,7 +88,6 @@ def pool(
     kernels: Tensor,
     out_cu_seqlens: Tensor,
     scales: Tensor | None,
-    lengths: Tensor | None,
     function: str,
     conv_weights: Sequence[Tensor] | None,
     stream: int,

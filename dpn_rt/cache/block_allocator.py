@@ -323,7 +323,8 @@ class BlockAllocator:
 
     def _is_held_only(self, ids: BlockIds | slice) -> npt.NDArray[np.bool_]:
         """Whether blocks are held, and no sequence uses them."""
-        return (self._num_holds[ids] > 0) & (self._num_holds[ids] == self._num_users[ids])
+        holds: npt.NDArray[np.int32] = self._num_holds[ids]
+        return np.asarray((holds > 0) & (holds == self._num_users[ids]))
 
     def _require(self, num_blocks: int) -> None:
         if num_blocks > self._num_unused_blocks and self.reclaim is not None:
