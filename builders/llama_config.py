@@ -81,18 +81,18 @@ def _rope_config(values: Json) -> RopeConfig:
     return RopeConfig(theta, json.dumps(scaling, sort_keys=True))
 
 
-def token_ids(values: Json, generation: Json) -> tuple[int | None, tuple[int, ...]]:
-    """(begin-of-sequence id, ids that end a sequence); generation_config.json comes before config.json.
+def token_ids(file: str, key: str, value: Any) -> tuple[int, ...]:
+    """A token id or a list of them, each once; empty where there is none.
+
+    Args:
+        file: that has the value, for the message.
+        key: of the value, for the message.
+        value: of any type.
 
     Raises:
         ConfigError: an id is not an integer.
     """
-    found: dict[str, tuple[int, ...]] = {}
-    for key in ("bos_token_id", "eos_token_id"):
-        value = generation.get(key) if generation.get(key) is not None else values.get(key)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-            raise ConfigError(f"config.json: {key}: expected a token id or a list of them, got {value!r}")
-        found[key] = tuple(dict.fromkeys(ids))
-    bos = found["bos_token_id"]
-    return (bos[0] if bos else None), found["eos_token_id"]
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+        raise ConfigError(f"{file}: {key}: expected a token id or a list of them, got {value!r}")
+    return tuple(dict.fromkeys(ids))

@@ -14,7 +14,7 @@ from dpn_rt.builders.names import LLAMA
 from dpn_rt.builders.original_layout import read_original
 from dpn_rt.builders.prompt_config import prompt_config
 from dpn_rt.builders.published_check import check_published
-from dpn_rt.builders.tokenizer_files import tokenizer_files
+from dpn_rt.builders.tokenizer_files import read_tokenizer
 from dpn_rt.builders.weight_sources import weight_sources
 from dpn_rt.builders.weight_stream import WeightStream
 from dpn_rt.errors import CheckpointError
@@ -58,12 +58,12 @@ def build_engine(
     config = read_config(path)
     checkpoint = Checkpoint(path)
     layout = read_layout(checkpoint, config, None if vision_tower is None else Path(vision_tower), note)
-    for_tokenizer, for_images = tokenizer_files(path), _image_processor_files(path, layout)
+    tokenizer, for_images = read_tokenizer(path, note), _image_processor_files(path, layout)
     model = ModelConfig(
         dtype=dtype or _default_dtype(checkpoint, layout),
         decoder=layout.decoder,
         reduction=layout.reduction,
-        prompt=prompt_config(path, layout, for_tokenizer, bool(for_images), note),
+        prompt=prompt_config(path, layout, tokenizer, bool(for_images), note),
         vision=layout.tower.config if layout.tower else None,
         projector=layout.projector,
     )
@@ -79,7 +79,7 @@ def build_engine(
         model,
         lambda: EngineSource(stream.fingerprint(), layout.kind),
         stream,
-        {**for_tokenizer, **for_images},
+        {**(tokenizer.files if tokenizer else {}), **for_images},
         force=force,
         progress=lambda written: progress(written, total),
         plans=plans,

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from dpn_rt.builders.json_values import read_json
+from dpn_rt.builders.chat_template import check_chat_template
+from dpn_rt.builders.json_values import Json, read_json
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.llama_config import token_ids
-from dpn_rt.builders.tokenizer_files import TokenizerFacts, read_tokenizer
+from dpn_rt.builders.tokenizer_files import TokenizerFiles
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import PromptConfig
 
 
 def prompt_config(
-    path: Path, layout: Layout, files: Mapping[str, bytes], has_image_processor: bool, note: Note
+    path: Path, layout: Layout, tokenizer: TokenizerFiles | None, has_image_processor: bool, note: Note
 ) -> PromptConfig:
     """Special tokens and template of a checkpoint's prompts.
 
     Args:
         path: of the checkpoint.
         layout: of the checkpoint.
-        files: of its tokenizer, by name; may be empty.
+        tokenizer: of the checkpoint; None: it has none.
         has_image_processor: whether the engine carries the image processor's file.
-        note: takes a line about what the engine lacks.
+        note: takes a line about what the engine lacks, or what files contradict each other in.
 
     Raises:
-        CheckpointError: the tokenizer's files cannot be loaded.
+        CheckpointError: the chat template cannot be used.
         ConfigError: ids contradict each other, or the id of `<ROUTER>` is missing.
     """
     generation = read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
-    bos, eos = token_ids(layout.token_values, generation)
-    tokenizer = read_tokenizer(path, files) if files else None
+    bos, eos = special_ids(layout.token_values, generation, tokenizer, note)
     image_token_id = layout.image_token_id
-    if tokenizer is not None:
-        bos = tokenizer.bos_token_id if bos is None else bos
-        eos = eos or (() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
+    if tokenizer is None:
+        note("no tokenizer files: the engine takes token ids only")
+    else:
         if tokenizer.size > layout.decoder.vocab_size:
             note(
                 f"the tokenizer has ids up to {tokenizer.size - 1}, the model embeds {layout.decoder.vocab_size}: "
@@ -43,11 +42,11 @@ def prompt_config(
             )
         if tokenizer.image_token_id is not None:
             image_token_id = tokenizer.image_token_id
-    else:
-        note("no tokenizer files: the engine takes token ids only")
-    has_template = tokenizer is not None and tokenizer.has_chat_template and layout.kind == "huggingface"
+    template = tokenizer.chat_template if tokenizer and layout.kind == "huggingface" else None
+    if tokenizer is not None and template is not None:
+        check_chat_template(template, tokenizer.special_tokens, tokenizer.text_of(image_token_id), path)
     return PromptConfig(
-        template="tokenizer" if has_template else "vicuna_v1",
+        template="vicuna_v1" if template is None else "tokenizer",
         image_aspect_ratio=layout.image_aspect_ratio,
         bos_token_id=bos,
         eos_token_ids=eos,
@@ -58,7 +57,49 @@ def prompt_config(
     )
 
 
-def _router_token_id(layout: Layout, tokenizer: TokenizerFacts | None) -> int | None:
+def special_ids(
+    values: Json, generation: Json, tokenizer: TokenizerFiles | None, note: Note
+) -> tuple[int | None, tuple[int, ...]]:
+    """The id that begins a sequence, and those that end one.
+
+    An answer ends with any id that one of the files names. A sequence begins with the tokenizer's own start token,
+    which prompts have; config.json's counts where there is no tokenizer.
+
+    Args:
+        values: the part of config.json that names ids.
+        generation: generation_config.json.
+        tokenizer: of the checkpoint; None: it has none.
+        note: takes a line where the files disagree.
+
+    Raises:
+        ConfigError: an id is not an integer.
+    """
+    of_tokenizer = {
+        "bos_token_id": None if tokenizer is None else tokenizer.bos_token_id,
+        "eos_token_id": None if tokenizer is None else tokenizer.eos_token_id,
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    for key, own in of_tokenizer.items():
+        named = {
+            "generation_config.json": token_ids("generation_config.json", key, generation.get(key)),
+            "config.json": token_ids("config.json", key, values.get(key)),
+            "the tokenizer": () if own is None else (own,),
+        }
+        named = {file: ids for file, ids in named.items() if ids}
+        if len({frozenset(ids) for ids in named.values()}) > 1:
+            listed = ", ".join(f"{list(ids)} in {file}" for file, ids in named.items())
+            note(
+                f"{key}: {listed}: "
+                + ("each ends an answer" if key == "eos_token_id" else "the last one begins prompts")
+            )
+        found[key] = tuple(dict.fromkeys(token_id for ids in named.values() for token_id in ids))
+        if key == "bos_token_id" and named:
+            found[key] = list(named.values())[-1]
+    bos = found["bos_token_id"]
+    return (bos[0] if bos else None), found["eos_token_id"]
+
+
+def _router_token_id(layout: Layout, tokenizer: TokenizerFiles | None) -> int | None:
     """The id of `<ROUTER>` for a model that uses it; a tokenizer and config.json that both name one must agree."""
     if not layout.reduction.use_router_token:
         return None

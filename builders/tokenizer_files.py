@@ -1,4 +1,8 @@
-"""Tokenizer files: which ones an engine carries, and what they say about the prompt."""
+"""Tokenizer files: what a checkpoint has of them -> what an engine carries, and what they say about prompts.
+
+The runtime tokenises with `tokenizer.json` alone. `special_tokens_map.json` has the texts of the special tokens, and
+`chat_template.jinja` how conversations are written. `tokenizer_config.json` is carried for other software.
+"""
 
 from __future__ import annotations
 
@@ -8,82 +12,179 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpn_rt.builders.json_values import json_bytes, read_json
+import tokenizers
+
+from dpn_rt.builders.chat_template import find_chat_template
+from dpn_rt.builders.json_values import Json, json_bytes, read_json
+from dpn_rt.builders.layout import Note
 from dpn_rt.errors import CheckpointError
+from dpn_rt.prompts.markers import IMAGE_TEXT
 
 ROUTER_TOKEN = "<ROUTER>"
-IMAGE_TOKEN = "<image>"
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_TOKENIZER_FILES = (
-    *_VOCABULARIES,
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
+_SOURCES = (*_VOCABULARIES, "added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+_LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+"""Defaults of transformers' LlamaTokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerFacts:
-    """What the builder needs to know about a tokenizer."""
+class TokenizerFiles:
+    """What an engine carries of a tokenizer, and what the builder needs to know about it."""
 
-    size: int
-    bos_token_id: int | None
-    eos_token_id: int | None
-    image_token_id: int | None
-    router_token_id: int | None
-    has_chat_template: bool
+    files: Mapping[str, bytes]
+    vocabulary: Mapping[str, int]
+    special_tokens: Mapping[str, str]
+    """Text by name, such as `bos_token`."""
+    chat_template: str | None
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return max(self.vocabulary.values()) + 1
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self.vocabulary.get(self.special_tokens.get("bos_token", ""))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self.vocabulary.get(self.special_tokens.get("eos_token", ""))
+
+    @property
+    def image_token_id(self) -> int | None:
+        return self.vocabulary.get(IMAGE_TEXT)
+
+    @property
+    def router_token_id(self) -> int | None:
+        return self.vocabulary.get(ROUTER_TOKEN)
+
+    def text_of(self, token_id: int | None) -> str | None:
+        """The text of a token; None for an id that the vocabulary lacks."""
+        return next((text for text, other in self.vocabulary.items() if other == token_id), None)
 
 
-def tokenizer_files(path: Path) -> dict[str, bytes]:
-    """Content by name of the checkpoint's tokenizer files; empty without a vocabulary."""
-    if not any((path / name).is_file() for name in _VOCABULARIES):
-        return {}
-    files = {name: (path / name).read_bytes() for name in _TOKENIZER_FILES if (path / name).is_file()}
-    settings = read_json(path / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
-    if "tokenizer_class" not in settings:  # transformers would look into config.json, which an engine lacks
-        kind = "LlamaTokenizer" if "tokenizer.model" in files else "PreTrainedTokenizerFast"
-        files["tokenizer_config.json"] = json_bytes({**settings, "tokenizer_class": kind})
-    if "chat_template.jinja" not in files and not settings.get("chat_template"):
-        template = _chat_template(path)
-        if template is not None:
-            files["chat_template.jinja"] = template.encode()
-    return files
+def read_tokenizer(path: Path, note: Note) -> TokenizerFiles | None:
+    """The tokenizer of a checkpoint; None without a vocabulary.
 
-
-def _chat_template(path: Path) -> str | None:
-    """A template that transformers 4 kept with the processor instead of with the tokenizer."""
-    for name in ("chat_template.json", "processor_config.json"):
-        template = read_json(path / name).get("chat_template") if (path / name).is_file() else None
-        if isinstance(template, str):
-            return template
-    return None
-
-
-def read_tokenizer(path: Path, files: Mapping[str, bytes]) -> TokenizerFacts:
-    """Load the tokenizer from just these files, as the runtime will.
+    Args:
+        path: of the checkpoint.
+        note: takes a line about what its files contradict each other in.
 
     Raises:
-        CheckpointError: transformers cannot load it.
+        CheckpointError: a file is damaged, or they make no tokenizer.
     """
+    if not any((path / name).is_file() for name in _VOCABULARIES):
+        return None
+    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    backend = _read_json(path) if (path / "tokenizer.json").is_file() else _converted(path, settings)
+    _add_missing_tokens(backend, path, settings, note)
+    special_tokens = _special_tokens(path, settings, backend)
+    template = find_chat_template(path, settings)
+    files = {
+        "tokenizer.json": backend.to_str().encode(),
+        "special_tokens_map.json": json_bytes(special_tokens),
+        "tokenizer_config.json": json_bytes(
+            {"tokenizer_class": "PreTrainedTokenizerFast", **_without_template(settings), **special_tokens}
+        ),
+        **({} if template is None else {"chat_template.jinja": template.encode()}),
+    }
+    return TokenizerFiles(files, backend.get_vocab(), special_tokens, template)
+
+
+def _read_json(path: Path) -> tokenizers.Tokenizer:
+    """`tokenizer.json` as it is: transformers' classes would replace parts of it."""
+    try:
+        return tokenizers.Tokenizer.from_str((path / "tokenizer.json").read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'}: damaged, or written by a newer version of the tokenizers library"
+        ) from error
+
+
+def _converted(path: Path, settings: Json) -> tokenizers.Tokenizer:
+    """A tokenizer that transformers makes of a sentencepiece model, or of a vocabulary and merges."""
     from transformers import AutoTokenizer
 
+    is_sentencepiece = (path / "tokenizer.model").is_file()
+    files = {name: (path / name).read_bytes() for name in _SOURCES if (path / name).is_file()}
+    if "tokenizer_class" not in settings:  # transformers would look into config.json
+        kind = "LlamaTokenizer" if is_sentencepiece else "PreTrainedTokenizerFast"
+        files["tokenizer_config.json"] = json_bytes({**settings, "tokenizer_class": kind})
+    # True is LLaMA's default. transformers 5 does not apply it to a sentencepiece model without this setting.
+    options = {"add_bos_token": settings.get("add_bos_token", True)} if is_sentencepiece else {}
     with tempfile.TemporaryDirectory() as directory:
         for name, data in files.items():
             (Path(directory) / name).write_bytes(data)
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False, **options
+            )
         except Exception as error:  # of any kind: the user's tokenizer files are the reason
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise CheckpointError(f"{path}: the tokenizer files cannot be loaded: {lines[0]}") from error
-        vocabulary: dict[str, int] = tokenizer.get_vocab()
-        return TokenizerFacts(
-            size=max(vocabulary.values()) + 1,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            image_token_id=vocabulary.get(IMAGE_TOKEN),
-            router_token_id=vocabulary.get(ROUTER_TOKEN),
-            has_chat_template=bool(tokenizer.chat_template),
-        )
+            raise CheckpointError(f"{path}: transformers cannot load the tokenizer of {sorted(files)}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        raise CheckpointError(f"{path}: transformers makes no tokenizer.json of {sorted(files)}, expected one")
+    has_legacy_spaces = settings.get("legacy") is not False and settings.get("add_prefix_space") is not False
+    if is_sentencepiece and has_legacy_spaces:
+        _restore_legacy_spaces(backend)
+    return backend
+
+
+def _restore_legacy_spaces(backend: tokenizers.Tokenizer) -> None:
+    """Makes a "legacy" sentencepiece model start every piece of text between special tokens with a space.
+
+    LLaVA's models were trained with this space, and transformers 4 still adds it. transformers 5 leaves it out where
+    the text already starts with one, as in `<ROUTER> ASSISTANT:`, which gives other ids.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+
+
+def _add_missing_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Json, note: Note) -> None:
+    """Adds tokens that only other files than `tokenizer.json` have, as when a token was added by hand.
+
+    Raises:
+        CheckpointError: a token cannot get the id that its file gives it.
+    """
+    listed: dict[int, tokenizers.AddedToken] = {}
+    if (path / "added_tokens.json").is_file():
+        for text, token_id in read_json(path / "added_tokens.json").items():
+            listed[int(token_id)] = tokenizers.AddedToken(text, normalized=False, special=True)
+    decoder = settings.get("added_tokens_decoder")
+    for token_id, token in decoder.items() if isinstance(decoder, dict) else ():
+        flags = {key: bool(token.get(key)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        listed[int(token_id)] = tokenizers.AddedToken(token["content"], **flags)
+    for token_id, added in sorted(listed.items()):
+        found = backend.token_to_id(added.content)
+        if found is None:
+            backend.add_tokens([added])
+            if backend.token_to_id(added.content) != token_id:
+                raise CheckpointError(
+                    f"{path}: the token {added.content!r} has the id {token_id}, which is not the next one after "
+                    "those of tokenizer.json"
+                )
+        elif found != token_id:
+            note(f"the token {added.content!r} has the id {token_id}, but {found} in tokenizer.json, which is used")
+
+
+def _special_tokens(path: Path, settings: Json, backend: tokenizers.Tokenizer) -> dict[str, str]:
+    """Name -> text of the tokens such as `bos_token`: of tokenizer_config.json, else of special_tokens_map.json."""
+    has_map = (path / "special_tokens_map.json").is_file()
+    sources = [settings, read_json(path / "special_tokens_map.json") if has_map else {}]
+    if "Llama" in str(settings.get("tokenizer_class", "Llama")):
+        sources.append({name: text for name, text in _LLAMA_TOKENS.items() if backend.token_to_id(text) is not None})
+    found: dict[str, str] = {}
+    for source in sources:
+        for name, value in source.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str) and name not in found:
+                found[name] = text
+    return found
+
+
+def _without_template(settings: Json) -> Json:
+    return {name: value for name, value in settings.items() if name != "chat_template"}

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -16,7 +16,7 @@ from dpn_rt.engine.interrupts import deferred_interrupt
 from dpn_rt.engine.loader import load_engine
 from dpn_rt.errors import BatchError, DpnError, RequestError
 from dpn_rt.outputs import RequestOutput, StreamDelta
-from dpn_rt.prompts.chat import Message
+from dpn_rt.prompts.messages import Message
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.prompt import Prompt
 from dpn_rt.sampling.params import SamplingParams
@@ -173,26 +173,43 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        route: Sequence[int | None] | None = None,
+        router_bias: float | None = None,
     ) -> list[RequestOutput]:
         """Answers to one conversation or many.
 
         Args:
             messages: of one conversation or a list of conversations, as in OpenAI's API. Chat template, `<image>` and
-                `<ROUTER>` are added.
+                `<ROUTER>` are added; the same characters in a text are text.
             sampling_params: for all conversations, or one for each.
             use_tqdm: show a progress bar.
+            add_generation_prompt: end the prompt where the assistant's answer begins; default: yes, unless an answer is
+                continued.
+            continue_final_message: the answer continues the last message, which is the assistant's.
+            chat_template_kwargs: variables of the model's chat template.
+            route: as in `generate`, for all conversations.
+            router_bias: as in `generate`, for all conversations.
 
         Raises:
             DpnError, BatchError: as `generate`.
         """
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise RequestError(f"messages: expected a list of messages or of conversations, got {messages!r:.80}")
-        if isinstance(messages[0], Mapping):
-            prompt = self.processor.chat(cast(Sequence[Message], messages))
-            return self.generate(prompt, sampling_params, use_tqdm=use_tqdm)
-        conversations = cast(Sequence[Sequence[Message]], messages)
-        prompts = [self.processor.chat(conversation) for conversation in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        is_one = isinstance(messages[0], Mapping)
+        conversations = [messages] if is_one else messages
+        prompts: list[Prompt] = [
+            {**self.processor.chat(each, **options), "route": route, "router_bias": router_bias}
+            for each in cast(Sequence[Sequence[Message]], conversations)
+        ]
+        return self.generate(prompts[0] if is_one else prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """The completion of one prompt, piece by piece; each delta is a string.

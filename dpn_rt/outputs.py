@@ -15,6 +15,17 @@ TokenLogprobs = Mapping[int, Logprob]
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillFlops:
+    """Floating-point operations of the decoder for one prompt."""
+
+    prefill: int
+    dense_prefill: int
+    """Without reduction."""
+    saved: float
+    """Share of `dense_prefill` that was not computed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pyramid:
     """How the visual tokens of a request were reduced: one entry per boundary or per stage."""
 
@@ -31,6 +42,8 @@ class Pyramid:
     last adds one row to every stage."""
     grids: list[tuple[int, int] | None]
     """(rows, columns) of the visual tokens per stage; None without an image."""
+    flops: PrefillFlops | None = None
+    """None for a request that was not prefilled."""
 
 
 @dataclass(frozen=True, slots=True)

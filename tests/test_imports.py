@@ -65,11 +65,13 @@ def test_package_files_import_nothing() -> None:
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    """And, of the TensorRT backends, what a plan takes and gives; not how plans run."""
+    """And, of the TensorRT backends, what a plan takes and gives; and chat templates, which they try as engines do."""
     shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
+    shared |= {"dpn_rt.prompts.template", "dpn_rt.prompts.markers"}
     for path in files("builders/*.py", "builders/*/*.py"):
-        assert packages(path) <= {"errors", "schema", "model", "format", "builders", "backends"}, path
-        assert {name for name in imported_modules(path) if name.startswith("dpn_rt.backends")} <= shared, path
+        assert packages(path) <= {"errors", "schema", "model", "format", "builders", "backends", "prompts"}, path
+        restricted = ("dpn_rt.backends.", "dpn_rt.prompts.")
+        assert {name for name in imported_modules(path) if name.startswith(restricted)} <= shared, path
 
 
 def test_tensorrt_is_imported_where_it_is_needed() -> None:

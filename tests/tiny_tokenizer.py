@@ -68,6 +68,8 @@ def make_tokenizer(
         "model_max_length": 2048,
     }
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    special_tokens = {name: text for name, text in config.items() if name.endswith("_token")}
+    (path / "special_tokens_map.json").write_text(json.dumps(special_tokens))
     return TinyTokenizer(
         path=path,
         vocab_size=tokenizer.get_vocab_size(),

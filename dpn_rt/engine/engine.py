@@ -13,13 +13,14 @@ from dpn_rt.device.faults import advice, is_fatal
 from dpn_rt.engine.decode_ahead import DecodeAhead
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.interrupts import deferred_interrupt
+from dpn_rt.engine.pyramids import reported_pyramid
 from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.pooling_config import UNFORCED
-from dpn_rt.outputs import FinishReason, Pyramid, RequestMetrics, RequestOutput, TokenLogprobs
+from dpn_rt.outputs import FinishReason, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import SampledTokens, Sampler, SamplingState
@@ -318,11 +319,7 @@ class Engine:
             prompt_token_ids=request.prompt.token_ids.tolist(),
             outputs=[sequence.output() for sequence in request.sequences],
             metrics=RequestMetrics(request.arrival, queue, request.first_token, request.finish),
-            pyramid=next((s.pyramid for s in request.sequences if s.pyramid is not None), EMPTY_PYRAMID),
+            pyramid=reported_pyramid([each.pyramid for each in request.sequences], request.prompt, self._model),
             error=request.error,
             num_cached_tokens=max(sequence.num_cached_rows for sequence in request.sequences),
         )
-
-
-EMPTY_PYRAMID = Pyramid([], [], [], [], [], [])
-"""Of a request that ended before its prefill."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.flops import prefill_flops
 from dpn_rt.model.layout import Layout
 from dpn_rt.model.reduction.reducer import Outcome
 from dpn_rt.model.reduction.reduction import Grid
-from dpn_rt.outputs import Pyramid
+from dpn_rt.outputs import PrefillFlops, Pyramid
 from dpn_rt.prompts.processor import ProcessedPrompt
 
 
@@ -29,6 +32,22 @@ def pyramid_of(index: int, prompt: ProcessedPrompt, layouts: Sequence[Layout], o
         kv_lengths=[int(layout.kv_lengths[index]) for layout in layouts],
         grids=[_grid(layout, index) for layout in layouts],
     )
+
+
+def reported_pyramid(pyramids: Sequence[Pyramid | None], prompt: ProcessedPrompt, model: ModelConfig) -> Pyramid:
+    """The pyramid of a request, with what its prefill took.
+
+    Args:
+        pyramids: of its completions; None before their prefill.
+        prompt: of the request.
+        model: of the engine.
+    """
+    pyramid = next((each for each in pyramids if each is not None), None)
+    if pyramid is None:
+        return Pyramid([], [], [], [], [], [])
+    flops = prefill_flops(model, pyramid.kv_lengths)
+    dense = prefill_flops(model, [prompt.num_rows] * len(pyramid.kv_lengths))
+    return replace(pyramid, flops=PrefillFlops(flops, dense, 1 - flops / dense))
 
 
 def _grid(layout: Layout, index: int) -> Grid | None:

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from dpn_rt.errors import ImageError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
-from dpn_rt.prompts.tokenizer import IMAGE_TEXT
+from dpn_rt.prompts.markers import IMAGE_TEXT
 
 
 def place_images(ids: Sequence[int], image_token_id: int | None, num_visual_tokens: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.model.reduction.reduction import Grid
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.visual_input import VisualInput
-from dpn_rt.prompts.chat import Message, chat_prompt
+from dpn_rt.prompts.chat import chat_options, chat_prompt
 from dpn_rt.prompts.image import MAX_PIXELS, load_image
+from dpn_rt.prompts.messages import Message
 from dpn_rt.prompts.placeholders import place_images
 from dpn_rt.prompts.prompt import MAX_IMAGES, Prompt, PromptParts, check_num_images, take_apart
+from dpn_rt.prompts.template import ChatTemplate, VicunaTemplate, load_template
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.prompts.visual_input import check_image_grid, check_views, from_embeds
 
@@ -109,6 +111,9 @@ class Processor:
         self.model = model
         self.max_model_len = max_model_len or model.decoder.max_position_embeddings
         self.tokenizer = Tokenizer.load(directory) if directory and config.has_tokenizer else None
+        self._template: ChatTemplate = VicunaTemplate()
+        if directory and self.tokenizer is not None and config.template == "tokenizer":
+            self._template = load_template(directory, self.tokenizer, config.image_token_id)
         self._max_pixels, self.max_images = max_pixels, max_images
         self._preprocessor: Preprocessor | None = None
         if model.vision is not None:
@@ -150,7 +155,7 @@ class Processor:
             router_rows=self._router_rows(token_ids, first_rows) if images else np.empty(0, dtype=np.int32),
             num_rows=num_rows,
             route=route,
-            router_bias=_checked_bias(parts.router_bias),
+            router_bias=_checked_bias(parts.router_bias, self.model),
         )
 
     def image(self, source: Image.Image | str | os.PathLike[str]) -> VisualInput:
@@ -189,25 +194,50 @@ class Processor:
                 f"{self.max_model_len} rows of at most {longest} characters"
             )
 
-    def chat(self, messages: Sequence[Message]) -> dict[str, Any]:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """The prompt of a conversation in OpenAI's form, to be given to `process`.
+
+        Args:
+            messages: in OpenAI's form.
+            add_generation_prompt: end where the assistant's answer begins; None: yes, unless an answer is continued.
+            continue_final_message: the answer continues the last message, which is the assistant's.
+            chat_template_kwargs: variables of the model's chat template.
 
         Raises:
             RequestError: a message has the wrong form, or the engine has no tokenizer; ImageError: as `chat_prompt`.
         """
         if self.tokenizer is None:
             raise RequestError("chat: this engine has no tokenizer, expected prompt_token_ids")
-        return chat_prompt(messages, self.model, self.tokenizer, self.max_images)
+        config = self.model.prompt
+        options = chat_options(add_generation_prompt, continue_final_message, chat_template_kwargs)
+        return chat_prompt(
+            messages,
+            self.tokenizer,
+            self._template,
+            options,
+            image_token_id=config.image_token_id,
+            router_token_id=config.router_token_id if self.model.reduction.use_router_token else None,
+            max_images=self.max_images,
+            check_text=self.check_text,
+        )
 
     def _token_ids(self, parts: PromptParts) -> list[int]:
         image_token_id = self.model.prompt.image_token_id
-        if parts.text is not None:
+        if parts.token_ids is None:
+            assert parts.text is not None
             if self.tokenizer is None:
                 raise RequestError("prompt is a string, but this engine has no tokenizer: expected prompt_token_ids")
             self.check_text(len(parts.text))
             ids = self.tokenizer.encode(parts.text, image_token_id)
         else:
-            ids = list(parts.token_ids or ())
+            ids = list(parts.token_ids)
         count = ids.count(IMAGE_PLACEHOLDER_ID)
         check_num_images(count, self.max_images, f"prompt has {count} image placeholders")
         vocab_size = self.model.decoder.vocab_size
@@ -275,11 +305,13 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
     return tuple(result)
 
 
-def _checked_bias(bias: Any) -> float:
+def _checked_bias(bias: Any, model: ModelConfig) -> float:
     if bias is None:
         return 0.0
     if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or not abs(float(bias)) <= MAX_ROUTER_BIAS:
         raise RequestError(f"router_bias={bias!r}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}")
+    if bias and not model.reduction.reads_router_rows:
+        raise RequestError(f"router_bias={bias!r}: this model has no routers, expected 0 or none")
     return float(bias)
 
 

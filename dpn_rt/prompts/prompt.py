@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from dpn_rt.errors import ImageError, RequestError
+from dpn_rt.schema.text import check_unicode
 
 Prompt = str | Mapping[str, Any]
-"""A string, or a mapping with "prompt" or "prompt_token_ids", and optionally an image and a forced route."""
+"""A string, or a mapping with "prompt" or "prompt_token_ids", and optionally images and a forced route. Where both are
+given, the ids count, and the text is what is shown."""
 
 _KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route", "router_bias")
 _IMAGE_KEYS = ("image", "image_embeds", "image_grid")
@@ -40,7 +42,7 @@ def take_apart(prompt: Prompt) -> PromptParts:
     """The parts of a prompt.
 
     Raises:
-        RequestError: there are both or neither of text and ids, the prompt is empty, or a key is unknown.
+        RequestError: there is neither text nor ids, the prompt is empty, or a key is unknown.
         ImageError: there are images and embeddings, an empty list of them, or another number of grids.
     """
     if isinstance(prompt, str):
@@ -53,10 +55,11 @@ def take_apart(prompt: Prompt) -> PromptParts:
         raise RequestError(f'multi_modal_data: expected a dict such as {{"image": ...}}, got {type(media).__name__}')
     _check_keys("multi_modal_data", media, _IMAGE_KEYS)
     text, ids = _get(prompt, "prompt"), _get(prompt, "prompt_token_ids")
-    if (text is None) == (ids is None):
+    if text is None and ids is None:
         raise RequestError(f'prompt: expected one of "prompt" and "prompt_token_ids", got keys {list(prompt)}')
     if text is not None and not isinstance(text, str):
         raise RequestError(f"prompt: expected a string, got {type(text).__name__}")
+    check_unicode(text or "", "prompt")
     token_ids = None if ids is None else _token_ids(ids)
     if not text and not token_ids:
         raise RequestError("prompt is empty: expected at least one token")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from tokenizers import normalizers, pre_tokenizers
+import tokenizers
 
 from dpn_rt.errors import EngineError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
+from dpn_rt.prompts.markers import IMAGE_TEXT, Typed
 
-IMAGE_TEXT = "<image>"
-"""The placeholder of an image in a prompt string, whatever image token the tokenizer has."""
 WORD_START = "▁"
 """The character for a space in vocabularies of sentencepiece."""
 
@@ -29,36 +28,38 @@ BYTE_OF = _byte_characters()
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer with the functions that prompts and streams need."""
+    """`tokenizer.json` as the tokenizers library reads it, with the functions that prompts and streams need."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Args: tokenizer: of transformers."""
-        self._tokenizer = tokenizer
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> None:
+        """
+        Args:
+            backend: of the tokenizers library.
+            special_tokens: names such as `bos_token` -> text.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend, self.special_tokens = backend, dict(special_tokens)
+        bos = self.special_tokens.get("bos_token")
+        self.bos_token_id: int | None = None if bos is None else backend.token_to_id(bos)
+        """Id of the start token; None where the tokenizer has none."""
+        self._copy: _Renamed | None = None
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """The tokenizer whose files are in `directory`. Nothing is downloaded, and no code from the directory runs.
+        """The tokenizer of an engine, from `tokenizer.json` and `special_tokens_map.json`.
 
         Raises:
-            EngineError: the files are missing or cannot be read.
+            EngineError: a file is missing or cannot be read.
         """
-        from transformers import AutoTokenizer
-
-        converted = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
         try:
-            settings = _settings(directory) if converted else {}
-            # True is LLaMA's default. transformers 5 does not apply it to a sentencepiece model without this setting.
-            options = {"add_bos_token": settings.get("add_bos_token", True)} if converted else {}
-            tokenizer = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, **options
-            )
-        except Exception as error:  # transformers and tokenizers raise anything from OSError to bare Exception
-            raise EngineError(f"{directory}: cannot load the tokenizer: {error}") from error
-        has_legacy_spaces = settings.get("legacy") is not False and settings.get("add_prefix_space") is not False
-        if converted and has_legacy_spaces:
-            _restore_legacy_spaces(tokenizer)
-        return cls(tokenizer)
+            backend = tokenizers.Tokenizer.from_str((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise EngineError(
+                f"{directory / 'tokenizer.json'}: missing, or no tokenizer: build the engine again"
+            ) from error
+        path = directory / "special_tokens_map.json"
+        special_tokens = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return cls(backend, special_tokens)
 
     def encode(self, text: str, image_token_id: int | None = None) -> list[int]:
         """Token ids of a prompt, with one placeholder id for each `<image>`.
@@ -71,20 +72,53 @@ class Tokenizer:
             image_token_id: id of the tokenizer's image token; None where it has none.
         """
         image_token = None if image_token_id is None else self.token(image_token_id)
-        if image_token is not None:
-            ids = self._ids(text.replace(IMAGE_TEXT, image_token))
-            return self._single_bos(
-                [IMAGE_PLACEHOLDER_ID if token_id == image_token_id else token_id for token_id in ids]
-            )
-        first, *others = (self._ids(piece) for piece in text.split(IMAGE_TEXT))
-        result = first
-        for piece in others:
-            starts_text = bool(piece) and piece[0] == self.bos_token_id
-            result = [*result, IMAGE_PLACEHOLDER_ID, *(piece[1:] if starts_text else piece)]
-        return self._single_bos(result)
+        if image_token is None:
+            return self._single_bos(self._joined([self._ids(piece) for piece in text.split(IMAGE_TEXT)]))
+        ids = self._ids(text.replace(IMAGE_TEXT, image_token))
+        return self._single_bos([IMAGE_PLACEHOLDER_ID if token_id == image_token_id else token_id for token_id in ids])
+
+    def marker_texts(self, *token_ids: int | None) -> list[str]:
+        """What must not be confused with the same characters in a text: special tokens, these tokens, `<image>`."""
+        tokens = [self.token(token_id) for token_id in (*self._special_ids, *token_ids) if token_id is not None]
+        return [IMAGE_TEXT, *(token for token in tokens if token)]
+
+    def encode_typed(self, text: str, typed: Typed, image_token_id: int | None = None) -> list[int]:
+        """As `encode`, of a text in which stand-ins are to become the plain characters of special tokens.
+
+        The special tokens of the text get other names, and so does a copy of the tokenizer. In that copy their old
+        names mean nothing, and the stand-ins can be replaced by them.
+
+        Args:
+            text: the prompt.
+            typed: the stand-ins in it.
+            image_token_id: as in `encode`.
+        """
+        renamed = typed.renamed
+        image_text = (None if image_token_id is None else self.token(image_token_id)) or IMAGE_TEXT
+        marked = typed.show(typed.mark(text.replace(IMAGE_TEXT, image_text)))
+        copy = self._renamed_copy(typed)
+        if image_token_id is None:
+            return self._single_bos(self._joined([copy.ids(piece) for piece in marked.split(renamed[IMAGE_TEXT])]))
+        ids = copy.ids(marked)
+        return self._single_bos([IMAGE_PLACEHOLDER_ID if token_id == image_token_id else token_id for token_id in ids])
+
+    def _renamed_copy(self, typed: Typed) -> _Renamed:
+        """Kept, since making it takes a few tenths of a second and the names are nearly always the same."""
+        copy = self._copy
+        if copy is None or copy.names != typed.renamed:
+            copy = self._copy = _Renamed(self._backend, typed.renamed)
+        return copy
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, verbose=False).input_ids)
+        return self._backend.encode(text).ids
+
+    def _joined(self, pieces: list[list[int]]) -> list[int]:
+        """Pieces around images, each of which may begin with the start token; it is kept in the first one alone."""
+        result = list(pieces[0])
+        for piece in pieces[1:]:
+            starts_text = bool(piece) and piece[0] == self.bos_token_id
+            result += [IMAGE_PLACEHOLDER_ID, *(piece[1:] if starts_text else piece)]
+        return result
 
     def _single_bos(self, ids: list[int]) -> list[int]:
         """Ids with one start token, where a chat template has added a second one."""
@@ -93,13 +127,7 @@ class Tokenizer:
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Text of token ids, with all its spaces."""
-        if self._backend is not None:
-            return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
-        known = [token_id for token_id in token_ids if self.token(token_id) is not None]
-        text = self._tokenizer.decode(
-            known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes that one token adds to a text. They may be only a part of a character."""
@@ -126,16 +154,11 @@ class Tokenizer:
     @cached_property
     def longest_entry(self) -> int:
         """Length of the vocabulary's longest entry in characters."""
-        vocabulary = self._tokenizer.get_vocab() if self._backend is None else self._backend.get_vocab()
-        return max(map(len, vocabulary))
+        return max(map(len, self._backend.get_vocab()))
 
     def token(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id; None for ids after its end, where embeddings are often padded."""
-        if self._backend is not None:
-            entry = self._backend.id_to_token(token_id)
-        else:
-            entry = self._tokenizer.convert_ids_to_tokens(token_id) if token_id < len(self._tokenizer) else None
-        return None if entry is None else str(entry)
+        return self._backend.id_to_token(token_id)
 
     def has_text(self, token_id: int, skip_special_tokens: bool) -> bool:
         """Whether decoding takes the id into account."""
@@ -144,61 +167,39 @@ class Tokenizer:
     @cached_property
     def byte_ids(self) -> frozenset[int]:
         """Ids of byte-fallback tokens, `<0x00>` to `<0xFF>`."""
-        entries = [f"<0x{byte:02X}>" for byte in range(256)]
-        if self._backend is not None:
-            ids = [self._backend.token_to_id(entry) for entry in entries]
-        else:
-            vocabulary = self._tokenizer.get_vocab()
-            ids = [vocabulary.get(entry) for entry in entries]
+        ids = [self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         return frozenset(token_id for token_id in ids if token_id is not None)
 
     @cached_property
     def _is_byte_level(self) -> bool:
         """Whether the vocabulary's characters stand for bytes, as in GPT-2."""
-        return self._backend is not None and '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
+        return '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
 
     @cached_property
     def _added_ids(self) -> frozenset[int]:
-        if self._backend is None:
-            return frozenset(self._tokenizer.get_added_vocab().values())
         return frozenset(self._backend.get_added_tokens_decoder())
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        if self._backend is None:
-            return frozenset(self._tokenizer.all_special_ids)
         return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
 
-    @property
-    def bos_token_id(self) -> int | None:
-        """Id of the start token; None where the tokenizer has none."""
-        token_id: int | None = self._tokenizer.bos_token_id
-        return token_id
 
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja template that makes a prompt of messages; None where the tokenizer has none."""
-        template = getattr(self._tokenizer, "chat_template", None)
-        return template if isinstance(template, str) else None
+class _Renamed:
+    """A copy of a tokenizer in which some added tokens have other texts."""
 
-    def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt that the chat template makes of messages. It ends where the assistant's answer begins."""
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return str(text)
+    def __init__(self, backend: tokenizers.Tokenizer, names: Mapping[str, str]) -> None:
+        """Args: names: old text -> new text, where the old one is an added token's."""
+        self.names = dict(names)
+        settings = json.loads(backend.to_str())
+        added = settings["added_tokens"]
+        new_text = {token["content"]: names.get(token["content"], token["content"]) for token in added}
+        settings["added_tokens"] = [{**token, "content": new_text[token["content"]]} for token in added]
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(settings))
+        # A new text is not in the vocabulary: its token has got an id after all others.
+        copy_ids, ids = self._backend.get_vocab(), backend.get_vocab()
+        self._original_id = {copy_ids[new]: ids[old] for old, new in new_text.items()}
 
-
-def _settings(directory: Path) -> dict[str, Any]:
-    path = directory / "tokenizer_config.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _restore_legacy_spaces(tokenizer: Any) -> None:
-    """Makes a "legacy" sentencepiece model start every piece of text between special tokens with a space.
-
-    LLaVA's models were trained with this space, and transformers 4 still adds it. transformers 5 leaves it out where
-    the text already starts with one, as in `<ROUTER> ASSISTANT:`, which gives other ids.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
-        backend.pre_tokenizer = None
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, as the original numbers them."""
+        ids = self._backend.encode(text).ids
+        return [self._original_id.get(token_id, token_id) for token_id in ids]

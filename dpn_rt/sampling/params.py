@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpn_rt.errors import RequestError
+from dpn_rt.schema.text import check_unicode
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this temperature (vLLM's bound) sampling is greedy, since dividing by it could overflow."""
@@ -154,6 +155,8 @@ def _strings(stop: Any) -> tuple[str, ...]:
         raise RequestError(f"stop={stop!r}: expected a string or a list of strings")
     if not all(items):
         raise RequestError(f"stop={stop!r}: expected non-empty strings (an empty one would match at once)")
+    for item in items:
+        check_unicode(item, "stop")
     return tuple(items)
 
 

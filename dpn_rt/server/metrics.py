@@ -10,7 +10,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.server.engine_client.messages import Load
@@ -110,10 +109,9 @@ class Metrics:
             self._visual_tokens.labels(self._name, str(stage)).inc(count)
         route = ",".join("-" if expert is None else str(expert) for expert in pyramid.experts)
         self._routes.labels(self._name, route).inc()
-        flops = prefill_flops(self._model, pyramid.kv_lengths)
-        dense = prefill_flops(self._model, [prompt.num_rows] * len(pyramid.kv_lengths))
-        self._flops.labels(self._name).inc(flops)
-        self._saved_flops.labels(self._name).inc(max(0, dense - flops))
+        if pyramid.flops is not None:
+            self._flops.labels(self._name).inc(pyramid.flops.prefill)
+            self._saved_flops.labels(self._name).inc(pyramid.flops.dense_prefill - pyramid.flops.prefill)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"dpn_rt:{name}", text, ("model_name", *labels), registry=self._registry)

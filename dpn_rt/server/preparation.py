@@ -115,16 +115,15 @@ class Preparation:
 
 def _message(message: ChatMessage, images: Iterator[VisualInput]) -> dict[str, Any]:
     """A message as `Processor.chat` takes it, with the next of `images` for each image part."""
-    role = "system" if message.role == "developer" else message.role
     if not isinstance(message.content, list):
-        return {"role": role, "content": message.content or ""}
+        return {"role": message.role, "content": message.content}
     content: list[dict[str, Any]] = []
     for part in message.content:
         if part.type == "text":
             content.append({"type": "text", "text": part.text})
         else:
             content.append({"type": "image", "image": next(images)})
-    return {"role": role, "content": content}
+    return {"role": message.role, "content": content}
 
 
 def _texts(message: ChatMessage) -> list[str]:

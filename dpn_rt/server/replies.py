@@ -10,7 +10,6 @@ from typing import Any
 
 from dpn_rt.engine.engine import Progress
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -39,12 +38,9 @@ def pyramid(model: ModelConfig, prompt: ProcessedPrompt, output: RequestOutput) 
     """`pyramid`: the route, the visual tokens per stage, and the decoder's prefill FLOPs. None without an image."""
     if not prompt.images or not output.pyramid.kv_lengths:
         return None
-    flops = prefill_flops(model, output.pyramid.kv_lengths)
-    dense = prefill_flops(model, [prompt.num_rows] * len(output.pyramid.kv_lengths))
     return {
         **asdict(output.pyramid),
         "image_fit": "pad" if model.prompt.image_aspect_ratio == "pad" else "crop",
-        "flops": {"prefill": flops, "dense_prefill": dense, "saved": 1 - flops / dense},
     }
 
 

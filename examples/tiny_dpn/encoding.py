@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from dpn_rt.prompts.chat import VICUNA_SYSTEM
+from dpn_rt.prompts.template import VICUNA_SYSTEM
 from examples.tiny_dpn.data import Question
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

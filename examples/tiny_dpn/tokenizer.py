@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from dpn_rt.prompts.chat import VICUNA_SYSTEM
+from dpn_rt.prompts.template import VICUNA_SYSTEM
 from examples.tiny_dpn.data import QUESTIONS
 from examples.tiny_dpn.materials import PHOTOS
 from examples.tiny_dpn.scenes import COLORS

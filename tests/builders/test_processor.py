@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor
 
 from dpn_rt.builders.native import build_engine
+from dpn_rt.builders.tokenizer_files import read_tokenizer
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.prompts.processor import Processor
+from dpn_rt.prompts.tokenizer import Tokenizer
 from tests.builders.checkpoints import TOWER, OriginalCheckpoint, write_tower
 from tests.builders.test_huggingface_layout import edit_config, save_model
-from tests.tiny_tokenizer import TinyTokenizer, make_tokenizer
+from tests.tiny_tokenizer import KINDS, Kind, TinyTokenizer, make_tokenizer
 
 
 def checkpoint_with_tokenizer(path: Path, **options: Any) -> tuple[OriginalCheckpoint, TinyTokenizer]:
@@ -67,7 +71,7 @@ def test_tokenizer_larger_than_the_vocabulary_is_noted(tmp_path: Path) -> None:
 def test_damaged_tokenizer(tmp_path: Path) -> None:
     checkpoint_with_tokenizer(tmp_path / "c")
     (tmp_path / "c" / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="the tokenizer files cannot be loaded: "):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: damaged, or written by a newer version"):
         build_engine(tmp_path / "c", tmp_path / "e")
 
 
@@ -79,33 +83,135 @@ def test_tokenizer_without_a_class(tmp_path: Path) -> None:
     assert build_engine(tmp_path / "c", tmp_path / "e").model.prompt.router_token_id == tokenizer.router_id
 
 
-def test_end_ids_come_from_generation_config_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "generation", "eos", "noted"),
+    [
+        ({}, None, (2,), []),
+        ({"eos_token_id": 2, "bos_token_id": 1}, {"eos_token_id": 2}, (2,), []),
+        ({"eos_token_id": 0}, None, (0, 2), ["eos_token_id: [0] in config.json, [2] in the tokenizer: each"]),
+        ({"eos_token_id": None}, {"eos_token_id": [0, 5]}, (0, 5, 2), ["[0, 5] in generation_config.json, [2]"]),
+        ({"eos_token_id": 7}, {"eos_token_id": [5, 6, 5], "bos_token_id": 4}, (5, 6, 7, 2), ["eos_token_id", "bos"]),
+        ({"bos_token_id": 3}, None, (2,), ["bos_token_id: [3] in config.json, [1] in the tokenizer: the last one"]),
+    ],
+)
+def test_ids_that_end_an_answer_are_those_of_all_files(
+    tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None, eos: tuple[int, ...], noted: list[str]
+) -> None:
     checkpoint, tokenizer = checkpoint_with_tokenizer(tmp_path / "c")
     for key in ("bos_token_id", "eos_token_id"):
         del checkpoint.config[key]
+    checkpoint.config.update(config)
     checkpoint.write(tmp_path / "c")
-    prompt = build_engine(tmp_path / "c", tmp_path / "a").model.prompt
-    assert (prompt.bos_token_id, prompt.eos_token_ids) == (tokenizer.bos_id, (tokenizer.eos_id,))
-    (tmp_path / "c" / "generation_config.json").write_text('{"eos_token_id": [5, 6, 5], "bos_token_id": 4}')
-    prompt = build_engine(tmp_path / "c", tmp_path / "b").model.prompt
-    assert (prompt.bos_token_id, prompt.eos_token_ids) == (4, (5, 6))
+    if generation is not None:
+        (tmp_path / "c" / "generation_config.json").write_text(json.dumps(generation))
+    notes: list[str] = []
+    prompt = build_engine(tmp_path / "c", tmp_path / "e", note=notes.append).model.prompt
+    assert (prompt.bos_token_id, prompt.eos_token_ids) == (tokenizer.bos_id, eos)
+    notes = [note for note in notes if "eos_token_id" in note or "bos_token_id" in note]
+    assert len(notes) == len(noted) and all(any(part in note for note in notes) for part in noted)
+
+
+def test_ids_of_an_engine_without_tokenizer(tmp_path: Path) -> None:
+    checkpoint = OriginalCheckpoint().fill()
+    checkpoint.config.update(bos_token_id=3, eos_token_id=[4, 4])
+    checkpoint.write(tmp_path / "c")
+    (tmp_path / "c" / "generation_config.json").write_text('{"eos_token_id": 6}')
+    prompt = build_engine(tmp_path / "c", tmp_path / "e").model.prompt
+    assert (prompt.bos_token_id, prompt.eos_token_ids) == (3, (6, 4))
+
+
+TEMPLATE = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+
+
+def write_template(path: Path, place: str, template: Any) -> None:
+    if place == "tokenizer":
+        settings = json.loads((path / "tokenizer_config.json").read_text())
+        (path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    else:
+        (path / place).write_text(template if place.endswith("jinja") else json.dumps({"chat_template": template}))
 
 
 @pytest.mark.parametrize("place", ["chat_template.json", "chat_template.jinja", "processor_config.json", "tokenizer"])
-def test_chat_template_of_the_hugging_face_layout(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("kind", ["text", "list", "mapping", "single"])
+def test_chat_template_of_the_hugging_face_layout(tmp_path: Path, place: str, kind: str) -> None:
     save_model(tmp_path / "c")
     make_tokenizer(tmp_path / "c", image=True)
-    template = "{{ 'Hello' }}"
-    if place == "tokenizer":
-        settings = json.loads((tmp_path / "c" / "tokenizer_config.json").read_text())
-        (tmp_path / "c" / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
-    else:
-        text = template if place.endswith("jinja") else json.dumps({"chat_template": template})
-        (tmp_path / "c" / place).write_text(text)
+    named = {"tool_use": "tools", "default": TEMPLATE} if kind != "single" else {"chat": TEMPLATE}
+    as_list = [{"name": name, "template": text} for name, text in named.items()]
+    written = {"text": TEMPLATE, "list": as_list, "mapping": named, "single": as_list}[kind]
+    write_template(tmp_path / "c", place, TEMPLATE if place.endswith("jinja") else written)
     engine = build_engine(tmp_path / "c", tmp_path / "e")
     assert engine.model.prompt.template == "tokenizer"
     tokenizer = AutoTokenizer.from_pretrained(engine.processor_path, local_files_only=True)
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "Hello"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "[x]"
+    processor = Processor(engine.processor_path, engine.model)
+    assert processor.chat([{"role": "user", "content": "x"}])["prompt"] == "[x]"
+
+
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [
+        (
+            [{"name": "a", "template": TEMPLATE}, {"name": "b", "template": TEMPLATE}],
+            r"\['a', 'b'\], expected 'default'",
+        ),
+        (3, "chat_template is 3, expected a text"),
+        ([], "expected a text"),
+        ({"default": 4}, "expected a text"),
+        ("{{ 'Hello' }}", "leaves out what messages say"),
+        ("{% for message in messages %}", "its line 1 is no valid Jinja"),
+        ("{{ raise_exception('no') }}", "chat template: no"),
+    ],
+)
+def test_templates_that_no_request_could_use(tmp_path: Path, template: Any, named: str) -> None:
+    save_model(tmp_path / "c")
+    make_tokenizer(tmp_path / "c", image=True)
+    write_template(tmp_path / "c", "tokenizer", template)
+    with pytest.raises(CheckpointError, match=named):
+        build_engine(tmp_path / "c", tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", "GPT2Tokenizer", None]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_tokenizer_json(tmp_path: Path, name: str | None, kind: Kind) -> None:
+    """Classes of transformers replace the normaliser and more; the file counts."""
+    make_tokenizer(tmp_path / "c", kind=kind)
+    settings = json.loads((tmp_path / "c" / "tokenizer_config.json").read_text())
+    settings.update(legacy=False, add_prefix_space=False, add_bos_token=False, tokenizer_class=name)
+    (tmp_path / "c" / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in settings.items() if v is not None})
+    )
+    files = read_tokenizer(tmp_path / "c", print)
+    assert files is not None
+    (tmp_path / "e").mkdir()
+    for file, content in files.files.items():
+        (tmp_path / "e" / file).write_bytes(content)
+    expected = tokenizers.Tokenizer.from_file(str(tmp_path / "c" / "tokenizer.json"))
+    ours = Tokenizer.load(tmp_path / "e")
+    for text in ("Hello world", " a", "x<ROUTER> ASSISTANT: b", "  two", "</s>USER: ñ😀", "<ROUTER>a", ""):
+        assert ours.encode(text) == expected.encode(text).ids
+        assert ours.decode(ours.encode(text), False) == expected.decode(expected.encode(text).ids, False)
+
+
+def test_tokens_that_only_other_files_have(tmp_path: Path) -> None:
+    tiny = make_tokenizer(tmp_path, router=False)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<ROUTER>": tiny.vocab_size, "</s>": 2}))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    settings["added_tokens_decoder"] = {str(tiny.vocab_size + 1): {"content": "<image>", **flags}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    notes: list[str] = []
+    files = read_tokenizer(tmp_path, notes.append)
+    assert files is not None and not notes
+    assert (files.router_token_id, files.image_token_id) == (tiny.vocab_size, tiny.vocab_size + 1)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<ROUTER>": tiny.vocab_size, "</s>": 9}))
+    read_tokenizer(tmp_path, notes.append)
+    assert notes == ["the token '</s>' has the id 9, but 2 in tokenizer.json, which is used"]
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<ROUTER>": tiny.vocab_size + 7}))
+    with pytest.raises(CheckpointError, match="'<image>' has the id 401, which is not the next one"):
+        read_tokenizer(tmp_path, notes.append)
 
 
 def test_image_processor_is_made_for_the_tower(tmp_path: Path) -> None:
@@ -156,4 +262,9 @@ def test_nothing_else_is_carried(tmp_path: Path) -> None:
     (tmp_path / "c" / "training_args.bin").write_bytes(b"x")
     engine = build_engine(tmp_path / "c", tmp_path / "e")
     carried = sorted(file.name for file in engine.processor_path.iterdir())
-    assert carried == ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
+    assert carried == [
+        "preprocessor_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]

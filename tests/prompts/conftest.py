@@ -21,6 +21,13 @@ LLAVA_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
+# Contents are lists of parts, whose keys are attributes; nothing stands between the parts.
+INTERLEAVING_TEMPLATE = (
+    "{% for message in messages %}[{{ message.role }}]{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{{ ending }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -35,12 +42,12 @@ class Setup:
         return Processor(self.directory, dataclasses.replace(self.model, **changes))  # type: ignore[arg-type]
 
 
-def make_setup(path: Path, huggingface: bool) -> Setup:
+def make_setup(path: Path, huggingface: bool, template: str = LLAVA_TEMPLATE) -> Setup:
     tokenizer = make_tokenizer(path, image=huggingface)
     write_image_processor(path)
     layout = {"template": "tokenizer", "aspect_ratio": "processor"} if huggingface else {}
     if huggingface:
-        (path / "chat_template.jinja").write_text(LLAVA_TEMPLATE)
+        (path / "chat_template.jinja").write_text(template)
     model = make_model(tokenizer, **layout)
     return Setup(path, tokenizer, model, Processor(path, model))
 
@@ -55,3 +62,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 def huggingface(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     """Hugging Face layout: `<image>` is a token, and there is a chat template."""
     return make_setup(tmp_path_factory.mktemp("huggingface"), huggingface=True)
+
+
+@pytest.fixture(scope="session")
+def interleaving(tmp_path_factory: pytest.TempPathFactory) -> Processor:
+    """As `huggingface`, with a template that writes parts in their order."""
+    return make_setup(tmp_path_factory.mktemp("interleaving"), True, INTERLEAVING_TEMPLATE).processor

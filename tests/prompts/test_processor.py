@@ -186,7 +186,6 @@ EMBEDS = {"image_embeds": embeds()}
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt_token_ids": []}, "prompt is empty"),
         ({}, 'expected one of "prompt" and "prompt_token_ids"'),
-        ({"prompt": "a", "prompt_token_ids": [1]}, 'expected one of "prompt" and "prompt_token_ids"'),
         (7, "expected a string or a dict, got int"),
         ({"prompt": 7}, "prompt: expected a string, got int"),
         ({"prompt": "a", "images": []}, r"unknown keys \['images'\]"),
@@ -277,7 +276,7 @@ def test_a_very_long_image_does_not_explode(huggingface: Setup, size: tuple[int,
 
 
 def test_damaged_processor_files(original: Setup, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="cannot load the tokenizer"):
+    with pytest.raises(EngineError, match="tokenizer.json: missing, or no tokenizer"):
         Processor(tmp_path, original.model)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((original.directory / name).read_bytes())

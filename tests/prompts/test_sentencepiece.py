@@ -1,4 +1,4 @@
-"""Tokenizers as original LLaVA checkpoints have them: a sentencepiece model, converted by transformers when loaded."""
+"""Tokenizers as original LLaVA checkpoints have them: a sentencepiece model, converted when the engine is built."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpn_rt.builders.tokenizer_files import read_tokenizer
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
@@ -62,6 +63,10 @@ def tokenizer(model: bytes, tmp_path_factory: pytest.TempPathFactory, request: A
     if request.param is not None:
         config["legacy"] = request.param
     (path / "tokenizer_config.json").write_text(json.dumps(config))
+    files = read_tokenizer(path, print)
+    assert files is not None
+    for name, content in files.files.items():
+        (path / name).write_bytes(content)
     return Tokenizer.load(path)
 
 

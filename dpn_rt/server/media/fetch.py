@@ -8,9 +8,10 @@ from typing import NoReturn
 import httpcore
 import httpx
 
+from dpn_rt.prompts.data_url import shorten
 from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve
 from dpn_rt.server.media.connect import CheckedBackend, RefusedAddressError
-from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError
 
 MAX_CONNECTIONS = 32
 """Images that are fetched at the same time. Others wait, and their timeout includes the wait."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 
+from dpn_rt.errors import ImageError
+from dpn_rt.prompts.data_url import DataUrlTooLargeError, decode_data_url, is_data_url, shorten
 from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve, is_public_address, resolve_host
-from dpn_rt.server.media.data_url import decode_data_url
 from dpn_rt.server.media.fetch import MAX_URL_LENGTH, Fetcher
 from dpn_rt.server.media.local_file import read_local_file
-from dpn_rt.server.media.policy import MediaError, MediaPolicy, shorten
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError
 
 
 class MediaLoader:
@@ -43,8 +44,8 @@ class MediaLoader:
         """
         if not isinstance(url, str):
             raise MediaError(f"image_url: expected a URL as a string, got {type(url).__name__}")
-        if url[:5].lower() == "data:":
-            return decode_data_url(url, self._policy.max_image_bytes)
+        if is_data_url(url):
+            return self._decode(url)
         if len(url) > MAX_URL_LENGTH:
             raise MediaError(f"image {shorten(url)}: {len(url)} characters, expected at most {MAX_URL_LENGTH}")
         if not url.isprintable():
@@ -54,6 +55,14 @@ class MediaLoader:
                 return await self._load(url)
         except TimeoutError as error:
             raise MediaError(f"image {shorten(url)}: took longer than {self._policy.timeout:g} seconds") from error
+
+    def _decode(self, url: str) -> bytes:
+        try:
+            return decode_data_url(url, self._policy.max_image_bytes)
+        except DataUrlTooLargeError as error:
+            raise MediaTooLargeError(str(error)) from error
+        except ImageError as error:
+            raise MediaError(str(error)) from error
 
     async def close(self) -> None:
         """Closes all connections; loads that have not ended fail."""
@@ -67,4 +76,7 @@ class MediaLoader:
                 limits = self._policy.allowed_local_path, self._policy.max_image_bytes
                 return await asyncio.to_thread(read_local_file, url, *limits)
             case _:
-                raise MediaError(f"image {shorten(url)}: expected a URL that starts with data:, https:, http: or file:")
+                raise MediaError(
+                    f"image {shorten(url)}: expected a URL that starts with data:, https:, http: or file:, "
+                    "and for base64 data 'data:image/png;base64,' before them"
+                )

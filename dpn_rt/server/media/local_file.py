@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dpn_rt.server.media.policy import MediaError, MediaTooLargeError, shorten
+from dpn_rt.prompts.data_url import shorten
+from dpn_rt.server.media.policy import MediaError, MediaTooLargeError
 
 
 def read_local_file(url: str, folder: Path | None, max_bytes: int) -> bytes:

@@ -1,17 +1,13 @@
-"""What the server may load for an `image_url`, the errors of loading, and how URLs appear in messages."""
+"""What the server may load for an `image_url`, and the errors of loading."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from dpn_rt.errors import ConfigError, ImageError
-
-SHOWN_LENGTH = 80
-"""Approximate length of a URL in a message, in characters."""
 
 
 class MediaError(ImageError):
@@ -60,18 +56,6 @@ class MediaPolicy:
             raise ConfigError(f"timeout: {self.timeout}, expected more than 0 seconds")
         if self.max_redirects < 0:
             raise ConfigError(f"max_redirects: {self.max_redirects}, expected at least 0")
-
-
-def shorten(url: str) -> str:
-    """`url` for messages: quoted, cut, and without parts that may be secret (data, user and password, query)."""
-    if url[:SHOWN_LENGTH].lstrip()[:5].lower() == "data:":
-        head, comma, _ = url.partition(",")
-        shown = f"{head[: SHOWN_LENGTH - 2]},…" if comma else "data:…"
-    else:
-        # Cut last: a cut before the "@" would leave the password.
-        shown = re.sub(r"//[^/?#]*@", "//…@", re.sub(r"[?#].*", "…", url, flags=re.DOTALL))
-        shown = shown if len(shown) <= SHOWN_LENGTH else f"{shown[: SHOWN_LENGTH - 1]}…"
-    return repr(shown)
 
 
 def _is_host_name(domain: str) -> bool:

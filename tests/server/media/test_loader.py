@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpn_rt.errors import ConfigError, ImageError
+from dpn_rt.prompts.data_url import shorten
 from dpn_rt.server.media.fetch import MAX_URL_LENGTH
-from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError, shorten
+from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError
 from tests.server.media.image_site import refused
 
 
