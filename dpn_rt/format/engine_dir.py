@@ -45,7 +45,7 @@ __all__ = [
     "write_engine",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "engine.json"
 WEIGHTS = "weights.safetensors"
 PROCESSOR = "processor"
