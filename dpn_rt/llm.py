@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,9 @@ from dpn_rt.prompts.prompt import Prompt
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.settings import EngineOptions
 
+MakePrompt = Callable[[], ProcessedPrompt]
+"""Makes a prompt when its turn comes; raises DpnError if it cannot be served."""
+
 
 @dataclass(eq=False)
 class _Inbox:
@@ -34,9 +38,9 @@ class _Inbox:
 
 @dataclass(eq=False)
 class _Run:
-    """The prompts of one call of `generate`, on their way to results."""
+    """The prompts of one call of `generate` or `chat`, on their way to results."""
 
-    waiting: deque[tuple[int, tuple[Prompt, SamplingParams]]]
+    waiting: deque[tuple[int, tuple[MakePrompt, SamplingParams]]]
     """Position and prompt of those that have not been submitted."""
     running: dict[str, tuple[int, _Inbox]] = field(default_factory=dict)
     """Position and inbox of each request."""
@@ -44,7 +48,7 @@ class _Run:
     """By position."""
 
     @classmethod
-    def of(cls, prompts: list[Prompt], params: list[SamplingParams]) -> _Run:
+    def of(cls, prompts: Sequence[MakePrompt], params: list[SamplingParams]) -> _Run:
         return cls(deque(enumerate(zip(prompts, params, strict=True))))
 
     @property
@@ -148,8 +152,16 @@ class LLM:
         if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
             raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
         items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        params = _params_of_each(sampling_params, len(items))
-        run = _Run.of(items, params)
+        return self._answer([partial(self.processor.process, item) for item in items], sampling_params, use_tqdm)
+
+    def _answer(
+        self,
+        items: Sequence[MakePrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        """Completions of prompts that are made one after the other, as `generate`."""
+        run = _Run.of(items, _params_of_each(sampling_params, len(items)))
         with tqdm(total=len(items), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
             try:
                 while run.waiting or run.running:
@@ -198,18 +210,19 @@ class LLM:
         """
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise RequestError(f"messages: expected a list of messages or of conversations, got {messages!r:.80}")
-        options: dict[str, Any] = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "chat_template_kwargs": chat_template_kwargs,
-        }
-        is_one = isinstance(messages[0], Mapping)
-        conversations = [messages] if is_one else messages
-        prompts: list[Prompt] = [
-            {**self.processor.chat(each, **options), "route": route, "router_bias": router_bias}
-            for each in cast(Sequence[Sequence[Message]], conversations)
-        ]
-        return self.generate(prompts[0] if is_one else prompts, sampling_params, use_tqdm=use_tqdm)
+        conversations = [messages] if isinstance(messages[0], Mapping) else messages
+
+        def make_prompt(conversation: Sequence[Message]) -> ProcessedPrompt:
+            prompt = self.processor.chat(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            return self.processor.process({**prompt, "route": route, "router_bias": router_bias})
+
+        items = [partial(make_prompt, each) for each in cast(Sequence[Sequence[Message]], conversations)]
+        return self._answer(items, sampling_params, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """The completion of one prompt, piece by piece; each delta is a string.
@@ -241,11 +254,11 @@ class LLM:
     def _feed(self, run: _Run) -> None:
         """Submits prompts while the engine has room, so that the images of a long list are not all held at once."""
         while run.waiting and self.engine.num_waiting < self.engine.max_num_seqs:
-            position, (prompt, sampling) = run.waiting.popleft()
+            position, (make_prompt, sampling) = run.waiting.popleft()
             request_id, inbox = next(self._request_ids), _Inbox()
             run.running[request_id] = position, inbox  # first: Ctrl-C may come as soon as the engine has it
             try:
-                self._submit(request_id, self.processor.process(prompt), sampling, inbox)
+                self._submit(request_id, make_prompt(), sampling, inbox)
             except DpnError as error:
                 del run.running[request_id]
                 run.results[position] = error
