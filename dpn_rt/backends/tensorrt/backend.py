@@ -60,8 +60,9 @@ class PlanBackend:
         groups = neighbours(slots, plan.spec.max_batch)
         padding = [Padding.of(chunk.cu_seqlens, group, self._device) for group in groups]
         lengths = chunk.context_lens
+        positions = self._device.upload(chunk.positions)[0][:, None]
         results = [
-            plan.prefill(each.pad(x), lengths[group], int(slots[group[0]]))
+            plan.prefill(each.pad(x), each.pad(positions).squeeze(2), lengths[group], int(slots[group[0]]))
             for each, group in zip(padding, groups, strict=True)
         ]
         if plan.spec.is_last:
@@ -84,12 +85,13 @@ class PlanBackend:
         assert isinstance(token_ids, np.ndarray), "the host knows all tokens"
         first = int(slots.min())
         span = np.arange(first, int(slots.max()) + 1)
-        placed_ids, asked = self._device.upload(token_ids, slots - first)
+        positions = np.ascontiguousarray(self.cache.next_positions(span).T - np.int32(1))
+        placed_ids, asked, placed_positions = self._device.upload(token_ids, slots - first, np.maximum(positions, 0))
         rows = self._embedding.index_select(0, placed_ids)
         x = rows.new_zeros(len(span), rows.shape[1]).index_copy_(0, asked, rows)
         lengths = self._lengths_after_new_rows(span, slots)
         for index, stage in enumerate(self._stages):
-            x = stage.decode(x, lengths[:, index], first)
+            x = stage.decode(x, placed_positions[index], lengths[:, index], first)
         return Decoded(x.index_select(0, asked))
 
     def _lengths_after_new_rows(self, span: Slots, asked: Slots) -> IntArray:

@@ -66,6 +66,7 @@ class SlotCache:
         self.memory = memory
         self._limits = limits
         self._lengths = np.zeros((limits.max_batch, len(limits.stage_rows)), dtype=np.int32)
+        self._next_positions = self._lengths.copy()
         self._free_slots = list(range(limits.max_batch))  # a heap: low slots first, so that batches stay dense
 
     @property
@@ -125,15 +126,25 @@ class SlotCache:
 
     def close_slot(self, slot: int) -> None:
         """Gives a slot back."""
-        self._lengths[slot] = 0
+        self._lengths[slot] = self._next_positions[slot] = 0
         heapq.heappush(self._free_slots, slot)
 
     def lengths(self, slots: Slots) -> IntArray:
         """`[num_seqs, num_stages]` rows held."""
         return self._lengths[slots]
 
+    def next_positions(self, slots: Slots) -> IntArray:
+        """`[num_seqs, num_stages]` rotary position of the next row."""
+        return self._next_positions[slots]
+
     def fill_stage(self, stage: int, slots: Slots, lengths: IntArray, next_positions: IntArray | None = None) -> None:
         """Notes that a stage of `slots` holds `lengths` `[num_seqs]` rows.
+
+        Args:
+            stage: of the rows.
+            slots: of the sequences.
+            lengths: `[num_seqs]`.
+            next_positions: `[num_seqs]` rotary position of the row after them; None: as many as the rows.
 
         Raises:
             CapacityError: more than a slot has.
@@ -142,8 +153,10 @@ class SlotCache:
         if (lengths > limit).any():
             raise CapacityError(f"{int(lengths.max())} rows in stage {stage}, the plans were built for {limit}")
         self._lengths[slots, stage] = lengths
+        self._next_positions[slots, stage] = lengths if next_positions is None else next_positions
 
     def grow(self, slots: Slots) -> None:
         """One more row in every stage of each of `slots`."""
         for stage in range(self._lengths.shape[1]):
-            self.fill_stage(stage, slots, self._lengths[slots, stage] + np.int32(1))
+            grown = (self._lengths[slots, stage] + 1, self._next_positions[slots, stage] + 1)
+            self.fill_stage(stage, slots, *grown)

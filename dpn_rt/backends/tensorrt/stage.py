@@ -55,25 +55,26 @@ class PlanStage:
         """Of the prefill."""
         return self._prefill.spec
 
-    def prefill(self, rows: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
+    def prefill(self, rows: Tensor, positions: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
         """New sequences, one slot after the other.
 
         Args:
             rows: `[num_seqs, longest, hidden_size]`, with anything after each sequence.
+            positions: `[num_seqs, longest]` int32 rotary position of each row, on the device.
             lengths: `[num_seqs]` rows of each sequence.
             first_slot: of the first sequence.
 
         Returns:
             `[num_seqs, longest, hidden_size]`; from the last stage logits `[num_seqs, vocab_size]`.
         """
-        positions = np.broadcast_to(np.arange(rows.shape[1], dtype=np.int32), rows.shape[:2])
         return self._run(self._prefill, rows, positions, np.zeros_like(lengths), lengths, first_slot)
 
-    def decode(self, rows: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
+    def decode(self, rows: Tensor, positions: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
         """One new row for each of some slots that follow one another.
 
         Args:
             rows: `[num_slots, hidden_size]`.
+            positions: `[num_slots]` int32 rotary position of each row, on the device.
             lengths: `[num_slots]` rows of each slot that the new one sees, itself the last of them.
             first_slot: of the first row.
 
@@ -81,26 +82,27 @@ class PlanStage:
             `[num_slots, hidden_size]`; from the last stage logits `[num_slots, vocab_size]`.
         """
         before = lengths - np.int32(1)
-        out = self._run(self._decode, rows.unsqueeze(1), before[:, None], before, lengths, first_slot)
+        out = self._run(self._decode, rows.unsqueeze(1), positions[:, None], before, lengths, first_slot)
         return out if self.spec.is_last else out.squeeze(1)
 
     def _run(
         self,
         loaded: LoadedPlan,
         hidden: Tensor,
-        positions: IntArray,
+        positions: Tensor,
         write_rows: IntArray,
         kv_lengths: IntArray,
         first_slot: int,
     ) -> Tensor:
         batch = len(kv_lengths)
         caches = self._memory.part(self._caches, first_slot, batch)
-        names = [tensors.POSITIONS, tensors.WRITE_ROWS, tensors.KV_LENGTHS]
-        arrays = [positions, write_rows, kv_lengths]
+        names = [tensors.WRITE_ROWS, tensors.KV_LENGTHS]
+        arrays = [write_rows, kv_lengths]
         if tensors.LAST_ROWS in loaded.spec.inputs():
             names.append(tensors.LAST_ROWS)
             arrays.append(kv_lengths[:, None] - np.int32(1))
         placed = dict(zip(names, self._device.upload(*arrays), strict=True))
+        placed[tensors.POSITIONS] = positions
         inputs = {tensors.HIDDEN: hidden.to(self._dtype), **placed, **caches, **self._weights}
         name, shape = tensors.HIDDEN_OUT, tuple(hidden.shape)
         if loaded.spec.is_last:

@@ -93,6 +93,18 @@ def test_slots_are_given_out_lowest_first_and_counted() -> None:
         cache.fill_stage(1, np.array([1]), np.array([5], dtype=np.int32))
 
 
+def test_slots_know_positions_apart_from_rows() -> None:
+    cache = SlotCache(PlanLimits(3, 2, (8, 4)), SlotMemory({"k": torch.zeros(3, 1, 8, 2)}))
+    slots = np.array([cache.open_slot(), cache.open_slot()])
+    cache.fill_stage(0, slots, np.array([5, 2], dtype=np.int32), np.array([7, 40], dtype=np.int32))
+    cache.fill_stage(1, slots, np.array([3, 1], dtype=np.int32))
+    cache.grow(slots)
+    assert cache.lengths(slots).tolist() == [[6, 4], [3, 2]]
+    assert cache.next_positions(slots).tolist() == [[8, 4], [41, 2]]
+    cache.close_slot(0)
+    assert cache.next_positions(slots).tolist() == [[0, 0], [41, 2]]
+
+
 def test_a_device_that_is_too_small() -> None:
     huge = PlanLimits(1 << 40, 1, (96,) * 4)
     with pytest.raises(CapacityError, match=r"cpu has no room for [\d,]+ bytes of KV caches.*lower --max-batch"):
