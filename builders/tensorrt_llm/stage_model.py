@@ -71,35 +71,17 @@ def make_stage_model(surface: Surface, config: Any, is_last: bool) -> Any:
 
 def _inputs(surface: Surface, model: Any, config: Any, is_last: bool, limits: dict[str, Any]) -> dict[str, Any]:
     """The network's inputs by the names of `forward`'s parameters; packed rows, contiguous caches, one profile."""
-    max_batch, opt_batch = limits["max_batch_size"], limits.get("opt_batch_size")
-    cache_type = surface.KVCacheType.CONTINUOUS
     num_profiles, ranges = surface.GenerationMixin.get_profiles_ranges(
-        max_batch_size=max_batch,
+        max_batch_size=limits["max_batch_size"],
         max_beam_width=1,
         max_input_len=limits["max_input_len"],
         max_num_tokens=limits["max_num_tokens"],
         max_draft_len=0,
-        opt_batch_size=opt_batch,
+        opt_batch_size=limits.get("opt_batch_size"),
         opt_num_tokens=limits.get("opt_num_tokens"),
         enable_ctx_gen_opt_profiles=False,
         multiple_profiles=False,
-        kv_cache_type=cache_type,
-    )
-    attention = model.prepare_attention_inputs(
-        max_batch_size=max_batch,
-        max_beam_width=1,
-        max_input_len=limits["max_input_len"],
-        max_seq_len=limits["max_seq_len"],
-        num_kv_heads=config.num_key_value_heads,
-        head_size=config.head_size,
-        num_layers=config.num_hidden_layers,
-        kv_dtype=surface.str_dtype_to_trt(config.kv_dtype),
-        kv_cache_type=cache_type,
-        num_profiles=num_profiles,
-        remove_input_padding=True,
-        use_gpt_attention_plugin=True,
-        mapping=config.mapping,
-        opt_batch_size=opt_batch,
+        kv_cache_type=surface.KVCacheType.CONTINUOUS,
     )
     hidden_states = surface.Tensor(
         name="hidden_states_input",
@@ -107,8 +89,38 @@ def _inputs(surface: Surface, model: Any, config: Any, is_last: bool, limits: di
         shape=[-1, config.hidden_size],
         dim_range=OrderedDict(num_tokens=ranges["num_tokens_range"], hidden_size=[config.hidden_size] * num_profiles),
     )
-    inputs = {
-        "hidden_states": hidden_states,
+    inputs = {"hidden_states": hidden_states, **_attention_inputs(surface, model, config, limits, num_profiles)}
+    if is_last:
+        inputs["last_token_ids"] = surface.Tensor(
+            name="last_token_ids",
+            dtype=surface.str_dtype_to_trt("int32"),
+            shape=[-1],
+            dim_range=OrderedDict(batch_size_last_token_ids=ranges["bbd_range"]),
+        )
+    return inputs
+
+
+def _attention_inputs(
+    surface: Surface, model: Any, config: Any, limits: dict[str, Any], num_profiles: int
+) -> dict[str, Any]:
+    """`kv_cache_params` and `attention_params`, which hold the inputs of the attention plugin."""
+    attention = model.prepare_attention_inputs(
+        max_batch_size=limits["max_batch_size"],
+        max_beam_width=1,
+        max_input_len=limits["max_input_len"],
+        max_seq_len=limits["max_seq_len"],
+        num_kv_heads=config.num_key_value_heads,
+        head_size=config.head_size,
+        num_layers=config.num_hidden_layers,
+        kv_dtype=surface.str_dtype_to_trt(config.kv_dtype),
+        kv_cache_type=surface.KVCacheType.CONTINUOUS,
+        num_profiles=num_profiles,
+        remove_input_padding=True,
+        use_gpt_attention_plugin=True,
+        mapping=config.mapping,
+        opt_batch_size=limits.get("opt_batch_size"),
+    )
+    return {
         "kv_cache_params": surface.KeyValueCacheParams(
             past_key_value=attention["past_key_value"],
             host_past_key_value_lengths=attention["host_past_key_value_lengths"],
@@ -126,11 +138,3 @@ def _inputs(surface: Surface, model: Any, config: Any, is_last: bool, limits: di
             host_context_progress=attention["host_context_progress"],
         ),
     }
-    if is_last:
-        inputs["last_token_ids"] = surface.Tensor(
-            name="last_token_ids",
-            dtype=surface.str_dtype_to_trt("int32"),
-            shape=[-1],
-            dim_range=OrderedDict(batch_size_last_token_ids=ranges["bbd_range"]),
-        )
-    return inputs

@@ -1,1 +1,1 @@
-"""What computes a step: `backend.py` is the interface; `kernels` and `tensorrt` implement it."""
+"""Backends compute steps: `backend.py` is the interface; `kernels` and `tensorrt` implement it."""

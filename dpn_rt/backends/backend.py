@@ -1,4 +1,4 @@
-"""What a runner asks of whatever computes rows: the product's own kernels (`kernels/`) or TensorRT plans
+"""The interface of a backend, which computes rows: the product's own kernels (`kernels/`) or TensorRT plans
 (`tensorrt/`)."""
 
 from __future__ import annotations
@@ -18,54 +18,58 @@ from dpn_rt.model.reduction.reducer import DeviceInputs, Reduced, Reducer
 
 
 class SequenceCache(Protocol):
-    """Room for the keys and values of sequences, as the scheduler sees it."""
+    """The KV cache as the scheduler sees it: blocks, and slots of sequences."""
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks in all."""
+        """Number of KV blocks, used and free."""
 
     @property
     def num_free_blocks(self) -> int:
-        """KV blocks that a sequence could get."""
+        """Number of KV blocks that a sequence could get now."""
 
     @property
     def num_free_slots(self) -> int:
-        """Sequences that could get a slot."""
+        """Number of sequences that could get a slot now."""
 
     @property
     def bytes_in_use(self) -> int:
-        """Memory that sequences use."""
+        """Bytes that sequences use."""
 
     def check_fits(self, lengths: Sequence[int], max_tokens: int) -> None:
-        """Raises CapacityError where a sequence with `lengths` rows per stage has no room in an empty cache."""
+        """Refuse a sequence with `lengths` rows per stage that has no room in an empty cache.
+
+        Raises:
+            CapacityError: names the limits; `max_tokens` is for the message.
+        """
 
     def blocks_for(self, lengths: Sequence[int]) -> int:
-        """KV blocks of a sequence with `lengths` rows per stage."""
+        """Number of KV blocks that a sequence with `lengths` rows per stage takes."""
 
     def blocks_of(self, slot: int) -> int:
-        """KV blocks that a slot uses."""
+        """Number of KV blocks that a slot uses."""
 
     def blocks_to_grow(self, slots: Slots) -> int:
-        """Free blocks needed to add one row to every stage of each of `slots`."""
+        """Number of free blocks needed to add one row to every stage of each of `slots`."""
 
     def grow(self, slots: Slots) -> None:
-        """Makes room for that row."""
+        """Makes room for one more row in every stage of each of `slots`."""
 
     def fill_stage(self, stage: int, slots: Slots, lengths: IntArray, next_positions: IntArray | None = None) -> None:
-        """Makes room for `lengths` `[num_seqs]` rows of a stage in all.
+        """Makes room in one stage, so that each slot has room for `lengths` rows, earlier ones included.
 
         Args:
             stage: of the rows.
             slots: `[num_seqs]`.
-            lengths: `[num_seqs]`.
-            next_positions: `[num_seqs]` rotary position of the row after them; None: as many as the rows.
+            lengths: `[num_seqs]` int32 rows of each slot.
+            next_positions: `[num_seqs]` int32 rotary position of the first row after them; None: `lengths`.
         """
 
     def fork(self, slot: int, max_blocks: int) -> int | None:
-        """A new slot with the same rows, for at most `max_blocks` free blocks; None where that cannot be."""
+        """A new slot with the rows of `slot`; None where that would take more than `max_blocks` free blocks."""
 
     def open_slot(self) -> int:
-        """A slot for a sequence."""
+        """A new, empty slot for a sequence."""
 
     def close_slot(self, slot: int) -> None:
         """Gives the slot and its blocks back."""
@@ -73,80 +77,80 @@ class SequenceCache(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a decode step gives; on the backend's device, until the next step."""
+    """Results of a decode step, on the backend's device. They are valid until the next step."""
 
     logits: Tensor
     """`[num_seqs, vocab_size]`."""
     best: Tensor | None = None
-    """`[num_seqs]` int64 as `sampling.filters.best_ids` makes it of the logits; None where the step did not."""
+    """`[num_seqs]` int64, `sampling.filters.best_ids` of the logits; None where the step did not compute it."""
 
 
 class PreparedStage(Protocol):
-    """A stage that is ready for rows whose number the host has not been told yet."""
+    """A stage that is ready to run before the host knows how many rows it has."""
 
     @property
     def device_inputs(self) -> DeviceInputs:
-        """What the boundary after it needs of its rows."""
+        """The layout of the stage's rows, which the boundary after the stage needs."""
 
     def run(self, rows: Tensor) -> Tensor:
-        """`[num_rows, hidden_size]`, all rows of the stage, through it; as `Backend.run`."""
+        """Runs all rows of the stage, `[num_rows, hidden_size]`; returns what `Backend.run` returns."""
 
     def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
-        """Gives back the room for rows beyond those of the stage.
+        """Gives back the KV blocks that the stage's rows do not need.
 
         Args:
-            kv_lengths: `[num_seqs]` rows that attention sees.
-            next_positions: `[num_seqs]` rotary position of the row after them.
+            kv_lengths: `[num_seqs]` int32 rows that attention sees, cached ones included.
+            next_positions: `[num_seqs]` int32 rotary position of the first row after them.
         """
 
 
 class StagePreparer(Protocol):
-    """Prepares a stage while the boundary before it is under way."""
+    """Prepares a stage while the boundary before it is still being computed."""
 
     def prepare(
         self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
     ) -> PreparedStage | None:
-        """What a stage needs, except for the number of its rows.
+        """Prepares all that a stage needs except for the number of its rows.
 
         Args:
-            stage: after the boundary.
-            reduced: the boundary's rows.
-            most_rows: `[num_seqs]` rows that attention sees in the stage at most.
+            stage: the one after the boundary.
+            reduced: result of the boundary, still on the device.
+            most_rows: `[num_seqs]` int32 upper bound of the rows that attention sees in the stage.
             slots: `[num_seqs]` slots in the KV cache.
-            forced: `[num_seqs]` expert to take at the boundary after the stage.
+            forced: `[num_seqs]` int32 expert to take at the boundary after the stage, -1 where its router decides.
 
         Returns:
-            None where there is no room for so many rows that may never come.
+            The stage; None where there are not enough unused KV blocks for `most_rows`.
         """
 
 
 class Backend(Protocol):
-    """Rows through the stages."""
+    """Runs rows through the stages."""
 
     @property
     def cache(self) -> SequenceCache: ...
 
     @property
     def async_device(self) -> Device | None:
-        """The device whose decode steps can be queued before the host knows their tokens; None: none."""
+        """The device, if decode steps can be queued on it before the host knows their tokens; otherwise None."""
 
     @property
     def stage_sizes(self) -> Sequence[int]:
-        """Layers of each stage."""
+        """Number of layers of each stage."""
 
     @property
     def reducers(self) -> Sequence[Reducer]:
-        """At the boundaries between the stages."""
+        """The reducers of the boundaries, in order."""
 
     @property
     def preparer(self) -> StagePreparer | None:
-        """None: a stage needs to know its rows."""
+        """None: a stage cannot be prepared before the host knows its rows."""
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
-        """The rows of a batch before the first stage.
+        """The rows of a batch that enter the first stage.
 
         Args:
-            row_ids: `[num_rows]` token id of each row, negative where the next row of the images goes.
+            row_ids: `[num_rows]` token id of each row; negative ids are replaced by the rows of the images, in order.
             image_rows: `[num_visual_tokens, hidden_size]` of each image, on any device.
 
         Returns:
@@ -154,26 +158,26 @@ class Backend(Protocol):
         """
 
     def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
-        """Rows through a stage; their keys and values go to the cache, where room has been made.
+        """Runs rows through one stage. Their keys and values are stored in the cache, which has room for them.
 
         Args:
-            stage: of the rows.
+            stage: to run.
             x: `[num_rows, hidden_size]`; may be overwritten.
-            chunk: the rows' places.
+            chunk: offsets, positions and cache rows of the rows.
             slots: `[num_seqs]` slots of the chunk's sequences.
 
         Returns:
-            `[num_rows, hidden_size]`; from the last stage what `logits` takes, for each sequence that ends here.
+            `[num_rows, hidden_size]`. From the last stage, one row for `logits` per sequence that ends in this chunk.
         """
 
     def logits(self, rows: Tensor) -> Tensor:
-        """`[num_seqs, vocab_size]` of what the last stage gave."""
+        """`[num_seqs, vocab_size]` of the rows that `run` of the last stage returned."""
 
     def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
-        """One new row for each sequence, whose room in the cache has been made.
+        """Computes one new row for each sequence; the cache has room for it.
 
         Args:
-            token_ids: `[num_seqs]`, the last token of each sequence; a tensor on `async_device` where the host does not
-                know them yet, with negative ones where nothing reads what follows.
+            token_ids: `[num_seqs]` the last token of each sequence. Where the host does not know them yet, a tensor on
+                `async_device`; an id in it may be negative if the row's result is not used.
             slots: `[num_seqs]` slots in the KV cache.
         """

@@ -1,1 +1,1 @@
-"""Where tensors are: what differs between the host's memory and a GPU. What computes there is in `backends`."""
+"""Memory, transfers and graphs of the host and of a GPU, with one interface. `backends` computes on them."""

@@ -1,4 +1,4 @@
-"""A GPU through torch. Of the runtime the one module that has never been run: where it was written was no GPU."""
+"""The CUDA device, through torch. This module has not been run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dpn_rt.errors import CapacityError
 
 
 class CudaGraph:
-    """A `Graph` that the driver launches as a whole."""
+    """A `Graph` that the driver launches with one call."""
 
     def __init__(self, step: Step, stream: torch.cuda.Stream, pool: object) -> None:
         """
         Args:
             step: to record.
-            stream: to record on; not the one that work is queued on.
-            pool: of memory, shared by graphs of which never two run at a time.
+            stream: to record on; not the stream that work is queued on.
+            pool: memory pool, shared by graphs that never run at the same time.
         """
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            step()  # libraries set themselves up, which cannot be recorded
+            step()  # libraries initialise themselves in their first call, which cannot be recorded
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, stream=stream):  # type: ignore[arg-type]
@@ -38,13 +38,13 @@ class CudaGraph:
 
 @dataclass(frozen=True)
 class CudaReadback:
-    """Transfers to pinned memory, and the event after them."""
+    """Transfers to pinned memory, and an event that is recorded after them."""
 
     targets: tuple[Tensor, ...]
     done: torch.cuda.Event
 
     def wait(self) -> list[Array]:
-        """Their values."""
+        """The values of the tensors, once the transfers are done."""
         self.done.synchronize()
         return [target.numpy() for target in self.targets]
 
@@ -64,7 +64,7 @@ class CudaDevice(Device):
         return self._device
 
     def staging(self, num_bytes: int) -> Tensor:
-        # torch hands pinned memory out again only when the transfers from it are done.
+        # torch reuses pinned memory only after the transfers from it are done.
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
     def read(self, *tensors: Tensor) -> CudaReadback:
@@ -97,10 +97,10 @@ def cache_share(free: int, total: int, utilization: float, reserved: int) -> int
     """Bytes for a KV cache on a GPU.
 
     Args:
-        free: bytes, the weights loaded.
-        total: bytes.
-        utilization: part of `total` that may be taken, by whomever.
-        reserved: bytes of that for other things yet to come.
+        free: bytes that are free after the weights are loaded.
+        total: bytes of the GPU.
+        utilization: share of `total` that may be in use, by this and other processes together.
+        reserved: bytes of that share that are kept for later uses.
 
     Raises:
         CapacityError: nothing is left.

@@ -1,4 +1,4 @@
-"""What the runtime asks of the place where its tensors are. Two answers: `host.py` and `cuda.py`."""
+"""The interface of a device: memory, transfers and graphs. `host.py` and `cuda.py` implement it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dpn_rt.device.packing import Array, Packing
 from dpn_rt.device.transfer import upload
 
 Step = Callable[[], tuple[Tensor, ...]]
-"""Work on tensors that stay where they are; no transfers, nothing read by the host."""
+"""Work on tensors at fixed addresses, without transfers to or from the host."""
 
 
 class Graph(Protocol):
-    """A step that was recorded once and can be repeated with other contents of its inputs."""
+    """A step that is recorded once and can be repeated with new contents of its inputs."""
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """Of the last `replay`, always the same memory."""
+        """The step's outputs, in memory that every `replay` overwrites."""
 
     def replay(self) -> None:
         """Queues the step."""
@@ -31,22 +31,22 @@ class Readback(Protocol):
     """Tensors on their way to the host."""
 
     def wait(self) -> list[Array]:
-        """Their values, as soon as they are there."""
+        """The values of the tensors, once they have arrived."""
 
 
 class Device(ABC):
-    """Memory and a queue of work. Work on the device follows in the order in which it was queued."""
+    """Memory and a queue of work. The device does its work in the order in which it was queued."""
 
     is_async: bool = False
-    """Whether work is queued for which the host does not wait. Steps are then recorded as graphs."""
+    """Whether the host goes on without waiting for queued work. If so, steps are recorded as graphs."""
 
     @property
     @abstractmethod
     def torch_device(self) -> torch.device:
-        """Where tensors are made."""
+        """torch's device for new tensors."""
 
     def pool(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A large tensor, not initialised, of which pieces are written and read in any order.
+        """A large uninitialised tensor whose parts are written and read in any order.
 
         Raises:
             RuntimeError, MemoryError: there is too little memory.
@@ -55,54 +55,58 @@ class Device(ABC):
 
     @abstractmethod
     def staging(self, num_bytes: int) -> Tensor:
-        """`[num_bytes]` uint8 in the host's memory that transfers read from, its own until they have."""
+        """`[num_bytes]` uint8 in the host's memory to send from; not reused before transfers from it are done."""
 
     @abstractmethod
     def read(self, *tensors: Tensor) -> Readback:
-        """Queues transfers of tensors to the host, which does not wait for them yet."""
+        """Queues transfers of `tensors` to the host and returns at once; `Readback.wait` waits for them."""
 
     @abstractmethod
     def record(self, step: Step) -> Graph:
-        """A graph of a step, which runs for that once or more."""
+        """A graph of `step`, which runs at least once to be recorded."""
 
     @abstractmethod
     def peak_bytes(self, work: Callable[[], object]) -> int:
-        """Memory that some work takes at most, beyond what is taken before; 0 where that is not told."""
+        """Peak bytes that `work` allocates beyond those in use before it; 0 where the device cannot tell."""
 
     @abstractmethod
     def cache_bytes(self, utilization: float, reserved: int) -> int:
-        """Memory that a KV cache may take.
+        """Bytes that a KV cache may take.
 
         Args:
-            utilization: part of the device's memory that the runtime may take in all.
-            reserved: bytes of that for other things yet to come.
+            utilization: share of the device's memory that may be in use altogether.
+            reserved: bytes of that share that are kept for later uses.
 
         Raises:
             CapacityError: nothing is left.
         """
 
     def upload(self, *arrays: Array) -> list[Tensor]:
-        """Copies of arrays on the device, by one transfer for which the host does not wait."""
+        """Copies of `arrays` on the device, sent in one transfer. The host does not wait for it."""
         return upload(self.torch_device, *arrays, staging=self.staging)
 
 
 class StaticInputs:
-    """Arrays at fixed places on a device, for a graph to read."""
+    """Arrays at fixed addresses on a device, for a graph to read."""
 
     def __init__(self, device: Device, arrays: Sequence[Array]) -> None:
-        """Places for arrays like these, which they hold at first."""
+        """
+        Args:
+            device: that holds the arrays.
+            arrays: the first contents; later ones have the same shapes and dtypes.
+        """
         self._device = device
         self._packing = Packing.of(arrays)
         self._block = torch.empty(self._packing.num_bytes, dtype=torch.uint8, device=device.torch_device)
         self.tensors = self._packing.views(self._block)
-        """On the device."""
+        """The arrays on the device."""
         self.set(arrays)
 
     def set(self, arrays: Sequence[Array]) -> None:
-        """New contents, by one transfer for which the host does not wait.
+        """Sends new contents in one transfer. The host does not wait for it.
 
         Raises:
-            ValueError: an array has another shape than its place.
+            ValueError: an array has another shape than before.
         """
         block = self._device.staging(self._packing.num_bytes)
         self._packing.fill(block, arrays)

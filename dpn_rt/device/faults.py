@@ -1,19 +1,19 @@
-"""What CUDA says of a step, told apart: memory that ran out passes, any other error has spoilt the device's context."""
+"""Kinds of CUDA errors: after one for lack of memory the device still works; any other leaves its context unusable."""
 
 from __future__ import annotations
 
 import torch
 
 ACCELERATOR_ERROR: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
-"""torch older than 2.8 raises a RuntimeError instead."""
+"""torch's class for CUDA errors; torch before 2.8 lacks it and raises RuntimeError."""
 MARK = "CUDA error"
-"""In the message of whatever comes from CUDA, be it from torch, its libraries or the kernels."""
+"""Part of the message of every CUDA error, from torch, from its libraries and from the kernels."""
 NO_MEMORY = ("out of memory", "ALLOC_FAILED")
-"""Behind that mark, from pinned memory and from libraries."""
+"""Messages with `MARK` and one of these report a lack of memory; pinned memory and libraries raise them."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had too little memory for a step; the next one may have enough."""
+    """Whether the device had too little memory for a step. A later step may have enough."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and MARK in text and any(name in text for name in NO_MEMORY)
@@ -21,14 +21,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(error: BaseException) -> str:
-    """What to do about an error of a step, to end its message with; empty where there is no advice."""
+    """Advice to append to the message of a step's error; empty where there is none."""
     if is_out_of_memory(error):
         return ": to leave more memory beside the KV cache, lower gpu_memory_utilization or max_num_batched_tokens"
     return ""
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether nothing that the device computes from now on can be trusted."""
+    """Whether all later results of the device are invalid."""
     if is_out_of_memory(error):
         return False
     return isinstance(error, ACCELERATOR_ERROR) or (isinstance(error, RuntimeError) and MARK in str(error))

@@ -1,4 +1,4 @@
-"""The host's own memory: work is done as soon as it is asked for, and nothing needs a transfer."""
+"""The host as a device: work runs at once, and nothing needs a transfer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpn_rt.device.packing import Array
 
 
 class RepeatedStep:
-    """A `Graph` that does its step again; its outputs stay where the first run put them."""
+    """A `Graph` that runs its step again and copies the results over the outputs of the first run."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -32,12 +32,12 @@ class RepeatedStep:
 
 @dataclass(frozen=True)
 class HostReadback:
-    """Tensors that are here already."""
+    """A `Readback` of tensors that are on the host already."""
 
     tensors: tuple[Tensor, ...]
 
     def wait(self) -> list[Array]:
-        """Their values."""
+        """The values of the tensors, without a copy."""
         return [tensor.numpy() for tensor in self.tensors]
 
 
@@ -49,8 +49,11 @@ class HostDevice(Device):
         return torch.device("cpu")
 
     def pool(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """In huge pages where the system has them, as whoever reads cells here and there else waits for addresses to be
-        looked up. Pages are taken as they are first written."""
+        """As `Device.pool`, in huge pages where the system has them.
+
+        Reads of scattered KV blocks in small pages wait for address translation. The system provides a page when it is
+        first written.
+        """
         num_bytes = math.prod(shape) * dtype.itemsize
         if not num_bytes or not hasattr(mmap, "MADV_HUGEPAGE"):
             return super().pool(shape, dtype)
@@ -75,12 +78,12 @@ class HostDevice(Device):
         return 0
 
     def cache_bytes(self, utilization: float, reserved: int) -> int:
-        """A quarter of what is free: other programs run here too."""
+        """A quarter of the free memory, since other programs use this machine too."""
         return free_memory() // 4
 
 
 def free_memory() -> int:
-    """Bytes that can be taken without swapping."""
+    """Bytes of memory that can be allocated without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Several arrays in one block of bytes, so that one transfer carries them all."""
+"""Packs several arrays into one block of bytes, so that one transfer sends them all."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from torch import Tensor
 Array = npt.NDArray[Any]
 
 ALIGNMENT = 256
-"""Bytes: of every address that TensorRT takes; the kernels load 16 at once."""
+"""Bytes. TensorRT needs this alignment of every address; the kernels load 16 bytes at once."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where arrays of known shapes and dtypes lie in a block."""
+    """Shapes, dtypes and offsets of arrays in a block."""
 
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     offsets: tuple[int, ...]
-    """In bytes."""
+    """Start of each array, in bytes."""
     num_bytes: int
+    """Size of the block."""
 
     @classmethod
     def of(cls, arrays: Sequence[Array]) -> Packing:
-        """A block with room for arrays like these."""
+        """The packing of arrays with the shapes and dtypes of `arrays`."""
         offsets, end = [], 0
         for array in arrays:
             offsets.append(end)
@@ -39,17 +40,17 @@ class Packing:
         return cls(tuple(array.shape for array in arrays), dtypes, tuple(offsets), end)
 
     def views(self, block: Tensor) -> list[Tensor]:
-        """The arrays' places in `block` `[num_bytes]` uint8, as tensors."""
+        """One tensor per array, a view of `block` `[num_bytes]` uint8."""
         return [
             block[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
             for offset, shape, dtype in zip(self.offsets, self.shapes, self.dtypes, strict=True)
         ]
 
     def fill(self, block: Tensor, arrays: Sequence[Array]) -> None:
-        """Copies the arrays to their places in `block` `[num_bytes]` uint8 in the host's memory.
+        """Copies the arrays into `block` `[num_bytes]` uint8, which is in the host's memory.
 
         Raises:
-            ValueError: an array has another shape than its place.
+            ValueError: an array has another shape than in this packing.
         """
         for view, array in zip(self.views(block), arrays, strict=True):
             if view.shape != array.shape:

@@ -1,4 +1,4 @@
-"""From the host to a device, without waiting for the device."""
+"""Transfers from the host to a device, which the host does not wait for."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from dpn_rt.device.packing import Array, Packing
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a tensor of the host, or the tensor itself where the device is the host."""
+    """A copy on `device` of a tensor of the host; the tensor itself where the device is the CPU."""
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def upload(device: torch.device, *arrays: Array, staging: Callable[[int], Tensor] | None = None) -> list[Tensor]:
-    """Copies of arrays on a device, by one transfer.
+    """Copies of arrays on a device, sent in one transfer.
 
     Args:
-        device: that gets them.
+        device: that receives them.
         arrays: of any shapes and dtypes.
-        staging: makes `[num_bytes]` uint8 of the host's memory to send from; None: pinned for a GPU.
+        staging: allocates `[num_bytes]` uint8 of the host's memory to send from; None: pinned memory for a GPU, else
+            ordinary memory.
+
+    Returns:
+        One tensor per array, with its shape and dtype.
     """
     packing = Packing.of(arrays)
     if staging is None:

@@ -1,9 +1,9 @@
-"""Decode steps on a device: the next one is queued before the host has read the tokens of the last.
+"""Decode steps on a device, each queued before the host has read the tokens of the step before.
 
-A device that waits for the host between two steps loses what the host takes to read tokens, to end sequences and to
-make text. So the tokens of a step go into the next one where they are. A sequence that turns out to have ended has gone
-one step too far then: that row is thrown away. Its KV blocks may be given to others at once, since a device does things
-in the order in which they were queued.
+Between two steps the host reads tokens, ends sequences and makes text. A device that waited for that would be idle. So
+the next step takes the tokens of the last one directly from the device's memory. When the host then finds that a
+sequence has ended, the queued step computes one row too many for it, and that row is dropped. The sequence's KV blocks
+can be given to other sequences at once, since a device does its work in the order in which it was queued.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _QueuedStep:
 
 
 class DecodeAhead:
-    """At most two steps are queued at a time."""
+    """Queues decode steps ahead of the host. At most two steps are queued at a time."""
 
     def __init__(self, runner: Runner, scheduler: Scheduler, sampler: Sampler, device: Device) -> None:
         self._runner, self._scheduler, self._sampler, self._device = runner, scheduler, sampler, device
@@ -36,11 +36,14 @@ class DecodeAhead:
         self._failed: tuple[Batch, Exception] | None = None
 
     def takes(self, batch: Batch) -> bool:
-        """Whether tokens of a batch can be chosen without the host."""
+        """Whether the tokens of all sequences of a batch can be chosen without the host."""
         return all(sequence.sampling.can_run_ahead for sequence in batch.sequences)
 
     def pending(self) -> Batch | None:
-        """The batch of a step whose tokens have not been given yet, if anybody still waits for them."""
+        """The batch of the queued step whose tokens `step` has not returned yet.
+
+        None if there is no such step, or if all of its sequences have finished: then the step is dropped.
+        """
         batch = self._failed[0] if self._failed else self._queued.batch if self._queued else None
         if batch is None or all(sequence.is_finished for sequence in batch.sequences):
             self._queued = self._failed = None
@@ -48,10 +51,16 @@ class DecodeAhead:
         return batch
 
     def step(self, batch: Batch) -> SampledTokens:
-        """The tokens of a batch, `pending` or to be queued now, for its sequences that have not ended since.
+        """Queues the step after `batch`, then waits for the tokens of `batch`.
+
+        Args:
+            batch: the `pending` one; where nothing is pending, a batch whose step is queued now.
+
+        Returns:
+            One token per sequence of the batch; those of sequences that have finished since are not to be used.
 
         Raises:
-            Exception: what went wrong in this batch's step, even if that was noticed when it was queued.
+            Exception: the error of this batch's step, also where it was raised while the step was queued ahead.
         """
         failed, queued = self._failed, self._queued
         self._failed = self._queued = None
@@ -66,8 +75,8 @@ class DecodeAhead:
         if batch is None:
             return
         try:
-            self._queued = self._queue(batch, last)  # of sequences that the last step has taken
-        except Exception as error:  # the tokens of the last step come first
+            self._queued = self._queue(batch, last)  # its sequences are all in the last step
+        except Exception as error:  # raised later: the tokens of the last step are returned first
             self._failed = (batch, error)
 
     def _queue(self, batch: Batch, last: _QueuedStep | None) -> _QueuedStep:
@@ -77,7 +86,7 @@ class DecodeAhead:
         return _QueuedStep(batch, ids, self._device.read(ids))
 
     def _token_ids(self, batch: Batch, last: _QueuedStep) -> Tensor:
-        """`[num_seqs]` on the device, the last step's token of each sequence."""
+        """`[num_seqs]` int64 on the device: the last step's token of each sequence of `batch`."""
         ids = last.ids[0]
         if batch.sequences == last.batch.sequences:
             return ids

@@ -1,4 +1,4 @@
-"""Write directories that are complete or absent."""
+"""Writes directories so that they are either complete or absent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from dpn_rt.errors import EngineError
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[Path]:
-    """A new directory beside `target`, renamed to `target` when the block ends without an exception.
+    """A new directory next to `target`, renamed to `target` when the block ends without an exception.
 
     After any exception, Ctrl-C included, the new directory is removed and `target` is as before. Call `settle` first.
 
     Args:
         target: need not exist; its parents are made.
-        num_bytes: to be written; less free space on the disk is an error before anything is written.
-        replace: there is a directory at `target`; it is moved aside, and removed after the rename.
+        num_bytes: that will be written.
+        replace: whether there is a directory at `target`; it is moved aside, and removed after the rename.
 
     Raises:
-        EngineError: the disk is full or the directory cannot be written.
+        EngineError: the directory cannot be written, or the disk becomes full or has less than `num_bytes` free at the
+            start.
     """
-    target = target.resolve()  # the directory that a link names is replaced, not the link
+    target = target.resolve()  # a link stays; the directory that it points to is replaced
     mark = secrets.token_hex(4)  # the names exist before the directories do, so an interrupt always removes them
     partial = target.parent / f".{target.name}.{mark}.partial"
     retired = target.parent / f".{target.name}.{mark}.retired"
@@ -73,12 +74,16 @@ def settle(target: Path) -> None:
 
 
 def moved_aside(target: Path) -> Path | None:
-    """The directory that `settle` would rename back to `target`; None where there is none."""
+    """The directory that `settle` would rename to `target`; None where there is none."""
     return next(iter(_beside(target.resolve(), "retired")), None)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and flush it to the disk; its parent directories are made."""
+    """Write a new file and flush it to the disk; its parent directories are made.
+
+    Raises:
+        FileExistsError: the file exists.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(data)
@@ -97,7 +102,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold a lock on a directory, which ends with the process at the latest.
+    """Hold a lock on a directory within the block. The system frees it if the process ends.
 
     Raises:
         BlockingIOError: another process holds it.

@@ -1,4 +1,4 @@
-"""Checks of a model configuration beyond the type of each value, for checkpoints and for engines."""
+"""Checks of a model configuration beyond the types of its values; used for checkpoints and for engines."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def check_model(model: ModelConfig) -> None:
                 f"{model.vision.hidden_size}"
             )
     problems += _router_token(model)
-    problems += model.reduction.problems(model.decoder.hidden_size, None)
-    if not problems and model.vision is not None and model.reduction.layers:
-        problems += model.reduction.problems(model.decoder.hidden_size, model.vision.grid)
+    # The grid of a vision tower is known only where its sizes, checked above, make sense.
+    grid = None if problems or model.vision is None or not model.reduction.layers else model.vision.grid
+    problems += model.reduction.problems(model.decoder.hidden_size, grid)
     if problems:
         raise ConfigError("; ".join(problems))
 

@@ -1,6 +1,6 @@
-"""Frozen configuration of an engine: what the model is, never how it is run.
+"""Frozen configuration of an engine: it describes the model, and never how the model is run.
 
-Every class maps to one object of `engine.json`. The parts of a model own their configuration.
+Every class maps to one object of `engine.json`. The parts of a model define their own configuration.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ AspectRatio = Literal["pad", "processor"]
 PromptTemplate = Literal["vicuna_v1", "tokenizer"]
 
 VisionConfig = ClipConfig
-"""The `type` of each tells them apart; a further encoder joins this union."""
+"""Configurations of vision encoders, distinguished by their `type`; add a new encoder to this union."""
 ReductionConfig = PoolingConfig | NoReduction
-"""The `method` of each tells them apart; a further reducer joins this union."""
+"""Configurations of reducers, distinguished by their `method`; add a new reducer to this union."""
 
 IMAGE_PLACEHOLDER_ID = -200
-"""Stands for the image in prompt token ids; one id, whatever the number of visual tokens (as in LLaVA)."""
+"""Stands for an image among prompt token ids (as in LLaVA): one id for all visual tokens of the image."""
 
 OLDEST_CAPABILITY = (8, 0)
-"""Compute capability of a GPU: the CUDA kernels are built for no older one."""
+"""Oldest compute capability of a GPU that the CUDA kernels are built for."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptConfig:
-    """Special tokens and how text and image become a prompt."""
+    """Special tokens, and how text and image become a prompt."""
 
     template: PromptTemplate
     image_aspect_ratio: AspectRatio
@@ -63,7 +63,12 @@ class ModelConfig:
 
 
 def stage_layers(boundary_layers: tuple[int, ...], num_layers: int) -> tuple[range, ...]:
-    """Decoder layers of each stage: a stage ends with the layer of a boundary, the last one with the last layer."""
+    """Decoder layers of each stage. A stage ends with the layer of a boundary; the last stage ends with the last layer.
+
+    Args:
+        boundary_layers: layers after which rows are reduced, ascending.
+        num_layers: of the decoder.
+    """
     starts = [0, *(layer + 1 for layer in boundary_layers)]
     ends = [*starts[1:], num_layers]
     return tuple(range(start, end) for start, end in zip(starts, ends, strict=True))

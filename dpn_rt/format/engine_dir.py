@@ -5,7 +5,7 @@
     processor/             tokenizer and image processor files, copied from the checkpoint
     plans/                 TensorRT plans, where the engine was built with them (docs/tensorrt.md)
 
-It is written to a temporary directory beside the target and then renamed, so a directory with the target's name is
+It is written to a temporary directory next to the target and then renamed, so a directory with the target's name is
 always complete. The bytes depend only on the contents: the same checkpoint always gives the same engine.
 """
 
@@ -89,7 +89,8 @@ class EngineDir:
             verify: also compare the sha256 of every file, which reads them all once (about 1.5 GB/s).
 
         Raises:
-            EngineError: it is no engine, has a format that this version does not read, is incomplete or damaged.
+            EngineError: the directory is no engine, has a format that this version does not read, or is incomplete or
+                damaged.
         """
         if not isinstance(path, str | Path):
             raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
@@ -125,16 +126,22 @@ def write_engine(
     progress: Callable[[int], None] | None = None,
     plans: BuiltPlans | None = None,
 ) -> EngineDir:
-    """Write an engine directory at `path`; after any failure `path` is as before.
+    """Write an engine directory at `path`. After any failure `path` is as before.
 
     Args:
-        source: or a function that returns it, called after the last weight (for a fingerprint of what was read).
+        path: of the directory; its parents are made.
+        model: the engine's configuration.
+        source: where the weights come from, or a function that returns it. The function is called after the last
+            weight, so that it can give a fingerprint of the weights that were read.
         weights: (canonical name, tensor) in the order of `weight_spec(model)`, with its shapes and dtypes. One tensor
-            is held at a time.
-        processor_files: by name under `processor/`, the file to copy or its content.
+            is in memory at a time.
+        processor_files: file name under `processor/` -> the file to copy, or its content.
         force: replace an existing engine. A directory that holds anything else is never replaced.
-        progress: takes the number of weight bytes written since the last call.
-        plans: of TensorRT, which then run the engine.
+        progress: is called with the number of weight bytes written since the last call.
+        plans: TensorRT plans that run the engine; None: the product's own kernels run it.
+
+    Returns:
+        The engine that was written.
 
     Raises:
         ConfigError: `model` contradicts itself.
@@ -184,7 +191,11 @@ def is_engine(path: str | Path) -> bool:
 
 
 def _check_target(target: Path, force: bool) -> bool:
-    """Whether there is an engine or an empty directory at `target` to replace; anything else there is an error."""
+    """Whether `target` is an engine or an empty directory, to be replaced; False where nothing is there.
+
+    Raises:
+        EngineError: anything else is there, or an engine and `force` is False.
+    """
     if not (target.exists() or target.is_symlink()):
         return False
     if not target.is_dir():

@@ -1,4 +1,4 @@
-"""Work and bytes of a model, from its shapes alone: what a measured time is held against."""
+"""FLOPs and bytes of a model, computed from its shapes. Measured times are compared with them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ class StageRows:
     """Rows of one sample per stage."""
 
     rows: tuple[int, ...]
+    """All rows."""
     visual: tuple[int, ...]
+    """Visual rows."""
 
 
 def stage_rows(model: ModelConfig, route: Route | None, num_text: int) -> StageRows:
-    """Rows per stage of one image and `num_text` text rows; route None: nothing is pooled."""
+    """Rows per stage of a prompt with one image.
+
+    Args:
+        model: with a vision encoder.
+        route: expert per boundary; None: nothing is pooled.
+        num_text: rows of text.
+    """
     assert model.vision is not None
     grid = model.vision.grid
     num_visual = grid[0] * grid[1]
@@ -39,12 +47,12 @@ def layer_weights(config: DecoderConfig) -> int:
 
 
 def causal_attention(config: DecoderConfig, rows: int) -> int:
-    """Multiply-adds (counted as two) of one layer's causal attention over `rows` rows: row i sees i + 1 rows."""
+    """FLOPs of one layer's causal attention over `rows` rows: row i sees i + 1 rows. A multiply-add counts as 2."""
     return 4 * config.num_heads * config.head_dim * rows * (rows + 1) // 2
 
 
 def prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
-    """Decoder FLOPs of one sample with these rows per stage; the output layer runs on the last row alone."""
+    """Decoder FLOPs of one sample with `rows` rows per stage. The output layer runs on the last row alone."""
     decoder = model.decoder
     total = 2 * decoder.vocab_size * decoder.hidden_size
     for layers, num_rows in zip(model.stage_layers, rows, strict=True):
@@ -53,9 +61,9 @@ def prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
 
 
 def needed_prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
-    """As `prefill_flops`, without what no later row reads: the last layer's outputs but one (its keys and values stay).
+    """FLOPs that dpn_rt computes in a prefill: rates are based on them, so they do not count work that it leaves out.
 
-    What dpn_rt computes, so a rate of its arithmetic does not count work that it leaves out.
+    As `prefill_flops`, but the last layer computes only keys and values of all rows but the last one.
     """
     decoder, others = model.decoder, rows[-1] - 1
     kept = 2 * decoder.qkv_size * decoder.hidden_size * others
@@ -64,14 +72,14 @@ def needed_prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
 
 
 def vision_flops(model: ModelConfig) -> int:
-    """FLOPs of encoder and projector on an image of one crop."""
+    """FLOPs of encoder and projector for an image of one crop."""
     assert model.vision is not None and model.projector is not None
     projector = model.projector.flops(model.vision.max_visual_tokens, model.decoder.hidden_size)
     return model.vision.flops_per_crop + projector
 
 
 def kv_rows(model: ModelConfig, lengths: Sequence[int]) -> int:
-    """Cached rows of one sample with these lengths per stage, summed over the layers."""
+    """Cached rows of one sample with `lengths` rows per stage, summed over the layers."""
     stages = zip(model.stage_layers, lengths, strict=True)
     return sum(len(layers) * length for layers, length in stages)
 
@@ -82,7 +90,7 @@ def kv_row_bytes(model: ModelConfig) -> int:
 
 
 def decode_weight_bytes(model: ModelConfig) -> int:
-    """Bytes of the weights that one decode step reads, whatever the number of sequences."""
+    """Bytes of the weights that one decode step reads; the same for any number of sequences."""
     decoder = model.decoder
     elements = decoder.num_layers * layer_weights(decoder) + decoder.vocab_size * decoder.hidden_size
     return elements * TORCH_DTYPES[model.dtype].itemsize

@@ -1,4 +1,4 @@
-"""What `engine.json` says of an engine's plans: who can read them, and how much they hold."""
+"""The part of `engine.json` about TensorRT plans: their version, GPUs and limits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class PlanLimits:
     """Largest inputs that the plans were built for."""
 
     max_batch: int
-    """Sequences that decode together, and slots of the KV caches."""
+    """Sequences that decode together; also the number of slots of the KV caches."""
     max_prefill_batch: int
     """Sequences that are prefilled together."""
     stage_rows: tuple[int, ...]
-    """Rows of one sequence in each stage, prompt and answer together: the length of that stage's KV caches."""
+    """Per stage, rows of one sequence with prompt and answer: the length of the stage's KV caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +31,28 @@ class PlanConfig:
 
     flavor: Flavor
     version: str
-    """Of the TensorRT that built them; no other version reads them."""
+    """Version of the TensorRT that built the plans; no other version reads them."""
     compute_capabilities: tuple[str, ...]
-    """Of the GPUs that they run on, as `8.6`."""
+    """Compute capabilities of the GPUs that the plans run on, such as `8.6`."""
     limits: PlanLimits
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltPlans:
-    """Plans as a builder hands them over."""
+    """The plans that a builder has made."""
 
     config: PlanConfig
     files: Mapping[str, bytes]
-    """File name in the engine directory (`plan_file`) to the serialized plan."""
+    """File name in the engine directory (`plan_file`) -> serialized plan."""
 
 
 def plan_file(stage: int, phase: Phase) -> str:
-    """Where a plan lies in the engine directory."""
+    """Path of a plan within the engine directory."""
     return f"plans/stage{stage}.{phase}.plan"
 
 
 def plan_files(num_stages: int) -> list[str]:
-    """The plans of a whole engine."""
+    """Paths of all plans of an engine, within its directory."""
     return [plan_file(stage, phase) for stage in range(num_stages) for phase in PHASES]
 
 

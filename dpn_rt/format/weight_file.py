@@ -1,4 +1,4 @@
-"""One safetensors file, written one tensor at a time and read by mapping it.
+"""A safetensors file that is written one tensor at a time, and read by mapping it into memory.
 
 The library's own writer needs all tensors in memory at once. This one writes the header first, from the known shapes,
 and then one tensor after the other. The bytes depend only on the contents.
@@ -21,10 +21,10 @@ from dpn_rt.format.weight_spec import TENSOR_ALIGNMENT
 from dpn_rt.schema.weights import WeightSpec
 
 HEADER_LIMIT = 100_000_000
-"""Bytes; the safetensors format's own limit."""
+"""Largest header in bytes that the safetensors format allows."""
 
 CHUNK_BYTES = 16 << 20
-"""Written, hashed and reported together; small enough that progress and Ctrl-C feel immediate."""
+"""Bytes that are written, hashed and reported at a time; small enough for smooth progress and a quick Ctrl-C."""
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
@@ -36,9 +36,10 @@ def write_weights(
     """Write `weights` and return the file's sha256.
 
     Args:
-        spec: of every weight, in the order of the file.
-        weights: name and tensor of each, in the same order.
-        progress: takes the number of tensor bytes written since the last call.
+        path: of the new file.
+        spec: of every weight by canonical name, in the order of the file.
+        weights: (canonical name, tensor) in the same order.
+        progress: is called with the number of tensor bytes written since the last call.
 
     Raises:
         EngineError: a tensor's name, shape or dtype differs from `spec` at its place, or tensors are missing.
@@ -66,7 +67,7 @@ def write_weights(
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy where it is contiguous and on the CPU."""
+    """The bytes of a tensor in row-major order. There is no copy where the tensor is contiguous and on the CPU."""
     data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return data
 
@@ -93,7 +94,7 @@ def _header(spec: Mapping[str, WeightSpec]) -> bytes:
 
 
 def map_weights(path: Path, spec: Mapping[str, WeightSpec]) -> dict[str, Tensor]:
-    """The tensors of `spec` as views of the mapped file, which is read page by page when a tensor is used.
+    """The tensors of `spec` as views of the mapped file. A page of the file is read when it is first used.
 
     Raises:
         EngineError: the file cannot be read, or holds other weights than `spec`.
@@ -112,7 +113,8 @@ def check_weights(path: Path, spec: Mapping[str, WeightSpec]) -> int:
     """Compare the file's header and size with `spec`, and return the first tensor's offset in bytes.
 
     Raises:
-        EngineError: the header is damaged, or names, shapes, dtypes or order differ; lists every difference.
+        EngineError: the header is damaged, or names, shapes, dtypes, order or size differ. The message lists all
+            differences of the first of these kinds that is found.
     """
     entries, start = _read_header(path)
     found = {name: _parse_entry(path, name, entry) for name, entry in entries.items()}
@@ -167,5 +169,5 @@ def _parse_entry(path: Path, name: str, entry: object) -> tuple[WeightSpec, tupl
 
 
 def describe(weight: WeightSpec) -> str:
-    """Shape and dtype for an error message, as `[2, 3] float32`."""
+    """Shape and dtype for an error message, such as `[2, 3] float32`."""
     return f"{list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"

@@ -1,6 +1,7 @@
 """The list of an engine's weights: canonical name, shape and dtype of each, in the order of the file.
 
-Builders write exactly this list, and the runtime reads exactly this list. The parts of a model name their own weights.
+Builders write exactly the weights of this list, and the runtime reads exactly those. Each part of a model names its own
+weights.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from dpn_rt.model.decoder_weights import decoder_specs
 from dpn_rt.schema.weights import TORCH_DTYPES, WeightSpec
 
 TENSOR_ALIGNMENT = 64
-"""Bytes: one cache line, and the widest vector that a kernel loads."""
+"""Bytes. One cache line, which is also the widest vector that a kernel loads."""
 
 
 def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
     """Every weight of an engine of `model`, by canonical name, in the order of the file.
 
-    The format allows no gaps between tensors, so their order aligns them: first those whose size is a multiple of 64
-    bytes (in real models nearly all), then the others, sorted by the largest power of two that divides their size. Each
-    tensor thus starts at a multiple of 64 bytes, or at least of the power of two that divides its own size.
+    The format allows no gaps between tensors, so the order of tensors must align them. The tensors whose size is a
+    multiple of 64 bytes come first; in real models these are nearly all. The others follow, sorted by the largest power
+    of two that divides their size. So a tensor starts at a multiple of 64 bytes, or at least of the largest power of
+    two that divides its own size.
     """
     dtype = TORCH_DTYPES[model.dtype]
     hidden_size = model.decoder.hidden_size

@@ -79,18 +79,7 @@ def advance_layout(
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.
     """
-    after = DeviceLayout(
-        cu_seqlens=torch.empty_like(layout.cu_seqlens),
-        first_positions=layout.first_positions,
-        first_cache_rows=layout.first_cache_rows,
-        cu_images=layout.cu_images,
-        image_starts=torch.empty_like(layout.image_starts),
-        grids=torch.empty_like(layout.grids),
-        router_rows=torch.empty_like(layout.router_rows),
-        cu_router_rows=layout.cu_router_rows,
-        positions=torch.empty_like(layout.positions),
-        cache_rows=torch.empty_like(layout.cache_rows),
-    )
+    after = _layout_to_fill(layout)
     chosen, experts = torch.empty_like(layout.image_starts), torch.empty_like(layout.image_starts)
     scales = torch.empty_like(layout.image_starts, dtype=torch.float32)
     _kernels.advance_layout(
@@ -119,3 +108,19 @@ def advance_layout(
         stream_of(layout.cu_seqlens),
     )
     return Advance(chosen, experts, scales, after)
+
+
+def _layout_to_fill(layout: DeviceLayout) -> DeviceLayout:
+    """The next stage's layout: new memory for what a boundary changes, and the tensors that stay the same."""
+    return DeviceLayout(
+        cu_seqlens=torch.empty_like(layout.cu_seqlens),
+        first_positions=layout.first_positions,
+        first_cache_rows=layout.first_cache_rows,
+        cu_images=layout.cu_images,
+        image_starts=torch.empty_like(layout.image_starts),
+        grids=torch.empty_like(layout.grids),
+        router_rows=torch.empty_like(layout.router_rows),
+        cu_router_rows=layout.cu_router_rows,
+        positions=torch.empty_like(layout.positions),
+        cache_rows=torch.empty_like(layout.cache_rows),
+    )

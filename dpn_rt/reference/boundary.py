@@ -1,4 +1,4 @@
-"""A boundary of the pyramid in plain PyTorch: route, pool, scale, for one sample."""
+"""A boundary of the pyramid in plain PyTorch, for one sample: route, pool, scale."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dpn_rt.reference.trace import BoundaryRecord, SampleLayout
 
 ROUTER_TEMPERATURE = 10.0
 MIN_DRAWN_VISUAL_TOKENS = 18
-"""Published, for 576 visual tokens."""
+"""The published value, for images of 576 visual tokens."""
 
 
 class Router(nn.Module):
-    """Scores the experts from one row; float32 whatever the model's dtype."""
+    """Computes the probabilities of the experts from one row. It is float32 in models of any dtype."""
 
     def __init__(self, hidden_size: int, num_experts: int, version: RouterVersion) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class Boundary(nn.Module):
         super().__init__()
         self.config, self.pooling = config, pooling
         self.detach_router_input = False
-        """Stop the router's gradient from reaching the decoder (`detach_cls_token_to_predict`)."""
+        """Whether the router's gradient stops before the decoder (published as `detach_cls_token_to_predict`)."""
         self.min_drawn_visual_tokens = MIN_DRAWN_VISUAL_TOKENS
-        """In training an expert that would leave fewer visual tokens is drawn again."""
+        """In training, an expert that would leave fewer visual tokens is drawn again."""
         self.router = (
             Router(hidden_size, config.num_experts, pooling.router_version)
             if pooling.pooling_type == "adaptive"
@@ -65,7 +65,7 @@ class Boundary(nn.Module):
         self.scores = tuple(areas.index(height * width) for height, width in config.kernels)
 
     def skips(self, layout: SampleLayout) -> bool:
-        """Whether the sample stays as it is: no image, or too few visual tokens for this boundary."""
+        """Whether the boundary skips the sample, which has no image or too few visual tokens."""
         return layout.num_visual < self.config.min_visual_tokens
 
     def forward(
@@ -79,7 +79,7 @@ class Boundary(nn.Module):
             forced: expert to take instead of the router's choice.
 
         Returns:
-            rows of the next stage [new_num_rows, hidden_size], their layout, and what was done.
+            The rows of the next stage [new_num_rows, hidden_size], their layout, and a record of the choice.
 
         Raises:
             RequestError: the expert's kernel is larger than the grid.
@@ -105,13 +105,17 @@ class Boundary(nn.Module):
         return packed, layout.with_grid(grid), BoundaryRecord(expert, kernel, probs, self.scores)
 
     def choose(self, probs: torch.Tensor | None, grid: tuple[int, int]) -> int:
-        """The expert of one sample: argmax, or drawn in training; uniform for pooling_type "random"."""
+        """The expert of one sample.
+
+        In eval mode it is the argmax of `probs` [num_experts]; in training it is drawn from them. Without `probs` it is
+        drawn uniformly for pooling_type "random"; otherwise it is expert 0.
+        """
         if probs is None:
             return int(torch.randint(self.config.num_experts, ())) if self.pooling.pooling_type == "random" else 0
         if not self.training:
             return int(probs.argmax())
-        # Drawing again until enough tokens are left is drawing from the experts that leave enough. Where none does
-        # (16 or 17 tokens), the published loop would not end; the mildest expert is taken.
+        # The published code draws again until enough tokens are left. That equals one draw among the experts that leave
+        # enough. Where no expert does (16 or 17 tokens) the published loop does not end; here the mildest one is taken.
         left = [num_visual([pooled_grid(grid, kernel)[0]]) for kernel in self.config.kernels]
         allowed = torch.tensor([n >= self.min_drawn_visual_tokens for n in left], device=probs.device)
         if not allowed.any():

@@ -1,4 +1,4 @@
-"""Checkpoint directories in the published original layout: config.json, model.safetensors."""
+"""Writes checkpoint directories in the published original layout: config.json and model.safetensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpn_rt.reference import hf_modules
 from dpn_rt.reference.boundary import Boundary
 
 if TYPE_CHECKING:
-    from dpn_rt.reference.model import EagerDpn
+    from dpn_rt.reference.modules import EagerModules
 
 TOWER_KEYS = (
     "model_type",
@@ -36,8 +36,15 @@ TOWER_KEYS = (
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 
-def write_checkpoint(model: EagerDpn, path: Path, extra_files: Iterable[Path] = ()) -> None:
-    """Write `model` so that it is complete or absent: weights and configuration are renamed into place.
+def write_checkpoint(model: EagerModules, path: Path, extra_files: Iterable[Path] = ()) -> None:
+    """Write `model` to the directory `path`, which is made if missing.
+
+    Each file is written under a temporary name and then renamed, so that it is complete or absent.
+
+    Args:
+        model: to write.
+        path: the directory.
+        extra_files: are copied to the directory.
 
     Raises:
         ConfigError: see `original_config`.
@@ -56,8 +63,8 @@ def write_checkpoint(model: EagerDpn, path: Path, extra_files: Iterable[Path] = 
     temporary.replace(path / "config.json")
 
 
-def original_weights(model: EagerDpn) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) pairs as the published code names them."""
+def original_weights(model: EagerModules) -> Iterator[tuple[str, torch.Tensor]]:
+    """(published name, tensor) of every parameter of `model`."""
     projector = model.config.projector
     names = original_names("linear" if projector is None else projector.type)
     published = weight_names(weight_spec(model.config), published_modules(model.config, names, TOWER_PREFIX))
@@ -66,21 +73,21 @@ def original_weights(model: EagerDpn) -> Iterator[tuple[str, torch.Tensor]]:
         for canonical, parameters in model.name_map().items()
         for own, theirs in zip(parameters, published[canonical], strict=True)
     }
-    if model.vision is not None:  # its last norm, whose output LLaVA does not use, is in no engine
+    if model.vision is not None:  # LLaVA does not use the output of the tower's last norm, so no engine has that norm
         for name, _ in cast(nn.Module, hf_modules.clip_core(model.vision)).named_parameters():
             renamed.setdefault(f"vision.{hf_modules.clip_prefix(model.vision)}{name}", TOWER_PREFIX + name)
     for name, tensor in model.named_parameters():
         yield renamed[name], tensor
 
 
-def original_config(model: EagerDpn) -> dict[str, Any]:
-    """config.json of the published layout.
+def original_config(model: EagerModules) -> dict[str, Any]:
+    """The content of config.json in the published layout.
 
-    The tower ends at the layer that is used, so `mm_vision_select_layer` is -1; its own configuration, which the
-    published layout leaves to the directory named by `mm_vision_tower`, is in `vision_config`.
+    The tower ends at the layer that is used, so `mm_vision_select_layer` is -1. The published layout keeps the tower's
+    configuration in the directory that `mm_vision_tower` names; here it is in `vision_config`.
 
     Raises:
-        ConfigError: a bias of one attention projection alone, for which LLaMA's config.json has no place.
+        ConfigError: only one of qkv and o has biases, which LLaMA's config.json cannot express.
     """
     config = model.config
     decoder, prompt = config.decoder, config.prompt
@@ -125,7 +132,7 @@ def original_config(model: EagerDpn) -> dict[str, Any]:
     return result
 
 
-def _pooling(model: EagerDpn, pooling: PoolingConfig) -> dict[str, Any]:
+def _pooling(model: EagerModules, pooling: PoolingConfig) -> dict[str, Any]:
     layers = []
     for boundary in pooling.boundaries:
         kernels: Any = [list(kernel) for kernel in boundary.kernels]

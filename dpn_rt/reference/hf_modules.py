@@ -1,4 +1,4 @@
-"""transformers' modules as the eager model uses them, the same from transformers 4.57 to 5.x."""
+"""transformers' modules as the eager model uses them; works with transformers 4.57 to 5.x."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def llama_config(decoder: DecoderConfig) -> LlamaConfig:
 
 
 def drop_biases(model: LlamaModel, decoder: DecoderConfig) -> None:
-    """Remove the attention's biases that the decoder does not have; transformers' LLaMA has all of them or none."""
+    """Remove the attention biases that the decoder does not have: transformers' LLaMA has all of them or none."""
     for layer in model.layers:
         attention: Any = layer.self_attn
         absent = () if decoder.qkv_bias else (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -70,7 +70,7 @@ def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> CLIPVis
 
 
 def clip_prefix(tower: CLIPVisionModel) -> str:
-    """Where the tower keeps its weights: transformers 4 has one level more than 5."""
+    """Prefix of the tower's weight names: transformers 4 nests them one level deeper than transformers 5."""
     return "vision_model." if hasattr(tower, "vision_model") else ""
 
 
@@ -80,13 +80,13 @@ def clip_core(tower: CLIPVisionModel) -> Any:
 
 
 def restore_llama_buffers(model: LlamaModel) -> None:
-    """Recompute what no checkpoint holds, for a model that was made on the meta device."""
+    """Recompute the buffers of a model that was made on the meta device; checkpoints do not hold them."""
     with torch.device("cpu"):
         model.rotary_emb = LlamaRotaryEmbedding(config=model.config)
 
 
 def restore_clip_buffers(tower: CLIPVisionModel) -> None:
-    """As `restore_llama_buffers`; also the last layer norm, whose output LLaVA does not use."""
+    """As `restore_llama_buffers`. Also resets the last layer norm, which no engine has: LLaVA does not use it."""
     core = clip_core(tower)
     positions = torch.arange(core.embeddings.num_positions).expand((1, -1))
     core.embeddings.register_buffer("position_ids", positions, persistent=False)

@@ -1,191 +1,52 @@
 """The DPN model in plain PyTorch on transformers' LLaMA and CLIP modules, one sample at a time.
 
-It is the reference of the tests, the baseline of the benchmarks and the model that is trained: a direct transcription
-of the published computation, with none of the runtime's kernels.
+It follows the published computation step by step and uses none of the runtime's kernels. Tests compare the runtime with
+it, benchmarks use it as a baseline, and training runs on it.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
-from transformers import CLIPVisionModel, DynamicCache, LlamaModel
+from transformers import DynamicCache
 
-from dpn_rt.builders.names import NameMap, clip_modules, llama_modules, weight_names
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
-from dpn_rt.format.weight_spec import weight_spec
-from dpn_rt.model.reduction.pooling_config import PoolingConfig
-from dpn_rt.model.vision.projector import ProjectorConfig
-from dpn_rt.reference import hf_modules, training, weights
-from dpn_rt.reference.boundary import Boundary
-from dpn_rt.reference.prompt import as_token_list, layout_prompt
+from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.reference import training
+from dpn_rt.reference.modules import EagerModules
+from dpn_rt.reference.outputs import EagerGeneration, EagerOutput
+from dpn_rt.reference.prompt import Route, as_token_list, check_image_embeds, check_route, layout_prompt
 from dpn_rt.reference.trace import PyramidTrace, SampleLayout
-from dpn_rt.schema.weights import DType
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-Grid = tuple[int, int]
-Route = Sequence[int | None]
-"""Expert per boundary to force; None leaves the choice to the router, so that a trace's `experts` can be replayed."""
 
 
-@dataclass(frozen=True, slots=True)
-class EagerOutput:
-    """One forward pass over one sample."""
-
-    logits: torch.Tensor
-    """[rows of the last stage, vocab_size]."""
-    trace: PyramidTrace
-    loss: torch.Tensor | None = None
-    """language_loss + routing_loss_weight * routing_loss; None without labels."""
-    language_loss: torch.Tensor | None = None
-    routing_loss: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EagerGeneration:
-    """Greedy generation for one sample."""
-
-    token_ids: list[int]
-    logits: torch.Tensor
-    """[len(token_ids), vocab_size]: what each token was chosen from."""
-    trace: PyramidTrace
-    kv_lengths: tuple[int, ...]
-    """Rows in every layer's cache at the end, one entry per layer."""
-
-
-class EagerDpn(nn.Module):
+class EagerDpn(EagerModules):
     """A DPN or dense LLaVA model.
 
-    Parameters: `language_model` (LlamaModel), `lm_head`, `boundaries[b].router|experts`, `projector`, `vision`
-    (CLIPVisionModel cut after the layer that is used). In training mode experts are drawn, in eval mode chosen.
-
-    Args:
-        config: the model; weights are random until loaded.
-        dtype: of the weights, `config.dtype` if not given. Routers are always float32.
+    In training mode boundaries draw experts from the routers' probabilities; in eval mode they take the most probable
+    one. Arguments and modules are those of `EagerModules`.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, dtype)
         self.routing_loss_weight = training.ROUTING_LOSS_WEIGHT
         self.routing_hinge_target = training.ROUTING_HINGE_TARGET
-        decoder = config.decoder
-        self.language_model = LlamaModel(hf_modules.llama_config(decoder))
-        hf_modules.drop_biases(self.language_model, decoder)
-        self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
-        if decoder.tie_word_embeddings:
-            self.lm_head.weight = self.language_model.embed_tokens.weight
-        else:
-            nn.init.normal_(self.lm_head.weight, std=0.02)
-        self.boundaries = nn.ModuleList()
-        if isinstance(config.reduction, PoolingConfig):
-            for each in config.reduction.boundaries:
-                self.boundaries.append(Boundary(each, config.reduction, decoder.hidden_size))
-        self.projector = None if config.projector is None else _projector(config.projector, decoder.hidden_size)
-        self.vision = None if config.vision is None else CLIPVisionModel(hf_modules.clip_config(config.vision))
-        self.stages = config.stage_layers
-        self.to(dtype or getattr(torch, config.dtype))
-        for boundary in self.boundaries:
-            if cast(Boundary, boundary).router is not None:
-                cast(nn.Module, boundary.router).float()
-
-    # Loading and saving
-
-    @classmethod
-    def from_engine(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype | None = None, copy: bool = True, verify: bool = True
-    ) -> EagerDpn:
-        """The model of an engine directory, in eval mode.
-
-        Args:
-            path: engine directory.
-            dtype: of the weights; the engine's if not given.
-            copy: False shares the memory-mapped file instead of copying it (for inference).
-            verify: compare the files' checksums first.
-
-        Raises:
-            EngineError: the directory is incomplete or corrupt.
-        """
-        from dpn_rt.format.engine_dir import EngineDir
-
-        engine = EngineDir.open(Path(path), verify=verify)
-        return cls.from_weights(engine.model, engine.load_weights().items(), dtype=dtype, copy=copy)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | PathLike[str], *, dtype: torch.dtype | None = None) -> EagerDpn:
-        """The model of a checkpoint directory in any published layout, in eval mode.
-
-        It takes the way through a temporary engine directory, so that a checkpoint means the same here as there.
-
-        Raises:
-            CheckpointError, ConfigError: as `build_engine` does.
-        """
-        from dpn_rt.builders.native import build_engine
-
-        name = None if dtype is None else cast(DType, str(dtype).removeprefix("torch."))
-        with tempfile.TemporaryDirectory(prefix="dpn_rt-eager-") as directory:
-            build_engine(Path(path), Path(directory) / "engine", dtype=name)
-            return cls.from_engine(Path(directory) / "engine", verify=False)
-
-    @classmethod
-    def from_weights(
-        cls,
-        config: ModelConfig,
-        pairs: Iterable[tuple[str, torch.Tensor]],
-        *,
-        dtype: torch.dtype | None = None,
-        copy: bool = True,
-    ) -> EagerDpn:
-        """The model with canonical (name, tensor) weights, in eval mode; see `load_canonical` for errors."""
-        with torch.device("meta"):
-            model = cls(config, dtype)
-        hf_modules.restore_llama_buffers(model.language_model)
-        if model.vision is not None:
-            hf_modules.restore_clip_buffers(model.vision)
-        weights.load_canonical(model, model.name_map(), pairs, copy)
-        if config.decoder.tie_word_embeddings:
-            model.lm_head.weight = model.language_model.embed_tokens.weight
-        return model.eval()
-
-    def name_map(self) -> NameMap:
-        """Canonical weight -> parameters of this model; routers, experts and projector have canonical names."""
-        modules = llama_modules(self.config.decoder.num_layers, "language_model.", "lm_head")
-        if self.vision is not None and self.config.vision is not None:
-            modules |= clip_modules(self.config.vision.num_layers, f"vision.{hf_modules.clip_prefix(self.vision)}")
-        return weight_names(weight_spec(self.config), modules)
-
-    def canonical_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Canonical (name, tensor) pairs, as `dpn_rt.format.engine_dir.write_engine` takes them."""
-        return weights.canonical_weights(self, self.name_map(), self.config)
-
-    def save_checkpoint(self, path: str | PathLike[str], extra_files: Iterable[str | PathLike[str]] = ()) -> None:
-        """Write a checkpoint directory in the published original layout.
-
-        Args:
-            path: directory; made if missing.
-            extra_files: tokenizer and image-processor files to copy beside the weights.
-        """
-        from dpn_rt.reference.checkpoint import write_checkpoint
-
-        write_checkpoint(self, Path(path), [Path(file) for file in extra_files])
-
-    # Running
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.lm_head.weight.device
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[3, side, side] or [1, 3, side, side] -> projected visual rows [num_visual, hidden_size].
+        """Run vision tower and projector on one image.
+
+        Args:
+            pixel_values: [3, side, side] or [1, 3, side, side] of the processed image.
+
+        Returns:
+            The visual rows [num_visual, hidden_size], in the tower's dtype.
 
         Raises:
             ImageError: the model has no vision tower, or the pixels have the wrong shape.
@@ -207,19 +68,22 @@ class EagerDpn(nn.Module):
         image_embeds: torch.Tensor | None = None,
         image_grid: Grid | None = None,
     ) -> tuple[torch.Tensor, SampleLayout]:
-        """Rows of the first stage [num_rows, hidden_size] and their layout; the image replaces its placeholder.
+        """The rows of the first stage, in which the image's rows replace the placeholder.
+
+        Args:
+            input_ids: [num_ids], one id -200 for the image.
+            image_embeds: [num_visual, hidden_size], rows after the projector; None without an image.
+            image_grid: rows and columns of `image_embeds`; None: a square.
+
+        Returns:
+            The rows [num_rows, hidden_size] and their layout.
 
         Raises:
-            RequestError, ImageError: see `layout_prompt`; embeddings of the wrong shape or not finite.
+            RequestError, ImageError: see `layout_prompt` and `check_image_embeds`.
         """
         ids = as_token_list(input_ids)
         if image_embeds is not None:
-            hidden_size = self.config.decoder.hidden_size
-            if image_embeds.dim() != 2 or image_embeds.shape[1] != hidden_size or not len(image_embeds):
-                shape = tuple(image_embeds.shape)
-                raise ImageError(f"image_embeds: expected shape [num_visual > 0, {hidden_size}], got {shape}")
-            if not bool(torch.isfinite(image_embeds).all()):
-                raise ImageError("image_embeds: every value must be finite")
+            check_image_embeds(image_embeds, self.config.decoder.hidden_size)
         num_visual = None if image_embeds is None else len(image_embeds)
         layout = layout_prompt(self.config, ids, num_visual, image_grid)
         table = self.language_model.embed_tokens
@@ -243,12 +107,15 @@ class EagerDpn(nn.Module):
             embeds: [layout.num_rows, hidden_size].
             layout: of the first stage.
             route: expert per boundary to force; a boundary that skips the sample ignores its entry.
-            cache: filled with one length per layer.
+            cache: gets keys and values; layers of different stages get different numbers of rows.
 
         Returns:
-            rows after the final norm [rows of the last stage, hidden_size], their layout, and the trace.
+            The rows after the final norm [rows of the last stage, hidden_size], their layout, and the trace.
+
+        Raises:
+            RequestError: the route does not fit the model, or an expert's kernel is larger than the grid.
         """
-        self._check_route(route)
+        check_route(self.config, route)
         hidden, records, layouts = embeds, [], [layout]
         for stage, layers in enumerate(self.stages):
             hidden = self._run_layers(hidden, layers, 0, cache)
@@ -266,7 +133,12 @@ class EagerDpn(nn.Module):
         return self.language_model.norm(hidden), layout, trace
 
     def decode(self, token_id: int | torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """Logits [vocab_size] after one more token; its position in a layer is that layer's own cached length."""
+        """Logits [vocab_size] after one more token. Its position in each layer is that layer's cached length.
+
+        Args:
+            token_id: the token.
+            cache: of `prefill` and earlier calls; the token's keys and values are added.
+        """
         token = torch.as_tensor(token_id, device=self.device).reshape(1)
         hidden = self.language_model.embed_tokens(token)
         for layers in self.stages:
@@ -279,7 +151,7 @@ class EagerDpn(nn.Module):
         rows = hidden.unsqueeze(0)
         positions = torch.arange(start, start + rows.shape[1], device=rows.device).unsqueeze(0)
         rotary = model.rotary_emb(rows, position_ids=positions)
-        # No mask: sdpa's own causal mode while the cache is empty, and one row sees everything.
+        # sdpa needs no mask: it has a causal mode for a prefill, and a single row sees all cached rows.
         options: dict[str, Any] = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary}
         for layer in layers:
             rows = model.layers[layer](rows, past_key_values=cache, use_cache=cache is not None, **options)
@@ -298,15 +170,15 @@ class EagerDpn(nn.Module):
         """Logits of every row, and the losses when `labels` are given.
 
         Args:
-            input_ids: [num_ids], the image as one id -200.
-            pixel_values: [3, side, side] of the processed image, or
+            input_ids: [num_ids], one id -200 for the image.
+            pixel_values: [3, side, side] of the processed image; give this or `image_embeds`, not both.
             image_embeds: [num_visual, hidden_size], rows after the projector.
-            labels: [num_ids], -100 where nothing is to be learned; shifted here.
-            image_grid: rows and columns of `image_embeds`; a square if not given.
+            labels: [num_ids], not shifted; -100 where nothing is to be learned.
+            image_grid: rows and columns of `image_embeds`; None: a square.
             route: expert per boundary to force.
 
         Raises:
-            RequestError: anything about the prompt, the image or the route that cannot be; the message says what.
+            RequestError, ImageError: the prompt, the image, the route or the labels are wrong; the message says how.
         """
         embeds, layout = self._embed_sample(input_ids, pixel_values, image_embeds, image_grid)
         hidden, layout, trace = self.prefill(embeds, layout, route)
@@ -331,7 +203,14 @@ class EagerDpn(nn.Module):
         route: Route | None = None,
         ignore_eos: bool = False,
     ) -> EagerGeneration:
-        """Greedy decoding until an end token (which is kept) or `max_new_tokens`; arguments and errors as `forward`."""
+        """Decode greedily until an end token, which is kept, or until `max_new_tokens` tokens.
+
+        Args:
+            max_new_tokens: at least 1.
+            ignore_eos: go on after an end token.
+
+        The other arguments, and errors, are those of `forward`.
+        """
         if max_new_tokens < 1:
             raise RequestError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         stop = () if ignore_eos else self.config.prompt.eos_token_ids
@@ -362,17 +241,3 @@ class EagerDpn(nn.Module):
             if self.config.vision is not None and self.config.vision.select_feature == "patch":
                 image_grid = self.config.vision.grid
         return self.embed(input_ids, image_embeds, image_grid)
-
-    def _check_route(self, route: Route | None) -> None:
-        if route is None:
-            return
-        counts = list(self.config.reduction.num_experts)
-        if len(route) != len(counts) or not all(e is None or 0 <= e < n for e, n in zip(route, counts, strict=False)):
-            raise RequestError(f"route {list(route)}: expected one expert per boundary, each below {counts}")
-
-
-def _projector(config: ProjectorConfig, hidden_size: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Linear(config.input_size, hidden_size)]
-    if config.type == "mlp2x_gelu":
-        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
-    return nn.Sequential(*layers)

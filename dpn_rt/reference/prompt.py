@@ -1,4 +1,4 @@
-"""One prompt: where its image and router tokens are, and what is wrong with it."""
+"""Checks one prompt, and finds the rows of its image and of its router tokens."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
+from dpn_rt.model.reduction.reduction import Grid
 from dpn_rt.reference.trace import SampleLayout
 
+Route = Sequence[int | None]
+"""Expert per boundary to force; None leaves the choice to the router. A trace's `experts` is a route."""
 
-def layout_prompt(
-    config: ModelConfig, ids: Sequence[int], num_visual: int | None, grid: tuple[int, int] | None
-) -> SampleLayout:
-    """Rows of the first stage, once the image has replaced its placeholder.
+
+def layout_prompt(config: ModelConfig, ids: Sequence[int], num_visual: int | None, grid: Grid | None) -> SampleLayout:
+    """The layout of the first stage, after the image's rows have replaced the placeholder.
 
     Args:
         config: the model.
@@ -25,7 +27,7 @@ def layout_prompt(
 
     Raises:
         RequestError: empty prompt, id out of range, `<ROUTER>` missing or before the image.
-        ImageError: image and placeholder do not belong together, or the grid does not have `num_visual` cells.
+        ImageError: an image without a placeholder or the reverse, or a grid of another number of tokens.
     """
     vocab = config.decoder.vocab_size
     if not ids:
@@ -48,12 +50,12 @@ def layout_prompt(
     return SampleLayout(num_rows, places[0], _grid(config, num_visual, grid), rows)
 
 
-def _grid(config: ModelConfig, num_visual: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+def _grid(config: ModelConfig, num_visual: int, grid: Grid | None) -> Grid:
     if grid is None:
         side = math.isqrt(num_visual)
         if side * side == num_visual:
             return side, side
-        if not config.reduction.layers:  # a dense model never looks at the grid
+        if not config.reduction.layers:  # a dense model does not use the grid
             return 1, num_visual
         raise ImageError(f"{num_visual} visual tokens are not a square grid; give image_grid=(rows, columns)")
     if min(grid) < 1 or grid[0] * grid[1] != num_visual:
@@ -77,8 +79,34 @@ def _router_rows(
     return tuple(place + num_visual - 1 for place in places)
 
 
+def check_image_embeds(image_embeds: torch.Tensor, hidden_size: int) -> None:
+    """Refuse rows that cannot be those of an image.
+
+    Raises:
+        ImageError: their shape is not [num_visual > 0, hidden_size], or a value is not finite.
+    """
+    if image_embeds.dim() != 2 or image_embeds.shape[1] != hidden_size or not len(image_embeds):
+        shape = tuple(image_embeds.shape)
+        raise ImageError(f"image_embeds: expected shape [num_visual > 0, {hidden_size}], got {shape}")
+    if not bool(torch.isfinite(image_embeds).all()):
+        raise ImageError("image_embeds: every value must be finite")
+
+
+def check_route(config: ModelConfig, route: Route | None) -> None:
+    """Refuse a route that does not fit the model.
+
+    Raises:
+        RequestError: there is not one entry per boundary, or an entry is not an expert of its boundary.
+    """
+    if route is None:
+        return
+    counts = list(config.reduction.num_experts)
+    if len(route) != len(counts) or not all(e is None or 0 <= e < n for e, n in zip(route, counts, strict=False)):
+        raise RequestError(f"route {list(route)}: expected one expert per boundary, each below {counts}")
+
+
 def as_token_list(input_ids: torch.Tensor | Sequence[int]) -> list[int]:
-    """Token ids of one sample from a list, [num_ids] or [1, num_ids].
+    """Token ids of one sample, given as a list or as a tensor [num_ids] or [1, num_ids].
 
     Raises:
         RequestError: more than one sample.

@@ -1,4 +1,4 @@
-"""Where one sample's rows are between two boundaries, and what the boundaries did with it."""
+"""The layout of one sample's rows in a stage, and the record of what the boundaries did with the sample."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class SampleLayout:
 
     num_rows: int
     image_start: int
-    """First visual row (0 without an image)."""
+    """Index of the first visual row; 0 without an image."""
     grid: tuple[int, int] | None
     """Rows and columns of visual tokens, None without an image."""
     router_rows: tuple[int, ...]
-    """Rows that a router reads, averaged."""
+    """Indices of the rows whose mean the router reads."""
 
     @property
     def num_visual(self) -> int:
-        """Visual rows, 0 without an image."""
+        """Number of visual rows, 0 without an image."""
         return 0 if self.grid is None else self.grid[0] * self.grid[1]
 
     @property
@@ -31,10 +31,10 @@ class SampleLayout:
         return self.image_start + self.num_visual
 
     def with_grid(self, grid: tuple[int, int]) -> SampleLayout:
-        """The layout after pooling to `grid`: what stood behind the image moves up."""
+        """The layout after the image was pooled to `grid`: the rows after the image move up."""
         removed = self.num_visual - grid[0] * grid[1]
         num_rows = self.num_rows - removed
-        # A router row is behind the image, or the last row of a prompt that ends with the image.
+        # A router row comes after the image, or is the last row of a prompt that ends with the image.
         rows = tuple(row - removed if row >= self.image_end else num_rows - 1 for row in self.router_rows)
         return dataclasses.replace(self, num_rows=num_rows, grid=grid, router_rows=rows)
 
@@ -44,23 +44,23 @@ class BoundaryRecord:
     """What one boundary did with one sample."""
 
     expert: int | None
-    """Expert taken; None: the sample was left untouched."""
+    """Expert taken; None: the boundary skipped the sample."""
     kernel: tuple[int, int] | None
     probs: torch.Tensor | None
-    """[num_experts] float32, with gradient in training; None where no router ran."""
+    """[num_experts] float32, with a gradient in training; None where no router ran."""
     scores: tuple[int, ...]
     """Rank of each expert by compression, for the routing loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class PyramidTrace:
-    """The way of one sample through the pyramid; the same fields as the runtime's `output.pyramid`."""
+    """What all boundaries did with one sample; has the same fields as the runtime's `output.pyramid`."""
 
     records: tuple[BoundaryRecord, ...]
     visual_tokens: tuple[int, ...]
     """Visual rows per stage."""
     kv_lengths: tuple[int, ...]
-    """Rows per stage after prefill: what each layer of the stage caches."""
+    """Rows per stage after prefill; every layer of the stage caches that many."""
     grids: tuple[tuple[int, int] | None, ...]
     """(rows, columns) of the visual tokens per stage; None without an image."""
 

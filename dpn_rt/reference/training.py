@@ -1,4 +1,4 @@
-"""Losses of the published recipe. Drawing experts is in `boundary`; everything else is an ordinary training loop."""
+"""Losses of the published recipe. `boundary` draws the experts; the rest of training is an ordinary loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ IGNORE_LABEL = -100
 
 
 def expand_labels(labels: torch.Tensor, layout: SampleLayout) -> torch.Tensor:
-    """Labels [num_ids] of a prompt whose image is one id -> labels [layout.num_rows]; visual rows have none."""
+    """Labels of a prompt's ids -> labels of its rows; those of visual rows are -100.
+
+    Args:
+        labels: [num_ids] int64, one of them for the image's placeholder.
+        layout: of the first stage.
+
+    Returns:
+        [layout.num_rows] int64.
+    """
     if layout.grid is None:
         return labels
     visual = labels.new_full((layout.num_visual,), IGNORE_LABEL)
@@ -23,24 +31,29 @@ def expand_labels(labels: torch.Tensor, layout: SampleLayout) -> torch.Tensor:
 
 
 def language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of the next token: logits [num_rows, vocab_size], labels [num_rows], -100 ignored."""
+    """Mean cross entropy of the next token, in float32.
+
+    Args:
+        logits: [num_rows, vocab_size].
+        labels: [num_rows] int64; rows with -100 do not count.
+    """
     return F.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=IGNORE_LABEL)
 
 
 def routing_loss(traces: Sequence[PyramidTrace], target: float = ROUTING_HINGE_TARGET) -> torch.Tensor:
-    """Pushes the routers towards more compression.
+    """Loss that pushes the routers towards more compression.
 
-    Per boundary: the mean over samples of score * probability of the most probable expert (score: its rank by
-    compression), below `target` as a hinge; then the mean over boundaries. The mean over samples comes before the
-    hinge, so give all samples of an optimiser step together. Samples that a boundary skipped do not count, and
-    neither does a boundary that skipped all.
+    For each boundary: max(0, target - mean), where the mean over samples is of score * probability of the most probable
+    expert, and the score is the expert's rank by compression. The loss is the mean over boundaries. The mean over
+    samples comes before the hinge, so give all samples of an optimiser step together. Samples that a boundary skipped
+    do not count, and neither does a boundary that skipped all samples.
 
     Args:
         traces: one per sample, from a forward pass with gradient.
-        target: hinge; larger asks for more compression.
+        target: of the hinge; a larger one asks for more compression.
 
     Returns:
-        a scalar; 0 without gradient when no router ran.
+        A float32 scalar; 0 without gradient when no router ran.
     """
     if not traces:
         return torch.zeros(())

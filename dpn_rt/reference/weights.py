@@ -1,4 +1,4 @@
-"""Weights of an engine and the eager model's parameters, in both directions."""
+"""Converts an engine's weights to the eager model's parameters, and back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dpn_rt.format.weight_spec import weight_spec
 
 
 def load_canonical(model: nn.Module, names: NameMap, weights: Iterable[tuple[str, torch.Tensor]], copy: bool) -> None:
-    """Put canonical weights into `model`; unused ones are an error, and missing ones are reported together.
+    """Put canonical weights into `model`.
 
     Args:
         model: may be on the meta device.
-        names: what to take from where.
+        names: canonical name -> names of the parameters that the weight is split into.
         weights: canonical (name, tensor) pairs.
         copy: False lets the parameters share the tensors' memory where the layout allows it.
 
@@ -47,7 +47,10 @@ def load_canonical(model: nn.Module, names: NameMap, weights: Iterable[tuple[str
 
 
 def canonical_weights(model: nn.Module, names: NameMap, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """Canonical (name, tensor) pairs of `model`, fused, in an engine's order and dtypes, one at a time."""
+    """Canonical (name, tensor) pairs of `model`, one at a time, in an engine's order and dtypes.
+
+    Parameters that an engine fuses (q, k and v; gate and up) are concatenated.
+    """
     for name, spec in weight_spec(config).items():
         parts = [model.get_parameter(source).detach() for source in names[name]]
         tensor = torch.cat(parts) if len(parts) > 1 else _to_canonical_shape(parts[0])

@@ -1,1 +1,1 @@
-"""The product's own kernels on a device, as graphs that are recorded once and replayed."""
+"""The backend of the product's own kernels. On a GPU, steps are recorded once as graphs and replayed."""

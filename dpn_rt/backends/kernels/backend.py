@@ -1,4 +1,4 @@
-"""The product's own kernels, on the host or on a device: packed rows, paged keys and values."""
+"""The backend of the product's own kernels, on the host or on a GPU, with packed rows and a paged KV cache."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dpn_rt.model.reduction.reducer import DeviceInputs, Reduced, Reducer
 
 
 class DecodeStep(Protocol):
-    """One new row for each sequence: `decode_step.py`, or as graphs `decode_graphs.py`."""
+    """Computes one new row per sequence: `decode_step.py` on the host, `decode_graphs.py` with graphs."""
 
     def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """See `Backend.decode`."""
 
 
 class KernelBackend:
-    """A `Backend`: the decoder's stages, the reducers between them, and the pool that they fill, on one device."""
+    """A `Backend`: the decoder's stages, the reducers between them, and the KV pool, on one device."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class KernelBackend:
         self._decoder, self._pool, self._step, self._device = decoder, pool, step, device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
-        """`[num_rows, hidden_size]` before the first stage."""
+        """See `Backend.embed`."""
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
         return self._decoder.embed_rows(token_ids, visual, image_rows)
 
     def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
-        """Rows through a stage."""
+        """See `Backend.run`."""
         cu_seqlens, positions, cache_rows, context_lens, block_tables, last_rows, *last_seqs = self._device.upload(
             chunk.cu_seqlens,
             chunk.positions,
@@ -76,7 +76,7 @@ class KernelBackend:
 
 
 class KernelStagePreparer:
-    """A `StagePreparer`: metadata is made on the device, and KV blocks are taken for as many rows as there may be."""
+    """A `StagePreparer`. The device makes the metadata, and KV blocks are taken for the most rows that may come."""
 
     def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device) -> None:
         self._decoder, self._cache, self._pool, self._device = decoder, cache, pool, device
@@ -84,7 +84,7 @@ class KernelStagePreparer:
     def prepare(
         self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
     ) -> PreparedKernelStage | None:
-        """See `StagePreparer`. Blocks that are held for later prompts are not given up for rows that may never come."""
+        """See `StagePreparer`. Takes unused KV blocks only: no cached prefix is evicted for rows that may never come."""
         if not self._cache.has_unused_for(stage, slots, most_rows):
             return None
         self._cache.fill_stage(stage, slots, most_rows)
@@ -106,7 +106,7 @@ class KernelStagePreparer:
 
 @dataclass(frozen=True, eq=False)
 class PreparedKernelStage:
-    """A `PreparedStage`: its batch, with positions, cache rows and KV blocks for more rows than there may be."""
+    """A `PreparedStage`, whose positions, cache rows and KV blocks are enough for any number of rows that may come."""
 
     stage: int
     batch: StageBatch
@@ -117,11 +117,11 @@ class PreparedKernelStage:
     pool: KvPool
 
     def run(self, rows: Tensor) -> Tensor:
-        """All rows of the stage through it."""
+        """See `PreparedStage.run`."""
         count = rows.shape[0]
         batch = replace(self.batch, positions=self.batch.positions[:count], cache_rows=self.batch.cache_rows[:count])
         return self.decoder.stages[self.stage].forward(rows, batch, self.pool.blocks)
 
     def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
-        """Gives back KV blocks beyond `kv_lengths` `[num_seqs]` rows."""
+        """See `PreparedStage.trim`."""
         self.cache.trim_stage(self.stage, self.slots, kv_lengths, next_positions)

@@ -1,4 +1,4 @@
-"""A decode step as one graph per size of batch: the host sends one block of metadata and queues one thing."""
+"""Decode steps as graphs, one per batch size. The host sends one block of metadata and launches one graph per step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dpn_rt.model.decoder import Decoder
 from dpn_rt.sampling.filters import best_ids
 
 PADDING_TOKEN = 0
-"""Any token would do: what a padding row gives is not read."""
+"""Token of padding rows. Any token works, since their results are not read."""
 
 
 class DecodeGraphs:
@@ -26,20 +26,20 @@ class DecodeGraphs:
     def __init__(
         self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device, max_num_seqs: int
     ) -> None:
-        """Records all sizes; the largest first, in whose memory the others fit."""
+        """Records a graph for every size. The largest comes first, so that the others fit in its memory."""
         self._graphs = {
             size: DecodeGraph(decoder, cache, pool, device, size)
             for size in sorted(batch_sizes(max_num_seqs), reverse=True)
         }
 
     def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
-        """One new row for each of at most `max_num_seqs` sequences, whose room has been made."""
+        """See `Backend.decode`; for at most `max_num_seqs` sequences."""
         size = min(size for size in self._graphs if size >= len(slots))
         return self._graphs[size].run(token_ids, slots)
 
 
 class DecodeGraph:
-    """The decode step of `size` rows. Smaller batches are filled up with the cache's padding slot."""
+    """The decode step of `size` rows. Smaller batches are padded with rows of the cache's padding slot."""
 
     def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device, size: int) -> None:
         self._decoder, self._cache, self._pool = decoder, cache, pool
@@ -50,7 +50,7 @@ class DecodeGraph:
         self._graph = device.record(self._step)
 
     def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
-        """One new row for each of at most `size` sequences, whose room has been made."""
+        """See `Backend.decode`; for at most `size` sequences."""
         if isinstance(token_ids, Tensor):
             self._inputs.set(self._metadata(np.full(len(slots), PADDING_TOKEN), slots))
             self._inputs.tensors[0][: len(slots)].copy_(token_ids.clamp_min(0))
@@ -61,7 +61,11 @@ class DecodeGraph:
         return Decoded(logits[: len(slots)], best[: len(slots)])
 
     def _metadata(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> list[Array]:
-        """Ids `[size]`, positions and KV lengths `[num_stages, size]`, block tables `[groups, size, max_blocks]`."""
+        """int32 inputs of the graph, padded to `size` rows.
+
+        Token ids `[size]`, positions `[num_stages, size]`, KV lengths `[num_stages, size]`, and per stage a block table
+        `[groups, size, max_blocks]`.
+        """
         count = self._size - len(slots)
         slots = np.concatenate((slots, np.full(count, self._cache.padding_slot)))
         ids = np.concatenate((token_ids, np.full(count, PADDING_TOKEN))).astype(np.int32)
@@ -76,7 +80,7 @@ class DecodeGraph:
 
 
 def batch_sizes(max_num_seqs: int) -> Iterator[int]:
-    """1, 2, 4, 8, 16, 24, 32, ... below the limit, and the limit."""
+    """Batch sizes to record: 1, 2, 4, 8, 16, 24, 32, ... below `max_num_seqs`, and `max_num_seqs`."""
     size = 1
     while size < max_num_seqs:
         yield size

@@ -1,4 +1,4 @@
-"""A decode step whose kernels are called one after another, for the host."""
+"""A decode step on the host, which calls its kernels one after another."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dpn_rt.model.decoder import Decoder
 
 
 class HostDecodeStep:
-    """A `DecodeStep`."""
+    """The `DecodeStep` of the host."""
 
     def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool) -> None:
         self._decoder, self._cache, self._pool = decoder, cache, pool
 
     def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
-        """One new row for each sequence, whose room has been made."""
+        """See `Backend.decode`."""
         ids = token_ids if isinstance(token_ids, Tensor) else torch.from_numpy(token_ids)
         kv_lengths = torch.from_numpy(np.ascontiguousarray(self._cache.kv_lengths(slots).T))
         positions = torch.from_numpy(np.ascontiguousarray(self._cache.next_positions(slots).T)) - 1

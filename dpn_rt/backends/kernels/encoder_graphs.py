@@ -13,10 +13,10 @@ from dpn_rt.model.vision.visual_input import VisualInput
 
 
 class EncoderGraphs:
-    """A `VisionEncoder` on a device: some crops at a time, sent there in one transfer."""
+    """A `VisionEncoder` on a device. It encodes up to `crops_per_call` crops at a time, sent in one transfer."""
 
     def __init__(self, encoder: CropEncoder, device: Device) -> None:
-        """Records a graph for every number of crops; the largest first, in whose memory the others fit."""
+        """Records a graph for every number of crops. The largest comes first, so that the others fit in its memory."""
         self._encoder = encoder
         self._graphs = {count: EncoderGraph(encoder, device, count) for count in range(encoder.crops_per_call, 0, -1)}
 
@@ -26,7 +26,7 @@ class EncoderGraphs:
 
 
 class EncoderGraph:
-    """`count` crops at a time."""
+    """Encodes `count` crops at a time."""
 
     def __init__(self, encoder: CropEncoder, device: Device, count: int) -> None:
         self._encoder, self._count = encoder, count
@@ -35,7 +35,7 @@ class EncoderGraph:
         self._graph = device.record(self._step)
 
     def run(self, crops: Sequence[Crop]) -> list[Tensor]:
-        """Decoder rows `[rows_per_crop, hidden_size]` of each crop, in memory of their own."""
+        """Decoder rows `[rows_per_crop, hidden_size]` of each crop, copied out of the graph's memory."""
         self._inputs.set([view.numpy() for crop in crops for view in crop])
         self._graph.replay()
         return [rows.clone() for rows in self._graph.outputs[0]]

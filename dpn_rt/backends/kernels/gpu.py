@@ -1,4 +1,4 @@
-"""Whether this machine's GPU can run an engine; every refusal says what would work."""
+"""Checks whether this machine's GPU can run an engine. Every error says what would work."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dpn_rt.errors import ConfigError, KernelArgumentError
 from dpn_rt.format.config import OLDEST_CAPABILITY, ModelConfig
 
 DTYPES = ("bfloat16", "float16")
-"""That attention takes on a GPU."""
+"""Dtypes that attention takes on a GPU."""
 HEAD_DIMS = (16, 32, 64, 96, 128)
-"""That attention is built for."""
+"""Head sizes that attention is built for on a GPU."""
 ELSEWHERE = "use device='cpu', or build the engine without plans for it"
-"""What works where a GPU does not."""
+"""End of an error message: what works without a GPU."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What there is."""
+    """The GPU that torch uses."""
 
     name: str
     capability: tuple[int, int]
 
 
 def open_cuda(model: ModelConfig) -> CudaDevice:
-    """The current GPU, for this model.
+    """The current GPU, if it can run this model.
 
     Raises:
         ConfigError: there is no driver or GPU, the GPU or the driver is too old, this build has no CUDA kernels, or the
@@ -39,7 +39,7 @@ def open_cuda(model: ModelConfig) -> CudaDevice:
 
 
 def open_cuda_for_plans(model: ModelConfig) -> CudaDevice:
-    """The current GPU, for what runs between plans of this model, whose decoder is in the plans.
+    """The current GPU, if it can run the parts of this model that are not in TensorRT plans: all but the decoder.
 
     Raises:
         ConfigError: as `open_cuda`.
@@ -59,7 +59,7 @@ def check_model_on_cuda(model: ModelConfig) -> None:
     """Refuse a model that the CUDA kernels do not take.
 
     Raises:
-        ConfigError: its dtype or a head size.
+        ConfigError: names the dtype or the head size that they do not take.
     """
     if model.dtype not in DTYPES:
         raise ConfigError(
@@ -85,7 +85,7 @@ def find_gpu() -> Gpu:
     """The current GPU.
 
     Raises:
-        ConfigError: torch cannot use one; with its reason.
+        ConfigError: torch cannot use a GPU; gives torch's reason.
     """
     try:
         torch.empty(1, device="cuda")
@@ -102,7 +102,7 @@ def check_gpu(gpu: Gpu) -> None:
     """Refuse a GPU that the kernels are not built for.
 
     Raises:
-        ConfigError: with its compute capability.
+        ConfigError: names its compute capability.
     """
     if gpu.capability < OLDEST_CAPABILITY:
         found, oldest = (".".join(map(str, pair)) for pair in (gpu.capability, OLDEST_CAPABILITY))
@@ -112,10 +112,10 @@ def check_gpu(gpu: Gpu) -> None:
 
 
 def probe_kernels(device: torch.device) -> None:
-    """Run one kernel.
+    """Run one kernel on `device` to see whether kernels run there.
 
     Raises:
-        ConfigError: this build has none for the GPU, or the driver is too old for them; with the reason.
+        ConfigError: this build has no kernels for the GPU, or the driver is too old for them; gives the reason.
     """
     try:
         ops.rms_norm(torch.ones(1, 8, device=device), torch.ones(8, device=device), 1e-5)

@@ -1,4 +1,4 @@
-"""An engine's weights -> the parts that run on a device."""
+"""Loads an engine's weights onto a device and makes the backend and the vision encoder that run there."""
 
 from __future__ import annotations
 
@@ -32,14 +32,17 @@ def load_kernel_backend(
     *,
     prepack: bool = False,
 ) -> tuple[KernelBackend, VisionEncoder | None]:
-    """Weights, KV pool and decode step on a device.
+    """Load weights, KV pool and decode step onto a device.
 
     Args:
-        model: of the engine.
-        weights: of the engine.
-        settings: of the engine.
+        model: the engine's configuration.
+        weights: canonical name -> tensor, on the CPU.
+        settings: the engine's limits.
         device: of all tensors.
         prepack: keep a second copy of the weights in oneDNN's layout, on the host.
+
+    Returns:
+        The backend, and the vision encoder; None for a model without one.
 
     Raises:
         CapacityError: the device has too little memory; says how much is needed and what to lower.
@@ -57,10 +60,10 @@ def load_kernel_backend(
 
 
 def place_weights(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
-    """One copy of each weight on a device.
+    """Canonical name -> the weight on a device. A weight that is there already is not copied.
 
     Raises:
-        CapacityError: they do not fit.
+        CapacityError: the weights do not fit.
     """
     try:
         return {name: weight.to(device.torch_device) for name, weight in weights.items()}
@@ -98,7 +101,7 @@ def _build(
 
 
 def image_encoder(encoder: CropEncoder | None, device: Device) -> VisionEncoder | None:
-    """An encoder as it runs on a device: as graphs where work is queued; None for a model without one."""
+    """The encoder as it runs on `device`, with graphs where the device is asynchronous; None without an encoder."""
     if encoder is None:
         return None
     return EncoderGraphs(encoder, device) if device.is_async else ImageEncoder(encoder)
@@ -107,12 +110,19 @@ def image_encoder(encoder: CropEncoder | None, device: Device) -> VisionEncoder 
 def make_kv_cache(
     geometry: KvGeometry, settings: EngineSettings, num_bytes: int, device: Device
 ) -> tuple[BlockAllocator, KvPool]:
-    """An empty pool of as many KV blocks as `num_bytes` hold, and its allocator.
+    """The allocator of an empty KV pool, and the pool.
 
-    Where the user gave no `kv_cache_bytes`, no more blocks than `max_num_seqs` sequences of full length need.
+    The pool has as many blocks as fit in `num_bytes`. Where the user gave no `kv_cache_bytes`, it has no more than
+    `max_num_seqs` sequences of full length need.
+
+    Args:
+        geometry: shape of the model's KV blocks.
+        settings: the engine's limits.
+        num_bytes: of memory for the pool.
+        device: of the pool.
 
     Raises:
-        CapacityError: `num_bytes` hold not even one block, or the memory has no room for the pool.
+        CapacityError: `num_bytes` is less than one block, or the device has no memory for the pool.
     """
     block_size, groups = settings.block_size, geometry.layer_groups
     block_bytes = geometry.block_bytes(block_size)
@@ -134,9 +144,9 @@ def _largest_work(
     settings: EngineSettings,
     device: Device,
 ) -> None:
-    """What takes the most memory: images, then as many rows as may be prefilled together, of which none is pooled.
+    """Run the work that takes the most memory: encode images, then prefill the most rows possible without pooling.
 
-    What the rows hold does not matter, so that all of them share the one KV block of a pool of their own.
+    The values of the rows do not matter, so all of them share the only KV block of a temporary pool.
     """
     where = device.torch_device
     if encoder is not None:
@@ -165,7 +175,7 @@ def _largest_work(
 
 
 def _kept_bytes(model: ModelConfig, settings: EngineSettings) -> int:
-    """Of rows beside the KV blocks: those of each running sequence's image, and what is reused."""
+    """Bytes of rows that are kept in addition to KV blocks: rows of the running sequences' images, and reused rows."""
     rows = 0 if model.vision is None else settings.max_num_seqs * model.vision.max_visual_tokens
     return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * settings.reuse_bytes
 

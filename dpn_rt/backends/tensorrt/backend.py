@@ -1,4 +1,4 @@
-"""Plans instead of the product's own kernels: stages on padded rows, the product's boundaries between them."""
+"""The backend that runs TensorRT plans: a plan per stage on padded rows, and the product's boundaries between them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class PlanBackend:
     ) -> None:
         """
         Args:
-            embedding: `[vocab_size, hidden_size]`; between plans rows are of its dtype.
-            stages: one more than `reducers`.
-            reducers: on `device`.
-            cache: of the stages.
+            embedding: `[vocab_size, hidden_size]`; rows between plans have its dtype.
+            stages: in order; one more than `reducers`.
+            reducers: of the boundaries, on `device`.
+            cache: the stages' slots.
             device: of all tensors.
         """
         self._embedding, self._device = embedding, device
@@ -47,14 +47,14 @@ class PlanBackend:
         self.stage_sizes = [len(stage.spec.layers) for stage in stages]
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
-        """`[num_rows, hidden_size]` before the first stage."""
+        """See `Backend.embed`."""
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
         return embed_rows(self._embedding, token_ids, visual, image_rows)
 
     def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
-        """All rows of the sequences through a stage's plan, those in neighbouring slots together.
+        """See `Backend.run`. Sequences in consecutive slots go through the plan together.
 
-        From the last stage logits `[num_seqs, vocab_size]`.
+        The last stage returns logits `[num_seqs, vocab_size]`.
         """
         plan = self._stages[stage]
         groups = neighbours(slots, plan.spec.max_batch)
@@ -73,14 +73,14 @@ class PlanBackend:
         return x
 
     def logits(self, rows: Tensor) -> Tensor:
-        """The last plan has the head: its rows are logits."""
+        """Returns `rows`: the last plan includes the head, so they are logits already."""
         return rows
 
     def decode(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
-        """Logits after one new row for each sequence, whose room has been made.
+        """See `Backend.decode`.
 
-        All slots from the first to the last of `slots` go through the plans. Those between that were not
-        asked for get a row of zeros after what they hold; their next row replaces it.
+        All slots from the first to the last of `slots` go through the plans. A slot between them that is not in `slots`
+        gets a row of zeros after its rows; its next real row overwrites that.
         """
         assert isinstance(token_ids, np.ndarray), "the host knows all tokens"
         first = int(slots.min())
@@ -95,7 +95,10 @@ class PlanBackend:
         return Decoded(x.index_select(0, asked))
 
     def _lengths_after_new_rows(self, span: Slots, asked: Slots) -> IntArray:
-        """`[num_slots, num_stages]`: as they are where room was made, one more elsewhere, within the slot."""
+        """`[num_slots, num_stages]` int32: lengths with the new row.
+
+        `grow` has counted it for the slots of `asked` already. The other slots get one more, up to their full length.
+        """
         lengths = self.cache.lengths(span)
         others = ~np.isin(span, asked)
         most = np.array([stage.spec.max_rows for stage in self._stages], dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Plans on a GPU. The only module about plans that has never been run: where it was written there was no GPU."""
+"""Loads and runs plans on a GPU. Of the modules about plans, this one alone has not been run yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import PlanConfig, plan_file
 
 ALIGNMENT = 256
-"""Bytes: of every address that TensorRT takes."""
+"""Bytes. TensorRT needs this alignment of every address."""
 
 
 def check_host(plans: PlanConfig, version: str, compute_capability: str | None) -> None:
@@ -27,11 +27,11 @@ def check_host(plans: PlanConfig, version: str, compute_capability: str | None) 
 
     Args:
         plans: of the engine.
-        version: of the TensorRT that is installed.
-        compute_capability: of the GPU as `8.6`, None where there is none.
+        version: of the installed TensorRT.
+        compute_capability: of the GPU, such as `8.6`; None without a GPU.
 
     Raises:
-        PlanError: says what the plans were built for.
+        PlanError: names the version or the GPUs that the plans were built for.
     """
     name = MODULES[plans.flavor]
     if version != plans.version:
@@ -58,7 +58,7 @@ class CudaPlanReader:
     def __init__(self, plans: PlanConfig, model: ModelConfig) -> None:
         """
         Raises:
-            PlanError: the library is missing, or the plans are not for this machine.
+            PlanError: the library is missing, or this machine cannot run the plans.
             ConfigError: the kernels between the plans do not run on this GPU.
         """
         self._library = load_library(plans.flavor)
@@ -72,10 +72,10 @@ class CudaPlanReader:
         self._runtime = self._library.Runtime(self._log.logger)
 
     def open(self, data: bytes, plan: StagePlan) -> CudaPlan:
-        """A serialized plan, loaded onto the GPU.
+        """Load a serialized plan onto the GPU.
 
         Raises:
-            PlanError: the library refuses; with what it said.
+            PlanError: the library refuses it; gives the library's reason.
         """
         name = plan_file(plan.stage, plan.phase)
         engine = self._runtime.deserialize_cuda_engine(data)
@@ -86,7 +86,7 @@ class CudaPlanReader:
 
 
 class CudaPlan:
-    """A `Plan` on buffers that torch owns, on torch's current stream."""
+    """A `Plan` that runs on torch's current stream, on buffers that torch owns."""
 
     def __init__(self, library: ModuleType, log: Log, name: str, engine: Any, context: Any) -> None:
         self._log, self._name = log, name
@@ -98,7 +98,7 @@ class CudaPlan:
         """Queue the plan on torch's current stream.
 
         Raises:
-            PlanError: a shape or address is refused, or the plan cannot be queued; with what the library said.
+            PlanError: a shape or an address is refused, or the plan cannot be queued; gives the library's reason.
         """
         for name, tensor in inputs.items():
             if not self._context.set_input_shape(name, tuple(tensor.shape)):

@@ -1,4 +1,4 @@
-"""TensorRT, imported when it is first needed, and its log."""
+"""Imports TensorRT when it is first needed, and collects its log."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DTYPES = {
 
 
 def load_library(flavor: Flavor) -> ModuleType:
-    """The Python module of a flavor of TensorRT.
+    """Import the Python module of a flavor of TensorRT.
 
     Raises:
-        PlanError: it is missing, does not load, or is too old to have the layers that the networks are made of.
+        PlanError: the module is missing, does not load, or is too old: it lacks layers that the networks use.
     """
     try:
         library = importlib.import_module(MODULES[flavor])
@@ -42,15 +42,15 @@ def load_library(flavor: Flavor) -> ModuleType:
 
 
 def data_type(library: ModuleType, dtype: torch.dtype) -> Any:
-    """TensorRT's name of a dtype."""
+    """TensorRT's `DataType` of a dtype."""
     return getattr(library.DataType, _DTYPES[dtype])
 
 
 def torch_dtype(data_type: Any) -> torch.dtype:
-    """The dtype of a tensor of a network or plan.
+    """The torch dtype of TensorRT's `DataType`.
 
     Raises:
-        PlanError: no plan of this runtime has such tensors.
+        PlanError: plans of this runtime have no tensors of this type.
     """
     for dtype, name in _DTYPES.items():
         if data_type.name == name:
@@ -59,16 +59,16 @@ def torch_dtype(data_type: Any) -> torch.dtype:
 
 
 class Log:
-    """What a library says while it builds, loads or runs a plan."""
+    """Warnings and errors that the library logs while it builds, loads or runs a plan."""
 
     def __init__(self, library: ModuleType) -> None:
         self.lines: list[str] = []
         """Warnings and errors, oldest first."""
         self.logger = _make_logger(library, self.lines)
-        """To hand to the library, which must not outlive it."""
+        """The `ILogger` for the library. It must live as long as the library uses it."""
 
     def explain(self, what: str) -> PlanError:
-        """An error that ends with what the library said last: its errors, then its warnings."""
+        """An error that ends with the library's last messages, errors before warnings."""
         errors_first = sorted(self.lines[-8:], key=lambda line: line.startswith("warning"))
         said = " | ".join(errors_first) or "the library gave no reason"
         return PlanError(f"{what}: {said}")

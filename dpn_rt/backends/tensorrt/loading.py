@@ -1,4 +1,4 @@
-"""An engine directory with plans -> the backend that runs them."""
+"""Loads an engine directory with plans and makes the backend that runs them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,18 @@ EMBEDDING = f"{EMBED_TOKENS}.weight"
 def load_plan_backend(
     engine: EngineDir, weights: Mapping[str, Tensor], reader: PlanReader
 ) -> tuple[PlanBackend, VisionEncoder | None]:
-    """Weights and plans on the reader's device, with empty slots.
+    """Load weights and plans onto the reader's device, with empty slots.
 
     Args:
         engine: with plans.
-        weights: of the engine.
+        weights: canonical name -> tensor, on the CPU.
         reader: of the plans.
 
+    Returns:
+        The backend, and the vision encoder; None for a model without one.
+
     Raises:
+        EngineError: the engine has no plans.
         PlanError: a plan cannot be loaded, or does not match the model.
         CapacityError: the device has no room for weights, KV caches or the vision tower's graphs.
     """
@@ -81,9 +85,9 @@ def _load_backend(
 
 
 def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
-    """Those of an engine that are computed with outside of the plans: all but the decoder's layers and head.
+    """The weights that are used outside the plans: all but those of the decoder's layers, final norm and head.
 
-    In float32 where they are in float16 and on the CPU, whose kernels do not take it.
+    On the CPU, whose kernels do not take float16, float16 weights are converted to float32.
     """
     widens = device.torch_device.type == "cpu"
     return {

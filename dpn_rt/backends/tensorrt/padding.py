@@ -1,4 +1,4 @@
-"""Packed rows to padded ones and back, and the order in which sequences of a batch go through a plan."""
+"""Converts packed rows to padded ones and back, and groups sequences by slots for the calls of a plan."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Padding:
-    """Some sequences of a packed batch, each padded to the longest of them."""
+    """Index tensors that pad some sequences of a packed batch to the longest of them, and undo that."""
 
     num_seqs: int
     longest: int
     packed: Tensor
-    """`[num_rows]` int64 their rows in the packed batch."""
+    """`[num_rows]` int64 indices of the sequences' rows in the packed batch."""
     padded: Tensor
-    """`[num_rows]` int64 the places of these rows in the padded batch `[num_seqs * longest]`."""
+    """`[num_rows]` int64 indices of these rows in the padded batch `[num_seqs * longest]`."""
 
     @classmethod
     def of(cls, cu_seqlens: IntArray, chosen: Indices, device: Device) -> Padding:
         """
         Args:
-            cu_seqlens: `[batch size + 1]` of the packed batch.
-            chosen: the sequences, in the order in which they are wanted; at least one.
+            cu_seqlens: `[batch size + 1]` int32 offsets of the packed batch.
+            chosen: indices of at least one sequence, in the order of the padded batch.
             device: of the rows.
         """
         lengths = np.diff(cu_seqlens)[chosen].astype(np.int64)
@@ -44,27 +44,28 @@ class Padding:
         return cls(len(chosen), longest, packed, padded)
 
     def pad(self, x: Tensor) -> Tensor:
-        """`[batch rows, hidden_size]` -> `[num_seqs, longest, hidden_size]`, zeros after each sequence."""
+        """Packed `[batch rows, hidden_size]` -> `[num_seqs, longest, hidden_size]`, with zeros after each sequence."""
         rows = x.new_zeros(self.num_seqs * self.longest, x.shape[1])
         rows.index_copy_(0, self.padded, x.index_select(0, self.packed))
         return rows.view(self.num_seqs, self.longest, x.shape[1])
 
     def unpad(self, rows: Tensor, out: Tensor) -> None:
-        """Writes `[num_seqs, longest, hidden_size]` to the sequences' rows of `out` `[batch rows, hidden_size]`."""
+        """Copies padded rows `[num_seqs, longest, hidden_size]` to their rows of `out` `[batch rows, hidden_size]`."""
         out.index_copy_(0, self.packed, rows.flatten(0, 1).index_select(0, self.padded))
 
 
 def neighbours(slots: Slots, most: int) -> list[Indices]:
-    """Sequences in groups of at most `most` whose slots follow one another.
+    """Groups of sequences with consecutive slots, at most `most` in each.
 
-    A plan takes a cache of as many slots as it takes sequences, so only neighbours can go through it together.
+    A call of a plan reads the caches of a range of slots, one per sequence. So the sequences of one call must have
+    consecutive slots.
 
     Args:
         slots: `[num_seqs]`, all different.
-        most: at least 1.
+        most: largest size of a group, at least 1.
 
     Returns:
-        Per group the indices into `slots`, by rising slot.
+        Per group the indices into `slots`, in ascending order of slots.
     """
     order = np.argsort(slots)
     runs = np.split(order, np.flatnonzero(np.diff(slots[order]) != 1) + 1)

@@ -1,4 +1,4 @@
-"""What the runtime asks of a plan; everything else about plans runs and is tested without one."""
+"""Interfaces of a loaded plan and of a plan reader. With other implementations of them, tests run without TensorRT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpn_rt.errors import PlanError
 from dpn_rt.format.plans import plan_file
 
 Signature = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Name to dtype and shape, -1 where a call chooses."""
+"""Name -> dtype and shape, with -1 for dimensions that differ from call to call."""
 
 
 class Plan(Protocol):
@@ -27,14 +27,14 @@ class Plan(Protocol):
     def outputs(self) -> Signature: ...
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        """Compute the outputs, which are written in place.
+        """Compute the outputs into the given tensors.
 
         Args:
             inputs: one tensor for each of `self.inputs`, contiguous, on the reader's device.
-            outputs: one for each of `self.outputs`. A cache is the same tensor here as among the inputs.
+            outputs: one for each of `self.outputs`. The tensor of a cache is the same as among the inputs.
 
         Raises:
-            PlanError: the library refuses; with what it said.
+            PlanError: the library refuses; gives the library's reason.
         """
 
 
@@ -43,18 +43,18 @@ class PlanReader(Protocol):
 
     @property
     def device(self) -> Device:
-        """Where plans take and leave their tensors."""
+        """Device of the plans' inputs and outputs."""
 
     def open(self, data: bytes, plan: StagePlan) -> Plan:
-        """A serialized plan, loaded.
+        """Load a serialized plan.
 
         Raises:
-            PlanError: the library refuses; with what it said.
+            PlanError: the library refuses it; gives the library's reason.
         """
 
 
 def check_signature(plan: Plan, expected: StagePlan) -> None:
-    """Compare a plan's inputs and outputs, weights included, with what the engine will give and take.
+    """Compare a plan's inputs, weights included, and outputs with those that the engine's model has.
 
     Raises:
         PlanError: names every difference.

@@ -1,6 +1,6 @@
-"""Keys and values in slots: one row of every layer's cache for each sequence, as long as the plans' limits say.
+"""KV caches in slots. A slot is a sequence's part of every layer's cache; the plans' limits set its length.
 
-The counterpart of `BlockAllocator` for the scheduler: a slot counts as the one KV block of its sequence.
+For the scheduler `SlotCache` takes the place of `BlockAllocator`: a slot counts as one KV block.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ from dpn_rt.model.layout import IntArray
 
 @dataclass(frozen=True)
 class SlotMemory:
-    """The caches of all layers."""
+    """The KV caches of all layers."""
 
     caches: Mapping[str, Tensor]
-    """Name as the plans have it to `[max_batch, num_kv_heads, stage_rows, head_dim]`."""
+    """The plans' name of each cache -> `[max_batch, num_kv_heads, stage_rows, head_dim]`."""
 
     @classmethod
     def allocate(cls, stages: list[StagePlan], dtype: torch.dtype, device: torch.device) -> SlotMemory:
-        """Memory for every slot.
+        """Allocate zeroed caches for all slots.
+
+        Args:
+            stages: the plans of one phase, one per stage.
+            dtype: of the caches.
+            device: of the caches.
 
         Raises:
-            CapacityError: there is not enough.
+            CapacityError: there is not enough memory.
         """
         decoder = stages[0].model.decoder
         shapes = {
@@ -55,23 +60,23 @@ class SlotMemory:
         return sum(cache.nbytes for cache in self.caches.values())
 
     def part(self, names: tuple[str, ...], first: int, count: int) -> dict[str, Tensor]:
-        """Of these caches the slots from `first` on."""
+        """The part of the caches `names` that belongs to the slots `first` to `first + count - 1`."""
         return {name: self.caches[name][first : first + count] for name in names}
 
 
 class SlotCache:
-    """Who owns which slot, and how many rows each stage of it holds."""
+    """A `SequenceCache`: which slots are free, and how many rows each slot holds in each stage."""
 
     def __init__(self, limits: PlanLimits, memory: SlotMemory) -> None:
         self.memory = memory
         self._limits = limits
         self._lengths = np.zeros((limits.max_batch, len(limits.stage_rows)), dtype=np.int32)
         self._next_positions = self._lengths.copy()
-        self._free_slots = list(range(limits.max_batch))  # a heap: low slots first, so that batches stay dense
+        self._free_slots = list(range(limits.max_batch))  # a heap; low slots are taken first, so batches stay dense
 
     @property
     def num_blocks(self) -> int:
-        """Slots in all."""
+        """Number of slots, used and free."""
         return self._limits.max_batch
 
     @property
@@ -87,7 +92,7 @@ class SlotCache:
         return self.memory.num_bytes // self.num_blocks * (self.num_blocks - len(self._free_slots))
 
     def check_fits(self, lengths: Sequence[int], max_tokens: int) -> None:
-        """A sequence with `lengths` rows per stage must fit into a slot.
+        """Refuse a sequence whose `lengths` rows per stage do not fit into a slot.
 
         Raises:
             CapacityError: names the limits.
@@ -101,18 +106,18 @@ class SlotCache:
             )
 
     def blocks_for(self, lengths: Sequence[int]) -> int:
-        """Always the one slot; `check_fits` has seen to the lengths."""
+        """Always one slot; `check_fits` has checked the lengths."""
         return 1
 
     def blocks_of(self, slot: int) -> int:
         return 1
 
     def blocks_to_grow(self, slots: Slots) -> int:
-        """Slots have their full length from the start."""
+        """0: slots have their full length from the start."""
         return 0
 
     def fork(self, slot: int, max_blocks: int) -> None:
-        """Never: slots share nothing."""
+        """None: slots cannot share rows."""
 
     def open_slot(self) -> int:
         """The lowest free slot; all its lengths are 0.
@@ -130,24 +135,24 @@ class SlotCache:
         heapq.heappush(self._free_slots, slot)
 
     def lengths(self, slots: Slots) -> IntArray:
-        """`[num_seqs, num_stages]` rows held."""
+        """`[num_seqs, num_stages]` int32 rows that each slot holds in each stage."""
         return self._lengths[slots]
 
     def next_positions(self, slots: Slots) -> IntArray:
-        """`[num_seqs, num_stages]` rotary position of the next row."""
+        """`[num_seqs, num_stages]` int32 rotary position of the next row."""
         return self._next_positions[slots]
 
     def fill_stage(self, stage: int, slots: Slots, lengths: IntArray, next_positions: IntArray | None = None) -> None:
-        """Notes that a stage of `slots` holds `lengths` `[num_seqs]` rows.
+        """Records that a stage of `slots` holds `lengths` `[num_seqs]` rows.
 
         Args:
             stage: of the rows.
-            slots: of the sequences.
-            lengths: `[num_seqs]`.
-            next_positions: `[num_seqs]` rotary position of the row after them; None: as many as the rows.
+            slots: `[num_seqs]`.
+            lengths: `[num_seqs]` int32 rows of each slot.
+            next_positions: `[num_seqs]` int32 rotary position of the first row after them; None: `lengths`.
 
         Raises:
-            CapacityError: more than a slot has.
+            CapacityError: a slot is shorter than that.
         """
         limit = self._limits.stage_rows[stage]
         if (lengths > limit).any():
@@ -156,7 +161,7 @@ class SlotCache:
         self._next_positions[slots, stage] = lengths if next_positions is None else next_positions
 
     def grow(self, slots: Slots) -> None:
-        """One more row in every stage of each of `slots`."""
+        """Records one more row in every stage of each of `slots`."""
         for stage in range(self._lengths.shape[1]):
             grown = (self._lengths[slots, stage] + 1, self._next_positions[slots, stage] + 1)
             self.fill_stage(stage, slots, *grown)

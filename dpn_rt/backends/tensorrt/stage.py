@@ -1,4 +1,4 @@
-"""One stage on its two plans: padded rows and lengths in, rows or logits out."""
+"""One stage and its two plans, which take padded rows and lengths and return rows or logits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dpn_rt.model.layout import IntArray
 
 @dataclass(frozen=True, eq=False)
 class LoadedPlan:
-    """A plan, and what it is of."""
+    """A loaded plan, with the stage and phase that it computes."""
 
     spec: StagePlan
     plan: Plan
 
 
 class PlanStage:
-    """A run of decoder layers."""
+    """A stage of decoder layers, computed by a prefill plan and a decode plan."""
 
     def __init__(
         self,
@@ -39,10 +39,12 @@ class PlanStage:
     ) -> None:
         """
         Args:
+            prefill: the stage's plan for prompts.
+            decode: the stage's plan for one new row per sequence.
             weights: those of `StagePlan.weights`, and the rotary table. Both plans read them.
-            memory: of the slots.
+            memory: KV caches of the slots.
             device: of all tensors.
-            dtype: of the plans' rows, from which and to which the caller's are converted where theirs is another.
+            dtype: of the plans' rows. Rows of another dtype are converted before a plan and back after it.
         """
         self._prefill, self._decode = prefill, decode
         self._weights = weights
@@ -52,17 +54,17 @@ class PlanStage:
 
     @property
     def spec(self) -> StagePlan:
-        """Of the prefill."""
+        """The prefill plan's."""
         return self._prefill.spec
 
     def prefill(self, rows: Tensor, positions: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
-        """New sequences, one slot after the other.
+        """Compute the prompts of new sequences, which have consecutive slots.
 
         Args:
-            rows: `[num_seqs, longest, hidden_size]`, with anything after each sequence.
+            rows: `[num_seqs, longest, hidden_size]`; the padding after a sequence may have any values.
             positions: `[num_seqs, longest]` int32 rotary position of each row, on the device.
-            lengths: `[num_seqs]` rows of each sequence.
-            first_slot: of the first sequence.
+            lengths: `[num_seqs]` int32 rows of each sequence.
+            first_slot: slot of the first sequence.
 
         Returns:
             `[num_seqs, longest, hidden_size]`; from the last stage logits `[num_seqs, vocab_size]`.
@@ -70,13 +72,13 @@ class PlanStage:
         return self._run(self._prefill, rows, positions, np.zeros_like(lengths), lengths, first_slot)
 
     def decode(self, rows: Tensor, positions: Tensor, lengths: IntArray, first_slot: int) -> Tensor:
-        """One new row for each of some slots that follow one another.
+        """Compute one new row for each of some consecutive slots.
 
         Args:
             rows: `[num_slots, hidden_size]`.
             positions: `[num_slots]` int32 rotary position of each row, on the device.
-            lengths: `[num_slots]` rows of each slot that the new one sees, itself the last of them.
-            first_slot: of the first row.
+            lengths: `[num_slots]` int32 rows that each new row sees, itself included.
+            first_slot: slot of the first row.
 
         Returns:
             `[num_slots, hidden_size]`; from the last stage logits `[num_slots, vocab_size]`.

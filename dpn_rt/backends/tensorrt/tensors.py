@@ -1,6 +1,6 @@
-"""Inputs and outputs of a stage's plan: the contract between the builder of the plans and the runtime.
+"""Inputs and outputs of a stage's plan, as the builder of plans and the runtime both use them.
 
-Weights are inputs under their canonical names, so a plan holds none and both plans of a stage share one copy.
+Weights are inputs under their canonical names. So a plan holds no weights, and both plans of a stage share one copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dpn_rt.model.decoder_weights import FINAL_NORM, head_module, layer_module
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 DYNAMIC = -1
-"""A dimension that each call chooses, up to the plan's limits."""
+"""Stands for a dimension that may differ from call to call, up to the plan's limits."""
 
 HIDDEN, POSITIONS, WRITE_ROWS, KV_LENGTHS = "hidden", "positions", "write_rows", "kv_lengths"
 LAST_ROWS, COSINES, SINES = "last_rows", "rope.cos", "rope.sin"
@@ -25,13 +25,13 @@ HIDDEN_OUT, LOGITS = "hidden_out", "logits"
 
 @dataclass(frozen=True, slots=True)
 class PlanTensor:
-    """One input or output."""
+    """One input or output of a plan."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    """`DYNAMIC` where a call chooses."""
+    """`DYNAMIC` for dimensions that differ from call to call."""
     largest: tuple[int, ...]
-    """`shape` at the plan's limits."""
+    """The largest shape within the plan's limits."""
 
 
 Tensors = dict[str, PlanTensor]
@@ -39,7 +39,7 @@ Tensors = dict[str, PlanTensor]
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """Which plan: a stage of a model in one phase, within limits."""
+    """Identifies a plan: a stage of a model in one phase, within limits."""
 
     model: ModelConfig
     limits: PlanLimits
@@ -65,17 +65,17 @@ class StagePlan:
 
     @property
     def max_batch(self) -> int:
-        """Sequences of one call, at most."""
+        """Most sequences of one call."""
         return self.limits.max_prefill_batch if self.is_prefill else self.limits.max_batch
 
     @property
     def max_rows(self) -> int:
-        """Rows of one sequence in the stage's KV cache."""
+        """Most rows of one sequence in the stage's KV cache."""
         return self.limits.stage_rows[self.stage]
 
     @property
     def num_positions(self) -> int:
-        """Rows of the rotary table, the same for all stages."""
+        """Rows of the rotary table, which all stages share."""
         return max(self.limits.stage_rows)
 
     def inputs(self) -> Tensors:
@@ -83,7 +83,7 @@ class StagePlan:
         return {**self._rows(), **self._caches(""), **self.weights()}
 
     def outputs(self) -> Tensors:
-        """Every output by name; a cache that goes in comes out at the same address."""
+        """Every output by name. The caches are inputs too; the output of a cache has the address of the input."""
         decoder = self.model.decoder
         if self.is_last:
             rows = {LOGITS: self._per_batch(self.dtype, decoder.vocab_size)}
@@ -138,11 +138,11 @@ class StagePlan:
 
 
 def cache_names(layer: int) -> tuple[str, str]:
-    """Inputs that hold the keys and the values of a layer; each output's name ends in `_out`."""
+    """Names of the inputs for the keys and the values of a layer. The outputs have the suffix `_out`."""
     return layer_module(layer, "key_cache"), layer_module(layer, "value_cache")
 
 
 def stage_plans(model: ModelConfig, limits: PlanLimits) -> list[StagePlan]:
-    """Every plan of an engine, by stage, prefill before decode."""
+    """Every plan of an engine, ordered by stage; a stage's prefill comes before its decode."""
     stages = range(len(model.stage_layers))
     return [StagePlan(model, limits, stage, phase) for stage in stages for phase in PHASES]

@@ -1,4 +1,4 @@
-"""Stages as TensorRT-LLM engines (1.0 to 1.2): what is asked of the package, and a stage's inputs in each phase.
+"""Stages as TensorRT-LLM engines (1.0 to 1.2): the API that is used, and a stage's inputs in each phase.
 
-Nothing here has been run with the package itself (docs/tensorrt.md).
+This has not been run with the package itself yet (docs/tensorrt.md).
 """

@@ -1,6 +1,6 @@
-"""The part of TensorRT-LLM that is relied on, by name and parameter; looked up and compared when it is first needed.
+"""The part of TensorRT-LLM's API that dpn_rt uses, by name and parameter. It is checked when it is first needed.
 
-Versions 1.0 to 1.2 have it. The TensorRT backend was removed from the package after 1.2.
+Versions 1.0 to 1.2 have it. Later versions of the package have no TensorRT backend.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ VERSIONS = "expected tensorrt_llm 1.0 to 1.2, the last with the TensorRT backend
 
 
 class Engine(Protocol):
-    """What `tensorrt_llm.build` returns."""
+    """The result of `tensorrt_llm.build`."""
 
     def save(self, engine_dir: str) -> None:
         """Writes `rank0.engine` and `config.json`."""
 
 
 class Session(Protocol):
-    """`tensorrt_llm.runtime.Session`: an engine that is loaded."""
+    """`tensorrt_llm.runtime.Session`: a loaded engine."""
 
     def infer_shapes(self, inputs: list[Any]) -> list[Any]:
-        """Of the outputs, for inputs as `TensorInfo`."""
+        """Shapes of the outputs for the given inputs; both are lists of `TensorInfo`."""
 
     def run(self, inputs: dict[str, Any], outputs: dict[str, Any], stream: int) -> bool:
-        """Whether the run was queued."""
+        """Queues a run on a CUDA stream. Returns False if it was refused."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A class or function, and the parameters that are given to it by name."""
+    """A class or function of the package, and the parameters that dpn_rt passes by name."""
 
     module: str
     name: str
@@ -79,7 +79,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Surface:
-    """The calls, found."""
+    """The classes and functions of `CALLS` in the installed package."""
 
     version: str
     calls: dict[str, Any]
@@ -93,11 +93,11 @@ class Surface:
 
 
 def load_surface() -> Surface:
-    """TensorRT-LLM, imported.
+    """Import TensorRT-LLM and check it.
 
     Raises:
-        PlanError: it is missing, of a version without the TensorRT backend, has no GPU, or lacks a call; all that are
-            missing are named.
+        PlanError: the package is missing, its version has no TensorRT backend, there is no GPU, or calls are missing;
+            names every missing call.
     """
     try:
         package = importlib.import_module(PACKAGE)
@@ -123,10 +123,10 @@ def check_version(version: str) -> None:
 
 
 def find_calls(package: ModuleType, version: str) -> Surface:
-    """Every call of `CALLS`.
+    """Find every call of `CALLS`.
 
     Raises:
-        PlanError: names each that is missing, or lacks a method or parameter.
+        PlanError: names every missing call, method and parameter.
     """
     found: dict[str, Any] = {}
     problems = []
@@ -147,7 +147,7 @@ def find_calls(package: ModuleType, version: str) -> Surface:
 
 
 def _lacking(target: Any, parameters: tuple[str, ...]) -> list[str]:
-    """Parameters that `target` does not take; none where it does not say, or takes any."""
+    """The `parameters` that `target` does not take. Empty where its signature is unknown or takes any parameter."""
     try:
         known = inspect.signature(target).parameters
     except (TypeError, ValueError):

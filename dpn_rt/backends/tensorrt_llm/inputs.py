@@ -1,7 +1,7 @@
 """Inputs of a stage's engine in the context and the generation phase: packed rows, contiguous caches.
 
-Every length is the *stage's*: after a boundary a sequence is shorter, and the attention plugin takes a row's position
-from these lengths.
+All lengths count the rows of one *stage*. A sequence gets shorter at a boundary, and the attention plugin derives a
+row's position from these lengths.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 CONTEXT, GENERATION = 0, 1
-"""Types of a request."""
+"""Values of `host_request_types`."""
 NUM_PERF_KNOBS = 16
+"""Length of `host_runtime_perf_knobs`."""
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionStage:
-    """Shape of one stage."""
+    """Sizes of one stage."""
 
     num_layers: int
     hidden_size: int
@@ -33,19 +34,25 @@ class SessionStage:
 
 
 def new_caches(stage: SessionStage, batch: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Per layer `[batch, 2, num_kv_heads, max_rows, head_dim]`: keys, then values."""
+    """Zeroed caches, one `[batch, 2, num_kv_heads, max_rows, head_dim]` per layer: keys at index 0, values at 1."""
     shape = (batch, 2, stage.num_kv_heads, stage.max_rows, stage.head_dim)
     return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(stage.num_layers)]
 
 
 def context_inputs(stage: SessionStage, hidden: Tensor, lengths: Sequence[int], caches: Sequence[Tensor]) -> Tensors:
-    """New sequences.
+    """Inputs for the prompts of new sequences.
 
     Args:
-        stage: that they go through.
+        stage: to run.
         hidden: `[sum(lengths), hidden_size]`.
         lengths: rows of each sequence in this stage.
-        caches: of `new_caches`; filled.
+        caches: of `new_caches`; the engine fills them.
+
+    Returns:
+        Tensors by the engine's input names.
+
+    Raises:
+        ValueError: `hidden` has another number of rows, or a sequence has more rows than the stage allows.
     """
     _check_rows(hidden, sum(lengths))
     ends = torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -59,14 +66,16 @@ def generation_inputs(
     past_lengths: Sequence[int],
     caches: Sequence[Tensor],
 ) -> Tensors:
-    """One new row for each sequence.
+    """Inputs for one new row of each sequence.
 
     Args:
-        stage: that the rows go through.
+        stage: to run.
         hidden: `[num_seqs, hidden_size]`.
-        context_lengths: rows of each sequence in this stage when its prompt was computed.
-        past_lengths: rows that the caches hold of each in this stage.
+        context_lengths: rows of each sequence's prompt in this stage.
+        past_lengths: rows of each sequence that the stage's caches hold.
         caches: of the context phase.
+
+    Returns, Raises: as `context_inputs`.
     """
     _check_rows(hidden, len(past_lengths))
     ends = torch.arange(1, len(past_lengths) + 1, dtype=torch.int32)
@@ -75,7 +84,7 @@ def generation_inputs(
 
 
 def output_names(stage: SessionStage) -> list[str]:
-    """What the engine gives; each `present_key_value` is the cache that went in, at the same address."""
+    """Names of the engine's outputs. Each `present_key_value` is the cache of the inputs, at the same address."""
     return ["logits" if stage.is_last else "hidden_states_output"] + [
         f"present_key_value_{layer}" for layer in range(stage.num_layers)
     ]
@@ -91,7 +100,7 @@ def _inputs(
     past_lengths: Sequence[int],
     ends: Tensor,
 ) -> Tensors:
-    """Tensors whose names begin with `host_` stay on the CPU, the others are where `hidden` is."""
+    """Tensors whose names start with `host_` are on the CPU; the others are on the device of `hidden`."""
     batch, device = len(lengths), hidden.device
     if max(lengths) > stage.max_rows:
         raise ValueError(f"{max(lengths)} rows, expected at most {stage.max_rows}")

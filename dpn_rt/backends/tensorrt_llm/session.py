@@ -1,4 +1,4 @@
-"""A stage's engine, loaded: never run where this was written."""
+"""A loaded TensorRT-LLM engine of one stage. This has not been run with the package itself yet."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dpn_rt.errors import PlanError
 
 
 class StageSession:
-    """One batch of sequences in one stage: their prompts, then a row for each of them at a time."""
+    """Runs one batch of sequences through one stage: first the prompts, then one row per sequence at a time."""
 
     def __init__(
         self, engine: Path, stage: SessionStage, batch: int, dtype: torch.dtype, surface: Surface | None = None
     ) -> None:
         """
         Args:
-            engine: directory that the stage was built into.
-            stage: its shape.
-            batch: sequences.
+            engine: directory of the built stage.
+            stage: its sizes.
+            batch: number of sequences.
             dtype: of the engine's tensors.
-            surface: of the package; None: loaded.
+            surface: the package's API; None: it is imported.
 
         Raises:
             PlanError: the package or the engine cannot be loaded.
@@ -51,12 +51,30 @@ class StageSession:
         self._lengths: list[int] = []
 
     def context(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-        """`[sum(lengths), hidden_size]` -> the same, or logits `[batch, vocab_size]` of the last stage."""
+        """Compute the prompts.
+
+        Args:
+            hidden: `[sum(lengths), hidden_size]`.
+            lengths: rows of each sequence in this stage.
+
+        Returns:
+            `[sum(lengths), hidden_size]`; from the last stage logits `[batch, vocab_size]` float32.
+
+        Raises:
+            PlanError: the engine refuses the inputs.
+        """
         self._context_lengths = self._lengths = list(lengths)
         return self._run(context_inputs(self._stage, hidden, lengths, self._caches))
 
     def generate(self, hidden: Tensor) -> Tensor:
-        """`[batch, hidden_size]` of one new row each -> the same, or logits `[batch, vocab_size]` of the last stage."""
+        """Compute one new row `[batch, hidden_size]` per sequence.
+
+        Returns:
+            `[batch, hidden_size]`; from the last stage logits `[batch, vocab_size]` float32.
+
+        Raises:
+            PlanError: the engine refuses the inputs.
+        """
         inputs = generation_inputs(self._stage, hidden, self._context_lengths, self._lengths, self._caches)
         self._lengths = [length + 1 for length in self._lengths]
         return self._run(inputs)
