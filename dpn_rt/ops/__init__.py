@@ -1,13 +1,13 @@
-"""The compiled kernels, one typed function each: the only package that imports the extension.
+"""The compiled kernels, as one typed function each. No other package imports the extension.
 
-Activations are packed rows `[num_tokens, hidden_size]` in float32 or bfloat16 with float32 accumulation; index tensors
-are contiguous int32. Every function checks shape, dtype, device, layout and content of its arguments before any memory
-is touched and raises `KernelArgumentError` with the kernel, the argument, the expected and the actual value.
+Activations are packed rows `[num_tokens, hidden_size]` in float32 or bfloat16, with float32 accumulation; index tensors
+are contiguous int32. Every function checks shape, dtype, device, layout and content of its arguments before it writes
+anything, and raises `KernelArgumentError` with the kernel, the argument, the expected and the actual value.
 
-A function runs on the device of its tensors: the CPU or one CUDA device. On a CUDA device it is queued on torch's
-current stream and also takes float16; attention takes bfloat16 and float16 only. The host never reads what a CUDA
-tensor holds, so its content is not checked: an index out of range is undefined behaviour. An error of a launch is
-raised as `RuntimeError` with the name of the op.
+A function runs on the device of its tensors, the CPU or one CUDA device. On a CUDA device it is queued on torch's
+current stream and also takes float16; attention takes only bfloat16 and float16 there. The host never reads the values
+of a CUDA tensor, so they are not checked: an index out of range is undefined behaviour. A launch that fails raises
+`RuntimeError` with the name of the op.
 """
 
 from dpn_rt.ops.activation import activation, silu_mul

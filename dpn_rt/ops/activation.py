@@ -13,12 +13,12 @@ from dpn_rt.ops.stream import stream_of
 
 @checked_op
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`gate * sigmoid(gate) * up`, in float32, rounded once.
+    """`gate * sigmoid(gate) * up`, computed in float32 and rounded once.
 
     Args:
         gate_up: `[num_tokens, 2 * intermediate_size]`, float32 or bfloat16: gate, then up; rows may be strided.
-        out: `[num_tokens, intermediate_size]`, dtype of `gate_up`, rows may be strided; may be the gate half of
-            `gate_up` itself, no other part of it.
+        out: `[num_tokens, intermediate_size]`, dtype of `gate_up`, rows may be strided. It may be the gate half of
+            `gate_up`, and must not overlap it otherwise.
 
     Returns:
         `[num_tokens, intermediate_size]`.
@@ -34,11 +34,11 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 @checked_op
 def activation(x: Tensor, kind: Literal["quick_gelu", "gelu"], *, out: Tensor | None = None) -> Tensor:
-    """`quick_gelu`: `x * sigmoid(1.702 x)`; `gelu`: `x * Phi(x)`, exact (erf). In float32, rounded once.
+    """An activation function of every element, computed in float32 and rounded once.
 
     Args:
         x: `[num_tokens, intermediate_size]`, float32 or bfloat16; rows may be strided.
-        kind: the function.
+        kind: `quick_gelu` is `x * sigmoid(1.702 x)`; `gelu` is `x * Phi(x)`, exact (erf).
         out: shape and dtype of `x`, rows may be strided; may be `x`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From the experts of a boundary to the layout of the next stage, on the device that holds them."""
+"""Computes the layout of the next stage from the experts of a boundary, on the device that holds them."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from dpn_rt.ops.stream import stream_of
 
 @dataclass(frozen=True)
 class DeviceLayout:
-    """Rows of a packed batch in one stage, int32 tensors of one device."""
+    """The layout of a packed batch in one stage: int32 tensors on one device."""
 
     cu_seqlens: Tensor
-    """`[num_seqs + 1]` first packed row of each sequence, and the number of rows at the end."""
+    """`[num_seqs + 1]` first packed row of each sequence, then the number of rows."""
     first_positions: Tensor
-    """`[num_seqs]` position of each sequence's first row."""
+    """`[num_seqs]` rotary position of each sequence's first row."""
     first_cache_rows: Tensor
-    """`[num_seqs]` row of its KV cache that each sequence's first row is stored in: rows before it are cached."""
+    """`[num_seqs]` cache row of each sequence's first row, which is the number of its rows that are cached already."""
     cu_images: Tensor
-    """`[num_seqs + 1]` first image of each sequence, and the number of images at the end."""
+    """`[num_seqs + 1]` first image of each sequence, then the number of images."""
     image_starts: Tensor
-    """`[num_images]` first visual row of each image, relative to its sequence. The images of a sequence are listed in
-    the order of their rows, and no two share a row."""
+    """`[num_images]` first visual row of each image, relative to its sequence. The images of a sequence are in the
+    order of their rows and do not overlap."""
     grids: Tensor
     """`[num_images, 2]` rows and columns of each image's visual tokens."""
     router_rows: Tensor
-    """`[num_router_rows]` packed rows that the router reads, grouped by sequence."""
+    """`[num_router_rows]` indices of the packed rows that the router reads, grouped by sequence."""
     cu_router_rows: Tensor
     """`[num_seqs + 1]` offsets into `router_rows`."""
     positions: Tensor
-    """`[max_tokens]` rotary position of each packed row, 0 after the last."""
+    """`[max_tokens]` rotary position of each packed row; 0 after the last row."""
     cache_rows: Tensor
-    """`[max_tokens]` row of its sequence's KV cache that each packed row is stored in, 0 after the last."""
+    """`[max_tokens]` row of the sequence's KV cache that each packed row is stored in; 0 after the last row."""
 
 
 @dataclass(frozen=True)
 class Advance:
-    """What a boundary does, and the layout after it."""
+    """The experts that a boundary applies, and the layout after it."""
 
     chosen: Tensor
-    """`[num_images]` int32 expert taken, -1 where the image has too few visual tokens and is skipped."""
+    """`[num_images]` int32 expert chosen; -1 for an image that is skipped because it has too few visual tokens."""
     experts: Tensor
-    """`[num_images]` int32 for `pool`: as `chosen`, but -1 also where the kernel is higher or wider than the grid."""
+    """`[num_images]` int32 argument of `pool`: as `chosen`, but also -1 where the kernel does not fit into the grid."""
     scales: Tensor
-    """`[num_images]` float32 for `pool`: the expert's probability; 1 without a router."""
+    """`[num_images]` float32 argument of `pool`: the expert's probability; 1 without a router."""
     layout: DeviceLayout
-    """Of the next stage."""
+    """The layout of the next stage."""
 
 
 @checked_op
@@ -62,16 +62,16 @@ def advance_layout(
     probs: Tensor | None = None,
     forced: Tensor | None = None,
 ) -> Advance:
-    """Experts and layout of the next stage, without reading anything back from the GPU.
+    """Each image's expert, and the layout of the next stage. Nothing is read back from a GPU.
 
-    The choice of a sequence, by its router or forced, holds for each of its images that has at least
-    `min_visual_tokens` visual tokens. An image whose grid is too small for the kernel stays as it is.
+    A sequence takes the router's expert or the forced one, for each of its images that has at least `min_visual_tokens`
+    visual tokens. An image whose grid is too small for the expert's kernel stays as it is.
 
     Args:
         layout: of the stage before the boundary.
         kernels: `[num_experts, 2]` int32, height and width.
         min_visual_tokens: an image with fewer visual tokens is skipped.
-        routed: `[num_seqs]` int32 from `route`, with `probs`; None without a router.
+        routed: `[num_seqs]` int32 experts from `route`; give it together with `probs`. None without a router.
         probs: `[num_seqs, num_experts]` float32 from `route`.
         forced: `[num_seqs]` int32 expert to take, -1 where the router decides; None: the router decides everywhere.
             Without a router, -1 means expert 0.

@@ -1,7 +1,9 @@
 """Softmax attention over packed sequences and over the paged KV cache, with grouped-query heads.
 
-What a row sees depends on the order of the rows alone: their order in the packed batch, or in the cache. Rotary
-positions, which `rope_store` has applied to queries and keys, play no part.
+Which rows a row sees depends only on the order of the rows in the packed batch or in the cache. It does not depend on
+rotary positions, which `rope_store` has already applied to queries and keys.
+
+Each function raises `KernelArgumentError` where an argument has the wrong shape, dtype, device, layout or content.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ def attention(
 ) -> Tensor:
     """Attention of every sequence over its own rows; query head h reads key/value head `h * num_kv_heads // num_heads`.
 
-    Scores, softmax and sums are float32; for bfloat16 the softmax weights are rounded to bfloat16 where the processor
-    multiplies that type.
+    Scores, softmax and sums are float32. For bfloat16 inputs the softmax weights are rounded to bfloat16 on processors
+    that can multiply bfloat16.
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`, float32 or bfloat16. q, k and v may be views of one fused buffer: only
@@ -29,7 +31,8 @@ def attention(
             128, and rows and heads start at multiples of 16 bytes.
         k: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`; num_kv_heads divides num_heads.
         v: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`.
-        cu_seqlens: `[num_seqs + 1]`, int32; sequence s is rows `cu_seqlens[s]` to `cu_seqlens[s + 1]`, possibly none.
+        cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows from `cu_seqlens[s]` up to, not including,
+            `cu_seqlens[s + 1]`; it may be empty.
         causal: whether row i of a sequence sees only rows up to i.
         scale: of the scores before softmax, positive.
         out: `[num_tokens, num_heads * head_dim]`, contiguous, no memory shared with the inputs.
@@ -54,18 +57,19 @@ def attention_extend(
     scale: float,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of the last rows of every sequence over the rows that the paged cache holds, these included.
+    """Causal attention of the new rows of every sequence over all rows of the sequence in the paged cache.
 
-    A prefill whose first rows are in the cache: the new rows' keys and values are stored first (`rope_store`), in
-    the last cache rows, which end at `context_lens[s]`. Each new row sees the cache rows up to its own.
+    For a prefill whose first rows are cached. Call `rope_store` before: the keys and values of the new rows must be in
+    the last cache rows of the sequence, which end at `context_lens[s] - 1`. Each new row sees the cache rows up to its
+    own.
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`, float32 or bfloat16, last dimension contiguous: the new rows, packed.
         kv_cache: as in `attention_decode`.
         layer_in_block: the layer to read, below layers_per_block.
         block_table: `[num_seqs, max_blocks]`, int32; entries after those that a sequence uses are not read.
-        cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows `cu_seqlens[s]` to `cu_seqlens[s + 1]` of `q`.
-        context_lens: `[num_seqs]`, int32, rows in the cache: at least 1, and at least the new ones.
+        cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows `cu_seqlens[s]` to `cu_seqlens[s + 1] - 1` of `q`.
+        context_lens: `[num_seqs]`, int32 rows of each sequence in the cache, at least 1 and at least the new ones.
         scale: of the scores before softmax, positive.
         out: `[num_tokens, num_heads * head_dim]`, contiguous, no memory shared with `q` or `kv_cache`.
 
@@ -101,7 +105,7 @@ def attention_decode(
             index 0 of the third dimension holds keys, index 1 values. num_kv_heads divides num_heads.
         layer_in_block: the layer to read, below layers_per_block.
         block_table: `[num_seqs, max_blocks]`, int32; entries after those that a sequence uses are not read.
-        context_lens: `[num_seqs]`, int32, rows that each sequence sees: 1 to `max_blocks * block_size`.
+        context_lens: `[num_seqs]`, int32 rows that each sequence sees, 1 to `max_blocks * block_size`.
         scale: of the scores before softmax, positive.
         out: `[num_seqs, num_heads * head_dim]`, contiguous, no memory shared with `q` or `kv_cache`.
 
@@ -119,5 +123,5 @@ def attention_decode(
 
 
 def _empty_output(q: Tensor) -> Tensor:
-    # A q of another rank gets an output of a wrong shape here and its message from the kernel's checks.
+    # For a q of another rank the shape is wrong; the kernel's checks then refuse q with a message.
     return q.new_empty(q.shape[0], q.shape[1:].numel()) if q.ndim else q.new_empty(0)

@@ -1,4 +1,4 @@
-"""What all functions of `dpn_rt.ops` share: an argument that is not a tensor with rows is refused by name."""
+"""A decorator for the functions of `dpn_rt.ops`: errors name the argument that is not a tensor with rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ Result = TypeVar("Result")
 
 
 def checked_op(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Makes Python's own errors name the argument that is wrong. Costs nothing while there is no error.
+    """Turns Python's own errors within `function` into errors that name the wrong argument.
 
-    Raises:
+    The arguments are examined only after an error, so that calls without errors cost nothing more.
+
+    Raises (from the decorated function):
         KernelArgumentError: an argument that should be a tensor is something else, is sparse, or has no dimensions.
     """
     signature = inspect.signature(function)
@@ -45,7 +47,7 @@ def checked_op(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
 
 
 def _fault(value: object) -> str | None:
-    """What is wrong with a value that should be a tensor, or a list of them."""
+    """End of the error message for a value that should be a tensor or a list of tensors; None if it is one."""
     if isinstance(value, list | tuple):
         return next(filter(None, map(_fault, value)), None)
     if not isinstance(value, Tensor):

@@ -8,12 +8,12 @@ from dpn_rt import _kernels
 def cpu_isa() -> str:
     """`portable`, `avx2`, `avx512` or `avx512_bf16`: the best one that this processor runs.
 
-    The environment variable `DPN_RT_CPU_ISA` forces one of `available_cpu_isas()`; it is read when
-    `dpn_rt.ops` is imported.
+    The environment variable `DPN_RT_CPU_ISA` selects one of `available_cpu_isas()`. It is read when `dpn_rt.ops` is
+    imported.
     """
     return str(_kernels.cpu_isa())
 
 
 def available_cpu_isas() -> list[str]:
-    """Instruction sets that were built and that this processor runs, slowest first."""
+    """Instruction sets that this build has and this processor runs, slowest first."""
     return list(_kernels.available_cpu_isas())

@@ -1,4 +1,4 @@
-"""x W^T + b for a few rows, where the cost is reading W."""
+"""x W^T + b for few rows, where reading W takes most of the time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dpn_rt.ops.checked import checked_op
 
 @checked_op
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` on the CPU, float32 accumulation, rounded once.
+    """`x @ weight.T + bias` on the CPU, with float32 accumulation, rounded once.
 
-    Reads `weight` from memory once, at the speed of memory where that is the limit. A row's result does not depend on
-    the other rows. A library of matrix products is faster for many rows: `dpn_rt.model.weights.product` chooses.
+    Reads `weight` from memory once; with few rows it runs at the speed of memory. A row's result does not depend on the
+    other rows. For many rows a library of matrix products is faster; `dpn_rt.model.weights.product` chooses between
+    them.
 
     Args:
         x: `[num_tokens, in_features]`, float32 or bfloat16; rows may be strided.

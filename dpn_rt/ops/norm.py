@@ -1,4 +1,7 @@
-"""RMSNorm and LayerNorm, alone or fused with the residual addition before them."""
+"""RMSNorm and LayerNorm, alone or fused with the residual addition before them.
+
+Each raises `KernelArgumentError` where an argument has the wrong shape, dtype, device or layout.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dpn_rt.ops.stream import stream_of
 
 @checked_op
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
-    """RMSNorm of every row: `x / sqrt(mean(x^2) + eps) * weight`, in float32, rounded once.
+    """RMSNorm of every row: `x / sqrt(mean(x^2) + eps) * weight`, computed in float32 and rounded once.
 
     Args:
         x: `[num_tokens, hidden_size]`, float32 or bfloat16; rows may be strided.
@@ -48,7 +51,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out
 
 @checked_op
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
-    """LayerNorm of every row, in float32, rounded once.
+    """LayerNorm of every row, computed in float32 and rounded once.
 
     Args:
         x: `[num_tokens, hidden_size]`, float32 or bfloat16; rows may be strided.

@@ -1,4 +1,4 @@
-"""The pooling of a boundary: fewer visual rows of every image, each by its own expert."""
+"""The pooling of a boundary: reduces the visual rows of every image by its own expert."""
 
 from __future__ import annotations
 
@@ -32,31 +32,33 @@ def pool(
 ) -> Tensor:
     """Pack text rows and pooled visual rows of every sequence into the layout of the next stage, in one pass.
 
-    Sequence b has the images `cu_images[b]` to `cu_images[b + 1] - 1`, any number of them. The visual rows of image i
-    are the grid `grids[i]`, row-major, from row `image_starts[i]` of its sequence on, which is row
-    `cu_seqlens[b] + image_starts[i]` of `x`. They are pooled by the kernel of expert `experts[i]`, stride = kernel, no
-    padding, trailing rows and columns dropped, and multiplied by `scales[i]` (float32, rounded once); a 1x1 expert
-    scales as well. Text rows are copied bit by bit, and so are the rows of an image whose expert is -1.
+    Sequence b has the images `cu_images[b]` to `cu_images[b + 1] - 1`, any number of them. The visual rows of its image
+    i are the grid `grids[i]` in row-major order. The first of them is row `image_starts[i]` of the sequence, which is
+    row `cu_seqlens[b] + image_starts[i]` of `x`.
+
+    The kernel of expert `experts[i]` pools these rows: its stride equals its size, there is no padding, and trailing
+    rows and columns are dropped. The result is multiplied by `scales[i]` (in float32, rounded once), also for a 1x1
+    expert. Text rows, and the rows of an image whose expert is -1, are copied bit by bit.
 
     Args:
         x: `[num_tokens, hidden_size]`, float32 or bfloat16; rows may be strided.
         cu_seqlens: `[num_seqs + 1]` int32.
         cu_images: `[num_seqs + 1]` int32, first image of every sequence, then `num_images`.
         image_starts: `[num_images]` int32 first visual row of each image, relative to its sequence. The images of a
-            sequence are listed in the order of their rows, and no two share a row.
+            sequence are in the order of their rows and do not overlap.
         grids: `[num_images, 2]` int32, height and width.
         experts: `[num_images]` int32 in `[-1, num_experts)`; -1 for an image that stays as it is.
         kernels: `[num_experts, 2]` int32, height and width, at least 1.
-        out_cu_seqlens: `[num_seqs + 1]` int32, what the experts make of `cu_seqlens`.
+        out_cu_seqlens: `[num_seqs + 1]` int32, `cu_seqlens` after the pooling.
         scales: `[num_images]` float32; None: 1.
         function: `max` (NaN wins, as in torch), `avg`, or `conv` (depthwise).
         conv_weights: for `conv`, one `[kernel height * kernel width, hidden_size]` per expert, dtype of `x`.
-        out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments. On the GPU, where
-            the number of rows is not known to the host, it may have more: those are not written, and without `out`
-            there are `num_tokens`.
+        out: `[num_out_tokens, hidden_size]`, contiguous, no memory shared with the other arguments. On the GPU the host
+            does not know `num_out_tokens`, so `out` may have more rows; the rows after the first `num_out_tokens` are
+            not written.
 
     Returns:
-        `[num_out_tokens, hidden_size]`.
+        `[num_out_tokens, hidden_size]`. On the GPU it is `out`; without `out` it has `num_tokens` rows.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.

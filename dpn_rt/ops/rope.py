@@ -1,4 +1,4 @@
-"""Rotary position embedding, fused with the store of keys and values into the paged cache."""
+"""Rotary position embedding, fused with storing keys and values in the paged cache."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def rope_store(
 ) -> None:
     """Rotate queries and keys in place, then write keys and values to the cache.
 
-    Half-split rotation: element i of a head and element i + head_dim / 2 turn together by the angle of column i, in
-    float32, rounded once. Keys and values of row t of sequence b go to row `cache_rows[t] % block_size` of the block
-    `block_table[b, cache_rows[t] // block_size]`. Position and cache row differ where rows before them were dropped
-    and the others kept their positions.
+    Elements i and i + head_dim / 2 of a head are a pair that is rotated by the angle of column i (half-split rotation),
+    in float32 and rounded once. Keys and values of row t of sequence b are stored in row `cache_rows[t] % block_size`
+    of the block `block_table[b, cache_rows[t] // block_size]`. A row's position and cache row differ where earlier rows
+    were dropped and the remaining ones kept their positions.
 
     Args:
         qkv: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`, float32 or bfloat16: query heads, key heads,
             value heads; rows may be strided.
         positions: `[num_tokens]` int32 rotary position of each row, from 0 to `max_positions - 1`.
-        cache_rows: `[num_tokens]` int32 row of its sequence's KV cache that each row is stored in, from 0 to
-            `max_blocks * block_size - 1`; no two rows of a sequence in the same one.
-        cos_sin: `[max_positions, head_dim]` float32: head_dim / 2 cosines, then as many sines.
+        cache_rows: `[num_tokens]` int32 row of the sequence's KV cache that each row is stored in, from 0 to
+            `max_blocks * block_size - 1`; all different within a sequence.
+        cos_sin: `[max_positions, head_dim]` float32: head_dim / 2 cosines, then head_dim / 2 sines.
         kv_cache: `[num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]`, dtype of `qkv`; index 0 of
             the third dimension holds keys, index 1 values.
-        layer_in_block: which of the block's layers is written.
-        block_table: `[num_seqs, max_blocks]` int32; entries that no cache row uses may hold anything.
+        layer_in_block: the layer to write, below layers_per_block.
+        block_table: `[num_seqs, max_blocks]` int32; entries that no cache row uses may have any value.
         cu_seqlens: `[num_seqs + 1]` int32, first row of every sequence in `qkv`, then `num_tokens`.
         num_heads: a multiple of `num_kv_heads`.
         num_kv_heads: at least 1.

@@ -1,4 +1,4 @@
-"""The router of a boundary: which pooling expert each sequence takes."""
+"""The router of a boundary, which chooses a pooling expert for each sequence."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ def route(
     biases: Tensor | None = None,
     levels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean of a sequence's router rows -> LayerNorm -> Linear -> GELU -> Linear -> softmax(logits / 10), in float32.
+    """Probabilities of the experts, and the most probable one, for each sequence.
 
-    Without `norm_weight`, `norm_bias` and `hidden_weight` the mean goes straight to the predictor (router v2).
+    Computes mean of the router rows -> LayerNorm -> Linear -> GELU -> Linear -> softmax(logits / 10) in float32.
+    Without `norm_weight`, `norm_bias` and `hidden_weight` the mean is the input of the last linear layer (router v2).
 
     Args:
         hidden: `[num_tokens, hidden_size]`, float32 or bfloat16; rows may be strided.
         router_rows: `[num_router_rows]` int32, rows of `hidden`, grouped by sequence.
-        cu_router_rows: `[num_seqs + 1]` int32, where each sequence's group starts, then `num_router_rows`.
-        predictor: `[num_experts, router_size]` float32, or `[num_experts, hidden_size]` without hidden layer.
+        cu_router_rows: `[num_seqs + 1]` int32 start of each sequence's group, then `num_router_rows`.
+        predictor: `[num_experts, router_size]` float32; `[num_experts, hidden_size]` without `hidden_weight`.
         norm_weight: `[hidden_size]` float32.
         norm_bias: `[hidden_size]` float32.
         hidden_weight: `[router_size, hidden_size]` float32; published routers have router_size = hidden_size / 4.
         eps: of the LayerNorm.
-        biases: `[num_seqs]` float32, finite: `biases[b] * levels[e]` is added to the logit of expert e; with `levels`.
-            0 leaves a sequence's probabilities as they are, bit for bit.
-        levels: `[num_experts]` int32, level of compression of each expert.
+        biases: `[num_seqs]` float32, finite; give it together with `levels`. `biases[b] * levels[e]` is added to the
+            logit of expert e. A bias of 0 does not change a bit of the sequence's probabilities.
+        levels: `[num_experts]` int32 level of compression of each expert.
 
     Returns:
-        probs `[num_seqs, num_experts]` float32 and experts `[num_seqs]` int32, the first of the most probable ones. A
-        sequence without router rows gets expert -1 and probabilities 0. NaN in a sequence's rows makes its
+        probs `[num_seqs, num_experts]` float32, and experts `[num_seqs]` int32: the most probable expert, of equal ones
+        the first. A sequence without router rows gets expert -1 and probabilities 0. NaN in a sequence's rows makes its
         probabilities NaN; its expert is still in `[0, num_experts)`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Penalties, filters and the draw, each vectorised over rows [num_seqs, vocab_size] of float32 logits.
+"""Penalties, filters and random draws, each vectorised over rows [num_seqs, vocab_size] of float32 logits.
 
-Top-k and top-p keep the first tokens of a row in the order (logit descending, id ascending), so each of the two is
-a count. Breaking ties by id makes the result of a row independent of the other rows. That matters for bfloat16 logits,
-which have many ties.
+Top-k and top-p order the tokens of a row by logit, descending, and equal logits by id, ascending. Each of them keeps
+some number of the first tokens. Ordering ties by id makes the result of a row independent of the other rows, which
+matters for bfloat16 logits: they have many ties.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor
 from dpn_rt import ops
 
 TOP_P_CANDIDATES = (256, 2048)
-"""Numbers of best tokens that top-p tries first: they usually hold the mass, and sorting a vocabulary costs more."""
+"""Numbers of best tokens that top-p tries first. They usually hold enough probability, and sorting all costs more."""
 
 _NUMPY_SORT_FROM = 512
 """From about this many values on, numpy's vectorised partition and sort are faster than torch's top-k on the CPU."""
 
 NO_SOFTMAX = -1
-"""Takes the place of the best id in a row that has no softmax: its largest logit is NaN or infinite."""
+"""Replaces the best id in a row that has no softmax, because its largest logit is NaN or infinite."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """Id of the largest logit per row, the lowest id among equal ones: [rows, vocab_size] -> [rows] int64."""
+    """Id of the largest logit per row, and of equal ones the lowest id: [rows, vocab_size] -> [rows] int64."""
     if logits.device.type == "cpu":
-        # numpy's argmax is vectorised: 12 times as fast as torch's on 8 x 32000.
+        # numpy's argmax is vectorised: it is 12 times as fast as torch's on 8 x 32000.
         return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 
@@ -53,8 +53,11 @@ def apply_penalties(
     Args:
         logits: [rows, vocab_size] float32.
         seen: [rows, vocab_size] bool, whether the token occurs in the prompt.
-        counts: [rows, vocab_size] int32, occurrences in the output.
+        counts: [rows, vocab_size] int32, occurrences of the token in the output.
         repetition, presence, frequency: [rows, 1] float32.
+
+    Returns:
+        [rows, vocab_size] float32.
     """
     in_output = counts > 0
     repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
@@ -63,19 +66,20 @@ def apply_penalties(
 
 
 def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
-    """Logits with -inf for all tokens less probable than `min_p` times the most probable one.
+    """Logits with -inf for all tokens that are less probable than `min_p` times the most probable one.
 
     Args:
-        logits: [rows, vocab_size] float32, largest entry of a row 0. min_p: [rows, 1] float32, 0 where off.
+        logits: [rows, vocab_size] float32; the largest entry of a row is 0.
+        min_p: [rows, 1] float32, 0 where off.
     """
     return logits.masked_fill(logits < min_p.log(), -torch.inf)
 
 
 def apply_top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor, largest_k: int) -> Tensor:
-    """Logits with -inf for all tokens outside the top k, then outside the smallest set that holds the mass top_p.
+    """Logits with -inf for tokens outside the top k, and for those of the k outside the smallest set that holds top_p.
 
     Args:
-        logits: [rows, vocab_size] float32, largest entry of a row 0.
+        logits: [rows, vocab_size] float32; the largest entry of a row is 0.
         top_k: [rows, 1] int64, vocab_size where off.
         largest_k: the maximum of top_k.
         top_p: [rows, 1] float64, 1 where off.
@@ -95,7 +99,7 @@ def apply_top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor, largest_k: i
 
 
 def _kept(logits: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
-    """How many tokens each row keeps, and the smallest kept logit, as far as its `candidates` largest logits tell.
+    """How many tokens each row keeps and the smallest logit kept, found among its `candidates` largest logits.
 
     Exact for rows whose top-k is at most `candidates`, and for rows without top-k that keep fewer than `candidates`.
 
@@ -109,7 +113,8 @@ def _kept(logits: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> tupl
     if candidates < logits.shape[1]:
         everything = logits.exp().sum(dim=1, keepdim=True, dtype=torch.float64)
         mass = torch.where(top_k <= candidates, mass, everything)
-    # A token is kept while the mass before it is below the target. This keeps the smallest set that reaches it.
+    # A token is kept while the sum of the tokens before it is below the target. So the kept set is the smallest one
+    # that reaches the target.
     in_top_p = ((cumulative - probs) < top_p * mass).sum(dim=1, keepdim=True).clamp(min=1)
     counts = torch.minimum(torch.where(top_p < 1, in_top_p, candidates), top_k)
     return counts, best.gather(1, counts - 1)
@@ -126,10 +131,12 @@ def _largest(logits: Tensor, count: int) -> Tensor:
 
 
 def _keep_largest(logits: Tensor, counts: Tensor, smallest: Tensor) -> Tensor:
-    """Logits with -inf for all but the `counts` largest of each row; of equal ones those with lower ids are kept.
+    """Logits with -inf for all but the `counts` largest of each row. Among equal logits, lower ids are kept.
 
     Args:
-        logits: [rows, vocab_size]. counts: [rows, 1] int64. smallest: [rows, 1], the counts-th largest logit.
+        logits: [rows, vocab_size].
+        counts: [rows, 1] int64.
+        smallest: [rows, 1], the counts-th largest logit.
     """
     keep = logits >= smallest
     if not _can_look(logits) or bool((keep.sum(dim=1, keepdim=True) > counts).any()):
@@ -140,18 +147,18 @@ def _keep_largest(logits: Tensor, counts: Tensor, smallest: Tensor) -> Tensor:
 
 
 def _can_look(tensor: Tensor) -> bool:
-    """Whether a shortcut may depend on a tensor's values. Reading them from a GPU would wait for the GPU."""
+    """Whether the host may read a tensor's values to take a shortcut; not on a GPU, where it would have to wait."""
     return tensor.device.type == "cpu"
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row by inverting the cumulative distribution in vocabulary order.
+    """Draw one token per row by inverting the cumulative distribution in vocabulary order.
 
-    In vocabulary order a change in the last bit of a logit (as another batch size causes in a matrix product) moves the
-    borders between tokens by as little. In order of probability it could swap two tokens.
+    In a matrix product another batch size can change the last bit of a logit. In vocabulary order such a change moves
+    the borders between tokens only a little. In order of probability it could swap two tokens.
 
     Args:
-        logits: [rows, vocab_size] float32, largest entry of a row 0, dropped tokens -inf.
+        logits: [rows, vocab_size] float32; the largest entry of a row is 0, dropped tokens are -inf.
         uniforms: [rows] float64 in [0, 1).
 
     Returns:
@@ -159,26 +166,29 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = logits.exp().cumsum(dim=1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    # The largest uniform times the total may round up to the total, and no entry is greater than that.
+    # uniform * total may round up to the total, and searchsorted would find no entry above that.
     target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def stream_key(seed: int, index: int) -> int:
-    """Key of the random numbers for completion `index` of a request with this seed."""
-    # In arrays, because numpy warns when a scalar wraps around.
+    """Key of the random numbers for completion `index` of a request with this seed, an unsigned 64-bit integer."""
+    # numpy warns when a scalar wraps around, but not when an array does.
     seeds, indices = np.array([[seed % 2**64], [index]], dtype=np.uint64)
     return int(_mix(_mix(seeds + _GOLDEN) + indices * _GOLDEN)[0])
 
 
 def uniforms(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Random numbers in [0, 1), each a function of its key and position alone (SplitMix64 at that index).
+    """Random numbers in [0, 1) that depend only on key and position: SplitMix64 with seed `key`, at index `position`.
 
-    A sequence therefore draws the same numbers in any batch, and again after a preemption.
+    So a sequence draws the same numbers in any batch, and again after a preemption.
 
     Args:
-        keys: [rows], of `stream_key`.
-        positions: [rows], index of the token in its output.
+        keys: [rows] uint64, of `stream_key`.
+        positions: [rows] uint64, index of the token in its output.
+
+    Returns:
+        [rows] float64.
     """
     bits = _mix(keys + (positions + np.uint64(1)) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Log-probabilities of sampled tokens, computed from the unmodified logits: mappings token id -> `Logprob`."""
+"""Log-probabilities of sampled tokens, computed from the unmodified logits, as mappings token id -> `Logprob`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TokenText = Callable[[int], str]
 
 
 class Logprob(float):
-    """A log-probability with its token's rank (1 is the most probable) and, with a tokenizer, its token's text."""
+    """A token's log-probability, with the token's rank (1 is the most probable) and, with a tokenizer, its text."""
 
     __slots__ = ("_text", "rank", "token_id")
 
@@ -26,7 +26,13 @@ class Logprob(float):
     _text: TokenText | None
 
     def __new__(cls, value: float, rank: int, token_id: int, text: TokenText | None = None) -> Logprob:
-        """Args: text: called when `decoded_token` is read; None without a tokenizer."""
+        """
+        Args:
+            value: natural logarithm of the probability.
+            rank: 1 for the most probable token.
+            token_id: the token.
+            text: token id -> text, called when `decoded_token` is read; None without a tokenizer.
+        """
         self = super().__new__(cls, value)
         self.rank = rank
         self.token_id = token_id
@@ -40,7 +46,7 @@ class Logprob(float):
 
     @property
     def decoded_token(self) -> str | None:
-        """The token's text, decoded when it is read; None for an engine without a tokenizer."""
+        """The token's text, decoded when this property is read; None for an engine without a tokenizer."""
         return None if self._text is None else self._text(self.token_id)
 
     def __repr__(self) -> str:
@@ -56,12 +62,16 @@ def _restore(value: float, rank: int, token_id: int, decoded: str | None) -> Log
 
 
 class VocabularyLogprobs(Mapping[int, Logprob]):
-    """The log-probabilities of a whole vocabulary. Entries are made when they are read."""
+    """The log-probabilities of a whole vocabulary. A `Logprob` is made when its entry is read."""
 
     __slots__ = ("_ranks", "_text", "values_array")
 
     def __init__(self, values: npt.NDArray[np.float32], text: TokenText | None = None) -> None:
-        """Args: values: [vocab_size] float32."""
+        """
+        Args:
+            values: [vocab_size] float32.
+            text: token id -> text; None without a tokenizer.
+        """
         self.values_array = values
         self._text = text
         self._ranks: npt.NDArray[np.int64] | None = None
@@ -91,13 +101,16 @@ class VocabularyLogprobs(Mapping[int, Logprob]):
 def gather_logprobs(
     logits: Tensor, token_ids: Tensor, counts: Sequence[int], text: TokenText | None
 ) -> list[Mapping[int, Logprob]]:
-    """Log-probabilities per row: of its sampled token and of its `counts[row]` most probable tokens.
+    """Log-probabilities of each row's sampled token and of its `counts[row]` most probable tokens.
 
     Args:
         logits: [rows, vocab_size], unmodified, any float dtype; computed in float32.
         token_ids: [rows] int64, the sampled tokens.
-        counts: per row, how many of the most probable tokens; -1: the whole vocabulary.
-        text: gives the text of a token id; None without a tokenizer.
+        counts: number of most probable tokens per row; -1: the whole vocabulary.
+        text: token id -> text; None without a tokenizer.
+
+    Returns:
+        Per row, token id -> log-probability.
     """
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     sampled = logprobs.gather(1, token_ids[:, None])

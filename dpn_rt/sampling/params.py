@@ -1,4 +1,4 @@
-"""How tokens are chosen and when a request ends. Names, defaults and meanings are those of vLLM."""
+"""Parameters that control how tokens are chosen and when a request ends. Names, defaults and meanings are vLLM's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpn_rt.errors import RequestError
 from dpn_rt.schema.text import check_unicode
 
 GREEDY_TEMPERATURE = 1e-5
-"""Below this temperature (vLLM's bound) sampling is greedy, since dividing by it could overflow."""
+"""Below this temperature sampling is greedy, since a division by it could overflow. The bound is vLLM's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class SamplingParams:
     n: int = 1
     """Number of completions; each is sampled independently."""
     temperature: float = 1.0
-    """0 always takes the most probable token."""
+    """0 always takes the most probable token; larger values make the choice more random."""
     top_p: float = 1.0
     """Sample from the smallest set of most probable tokens that holds this probability; 1 is off."""
     top_k: int = 0
@@ -41,19 +41,19 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit once per occurrence in the output."""
     seed: int | None = None
-    """The same seed gives the same tokens, whatever else is in the batch; None (or -1, as in vLLM) draws a seed."""
+    """The same seed gives the same tokens in any batch. None (or -1, as in vLLM) draws a seed."""
     stop: str | Sequence[str] | None = None
     """Strings that end the output; kept as a tuple. They may span tokens."""
     stop_token_ids: Sequence[int] | None = None
     """Token ids that end the output; kept as a tuple."""
     max_tokens: int | None = 16
-    """Tokens to generate at most; None: up to the model's length."""
+    """Most tokens to generate; None: up to the model's maximum length."""
     min_tokens: int = 0
-    """The output does not end by an end-of-sequence or stop token, or by a stop string, before this many tokens."""
+    """Number of tokens before which no end-of-sequence token, stop token or stop string ends the output."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token."""
     logprobs: int | None = None
-    """Number of most probable tokens whose log-probabilities are given, besides that of the sampled one; -1: all."""
+    """Number of most probable tokens whose log-probabilities are returned in addition to the sampled one's; -1: all."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     include_stop_str_in_output: bool = False

@@ -1,4 +1,4 @@
-"""Logits -> tokens, for a whole batch at once."""
+"""Chooses tokens from logits, for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dpn_rt.sampling.params import SamplingParams
 
 
 class SamplingState:
-    """The sampler's state of one sequence. It is kept over a preemption, not recomputed."""
+    """The sampler's state of one sequence. It is kept, not recomputed, when the sequence is preempted."""
 
     __slots__ = (
         "_counts",
@@ -53,10 +53,10 @@ class SamplingState:
         """
         Args:
             params: of the request.
-            prompt_token_ids: [num_prompt_ids] int64; negative placeholders may be among them.
+            prompt_token_ids: [num_prompt_ids] int64; may include negative placeholders.
             vocab_size: of the logits.
             eos_token_ids: ids that end the sequence, unless `ignore_eos`.
-            index: which of the request's n completions; each draws its own random numbers.
+            index: of the completion among the request's n completions; each draws its own random numbers.
         """
         self.params = params
         self.num_output = 0
@@ -72,7 +72,7 @@ class SamplingState:
             self._seen = np.zeros(vocab_size, dtype=np.bool_)
             self._seen[prompt_token_ids[prompt_token_ids >= 0]] = True
         self.can_run_ahead = not params.has_penalties and params.logprobs is None and not params.min_tokens
-        """Whether a token can be chosen without the host, and without knowing the tokens before it."""
+        """Whether the next token can be chosen without the host and before the last token is known."""
         self.needs_only_argmax = params.is_greedy and self.can_run_ahead
         """Whether the next token is the argmax of the logits."""
 
@@ -84,13 +84,13 @@ class SamplingState:
 
     @property
     def seen(self) -> npt.NDArray[np.bool_]:
-        """[vocab_size], whether the token occurs in the prompt; exists only with penalties."""
+        """[vocab_size] bool, whether each token occurs in the prompt. Only for requests with penalties."""
         assert self._seen is not None
         return self._seen
 
     @property
     def counts(self) -> npt.NDArray[np.int32]:
-        """[vocab_size], occurrences in the output; exists only with penalties."""
+        """[vocab_size] int32, occurrences of each token in the output. Only for requests with penalties."""
         assert self._counts is not None
         return self._counts
 
@@ -101,19 +101,19 @@ class SampledTokens:
 
     token_ids: list[int]
     logprobs: list[Mapping[int, Logprob] | None] | None
-    """One per sequence, None where it asks for none; None when no sequence asks for any."""
+    """One entry per sequence, None for a sequence that asks for none; None when no sequence asks for any."""
     finite: list[bool]
-    """Per sequence, whether its logits have a softmax. Where they have none, the token is meaningless."""
+    """Per sequence, whether its logits have a softmax. If not, its token is meaningless."""
 
 
 def sampled_tokens(
     ids: npt.NDArray[np.int64], logprobs: list[Mapping[int, Logprob] | None] | None = None
 ) -> SampledTokens:
-    """The result of `Sampler.choose` once it is on the host.
+    """Converts the result of `Sampler.choose`, after it was copied to the host.
 
     Args:
-        ids: `[2, num_seqs]`.
-        logprobs: per sequence.
+        ids: `[2, num_seqs]`, as `Sampler.choose` returns them.
+        logprobs: as in `SampledTokens`.
     """
     token_ids, best = ids.tolist()
     finite = [token_id != NO_SOFTMAX for token_id in best]
@@ -121,7 +121,7 @@ def sampled_tokens(
 
 
 class Sampler:
-    """Chooses one token per row of logits. It has no state; that of each sequence is in its `SamplingState`."""
+    """Chooses one token per row of logits. It has no state; the state of each sequence is in its `SamplingState`."""
 
     def __init__(self, token_text: TokenText | None = None) -> None:
         """Args: token_text: gives the text for `Logprob.decoded_token`; None without a tokenizer."""
@@ -133,7 +133,7 @@ class Sampler:
         Args:
             logits: [num_seqs, vocab_size], any float dtype and device, not modified.
             states: one per row.
-            best: [num_seqs] int64, `best_ids` of the logits; None: they are computed here.
+            best: [num_seqs] int64, `best_ids` of the logits; None: it is computed here.
         """
         ids = self.choose(logits, states, best)
         return sampled_tokens(ids.numpy(force=True), self._logprobs(logits, ids[0], states))
@@ -144,7 +144,11 @@ class Sampler:
         """As `sample`, but without log-probabilities, and without waiting for a device.
 
         Args:
-            num_unread: number of earlier tokens that the states do not have yet; above 0 all of them can run ahead.
+            logits: [num_seqs, vocab_size], any float dtype and device, not modified.
+            states: one per row.
+            best: [num_seqs] int64, `best_ids` of the logits; None: it is computed here.
+            num_unread: number of tokens of each sequence that are chosen already but not in the states yet. If it is
+                above 0, `can_run_ahead` must be true of all states.
 
         Returns:
             `[2, num_seqs]` int64 on the device of the logits: the tokens, and `best`.
@@ -183,7 +187,7 @@ class Sampler:
 
 
 def _forbid_early_ends(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """Logits with -inf for the ids that would end a sequence before its `min_tokens`."""
+    """Logits with -inf for ids that would end a sequence that has fewer than `min_tokens` tokens."""
     rows, ids = [], []
     for row, state in enumerate(states):
         if state.forbidden_early is not None and state.num_output < state.params.min_tokens:
@@ -197,7 +201,7 @@ def _forbid_early_ends(logits: Tensor, states: Sequence[SamplingState]) -> Tenso
 
 
 def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """Logits with the penalties of those sequences that have some."""
+    """Logits with the penalties of each sequence that has some."""
     rows = [row for row, state in enumerate(states) if state.params.has_penalties]
     if not rows:
         return logits
@@ -215,7 +219,7 @@ def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
 
 
 def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState], num_unread: int = 0) -> Tensor:
-    """As `_draw_rows`, by one kernel. No shortcut depends on values, since reading them would wait for a GPU."""
+    """As `_draw_rows`, with one kernel. The host reads no values, for which it would have to wait on a GPU."""
     params = [state.params for state in states]
     inputs = upload(
         logits.device,
@@ -230,13 +234,13 @@ def draw_without_sorting(logits: Tensor, states: Sequence[SamplingState], num_un
 
 
 def _draw_rows(logits: Tensor, states: Sequence[SamplingState], num_unread: int = 0) -> Tensor:
-    """One random token per row of `logits` [rows, vocab_size] float32."""
+    """One random token per row of `logits` [rows, vocab_size] float32: [rows] int64."""
     if logits.is_cuda:
         return draw_without_sorting(logits, states, num_unread)
     vocab_size = logits.shape[1]
     params = [state.params for state in states]
     temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)
-    # With 0 as the largest entry, dividing by a small temperature cannot overflow upwards.
+    # The largest entry becomes 0, so that the division by a small temperature cannot give +inf.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / temperatures
     if any(p.min_p > 0 for p in params):
         min_p = torch.tensor([[p.min_p] for p in params], dtype=torch.float32)

@@ -84,7 +84,7 @@ class KernelStagePreparer:
     def prepare(
         self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
     ) -> PreparedKernelStage | None:
-        """See `StagePreparer`. Takes unused KV blocks only: no cached prefix is evicted for rows that may never come."""
+        """See `StagePreparer`. Takes unused KV blocks only: it evicts no cached prefix for rows that may not come."""
         if not self._cache.has_unused_for(stage, slots, most_rows):
             return None
         self._cache.fill_stage(stage, slots, most_rows)
