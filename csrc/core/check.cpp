@@ -50,7 +50,8 @@ std::string device_text(Device device, std::int32_t index) {
   return device == Device::cuda ? "cuda:" + std::to_string(index) : name(device);
 }
 
-// First and one-past-last byte that the tensor can touch; strides are never negative in torch.
+// The range of bytes that the tensor can touch: its first byte, and the one after its last. torch's strides are never
+// negative.
 std::pair<const std::byte*, const std::byte*> extent(const Tensor& t) {
   const auto* first = static_cast<const std::byte*>(t.data);
   if (t.numel() == 0) return {first, first};
@@ -126,12 +127,12 @@ const Checker& Checker::tensor(const char* argument, const Tensor& t, std::initi
       dim->value = t.shape[i];
       dim->bound_by = argument;
     }
-    // One name twice in a shape ([n, n]) binds at its first place and is compared at its second.
+    // A name that occurs twice in a shape ([n, n]) is bound at its first place and compared at its second.
     if (dim->value != t.shape[i])
       fail(std::string(argument) + " has shape " + shape_text(t) + ", expected " + dims_text(dims));
     ++i;
   }
-  // Of a tensor without elements any strides are contiguous, as torch sees it.
+  // As in torch, a tensor without elements is contiguous with any strides.
   if (t.numel() > 0 && t.ndim > 0 && t.shape[t.ndim - 1] > 1 && t.strides[t.ndim - 1] != 1) {
     fail(std::string(argument) + " has stride " + std::to_string(t.strides[t.ndim - 1]) +
          " in its last dimension, expected 1 (call .contiguous())");

@@ -1,6 +1,6 @@
-// Checks of kernel arguments, made before any pointer is used. A shape is written as a list of named dimensions; the
-// first argument that has a dimension binds it and later arguments must agree. Messages are built from the checked
-// values: kernel, argument, expected, actual.
+// Checks of kernel arguments, made before any pointer is used. A shape is written as a list of named dimensions. The
+// first argument that has a dimension binds its value, and later arguments must agree. Messages are built from the
+// checked values: kernel, argument, expected, actual.
 #pragma once
 
 #include <cstdint>
@@ -33,29 +33,30 @@ using NamedTensors = std::initializer_list<std::pair<const char*, const Tensor*>
 
 class Checker {
  public:
-  // For a kernel that runs on the CPU alone.
+  // For a kernel that runs only on the CPU.
   explicit Checker(const char* kernel) : kernel_(kernel) {}
-  // For a kernel that runs where its argument `leader` is: every tensor must be on that device.
+  // For a kernel that runs on the device of its argument `leader`; every tensor must be on that device.
   Checker(const char* kernel, const Tensor& leader)
       : kernel_(kernel),
         device_(leader.device == Device::cuda ? Device::cuda : Device::cpu),
         device_index_(leader.device == Device::cuda ? leader.device_index : 0) {}
 
-  // Whether the content of tensors can be checked: what is on a GPU is never read by the host.
+  // Whether the content of tensors can be checked. The host never reads tensors of a GPU.
   bool can_read() const { return device_ == Device::cpu; }
-  // The dtypes of activations that the device computes with, and those that its attention kernels take.
+  // The dtypes of activations that kernels take on this device; attention kernels take others.
   DTypes floats() const;
   DTypes attention_floats() const;
 
   // Shape, dtype and device; the innermost dimension must be contiguous.
   const Checker& tensor(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims, DTypes dtypes) const;
-  // As `tensor`, and every dimension contiguous.
+  // As `tensor`, and every dimension must be contiguous.
   const Checker& contiguous(const char* argument, const Tensor& t, std::initializer_list<Dim*> dims,
                             DTypes dtypes) const;
-  // For a kernel that runs on the GPU alone.
+  // For a kernel that runs only on the GPU.
   const Checker& on_cuda(const char* argument, const Tensor& t) const;
   const Checker& same_dtype(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
-  // An argument that is written must not share memory with another argument; nor any of `written` with any of `read`.
+  // Two arguments must not share memory, one of which is written. The second form checks each of `written` against each
+  // of `read`.
   const Checker& no_overlap(const char* argument, const Tensor& t, const char* other, const Tensor& other_t) const;
   const Checker& no_overlap(NamedTensors written, NamedTensors read) const;
   const Checker& range(const char* what, std::int64_t value, std::int64_t low, std::int64_t high) const;
@@ -72,12 +73,12 @@ class Checker {
 // "argument[index]", for messages.
 std::string at(const char* argument, std::int64_t index);
 
-// Offsets [num_seqs + 1] of packed entries: they start at 0, never fall, and end at `total`, which messages call
+// Offsets [num_seqs + 1] of packed entries must start at 0, never fall, and end at `total`. Messages call that
 // `total_name`.
 void check_offsets(const Checker& check, const char* argument, const std::int32_t* offsets, std::int64_t num_seqs,
                    std::int64_t total, const char* total_name = "num_tokens");
 
-// Each of `count` entries lies in [low, high].
+// Each of the `count` entries must lie in [low, high].
 void check_entries(const Checker& check, const char* argument, const std::int32_t* entries, std::int64_t count,
                    std::int64_t low, std::int64_t high);
 

@@ -1,12 +1,12 @@
-// Which instruction set the CPU kernels run with, chosen once by cpuid.
+// Chooses the instruction set of the CPU kernels, once, by cpuid.
 #pragma once
 
 namespace dpn {
 
 enum class CpuIsa { portable, avx2, avx512, avx512_bf16 };
 
-// The best instruction set that was built and that this processor has, or the one named by the environment variable
-// DPN_RT_CPU_ISA (portable, avx2, avx512, avx512_bf16). Throws std::runtime_error if that one cannot run here.
+// The best instruction set that this build and this processor have, or the one that the environment variable
+// DPN_RT_CPU_ISA names (portable, avx2, avx512, avx512_bf16). Throws std::runtime_error if that one cannot run here.
 CpuIsa cpu_isa();
 
 const char* name(CpuIsa isa);

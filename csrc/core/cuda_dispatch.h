@@ -1,5 +1,5 @@
-// From an op's checks to its kernel on the device that holds the tensors. Host code only; knows nothing of the CUDA
-// headers, so that a build without nvcc compiles it too.
+// Calls an op's kernel on the device that holds the tensors, after the checks. This is host code without CUDA headers,
+// so that a build without nvcc compiles it too.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ constexpr bool kHasCuda = false;
 
 namespace cuda {
 
-// Makes a device the current one for as long as the object lives: launches go to the current device, whatever the
-// stream. Throws std::runtime_error when the device cannot be used.
+// Makes a device the current one while the object lives: a launch goes to the current device, whatever its stream is.
+// Throws std::runtime_error when the device cannot be used.
 class DeviceScope {
  public:
   explicit DeviceScope(int device_index);
@@ -33,7 +33,7 @@ class DeviceScope {
   bool changed_ = false;
 };
 
-// Of the current device. Throws std::runtime_error.
+// Number of multiprocessors of the current device. Throws std::runtime_error.
 int num_multiprocessors();
 
 }  // namespace cuda
@@ -45,7 +45,7 @@ int num_multiprocessors();
   void kernel(const Params&, Stream);           \
   }
 
-// Calls a kernel that exists on the GPU alone; Checker::on_cuda comes first.
+// Calls a kernel that exists only on the GPU; call Checker::on_cuda before.
 #ifdef DPN_HAS_CUDA
 #define DPN_CALL_CUDA_KERNEL(kernel, params, tensor, stream) \
   const cuda::DeviceScope device((tensor).device_index);     \
@@ -54,7 +54,7 @@ int num_multiprocessors();
 #define DPN_CALL_CUDA_KERNEL(kernel, params, tensor, stream) (void)(params), (void)(tensor), (void)(stream);
 #endif
 
-// Calls the kernel of the device that holds `tensor`. Checker refuses CUDA tensors where there are no CUDA kernels.
+// Calls the kernel for the device that holds `tensor`. Checker refuses CUDA tensors in builds without CUDA kernels.
 #ifdef DPN_HAS_CUDA
 #define DPN_CALL_KERNEL(kernel, params, tensor, stream)    \
   if ((tensor).device == Device::cuda) {                   \

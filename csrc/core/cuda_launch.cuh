@@ -1,4 +1,4 @@
-// The one place where kernels are launched.
+// Launches kernels; nothing else does.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 namespace dpn::cuda {
 
-// Throws std::runtime_error with what was asked of CUDA and what it answered.
+// Throws std::runtime_error with the call and CUDA's error.
 inline void check_status(const char* what, cudaError_t status) {
   if (status == cudaSuccess) return;
   throw std::runtime_error(std::string(what) + ": CUDA error " + cudaGetErrorName(status) + ": " +
@@ -20,7 +20,7 @@ inline void check_status(const char* what, cudaError_t status) {
 
 // Starts `kernel` on `stream` and returns; an empty grid starts nothing.
 //
-// op: whose launch it is, for the message of an error.
+// op: name of the op, for error messages.
 // shared_bytes: dynamic shared memory of a block.
 template <class... Params, class... Args>
 void launch(const char* op, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,

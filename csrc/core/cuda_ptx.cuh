@@ -1,5 +1,5 @@
-// PTX instructions that CUDA C++ has no function for (sm_80 and newer). The emulation of the tests replaces this
-// file by plain C++.
+// PTX instructions that CUDA C++ has no functions for (sm_80 and newer). The tests' emulation replaces this file by
+// plain C++.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,29 +15,28 @@ __device__ inline unsigned char* dynamic_shared() {
   return bytes;
 }
 
-// An address in shared memory as the instructions below take it.
+// An address in shared memory, in the form that the instructions below take.
 __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Starts a copy of 16 bytes from global to shared memory, or a fill with zeros where `valid` is false, which reads
-// nothing.
+// Starts a copy of 16 bytes from global to shared memory. Where `valid` is false it writes zeros and reads nothing.
 __device__ inline void cp_async_16(std::uint32_t target, const void* source, bool valid) {
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes) : "memory");
 }
 
-// Closes the group of this thread's copies since the last one.
+// Ends a group: the copies that this thread has started since the end of its last group.
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `kPending` of this thread's latest groups are under way.
+// Waits until all but the latest `kPending` groups of this thread are complete.
 template <int kPending>
 __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Four 8x8 matrices of 16-bit elements; lanes 8 i to 8 i + 7 give the addresses of the rows of matrix i. Lane l gets
-// columns 2 (l % 4) and the next of row l / 4 of each; `trans` transposes them first.
+// Loads four 8x8 matrices of 16-bit elements. Lanes 8 i to 8 i + 7 give the addresses of the rows of matrix i. Lane l
+// gets columns 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each matrix; `trans` transposes the matrices first.
 __device__ inline void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -52,8 +51,8 @@ __device__ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], std::uint32_t ro
                : "memory");
 }
 
-// c += a b, a [16, 16] row-major, b [16, 8] column-major, c [16, 8] in float32, spread over the warp as the PTX ISA
-// says.
+// c += a b with a [16, 16] row-major, b [16, 8] column-major and c [16, 8] float32, distributed over the warp as the
+// PTX ISA describes.
 template <class T>
 __device__ void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 
@@ -77,7 +76,7 @@ __device__ inline void mma_16x8x16<__half>(float (&c)[4], const std::uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Two numbers rounded to nearest even, the first in the lower half.
+// Two numbers rounded to nearest even; the first is in the lower half.
 template <class T>
 __device__ std::uint32_t pack(float low, float high);
 
@@ -95,8 +94,8 @@ __device__ inline std::uint32_t pack<__half>(float low, float high) {
   return packed;
 }
 
-// `base` and `index` times `stride` bytes: the product takes one instruction, where the compiler would
-// multiply 64 by 64 bits.
+// `base` plus `index` times `stride` bytes. The product takes one instruction; the compiler would multiply 64 by 64
+// bits.
 template <class T>
 __device__ const T* offset_bytes(const T* base, std::int32_t index, std::int32_t stride) {
   std::int64_t offset;

@@ -1,4 +1,4 @@
-// Sums over the lanes of a warp and over a block, the same in every thread and from run to run.
+// Sums over the lanes of a warp and over a block. Every thread gets the same sum, and every run gives the same.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,8 +14,8 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
-// `partial`: [kWarpSize] floats of shared memory that nothing else uses until the next barrier; num_warps is the
-// number of warps in the block, a power of two or not.
+// partial: [kWarpSize] floats of shared memory that nothing else uses until the next barrier.
+// num_warps: number of warps in the block; need not be a power of two.
 __device__ inline float block_sum(float value, float* partial, int num_warps) {
   value = warp_sum(value);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;

@@ -1,4 +1,4 @@
-// How kernels read and write elements: several at once, as float32 in computations.
+// Reads and writes several elements at once and converts them to float32 for computations.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,13 +38,13 @@ __device__ inline f16 from_float<f16>(float x) {
   return __float2half_rn(x);
 }
 
-// kSize neighbouring elements, moved by one instruction.
+// kSize consecutive elements, which one instruction moves.
 template <class T, int kSize>
 struct alignas(sizeof(T) * kSize) Vector {
   T elements[kSize];
 };
 
-// Elements of a 16-byte access.
+// Number of elements in a 16-byte access.
 template <class T>
 constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
 

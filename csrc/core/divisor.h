@@ -1,5 +1,5 @@
-// Division by a number that stays the same, as a multiplication: an integer division takes a GPU some twenty
-// instructions.
+// Division by a number that does not change, done by a multiplication: an integer division takes about twenty
+// instructions on a GPU.
 #pragma once
 
 #include <bit>
@@ -15,8 +15,8 @@ struct Divisor {
   std::uint32_t shift;
 
   static Divisor of(std::int64_t value) {
-    // With 2^s >= value, m = floor(2^(31 + s) / value) + 1 exceeds the quotient by so little that n m / 2^(31 + s) is
-    // right for all n < 2^31 (Granlund and Montgomery, 1994, theorem 4.2).
+    // With 2^s >= value, m = floor(2^(31 + s) / value) + 1 exceeds the quotient so little that floor(n m / 2^(31 + s))
+    // is right for all n < 2^31 (Granlund and Montgomery, 1994, theorem 4.2).
     const auto shift = static_cast<std::uint32_t>(std::bit_width(static_cast<std::uint64_t>(value) - 1));
     const std::uint64_t power = std::uint64_t{1} << (31 + shift);
     return {static_cast<std::uint32_t>(power / static_cast<std::uint64_t>(value) + 1), 31 + shift};

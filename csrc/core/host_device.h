@@ -1,5 +1,5 @@
-// Marks of code that the CPU and the GPU share. Compiled by nvcc, DPN_DEVICE code is the GPU's, and DPN_HOST_DEVICE
-// code is the host's too.
+// Attributes of code that the CPU and the GPU share. nvcc compiles DPN_DEVICE code for the GPU, and DPN_HOST_DEVICE
+// code for the GPU and the host.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,5 +1,5 @@
-// Threads for CPU kernels. Work runs in the OpenMP pool that torch already uses, found at run time: a second pool of
-// spinning threads beside it would take the cores that both need. Without torch's pool, plain threads are started.
+// Threads for CPU kernels. Work runs in the OpenMP pool that torch already uses, which is found at run time: a second
+// pool of spinning threads would compete with it for the cores. Without torch's pool, plain threads are started.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,11 @@ using TaskFunction = void (*)(void* context, std::int64_t task, int thread);
 // Threads that a parallel region may use now (torch.set_num_threads is respected).
 int max_threads();
 
-// Calls function(context, task, thread) once for each task in [0, num_tasks), thread < max_threads(). Tasks are handed
-// out one by one, so uneven tasks balance; neighbouring tasks may run on any threads. Must not throw.
+// Calls function(context, task, thread) once for each task in [0, num_tasks), with thread < max_threads(). Tasks are
+// handed out one by one, so that uneven tasks balance; any thread may run any task. `function` must not throw.
 void run_tasks(std::int64_t num_tasks, TaskFunction function, void* context);
 
-// `body(task, thread)`; runs on the calling thread when there is one task.
+// The same for `body(task, thread)`. A single task runs on the calling thread.
 template <class Body>
 void parallel_for(std::int64_t num_tasks, const Body& body) {
   if (num_tasks == 1) {
@@ -28,8 +28,8 @@ void parallel_for(std::int64_t num_tasks, const Body& body) {
       const_cast<Body*>(&body));
 }
 
-// Tasks to cut `num_rows` rows of `bytes_per_row` into: enough work in each to be worth handing to a thread. Not
-// inline: a copy compiled for one instruction set could be linked into code for another.
+// Number of tasks to cut `num_rows` rows of `bytes_per_row` bytes into, so that each is worth handing to a thread. It
+// is not inline: a copy compiled for one instruction set could be linked into code for another.
 std::int64_t tasks_for_rows(std::int64_t num_rows, std::int64_t bytes_per_row);
 
 // Calls body(row_begin, row_end) over [0, num_rows) in parallel.

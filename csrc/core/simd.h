@@ -1,5 +1,5 @@
 // Vectors of DPN_VECTOR_WIDTH floats, written with the compiler's vector extension so that one source serves every
-// instruction set. Include only from *_cpu.cpp files: everything here lives in the namespace DPN_ISA, so code for one
+// instruction set. Include only from *_cpu.cpp files: everything here is in the namespace DPN_ISA, so code for one
 // instruction set can never be linked in place of another's.
 #pragma once
 
@@ -19,7 +19,7 @@ using VecI = std::int32_t __attribute__((vector_size(kWidth * 4)));
 using VecU = std::uint32_t __attribute__((vector_size(kWidth * 4)));
 using VecH = std::uint16_t __attribute__((vector_size(kWidth * 2)));
 
-// The upper half of a float.
+// The upper 16 bits of a float.
 struct bf16 {
   std::uint16_t bits;
 };
@@ -58,7 +58,7 @@ inline VecF load(const float* source) {
 inline VecF load(const bf16* source) {
   VecH half;
   std::memcpy(&half, source, sizeof half);
-  // gcc 12 splits this conversion in two where one instruction does it.
+  // One instruction does this conversion; gcc 12 would split it in two.
 #if defined(__AVX512F__)
   const VecU wide = reinterpret_cast<VecU>(_mm512_maskz_cvtepu16_epi32(0xFFFF, reinterpret_cast<__m256i>(half)));
 #elif defined(__AVX2__)

@@ -1,5 +1,5 @@
-// Dot products over vectors of "units". A unit is four bytes: one float, or, where the processor multiplies bf16 pairs
-// (AVX512-BF16), two neighbouring bf16 of a row. Kernels written over units serve both. Include as simd.h.
+// Dot products over vectors of "units". A unit is four bytes: one float, or two consecutive bf16 of a row where the
+// processor multiplies bf16 pairs (AVX512-BF16). Kernels written over units serve both. Include as simd.h.
 #pragma once
 
 #include "core/simd.h"
@@ -10,7 +10,7 @@ struct Pair {
   bf16 elements[2];
 };
 
-// The unit that tensors of T are multiplied in, and how many elements it holds.
+// The unit in which tensors of T are multiplied, and its number of elements.
 template <class T>
 struct UnitOf {
   using type = float;
@@ -60,8 +60,8 @@ inline VecF dot(VecF sum, VecU a, VecU b) {
 inline void to_unit(Pair* target, const bf16* source) { std::memcpy(target, source, sizeof *target); }
 #endif
 
-// The units of two neighbouring rows of values, kWidth * kCols elements of each: unit i is element i of both. Where a
-// unit is one element, the first row alone. kCols is even.
+// The units of two consecutive rows of values, kWidth * kCols elements of each: unit i holds element i of both rows.
+// Where a unit is one element, only the first row is read. kCols is even.
 template <int kCols, class T>
 inline void load_values(VecF (&columns)[kCols], const T* v, std::int64_t) {
   for (int c = 0; c < kCols; ++c) columns[c] = load(v + c * kWidth);
@@ -86,9 +86,9 @@ inline void load_values(VecU (&columns)[kCols], const bf16* v, std::int64_t stri
 }
 #endif
 
-// 2^(x * scale) for x * scale <= 0, zero below -125, NaN stays NaN. Relative error below 8e-8 for float units, and
-// below 3e-6 for bf16 pairs, which keep 3 digits anyway. With the scale inside, a difference x of large scores is
-// exact.
+// 2^(x * scale) for x * scale <= 0; zero below -125, NaN stays NaN. The relative error is below 8e-8 for float units,
+// and below 3e-6 for bf16 pairs, which keep only 3 digits. The scale is applied here, so that a difference x of large
+// scores is exact.
 template <class U>
 inline VecF exp2_negative(VecF x, float scale) {
   constexpr float kMagic = 12582912.0f + 127.0f;  // leaves the biased exponent of 2^round(x * scale) in the low bits

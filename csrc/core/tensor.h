@@ -1,4 +1,4 @@
-// A tensor as a kernel sees it: a pointer and its layout. Owns nothing; knows nothing of Python or torch.
+// A tensor as a kernel sees it: a pointer and its layout. It owns no memory and does not depend on Python or torch.
 #pragma once
 
 #include <cstdint>

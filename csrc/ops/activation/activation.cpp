@@ -10,7 +10,7 @@ void run(const ActivationParams& params, const Tensor& x, Stream stream) {
   DPN_CALL_KERNEL(activation_kernel, params, x, stream)
 }
 
-// In place is harmless where every element is read before it is written, at the same place.
+// `out` may be `x` itself: every element is read before it is written at the same place.
 void check_aliasing(const Checker& check, const Tensor& out, const char* x_name, const Tensor& x) {
   check.condition(out.shape[0] <= 1 || out.strides[0] >= out.shape[1], "rows of out overlap");
   const bool in_place = out.data == x.data && (out.strides[0] == x.strides[0] || out.shape[0] <= 1);

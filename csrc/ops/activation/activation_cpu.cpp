@@ -6,7 +6,7 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
-// Reads `parts` times size elements of x for every element of out.
+// x has `parts` times as many elements as out.
 template <class T, class Function>
 void for_each_row(const ActivationParams& p, std::int64_t parts, const Function& function) {
   const std::int64_t row_bytes = (parts + 1) * p.size * static_cast<std::int64_t>(sizeof(T));

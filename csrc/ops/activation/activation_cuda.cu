@@ -10,9 +10,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// x / (1 + e^(-slope x)). Far left the true value is below 1e-33 in magnitude; the clamp keeps -infinity from
-// becoming infinity * 0. What is rounded to 16 bits takes the approximate exponential and quotient, whose error is
-// below 2^-16: the exact ones cost more time than the memory does.
+// x / (1 + e^(-slope x)). For x below the clamp the true magnitude is below 1e-33; the clamp keeps -infinity from
+// becoming infinity * 0. Results of 16 bits are computed with the approximate exponential and quotient, whose error is
+// below 2^-16: the exact ones would take longer than the memory access.
 template <class T>
 __device__ float sigmoid_linear(float x, float slope) {
   const float clamped = x < -80.0f / slope ? -80.0f / slope : x;  // NaN stays NaN

@@ -8,7 +8,7 @@ namespace dpn::DPN_ISA {
 inline VecF at_least(VecF x, float low) { return x < low ? broadcast(low) : x; }  // NaN stays NaN
 inline VecF at_most(VecF x, float high) { return x > high ? broadcast(high) : x; }
 
-// x / (1 + e^(-slope x)). Far left the true value is below 1e-33 in magnitude; the clamp keeps -infinity from
+// x / (1 + e^(-slope x)). For x below the clamp the true magnitude is below 1e-33; the clamp keeps -infinity from
 // becoming infinity * 0.
 inline VecF sigmoid_linear(VecF x, float slope) {
   const VecF clamped = at_least(x, -80.0f / slope);
@@ -18,7 +18,7 @@ inline VecF sigmoid_linear(VecF x, float slope) {
 inline VecF silu(VecF x) { return sigmoid_linear(x, 1.0f); }
 inline VecF quick_gelu(VecF x) { return sigmoid_linear(x, 1.702f); }
 
-// x Phi(x), Phi the normal distribution function, as max(x, 0) - |x| Phi(-|x|): nothing cancels on either side.
+// x Phi(x), where Phi is the normal distribution function, computed as max(x, 0) - |x| Phi(-|x|): without cancellation.
 // Phi(-a) = e^(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a / sqrt(2)); P is the minimax polynomial of degree 8 of
 // erfcx(a / sqrt(2)) / (2 t) for a <= 14, fitted with mpmath's chebyfit, error 2e-8. Absolute error of the whole below
 // 3e-7.

@@ -23,7 +23,8 @@ void check_heads(const Checker& check, std::int64_t num_heads, std::int64_t num_
                  "scale is " + std::to_string(scale) + ", expected a positive finite number");
 }
 
-// 1 <= context_lens[s] <= max_blocks * block_size, and every block that holds one of these rows is one of the cache's.
+// Checks that 1 <= context_lens[s] <= max_blocks * block_size, and that the cache has every block that holds these
+// rows.
 void check_blocks(const Checker& check, const Tensor& block_table, const Tensor& context_lens, std::int64_t num_blocks,
                   std::int64_t block_size) {
   const std::int64_t max_blocks = block_table.shape[1];
@@ -42,7 +43,7 @@ void check_blocks(const Checker& check, const Tensor& block_table, const Tensor&
   }
 }
 
-// The GPU kernels read 16 bytes at a time and find rows by 32-bit strides in bytes.
+// Checks what the GPU kernels need: they read 16 bytes at a time and use 32-bit strides in bytes.
 void check_addresses(const Checker& check, const char* argument, const Tensor& t) {
   if (t.device != Device::cuda) return;
   bool ok = reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0;
@@ -55,7 +56,7 @@ void check_addresses(const Checker& check, const char* argument, const Tensor& t
                       " elements apart, expected less than " + std::to_string(kWidestRow));
 }
 
-// Of tensors whose shapes were checked.
+// Parameters from tensors whose shapes were checked.
 PagedKeys paged_keys(const Tensor& kv_cache, const Tensor& block_table, std::int64_t layer_in_block) {
   const std::int64_t block_size = kv_cache.shape[4];
   return {.kv_cache = kv_cache.data,
@@ -67,7 +68,7 @@ PagedKeys paged_keys(const Tensor& kv_cache, const Tensor& block_table, std::int
           .block_divisor = Divisor::of(block_size)};
 }
 
-// Of the CPU alone: on the GPU the kernel itself finds its work.
+// The plan of a prefill on the CPU. It is empty on the GPU, where the kernel finds its work by itself.
 PrefillPlan plan_of(const Checker& check, const std::int32_t* offsets, const std::int32_t* lengths,
                     std::int64_t num_seqs, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
                     bool causal) {
@@ -82,7 +83,7 @@ void run(const AttentionDecodeParams& params, const Tensor& q, Stream stream) {
   DPN_CALL_KERNEL(attention_decode_kernel, params, q, stream)
 }
 
-// Of tensors whose shapes were checked. The CPU plans by itself.
+// Number of splits on the GPU, from tensors whose shapes were checked. The CPU plans by itself.
 int splits_of(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table) {
   if constexpr (kHasCuda) {
     if (q.device != Device::cuda) return 1;
@@ -96,7 +97,7 @@ int splits_of(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table
 }  // namespace
 
 std::int64_t attention_decode_workspace_size(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table) {
-  // Other ranks and sizes are refused by attention_decode itself.
+  // attention_decode itself refuses other ranks and sizes.
   if (q.ndim != 3 || kv_cache.ndim != 6 || block_table.ndim != 2) return 0;
   if (kv_cache.shape[3] < 1 || q.shape[1] < kv_cache.shape[3]) return 0;
   const int num_splits = splits_of(q, kv_cache, block_table);

@@ -1,8 +1,12 @@
-// Softmax attention of packed sequences over their own rows (prefill, vision tower), of several new rows per sequence
-// over paged keys and values (extend: a prefill whose first rows are in the cache), and of one new row per sequence
-// over them (decode). Grouped-query: query head h reads key/value head h / (num_heads / num_kv_heads). What a row sees
-// depends on the order of the rows alone: in a packed batch on cu_seqlens, in the cache on cache rows, of which a
-// sequence has context_lens, the new ones last. Rotary positions play no part; rope_store has applied them.
+// Softmax attention with grouped queries: query head h reads key/value head h / (num_heads / num_kv_heads).
+//
+// attention: packed sequences over their own rows (prefill, vision tower).
+// attention_extend: several new rows per sequence over paged keys and values (a prefill whose first rows are cached).
+// attention_decode: one new row per sequence over paged keys and values.
+//
+// Which rows a row sees depends only on the order of rows, given by cu_seqlens in a packed batch and by cache rows in
+// the cache. A sequence has context_lens cache rows, and its new rows are the last of them. Rotary positions do not
+// matter here; rope_store has applied them.
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -23,19 +27,19 @@ struct PagedKeys {
   std::int64_t block_size;
   std::int64_t layers_per_block;
   std::int64_t layer_in_block;
-  Divisor block_divisor;  // by block_size; for the GPU only
+  Divisor block_divisor;  // divides by block_size; for the GPU only
 };
 
 struct AttentionParams {
   void* out;                         // [num_tokens, num_heads, head_dim]
   const void* q;                     // [num_tokens, num_heads, head_dim]
   const void* k;                     // [num_tokens, num_kv_heads, head_dim]; null where keys and values are paged
-  const void* v;                     // [num_tokens, num_kv_heads, head_dim]; likewise
-  PagedKeys paged;                   // where k and v are null
-  const std::int32_t* cu_seqlens;    // [num_seqs + 1] of the rows of q and out
-  const std::int32_t* context_lens;  // [num_seqs] keys of each sequence, the last of which are those of its rows of q;
-                                     // null on the GPU where it has no others
-  std::int64_t q_stride[2];          // of tokens, of heads
+  const void* v;                     // [num_tokens, num_kv_heads, head_dim]; null where keys and values are paged
+  PagedKeys paged;                   // used where k and v are null
+  const std::int32_t* cu_seqlens;    // [num_seqs + 1] offsets of the rows of q and out
+  const std::int32_t* context_lens;  // [num_seqs] number of keys of each sequence; its rows of q have the last ones.
+                                     // Null on the GPU where a sequence has no other keys
+  std::int64_t q_stride[2];          // between tokens, between heads
   std::int64_t k_stride[2];
   std::int64_t v_stride[2];
   std::int64_t num_tokens;
@@ -46,9 +50,9 @@ struct AttentionParams {
   float scale;
   bool causal;
   DType dtype;
-  const Wave* waves;  // from here on for the CPU only
+  const Wave* waves;  // this and the next members: for the CPU only
   std::int64_t num_waves;
-  std::int64_t max_elements;  // of a wave's packed heads
+  std::int64_t max_elements;  // largest size of a wave's packed heads
 };
 
 struct AttentionDecodeParams {
@@ -56,17 +60,17 @@ struct AttentionDecodeParams {
   const void* q;  // [num_seqs, num_heads, head_dim]
   PagedKeys paged;
   const std::int32_t* context_lens;  // [num_seqs]
-  std::int64_t q_stride[2];          // of sequences, of heads
+  std::int64_t q_stride[2];          // between sequences, between heads
   std::int64_t num_seqs;
   std::int64_t num_heads;
   std::int64_t num_kv_heads;
   std::int64_t head_dim;
   float scale;
   DType dtype;
-  const DecodeTask* tasks;  // for the CPU only, as the next two
+  const DecodeTask* tasks;  // this and the next two members: for the CPU only
   std::int64_t num_tasks;
   const std::int32_t* first_task;  // [num_seqs + 1], see DecodePlan
-  int num_splits;                  // for the GPU only, as the next
+  int num_splits;                  // this and the next member: for the GPU only
   float* partials;                 // [num_seqs, num_heads, num_splits, head_dim + 2], null for one split
 };
 
@@ -78,7 +82,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
 void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
                       const Tensor& block_table, const Tensor& context_lens, float scale,
                       const OptionalTensor& workspace, Stream stream);
-// Elements of the float32 workspace that attention_decode needs for such tensors, 0 on the CPU.
+// Number of elements of the float32 workspace that attention_decode needs for tensors of these shapes; 0 on the CPU.
 std::int64_t attention_decode_workspace_size(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table);
 
 }  // namespace dpn

@@ -5,7 +5,7 @@ namespace dpn::cuda {
 
 namespace {
 
-// Calls function with a head_dim that is built, as a constant.
+// Calls `function` with head_dim as a constant; there is one for each head_dim that is built.
 template <class Function>
 void dispatch_head_dim(const char* op, std::int64_t head_dim, const Function& function) {
   switch (head_dim) {

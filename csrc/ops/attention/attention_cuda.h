@@ -1,4 +1,5 @@
-// Attention on the GPU, one translation unit for each head_dim: the templates are what the build takes longest for.
+// Attention on the GPU. Each head_dim has a translation unit of its own, since these templates take most of the build
+// time.
 #pragma once
 
 #include "ops/attention/attention.h"

@@ -14,7 +14,7 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896f;
 
-// The type that values are multiplied in.
+// The type in which values are multiplied.
 template <class U>
 struct ValueOf {
   using type = float;
@@ -26,7 +26,7 @@ struct ValueOf<Pair> {
 template <class T>
 using Value = typename ValueOf<Unit<T>>::type;
 
-// A thread's copies: of the queries as units, and of keys and values that cannot be read in place.
+// A thread's buffers: the queries as units, and copies of keys and values that cannot be read in place.
 template <class T>
 struct Copies {
   Unit<T>* q;
@@ -45,13 +45,14 @@ struct Copies {
 inline void convert(float* target, const float* source) { *target = *source; }
 inline void convert(float* target, const bf16* source) { *target = to_float(*source); }
 
-// All heads of one sequence against a part of its keys. Chunk after chunk, and in each chunk head after head: what the
-// processor prefetches beyond a head's rows of a KV block is then the next head's, and not read for nothing.
+// Attends with all heads of one sequence to a part of its keys. It processes one chunk after another, and within a
+// chunk one head after another: then the memory that the processor prefetches after a head's rows of a KV block is the
+// next head's and is used.
 template <class T>
 class Task {
   using U = Unit<T>;
   using V = Value<T>;
-  // Up to kGroupKeys rows each; offsets are of head 0 in the cache.
+  // Each group has up to kGroupKeys rows; offsets are those of head 0 in the cache.
   struct Chunk {
     std::int64_t offsets[kChunkGroups];
     int counts[kChunkGroups];
@@ -121,7 +122,7 @@ class Task {
     for (std::int64_t i = 0; i < used; ++i) to_unit(q + i, row + i * kUnitSize<U>);
   }
 
-  // In the order of score_group; heads that do not exist are zero.
+  // Copies queries in the order that score_group reads; heads that do not exist are zero.
   void copy_queries(std::int64_t kv_head, std::int64_t first_head) const {
     const int quads = quads_from(first_head);
     U* q = queries_of(kv_head, first_head);
@@ -135,7 +136,7 @@ class Task {
     }
   }
 
-  // The next groups, up to kChunkGroups of them; none at the end.
+  // Finds the next groups, up to kChunkGroups of them; none at the end.
   void find_chunk(Chunk& chunk) {
     const std::int32_t* blocks = p_.paged.block_table + task_.sequence * p_.paged.max_blocks;
     int g = 0;
@@ -155,7 +156,8 @@ class Task {
     chunk.num_groups = g;
   }
 
-  // The group in the cache if the micro-kernels can read it there: a whole one, of their type, in whole runs.
+  // The group in the cache if the micro-kernels can read it there, else a copy. They read whole groups of their own
+  // type and whole runs.
   KeyGroup<U, V> place_group(const T* keys, const T* values, int count, int g) const {
     if constexpr (sizeof(V) == sizeof(T)) {
       if (count == kGroupKeys && padded_dim_ == p_.head_dim) {
@@ -191,7 +193,7 @@ class Task {
       const T* keys = keys_ + chunk.offsets[g] + offset;
       const T* values = values_ + chunk.offsets[g] + offset;
       groups[g] = place_group(keys, values, chunk.counts[g], g);
-      // The values of these keys, and the keys that come after them.
+      // To prefetch: the values of these keys, and the keys that are read after them.
       groups[g].next_v = reinterpret_cast<const char*>(values);
       groups[g].next_k = reinterpret_cast<const char*>(!last_head                  ? keys + head_stride
                                                        : g < next_chunk.num_groups ? keys_ + next_chunk.offsets[g]
@@ -250,7 +252,7 @@ class Task {
     }
   }
 
-  // The first `heads` of at most kHeads heads.
+  // Processes the first `heads` of at most kHeads heads.
   template <int kHeads>
   void add_head_values(const KeyGroup<U, V>* groups, int num_groups, float* sums, std::int64_t heads, const U* weights,
                        const float* factors) const {
@@ -279,12 +281,12 @@ class Task {
   const DecodeTask& task_;
   const Copies<T>& copies_;
   float* partials_;
-  std::int64_t heads_;  // of a group
+  std::int64_t heads_;  // query heads of a key/value head
   std::int64_t padded_dim_;
-  std::int64_t key_;    // the first that no chunk holds yet, in
-  std::int64_t entry_;  // of the block table, and
-  std::int64_t row_;    // of the block
-  const T* keys_;       // of this layer, in block 0
+  std::int64_t key_;    // the first key that is in no chunk yet: it is
+  std::int64_t entry_;  // in this entry of the block table, and
+  std::int64_t row_;    // in this row of the block
+  const T* keys_;       // keys of this layer in block 0
   const T* values_;
   std::int64_t block_stride_;
 };

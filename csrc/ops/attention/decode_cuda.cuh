@@ -1,7 +1,7 @@
-// Attention of one query row per sequence over paged keys and values: bound by reading them, so every key and value is
-// read once for all query heads that share it, 16 bytes at a time, several keys in flight. A few lanes share a key, a
-// warp goes through its own keys with an online softmax, and warps merge at the end. Where the batch is small, the keys
-// of a sequence are split over several blocks and a second kernel merges the parts.
+// Attention of one query row per sequence over paged keys and values. Reading these takes most of the time, so every
+// key and value is read once for all query heads that share it, 16 bytes at a time, with several keys in flight. A few
+// lanes share a key. A warp goes through its own keys with an online softmax, and the warps merge at the end. Where the
+// batch is small, the keys of a sequence are split over several blocks, and a second kernel merges the parts.
 #pragma once
 
 #include <bit>
@@ -22,18 +22,19 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kMostHeads = 8;  // query heads of a block; larger groups read keys and values again, from the L2 cache
 
-// Lanes that share a key, a power of two; each has 8 of its dimensions, and the last have none where head_dim is 96.
+// Number of lanes that share a key, a power of two. Each lane has 8 dimensions; with head_dim 96 the last lanes have
+// none.
 template <int kHeadDim>
 constexpr int kLanesPerKey = static_cast<int>(std::bit_ceil(static_cast<unsigned>(kHeadDim / 8)));
 
-// An unfinished softmax: values weighted by 2^(score - maximum), and the sum of these weights.
+// A partial softmax: the sum of values weighted by 2^(score - maximum), and the sum of these weights.
 struct Part {
   float values[8];
   float maximum = -INFINITY;
   float sum = 0;
 };
 
-// Factors that bring two parts to their common maximum; of a part without keys the factor is 0.
+// Factors that rescale two parts to their common maximum; the factor of a part without keys is 0.
 __device__ inline float rescale(float maximum, float common) {
   return maximum == -INFINITY ? 0.0f : exp2_approx(maximum - common);
 }
@@ -47,12 +48,12 @@ __device__ inline void merge(Part& part, float maximum, float sum, const float (
   for (int i = 0; i < 8; ++i) part.values[i] = part.values[i] * mine + values[i] * theirs;
 }
 
-// Keys of each part of a sequence but the last, which may have fewer; parts after that have none.
+// Number of keys in each part of a sequence. The last part with keys may have fewer; parts after it have none.
 __device__ inline int split_size(const AttentionDecodeParams& p, int context) {
   return max(kShortestSplit, (context + p.num_splits - 1) / p.num_splits);
 }
 
-// Zero for a sequence without keys: a batch may be padded with such.
+// Writes zeros for a sequence without keys, with which a batch may be padded.
 __device__ inline float finished(float value, float sum) { return sum == 0.0f ? 0.0f : value / sum; }
 
 template <int kHeadDim, int kHeads>
@@ -62,13 +63,13 @@ struct Shared {
   float sum[kWarps][kHeads];
 };
 
-// Blocks that a multiprocessor holds at least, as the registers allow: without this ptxas aims at one more and spills.
+// Least number of blocks per multiprocessor, which the registers allow. Without this ptxas aims at one more and spills.
 template <int kHeads>
 constexpr int kBlocks = kHeads <= 2   ? 4
                         : kHeads == 4 ? 3
                                       : 2;
 
-// Merges the lanes of each warp, which have keys of their own, into shared memory.
+// Merges the lanes of each warp, which have had different keys, and writes the result to shared memory.
 template <int kHeadDim, int kHeads>
 __device__ void merge_lanes(Part (&part)[kHeads], Shared<kHeadDim, kHeads>& shared) {
   constexpr int kLanes = kLanesPerKey<kHeadDim>;
@@ -94,7 +95,7 @@ __device__ void merge_lanes(Part (&part)[kHeads], Shared<kHeadDim, kHeads>& shar
   }
 }
 
-// Merges the warps and writes the block's heads, from `first_head` on: out, or the partial of this split.
+// Merges the warps and writes the block's heads, from `first_head` on, to out or to the partial of this split.
 template <class T, int kHeadDim, int kHeads>
 __device__ void write_heads(const AttentionDecodeParams& p, const Shared<kHeadDim, kHeads>& shared, int sequence,
                             int first_head, int num_heads) {
@@ -160,11 +161,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
     for (int i = 0; i < 8; ++i) q[h][i] *= p.scale * kLog2E;
   }
 
-  // The same number of turns for every lane of a warp, since they exchange scores.
+  // Every lane of a warp takes the same number of turns, since lanes exchange scores.
   for (int begin = first_key + warp * kKeysAtOnce * kUnroll; begin < last_key;
        begin += kWarps * kKeysAtOnce * kUnroll) {
-    // All entries of the block table, then all keys and values are on their way before the first is used. In place of
-    // keys after the last one, the last is read again and gets no weight.
+    // Starts all loads of the block table, then all loads of keys and values, before the first result is used. In place
+    // of keys after the last one, the last one is read again and gets weight 0.
     typename PagedRows<T, kHeadDim>::Place places[kUnroll];
     bool is_valid[kUnroll];
 #pragma unroll
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
   write_heads<T>(p, shared, sequence, first_head, num_heads);
 }
 
-// Merges the splits of a head: grid (num_heads, num_seqs), a thread for each dimension.
+// Merges the splits of a head; one thread per dimension. grid (num_heads, num_seqs).
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads) merge_splits_kernel(const __grid_constant__ AttentionDecodeParams p) {
   const int dim = static_cast<int>(threadIdx.x);
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(kThreads) merge_splits_kernel(const __grid_con
   const std::int64_t row = blockIdx.y * p.num_heads + blockIdx.x;
   const float* partials = p.partials + row * p.num_splits * (kHeadDim + 2);
   const int context = p.context_lens[blockIdx.y], size = split_size(p, context);
-  const int num_splits = (context + size - 1) / size;  // that have keys
+  const int num_splits = (context + size - 1) / size;  // number of splits that have keys
   float maximum = -INFINITY, sum = 0, value = 0;
 #pragma unroll 8
   for (int s = 0; s < num_splits; ++s) maximum = fmaxf(maximum, partials[s * (kHeadDim + 2) + kHeadDim]);

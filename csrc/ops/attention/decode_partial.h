@@ -1,5 +1,5 @@
-// Partial results of decode attention on the CPU: the keys of a sequence are split into tasks, whose results are
-// merged. Include as core/simd.h.
+// Partial results of decode attention on the CPU. The keys of a sequence are split into tasks, and the tasks' results
+// are merged. Include as core/simd.h.
 #pragma once
 
 #include "ops/attention/attention.h"
@@ -7,8 +7,8 @@
 
 namespace dpn::DPN_ISA {
 
-// Result of all heads of a group over a part of the keys. In floats: sums [heads, padded_dim], then maxima and weights
-// [quads, kWidth], in which every quad's four values are repeated, or a single head's one.
+// Result of all heads of a group over a part of the keys, as floats: sums [heads, padded_dim], then maxima and weights,
+// each [quads, kWidth]. A row of these repeats the four values of its quad, or the one value of a single head.
 struct Partial {
   float* sums;
   float* maxima;
@@ -23,12 +23,12 @@ struct Partial {
         weights(maxima + round_up(heads, kQuad) * kWidth / kQuad) {}
 };
 
-// Out row of one head of a group from the partial results of its splits, `stride` floats apart.
+// Computes the out row of one head of a group from the partial results of its splits, which are `stride` floats apart.
 template <class T>
 void reduce(T* out, const Partial& first, std::int64_t stride, std::int64_t splits, std::int64_t head,
             std::int64_t heads, std::int64_t head_dim, std::int64_t padded_dim, float scale) {
   const std::int64_t state = head / kQuad * kWidth + head % kQuad;
-  const int lanes_apart = heads == 1 ? 1 : kQuad;  // of the weights of one head
+  const int lanes_apart = heads == 1 ? 1 : kQuad;  // distance between the weights of one head
   float maximum = first.maxima[state];
   for (std::int64_t s = 1; s < splits; ++s) {
     const float other = first.maxima[s * stride + state];

@@ -1,5 +1,5 @@
-// The case of one query head per key/value head, where a quad of heads would waste three of its lanes: scores are whole
-// dot products of a key with the query, and a vector holds the scores of as many keys as it has lanes. Include as
+// Decode attention with one query head per key/value head, where a quad of heads would waste three of its four lanes.
+// Scores are whole dot products of a key with the query, and a vector holds the score of one key per lane. Include as
 // core/simd.h.
 #pragma once
 
@@ -7,13 +7,13 @@
 
 namespace dpn::DPN_ISA {
 
-// Lane i: the sum over all lanes of vector i.
+// A vector whose lane i is the sum over all lanes of vector i.
 template <int kLanes = kWidth>
 inline VecF sum_each(const VecF* vectors) {
   if constexpr (kLanes == 1) {
     return vectors[0];
   } else {
-    // Halves are added and two vectors become one, until every lane is one vector's sum.
+    // Adds the halves of two vectors and joins them into one vector, until every lane is one vector's sum.
     VecF pairs[kLanes / 2];
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes / 2; ++i) pairs[i] = fold<kLanes>(vectors[2 * i], vectors[2 * i + 1]);
@@ -21,7 +21,7 @@ inline VecF sum_each(const VecF* vectors) {
   }
 }
 
-// scores[key] of a group; q is `units` units as they lie in the row.
+// scores[key] of a group. q has `units` units in the order of the row.
 template <class U, class V>
 inline void score_group_single(float* scores, const KeyGroup<U, V>& group, const U* q, std::int64_t units) {
   for (int first = 0; first < kGroupKeys; first += kWidth) {
@@ -52,8 +52,8 @@ inline void store_single_units(Pair* target, VecF first, VecF second) {
 }
 #endif
 
-// As weigh_chunk, for scores [keys] and weights [keys / kUnitSize]: maxima holds the running maximum in every lane, and
-// weight_sums partial sums that are to be added over all lanes.
+// As weigh_chunk, for scores [keys] and weights [keys / kUnitSize]. Every lane of maxima is the running maximum; the
+// running weight is the sum over all lanes of weight_sums.
 template <class U>
 inline void weigh_single(const float* scores, U* weights, std::int64_t keys, float scale, float* maxima,
                          float* weight_sums, float* factor) {
@@ -70,7 +70,7 @@ inline void weigh_single(const float* scores, U* weights, std::int64_t keys, flo
     sum += first + second;
     store_single_units(weights + i / kUnitSize<U>, first, second);
   }
-  if (i < keys) {  // kGroupKeys keys may be a single vector
+  if (i < keys) {  // where kGroupKeys keys are a single vector
     const VecF first = exp2_negative<U>(load(scores + i) - highest, scale);
     sum += first;
     alignas(64) U units[2 * kWidth / kUnitSize<U>];

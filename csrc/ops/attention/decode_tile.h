@@ -1,7 +1,7 @@
-// A few query rows (the heads of a group) against a chunk of cached keys and values, which are read where they lie:
-// decode is bound by memory, and copies would cost more than they give. Heads are processed in fours ("quads"); four
-// neighbouring lanes hold a quad's scores with one key, so the softmax over keys needs no sums across neighbours.
-// Include as core/simd.h.
+// Attention of a few query rows (the heads of a group) over a chunk of cached keys and values. These are read in place:
+// memory limits the speed of decode, and copies would cost more than they save. Heads are processed in fours ("quads").
+// Four consecutive lanes hold a quad's scores with one key, so the softmax over keys needs no sums over consecutive
+// lanes. Include as core/simd.h.
 #pragma once
 
 #include "core/simd_dot.h"
@@ -9,32 +9,32 @@
 namespace dpn::DPN_ISA {
 
 constexpr int kQuad = 4;
-constexpr int kMostQuads = 2;    // that share one pass over the keys
-constexpr int kGroupKeys = 16;   // keys of one block whose scores are computed together
+constexpr int kMostQuads = 2;    // quads that share one pass over the keys
+constexpr int kGroupKeys = 16;   // keys of one KV block whose scores are computed together
 constexpr int kChunkGroups = 8;  // groups between two updates of the running maximum
 constexpr int kChunkKeys = kGroupKeys * kChunkGroups;
 constexpr int kScoreKeys = 4;                     // keys whose scores stay in registers
-constexpr int kMostHeads = kWidth == 16 ? 8 : 4;  // whose value sums stay in registers
-constexpr int kRun = 2 * kWidth;                  // keys and values are read in runs of as many elements
+constexpr int kMostHeads = kWidth == 16 ? 8 : 4;  // heads whose value sums stay in registers
+constexpr int kRun = 2 * kWidth;                  // elements of a run, in which keys and values are read
 
 constexpr int value_columns(int heads) { return kWidth == 16 ? (heads == 8 ? 2 : 4) : 2; }
 
-// kGroupKeys rows of keys and values, valid ones first; the others are zero.
+// kGroupKeys rows of keys and values. The valid rows come first; the others are zero.
 template <class U, class V>
 struct KeyGroup {
   const U* k;          // rows padded_dim / kUnitSize units apart
   const V* v;          // rows padded_dim elements apart
-  const char* next_v;  // to prefetch, as many bytes as the keys have: these values themselves,
-  const char* next_k;  // and the keys that come after them
-  int count;           // of valid rows
+  const char* next_v;  // to prefetch: these values, as many bytes as the keys have,
+  const char* next_k;  // and the keys that are read after them
+  int count;           // number of valid rows
 };
 
-// Into the second-level cache: from there the loads are quick enough, while a prefetch into the first one holds one of
-// its few miss buffers until memory answers, which halves the bandwidth that a core reaches. Where no miss buffer is
-// free a prefetch is dropped, so every line is prefetched several times.
+// Prefetches into the second-level cache, from which loads are fast enough. A prefetch into the first-level cache holds
+// one of its few miss buffers until memory answers, which halves the bandwidth of a core. A prefetch is dropped where
+// no miss buffer is free, so every line is prefetched several times.
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
-// The halves of each key's lanes added: a has kLanes lanes a key, b as many of the keys that follow.
+// Adds the two halves of each key's lanes. a has kLanes lanes per key; so has b, for the keys that follow.
 template <int kLanes>
 inline VecF fold(VecF a, VecF b) {
   VecI low, high;
@@ -45,7 +45,7 @@ inline VecF fold(VecF a, VecF b) {
   return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
 }
 
-// Four vectors, each of one key, to [key, 4]: sums over the lanes that hold the same head.
+// Four vectors, each of one key, to [key, 4]: the sums over the lanes of the same head.
 inline void store_scores(float* target, VecF a, VecF b, VecF c, VecF d) {
   if constexpr (kWidth == 16) {
     store(target, fold<8>(fold<16>(a, b), fold<16>(c, d)));
@@ -61,8 +61,8 @@ inline void store_scores(float* target, VecF a, VecF b, VecF c, VecF d) {
 }
 
 // scores[quad, key, 4] of a group, quads `quad_stride` floats apart. q is [units / kWidth, 4, kQuads, kWidth]: lane
-// 4 * i + h of its vector (b, j) is unit b * kWidth + 4 * i + j of head h. Keys are loaded as they lie, and shuffles
-// within four lanes, which cost nothing beside the products, give each unit to the four heads.
+// 4 * i + h of its vector (b, j) is unit b * kWidth + 4 * i + j of head h. Keys are loaded in the order of memory.
+// Shuffles within four lanes then give each unit to the four heads; they take no time next to the products.
 template <int kQuads, class U, class V>
 inline void score_group(float* scores, std::int64_t quad_stride, const KeyGroup<U, V>& group, const U* q,
                         std::int64_t units) {
@@ -99,7 +99,7 @@ inline void score_group(float* scores, std::int64_t quad_stride, const KeyGroup<
   }
 }
 
-// Combines the lanes that hold the same head, in every one of them.
+// Combines the lanes of the same head; each of these lanes gets the result.
 template <class Combine>
 inline VecF across_keys(VecF value, Combine combine) {
   for (int step = kWidth / 2; step >= kQuad; step /= 2) {
@@ -110,7 +110,7 @@ inline VecF across_keys(VecF value, Combine combine) {
   return value;
 }
 
-// Two vectors of weights, lanes [key, 4], as units [key / kUnitSize, 4].
+// Converts two vectors of weights, lanes [key, 4], to units [key / kUnitSize, 4].
 inline void store_key_units(float* target, VecF first, VecF second) {
   store(target, first);
   store(target + kWidth, second);
@@ -128,9 +128,9 @@ inline void store_key_units(Pair* target, VecF first, VecF second) {
 }
 #endif
 
-// Turns scores [keys, 4] into weights [keys / kUnitSize, 4] and updates the running maxima and weights of the quad
-// (vectors that repeat its four values; weights are summed over the repetitions at the very end). `factors` [4] is what
-// earlier sums are to be multiplied by. `scale` includes log2(e). `keys` is a multiple of kGroupKeys.
+// Turns scores [keys, 4] into weights [keys / kUnitSize, 4] and updates the quad's running maxima and weights. These
+// are vectors that repeat the quad's four values; weights are summed over the repetitions at the very end. `factors`
+// [4] are the factors for earlier sums. `scale` includes log2(e). `keys` is a multiple of kGroupKeys.
 template <class U>
 inline void weigh_chunk(const float* scores, U* weights, std::int64_t keys, float scale, float* maxima,
                         float* weight_sums, float* factors) {
@@ -152,8 +152,8 @@ inline void weigh_chunk(const float* scores, U* weights, std::int64_t keys, floa
 }
 
 // sums[h, :] = sums[h, :] * factors[h] + weights of h . values for kHeads heads and kCols vectors of the head dimension
-// from `column` on. sums and values have rows padded_dim elements apart; weights are [quad, key / kUnitSize, kLane]: 4
-// heads lie side by side, or one alone.
+// from `column` on. The rows of sums and values are padded_dim elements apart. Weights are [quad, key / kUnitSize,
+// kLane], where kLane is 4 for the heads of a quad, or 1 for a single head.
 template <int kHeads, int kCols, int kLane = kQuad, class U, class V>
 inline void add_values(float* sums, std::int64_t padded_dim, const float* factors, const U* weights,
                        const KeyGroup<U, V>* groups, int num_groups, std::int64_t column) {

@@ -1,4 +1,4 @@
-// Where the keys and values of one sequence and head lie in the blocks of a KV cache.
+// Addresses of the keys and values of one sequence and head in the blocks of a KV cache.
 #pragma once
 
 #include "core/cuda_ptx.cuh"
@@ -9,7 +9,7 @@ namespace dpn::cuda {
 template <class T, int kHeadDim>
 class PagedRows {
  public:
-  // From `column` of each row on.
+  // column: the addresses are those of this element of each row.
   __device__ PagedRows(const PagedKeys& paged, int num_kv_heads, int sequence, int kv_head, int column)
       : blocks_(paged.block_table + sequence * paged.max_blocks),
         divisor_(paged.block_divisor),
@@ -22,8 +22,8 @@ class PagedRows {
     keys_ = static_cast<const T*>(paged.kv_cache) + first_row * kHeadDim + column;
   }
 
-  // Where a row of the sequence lies. Its block is read from the table here, so that several of these reads can be
-  // under way before the first is used.
+  // The place of a row of the sequence. Reads the row's block from the table, so that several of these reads can be in
+  // flight before the first is used.
   struct Place {
     std::int32_t block;
     int row;
@@ -41,12 +41,12 @@ class PagedRows {
   __device__ const T* value(const T* key) const { return key + to_value_; }
 
  private:
-  const T* keys_;  // of the layer and head, in block 0
+  const T* keys_;  // keys of the layer and head in block 0
   const std::int32_t* blocks_;
   Divisor divisor_;
   int block_size_;
   int block_bytes_;
-  int to_value_;  // elements from a key to its value
+  int to_value_;  // number of elements from a key to its value
 };
 
 }  // namespace dpn::cuda

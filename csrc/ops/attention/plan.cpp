@@ -8,12 +8,12 @@ namespace {
 
 constexpr std::int64_t kWaveElements = std::int64_t{8} << 20;  // 16 to 32 MiB of packed keys and values
 
-// Counts of a wave's parts; they become pointers when the vectors no longer grow.
+// Numbers of a wave's parts. They become pointers once the vectors no longer grow.
 struct WaveEnd {
   std::size_t packs, tiles;
 };
 
-// Most work first, so that the threads finish together.
+// Sorts tasks by work, the most work first, so that the threads finish together.
 void sort_tiles(PrefillPlan& plan, std::size_t first_tile, const std::int32_t* cu_seqlens,
                 const std::int32_t* context_lens, std::int64_t group, bool causal) {
   const auto cost = [&](const TileTask& tile) {
@@ -67,7 +67,7 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
 }
 
 DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, int num_threads) {
-  // About eight tasks for each thread, so that they finish together although memory serves them unevenly.
+  // About eight tasks per thread, so that threads finish together although memory serves them unevenly.
   constexpr std::int64_t kSmallestSplit = 64;
   std::int64_t keys = 0;
   for (std::int64_t s = 0; s < num_seqs; ++s) keys += context_lens[s];

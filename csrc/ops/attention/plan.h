@@ -1,4 +1,4 @@
-// How attention is cut into tasks. Nothing here depends on the instruction set.
+// Cuts attention on the CPU into tasks. Nothing here depends on the instruction set.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ constexpr std::int64_t kTileRows = 96;    // query rows of a prefill task: a mul
 constexpr std::int64_t kPackKeys = 256;   // keys that a packing task copies
 constexpr std::int64_t kKeyBlock = 512;  // keys that a tile goes through at once: K and V of 64 wide heads fill 128 KiB
 
-// `static`: a copy of its own in every translation unit, since these are compiled for different instruction sets.
+// `static`: every translation unit has its own copy, since they are compiled for different instruction sets.
 static constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) {
   return (value + step - 1) / step * step;
 }
@@ -28,13 +28,13 @@ struct PackTask {
   std::int32_t first_key;
 };
 
-// Query rows of one packed head: row r is query head r % group of new row r / group, group = num_heads / num_kv_heads.
+// Query rows of one packed head. Row r is query head r % group of new row r / group; group = num_heads / num_kv_heads.
 struct TileTask {
   std::int32_t head;  // index of PackedHead
   std::int64_t first_row;
 };
 
-// Heads that are packed, then attended to, together, so that their buffer has a bounded size.
+// Heads that are packed together and then attended to together, so that the size of their buffer is bounded.
 struct Wave {
   const PackedHead* heads;
   const PackTask* packs;
@@ -45,18 +45,18 @@ struct Wave {
 
 struct PrefillPlan {
   std::vector<Wave> waves;
-  std::int64_t max_elements = 0;  // of the largest wave's packed heads
-  // What the waves point to.
+  std::int64_t max_elements = 0;  // size of the largest wave's packed heads
+  // The waves point into these.
   std::vector<PackedHead> heads;
   std::vector<PackTask> packs;
   std::vector<TileTask> tiles;
 };
 
-// context_lens: [num_seqs] keys of each sequence, at least its rows.
+// context_lens: [num_seqs] number of keys of each sequence, at least its number of rows.
 PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens, std::int64_t num_seqs,
                          std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
 
-// Keys [first_key, last_key) of one sequence for all of its heads.
+// Keys [first_key, last_key) of one sequence, for all of its heads.
 struct DecodeTask {
   std::int32_t sequence;
   std::int32_t first_key;

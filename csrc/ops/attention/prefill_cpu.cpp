@@ -12,7 +12,7 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896f;
 
-// A packed head: its rows of q, and where its keys and values are packed.
+// A packed head: its rows of q, and its packed keys and values.
 template <class T>
 struct Head {
   std::int64_t sequence;
@@ -23,7 +23,7 @@ struct Head {
   std::int64_t padded_keys;
   Unit<T>* packed_k;
   Unit<T>* packed_v;
-  std::int64_t v_stride;  // units between the panels of packed_v
+  std::int64_t v_stride;  // number of units between the panels of packed_v
 
   Head(const AttentionParams& p, const PackedHead& head, Unit<T>* packed)
       : sequence(head.sequence),
@@ -45,8 +45,7 @@ struct Rows {
   std::int64_t stride;
 };
 
-// Keys (kind 0) or values (kind 1) [key, key + count) of a head: where they are, or copied together from their KV
-// blocks.
+// Keys (kind 0) or values (kind 1) [key, key + count) of a head: in place, or copied together from their KV blocks.
 template <class T>
 Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::int64_t key, std::int64_t count,
                 T* copy) {
@@ -107,12 +106,12 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
                  const TileMemory<T>& memory) {
   using U = Unit<T>;
   const std::int64_t group = p.num_heads / p.num_kv_heads;
-  const std::int64_t context = head.keys - head.rows;  // keys before the first row of q
+  const std::int64_t context = head.keys - head.rows;  // number of keys before the first row of q
   const std::int64_t left = head.rows * group - first_row;
   const std::int64_t rows = left < kTileRows ? left : kTileRows;
   const std::int64_t padded_rows = round_up(rows, kRows);
   const std::int64_t q_units = p.head_dim / kUnitSize<U>;
-  // Rows after the last repeat it, which costs little and needs no case of its own.
+  // Rows after the last one repeat it, which costs little and avoids a special case.
   const auto row_or_last = [&](std::int64_t r) { return first_row + (r < rows ? r : rows - 1); };
   for (std::int64_t r = 0; r < padded_rows; ++r) {
     const std::int64_t row = row_or_last(r);

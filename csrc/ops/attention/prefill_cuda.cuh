@@ -1,8 +1,8 @@
-// Attention of many query rows: a block takes 64 or 128 rows of one head, a warp 16 or 32 of them, and goes through the
-// keys in tiles. The next tile of keys and values is on its way to shared memory while this one is computed with.
+// Attention of many query rows. A block takes 64 or 128 rows of one head, a warp 16 or 32 of them, and goes through the
+// keys in tiles. While it computes with one tile of keys and values, the next one is copied to shared memory.
 //
-// Every warp reads every tile of keys and values from shared memory; with 32 rows it does so half as often. What a row
-// gets is the same, bit for bit.
+// Every warp reads every tile of keys and values from shared memory; with 32 rows per warp these reads are half as
+// many. The result of a row is the same bit for bit.
 #pragma once
 
 #include "core/check.h"
@@ -19,12 +19,12 @@ namespace prefill {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 
-// Query rows of a block whose warps have kTiles times the 16 rows of a tensor core's instruction.
+// Query rows of a block. A warp has kTiles times the 16 rows of a tensor core's instruction.
 template <int kTiles>
 constexpr int kRows = 16 * kTiles * kWarps;
 
-// Shared memory of a block: two stages of keys and values, [stage][K, V][kKeys, kStride], and queries, [kRows,
-// kStride], which pass through the second stage where they are kept in registers.
+// Shared memory of a block: two stages of keys and values, [stage][K, V][kKeys, kStride], and queries [kRows, kStride].
+// Where queries are kept in registers they have no memory of their own and pass through the second stage.
 template <int kHeadDim, int kTiles>
 struct Shared {
   static constexpr int kTileBytes = kKeys * kStride<kHeadDim> * 2;
@@ -33,15 +33,15 @@ struct Shared {
   static constexpr int kBytes = kTiles == 1 ? 2 * kStageBytes : kQueries + kRows<kTiles> * kStride<kHeadDim> * 2;
 };
 
-// What a block works on.
+// The rows and keys that a block works on.
 struct Work {
   int sequence;
   int head;
   int kv_head;
-  int first_token;    // packed row of key 0, counted back where the first keys are in the cache
-  int num_rows;       // up to kRows
-  int first_own_key;  // the first query's own key among the sequence's
-  int num_keys;       // of the sequence
+  int first_token;    // packed row of key 0; cached keys count as if they were packed before the others
+  int num_rows;       // number of query rows, up to kRows
+  int first_own_key;  // index of the first query row's own key among the sequence's keys
+  int num_keys;       // number of keys of the sequence
 };
 
 template <int kTiles>
@@ -60,8 +60,8 @@ __device__ bool find_work(const AttentionParams& p, Work& work) {
   return true;
 }
 
-// Calls function(row, column) for every 16-byte piece of [kCount, kHeadDim] elements that is this thread's: in one
-// column where threads cover whole rows, so that one address leads to all of them.
+// Calls function(row, column) for every 16-byte piece of [kCount, kHeadDim] elements that belongs to this thread. Where
+// the threads cover whole rows, a thread's pieces are in one column, so that it computes only one address.
 template <int kCount, int kHeadDim, class Function>
 __device__ void for_each_piece(const Function& function) {
   constexpr unsigned kPiecesPerRow = kHeadDim / 8, kPieces = kCount * kPiecesPerRow;
@@ -75,9 +75,9 @@ __device__ void for_each_piece(const Function& function) {
   }
 }
 
-// A packed row of one head, from `column` on.
+// Address of element `column` of a packed row of one head.
 //
-// strides: of rows, which fits 32 bits in bytes, and of heads.
+// strides: between rows, which in bytes fits 32 bits, and between heads.
 template <class T>
 __device__ const T* packed_row(const void* rows, int row, const std::int64_t (&strides)[2], int head, int column) {
   const T* first = static_cast<const T*>(rows) + head * strides[1] + column;
@@ -93,8 +93,8 @@ __device__ void load_queries(const AttentionParams& p, const Work& work, std::ui
   });
 }
 
-// Starts the copies of kKeys keys from `first_key` on, then of their values. In place of keys after the last one there
-// are zeros: memory there may hold NaN, and 0 times NaN is NaN.
+// Starts the copies of kKeys keys from `first_key` on, then of their values. In place of keys after the last one it
+// writes zeros: memory there may hold NaN, and 0 times NaN is NaN.
 template <class T, int kHeadDim, bool kPaged>
 __device__ void load_keys(const AttentionParams& p, const Work& work, int first_key, std::uint32_t target) {
   for_each_piece<kKeys, kHeadDim>([&](int row, int column) {
@@ -102,7 +102,7 @@ __device__ void load_keys(const AttentionParams& p, const Work& work, int first_
     const T *k, *v;
     if constexpr (kPaged) {
       const PagedRows<T, kHeadDim> rows(p.paged, static_cast<int>(p.num_kv_heads), work.sequence, work.kv_head, column);
-      k = rows.key(rows.place(min(first_key + row, work.num_keys - 1)));  // no block comes after the last
+      k = rows.key(rows.place(min(first_key + row, work.num_keys - 1)));  // there may be no block after the last key
       v = rows.value(k);
     } else {
       const int token = work.first_token + first_key + row;
@@ -115,7 +115,7 @@ __device__ void load_keys(const AttentionParams& p, const Work& work, int first_
   });
 }
 
-// Blocks that registers are kept few enough for on a multiprocessor.
+// Number of blocks per multiprocessor for which the number of registers is limited.
 template <int kHeadDim, int kTiles>
 constexpr int kBlocks = (kTiles == 1 ? 3 : 2) + (kHeadDim <= 64 ? 1 : 0);
 
@@ -135,11 +135,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
-  const int first_row = static_cast<int>(threadIdx.x) / kWarpSize * kWarpRows;  // the warp's, in the block
+  const int first_row = static_cast<int>(threadIdx.x) / kWarpSize * kWarpRows;  // of the warp, within the block
   const int first_own_key = work.first_own_key + first_row;
   const Queries<kHeadDim, kTiles> queries(shared + Layout::kQueries + first_row * kStride<kHeadDim> * 2);
 
-  // Keys that no row sees, of the block and of this warp, which may have no rows at all.
+  // end_key(end_row): one past the last key that the rows before `end_row` see. A warp may have no rows at all.
   const auto end_key = [&](int end_row) { return p.causal ? work.first_own_key + end_row : work.num_keys; };
   const int num_tiles = (end_key(work.num_rows) + kKeys - 1) / kKeys;
   const int warp_end = first_row < work.num_rows ? end_key(min(first_row + kWarpRows, work.num_rows)) : 0;
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
   const float scale_log2 = p.scale * kLog2E;
   for (int tile = 0; tile < num_tiles; ++tile) {
     cp_async_wait<0>();
-    __syncthreads();  // this tile is there, and everyone is done with the other stage
+    __syncthreads();  // this tile is complete, and all warps are done with the other stage
     const int first_key = tile * kKeys, last_key = first_key + kKeys - 1;
     if (tile + 1 < num_tiles) load_keys<T, kHeadDim, kPaged>(p, work, first_key + kKeys, stage(tile + 1));
     cp_async_commit();
@@ -163,9 +163,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
     add_values<T>(sums, s, stage(tile) + Layout::kTileBytes);
   }
   cp_async_wait<0>();  // the last, empty group
-  __syncthreads();     // everyone is done with the keys
+  __syncthreads();     // all warps are done with the keys
 
-  // Through shared memory, for whole 16-byte accesses.
+  // The output goes through shared memory, so that it is written 16 bytes at a time.
   T* rows = reinterpret_cast<T*>(dynamic_shared() + Layout::kQueries) + first_row * kStride<kHeadDim>;
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) sums[t].finish(rows + t * 16 * kStride<kHeadDim>);
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
 
 template <int kHeadDim, int kTiles, bool kPaged>
 void run(const char* op, const AttentionParams& p, Stream stream) {
-  // Tiles of all sequences, each with at most one that is not full. Blocks that find no rows return.
+  // Upper bound of the number of tiles: each sequence has at most one that is not full. Blocks without rows return.
   const std::int64_t num_tiles = ceil_div(p.num_tokens, kRows<kTiles>) + p.num_seqs;
   const dim3 grid(static_cast<unsigned>(p.num_heads / p.num_kv_heads), static_cast<unsigned>(p.num_kv_heads),
                   static_cast<unsigned>(p.num_tokens ? num_tiles : 0));
@@ -192,7 +192,7 @@ void run(const char* op, const AttentionParams& p, Stream stream) {
   });
 }
 
-// Whether blocks of 128 rows are mostly full, and enough for two on every multiprocessor.
+// Whether blocks of 128 rows would be mostly full, and there would be at least two for every multiprocessor.
 inline bool fills_wide_tiles(const AttentionParams& p) {
   const std::int64_t blocks = p.num_heads * (p.num_tokens / kRows<2>);
   return p.num_tokens >= kRows<2> * p.num_seqs && blocks >= 2 * num_multiprocessors();
@@ -203,7 +203,7 @@ inline bool fills_wide_tiles(const AttentionParams& p) {
 template <int kHeadDim>
 void run_attention(const AttentionParams& p, Stream stream) {
   if (!p.k) return prefill::run<kHeadDim, 1, true>("attention_extend", p, stream);
-  if constexpr (kHeadDim >= 64) {  // where it pays
+  if constexpr (kHeadDim >= 64) {  // wide blocks pay off only there
     if (prefill::fills_wide_tiles(p)) return prefill::run<kHeadDim, 2, false>("attention", p, stream);
   }
   prefill::run<kHeadDim, 1, false>("attention", p, stream);

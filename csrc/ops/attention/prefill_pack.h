@@ -1,18 +1,18 @@
-// Packing of queries, keys and values into units, in the order in which prefill_tile.h reads them.
+// Packs queries, keys and values into units, in the order in which prefill_tile.h reads them.
 #pragma once
 
 #include "ops/attention/prefill_tile.h"
 
 namespace dpn::DPN_ISA {
 
-// One row as units.
+// Converts one row to units.
 template <class T>
 inline void pack_row(Unit<T>* target, const T* source, std::int64_t head_dim) {
   constexpr int kStep = kUnitSize<Unit<T>>;
   for (std::int64_t i = 0; i < head_dim / kStep; ++i) to_unit(target + i, source + i * kStep);
 }
 
-// Vector i's lane j becomes vector j's lane i.
+// Transposes: lane j of vector i becomes lane i of vector j.
 template <class Vec>
 inline void transpose(Vec (&rows)[kWidth]) {
 #pragma GCC unroll 4
@@ -39,7 +39,7 @@ inline VecU load_row(const bf16* source) { return load_units(reinterpret_cast<co
 inline VecF load_row(const bf16* source) { return load(source); }
 #endif
 
-// A row from `source` on, or a copy of the `valid` elements left of it (possibly none), followed by zeros.
+// The row at `source`; where it has fewer than kSize valid elements (or none), a copy of these followed by zeros.
 template <class T, int kSize>
 struct PaddedRow {
   T copy[kSize];
@@ -51,7 +51,7 @@ struct PaddedRow {
   }
 };
 
-// Keys [0, count) as [panels, head_dim / kUnitSize, kPanel]; lanes without a key are zero up to whole vectors.
+// Packs keys [0, count) as [panels, head_dim / kUnitSize, kPanel]. Lanes without a key are zero up to whole vectors.
 template <class T>
 inline void pack_keys(Unit<T>* target, const T* keys, std::int64_t stride, std::int64_t count, std::int64_t head_dim) {
   constexpr int kStep = kUnitSize<Unit<T>>;
@@ -75,8 +75,8 @@ inline void pack_keys(Unit<T>* target, const T* keys, std::int64_t stride, std::
   }
 }
 
-// Values of keys [0, count) as [panels of the head, keys / kUnitSize, kPanel], panels panel_stride units apart.
-// Elements beyond the data are zero, up to whole vectors of keys and to pairs of vectors of the head.
+// Packs the values of keys [0, count) as [panels of the head, keys / kUnitSize, kPanel], panels panel_stride units
+// apart. Elements after the data are zero, up to whole vectors of keys and to pairs of vectors of the head.
 template <class T>
 inline void pack_values(Unit<T>* target, std::int64_t panel_stride, const T* values, std::int64_t stride,
                         std::int64_t count, std::int64_t head_dim) {

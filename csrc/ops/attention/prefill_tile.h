@@ -1,5 +1,5 @@
-// A block of query rows against a block of packed keys: scores, softmax with running maximum, weighted sum of values.
-// The two products share one register-blocked micro-kernel. Include as core/simd.h.
+// Attention of a block of query rows over a block of packed keys: scores, softmax with a running maximum, and weighted
+// sum of values. The two products share one register-blocked micro-kernel. Include as core/simd.h.
 #pragma once
 
 #include "core/simd_dot.h"
@@ -7,12 +7,12 @@
 
 namespace dpn::DPN_ISA {
 
-constexpr int kRows = 6;                        // query rows, and
-constexpr int kColumns = kWidth == 16 ? 4 : 2;  // vectors of keys or of the head, whose sums stay in registers
+constexpr int kRows = 6;                        // query rows whose sums stay in registers, and
+constexpr int kColumns = kWidth == 16 ? 4 : 2;  // for each of them the vectors of keys or of the head
 constexpr std::int64_t kPanel = kColumns * kWidth;
 static_assert(kKeyPadding % kPanel == 0 && kTileRows % kRows == 0 && kKeyBlock % kKeyPadding == 0);
 
-// Running state of query rows; `rows` is a multiple of kRows.
+// The running state of a tile's query rows; `rows` is a multiple of kRows.
 template <class U>
 struct Tile {
   const U* q;      // [rows, head_dim / kUnitSize]
@@ -26,13 +26,13 @@ struct Tile {
 // Up to kKeyBlock keys and their values.
 template <class U>
 struct KeyBlock {
-  const U* k;  // [panels of keys, head_dim / kUnitSize, kPanel]: neighbouring keys in neighbouring lanes
+  const U* k;  // [panels of keys, head_dim / kUnitSize, kPanel]: consecutive keys in consecutive lanes
   const U* v;  // [panels of the head, keys / kUnitSize, kPanel], panels v_stride units apart
   std::int64_t v_stride;
-  bool first;  // the tile's state is empty
+  bool first;  // whether the tile's state is still empty
 };
 
-// sums[r][c] += a[r, :] . b[:, c] over `steps` units, b's rows kPanel units apart.
+// sums[r][c] += a[r, :] . b[:, c] over `steps` units. The rows of b are kPanel units apart.
 template <class U, int kCols>
 inline void multiply(const U* __restrict a, std::int64_t a_stride, const U* __restrict b, std::int64_t steps,
                      VecF (&sums)[kRows][kCols]) {
@@ -49,7 +49,7 @@ inline void multiply(const U* __restrict a, std::int64_t a_stride, const U* __re
   }
 }
 
-// out[r, c] = out[r, c] * factors[r] + a[r, :] . b[:, c]; without factors, out is only written.
+// out[r, c] = out[r, c] * factors[r] + a[r, :] . b[:, c]. Without factors, out[r, c] = a[r, :] . b[:, c].
 template <class U, int kCols>
 inline void multiply_columns(float* out, std::int64_t out_stride, const float* factors, const U* a,
                              std::int64_t a_stride, const U* b, std::int64_t steps) {
@@ -82,7 +82,7 @@ inline void multiply_panel(std::int64_t count, float* out, std::int64_t out_stri
   }
 }
 
-// Scores at and beyond `visible` become minus infinity.
+// Sets the scores from number `visible` on to minus infinity.
 inline void mask_scores(float* scores, std::int64_t visible, std::int64_t padded) {
   VecI lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = i;
@@ -95,7 +95,7 @@ inline void mask_scores(float* scores, std::int64_t visible, std::int64_t padded
 inline void store_weights(float* target, VecF value) { store(target, value); }
 inline void store_weights(Pair* target, VecF value) { store(target->elements, value); }
 
-// Turns one row of scores into weights and updates its running state. Returns the factor for what was summed before.
+// Turns one row of scores into weights and updates the row's running state. Returns the factor for earlier sums.
 template <class U>
 inline float softmax_row(const float* scores, U* weights, std::int64_t padded, float scale, bool first, float& maximum,
                          float& weight_sum) {
@@ -115,8 +115,8 @@ inline float softmax_row(const float* scores, U* weights, std::int64_t padded, f
   return factor;
 }
 
-// Rows [row, row + kRows) of the tile; row r sees the first visible[r] keys of the block, which never falls with r.
-// `scale` includes log2(e).
+// Processes rows [row, row + kRows) of the tile. Row r sees the first visible[r] keys of the block; visible[r] never
+// falls with r. `scale` includes log2(e).
 template <class U>
 void attend(const Tile<U>& tile, std::int64_t row, const KeyBlock<U>& block, const std::int64_t (&visible)[kRows],
             float scale) {

@@ -1,6 +1,6 @@
-// What a warp of prefill attention computes: scores of its query rows with a tile of keys, an online softmax, and the
-// sum of values, in registers in the layout of the tensor cores. A thread has rows lane / 4 and lane / 4 + 8 of
-// every 16.
+// The work of one warp of prefill attention: scores of its query rows with a tile of keys, an online softmax, and the
+// sum of values. All are in registers, in the layout of the tensor cores: of every 16 rows a thread has the rows lane /
+// 4 and lane / 4 + 8.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@
 
 namespace dpn::cuda::prefill {
 
-constexpr int kKeys = 32;  // of a tile
+constexpr int kKeys = 32;  // keys of a tile
 
-// Elements from one row in shared memory to the next. A row is padded by 16 bytes, so that the 8 rows that ldmatrix
-// reads at once lie in different banks.
+// Number of elements from one row in shared memory to the next. A row is padded by 16 bytes, so that the 8 rows that
+// ldmatrix reads at once are in different banks.
 template <int kHeadDim>
 constexpr int kStride = kHeadDim + 8;
 
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 
-// Queries of a warp's 16 kTiles rows as left operands. With 16 rows they are kept in registers; with more these are
-// needed for sums, and queries are read from shared memory for every tile of keys.
+// Queries of a warp's 16 kTiles rows as left operands. With 16 rows they are kept in registers. With more rows the sums
+// need these registers, and queries are read from shared memory again for every tile of keys.
 template <int kHeadDim, int kTiles>
 class Queries {
  public:
@@ -34,7 +34,7 @@ class Queries {
     }
   }
 
-  // Rows 16 tile and on, dimensions 16 d and on.
+  // The 16 rows from 16 tile on and the 16 dimensions from 16 d on.
   __device__ void get(std::uint32_t (&q)[4], int tile, int d) const {
     if constexpr (kTiles == 1) {
 #pragma unroll
@@ -53,7 +53,7 @@ class Queries {
   std::uint32_t kept_[kTiles == 1 ? kHeadDim / 16 : 1][4];
 };
 
-// Scores of a warp's rows with a tile of keys: s[t][n] is the 16 x 8 of rows 16 t and keys 8 n and on.
+// Scores of a warp's rows with a tile of keys: s[t][n] has the 16 rows from 16 t on and the 8 keys from 8 n on.
 template <int kTiles>
 using Scores = float[kTiles][kKeys / 8][4];
 
@@ -84,10 +84,9 @@ __device__ void multiply_keys(Scores<kTiles>& s, const Queries<kHeadDim, kTiles>
   }
 }
 
-// Scores of keys that a row does not see become -infinity.
+// Sets the scores of keys that a row does not see to -infinity.
 //
-// last_seen: the last key that the warp's first row sees where it is causal; each row sees one more than the row
-// before.
+// last_seen: with causal attention, the last key that the warp's first row sees; each later row sees one key more.
 template <int kTiles>
 __device__ void mask(Scores<kTiles>& s, int first_key, int num_keys, int last_seen, bool causal) {
 #pragma unroll
@@ -109,9 +108,9 @@ template <int kHeadDim>
 struct Accumulator {
   float out[kHeadDim / 8][4] = {};
   float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};  // of this thread's own keys
+  float sum[2] = {};  // over this thread's own keys
 
-  // s becomes the softmax weights, relative to the maximum so far.
+  // Turns s into softmax weights, relative to the maximum so far.
   __device__ void softmax(float (&s)[kKeys / 8][4], float scale_log2) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -159,7 +158,7 @@ struct Accumulator {
   }
 };
 
-// Adds values, weighted by s.
+// Adds the values, weighted by s.
 template <class T, int kHeadDim, int kTiles>
 __device__ void add_values(Accumulator<kHeadDim> (&sums)[kTiles], const Scores<kTiles>& s, std::uint32_t values) {
   // Matrices 0 and 1 are 16 keys of 8 dimensions, 2 and 3 the same for the next 8 dimensions.

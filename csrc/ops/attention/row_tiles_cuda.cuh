@@ -1,4 +1,4 @@
-// Which query rows a block of prefill attention takes, found on the device from cu_seqlens.
+// Finds the query rows of a block of prefill attention, on the device, from cu_seqlens.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,11 @@
 namespace dpn::cuda {
 
 struct RowTile {
-  int sequence;   // -1: there is no such tile
+  int sequence;   // -1 if there is no such tile
   int first_row;  // of the sequence
 };
 
-// This lane's sum and highest of a count for each sequence.
+// Sum and maximum of count(sequence) over the sequences of this lane.
 struct Counts {
   int sum = 0;
   int highest = 0;
@@ -29,13 +29,13 @@ __device__ Counts lane_counts(int num_seqs, const Count& count) {
   return counts;
 }
 
-// Tile `index` when tiles are ordered by their place in the sequence, the last place first: causal work grows with the
-// place, so the longest tiles of all sequences start first and the short ones fill the gaps at the end. Every warp
-// of a block finds the same tile.
+// Tile number `index`, where tiles are ordered by their place in their sequence, the last place first. With causal
+// attention the work of a tile grows with its place. So the tiles with the most work start first, and short ones fill
+// the gaps at the end. Every warp of a block finds the same tile.
 template <int kRows>
 __device__ RowTile find_row_tile(const std::int32_t* cu_seqlens, int num_seqs, int index) {
   const auto num_tiles = [&](int s) { return (cu_seqlens[s + 1] - cu_seqlens[s] + kRows - 1) / kRows; };
-  const auto tiles_from = [&](int place) {  // of all sequences, at this place or after it
+  const auto tiles_from = [&](int place) {  // number of tiles of all sequences at this place or after it
     const int mine = lane_counts(num_seqs, [&](int s) { return max(num_tiles(s) - place, 0); }).sum;
     return __reduce_add_sync(kAllLanes, mine);
   };
@@ -51,7 +51,7 @@ __device__ RowTile find_row_tile(const std::int32_t* cu_seqlens, int num_seqs, i
       high = middle;
     }
   }
-  int rank = index - tiles_from(low + 1);  // among the sequences that have a tile at this place
+  int rank = index - tiles_from(low + 1);  // index among the sequences that have a tile at this place
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   for (int first = 0; first < num_seqs; first += kWarpSize) {
     const bool has_tile = first + lane < num_seqs && num_tiles(first + lane) > low;

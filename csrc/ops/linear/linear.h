@@ -1,4 +1,4 @@
-// x W^T + b for few rows of x, bound by reading W once. Many rows are a matrix product and go to torch.
+// x W^T + b for few rows of x, where reading W takes most of the time. Products of many rows are torch's.
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -19,7 +19,7 @@ struct LinearParams {
   DType dtype;
 };
 
-// The kernel first copies x, widened at most to float32 and padded to whole vectors, into this much scratch memory.
+// Bytes of scratch memory. The kernel copies x there, padded to whole vectors and widened to float32 at most.
 constexpr std::int64_t linear_scratch_bytes(std::int64_t num_tokens, std::int64_t in_features) {
   return num_tokens * ((in_features + 31) / 32 * 32) * 4;
 }

@@ -6,9 +6,8 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
-// How the product of a weight row and an x row is accumulated: one vector of partial sums, in the order of the columns,
-// whatever else is computed beside it. So a row's result depends neither on the other rows of the batch nor on how
-// rows are grouped below.
+// Accumulates the product of a weight row and a row of x: one vector of partial sums, always in the order of the
+// columns. So a row's result depends neither on the other rows of the batch nor on how rows are grouped below.
 template <class T>
 struct Dot {
   using Packed = float;  // x is widened once, when it is packed
@@ -42,9 +41,9 @@ struct Dot<bf16> {
 };
 #endif
 
-// Rows of x that share one pass over a group of weight rows, and weight rows per group: as many sums as there are
-// registers (32 with AVX-512, else 16) beside the operands. For one or two tokens, which wait for memory alone, eight
-// rows at a time read a sixth faster than four.
+// Number of x rows that share one pass over a group of weight rows, and number of weight rows in a group. Their sums
+// fill the registers (32 with AVX-512, else 16) that the operands leave free. With one or two tokens memory is the
+// limit, and groups of eight weight rows read a sixth faster than groups of four.
 constexpr int kMostTokens = kWidth == 16 ? 8 : 3;
 constexpr int rows_per_group(int tokens) { return kWidth != 16 ? 4 : tokens <= 2 ? 8 : tokens <= 6 ? 4 : 3; }
 constexpr int kPanelRows = 24;  // a multiple of them all
@@ -82,8 +81,8 @@ std::int64_t steps(const LinearParams& p) {
   return (p.in_features + Dot<T>::kStep - 1) / Dot<T>::kStep;
 }
 
-// A block of tokens as [steps, tokens, kStep], zeros after the last column: the inner loop then reads memory in
-// order. (Rows of 2048 bfloat16 would otherwise fall onto the same few lines of the first-level cache.)
+// Packs a block of tokens as [steps, tokens, kStep], with zeros after the last column, so that the inner loop reads
+// memory in order. (Otherwise rows of 2048 bfloat16 would share the same few lines of the first-level cache.)
 template <class T>
 void pack_block(const LinearParams& p, std::int64_t first_token, std::int64_t tokens) {
   using D = Dot<T>;
@@ -107,8 +106,8 @@ struct Columns {
   std::int64_t lookahead;            // elements to the weights that are needed next
 };
 
-// partial[m][r] += x row m times weight row r, element by element. The weights that come next are prefetched meanwhile:
-// rows are often one page long, so the processor's own prefetcher would start anew in each.
+// partial[m][r] += x row m times weight row r, element by element. Prefetches the weights that are needed next: rows
+// are often one page long, and the processor's own prefetcher starts anew in every page.
 template <class T, int Rows, int Tokens>
 void accumulate(const Columns<T>& c, VecF (*sums)[Rows]) {
   using D = Dot<T>;
@@ -150,9 +149,9 @@ void store_sums(const LinearParams& p, std::int64_t token, std::int64_t row, con
   for (int r = 0; r < Rows; ++r) out[r] = from_float<T>(bias ? sums[r] + to_float(bias[row + r]) : sums[r]);
 }
 
-// A block of `Tokens` rows of x times the weight rows [begin, end), Rows at a time. With several tokens the columns are
-// cut into runs, and all groups of the panel take one run before the next, so that this run of x stays in the
-// first-level cache.
+// Multiplies a block of `Tokens` rows of x by the weight rows [begin, end), Rows at a time. With several tokens the
+// columns are cut into runs, and all groups of the panel process one run before the next one, so that this run of x
+// stays in the first-level cache.
 template <class T, int Rows, int Tokens>
 void multiply_groups(const LinearParams& p, std::int64_t first_token, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t kRunSteps = 32;  // of a step's 64 bytes: 16 KiB for 8 tokens
@@ -197,8 +196,8 @@ void run(const LinearParams& p) {
   for (std::int64_t block = 0; block < blocks; ++block) {
     pack_block<T>(p, first_of(block), first_of(block + 1) - first_of(block));
   }
-  // Neighbouring weight rows stay on one core, so that each streams through memory in order; the second block of
-  // tokens finds a panel in the cache.
+  // Consecutive weight rows stay on one core, so that each core streams through memory in order. For the second block
+  // of tokens a panel is in the cache.
   const std::int64_t row_bytes = p.in_features * static_cast<std::int64_t>(sizeof(T));
   parallel_rows(p.out_features, row_bytes * blocks, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; n += kPanelRows) {

@@ -8,8 +8,8 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
-// One row in three passes over cache-resident data. The sum of x and residual is rounded to T before it is normalised,
-// so that the result does not depend on whether the addition was fused.
+// Normalises one row in three passes over data in the cache. The sum of x and residual is rounded to T before it is
+// normalised, so that the result is the same as without fusion of the addition.
 template <class T>
 const T* add_residual(const T* x, T* residual, std::int64_t size) {
   if (!residual) return x;
@@ -54,9 +54,9 @@ void layer_norm_rows(const NormParams& p) {
           VecF sum{};
           for_each_vector(p.hidden_size, [&](std::int64_t i, int n) { sum += load_n(x + i, n); });
           const float mean = reduce_sum(sum) / static_cast<float>(p.hidden_size);
-          // A second pass over centred values: the mean of squares minus the squared mean would cancel for rows whose
-          // mean is far above their spread, and so would the rounding of the mean itself, which the centred sum
-          // corrects.
+          // A second pass over centred values. The mean of squares minus the squared mean would lose all digits where a
+          // row's mean is far above its spread. There the rounding of the mean matters too; the centred sum corrects
+          // it.
           VecF centred_sum{}, squares{};
           for_each_vector(p.hidden_size, [&](std::int64_t i, int n) {
             const VecF centred = n == kWidth ? load(x + i) - mean : load_partial(x + i, n) - first_lanes(mean, n);

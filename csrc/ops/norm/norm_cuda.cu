@@ -1,5 +1,5 @@
-// A row is read once into registers, reduced there and written; by a warp where it is short, by a block where it is
-// long.
+// A row is read once into registers, reduced there and written. A warp does this for a short row, a block for a long
+// one.
 #include "core/cuda_launch.cuh"
 #include "core/cuda_reduce.cuh"
 #include "core/cuda_vector.cuh"
@@ -9,19 +9,19 @@ namespace dpn::cuda {
 
 namespace {
 
-constexpr int kWarpsPerBlock = 4;  // of rows that a warp takes
+constexpr int kWarpsPerBlock = 4;  // where a warp takes a row
 constexpr int kMostThreads = 1024;
 
 enum class NormKind { rms, layer };
 
-// Sums over the threads of a row: those of its warp, or of the block.
+// Sum over the threads that share a row: those of a warp, or of the block.
 template <bool kRowPerWarp>
 __device__ float row_sum(float value, float* partial) {
   if constexpr (kRowPerWarp) return warp_sum(value);
   return block_sum(value, partial, static_cast<int>(blockDim.x) / kWarpSize);
 }
 
-// kWidth elements in an access, kVectors accesses of each thread in a row.
+// An access has kWidth elements; each thread makes kVectors accesses in a row.
 template <class T, NormKind kKind, bool kRowPerWarp, int kWidth, int kVectors>
 __global__ void __launch_bounds__(kRowPerWarp ? kWarpSize * kWarpsPerBlock : kMostThreads) norm_kernel(NormParams p) {
   __shared__ float partial[3][kWarpSize];  // one array for each reduction: no barrier between them
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kRowPerWarp ? kWarpSize * kWarpsPerBlock : kMo
       for (int i = 0; i < kWidth; ++i) values[v][i] += addend[i];
       const Vector<T, kWidth> rounded = from_floats<T>(values[v]);
       store(residual + index * kWidth, rounded);
-      to_floats(values[v], rounded);  // the result does not depend on whether the addition was fused
+      to_floats(values[v], rounded);  // the result is the same as without fusion of the addition
     }
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) sum += kKind == NormKind::rms ? values[v][i] * values[v][i] : values[v][i];
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kRowPerWarp ? kWarpSize * kWarpsPerBlock : kMo
   float mean = 0, variance = sum / size;
   if constexpr (kKind == NormKind::layer) {
     mean = sum / size;
-    // Centred values: the mean of squares minus the squared mean would cancel where the mean is far above the spread,
-    // and so would the rounding of the mean itself, which the centred sum corrects.
+    // Centred values: the mean of squares minus the squared mean would lose all digits where the mean is far above the
+    // spread. There the rounding of the mean matters too; the centred sum corrects it.
     float centred_sum = 0, squares = 0;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {

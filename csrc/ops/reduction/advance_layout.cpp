@@ -11,7 +11,7 @@ void run(const AdvanceLayoutParams& params, const Tensor& cu_seqlens, Stream str
   DPN_CALL_KERNEL(advance_layout_kernel, params, cu_seqlens, stream)
 }
 
-// The router rows of sequence b are rows of it.
+// Checks that the router rows of sequence b are rows of that sequence.
 void check_router_rows(const Checker& check, const AdvanceLayoutParams& p, std::int64_t b) {
   const std::int64_t first = p.cu_seqlens[b], end = p.cu_seqlens[b + 1];
   for (std::int64_t i = p.cu_router_rows[b]; i < p.cu_router_rows[b + 1]; ++i) {
@@ -22,7 +22,7 @@ void check_router_rows(const Checker& check, const AdvanceLayoutParams& p, std::
   }
 }
 
-// What the tensors hold: offsets, choices, and images and router rows within their sequences.
+// Checks the content of the tensors: offsets and choices, and that images and router rows lie within their sequences.
 void check_content(const Checker& check, const AdvanceLayoutParams& p) {
   const std::int64_t last_first = INT32_MAX - p.max_tokens;  // so that no position overflows
   check_offsets(check, "cu_seqlens", p.cu_seqlens, p.num_seqs, p.cu_seqlens[p.num_seqs]);
@@ -76,7 +76,7 @@ void advance_layout(const Tensor& chosen, const Tensor& experts, const Tensor& s
   if (routed) check.contiguous("routed", *routed, {&num_seqs}, {DType::i32});
   if (probs) check.contiguous("probs", *probs, {&num_seqs, &num_experts}, {DType::f32});
   if (forced) check.contiguous("forced", *forced, {&num_seqs}, {DType::i32});
-  // The next layout is computed from all of this one: nothing of it may be written over.
+  // The next layout is computed from all of this one, so no tensor of this one may be overwritten.
   check.no_overlap({{"out_cu_seqlens", &out_cu_seqlens},
                     {"out_image_starts", &out_image_starts},
                     {"out_grids", &out_grids},

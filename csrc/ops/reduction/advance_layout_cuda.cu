@@ -10,10 +10,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One warp: a batch has few sequences.
+// Runs in one warp, since a batch has few sequences.
 __global__ void __launch_bounds__(kWarpSize) advance_sequences_kernel(const __grid_constant__ AdvanceLayoutParams p) {
   const int lane = static_cast<int>(threadIdx.x), num_seqs = static_cast<int>(p.num_seqs);
-  int total = 0;  // rows of the sequences before
+  int total = 0;  // rows of all earlier sequences
   if (lane == 0) p.out_cu_seqlens[0] = 0;
   for (int first = 0; first < num_seqs; first += kWarpSize) {
     int end = first + lane < num_seqs ? advance_sequence(p, first + lane) : 0;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kWarpSize) advance_sequences_kernel(const __gr
     if (first + lane < num_seqs) p.out_cu_seqlens[first + lane + 1] = end;
     total = __shfl_sync(kAllLanes, end, kWarpSize - 1);
   }
-  __syncwarp();  // the offsets are read by other lanes
+  __syncwarp();  // other lanes read the offsets
   for (int i = lane; i < p.num_router_rows; i += kWarpSize) {
     const int b = sequence_of_row(p.cu_router_rows, num_seqs, i);
     p.out_router_rows[i] = advance_router_row(p, b, i);

@@ -1,5 +1,5 @@
-// What a boundary does to one sequence, on the CPU as on the GPU. Static, so that what is compiled for one instruction
-// set of the CPU is never linked into code for another.
+// The effect of a boundary on one sequence, the same on the CPU and on the GPU. Static, so that code compiled for one
+// instruction set of the CPU is never linked into code for another.
 #pragma once
 
 #include "core/host_device.h"
@@ -8,7 +8,7 @@
 
 namespace dpn {
 
-// Expert of an image of sequence b, -1 where it is skipped.
+// Expert of an image of sequence b; -1 where the image is skipped.
 DPN_DEVICE static inline int chosen_expert(const AdvanceLayoutParams& p, int b, Grid grid) {
   if (num_rows(grid) < p.min_visual_tokens) return -1;
   const int forced = p.forced ? p.forced[b] : -1;
@@ -16,7 +16,7 @@ DPN_DEVICE static inline int chosen_expert(const AdvanceLayoutParams& p, int b, 
   return chosen > 0 ? chosen : 0;
 }
 
-// Fills everything of image i of sequence b but its start; returns the rows that it loses.
+// Writes all outputs of image i of sequence b except for its start. Returns the number of rows that it loses.
 DPN_DEVICE static inline int advance_image(const AdvanceLayoutParams& p, int b, int i) {
   const Grid grid = grid_at(p.images.grids, i);
   const int chosen = chosen_expert(p, b, grid);
@@ -37,7 +37,7 @@ DPN_DEVICE static inline int advance_image(const AdvanceLayoutParams& p, int b, 
   return static_cast<int>(num_rows(grid) - num_rows(out_grid));
 }
 
-// Fills everything of sequence b that does not depend on the others; returns its rows in the next stage.
+// Writes all outputs of sequence b that do not depend on other sequences. Returns its number of rows in the next stage.
 DPN_DEVICE static inline int advance_sequence(const AdvanceLayoutParams& p, int b) {
   int dropped = 0;
   for (int i = p.images.cu_images[b]; i < p.images.cu_images[b + 1]; ++i) {
@@ -47,8 +47,8 @@ DPN_DEVICE static inline int advance_sequence(const AdvanceLayoutParams& p, int 
   return p.cu_seqlens[b + 1] - p.cu_seqlens[b] - dropped;
 }
 
-// Router row r of sequence b in the next stage, of which offsets and grids are written: it moves up by the rows that
-// the images before it lose.
+// Router row r of sequence b in the next stage. The row moves up by the rows that the images before it lose. Call this
+// after the offsets and grids of the next stage are written.
 DPN_DEVICE static inline int advance_router_row(const AdvanceLayoutParams& p, int b, int r) {
   const int row = p.router_rows[r] - p.cu_seqlens[b];
   std::int64_t dropped = 0;

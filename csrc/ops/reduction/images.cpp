@@ -9,7 +9,7 @@ std::string grid_text(std::int64_t height, std::int64_t width) {
 }
 
 void check_images(const Checker& check, const Images& images, std::int64_t b, std::int64_t length) {
-  std::int64_t end = 0;  // of the image before
+  std::int64_t end = 0;  // of the previous image
   for (std::int64_t i = images.cu_images[b]; i < images.cu_images[b + 1]; ++i) {
     const Grid grid = grid_at(images.grids, i);
     const std::int64_t start = images.starts[i];

@@ -7,7 +7,7 @@
 
 namespace dpn {
 
-// Listed sequence by sequence, those of a sequence in the order of their rows.
+// Images are ordered by sequence, and within a sequence by their rows.
 struct Images {
   const std::int32_t* cu_images;  // [num_seqs + 1] first image of each sequence, then num_images
   const std::int32_t* starts;     // [num_images] first visual row, relative to its sequence
@@ -15,10 +15,10 @@ struct Images {
   std::int64_t num_images;
 };
 
-// "4x6", for messages.
+// A grid as text, such as "4x6", for messages.
 std::string grid_text(std::int64_t height, std::int64_t width);
 
-// The images of sequence b lie one after another within its `length` rows. Reads tensors of the CPU.
+// Checks that the images of sequence b follow each other within its `length` rows. For tensors of the CPU.
 void check_images(const Checker& check, const Images& images, std::int64_t b, std::int64_t length);
 
 }  // namespace dpn

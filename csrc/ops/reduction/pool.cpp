@@ -15,7 +15,7 @@ PoolFunction function_of(const Checker& check, const std::string& name) {
   return name == "max" ? PoolFunction::max : name == "avg" ? PoolFunction::avg : PoolFunction::conv;
 }
 
-// The rows of sequence b after pooling.
+// Number of rows of sequence b after pooling.
 std::int64_t pooled_length(const Checker& check, const PoolParams& p, std::int64_t b) {
   std::int64_t length = p.cu_seqlens[b + 1] - p.cu_seqlens[b];
   check_images(check, p.images, b, length);
@@ -33,7 +33,8 @@ std::int64_t pooled_length(const Checker& check, const PoolParams& p, std::int64
   return length;
 }
 
-// What the tensors hold: the offsets and kernels, the images, and what the experts make of them.
+// Checks the content of the tensors: offsets, kernels and images, and that `out_cu_seqlens` is the result of the
+// experts.
 void check_content(const Checker& check, const PoolParams& p) {
   check_offsets(check, "cu_seqlens", p.cu_seqlens, p.num_seqs, p.num_tokens);
   check_offsets(check, "out_cu_seqlens", p.out_cu_seqlens, p.num_seqs, p.num_out_tokens);
@@ -49,7 +50,7 @@ void check_content(const Checker& check, const PoolParams& p) {
   }
 }
 
-// kernels: [num_experts, 2], or null where they cannot be read.
+// kernels: [num_experts, 2], or null where the host cannot read them.
 std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, const Tensor& out,
                                        const std::vector<Tensor>& weights, const std::int32_t* kernels,
                                        Dim& num_experts, Dim& hidden_size) {

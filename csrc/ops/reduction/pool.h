@@ -1,4 +1,4 @@
-// The pooling of a boundary: replaces the visual rows of every image by fewer, in one pass over a packed batch.
+// The pooling of a boundary: replaces the visual rows of every image by fewer rows, in one pass over a packed batch.
 #pragma once
 
 #include <optional>
@@ -23,7 +23,7 @@ struct PoolParams {
   const std::int32_t* kernels;         // [num_experts, 2]: height, width
   const std::int32_t* out_cu_seqlens;  // [num_seqs + 1]
   const float* scales;                 // [num_images], or null
-  const void* const* conv_weights;     // num_experts of [kernel height * kernel width, hidden_size], or null
+  const void* const* conv_weights;     // per expert [kernel height * kernel width, hidden_size]; or null
   std::int64_t num_tokens;
   std::int64_t num_out_tokens;
   std::int64_t num_seqs;
@@ -39,7 +39,7 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
           const Tensor& out_cu_seqlens, const OptionalTensor& scales, const std::string& function,
           const std::optional<std::vector<Tensor>>& conv_weights, Stream stream);
 
-// Rows of pool's output, the last of `out_cu_seqlens`, without the round trip through a one-element torch tensor.
+// Number of rows of pool's output: the last entry of `out_cu_seqlens`, read without making a one-element torch tensor.
 std::int64_t pool_num_out_tokens(const Tensor& out_cu_seqlens);
 
 }  // namespace dpn

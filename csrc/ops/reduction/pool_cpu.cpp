@@ -7,13 +7,13 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
-// One image that is pooled.
+// An image that is pooled.
 template <class T>
 struct Image {
   const T* x;          // first visual row
   std::int64_t begin;  // rows [begin, end) of the sequence's output are pooled
   std::int64_t end;
-  std::int64_t dropped;  // rows fewer than before
+  std::int64_t dropped;  // number of rows that it loses
   Grid grid;
   Grid kernel;
   std::int64_t out_width;
@@ -21,7 +21,7 @@ struct Image {
   const T* conv_weight;
 };
 
-// x: first row of the sequence; dropped: rows fewer that the images before have.
+// x: first row of the sequence. dropped: number of rows that the images before this one lose.
 template <class T>
 Image<T> image_at(const PoolParams& p, std::int64_t i, const T* x, std::int64_t dropped) {
   const std::int32_t expert = p.experts[i];
@@ -42,7 +42,7 @@ Image<T> image_at(const PoolParams& p, std::int64_t i, const T* x, std::int64_t 
 // NaN wins, as in torch's max_pool2d.
 inline VecF max_or_nan(VecF best, VecF value) { return value > best || value != value ? value : best; }
 
-// The window of number `index` in the pooled image.
+// The window of row `index` of the pooled image.
 template <class T, PoolFunction function>
 void pool_row(const PoolParams& p, const Image<T>& image, std::int64_t index, T* out) {
   const Grid kernel = image.kernel;
@@ -75,12 +75,13 @@ void copy_rows(const PoolParams& p, const T* x, T* out, std::int64_t count) {
   }
 }
 
-// Rows [begin, end) of one sequence's output: images in turn, and what is copied before each and after the last.
+// Writes rows [begin, end) of one sequence's output: the images in order, and the copied rows before, between and after
+// them.
 template <class T, PoolFunction function>
 void write_rows(const PoolParams& p, std::int64_t b, std::int64_t begin, std::int64_t end) {
   const T* x = static_cast<const T*>(p.x) + p.cu_seqlens[b] * p.x_stride;
   T* out = static_cast<T*>(p.out) + p.out_cu_seqlens[b] * p.hidden_size;
-  std::int64_t row = begin, dropped = 0;  // the next row, and how many fewer there are before it than in x
+  std::int64_t row = begin, dropped = 0;  // the next row, and the number of rows that were dropped before it
   const auto copy_to = [&](std::int64_t stop) {
     stop = stop < end ? stop : end;
     if (row >= stop) return;

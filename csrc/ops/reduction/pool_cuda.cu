@@ -9,19 +9,19 @@ namespace dpn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // of a multiprocessor at least; without this ptxas aims at more and spills
+constexpr int kBlocks = 4;  // least blocks per multiprocessor; without this ptxas aims at more blocks and spills
 constexpr int kMostConvExperts = 16;
 
-// By value, so that nothing of a launch lives in host memory.
+// Passed by value, so that a launch does not refer to host memory.
 struct ConvWeights {
   const void* weights[kMostConvExperts];  // [kernel height * kernel width, hidden_size] each
 };
 
-// Where an output row comes from.
+// The source of an output row.
 struct Window {
   std::int64_t corner;  // row of x
   int width;            // of the grid
-  Grid kernel;          // height 0: the row is copied
+  Grid kernel;          // with height 0 the row is copied
   int expert;
   float scale;
 };
@@ -29,7 +29,7 @@ struct Window {
 __device__ Window window_of_row(const PoolParams& p, int row) {
   const int b = sequence_of_row(p.out_cu_seqlens, static_cast<int>(p.num_seqs), row);
   const int in_sequence = row - p.out_cu_seqlens[b], first = p.cu_seqlens[b];
-  int dropped = 0;  // rows fewer before this one than in x
+  int dropped = 0;  // number of rows that were dropped before this one
   for (int i = p.images.cu_images[b]; i < p.images.cu_images[b + 1]; ++i) {
     const int start = p.images.starts[i], expert = p.experts[i], visual = in_sequence + dropped - start;
     if (visual < 0) break;
@@ -58,7 +58,7 @@ __device__ Vector<T, kWidth> pooled(const PoolParams& p, const Window& w, const 
   float values[kWidth];
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) values[i] = kFunction == PoolFunction::max ? -INFINITY : 0.0f;
-  // kAtOnce elements are on their way before the first is used: most windows have no more.
+  // kAtOnce elements are being loaded before the first is used: most windows have no more.
   constexpr int kAtOnce = 4;
   const int area = w.kernel.height * w.kernel.width;
   int x = 0, y = 0;

@@ -1,5 +1,5 @@
-// What a pooling kernel leaves of an image: the one place of this rule, for the checks and the kernels of the CPU and
-// the GPU. Static, so that what is compiled for one instruction set of the CPU is never linked into code for another.
+// The grid of an image after pooling. The checks and the kernels of the CPU and the GPU all take this rule from here.
+// Static, so that code compiled for one instruction set of the CPU is never linked into code for another.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,12 @@ struct Grid {
 
 constexpr std::int64_t kLargestKernel = 1 << 15;  // rows and columns: an area fits 32 bits
 
-// Of a table [num_grids, 2].
+// Entry of a table [num_grids, 2].
 DPN_HOST_DEVICE static inline Grid grid_at(const std::int32_t* grids, std::int64_t index) {
   return {grids[2 * index], grids[2 * index + 1]};
 }
 
-// Rows that the image takes.
+// Number of rows of the image.
 DPN_HOST_DEVICE static inline std::int64_t num_rows(Grid grid) { return std::int64_t{grid.height} * grid.width; }
 
 // Whether the kernel is small enough for the grid: neither higher nor wider.

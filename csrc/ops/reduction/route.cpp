@@ -34,7 +34,7 @@ void check_router(const Checker& check, const Tensor& predictor, const OptionalT
       .condition(hidden_size > 0, "hidden has hidden_size=0, expected at least 1");
 }
 
-// A bias that is not finite would make NaN of the logit at level 0.
+// Checks that biases are finite: otherwise the logit of an expert of level 0 would be NaN.
 void check_biases(const Checker& check, const OptionalTensor& biases, const OptionalTensor& levels, Dim& num_seqs,
                   Dim& num_experts) {
   check.condition(!biases == !levels, "biases and levels must be given together");
@@ -48,7 +48,7 @@ void check_biases(const Checker& check, const OptionalTensor& biases, const Opti
   }
 }
 
-// Sizes of the GPU's scratch memory, whose parts follow each other in a workspace of 4-byte elements.
+// Sizes of the parts of the GPU's scratch memory, which is one workspace of 4-byte elements.
 struct Workspace {
   std::int64_t features, activations, logits, finished;
 
@@ -79,7 +79,7 @@ void set_workspace(const Checker& check, RouteParams& params, const OptionalTens
 }  // namespace
 
 std::int64_t route_workspace_size(const Tensor& hidden, const Tensor& cu_router_rows, const Tensor& predictor) {
-  // Other ranks are refused by route itself.
+  // route itself refuses other ranks.
   if (hidden.device != Device::cuda || hidden.ndim != 2 || cu_router_rows.ndim != 1 || predictor.ndim != 2) return 0;
   return workspace_of(cu_router_rows.shape[0] - 1, hidden.shape[1], predictor.shape[1], predictor.shape[0]).size();
 }

@@ -1,4 +1,4 @@
-// The router of a boundary: router rows -> probabilities of the pooling experts and the chosen one, all in float32.
+// The router of a boundary: router rows -> probabilities of the pooling experts and the chosen expert, in float32.
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -8,7 +8,7 @@
 
 namespace dpn {
 
-// A block of the hidden layer on the GPU: units of a group, and columns of a split.
+// Size of a block of the hidden layer on the GPU: units of a group, and columns of a split.
 constexpr int kRouterUnits = 32;
 constexpr int kRouterColumns = 1024;
 
@@ -50,13 +50,13 @@ struct RouteParams {
   DType dtype;  // of hidden
 };
 
-// norm_weight, norm_bias and hidden_weight are all given or all null, and so are biases and levels. workspace is used
-// on the GPU only.
+// norm_weight, norm_bias and hidden_weight are all given or all null; so are biases and levels. workspace is used on
+// the GPU only.
 void route(const Tensor& probs, const Tensor& experts, const Tensor& hidden, const Tensor& router_rows,
            const Tensor& cu_router_rows, const Tensor& predictor, const OptionalTensor& norm_weight,
            const OptionalTensor& norm_bias, const OptionalTensor& hidden_weight, float eps,
            const OptionalTensor& biases, const OptionalTensor& levels, const OptionalTensor& workspace, Stream stream);
-// Elements of the float32 workspace that route needs for such tensors, 0 on the CPU.
+// Number of elements of the float32 workspace that route needs for tensors of these shapes; 0 on the CPU.
 std::int64_t route_workspace_size(const Tensor& hidden, const Tensor& cu_router_rows, const Tensor& predictor);
 
 }  // namespace dpn

@@ -53,8 +53,8 @@ void multiply(const RouteParams& p, float* out, const float* x, const float* wei
                  .dtype = DType::f32});
 }
 
-// Adds the sequence's bias; softmax(logits / 10), and the first of the largest logits. A NaN is never larger: the
-// choice stays a valid expert.
+// Adds the sequence's bias, computes softmax(logits / 10), and chooses the largest logit, of equal ones the first. A
+// NaN never counts as larger, so the choice is always a valid expert.
 void choose(const RouteParams& p, std::int64_t index) {
   constexpr float kTemperature = 10.0f;
   float* logits = p.logits + index * p.num_experts;

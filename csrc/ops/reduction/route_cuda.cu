@@ -1,9 +1,8 @@
-// The router in two launches. The first makes the features of every sequence. The second is the hidden layer, cut into
-// blocks of units and columns, so that weights and features are read from the L2 cache as rarely as FMAs need them; the
-// last block of a group of units adds up its columns, and the last group computes the probabilities.
+// The router in two launches. The first computes the features of every sequence. The second computes the hidden layer,
+// cut into blocks of units and columns so large that reads of weights and features from the L2 cache do not limit the
+// FMAs. The last block of a group of units adds up its columns, and the last group computes the probabilities.
 //
-// Sums are made in an order that depends on the sizes of the router alone, so a sequence gets the same result in any
-// batch.
+// The order of sums depends only on the sizes of the router, so a sequence gets the same result in any batch.
 #include "core/cuda_launch.cuh"
 #include "core/cuda_ptx.cuh"
 #include "core/cuda_reduce.cuh"
@@ -18,8 +17,8 @@ namespace {
 constexpr int kFeatureThreads = 1024;
 constexpr float kTemperature = 10.0f;
 
-// Of the hidden layer. A warp computes 8 units for 16 sequences: each weight that it loads is used 16 times and each
-// feature 8 times from registers. A block has 32 units and 32 sequences at a time.
+// Sizes of the hidden layer's blocks. A warp computes 8 units for 16 sequences: from registers it uses each loaded
+// weight 16 times and each feature 8 times. A block has 32 units and 32 sequences at a time.
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kUnits = 8;
@@ -28,8 +27,8 @@ constexpr int kUnitWarps = kRouterUnits / kUnits;
 constexpr int kSequencesAtOnce = kWarps / kUnitWarps * kSequences;
 constexpr int kSums = kUnits * kSequences;
 
-// The probabilities and the choice of a sequence whose logits stand in `probs`: softmax(logits / 10) with its bias, and
-// the first of the largest logits. A NaN is never larger: the choice stays a valid expert.
+// The probabilities and the choice of a sequence whose logits are in `probs`: softmax(logits / 10) with its bias, and
+// the largest logit, of equal ones the first. A NaN never counts as larger, so the choice is always a valid expert.
 __device__ void choose(const RouteParams& p, int sequence) {
   float* probs = p.probs + sequence * p.num_experts;
   const float bias = p.biases ? p.biases[sequence] : 0.0f;
@@ -56,12 +55,12 @@ __device__ bool is_routed(const RouteParams& p, int sequence) {
 }
 
 __device__ float sum_of_block(float value, float* partial) {
-  __syncthreads();  // `partial` may still be read from the sum before
+  __syncthreads();  // threads may still be reading `partial` for the previous sum
   return block_sum(value, partial, kFeatureThreads / kWarpSize);
 }
 
-// A block takes one sequence: the mean of its router rows, normalised where there is a hidden layer. Without one it
-// predicts at once.
+// A block computes the mean of the router rows of one sequence. With a hidden layer it normalises the mean; without one
+// it computes the probabilities too.
 template <class T>
 __global__ void __launch_bounds__(kFeatureThreads) router_features_kernel(const __grid_constant__ RouteParams p) {
   __shared__ float partial[kWarpSize];
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kFeatureThreads) router_features_kernel(const 
       value += to_float(static_cast<const T*>(p.hidden)[p.router_rows[row] * p.hidden_stride + i]);
     }
     value /= static_cast<float>(end - begin);
-    features[i] = value;  // read again by this thread alone
+    features[i] = value;  // only this thread reads it again
     sum += value;
   }
   if (p.hidden_weight) {
@@ -111,8 +110,8 @@ __global__ void __launch_bounds__(kFeatureThreads) router_features_kernel(const 
   if (thread == 0) choose(p, sequence);
 }
 
-// Sums over the lanes of a warp, each for one lane: of kCount values lane l gets those from l * kCount / 32 on. kStep
-// is for the recursion.
+// Sums kCount values over the lanes of a warp and distributes the sums: lane l gets kCount / 32 of them, from number
+// l * kCount / 32 on. kStep is for the recursion.
 template <int kCount, int kSize, int kStep = kWarpSize / 2>
 __device__ void scatter_sums(float (&values)[kSize]) {
   const bool is_upper = threadIdx.x & kStep;
@@ -124,8 +123,8 @@ __device__ void scatter_sums(float (&values)[kSize]) {
   if constexpr (kStep > 1) scatter_sums<kCount / 2, kSize, kStep / 2>(values);
 }
 
-// Products of a warp's units and sequences, `units` and `sequences` being the first of each, over columns `begin` to
-// `end`: sums[s * kUnits + u]. Rows after the last repeat it.
+// sums[s * kUnits + u]: products of a warp's sequences and units over the columns `begin` to `end`. `units` and
+// `sequences` are the first of each. In place of rows after the last one, the last row is read again.
 template <int kWidth>
 __device__ void multiply(float (&sums)[kSums], const RouteParams& p, int units, int sequences, int begin, int end) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -153,7 +152,7 @@ __device__ void multiply(float (&sums)[kSums], const RouteParams& p, int units, 
   }
 }
 
-// Counts this block as finished, when all that it has written can be read by others; true for the last of `count`.
+// Makes the block's writes visible to other blocks, then counts it as finished. True in the last of `count` blocks.
 __device__ bool is_last_of(std::uint32_t* finished, unsigned count, bool& shared) {
   __threadfence();
   __syncthreads();
@@ -162,7 +161,7 @@ __device__ bool is_last_of(std::uint32_t* finished, unsigned count, bool& shared
   return shared;
 }
 
-// What a group of units adds to the logits of every sequence.
+// Computes what a group of units adds to the logits of every sequence.
 __device__ void add_up_group(const RouteParams& p, int group) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const std::int64_t unit = static_cast<std::int64_t>(group) * kRouterUnits + lane;
@@ -173,7 +172,7 @@ __device__ void add_up_group(const RouteParams& p, int group) {
     for (unsigned split = 0; split < gridDim.y; ++split) {
       sum += __ldcg(p.activations + (split * p.num_seqs + sequence) * width + unit);
     }
-    const float activation = gelu(sum);  // of units after the last: not used, their weight is 0
+    const float activation = gelu(sum);  // for units after the last one it is not used: their weight is 0
     for (int e = 0; e < p.num_experts; ++e) {
       const float weight = unit < p.router_size ? p.predictor[e * p.router_size + unit] : 0.0f;
       const float logit = warp_sum(activation * weight);

@@ -6,7 +6,7 @@ namespace dpn {
 
 namespace {
 
-// Every position has a row in cos_sin.
+// Checks that every position has a row in cos_sin.
 void check_positions(const Checker& check, const RopeStoreParams& p, std::int64_t max_positions) {
   for (std::int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.positions[t] < 0 || p.positions[t] >= max_positions) {
@@ -15,8 +15,8 @@ void check_positions(const Checker& check, const RopeStoreParams& p, std::int64_
   }
 }
 
-// Every cache row lies in a block of its sequence's row of the block table, and that block exists. Only entries in use
-// are read: a block table is padded with any value.
+// Checks that every cache row lies in an existing block of its sequence. Only entries of the block table that are in
+// use are read: the others may have any value.
 void check_cache_rows(const Checker& check, const RopeStoreParams& p, std::int64_t num_blocks) {
   for (std::int64_t b = 0; b < p.num_seqs; ++b) {
     std::int64_t block_begin = 0, block_end = 0;  // rows of the block that was checked last
@@ -73,7 +73,7 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_
       .range("layer_in_block", layer_in_block, 0, layers_per_block - 1)
       .condition(block_size > 0, "kv_cache has block_size=0, expected at least 1");
   check.condition(num_tokens <= 1 || qkv.strides[0] >= qkv_size, "rows of qkv overlap");
-  // An index that changed while the kernel writes would be followed without a check.
+  // An index that the kernel's own writes changed would be used without a check.
   check
       .no_overlap({{"qkv", &qkv}, {"kv_cache", &kv_cache}}, {{"positions", &positions},
                                                              {"cache_rows", &cache_rows},

@@ -1,4 +1,4 @@
-// Rotary position embedding of queries and keys, fused with the store of keys and values into the paged cache.
+// Rotary position embedding of queries and keys, fused with storing keys and values in the paged cache.
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -11,8 +11,8 @@ struct RopeStoreParams {
   void* qkv;                        // [num_tokens, (num_heads + 2 num_kv_heads) * head_dim], row stride qkv_stride
   void* kv_cache;                   // [num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]
   const std::int32_t* positions;    // [num_tokens] rotary position of each row
-  const std::int32_t* cache_rows;   // [num_tokens] row of its sequence's KV cache that each row is stored in
-  const float* cos_sin;             // [max_positions, head_dim]: head_dim / 2 cosines, then as many sines
+  const std::int32_t* cache_rows;   // [num_tokens] row of the sequence's KV cache that each row is stored in
+  const float* cos_sin;             // [max_positions, head_dim]: head_dim / 2 cosines, then head_dim / 2 sines
   const std::int32_t* block_table;  // [num_seqs, max_blocks]
   const std::int32_t* cu_seqlens;   // [num_seqs + 1]
   std::int64_t num_tokens;

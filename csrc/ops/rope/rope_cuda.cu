@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Of a table, 16 bytes at a time where there are as many.
+// Reads numbers of a table, 16 bytes at a time where kWidth numbers have as many.
 template <int kSize>
 __device__ void load_floats(float (&values)[kSize], const float* source) {
   constexpr int kPiece = kSize < 4 ? kSize : 4;
@@ -21,8 +21,8 @@ __device__ void load_floats(float (&values)[kSize], const float* source) {
   }
 }
 
-// A thread takes kWidth numbers of one row: grid (rows, parts of a row). The two halves of a head are the real and
-// imaginary parts of head_dim / 2 complex numbers, which are turned, or copied where they are values.
+// The two halves of a head are the real and imaginary parts of head_dim / 2 complex numbers. A thread rotates kWidth of
+// these numbers of one row, or copies them if they belong to a value head. grid (rows, parts of a row).
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) rope_store_kernel(RopeStoreParams p, int num_seqs) {
   const int token = static_cast<int>(blockIdx.x);

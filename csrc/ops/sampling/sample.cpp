@@ -27,7 +27,7 @@ LogitRows checked_rows(const Checker& check, const Tensor& logits, Dim& num_rows
           .dtype = logits.dtype};
 }
 
-// Every entry of a row's parameter passes is_good(entry).
+// Checks that is_good(entry) is true of every entry of a parameter [num_rows].
 template <class T, class IsGood>
 void check_parameter(const Checker& check, const char* argument, const Tensor& t, const char* expected,
                      const IsGood& is_good) {

@@ -1,4 +1,4 @@
-// The choice of the next token on the device that holds the logits: without a round trip through the host.
+// Chooses the next token on the device that holds the logits, without a round trip through the host.
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -30,16 +30,17 @@ struct SampleParams {
   const std::int32_t* top_k;      // [num_rows], 0 or -1: off
   const double* top_p;            // [num_rows], 1: off
   const float* min_p;             // [num_rows], 0: off
-  const std::int64_t* keys;       // [num_rows] of the rows' random numbers, the bits of an unsigned number
-  const std::int64_t* positions;  // [num_rows] which random number of the row
+  const std::int64_t* keys;       // [num_rows] keys of the rows' random numbers, the bits of an unsigned number
+  const std::int64_t* positions;  // [num_rows] index of the random number in the row's stream
 };
 
-// tokens: the first of the largest logits of each row, -1 where the row has no softmax (a NaN, or a largest logit that
-// is not finite).
+// tokens: the largest logit of each row, of equal ones the first; -1 where the row has no softmax, because a logit is
+// NaN or the largest one is not finite.
 void sample_greedy(const Tensor& tokens, const Tensor& logits, Stream stream);
 
-// One random token per row, as dpn_rt/sampling/filters.py draws it. is_finite: 1 where the row has a softmax, else 0
-// and the token is the first of the largest logits; a NaN is never larger, so the token stays one of the vocabulary.
+// One random token per row, as dpn_rt/sampling/filters.py draws it. is_finite: 1 where the row has a softmax. Elsewhere
+// it is 0 and the token is the largest logit, of equal ones the first. A NaN never counts as larger, so the token is
+// always one of the vocabulary.
 void sample(const Tensor& tokens, const Tensor& is_finite, const Tensor& logits, const Tensor& depths,
             const Tensor& temperatures, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p,
             const Tensor& keys, const Tensor& positions, Stream stream);

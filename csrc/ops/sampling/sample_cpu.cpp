@@ -21,7 +21,7 @@ struct Row {
 };
 
 struct Greedy {
-  std::int32_t token;  // the first of the largest logits; a NaN is never larger
+  std::int32_t token;  // the first of the largest logits; a NaN never counts as larger
   bool is_finite;      // whether there is a softmax
 };
 
@@ -46,7 +46,7 @@ Row<T> row_of(const LogitRows& rows, std::int64_t index) {
   return {static_cast<const T*>(rows.logits) + index * rows.stride, rows.vocab_size};
 }
 
-// Depths of one row and their masses.
+// The depths of one row's tokens, and their masses.
 struct Depths {
   std::int32_t* depths;
   Mass* masses;
@@ -54,7 +54,7 @@ struct Depths {
 
   std::uint32_t depth(std::int64_t token) const { return static_cast<std::uint32_t>(depths[token]); }
 
-  // amounts[i]: the sum of amount(token) over the tokens less deep than limits[i].
+  // amounts[i]: the sum of amount(token) over the tokens whose depth is below limits[i].
   template <class Amount>
   void sum_below(const std::uint32_t (&limits)[kPivots], Mass (&amounts)[kPivots], const Amount& amount) const {
     for (int i = 0; i < kPivots; ++i) {

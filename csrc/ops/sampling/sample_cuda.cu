@@ -19,10 +19,10 @@ static_assert(kWarps == kWarpSize, "the last step of a reduction is one warp's")
 
 struct Candidate {
   float logit;
-  int token;  // kNone: nothing but NaN and -infinity so far
+  int token;  // kNone while only NaN and -infinity have been seen
 };
 
-// The larger of two, the first token of equal ones.
+// The larger of two logits; of equal ones the one with the lower token id.
 __device__ Candidate better(Candidate a, Candidate b) {
   return b.logit > a.logit || (b.logit == a.logit && b.token < a.token) ? b : a;
 }
@@ -47,7 +47,7 @@ struct Greedy {
   bool is_finite;
 };
 
-// The same in every thread. kWidth: logits of a load.
+// Every thread gets the same result. kWidth: number of logits in a load.
 template <class T, int kWidth>
 __device__ Greedy choose_best(const LogitRows& p) {
   __shared__ float logits[kWarps];
@@ -86,14 +86,14 @@ __global__ void __launch_bounds__(kThreads) sample_greedy_kernel(const __grid_co
   if (threadIdx.x == 0) p.tokens[blockIdx.x] = greedy.is_finite ? greedy.best.token : -1;
 }
 
-// The depths of the block's row, kWidth of them a load. What it returns is the same in every thread.
+// The depths of the block's row; a load has kWidth of them. Every thread gets the same results.
 template <int kWidth>
 struct Depths {
   std::int32_t* depths;
   int vocab_size;
   Mass (*partial)[kWarps];  // [kPivots][kWarps] of shared memory
 
-  // amounts[i]: the sum of amount(depth) over the tokens less deep than limits[i].
+  // amounts[i]: the sum of amount(depth) over the tokens whose depth is below limits[i].
   template <class Amount>
   __device__ void sum_below(const std::uint32_t (&limits)[kPivots], Mass (&amounts)[kPivots],
                             const Amount& amount) const {
@@ -109,7 +109,7 @@ struct Depths {
         for (int i = 0; i < kPivots; ++i) amounts[i] += depth < limits[i] ? mine : 0;
       }
     }
-    __syncthreads();  // the sums before may still be read
+    __syncthreads();  // threads may still be reading the previous sums
 #pragma unroll
     for (int i = 0; i < kPivots; ++i) {
       const Mass total = warp_total(amounts[i]);
@@ -120,8 +120,8 @@ struct Depths {
     for (int i = 0; i < kPivots; ++i) amounts[i] = warp_total(partial[i][lane]);
   }
 
-  // The first token, by id, with which the sum of amount(depth, token) exceeds `target`. Every warp sums a part of the
-  // row; the one that holds the token goes through its part once more, in order.
+  // The first token, by id, at which the sum of amount(depth, token) exceeds `target`. Every warp sums a part of the
+  // row. Then the warp whose part has the token goes through its part once more, in order.
   template <class Amount>
   __device__ int find(Mass target, const Amount& amount) const {
     __shared__ int found;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
         [&](const auto& limits, auto& amounts) {
           row.sum_below(limits, amounts, [](std::uint32_t depth) { return sampling::mass_of(depth); });
         });
-    // Of the tokens at the border the first ones by id.
+    // Of the tokens at the border, those with the lowest ids are kept.
     const auto is_tie = [&](std::uint32_t depth) { return depth >= kept.low && depth < kept.high; };
     int last_tie = -1;
     if (kept.num_ties > 0) {
