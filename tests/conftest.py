@@ -1,4 +1,4 @@
-"""Fixtures that tests of several packages share, and the plugin that tells what was skipped."""
+"""Fixtures that tests of several packages share, and the plugin that reports skipped tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ LONGEST = ("tests/ops/test_isa.py", "tests/server/test_serve_command.py", "tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the longest files, so that no process is left alone with one at the end."""
+    """Start with the files that take longest, so that processes finish at about the same time."""
     order = {name: -len(LONGEST) + i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], 0))

@@ -103,7 +103,7 @@ class GoldenCase:
         return {key[2:]: self.tensor(key) for key in self.arrays if key.startswith("w/")}
 
     def canonical_weights(self) -> dict[str, torch.Tensor]:
-        """Weights under an engine's names, fused here and not by the builders, so that one checks the other."""
+        """Weights under an engine's names. This fuses them itself, so that it and the builders check each other."""
         source = self.original_weights()
         result = {
             "embed_tokens.weight": source["model.embed_tokens.weight"],
@@ -199,7 +199,7 @@ class GoldenCase:
 
     @cached_property
     def logits(self) -> torch.Tensor:
-        """[7, vocab_size]: what each of the generated tokens was chosen from."""
+        """[7, vocab_size]: the logits of each generated token."""
         return torch.cat((self.tensor("logits")[-1:], self.tensor("decode_logits")))
 
     @cached_property
@@ -209,7 +209,7 @@ class GoldenCase:
 
     @property
     def pooled(self) -> list[bool]:
-        """Per boundary, whether it pooled rather than skipped; taking the 1x1 expert is pooling too."""
+        """Per boundary, whether it pooled (also with the 1x1 expert) and did not skip the sample."""
         if self.meta["ptype"] == "static":
             rows = self.visual_tokens
             return [after < before for before, after in itertools.pairwise(rows)]
@@ -218,7 +218,7 @@ class GoldenCase:
 
     @property
     def experts(self) -> list[int | None]:
-        """Expert per boundary, None where the boundary was skipped; a static boundary has the one expert 0."""
+        """Expert per boundary, None where the boundary was skipped; a static boundary has only expert 0."""
         taken = iter([0] * 3 if self.meta["ptype"] == "static" else self.arrays["pool_expert"].tolist())
         return [next(taken) if pooled else None for pooled in self.pooled]
 

@@ -1,4 +1,4 @@
-"""The runtime of devices, on the host where there is no GPU: the same classes, buffers and steps, and CPU kernels."""
+"""The runtime for GPUs. Without a GPU it runs on the host: the same classes, buffers and steps, with CPU kernels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLACES = ["cpu", pytest.param("cuda", marks=GPU_MARKS)]
 
 
 class CountingDevice(HostDevice):
-    """The host as a device whose transfers take their time: what is sent is gone from the host's memory at once."""
+    """The host as an asynchronous device: after a transfer, the staging memory is overwritten."""
 
     is_async = True
 
@@ -37,7 +37,7 @@ class CountingDevice(HostDevice):
     def staging(self, num_bytes: int) -> Tensor:
         self.uploads += 1
         for block in self._staged:
-            block.numpy()[...] = 0x7F  # whoever still reads the host's copy gets nonsense
+            block.numpy()[...] = 0x7F  # code that still reads the host's copy gets nonsense
         self._staged = [super().staging(num_bytes)]
         return self._staged[0]
 
@@ -55,13 +55,13 @@ class CountingDevice(HostDevice):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a test runs."""
+    """The place where a test runs: a GPU, or the host instead of one."""
 
     name: str
     load: Callable[..., LLM]
-    """`LLM` with the runtime of devices."""
+    """`LLM` with the runtime for GPUs."""
     device: CountingDevice | None
-    """What it runs on; None for a GPU."""
+    """The device that replaces the GPU; None for a GPU."""
 
     @property
     def dtype(self) -> DType:
@@ -69,7 +69,7 @@ class Place:
 
     @property
     def tolerance(self) -> float:
-        """Of log-probabilities, between batches: on a GPU their size decides how sums are made, in bfloat16."""
+        """Largest difference of log-probabilities between batches: on a GPU their size changes the order of sums."""
         return 1e-4 if self.device is not None else 0.1
 
 

@@ -1,4 +1,4 @@
-"""Why tests are skipped: the reasons, a summary of them after every run, and `--strict-skips` for CI.
+"""Reasons for skipped tests, a summary of them after every run, and `--strict-skips` for CI.
 
 A pytest plugin, which `tests/conftest.py` loads.
 """
@@ -11,11 +11,11 @@ import pytest
 
 NO_GPU = "there is no GPU"
 GPU_PRESENT = "there is a GPU"
-"""Of tests that play a GPU on the host."""
+"""Reason of tests that replace a GPU by the host."""
 UNSUPPORTED_BY_GPU = "this GPU does not support it"
 UNSUPPORTED_BY_CPU = "this processor lacks the instructions"
 ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CPU))
-"""What a machine may lack in CI; everything else can be installed or built."""
+"""Reasons that are allowed in CI; all else can be installed or built there."""
 
 NO_CUDA_BUILD = "built without CUDA"
 NO_TENSORRT = "needs TensorRT-RTX: pip install 'dpn_rt[tensorrt]'"

@@ -1,4 +1,4 @@
-"""`python -m dpn_rt.build`: one-line errors, exit codes, and nothing left behind by a process that is stopped."""
+"""`python -m dpn_rt.build`: one-line errors, exit codes, and no files left by a process that is stopped."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals
     while "building" not in seen and process.poll() is None:
         seen += process.stderr.read(1)
     process.send_signal(number)
-    process.send_signal(number)  # impatience does not change it
+    process.send_signal(number)  # a second signal changes nothing
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].endswith("interrupted; nothing was left behind")

@@ -1,4 +1,4 @@
-"""What is said where a build in place cannot be made; the build itself is the one that every test runs on."""
+"""The errors of a build in place that cannot be made. Every test runs on such a build, so it needs no test here."""
 
 from __future__ import annotations
 

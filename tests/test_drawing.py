@@ -29,11 +29,11 @@ def test_one_panel_per_stage_with_dropped_patches_shaded() -> None:
     def colour(stage: int, x: int, y: int) -> tuple[int, ...]:
         return tuple(int(value) for value in pixels[CAPTION_HEIGHT + y, stage * (side + GAP) + x])
 
-    assert colour(0, 90, 90) == (0, 200, 0)  # the fifth row and column of patches is still there
-    assert colour(1, 90, 50)[1] < 120  # and dropped behind a 2x2 kernel
-    assert colour(1, 40, 10) == (255, 255, 255)  # the line between two merged cells
+    assert colour(0, 90, 90) == (0, 200, 0)  # the fifth row and column of patches is still drawn
+    assert colour(1, 90, 50)[1] < 120  # and is dropped after a 2x2 kernel
+    assert colour(1, 40, 10) == (255, 255, 255)  # the line between two merged patches
     assert colour(0, 10, 10) == (0, 200, 0)
-    assert colour(3, 40, 10) == (0, 200, 0)  # one cell of four columns: no line there
+    assert colour(3, 40, 10) == (0, 200, 0)  # one patch of four columns: no line there
 
 
 def test_text_alone_draws_nothing() -> None:

@@ -1,4 +1,4 @@
-"""`python -m dpn_rt.generate` over a stand-in for the engine: what it asks, what it prints, how it ends."""
+"""`python -m dpn_rt.generate` with a fake engine: its requests, its output and its exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUTPUT = RequestOutput(
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., list[Any]]:
-    """Puts a stand-in for LLM in place; gives the list that its calls go to."""
+    """Replaces LLM by a fake; returns the list of its calls."""
 
     def put(failure: BaseException | None = None, load_failure: BaseException | None = None) -> list[Any]:
         calls: list[Any] = []

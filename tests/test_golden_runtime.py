@@ -1,4 +1,4 @@
-"""The runtime against the published code's own numbers: checkpoint directory -> engine -> `LLM.generate`."""
+"""The runtime gives the published code's numbers: checkpoint directory -> engine -> `LLM.generate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ golden = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a request must give, whoever says so."""
+    """The expected output of a request."""
 
     token_ids: Sequence[int]
     logprobs: torch.Tensor
@@ -42,7 +42,7 @@ def of_golden(case: GoldenCase) -> Expected:
 
 
 def of_eager(model: EagerDpn, case: GoldenCase, route: Sequence[int] | None = None) -> Expected:
-    """What the eager model says about the prompt of `case`, whatever model the prompt was made for."""
+    """The eager model's output for the prompt of `case`, which may be made for another model."""
     output = model.generate(
         case.prompt_token_ids,
         image_embeds=case.image_embeds,
@@ -56,7 +56,7 @@ def of_eager(model: EagerDpn, case: GoldenCase, route: Sequence[int] | None = No
 
 
 def assert_gives(output: Any, expected: Expected, what: str) -> None:
-    """Compare one request's output with what it must be, naming the first thing that differs."""
+    """Compare one request's output with the expected one; the error names the first difference."""
     completion, pyramid = output.outputs[0], output.pyramid
     assert list(pyramid.experts) == list(expected.experts), what
     assert list(pyramid.visual_tokens) == list(expected.visual_tokens), what
@@ -94,8 +94,8 @@ def test_generate_equals_the_published_code(case: GoldenCase, tmp_path: Path) ->
     assert list(output.prompt_token_ids) == case.prompt_token_ids
 
 
-# Each case has weights of its own, so a batch of different prompts takes one case's model and lets the eager model,
-# itself checked against all golden data, say what the other prompts must give.
+# Each case has its own weights. So a batch of different prompts uses one case's model, and the eager model, which is
+# checked against all golden data, computes the expected outputs of the other prompts.
 BATCH_MODELS = ("c04_g24_r222", "c12_g5_r002", "c18_g12_lasttoken", "c19_g12_avg", "c21_g7_conv", "c23_g12_static22")
 
 
@@ -127,7 +127,7 @@ def test_a_shuffled_batch_gives_each_prompt_what_it_gets_alone(
 
 
 def test_a_batch_in_a_small_pool_gives_the_same(tmp_path: Path) -> None:
-    """Room for about two sequences, and one prefill at a time: late admission, waiting, perhaps preemption."""
+    """With room for about two sequences and one prefill at a time, sequences wait, join late and may be preempted."""
     case = case_named("c08_g8_r201")
     eager = EagerDpn.from_weights(case.config, case.canonical_weights().items())
     prompts = prompts_for(case)

@@ -1,4 +1,4 @@
-"""The direction in which modules may know of each other (docs/architecture.md)."""
+"""The rules of imports between modules (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_package_files_import_nothing() -> None:
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    """And, of the TensorRT backends, what a plan takes and gives; and chat templates, which they try as engines do."""
+    """They also know the inputs and outputs of plans, and chat templates, which they try in the way of engines."""
     shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
     shared |= {"dpn_rt.prompts.template", "dpn_rt.prompts.markers"}
     for path in files("builders/*.py", "builders/*/*.py"):
@@ -75,7 +75,7 @@ def test_builders_know_only_the_engine_format() -> None:
 
 
 def test_tensorrt_is_imported_where_it_is_needed() -> None:
-    """By name at run time: no module of the product fails where it is missing."""
+    """It is imported by name at run time, so that every module of the product can be imported without it."""
     for path in product_files():
         roots = {name.split(".")[0] for name in all_imported_modules(path)}
         assert not roots & {"tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "tensorrt_llm", "cuda"}, path
@@ -87,7 +87,7 @@ def test_only_ops_import_the_extension() -> None:
 
 
 def test_few_files_ask_for_cuda() -> None:
-    """All others take a device and do not ask which, so that what they do is tested without a GPU."""
+    """All others work with any device, so that they are tested without a GPU."""
     allowed = {"dpn_rt/device/cuda.py", "dpn_rt/backends/kernels/gpu.py", "dpn_rt/backends/tensorrt/cuda.py"}
     for path in product_files():
         if not {"reference", "builders", "tensorrt_llm"} & set(path.parts):
@@ -102,7 +102,7 @@ def test_the_decoder_sees_no_images() -> None:
 
 
 def test_few_files_name_an_encoder() -> None:
-    """All others ask what every encoder answers (`model/vision/encoder.py`), so that a new one changes none of them."""
+    """All others use the interface of encoders (`model/vision/encoder.py`), so a new encoder changes none of them."""
     for path in product_files():
         relative = path.relative_to(ROOT)
         names_one = any(name.startswith("dpn_rt.model.vision.clip") for name in imported_modules(path))

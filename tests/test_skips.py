@@ -1,4 +1,4 @@
-"""What is skipped is told after a run, and with `--strict-skips` most reasons are errors."""
+"""Skipped tests are reported after a run, and with `--strict-skips` most reasons are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small real tokenizers, trained on the spot and written in the files that transformers reads."""
+"""Small real tokenizers, trained when a test needs them and written as the files that transformers reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CORPUS = [
 
 @dataclass(frozen=True)
 class TinyTokenizer:
-    """What a test needs to know about the tokenizer it wrote."""
+    """Facts about a tokenizer that tests need."""
 
     path: Path
     vocab_size: int
@@ -89,7 +89,7 @@ def _train(kind: Kind, vocab_size: int) -> Tokenizer:
         vocab = {piece: i for i, piece in enumerate(ordered)}
         tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     else:
-        # The library's unigram trainer gives other pieces every time; scores by rank do for a test.
+        # The library's unigram trainer gives different pieces every time; scores by rank are enough for a test.
         scores = [(piece, -float(i)) for i, piece in enumerate(ordered)]
         tokenizer = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
     tokenizer.normalizer = _metaspace()

@@ -1,4 +1,4 @@
-"""What the benchmarks count and create. No test asserts a time."""
+"""The counts and files of the benchmarks. No test asserts a time."""
 
 from __future__ import annotations
 

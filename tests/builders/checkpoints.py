@@ -1,4 +1,4 @@
-"""Small random checkpoints, written the ways that people publish them."""
+"""Small random checkpoints in the published layouts."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class OriginalCheckpoint:
 
 
 def tower_shapes(vision: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of a CLIP vision tower, the parts that never run included."""
+    """Published names and shapes of a CLIP vision tower, including the parts that never run."""
     hidden, inter, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.class_embedding": (hidden,),
@@ -197,7 +197,7 @@ def save_weights(weights: dict[str, Tensor], file: Path) -> None:
 
 
 def expected_weights(checkpoint: OriginalCheckpoint) -> dict[str, Tensor]:
-    """Canonical weights in float32, put together here and not by the builders, so that one checks the other."""
+    """Canonical weights in float32. They are fused here, not by the builders, so that the two check each other."""
     source = checkpoint.weights
     config = checkpoint.config
     result = {name: source[f"model.{name}"] for name in ("embed_tokens.weight", "norm.weight")}

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a checkpoint has a message that names it, and leaves no engine behind."""
+"""Every fault of a checkpoint has a message that names it, and no engine is left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.builders.checkpoints import TOWER, OriginalCheckpoint, write_tower
 
 
 def message_of(checkpoint: OriginalCheckpoint, tmp_path: Path, kind: type[DpnError] = CheckpointError) -> str:
-    """The error that building gives."""
+    """The error of building an engine."""
     path = checkpoint.write(tmp_path / "checkpoint")
     return message_of_path(path, tmp_path, kind)
 

@@ -37,7 +37,7 @@ def transformers_5(name: str) -> str:
 
 
 def bare(name: str) -> str:
-    """Without any of the wrappers, whichever version of transformers saved it."""
+    """The name without any of the wrappers of transformers' versions."""
     name = name.removeprefix("model.").replace("language_model.lm_head", "lm_head")
     return name.replace("language_model.model.", "language_model.").replace(
         "vision_tower.vision_model.", "vision_tower."

@@ -1,4 +1,4 @@
-"""A build streams: what it holds does not grow with the checkpoint. Measured in a process of its own."""
+"""A build streams: its memory does not grow with the checkpoint. Measured in a separate process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(json.dumps({"before": before, "peak": resident("VmHWM")}))
 
 
 def large_checkpoint() -> OriginalCheckpoint:
-    """About 300 MB in float16; 600 MB as a float32 engine, 34 MB its largest fused weight."""
+    """About 300 MB in float16. The float32 engine has 600 MB, and its largest fused weight 34 MB."""
     checkpoint = OriginalCheckpoint()
     checkpoint.config.update(hidden_size=1024, intermediate_size=4096, num_hidden_layers=9, vocab_size=2000)
     checkpoint.config.update(num_attention_heads=8, num_key_value_heads=8)

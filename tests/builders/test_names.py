@@ -1,4 +1,4 @@
-"""The table of published names: it knows every canonical weight, and gives no published name twice."""
+"""The table of published names has every canonical weight, and no published name twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The original LLaVA/DPN layout: every canonical weight is exactly the published rows, whatever the files look like."""
+"""The original LLaVA/DPN layout: every canonical weight equals the published rows, for every kind of weight files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.builders.checkpoints import TOWER, OriginalCheckpoint, expected_weigh
 
 
 def assert_weights(engine: EngineDir, expected: dict[str, torch.Tensor]) -> None:
-    """Same names, and values that are the expected ones cast once."""
+    """Asserts the same names, and the expected values after one cast."""
     spec, actual = weight_spec(engine.model), engine.load_weights()
     assert sorted(actual) == sorted(expected) == sorted(spec)
     for name, tensor in actual.items():

@@ -1,4 +1,4 @@
-"""Tokenizer and image processor files: what an engine carries, and what the builder learns from them."""
+"""The tokenizer and image processor files of an engine, and the values that the builder reads from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks, slots, lengths and positions against a simple model, in any order of calls."""
+"""Blocks, slots, lengths and positions against a simple model, for any order of calls."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def groups_for(num_rows: int) -> int:
 
 @dataclass
 class Rows:
-    """What one stage of a sequence should hold."""
+    """The rows that one stage of a sequence should hold."""
 
     ids: list[int] = field(default_factory=list)
-    """Of each row: no two rows that are written have the same."""
+    """One id per row; every row that is written has its own."""
     next_position: int = 0
     num_fixed: int = 0
-    """Rows that others may read, which are therefore never trimmed."""
+    """Number of first rows that other sequences may read; these are never trimmed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Rows of one stage that are held."""
+    """Blocks of one stage that are held, as the prefix cache holds some, and the ids of their rows."""
 
     stage: int
     blocks: BlockIds
@@ -58,7 +58,7 @@ class Held:
 
 
 class AllocatorMachine(RuleBasedStateMachine):
-    """Random calls. `contents` `[num_blocks + 1, BLOCK_SIZE]` stands for the pool: id of the row, 8 * id + group."""
+    """Random calls. `contents` `[num_blocks + 1, BLOCK_SIZE]` takes the place of the pool: it holds 8 * id + group."""
 
     @initialize(num_blocks=st.integers(6, 50), num_slots=st.integers(1, 5))
     def begin(self, num_blocks: int, num_slots: int) -> None:
@@ -83,7 +83,7 @@ class AllocatorMachine(RuleBasedStateMachine):
                 self.allocator.release([entry.blocks])
 
     def write(self, stage: int, slot: int, count: int) -> None:
-        """What a step does with the rows that it got room for."""
+        """Writes the rows of a step, for which there is room."""
         rows = self.rows[slot][stage]
         table = self.allocator.block_tables(stage, np.array([slot]))[:, 0]
         for index in range(len(rows.ids), len(rows.ids) + count):
@@ -105,11 +105,11 @@ class AllocatorMachine(RuleBasedStateMachine):
         return users
 
     def holds(self) -> Counter[int]:
-        """How often each block is held."""
+        """How many entries of `held` have each block."""
         return Counter(block for entry in self.held for block in entry.blocks.flatten().tolist())
 
     def free_without(self, blocks: BlockIds) -> int:
-        """Free blocks that are none of these."""
+        """Number of blocks that a sequence could get while `blocks` stay held."""
         users, held = self.users(), self.holds().keys()
         taken = {block for block, slots in users.items() if slots} | (held & set(blocks.flatten().tolist()))
         return self.allocator.num_blocks - len(taken)
@@ -402,7 +402,7 @@ def test_a_copy_that_fails_loses_no_blocks() -> None:
 
 
 def test_blocks_freed_last_are_used_first() -> None:
-    """They are still in the processor's caches."""
+    """Blocks that were freed last are taken first: they are still in the processor's caches."""
     allocator = make_allocator()
     slots = np.array([allocator.open_slot(), allocator.open_slot()])
     allocator.fill_stage(1, slots, ints(8, 8))

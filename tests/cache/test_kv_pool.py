@@ -1,4 +1,4 @@
-"""The tensor of KV blocks: its shape, what copies do, and what is said when it does not fit."""
+"""The tensor of KV blocks: its shape, copies of blocks, and the error when it does not fit."""
 
 from __future__ import annotations
 

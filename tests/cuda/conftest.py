@@ -1,4 +1,4 @@
-"""Kernels on the emulated GPU, and tensors between guards."""
+"""Fixtures for kernels on the emulated GPU, and for tensors between guards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 class Guards:
-    """Tensors with NaN before and after them: a read out of range shows in results, a write in `check`."""
+    """Tensors with NaN before and after them. A read out of range shows in the results, a write in `check`."""
 
     SIZE = 64
 
@@ -40,7 +40,7 @@ class Guards:
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
     def put(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy, aligned as torch aligns."""
+        """A contiguous copy, with torch's alignment."""
         fill = float("nan") if tensor.dtype.is_floating_point else -(2**30)
         buffer = torch.full((tensor.numel() + 2 * self.SIZE,), fill, dtype=tensor.dtype)
         inner = buffer[self.SIZE : self.SIZE + tensor.numel()].view(tensor.shape)
@@ -49,7 +49,7 @@ class Guards:
         return inner
 
     def poisoned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """An output of which every element must be written."""
+        """An output filled with NaN, or -2^30 for integers; a kernel must write every element."""
         fill = float("nan") if dtype.is_floating_point else -(2**30)
         return self.put(torch.full(shape, fill, dtype=dtype))
 

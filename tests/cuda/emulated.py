@@ -1,4 +1,4 @@
-"""The CUDA kernels as host code (`emulation/README.md`), called with torch's CPU tensors as if they were on a GPU."""
+"""The CUDA kernels compiled as host code (`emulation/README.md`). CPU tensors are passed as if they were on a GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TensorStruct(ctypes.Structure):
 
 
 class KernelError(Exception):
-    """What an op of the emulation threw."""
+    """An exception from an op of the emulation."""
 
 
 class Kernels:
@@ -50,7 +50,7 @@ class Kernels:
         self._library = library
 
     def number(self, name: str, *arguments: object) -> int:
-        """What one of the functions says that return an integer."""
+        """Calls a function that returns an integer."""
         function = getattr(self._library, name)
         function.restype = ctypes.c_int64
         return function(*(c_argument(a) for a in arguments))
@@ -68,7 +68,7 @@ class Kernels:
 
 
 def c_argument(value: object) -> object:
-    """Tensors become pointers to structures; a list of tensors becomes an array and its length is passed by hand."""
+    """Converts tensors to pointers to structures, and a list of tensors to an array. Pass the array's length too."""
     if isinstance(value, Tensor):
         return ctypes.byref(TensorStruct.of(value))
     if isinstance(value, list):
@@ -85,7 +85,7 @@ def c_argument(value: object) -> object:
 
 
 def build() -> Kernels:
-    """Compile what has changed, one process at a time."""
+    """Compile the sources that have changed, one process at a time."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The next layout against what becomes of the rows one by one."""
+"""The next layout against a reference that follows every row."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.ops.attention_reference import PagedCache
 from tests.ops.conftest import random_rows
 
 HEAD_DIMS = [16, 32, 64, 96, 128]
-# Softmax weights are rounded to 16 bits before they meet the values.
+# Softmax weights are rounded to 16 bits before they are multiplied by the values.
 FLOOR = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
@@ -58,7 +58,7 @@ def test_attention(
     assert_near(out, expected, 1.0, FLOOR[dtype])
 
 
-# Around blocks of 128 rows, warps of 32 and tiles of 32 keys; long enough on average that wide blocks are taken.
+# Lengths near multiples of blocks of 128 rows, warps of 32 rows and tiles of 32 keys; their mean selects wide blocks.
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("lengths", [[128, 257, 127], [350, 1, 33]], ids=str)

@@ -47,7 +47,7 @@ def test_splits_of_the_keys(
     kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, contexts: list[int],
     head_dim: int, unused_blocks: int,
 ) -> None:  # fmt: skip
-    # Unused blocks make the host expect longer sequences: splits without keys.
+    # With unused blocks in the table the host expects longer sequences, so that some splits have no keys.
     run(kernels, guards, generator, dtype, contexts, 2, 2, head_dim, 7, unused_blocks)
 
 

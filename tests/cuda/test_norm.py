@@ -9,7 +9,7 @@ from tests.cuda.emulated import KernelError, Kernels
 from tests.ops.conftest import random_rows
 
 EPS = 1e-5
-# One element; a warp's row, full and not; a block's, with threads to spare; unaligned, short and long; many vectors.
+# One element; rows of a warp, full and not; of a block with unused threads; unaligned short and long; of many vectors.
 SIZES = [1, 8, 64, 250, 1000, 1024, 1032, 4096, 4100, 5001, 20480]
 
 

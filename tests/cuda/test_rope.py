@@ -20,11 +20,11 @@ def test_rope_store(
 ) -> None:  # fmt: skip
     lengths, firsts, block_size, layer = [5, 0, 1, 9], [0, 3, 30, 7], 5, 1
     max_blocks, num_tokens = MAX_CACHE_ROWS // block_size, sum(lengths)
-    # Rows after the last sequence, as in a buffer made for a larger batch, stay as they are.
+    # Rows after the last sequence stay as they are; a buffer for a larger batch has such rows.
     qkv = guards.put(random_rows(generator, (num_tokens + extra_rows, (heads + 2 * kv_heads) * head_dim), dtype))
     before = qkv.clone()
     cache_rows = [first + i for first, length in zip(firsts, lengths, strict=True) for i in range(length)]
-    # Some rows drop out before each that stays, and those that stay keep their positions.
+    # Some rows before each row were dropped, and the remaining rows kept their positions.
     gaps = torch.randint(0, 5, (num_tokens,), generator=generator).cumsum(0).tolist()
     positions = [row + gap for row, gap in zip(cache_rows, gaps, strict=True)]
     angles = torch.randn(MAX_POSITIONS, head_dim // 2, generator=generator) * 10

@@ -60,7 +60,7 @@ class Router:
         return probs
 
 
-# Around parts of 1,024 columns, turns of 128 and groups of 32 units.
+# Sizes near multiples of parts of 1,024 columns, turns of 128 columns and groups of 32 units.
 @pytest.mark.parametrize(
     ("hidden_size", "router_size"),
     [*product([1, 33, 128, 600], [0, 5, 32]), (1024, 33), (1028, 64), (1027, 31), (2050, 70), (2100, 0)],
@@ -70,13 +70,13 @@ def test_route(
 ) -> None:
     router = Router(guards, generator, hidden_size, router_size, 3)
     hidden = guards.put(random_rows(generator, (20, hidden_size), dtype, 2.0, 1.0))
-    rows = [[3], [], [4, 9, 19], [0], [1]] + [[i % 20] for i in range(40)]  # more than the sequences of a block's turn
+    rows = [[3], [], [4, 9, 19], [0], [1]] + [[i % 20] for i in range(40)]  # more than a block takes in a turn
     probs, experts = router.run(kernels, hidden, rows)
     expected = router.reference(hidden, rows)
     assert_near(probs, expected, 4.0, 1e-5)
     for b, own in enumerate(rows):
         assert experts[b] == (probs[b].argmax() if own else -1)
-    # Alone a sequence gets bit for bit what it gets in the batch.
+    # A sequence alone gets bit for bit the same result as in the batch.
     alone, _ = router.run(kernels, hidden, [rows[2]])
     assert torch.equal(alone[0], probs[2])
 

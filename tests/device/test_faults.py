@@ -1,4 +1,4 @@
-"""A device that fails in a step: memory that ran out costs the requests of the step, anything else the engine."""
+"""Errors of a device in a step: after a lack of memory the step's requests fail, after any other error the engine."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def add(llm: LLM, *names: str) -> None:
         llm.engine.add_request(name, llm.processor.process(PROMPT), PARAMS)
 
 
-# What fails, and in which step a request is then.
+# The part that fails, and the step that a request is in at that time.
 PLACES = [(ops, "attention", "prefill"), (ops, "attention_decode", "decode"), (Sampler, "choose", "decode")]
 
 
@@ -111,7 +111,7 @@ def test_memory_runs_out_in_a_step(
 def test_a_device_is_lost_in_a_step(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, kind: str, error: Exception
 ) -> None:
-    add(llm, *"abcdefgh")  # more than run at a time
+    add(llm, *"abcdefgh")  # more than can run at a time
     if kind == "decode":
         llm.engine.step()
     with monkeypatch.context() as patch:

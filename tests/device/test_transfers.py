@@ -1,4 +1,4 @@
-"""Arrays on their way to a device: as they were, in one block, at fixed places for a graph."""
+"""Transfers of arrays to a device: unchanged, in one block, and at fixed addresses for a graph."""
 
 from __future__ import annotations
 

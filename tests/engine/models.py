@@ -99,7 +99,7 @@ def kv_geometry(model: ModelConfig = MODEL) -> KvGeometry:
 
 
 def kv_bytes(num_rows: int, block_size: int, model: ModelConfig = MODEL) -> int:
-    """Of a pool that holds one sequence of `num_rows` rows in every stage, and no more."""
+    """Bytes of a pool that has just enough room for one sequence of `num_rows` rows in every stage."""
     geometry = kv_geometry(model)
     groups = geometry.layer_groups
     return count_blocks([num_rows] * len(groups), groups, block_size) * geometry.block_bytes(block_size)

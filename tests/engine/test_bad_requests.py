@@ -1,4 +1,4 @@
-"""A request that cannot be served is refused by name, and the others of its batch do not notice."""
+"""A request that cannot be served is refused with its name, and the others of its batch are not affected."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_answer_ends_at_the_model_length(llm: LLM) -> None:
 
 
 def test_overflowing_request_fails_alone(tmp_path: Path) -> None:
-    """The embedding of one token is not finite, as after a conversion that overflowed."""
+    """An engine with a token whose embedding is not finite, as after a conversion that overflowed."""
     weights = dict(random_weights(MODEL, 0))
     weights["embed_tokens.weight"][50] = torch.inf
     write_engine(tmp_path / "engine", MODEL, EngineSource("0" * 64, "original"), weights.items(), {}, force=False)

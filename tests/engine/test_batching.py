@@ -1,4 +1,4 @@
-"""A request gets the same in a batch as alone: in any order, preempted, or admitted late."""
+"""A request gets the same result in a batch as alone: in any order, preempted, or admitted late."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpn_rt.engine.scheduler import Batch
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import MODEL, VOCAB_SIZE, kv_bytes, random_prompt, write_random_engine
 
-# Whatever the routers choose, its kernel fits: a grid of 24 x 2 could become 24 x 1, which no 1 x 2 kernel does.
+# Every route fits these grids. A grid of 24 x 2 would not do: it could become 24 x 1, which no 1 x 2 kernel fits.
 GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (1, 1), (10, 6), (9, 2), None, (16, 16), (2, 20)]
 GREEDY = SamplingParams(temperature=0, max_tokens=24, logprobs=-1, ignore_eos=True)
 
@@ -65,7 +65,7 @@ def assert_pool_is_full(llm: LLM) -> None:
 
 
 def test_routes_differ(alone: list[RequestOutput]) -> None:
-    """Without this the other tests would show little."""
+    """Routes differ between prompts; otherwise the other tests would show little."""
     assert len({tuple(output.pyramid.experts) for output in alone}) >= 4
 
 
@@ -90,10 +90,10 @@ def test_small_budgets_admit_late(engine_dir: Path, prompts: list[dict[str, Any]
 
 
 def test_preempted_equals_alone(engine_dir: Path, prompts: list[dict[str, Any]], alone: list[RequestOutput]) -> None:
-    # Room for the longest prompt that can be drawn (256 visual, 11 + 11 + 3 text rows) and its answer, and no more.
+    # Just enough room for the longest prompt that can be drawn (256 visual, 11 + 11 + 3 text rows) and its answer.
     num_bytes = kv_bytes(256 + 25 + 23, 4)
     llm = LLM(engine_dir, kv_cache_bytes=num_bytes, block_size=4)
-    # Nine times 32 rows nearly fill the pool, and all want a new block for their next row.
+    # Nine times 32 rows nearly fill the pool, and every sequence needs a new block for its next row.
     crowd = [{"prompt_token_ids": [*range(start, start + 32)]} for start in range(3, 12)]
     crowd_alone = [LLM(engine_dir).generate(prompt, GREEDY, use_tqdm=False)[0] for prompt in crowd]
     outputs = llm.generate([*crowd, *prompts], GREEDY, use_tqdm=False)
@@ -238,7 +238,7 @@ def test_decode_launches_do_not_grow_with_the_batch(
 def test_streams_and_generate_take_turns(
     engine_dir: Path, prompts: list[dict[str, Any]], alone: list[RequestOutput]
 ) -> None:
-    """Steps of one caller compute the requests of all: none may lose what another's step gave it."""
+    """A step of one caller computes the requests of all callers, and each caller must get its own results."""
     llm = LLM(engine_dir)
     streams = [llm.stream(prompt, GREEDY) for prompt in prompts[:3]]
     deltas = [[next(stream)] for stream in streams]

@@ -1,4 +1,4 @@
-"""A prefill that is cut into parts gives what it gives whole, and running requests go on in between."""
+"""A prefill in parts gives the same result as a whole one, and running requests go on between the parts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def alone(engine_dir: Path, prompts: list[dict[str, Any]]) -> list[RequestOutput
 
 
 def run(llm: LLM, outputs: dict[str, RequestOutput]) -> list[str]:
-    """Steps to the end; what each step was."""
+    """Runs steps to the end; returns the kind of each."""
     kinds = []
     schedule = llm.engine._scheduler.schedule
     batches = []

@@ -1,4 +1,4 @@
-"""Decode steps that are queued before the host has read the tokens of the last: nobody can tell by the answers."""
+"""Decode steps that are queued before the host has read the tokens of the step before give the same answers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_completion_that_ends_before_the_others_of_its_prompt(place: Place, en
 
 
 def test_penalties_and_log_probabilities_wait_for_the_host(place: Place, engine_dir: Path) -> None:
-    """In one batch with a request that would not: each gets what it gets alone."""
+    """In one batch with a request that cannot run ahead, each request gets the same result as alone."""
     params = [
         SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
         SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, repetition_penalty=1.5),
@@ -172,7 +172,7 @@ def test_all_are_aborted_while_their_next_step_is_queued(place: Place, engine_di
 
 @dataclasses.dataclass(frozen=True)
 class LoggedReadback:
-    """Says when the host waits."""
+    """Records when the host waits."""
 
     reading: HostReadback
     log: list[str]
@@ -184,7 +184,7 @@ class LoggedReadback:
 
 @pytest.fixture
 def log(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is queued and waited for, in order, once a test has loaded its engine and cleared it."""
+    """Records queued steps and waits, in order. A test clears it after loading its engine."""
     if place.device is None:
         pytest.skip(GPU_PRESENT)
     events: list[str] = []

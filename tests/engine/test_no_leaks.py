@@ -1,4 +1,4 @@
-"""Whatever mix of requests ends in whatever way, every block and slot of the KV pool comes back."""
+"""Every block and slot of the KV pool is freed, for any mix of requests that end in any way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that begin alike share what was computed; answers do not change, and no two images ever mix."""
+"""Prompts with a common prefix share computed rows. Answers do not change, and images are never confused."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_images_never_mix(engine_dir: Path, plain: LLM, generator: np.random.Gen
         asked = prompt(start, rows, grid, question)
         assert_same(ask(llm, asked), ask(plain, asked))
     assert caches(llm)[0].statistics.image_hits == 1
-    # The same image behind other text.
+    # The same image after other text.
     asked = prompt([*start[:-1], start[-1] % 90 + 3], one, (8, 8), question)
     assert_same(ask(llm, asked), ask(plain, asked))
     assert caches(llm)[0].statistics.image_hits == 1
@@ -161,7 +161,7 @@ def test_an_image_given_up_within_a_batch_is_kept_anew(
     asked = [prompt(start, rows, (8, 8), question) for rows in (one, other)]
     llm = LLM(engine_dir, reuse_bytes=(64 + 3) * 64 * 4)  # the rows of one image
     ask(llm, asked[0])
-    llm.generate(asked[::-1], GREEDY, use_tqdm=False)  # one is found, given up for the other, and kept again
+    llm.generate(asked[::-1], GREEDY, use_tqdm=False)  # one is found, evicted for the other, and kept again
     for _ in range(3):
         assert_same(ask(llm, asked[0]), ask(plain, asked[0]))
     assert_pool_is_full(llm)
@@ -267,7 +267,7 @@ def test_an_aborted_prefill_is_not_kept(engine_dir: Path, plain: LLM, generator:
 
 
 def with_images(texts: list[list[int]], images: list[tuple[torch.Tensor, tuple[int, int]]]) -> Prompt:
-    """A prompt with an image between each two texts."""
+    """A prompt of texts with an image between each two of them."""
     first, *others = texts
     ids = [*first, *(i for text in others for i in (-200, *text)), ROUTER_ID]
     embeds, grids = [rows for rows, _ in images], [grid for _, grid in images]
@@ -278,7 +278,7 @@ def with_images(texts: list[list[int]], images: list[tuple[torch.Tensor, tuple[i
 def test_earlier_images_are_reused(
     engine_dir: Path, plain: LLM, generator: np.random.Generator, chunk: int | None
 ) -> None:
-    """Turn after turn of a conversation, each with an image more; then other images from the second one on."""
+    """Turns of a conversation, each with one more image; then the same with other images after the first."""
     llm = LLM(engine_dir, reuse_bytes=2**24, max_chunk_tokens=chunk)
     llm.processor.max_images = plain.processor.max_images = 4
     prefix, _ = caches(llm)

@@ -1,4 +1,4 @@
-"""The scheduler alone: a fake allocator of one stage, sequences without prompts, steps without a model."""
+"""The scheduler alone, with a fake allocator of one stage, sequences without prompts and steps without a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def blocks_of_rows(num_rows: int) -> int:
 
 
 class FakeAllocator:
-    """A `SequenceCache` of one stage with one layer: slots with lists of blocks. Gives out no more than there is."""
+    """A `SequenceCache` of one stage with one layer: slots with lists of blocks. Fails when blocks run out."""
 
     def __init__(self, num_blocks: int, num_slots: int = 64) -> None:
         self.users = [0] * num_blocks
@@ -68,7 +68,7 @@ class FakeAllocator:
             self.fill(slot, self.lengths[slot] + 1)
 
     def fill(self, slot: int, num_rows: int) -> None:
-        """What a prefill does."""
+        """Makes room for the rows of a prefill, as the engine does."""
         while len(self.blocks[slot]) < blocks_of_rows(num_rows):
             self._take(slot)
         self.lengths[slot] = num_rows
@@ -122,7 +122,7 @@ def add(scheduler: Scheduler, *sequences: Sequence) -> None:
 
 
 def names(batch: Batch | None) -> str:
-    """Kind and sequences of a batch, as `prefill a b`."""
+    """Kind and sequences of a batch, such as `prefill a b`."""
     return "" if batch is None else " ".join([batch.kind, *(each.request_id for each in batch.sequences)])
 
 
@@ -452,7 +452,7 @@ def test_removal_in_every_state() -> None:
 
 @dataclasses.dataclass
 class Loop:
-    """What an engine does with a scheduler; a step ahead is queued where the scheduler gives one."""
+    """Uses the scheduler as an engine does, and queues a step ahead where the scheduler gives one."""
 
     scheduler: Scheduler
     cache: FakeAllocator

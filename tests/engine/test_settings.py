@@ -1,4 +1,4 @@
-"""What the user may ask for, and the limits that follow from model, plans and options."""
+"""The options that users may give, and the limits that follow from model, plans and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts with several images, which a processor takes if it is told so."""
+"""Prompts with several images, with a processor that accepts several."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_batch_equals_alone(engine_dir: Path, generator: np.random.Generator, op
 
 
 def test_dense_rows_are_those_of_one_image_with_text_within(tmp_path: Path, generator: np.random.Generator) -> None:
-    """Without reduction, text between two images may as well be rows of one image."""
+    """In a dense model, two images with text between them give the same result as one image with those rows."""
     llm = load(write_random_engine(tmp_path / "dense", DENSE))
     table = dict(random_weights(DENSE, 0))["embed_tokens.weight"]
     asked = prompt(generator, 3)
@@ -90,7 +90,7 @@ def test_dense_rows_are_those_of_one_image_with_text_within(tmp_path: Path, gene
 
 
 def test_order_and_repetition_of_images_that_are_encoded(tmp_path: Path) -> None:
-    """The rows of each image come from the tower once, and go to every place that it has."""
+    """The tower computes the rows of each image once, and they are used at every place of the image."""
     llm = load(write_random_engine(tmp_path / "adaptive"))
     one, other = random_images(2)
     outputs = {}

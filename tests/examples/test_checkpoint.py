@@ -1,4 +1,4 @@
-"""The trained checkpoint in the repository answers right, and the runtime answers as the eager model does."""
+"""The trained checkpoint of the repository gives right answers, and runtime and eager model give the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation of the small DPN: what its numbers mean, and the command end to end."""
+"""Evaluation of the small DPN: its numbers, and the command from start to end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_group_by_hand() -> None:
     assert result.questions == 4 and result.accuracy == 0.75
     assert result.visual_tokens == (256, 80)
     assert result.right == 3 and result.flops == pytest.approx((3 * 40 + 110) / 4)
-    # The mean of ratios gives every question the same weight, however long it is.
+    # The mean of ratios gives every question the same weight, of any length.
     assert result.flops_ratio == pytest.approx((3 * 40 / 100 + 110 / 200) / 4)
 
 

@@ -1,4 +1,4 @@
-"""Training of the small DPN: a batch gives what single samples give, routers learn, a killed run continues."""
+"""Training of the small DPN: a batch gives the results of single samples, routers learn, a killed run continues."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_batch_gives_every_question_what_the_published_order_gives(variant: Vari
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_attention_gives_the_losses_and_gradients_of_sdpa(variant: Variant) -> None:
     """Some scenes get fewer image rows, so that a group shares fewer rows than its longest sequence has."""
-    # Averages: rounding decides which of two nearly equal rows a maximum, and with it the gradient, takes.
+    # Average pooling: with maxima, rounding decides which of two nearly equal rows is taken and gets the gradient.
     model, items = random_model(variant, "avg"), scenes(3, 4)
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The engine directory: what is written is what is read, whole or not at all, and damage has a name."""
+"""The engine directory: it is read as it was written, it is complete or absent, and errors name the damage."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_verification_can_be_skipped(engine: EngineDir) -> None:
 
 
 def rewrite_weights(path: Path, spec: dict[str, WeightSpec]) -> None:
-    """Other weights under a manifest that agrees with them in size and hash."""
+    """Replaces the weights by others and makes the manifest agree in size and hash."""
     tensors = ((name, torch.zeros(weight.shape, dtype=weight.dtype)) for name, weight in spec.items())
     sha256 = write_weights(path / "weights.safetensors", spec, tensors, lambda _: None)
     record = {"sha256": sha256, "bytes": (path / "weights.safetensors").stat().st_size}

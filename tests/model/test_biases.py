@@ -1,4 +1,4 @@
-"""Biases of the attention's projections, each with and without the other."""
+"""Biases of the attention's projections: qkv and o, each alone and both together."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def logprobs(llm: LLM, prompt: dict[str, object]) -> torch.Tensor:
 @pytest.mark.parametrize("prepack", [False, True])
 def test_bfloat16(tmp_path: Path, prepack: bool) -> None:
     low = dataclasses.replace(MODEL, dtype="bfloat16")
-    # The same weights, rounded to bfloat16, in both engines: only the arithmetic differs.
+    # Both engines have the same weights, rounded to bfloat16, so only the arithmetic differs.
     write_random_engine(tmp_path / "low", low)
     llm = LLM(tmp_path / "low", prepack_weights=prepack)
     eager_low = EagerDpn.from_engine(tmp_path / "low")
@@ -41,7 +41,7 @@ def test_bfloat16(tmp_path: Path, prepack: bool) -> None:
         reference = eager_logprobs(eager_high, ids, embeds.float())
         ours.append((logprobs(llm, prompt) - reference).square().mean())
         theirs.append((eager_logprobs(eager_low, ids, embeds) - reference).square().mean())
-    # Means over prompts: one prompt alone is a matter of luck at this size.
+    # Means over prompts: at this size the error of one prompt is too random.
     assert torch.stack(ours).mean().sqrt() <= 2 * torch.stack(theirs).mean().sqrt()
 
 

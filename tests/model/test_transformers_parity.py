@@ -20,7 +20,7 @@ IMAGES = Path(__file__).parents[2] / "examples" / "images"
 NUM_TOKENS = 5
 PROMPT = "USER: <image>\nWhat is in the picture? ASSISTANT:"
 
-OLD_NAMES = [  # transformers 4, and what some releases of 5 still write
+OLD_NAMES = [  # transformers 4, and some releases of 5
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
@@ -117,7 +117,7 @@ def test_logits_of_transformers(tmp_path: Path, tied: bool, kv_heads: int, old_n
 
 
 def test_preprocessing_is_that_of_transformers(tmp_path: Path) -> None:
-    """The layout's own `preprocessor_config.json` decides; nothing is padded."""
+    """The layout's own `preprocessor_config.json` is used; images are not padded."""
     from transformers import CLIPImageProcessor
 
     save_checkpoint(tmp_path / "checkpoint", tied=False, kv_heads=4, old_names=False)

@@ -1,4 +1,4 @@
-"""Random boundaries, and what becomes of their rows, counted row by row."""
+"""Random boundaries, and a reference that follows every row through them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rows:
     first_cache_row: int
 
     def pooled(self, experts: Sequence[int]) -> Rows:
-        """The rows that stay, where the first rows of an image stand for its pooled ones."""
+        """The rows that remain; the first rows of an image take the place of its pooled ones."""
         grids = [image.pooled_grid(expert) for image, expert in zip(self.images, experts, strict=True)]
         dropped = {
             row
@@ -69,7 +69,7 @@ class Case:
         return sum(sequence.length for sequence in self.sequences)
 
     def layout(self) -> dict[str, IntArray]:
-        """By the names of `ops.DeviceLayout`; positions and cache rows are not read."""
+        """The layout, by the names of `ops.DeviceLayout`; positions and cache rows are not read."""
         first = {
             "first_positions": np.array([s.first_position for s in self.sequences], dtype=np.int32),
             "first_cache_rows": np.array([s.first_cache_row for s in self.sequences], dtype=np.int32),
@@ -81,7 +81,7 @@ class Case:
         return first | offsets | _moved(self.sequences)
 
     def expected(self) -> dict[str, Array]:
-        """By the names of `ops.Advance` and `ops.DeviceLayout`, in the order of the extension's outputs."""
+        """Expected outputs by the names of `ops.Advance` and `ops.DeviceLayout`, in the order of the extension."""
         chosen = [self._chosen(b, image) for b, s in enumerate(self.sequences) for image in s.images]
         experts = [e for s in self.experts() for e in s]
         sequences = [s.pooled(e) for s, e in zip(self.sequences, self.experts(), strict=True)]
@@ -99,7 +99,7 @@ class Case:
         }
 
     def experts(self) -> list[list[int]]:
-        """Per sequence and image, for the pooling."""
+        """Per sequence and image, the expert for `pool`."""
         return [[self._expert(b, image) for image in s.images] for b, s in enumerate(self.sequences)]
 
     def _chosen(self, b: int, image: Image) -> int:
@@ -120,7 +120,7 @@ class Case:
 
 
 def _moved(sequences: Sequence[Rows]) -> dict[str, IntArray]:
-    """What a boundary changes of a layout."""
+    """The parts of a layout that a boundary changes."""
     cu_seqlens = _offsets([s.length for s in sequences])
     router_rows = [int(cu_seqlens[b]) + row for b, s in enumerate(sequences) for row in s.router_rows]
     return {
@@ -136,7 +136,7 @@ def _offsets(counts: list[int]) -> IntArray:
 
 
 def random_rows(random: np.random.Generator, max_images: int) -> Rows:
-    """Text, images and text between them, of which there may be none; grids around every threshold."""
+    """A sequence of images with text, possibly none, around them; grids near every threshold."""
     length, text, images = 0, [], []
     for _ in range(random.integers(0, max_images + 1)):
         before = int(random.integers(0, 4))
@@ -155,7 +155,7 @@ def random_rows(random: np.random.Generator, max_images: int) -> Rows:
 
 
 def random_case(random: np.random.Generator, num_seqs: int, mode: str, max_images: int = 4) -> Case:
-    """Text alone, one image and several; grids below and above the thresholds; kernels that are too large."""
+    """Sequences of text, with one image and with several; grids near the thresholds; kernels that are too large."""
     sequences = tuple(random_rows(random, max_images) for _ in range(num_seqs))
     forced = random.integers(-1, len(KERNELS), num_seqs).astype(np.int32) if mode == "forced" else None
     if mode == "static":

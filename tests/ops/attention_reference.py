@@ -1,4 +1,4 @@
-"""What the attention kernels are compared with: torch's own attention, one sequence at a time."""
+"""The reference of the attention kernels: torch's own attention, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 
 from tests.skips import UNSUPPORTED_BY_GPU
 
-# Absolute allowance over torch's error: what the order of additions changes in float32 scores of these tests' size.
+# Absolute allowance over torch's error: the effect of the order of additions on float32 scores of these tests.
 FLOOR = 5e-6
 
 
@@ -24,13 +24,13 @@ def require_head_dim(head_dim: int) -> None:
 
 
 def head_dim_here(head_dim: int) -> int:
-    """A head size of the device for one that a strategy drew."""
+    """A head size that the device takes, for one that a strategy drew."""
     is_taken = torch.get_default_device().type == "cpu" or head_dim in CUDA_HEAD_DIMS
     return head_dim if is_taken else CUDA_HEAD_DIMS[head_dim % len(CUDA_HEAD_DIMS)]
 
 
 def dtype_here(dtype: torch.dtype) -> torch.dtype:
-    """float16 for float32 where attention computes in 16 bits only."""
+    """float16 instead of float32 where attention takes only 16 bits."""
     is_taken = torch.get_default_device().type == "cpu" or dtype.itemsize == 2
     return dtype if is_taken else torch.float16
 

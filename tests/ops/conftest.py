@@ -1,8 +1,8 @@
-"""Helpers of every kernel test: where it runs, fresh random inputs, poisoned outputs, a tolerance that fits itself.
+"""Helpers of every kernel test: its device, new random inputs, poisoned outputs, and a relative tolerance.
 
-Every test runs on the CPU, and again on the GPU where there is one: what it creates is made there, since the device is
-torch's default one. A test that takes `dtype` gets each of the device's. Modules say with `DTYPES` or `DEVICES` what
-differs, tests that are about the CPU alone with `@pytest.mark.cpu_only`.
+Every test runs on the CPU, and again on the GPU where there is one. The device is torch's default one, so a test
+creates its tensors there. A test that takes `dtype` runs with each dtype of the device. Modules set `DTYPES` or
+`DEVICES` where theirs differ, and tests for the CPU alone are marked `@pytest.mark.cpu_only`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where the test's tensors are made."""
+    """The device of the test's tensors."""
     device = torch.device(getattr(request, "param", "cpu"))
     if device.type == "cpu":
         yield device
@@ -78,11 +78,11 @@ def assert_close_to_reference(
     same_precision: torch.Tensor,
     floor: float = 1e-6,
 ) -> None:
-    """The error against the float64 reference is at most twice that of the same computation in torch's own precision.
+    """Assert that the error against the float64 reference is at most twice that of torch in the same precision.
 
-    Torch happens to be exact where there are few elements, so the rounding of the output itself is allowed besides:
-    half a unit in the last place of the largest element for bfloat16, two units for float32, where sums round as well.
-    `floor` is an absolute allowance.
+    With few elements torch may be exact by chance. So the rounding of the output is allowed in addition: half a unit in
+    the last place of the largest element for bfloat16, and two units for float32, where sums round too. `floor` is an
+    absolute allowance.
     """
     assert actual.shape == reference.shape
     assert torch.equal(actual.isnan(), reference.isnan()), "NaN at other places than the reference"

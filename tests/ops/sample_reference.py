@@ -1,4 +1,4 @@
-"""What a random draw from a row may be: `sampling.filters`, which sorts, a hair to either side of every border."""
+"""The tokens that a random draw may give: those of `sampling.filters` with every border moved a little either way."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from dpn_rt.sampling.filters import apply_min_p, apply_top_k_top_p, draw, uniforms
 
 HAIR = 1e-6
-"""Sums that differ by rounding may put a token on the other side of a border."""
+"""Relative shift of a border. Rounding of sums may put a token on the other side of it."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of `num_rows` rows, as `ops.sample` takes them."""
+    """Parameters of `num_rows` rows, as `ops.sample` takes them."""
 
     temperatures: Tensor
     top_k: Tensor
@@ -52,7 +52,7 @@ def uniform_numbers(parameters: Parameters) -> Tensor:
 
 
 def tokens_drawn(logits: Tensor, parameters: Parameters, numbers: Tensor, top_p: Tensor) -> Tensor:
-    """`[num_rows]` tokens, on the CPU and in the order of operations of `dpn_rt.sampling.sampler`."""
+    """`[num_rows]` tokens, computed on the CPU in the order of operations of `dpn_rt.sampling.sampler`."""
     logits, vocab_size = logits.cpu().float(), logits.shape[1]
     scaled = (logits - logits.amax(dim=1, keepdim=True)) / parameters.temperatures.cpu()[:, None]
     scaled = apply_min_p(scaled, parameters.min_p.cpu()[:, None])
@@ -62,7 +62,7 @@ def tokens_drawn(logits: Tensor, parameters: Parameters, numbers: Tensor, top_p:
 
 
 def assert_drawn(tokens: Tensor, logits: Tensor, parameters: Parameters) -> None:
-    """Every row's token is the reference's, or that of a hair beside it."""
+    """Assert that every row's token is the reference's, or the reference's with slightly moved borders."""
     numbers, top_p = uniform_numbers(parameters), parameters.top_p.cpu()
     variants = [
         tokens_drawn(

@@ -59,7 +59,7 @@ def test_advance_layout(num_seqs: int, max_images: int, mode: str) -> None:
 
 
 def test_images_next_to_each_other_and_at_both_ends() -> None:
-    """Image, image, router row, skipped image, too small an image for its kernel, image: each as it would be alone."""
+    """Images with a router row between them, one of them skipped and one too small: each changes as it would alone."""
     starts, grids = [0, 20, 37, 46, 62], [(4, 5), (4, 4), (3, 3), (16, 1), (6, 4)]
     rows = Rows(86, tuple(map(Image, starts, grids)), (36,), 40, 7)
     case = Case((rows,), np.array([2], dtype=np.int32), np.array([[0.1, 0.2, 0.6, 0.1]], dtype=np.float32), None)
@@ -73,7 +73,7 @@ def test_images_next_to_each_other_and_at_both_ends() -> None:
 
 
 def test_two_boundaries_after_each_other() -> None:
-    """What one returns is what the next takes, rows after the last included."""
+    """A returned layout can be the input of the next call, with its rows after the last one."""
     case = random_case(new_random(), 12, "router")
     first = ops.advance_layout(**arguments(case)).layout
     second = ops.advance_layout(first, int32(KERNELS), MIN_VISUAL_TOKENS)
@@ -151,7 +151,7 @@ def run(**change: Any) -> ops.Advance:
 def test_bad_arguments_are_refused_by_name() -> None:
     good = run()
     assert good.layout.cu_seqlens.tolist() == [0, 22]  # the kernel 1x2: 4 x 5 becomes 4 x 2, and 2 x 8 becomes 2 x 4
-    is_read = not good.chosen.is_cuda  # what is on a GPU is not read by the host
+    is_read = not good.chosen.is_cuda  # the host does not read tensors of a GPU
     for change, message in BAD_SHAPES + (BAD_CONTENT if is_read else []):
         with pytest.raises(KernelArgumentError, match=message):
             run(**change)

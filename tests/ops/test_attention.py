@@ -17,7 +17,7 @@ DTYPES = ATTENTION_DTYPES
 # num_heads, num_kv_heads, head_dim
 SHAPES = [(8, 1, 64), (4, 2, 128), (3, 1, 8)]
 OTHER_SHAPES = [(4, 4, 64), (2, 2, 16), (6, 2, 80), (2, 1, 256), (5, 5, 40)]
-# Around the micro-kernel's 6 rows, 16 lanes, panels of 64 keys, tiles of 96 rows, blocks of 512 keys.
+# Lengths near multiples of the micro-kernel's 6 rows, 16 lanes, panels of 64 keys, tiles of 96 rows, 512 keys.
 LENGTHS = [[1], [5, 0, 6, 7], [15, 16, 17], [63, 64, 65], [95, 96, 97, 1], [511], [513, 3], [1030], [], [0], [2] * 20]
 CASES = [*product(SHAPES, LENGTHS), *product(OTHER_SHAPES, [[1, 17, 70], [600]])]
 
@@ -45,7 +45,7 @@ def test_packed_sequences(
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
 def test_rows_are_the_same_alone(generator: torch.Generator, dtype: torch.dtype, head_dim: int) -> None:
-    # On a GPU of up to 144 multiprocessors enough for blocks of 128 rows together, and too few alone.
+    # On a GPU of up to 144 multiprocessors these are enough for blocks of 128 rows together, and too few alone.
     lengths, heads = [700, 513], 32
     q, k, v = (random_rows(generator, (sum(lengths), heads, head_dim), dtype) for _ in range(3))
     together = ops.attention(q, k, v, offsets(lengths), causal=True, scale=head_dim**-0.5)
@@ -85,8 +85,8 @@ def test_large_scores_do_not_overflow(generator: torch.Generator, dtype: torch.d
     q, k, v = (random_rows(generator, (600, 1, 64), dtype, scale) for scale in (100.0, 100.0, 1.0))
     out = ops.attention(q, k, v, offsets([600]), causal=True, scale=1.0)
     assert out.isfinite().all()
-    # Scores are in the hundred thousands, their rounding in the hundredths: rows of which one key stands out by far
-    # more than that have one right answer.
+    # Scores are about 100,000 and round to hundredths. A row has one right answer if one key's score exceeds all others
+    # by much more than that.
     scores = (q[:, 0].double() @ k[:, 0].double().T).masked_fill(torch.ones(600, 600).triu(1).bool(), float("-inf"))
     best, second = scores.topk(2).values.unbind(1)
     clear = best - second > 30

@@ -25,7 +25,7 @@ DTYPES = ATTENTION_DTYPES
 # num_heads, num_kv_heads, head_dim
 SHAPES = [(8, 1, 64), (4, 2, 128), (3, 1, 8)]
 OTHER_SHAPES = [(4, 4, 64), (6, 6, 32), (2, 2, 96), (2, 2, 16), (12, 2, 80), (2, 1, 256), (17, 1, 40), (20, 1, 64)]
-# Around blocks of 16 rows, chunks of 128 keys, and splits of 256, of 64 on a GPU.
+# Lengths near multiples of blocks of 16 rows, chunks of 128 keys and splits of 256 keys (64 on a GPU).
 LENGTHS = [[1], [15, 16, 17], [31, 1, 33], [63, 64, 65], [127, 128, 129], [255, 2, 256, 257], [1500, 700], [1] * 20, []]
 CASES = [
     *product(SHAPES, LENGTHS, [16]),
@@ -106,7 +106,7 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(generator: torch.Generat
         alone = ops.attention_decode(
             q[rows], cache.kv_cache, 1, cache.block_table[rows], cache.context_lens[rows], scale=0.1
         )
-        # Splits of the context depend on the batch, and with them the order of additions.
+        # The splits of the context, and so the order of additions, depend on the batch.
         torch.testing.assert_close(out[rows], alone, atol=tolerance, rtol=tolerance, equal_nan=True)
 
 

@@ -24,7 +24,7 @@ DTYPES = ATTENTION_DTYPES
 
 # num_heads, num_kv_heads, head_dim
 SHAPES = [(8, 1, 64), (4, 2, 128), (3, 1, 8), (6, 2, 80)]
-# Keys and new rows of each sequence, around rows of a tile (96), packed keys (256), blocks of 512 keys.
+# Keys and new rows of each sequence, near multiples of a tile's 96 rows, of 256 packed keys, of blocks of 512 keys.
 SEQUENCES = [
     [(1, 1)],
     [(40, 1), (40, 40), (40, 0), (17, 5)],
@@ -43,7 +43,7 @@ def last_rows(x: torch.Tensor, sequences: list[tuple[int, int]]) -> torch.Tensor
 def reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: list[tuple[int, int]], scale: float
 ) -> torch.Tensor:
-    """q, k, v of all rows; the attention of the last ones."""
+    """q, k and v of all rows, and the attention of the last rows."""
     return last_rows(torch_attention(q, k, v, [keys for keys, _ in sequences], True, scale), sequences)
 
 

@@ -1,4 +1,4 @@
-"""What the Python functions refuse before a kernel or torch runs."""
+"""Arguments that the Python functions refuse before a kernel or torch runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other instruction sets of this processor, each in a process of its own: the choice is made once per process."""
+"""The other instruction sets of this processor, each in its own process, since a process chooses only once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHERS = [
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
-        # Passive: the pool of this process may still spin on the cores that the other one needs.
+        # Passive waiting: otherwise this process's threads may still spin on the cores that the other process needs.
         env={"OMP_WAIT_POLICY": "passive", **os.environ, "DPN_RT_CPU_ISA": isa},
         cwd=HERE.parent.parent,
         capture_output=True,

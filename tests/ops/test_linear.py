@@ -29,7 +29,7 @@ def test_linear(
     out = ops.linear(x, weight, bias, out=poisoned((rows, sizes[1]), dtype))
     reference = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
     same_precision = functional.linear(x, weight, bias)
-    # Both sum in float32 in some order, so either may be the luckier one.
+    # Both sum in float32 in some order, so either may be more exact by chance.
     assert_close_to_reference(out, reference, same_precision, floor=1e-6 + 1e-7 * sizes[0] ** 0.5)
 
 

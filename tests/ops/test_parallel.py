@@ -1,4 +1,4 @@
-"""Inputs large enough for several threads give what their parts give, which one thread computes."""
+"""Inputs that several threads share give the same result as their parts, each computed by one thread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dpn_rt import ops
 
 DEVICES = ["cpu"]
 ROWS, SIZE = 1037, 320
-"""More than the 512 KiB from which on work is cut, in every kernel and dtype."""
+"""So many elements that every kernel and dtype has more than 512 KiB, above which work is cut for threads."""
 EPS = 1e-5
 
 RowKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of x `[rows, SIZE]`, which it leaves alone, a residual alike, and a weight `[SIZE]`."""
+"""Takes x `[rows, SIZE]`, a residual like it and a weight `[SIZE]`, and modifies none of them."""
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:

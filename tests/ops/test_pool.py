@@ -69,7 +69,7 @@ class Sample:
 
     @property
     def copied(self) -> list[tuple[int, int]]:
-        """Every row that is copied: where it is before and after pooling."""
+        """The index of every copied row before and after pooling."""
         pairs, before, after = [], 0, 0
         for image in (*self.images, Image(self.after, (0, 0), -1)):
             rows = image.before + (image.rows if image.expert < 0 else 0)
@@ -123,7 +123,7 @@ class Batch:
         return ops.pool(**self.arguments, out=out)  # type: ignore[arg-type]
 
     def reference(self, dtype: torch.dtype) -> list[Tensor]:
-        """Every part of every sequence by itself, with torch's own pooling, in `dtype`."""
+        """The reference: every part of every sequence by itself, with torch's own pooling, in `dtype`."""
         lengths = [s.length for s in self.samples]
         scales = [1.0] * len(self.images) if self.scales is None else self.scales.to(dtype).unbind()
         parts = []
@@ -193,7 +193,7 @@ def test_text_rows_and_skipped_images_are_copied_bit_by_bit(
 ) -> None:
     batch = Batch(samples, 20, dtype, generator, function)
     bits = torch.int16 if dtype.itemsize == 2 else torch.int32
-    # Any bits, NaN and infinity among them.
+    # Any bits, also those of NaN and infinity.
     limits = torch.iinfo(bits)
     batch.x = torch.randint(limits.min, limits.max, batch.x.shape, generator=generator, dtype=bits).view(dtype)
     out, x = batch.run().view(bits), batch.x.view(bits)

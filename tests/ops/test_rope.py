@@ -18,10 +18,9 @@ MAX_CACHE_ROWS = 64
 
 @dataclass
 class Case:
-    """Sequences of the given lengths, each from its own first position and cache row on, in a shuffled pool of blocks.
+    """Sequences of the given lengths with different first positions and cache rows, in a shuffled pool of blocks.
 
-    Cache rows follow each other. Positions have gaps, as where rows before or between were dropped and the others kept
-    their positions.
+    Cache rows are consecutive. Positions have gaps, as after rows were dropped and the others kept their positions.
     """
 
     lengths: list[int]
@@ -59,7 +58,7 @@ class Case:
         )  # fmt: skip
 
     def stored(self, layer: int) -> Tensor:
-        """What the cache should become, from the keys and values that are in qkv."""
+        """The expected cache, from the keys and values in qkv."""
         expected = poisoned(tuple(self.kv_cache.shape), self.dtype)
         heads = self.qkv.unflatten(1, (-1, self.head_dim))[:, self.num_heads :].unflatten(1, (2, self.num_kv_heads))
         for b in range(len(self.lengths)):
@@ -69,7 +68,7 @@ class Case:
         return expected
 
     def rotated(self, dtype: torch.dtype) -> Tensor:
-        """What qkv should become, computed in `dtype`."""
+        """The expected qkv, computed in `dtype`."""
         heads = self.qkv.to(dtype).unflatten(1, (-1, self.head_dim)).clone()
         cosines, sines = self.cos_sin.to(dtype)[self.positions.long()].unsqueeze(1).chunk(2, dim=-1)
         turning = heads[:, : self.num_heads + self.num_kv_heads]
@@ -105,7 +104,7 @@ def test_rotates_and_stores(
 
 @pytest.mark.parametrize("first", [0, MAX_POSITIONS - MAX_CACHE_ROWS], ids=["first", "last"])
 def test_any_positions_in_any_cache_rows(generator: torch.Generator, dtype: torch.dtype, first: int) -> None:
-    """Neither need ascend, several rows may have one position, and both reach the ends of their tables."""
+    """Positions and cache rows need not ascend, positions may repeat, and both may be the last of their tables."""
     case = Case([MAX_CACHE_ROWS, 7], 2, 1, 16, dtype, generator)
     case.cache_rows = packed([torch.randperm(MAX_CACHE_ROWS, generator=generator)[:n] for n in case.lengths])
     case.positions = torch.randint(0, MAX_POSITIONS, (sum(case.lengths),), generator=generator).to(torch.int32)

@@ -17,7 +17,7 @@ def offsets(counts: list[int]) -> Tensor:
 
 
 class Router:
-    """Random router weights; `hidden` False makes a v2 router, a predictor alone."""
+    """Random router weights; `hidden` False makes a v2 router, which has only a predictor."""
 
     def __init__(self, generator: torch.Generator, hidden_size: int, num_experts: int, hidden: bool) -> None:
         router_size = max(hidden_size // 4, 1) if hidden else hidden_size

@@ -18,7 +18,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def parameters(num_rows: int = 1, **changes: float) -> Parameters:
-    """Plain draws at temperature 1; `changes` holds for every row."""
+    """Arguments for draws at temperature 1 without filters; `changes` replaces some of them for every row."""
     values = {"temperatures": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "keys": 7, "positions": 0} | changes
     dtypes = {"top_k": torch.int32, "top_p": torch.float64, "keys": torch.int64, "positions": torch.int64}
     tensors = {n: torch.full((num_rows,), v, dtype=dtypes.get(n, torch.float32)) for n, v in values.items()}
@@ -88,7 +88,7 @@ def test_draws_are_distributed_as_the_softmax() -> None:
     ("changes", "possible"),
     [
         ({"top_k": 1}, [0]),
-        ({"top_k": 2}, [0, 2]),  # of equal ones the first
+        ({"top_k": 2}, [0, 2]),  # of equal logits the first is kept
         ({"top_k": 3}, [0, 2, 3]),
         ({"top_k": 5}, [0, 1, 2, 3, 4]),
         ({"top_k": 99}, [0, 1, 2, 3, 4]),
@@ -168,7 +168,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
         ({"top_p": torch.tensor([1.1, 1], dtype=torch.float64)}, "top_p has the entry 1.1"),
         ({"min_p": torch.tensor([0, 1.5])}, "min_p has the entry 1.5.*, expected from 0 to 1"),
     ]
-    if not good["logits"].is_cuda:  # what is on a GPU is not read by the host
+    if not good["logits"].is_cuda:  # the host does not read tensors of a GPU
         cases += content
     for change, message in cases:
         with pytest.raises(KernelArgumentError, match=message):

@@ -1,4 +1,4 @@
-"""Model configurations and processor directories for tests: what the processor reads of them, nothing more."""
+"""Model configurations and processor directories for tests, with only the parts that the processor reads."""
 
 from __future__ import annotations
 

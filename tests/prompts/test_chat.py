@@ -1,4 +1,4 @@
-"""Conversations become the prompts that the models were trained on."""
+"""Conversations become prompts in the form that the models were trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`data:` URLs give back the bytes that went in, or are refused without being shown."""
+"""`data:` URLs give back the encoded bytes, or are refused without being shown."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_the_limit_is_exact(max_bytes: int, escaped: bool) -> None:
 
 @pytest.mark.parametrize("marker", ["", ";base64"])
 def test_size_is_checked_before_decoding(marker: str) -> None:
-    undecodable = "\0" * 1000  # would be refused for what it is, were it looked at
+    undecodable = "\0" * 1000  # its content would be refused too, if it were read
     with pytest.raises(DataUrlTooLargeError):
         load(f"data:image/png{marker},{undecodable}", max_image_bytes=100)
 

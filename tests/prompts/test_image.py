@@ -158,7 +158,7 @@ def test_zero_size(size: tuple[int, int]) -> None:
 
 
 def test_the_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:
-    # 20000 x 20000 in the header, hardly any data behind it: decoding would say "truncated".
+    # 20000 x 20000 in the header and hardly any data after it: decoding would say "truncated".
     import struct
     import zlib
 

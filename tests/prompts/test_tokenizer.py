@@ -1,4 +1,4 @@
-"""Texts of single tokens, and the bound that a text's length has."""
+"""Texts of single tokens, and the largest length of a text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokens_make_up_their_text(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text)[1:]  # behind <s>
+    ids = tokenizer.encode(text)[1:]  # after <s>
     together = b"".join(map(tokenizer.token_bytes, ids)).decode()
     decoded = tokenizer.decode(ids, skip_special_tokens=False)
     assert together[tokenizer.num_stripped(ids[0]) :] == decoded

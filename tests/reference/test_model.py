@@ -1,4 +1,4 @@
-"""The eager model against the numbers of the published code and against examples made by hand."""
+"""The eager model against the published code's numbers and against examples computed by hand."""
 
 from __future__ import annotations
 

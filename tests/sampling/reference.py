@@ -1,4 +1,4 @@
-"""Sampling one row in plain float64 Python, as the parameters are defined: slow, and independent of the sampler."""
+"""Sampling of one row in plain float64 Python, by the definitions of the parameters, independent of the sampler."""
 
 from __future__ import annotations
 

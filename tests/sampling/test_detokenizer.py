@@ -1,4 +1,4 @@
-"""Streams: deltas that join to the full decoding, stop strings that span tokens, no partial characters."""
+"""Streams: deltas join to the full decoding, stop strings may span tokens, and no character is partial."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_stop_string_ends_the_text_where_it_first_appears(
     assert stop is not None
     end = streamed + ("" if include else stop)
     assert full.startswith(end)
-    # Nothing was found before the token that completed it.
+    # No other stop string was complete before the one that was found.
     assert not any(item in end[:-1] and full.find(item) < full.find(stop) for item in stops)
     assert include or not any(item in streamed for item in stops if len(item) <= len(stop))
 

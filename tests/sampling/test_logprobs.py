@@ -1,4 +1,4 @@
-"""Log-probabilities: of the raw logits, with ranks, as plain and lazy mappings."""
+"""Log-probabilities are those of the raw logits, with ranks, in plain and lazy mappings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batched sampler against a plain float64 reference, and what must hold whatever the batch."""
+"""The batched sampler against a plain float64 reference, and properties that hold in any batch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_filtered_distribution_is_the_references(params: list[SamplingParams
         expected = torch.tensor(reference.distribution(logits[row].tolist(), p), dtype=torch.float64)
         kept, expected_kept = actual[row] > 0, expected > 0
         if not torch.equal(kept, expected_kept):
-            # A border that float32 rounding decides: one more or one less token, of next to no difference in mass.
+            # Where float32 rounding decides a border, one token more or less is kept; its probability is tiny.
             assert _is_on_border(logits[row], p, int(kept.sum()), int(expected_kept.sum())), (row, p)
             continue
         torch.testing.assert_close(actual[row], expected, atol=1e-5, rtol=1e-4)
@@ -100,7 +100,7 @@ def test_top_k_keeps_exactly_k_also_among_ties(top_k: int) -> None:
 def test_without_looking_at_results_the_same_tokens_are_kept(
     params: list[SamplingParams], seed: int, coarse: bool
 ) -> None:
-    """As on a GPU, where the shortcuts of the CPU would wait."""
+    """Turns the shortcuts off, as on a GPU, where they would have to wait."""
     logits = random_logits(len(params), seed, torch.bfloat16 if coarse else torch.float32, vocab_size=400).float()
     expected = filtered(logits, params)
     with pytest.MonkeyPatch.context() as patch:
@@ -111,7 +111,7 @@ def test_without_looking_at_results_the_same_tokens_are_kept(
 @pytest.mark.parametrize("scale", [0.01, 0.5, 2.0])
 @pytest.mark.parametrize("top_p", [0.1, 0.9, 0.999])
 def test_top_p_keeps_the_smallest_set_in_a_large_vocabulary(scale: float, top_p: float) -> None:
-    """Flat rows need every candidate, peaked ones a few; both in one batch, and with a row that has no top-p."""
+    """One batch of flat rows, which need every candidate, peaked rows, which need few, and a row without top-p."""
     size = 5000
     logits = torch.cat([random_logits(2, 1, vocab_size=size) * scale, random_logits(1, 2, vocab_size=size)])
     kept = filtered(logits, [SamplingParams(top_p=top_p)] * 2 + [SamplingParams()])
@@ -200,7 +200,7 @@ def test_a_seeded_sequence_repeats_whatever_else_is_in_the_batch() -> None:
     batch.insert(2, state(params))
     actual = [_run(logits, batch).token_ids[2] for logits in steps]
     assert actual == expected
-    # A preempted sequence keeps its state; one that is rebuilt from its output goes on in the same way.
+    # A preempted sequence keeps its state; a state that is rebuilt from the output continues in the same way.
     rebuilt = state(params, output=expected[:6])
     assert [_run(logits[2:3], [rebuilt]).token_ids[0] for logits in steps[6:]] == expected[6:]
 
@@ -208,7 +208,7 @@ def test_a_seeded_sequence_repeats_whatever_else_is_in_the_batch() -> None:
 @settings(max_examples=60, deadline=None)
 @given(params=st.lists(RANDOM_PARAMS, min_size=1, max_size=5), seed=st.integers(0, 2**31))
 def test_without_sorting_the_same_tokens_are_drawn(params: list[SamplingParams], seed: int) -> None:
-    """What GPUs run. Its sums are rounded otherwise, which decides a draw only next to a step of the distribution."""
+    """The kernel of GPUs. It rounds sums differently, which changes a draw only near a step of the distribution."""
     logits = random_logits(len(params), seed)
     states = [state(dataclasses.replace(p, seed=seed), output=[3] * row) for row, p in enumerate(params)]
     assert torch.equal(draw_without_sorting(logits, states), sampler._draw_rows(logits, states))

@@ -1,4 +1,4 @@
-"""Sampling parameters: defaults, normalised values, and every refusal."""
+"""Sampling parameters: defaults, normalised values, and every error."""
 
 from __future__ import annotations
 

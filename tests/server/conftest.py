@@ -87,7 +87,7 @@ class Ask:
 
     @property
     def local_messages(self) -> list[dict[str, Any]]:
-        """The same, as `LLM.chat` takes it."""
+        """The same question, as `LLM.chat` takes it."""
         content = [{"type": "image", "image": self.image}, {"type": "text", "text": self.text}]
         return [{"role": "user", "content": content}]
 
@@ -132,8 +132,8 @@ StartServer = Callable[..., RunningServer]
 
 @pytest.fixture
 def start_server(engine_dir: Path) -> Iterator[StartServer]:
-    """Starts servers, each on a port of its own, with their engines in this process, where tests can reach them; they
-    end with the test."""
+    """Starts servers, each on its own port, that end with the test. Their engines are in this process, where tests can
+    reach them."""
     running: list[RunningServer] = []
 
     def start(options: EngineOptions | None = None, **settings: Any) -> RunningServer:
@@ -147,7 +147,7 @@ def start_server(engine_dir: Path) -> Iterator[StartServer]:
 
 @pytest.fixture(scope="module")
 def server(engine_dir: Path) -> Iterator[RunningServer]:
-    """As it is deployed: the engine has a process of its own."""
+    """A server as it is deployed, with its engine in a separate process."""
     with EngineProcess(EngineSource(engine_dir, "cpu", OPTIONS)) as process:
         process.wait_until_loaded()
         running = serve(load_processor(engine_dir, "cpu", OPTIONS), process)

@@ -15,7 +15,7 @@ from dpn_rt.server.engine_client.worker import EngineLoop, Inbox
 
 
 class LocalEngine(EngineProcess):
-    """What an `EngineClient` takes for an engine's process. The messages are the same."""
+    """Replaces an engine's process for an `EngineClient`, with the same messages."""
 
     def __init__(self, engine: Engine) -> None:
         here, there = socket.socketpair()

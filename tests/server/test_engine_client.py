@@ -1,4 +1,4 @@
-"""The engine in a process of its own: the same answers as on a thread, and an end for every way of ending."""
+"""The engine in a separate process: it gives the same answers as on a thread, and every way of ending is handled."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_no_call_waits_for_a_process_that_stands_still(process: EngineProcess, p
 def test_a_request_whose_reader_has_left_is_still_waited_for(
     process: EngineProcess, prompts: list[ProcessedPrompt]
 ) -> None:
-    """A process that stands still is noticed even when all clients have given up."""
+    """A process that hangs is noticed even when all clients have given up."""
 
     async def work() -> None:
         async with connected(process) as client:

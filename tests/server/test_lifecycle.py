@@ -1,4 +1,4 @@
-"""Clients that leave, engines that fail or stand still, queues, metrics: what an operator lives with."""
+"""Clients that leave, engines that fail or hang, queues and metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = Ask().body(max_tokens=600, ignore_eos=True)
 
 
 def metrics(server: RunningServer) -> dict[str, float]:
-    """Samples by name and the labels beside the model's name."""
+    """Samples by name and label values, without the model's name and the bounds of histogram buckets."""
     samples = {}
     for family in text_string_to_metric_families(server.client.get("/metrics").text):
         for sample in family.samples:
@@ -37,7 +37,7 @@ def chunks(reply: httpx.Response) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_who_leaves_a_stream_frees_its_cells_and_is_counted(start_server: StartServer) -> None:
+def test_client_that_leaves_a_stream_frees_its_blocks_and_is_counted(start_server: StartServer) -> None:
     server = start_server()
     with server.client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as reply:
         assert next(reply.iter_lines())

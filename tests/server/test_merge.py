@@ -1,4 +1,4 @@
-"""Several streams as one: order, errors, leaving early."""
+"""Several streams merged into one: order, errors, and a reader that leaves early."""
 
 from __future__ import annotations
 

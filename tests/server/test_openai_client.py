@@ -1,4 +1,4 @@
-"""The official client works unchanged, and gets what `LLM` gives."""
+"""The official client works unchanged and gets the answers of `LLM`."""
 
 from __future__ import annotations
 

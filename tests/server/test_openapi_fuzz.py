@@ -1,4 +1,4 @@
-"""Requests made from the server's own description: whatever comes, the server answers, and never with a 5xx."""
+"""Requests generated from the server's own description: each is answered, and never with a 5xx status."""
 
 from __future__ import annotations
 

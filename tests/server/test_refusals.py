@@ -1,4 +1,4 @@
-"""What cannot be served is refused with the right status, in OpenAI's form, and harms nobody else."""
+"""Requests that cannot be served are refused with the right status, in OpenAI's form, and do not affect others."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_large_bodies_are_refused_before_they_are_read(start_server: StartServer
     server = start_server(max_body_bytes=200_000)
     assert server.post(GOOD.body()).status_code == 200
     assert server.post(with_url("x" * 300_000)).status_code == 413
-    endless = (b"x" * 65_536 for _ in range(100))  # no Content-Length: counted as it comes
+    endless = (b"x" * 65_536 for _ in range(100))  # no Content-Length: counted as it arrives
     assert server.client.post("/v1/chat/completions", content=endless).status_code == 413
     server = start_server(media=MediaPolicy(max_image_bytes=1000))
     reply = server.post(GOOD.body())
@@ -127,7 +127,7 @@ def test_large_bodies_are_refused_before_they_are_read(start_server: StartServer
 
 
 def test_bodies_of_all_requests_share_a_limit(start_server: StartServer) -> None:
-    """Those still being sent count, a small request still passes, and room comes back with the client's end."""
+    """Bodies that are still being sent count. A small request still passes, and a client that ends frees its room."""
     server = start_server(max_body_bytes=200_000, max_held_body_bytes=200_000)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:

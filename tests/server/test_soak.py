@@ -1,4 +1,4 @@
-"""Many clients, some of them hostile; `python -m benchmarks.soak` is the long form of it."""
+"""Many clients, some of them hostile. `python -m benchmarks.soak` is the long version."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_health_is_not_traced(start_server: StartServer) -> None:
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """The URL of a collector, and what it has got."""
+    """The URL of a collector, and the bodies of the requests that it has received."""
     bodies: list[bytes] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

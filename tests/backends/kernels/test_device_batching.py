@@ -1,4 +1,4 @@
-"""The runtime of devices gives a request what the runtime of the CPU gives it alone, whatever else goes on."""
+"""The runtime for GPUs gives a request in any batch the same result as the CPU's runtime gives it alone."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.engine.models import (
 from tests.engine.test_batching import all_logprobs, assert_pool_is_full
 from tests.places import Place
 
-# Whatever the routers choose, its kernel fits: a grid of 24 x 2 could become 24 x 1, which no 1 x 2 kernel does.
+# Every route fits these grids. A grid of 24 x 2 would not do: it could become 24 x 1, which no 1 x 2 kernel fits.
 GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (10, 6), (9, 2), None, (16, 16)]
 ROUTES = [[1, 0, 2], None, None, [2, 1, 1], [2, 0, 1], None, [None, 2, None], None, None, [2, 2, 2]]
 GREEDY = SamplingParams(temperature=0, max_tokens=14, logprobs=-1, ignore_eos=True)
 PLAIN = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
-"""Needs nothing but the ids that the step itself has found best."""
+"""Sampling needs only the best ids, which the step itself computes."""
 
 Prompt = dict[str, Any]
 
@@ -48,7 +48,7 @@ def prompts(place: Place) -> list[Prompt]:
     generator = np.random.default_rng(seed)
     made = [random_prompt(generator, grid) for grid in GRIDS]
     for prompt, grid, route in zip(made, GRIDS, ROUTES, strict=True):
-        # In bfloat16 a router that is nearly undecided may choose otherwise.
+        # In bfloat16 a router with two nearly equal probabilities may choose the other expert.
         if grid is not None and (route or place.device is None):
             prompt["route"] = route or [0, 1, 1]
     return made
@@ -60,7 +60,7 @@ def alone(engine_dir: Path, prompts: list[Prompt], params: SamplingParams = GREE
 
 
 def assert_near(actual: RequestOutput, expected: RequestOutput, place: Place) -> None:
-    """All tokens on the host; the first one's log-probabilities on a GPU, where later ones follow another choice."""
+    """Compares all tokens on the host. On a GPU only the first token's log-probabilities: later choices may differ."""
     assert actual.error is None
     assert actual.pyramid.experts == expected.pyramid.experts
     assert actual.pyramid.kv_lengths == expected.pyramid.kv_lengths
@@ -85,7 +85,7 @@ def test_batch_equals_alone(place: Place, engine_dir: Path, prompts: list[Prompt
 def test_preempted_equals_alone(place: Place, engine_dir: Path, prompts: list[Prompt]) -> None:
     num_bytes = kv_bytes(256 + 25 + 13, 4, LLM(engine_dir, device="cpu").model)
     llm = place.load(engine_dir, kv_cache_bytes=num_bytes, block_size=4, max_num_seqs=9)
-    # Nine times 32 rows fill the pool, and all want a new block for their next row.
+    # Nine times 32 rows fill the pool, and every sequence needs a new block for its next row.
     together = [{"prompt_token_ids": [*range(start, start + 32)]} for start in range(3, 12)] + prompts
     outputs = llm.generate(together, GREEDY, use_tqdm=False)
     for output, expected in zip(outputs, alone(engine_dir, together), strict=True):

@@ -1,4 +1,4 @@
-"""The published code's numbers from the runtime of devices; on a GPU within what bfloat16 loses on the CPU."""
+"""The runtime for GPUs gives the published code's numbers; on a GPU within the error that bfloat16 has on the CPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_generate_equals_the_published_code(case: GoldenCase, place: Place, tmp_
 
 
 def first_error(output: RequestOutput, case: GoldenCase) -> float:
-    """The largest difference of a log-probability of the first token."""
+    """The largest difference between log-probabilities of the first token."""
     position = output.outputs[0].logprobs[0]  # type: ignore[index]
     actual = torch.tensor([float(position[token]) for token in range(len(position))], dtype=torch.float64)
     return float((actual - case.logprobs[0]).abs().max())

@@ -1,4 +1,4 @@
-"""`device="cuda"` is refused before anything is loaded where it cannot work, and the refusal says what would."""
+"""Where `device="cuda"` cannot work, it is refused before anything is loaded, and the error says what would work."""
 
 from __future__ import annotations
 

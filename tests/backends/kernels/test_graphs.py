@@ -1,4 +1,4 @@
-"""Decode steps and vision towers that were recorded once: any batch in them gives what it gives without."""
+"""Recorded decode steps and vision towers give every batch the same result as the code that they recorded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, KernelBackend, B
     assert isinstance(cache, BlockAllocator)
     backend = llm.engine.runner.backend
     assert isinstance(backend, KernelBackend)
-    backend._pool.blocks.fill_(torch.nan)  # the memory may hold these very rows, from a test before
+    backend._pool.blocks.fill_(torch.nan)  # the memory may still hold the same rows from an earlier test
     for name in range(6):
         ids = [(7 * name + i) % 90 + 3 for i in range(14 + name)]
         llm.engine.add_request(str(name), llm.processor.process({"prompt_token_ids": ids}), GREEDY)
@@ -80,7 +80,7 @@ def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, KernelBackend, B
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 def test_padding_changes_nothing(filled: tuple[LLM, KernelBackend, BlockAllocator, np.ndarray], count: int) -> None:
-    """Whatever the padding block holds; and nothing is written but each sequence's new row and that block."""
+    """The padding block may hold anything. Only each sequence's new row and that block are written."""
     _, backend, cache, slots = filled
     chosen, token_ids = slots[:count], np.arange(count) + 11
     blocks = backend._pool.blocks
@@ -118,7 +118,7 @@ def test_a_step_is_one_transfer_each_way_and_no_recording(place: Place, tmp_path
     llm = place.load(write_random_engine(tmp_path / "engine"))
     for name in range(6):
         llm.engine.add_request(str(name), llm.processor.process({"prompt_token_ids": [1, 2 + name]}), GREEDY)
-    for _ in range(2):  # the prefill, and a step that queues another one behind its own
+    for _ in range(2):  # the prefill, and a step that queues another one after its own
         llm.engine.step()
     before = place.device.uploads, place.device.readings, place.device.recordings
     llm.engine.step()
@@ -139,11 +139,11 @@ def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, KernelBackend, B
 
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "where.Scalar")
-"""Parts of the names of torch's operators that read a result on the host, or send it a number from there."""
+"""Parts of the names of torch's operators that read a result on the host, or take a number from the host."""
 
 
 class OperatorNames(TorchDispatchMode):
-    """Collects what torch is asked to do."""
+    """Collects the operators that torch runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class OperatorNames(TorchDispatchMode):
 
 
 def test_recorded_steps_can_be_recorded(filled: tuple[LLM, KernelBackend, BlockAllocator, np.ndarray]) -> None:
-    """They wait for no result and make no tensor of the host's numbers, which a GPU could not record."""
+    """Steps wait for no result and make no tensor from the host's numbers: a GPU could not record either."""
     llm, backend, _, _ = filled
     encoder = llm.engine.runner.images.encoder
     assert isinstance(encoder, EncoderGraphs)
@@ -178,7 +178,7 @@ def test_any_number_of_images(place: Place, tmp_path: Path, count: int) -> None:
     with torch.inference_mode():
         rows = [encoded.rows for encoded in runner.images.encoder.encode(images)]
         kept = [row.clone() for row in rows]
-        runner.images.encoder.encode(images[::-1])  # must not change what was given before
+        runner.images.encoder.encode(images[::-1])  # must not change earlier results
         moved = [dataclasses.replace(image, views=(image.views[0].to(rows[0].device),)) for image in images]
         expected = ImageEncoder(encoder._encoder).encode(moved)
     assert len(rows) == count

@@ -1,4 +1,4 @@
-"""What the KV pool gets of a device's memory, and what is said when there is too little."""
+"""The KV pool's share of a device's memory, and the errors when there is too little."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)
 
 
 class SmallDevice(HostDevice):
-    """Tells what work it was given to measure, and has as much memory as a test likes."""
+    """Records the work that it has to measure, and has as much memory as a test sets."""
 
     def __init__(self, peak: int = 0, cache: int = 0) -> None:
         self._peak, self._cache = peak, cache

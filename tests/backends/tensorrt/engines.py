@@ -1,4 +1,4 @@
-"""Engines with plans on the CPU: the evaluator runs each stage's network where a GPU would run its plan."""
+"""Engines with plans on the CPU: instead of a plan on a GPU, the evaluator runs the stage's network."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from dpn_rt.format.weight_spec import weight_spec
 from tests.backends.tensorrt.evaluator import Evaluator, stage_network
 
 NETWORK_DTYPE = "bfloat16"
-"""Of the networks of float32 engines, which TensorRT has not; the evaluator computes all networks in float32."""
+"""Dtype of float32 engines' networks, since plans cannot be float32. The evaluator computes in float32 anyway."""
 
 
 class EvaluatedPlan:
-    """A `Plan` that runs the network which a plan would be built from."""
+    """A `Plan` that evaluates the network from which the real plan would be built."""
 
     def __init__(self, spec: StagePlan) -> None:
         library = load_library("rtx")
@@ -58,7 +58,7 @@ class EvaluatedPlan:
 
 
 def _signature(tensors: list[Any], widen: bool) -> Signature:
-    """With `widen` every float is float32: so the networks of float32 engines are evaluated."""
+    """With `widen` every float tensor is float32, for the networks of float32 engines."""
 
     def dtype_of(tensor: Any) -> torch.dtype:
         dtype = torch_dtype(tensor.dtype)
@@ -69,7 +69,7 @@ def _signature(tensors: list[Any], widen: bool) -> Signature:
 
 @dataclass(frozen=True)
 class EvaluatingReader:
-    """A `PlanReader` whose plans are evaluated on the CPU; takes the place of `CudaPlanReader`."""
+    """A `PlanReader` whose plans are evaluated on the CPU. It replaces `CudaPlanReader`."""
 
     plans: PlanConfig
     model: ModelConfig
@@ -104,13 +104,13 @@ def write_plan_engine(
 
 
 def evaluated_llm(path: Path, patch: pytest.MonkeyPatch, **options: Any) -> LLM:
-    """The engine at `path` through the ordinary interface, plans evaluated."""
+    """`LLM` on the engine at `path`, with evaluated plans."""
     patch.setattr(cuda, "CudaPlanReader", EvaluatingReader)
     return LLM(path, **options)
 
 
 def logprob_error(output: Any, expected: Tensor) -> float:
-    """Largest difference of log-probabilities `[num_tokens, vocab_size]`, whatever tokens were chosen."""
+    """Largest difference between log-probabilities `[num_tokens, vocab_size]`; chosen tokens do not matter."""
     positions = output.outputs[0].logprobs
     found = torch.tensor(
         [[position[token].logprob for token in range(expected.shape[1])] for position in positions], dtype=torch.float64

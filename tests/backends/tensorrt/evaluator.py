@@ -1,7 +1,7 @@
 """Executes a TensorRT network with torch, layer by layer, by the documented meaning of each layer.
 
-Floating-point tensors are float32 whatever the network says of them. A layer, mode or option that is not listed here
-is refused, so what an evaluated network computes is what its layers say, all of them.
+Floating-point tensors are float32 here, for any dtype in the network. A layer, mode or option that is not listed here
+is refused, so no layer of an evaluated network is ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dpn_rt.builders.tensorrt.plans import create_network
 
 
 class UnknownLayerError(Exception):
-    """The evaluator does not know a layer, or an option that it has."""
+    """The evaluator does not know a layer, or one of its options."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Evaluator:
     network: Any
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name. Caches among the inputs are written in place, as the library does."""
+        """Outputs by name. Caches among the inputs are written in place, as in the library."""
         declared = [self.network.get_input(i) for i in range(self.network.num_inputs)]
         values: dict[str, Tensor] = {}
         for tensor in declared:
@@ -137,7 +137,7 @@ def _gather(layer: Any, inputs: list[Tensor], values: Values) -> Tensor:
 
 
 def _rotary(layer: Any, inputs: list[Tensor], values: Values) -> Tensor:
-    """Pairs are the halves of a head, or neighbours where `interleaved`."""
+    """Pairs elements of a head's two halves, or with `interleaved` adjacent elements."""
     _require(layer.rotary_embedding_dim == 0 and len(inputs) == 4, "rotary embedding: part of a head, or no positions")
     x, cosines, sines, positions = inputs
     cos, sin = cosines[positions.long()].unsqueeze(1), sines[positions.long()].unsqueeze(1)  # [B, 1, S, D / 2]
@@ -149,7 +149,7 @@ def _rotary(layer: Any, inputs: list[Tensor], values: Values) -> Tensor:
 
 
 def _kv_cache_update(layer: Any, inputs: list[Tensor], values: Values) -> Tensor:
-    """Rows behind the end of the cache are left out without a word."""
+    """Rows after the end of the cache are dropped without an error."""
     _require(layer.cache_mode.name == "LINEAR" and layer.update_form.name == "PADDED_BHND", "KV cache update: options")
     cache, update, first = inputs
     for sequence, start in enumerate(first.tolist()):
@@ -159,7 +159,7 @@ def _kv_cache_update(layer: Any, inputs: list[Tensor], values: Values) -> Tensor
 
 
 def _attention_input(layer: Any, inputs: list[Tensor], values: Values) -> Tensor:
-    """The attention is computed at its output layer, from the tensors that go into this one."""
+    """Computes the attention at its output layer, from the inputs of that layer."""
     return inputs[0]
 
 
@@ -179,7 +179,7 @@ def _attention_output(layer: Any, inputs: list[Tensor], values: Values) -> Tenso
     seen = keys <= rows if kind == "UPPER_LEFT" else torch.ones_like(keys <= rows)
     seen = seen[None, None] & (keys[None, None] < lengths[:, None, None, None])
     scores = (q @ k.transpose(-1, -2)).masked_fill(~seen, float("-inf"))
-    v = v.masked_fill(~seen.any(-2, keepdim=True).transpose(-1, -2), 0)  # what nobody sees may hold anything
+    v = v.masked_fill(~seen.any(-2, keepdim=True).transpose(-1, -2), 0)  # rows that no row sees may hold anything
     return torch.softmax(scores, -1) @ v
 
 
@@ -204,14 +204,14 @@ LAYERS: dict[str, tuple[str, Evaluate]] = {
 
 @dataclass
 class StageNetwork:
-    """A stage's network, and the objects that it needs to live."""
+    """A stage's network, and the objects that must live as long as it."""
 
     network: Any
     owners: tuple[Any, ...]
 
 
 def stage_network(library: ModuleType, plan: StagePlan) -> StageNetwork:
-    """The network of a stage, as the builder makes it, not built."""
+    """The network of a stage as the builder defines it, without building a plan."""
     log = Log(library)
     builder = library.Builder(log.logger)
     network = create_network(library, builder)

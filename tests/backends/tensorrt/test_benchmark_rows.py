@@ -1,4 +1,4 @@
-"""Rows of TensorRT plans in the latency benchmark, with the evaluator in the plans' place."""
+"""Rows of TensorRT plans in the latency benchmark, with evaluated networks instead of plans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_plans_have_rows_beside_those_of_the_products_kernels(
     monkeypatch.setattr(cuda, "CudaPlanReader", EvaluatingReader)
     arguments = ["--dtype", "float32", "--subjects", "dpn_rt", "tensorrt", "--repeats", "1", "--tokens", "1"]
     options = latency.parse_arguments([*arguments, "--batch", "2", "--device", "cuda"])
-    options.device = "cpu"  # where the evaluator is
+    options.device = "cpu"  # where the evaluator runs
     report = measure.measure(options)
     print_table(report)
     rows = {(row["subject"], row["routes"]): row for row in report["rows"]}

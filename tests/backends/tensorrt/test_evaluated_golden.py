@@ -1,4 +1,4 @@
-"""Stage networks, boundaries, slots and scheduler together against the published code's own numbers."""
+"""Stage networks, boundaries, slots and scheduler together give the published code's numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_generate_equals_the_published_code(case: GoldenCase, tmp_path: Path, mo
 def test_a_batch_of_routes_gives_each_prompt_what_it_gets_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text alone, skipped samples and different routes, padded together; more prompts than slots and prefill places."""
+    """Text prompts, skipped samples and different routes in one padded batch, and more prompts than slots."""
     case = case_named(name)
     eager = EagerDpn.from_weights(case.config, case.canonical_weights().items())
     prompts = prompts_for(case)

@@ -1,4 +1,4 @@
-"""Grouped-query heads, several heads of queries to one of keys, against transformers' own model."""
+"""Grouped-query attention (several query heads per key head) against transformers' own model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes that the evaluated networks must show: each moves log-probabilities by far more than is allowed."""
+"""Deliberate mistakes must show in the evaluated networks: each changes log-probabilities far more than allowed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Mutation = Callable[[pytest.MonkeyPatch, Weights], None]
 
 
 def nothing(patch: pytest.MonkeyPatch, weights: Weights) -> None:
-    """The product as it is."""
+    """Changes nothing."""
 
 
 def interleaved_rotary(patch: pytest.MonkeyPatch, weights: Weights) -> None:

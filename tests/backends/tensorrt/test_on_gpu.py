@@ -1,4 +1,4 @@
-"""Plans on the GPU that is there, against the product's own kernels on the CPU. Never run where it was written."""
+"""Plans on this machine's GPU against the product's own kernels on the CPU. These tests have not been run yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)]
 
 BOUND = 0.1
-"""Of log-probabilities: two computations in bfloat16, whose rounding differs."""
+"""Largest difference between log-probabilities of two bfloat16 computations, which round differently."""
 
 
 def plans_for_this_gpu(model: ModelConfig, limits: PlanLimits) -> BuiltPlans:
@@ -34,7 +34,7 @@ def plans_for_this_gpu(model: ModelConfig, limits: PlanLimits) -> BuiltPlans:
     except ConfigError as error:
         if "cannot build for" not in str(error):
             raise
-        pytest.skip(UNSUPPORTED_BY_GPU)  # SM90 is not among what TensorRT-RTX builds for
+        pytest.skip(UNSUPPORTED_BY_GPU)  # TensorRT-RTX does not build for SM90
 
 
 def test_plans_give_what_the_native_backend_gives(tmp_path: Path) -> None:

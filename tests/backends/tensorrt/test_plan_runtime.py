@@ -1,4 +1,4 @@
-"""What surrounds the plans: slots, padding, limits, and everything that can be wrong with an engine or a request."""
+"""The runtime around plans: slots, padding and limits, and the errors of engines and requests."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ def test_a_device_that_is_too_small() -> None:
 def test_sequences_that_end_at_different_times_leave_slots_to_others(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Holes between running slots, new sequences in them, images and text: each as the eager model has it."""
+    """Free slots between running ones, new sequences in them, images and text: all get the eager model's answers."""
     eager = EagerDpn.from_weights(TEXT, random_weights(TEXT, 5))
     random = np.random.default_rng()
     grids = [(5, 5), None, (4, 6), (2, 2), None, (5, 4), (6, 6)]
     prompts = [random_prompt(random, grid) for grid in grids]
     params = [dataclasses.replace(GREEDY, max_tokens=count) for count in (9, 1, 5, 2, 7, 3, 4)]
-    llm = evaluated_llm(engine, monkeypatch, max_chunk_tokens=8, reuse_bytes=1 << 20)  # as the server does
+    llm = evaluated_llm(engine, monkeypatch, max_chunk_tokens=8, reuse_bytes=1 << 20)  # settings of the server
     outputs = llm.generate(prompts, params, use_tqdm=False)
     for prompt, each, output in zip(prompts, params, outputs, strict=True):
         image = prompt.get("multi_modal_data", {})
@@ -143,7 +143,7 @@ def test_sequences_that_end_at_different_times_leave_slots_to_others(
 def test_tensors_are_in_the_engines_dtype(
     dtype: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows, caches and logits are rounded between the plans; boundaries run on the CPU here, which takes no float16."""
+    """Plans round rows, caches and logits to their dtype. Boundaries run on the CPU here, which takes no float16."""
     model = dataclasses.replace(TEXT, dtype=dtype)  # type: ignore[arg-type]
     weights = dict(random_weights(model, 5))
     eager = EagerDpn.from_weights(TEXT, ((name, weight.float()) for name, weight in weights.items()))
@@ -182,7 +182,7 @@ def test_limits_are_kept_at_admission(engine: Path, monkeypatch: pytest.MonkeyPa
 
 @needs_networks
 def test_limits_of_a_later_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A route that is forced to pool fits where one that is open might not."""
+    """A request with a forced route that pools fits, where the same request without one might not."""
     limits = PlanLimits(2, 2, (96, 60, 60, 60))
     path = write_plan_engine(tmp_path / "engine", TEXT, dict(random_weights(TEXT, 5)), limits)
     llm = evaluated_llm(path, monkeypatch)
@@ -302,11 +302,11 @@ def edit_manifest(engine: Path, change: Any) -> None:
     file.write_text(json.dumps(manifest))
 
 
-# The plan on a GPU, with the library's objects played
+# The plan on a GPU, with fakes of the library's objects
 
 
 class PlayedContext:
-    """An execution context that notes what it is given."""
+    """A fake execution context that records its calls."""
 
     def __init__(self, fails: str = "") -> None:
         self.fails = fails

@@ -1,4 +1,4 @@
-"""Plans built for real by TensorRT-RTX, without a GPU; every network's inputs and outputs."""
+"""Plans that TensorRT-RTX really builds, without a GPU; the inputs and outputs of every network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LLAVA_7B = ModelConfig(
 
 
 def signatures(plan: StagePlan) -> tuple[Signature, Signature]:
-    """Inputs and outputs of a network as the library has them."""
+    """Inputs and outputs of a network as the library reports them."""
     stage = stage_network(load_library("rtx"), plan)
     network = stage.network
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -86,7 +86,7 @@ def test_a_stage_of_7b_shape_builds_without_its_weights(phase: str) -> None:
 
 
 def layer_weights(layer: int) -> Signature:
-    """Of `MODEL`: hidden 64, intermediate 96, 4 heads of 16 and 2 of keys and values."""
+    """Shapes of `MODEL`: hidden 64, intermediate 96, 4 heads of 16, 2 heads of keys and values."""
     return {
         f"layers.{layer}.input_norm.weight": (torch.bfloat16, (64,)),
         f"layers.{layer}.qkv.weight": (torch.bfloat16, (128, 64)),
@@ -163,7 +163,7 @@ def test_targets_that_cannot_be(targets: list[str], message: str) -> None:
 
 
 def test_a_target_without_the_dtype_is_refused_with_what_the_library_said() -> None:
-    """Shows too that plans are built for the targets that are named: this one has no bfloat16."""
+    """SM75 has no bfloat16; this also shows that plans are built for the named targets."""
     with pytest.raises(PlanError, match=r"stage1\.decode\.plan cannot be built for 7\.5: error: .*sm75"):
         build_plan(load_library("rtx"), StagePlan(BF16, LIMITS, 1, "decode"), ["7.5"])
 

@@ -1,4 +1,4 @@
-"""The trained tiny model from picture to text, on evaluated networks and on the product's own kernels."""
+"""The trained tiny model from picture to text: evaluated networks against the product's own kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The surface of TensorRT-LLM: what is missing is named, all of it."""
+"""The part of TensorRT-LLM's API that is used: an error names every missing call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpn_rt.errors import PlanError
 
 
 def play_package(patch: pytest.MonkeyPatch, version: str = "1.2.0") -> types.ModuleType:
-    """A package with every call of the surface, each taking just the parameters that are relied on."""
+    """A fake package with every call that is used; each takes only the parameters that are passed to it."""
     package = types.ModuleType("tensorrt_llm")
     package.__version__ = version  # type: ignore[attr-defined]
     patch.setitem(sys.modules, "tensorrt_llm", package)

@@ -1,4 +1,4 @@
-"""Stages in TensorRT-LLM's checkpoint format: read back, every tensor is bit for bit the engine's."""
+"""Stages in TensorRT-LLM's checkpoint format: every tensor that is read back equals the engine's bit for bit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dpn_rt.model.config import RopeConfig
 from tests.engine.models import MODEL, random_weights, with_decoder, write_random_engine
 
 STAGES = [(0, 1), (2,), (3, 4), (5, 6)]
-"""Layers of `MODEL`."""
+"""Layers of each stage of `MODEL`."""
 HEADS, INTERMEDIATE = 4, 96
 
 
 def parts(model: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
-    """The engine's weights taken apart: one matrix for each of q, k, v, gate and up."""
+    """The engine's weights, with fused ones split into the matrices q, k, v, gate and up."""
     result = {}
     rows = [model.decoder.head_dim * n for n in (HEADS, model.decoder.num_kv_heads, model.decoder.num_kv_heads)]
     for name, tensor in random_weights(model, seed):
@@ -43,7 +43,7 @@ def parts(model: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
 
 
 def read_back(directory: Path, layers: tuple[int, ...], model: ModelConfig) -> dict[str, torch.Tensor]:
-    """A stage's tensors under the names of `parts`; what is not known is an error."""
+    """A stage's tensors under the names of `parts`; an unknown name is an error."""
     found = load_file(directory / "rank0.safetensors")
     result = {}
     rows = [model.decoder.head_dim * n for n in (HEADS, model.decoder.num_kv_heads, model.decoder.num_kv_heads)]

@@ -20,7 +20,7 @@ from dpn_rt.errors import PlanError
 
 FIRST = SessionStage(num_layers=2, hidden_size=8, num_kv_heads=2, head_dim=4, max_rows=32, is_last=False)
 LAST = SessionStage(num_layers=3, hidden_size=8, num_kv_heads=2, head_dim=4, max_rows=16, is_last=True)
-# Rows of the two sequences in each stage: the boundary has pooled 12 of the first one's, none of the second's.
+# Rows of the two sequences in each stage: the boundary removes 12 of the first sequence's and none of the second's.
 LENGTHS = {FIRST: [20, 7], LAST: [8, 7]}
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_context_then_generation(stage: SessionStage) -> None:
 
 
 def check_common(stage: SessionStage, inputs: dict[str, torch.Tensor], caches: list[torch.Tensor]) -> None:
-    """What both phases have: names, dtypes, and what does not change."""
+    """Checks what is the same in both phases: names, dtypes and constant values."""
     names = {
         "hidden_states_input",
         "context_lengths",
@@ -97,7 +97,7 @@ def test_rows_that_do_not_fit() -> None:
 
 
 class PlayedSession:
-    """A session that notes its calls; `TensorInfo` and the lookup of dtypes are played too."""
+    """A fake session that records its calls, with fakes of `TensorInfo` and of the lookup of dtypes."""
 
     def __init__(self, accepts: bool = True) -> None:
         self.accepts = accepts
@@ -122,7 +122,7 @@ class PlayedSurface:
     torch_dtype_to_trt = staticmethod(str)
 
     def __init__(self, session: PlayedSession) -> None:
-        self.Session = self  # its `from_serialized_engine` gives the session
+        self.Session = self  # its `from_serialized_engine` returns the session
         self._session = session
 
     def from_serialized_engine(self, data: bytes) -> PlayedSession:

@@ -1,4 +1,4 @@
-"""The stage as TensorRT-LLM's model, with the package's classes played: what goes in, what is marked, what is built."""
+"""A stage as TensorRT-LLM's model, with fakes of the package's classes: its inputs, its outputs, the build."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFIG = SimpleNamespace(
 
 
 class Value:
-    """A tensor of the network: how it was made, and the name it was marked with."""
+    """A fake tensor of the network: how it was made, and its name as an output."""
 
     def __init__(self, made: str) -> None:
         self.made, self.marked = made, ""

@@ -1,4 +1,4 @@
-"""A boundary over a ragged batch against the published rules, applied to one sample at a time with torch."""
+"""A boundary over a batch of unequal samples, against the published rules applied with torch to each sample."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Prompt:
 
     num_text_before: int
     images: tuple[tuple[tuple[int, int], int], ...]
-    """Per image its grid and the rows of text after it."""
+    """Per image, its grid and the number of text rows after it."""
     num_text_at_end: int
     router_offsets: tuple[int, ...]
     """Router rows, from the first row of the text at the end."""
@@ -93,7 +93,7 @@ def expected_sample(
     weights: dict[str, torch.Tensor],
     bias: float,
 ) -> tuple[torch.Tensor, list[int], list[tuple[int, int]]]:
-    """Rows of one sample, and per image expert (-1: skipped, -2: too large) and grid, by the rules."""
+    """By the published rules: one sample's rows, and per image its expert (-1: skipped, -2: too large) and grid."""
     expert, scale = max(forced, 0), 1.0
     if adaptive and prompt.images:
         row = x[prompt.router_rows].mean(0)
@@ -145,7 +145,7 @@ def pool(
 def apply(
     reducer: PoolingReducer, x: torch.Tensor, layout: Layout, forced: np.ndarray, biases: np.ndarray | None = None
 ) -> tuple[torch.Tensor, Layout, BoundaryTrace]:
-    """Rows and layout of the next stage, and what was done."""
+    """Rows and layout of the next stage, and the trace."""
     biases = np.zeros(layout.num_seqs) if biases is None else biases
     reduced = reducer.reduce(StageOutput(x, layout, forced, biases))
     if reduced is None:
@@ -186,7 +186,7 @@ def test_reducer(
         assert [tuple(grid) for grid in pooled.grids[images]] == grids
         actual = rows[pooled.cu_seqlens[i] : pooled.cu_seqlens[i + 1]]
         torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
-        # As many rows as foreseen where the choice is known, and never more.
+        # Where the choice is known, the rows are exactly the predicted ones; elsewhere not more.
         is_known = forced[i] >= 0 or all(expert == SKIPPED for expert in experts)
         assert most_rows[i] == (pooled if is_known else layout).kv_lengths[i]
         # The router's rows are still the same rows of text.
@@ -205,7 +205,7 @@ def assert_parts_are_the_same(
     forced: np.ndarray,
     biases: np.ndarray,
 ) -> None:
-    """`select` of layout and trace gives what every other sequence would have got without the rest."""
+    """`select` of layout and trace gives the same as a batch of only the selected sequences."""
     kept = np.arange(0, layout.num_seqs, 2)
     rows = torch.cat([x[layout.cu_seqlens[i] : layout.cu_seqlens[i + 1]] for i in kept])
     found, pooled, trace = apply(reducer, rows, layout.select(kept), forced[kept], biases[kept])

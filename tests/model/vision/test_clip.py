@@ -52,7 +52,7 @@ def reference_tower(config: ClipConfig, num_layers: int) -> CLIPVisionModel:
 
 
 def canonical_weights(model: CLIPVisionModel, config: ClipConfig) -> dict[str, Tensor]:
-    """The tower's weights by our names, and random ones of a projector."""
+    """The tower's weights under canonical names, and random weights of a projector."""
     published = {name.removeprefix("vision_model."): weight for name, weight in model.state_dict().items()}
     weights = {
         "vision.class_embedding": published["embeddings.class_embedding"],

@@ -1,4 +1,4 @@
-"""Images are cut into crops, computed a few at a time, and put together again; whatever the encoder."""
+"""For any encoder: images are cut into crops, crops are encoded a few at a time, and their rows are joined again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPES = ((3, 4, 4), (1, 2))
 
 
 class TilesConfig:
-    """Of an encoder of tiles with two views each, as many as the image has."""
+    """Configuration of an encoder with one crop per tile of the image and two views per crop."""
 
     view_shapes = SHAPES
 

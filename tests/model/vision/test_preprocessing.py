@@ -1,4 +1,4 @@
-"""Steps on the way from an image to views, whatever the encoder."""
+"""Steps from an image to views that all encoders share."""
 
 from __future__ import annotations
 

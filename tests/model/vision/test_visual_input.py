@@ -1,4 +1,4 @@
-"""Keys tell images apart by their content."""
+"""Keys of images depend on their content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear layer picks its product by device, dtype and number of rows, and gives the same whichever it picks."""
+"""A linear layer chooses its product by device, dtype and number of rows; all products give the same result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_rows_are_what_they_are_alone(rows: int, dtype: torch.dtype, prepack: bo
 
 
 class Calls:
-    """Which product is asked, with how many rows."""
+    """Records which product is called, with how many rows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[str, int]] = []

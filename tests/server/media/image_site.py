@@ -1,4 +1,4 @@
-"""A web site on the loopback interface whose every answer is written down to the byte."""
+"""A web site on the loopback interface. Tests give every byte of its answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.media.policy import MediaError, MediaPolicy
 
 CERTIFICATE = Path(__file__).with_name("images_test.pem")
-"""For the name images.test, signed by itself, with its (worthless) key; valid until 2126."""
+"""Self-signed certificate for the name images.test, with its (worthless) key; valid until 2126."""
 
 TRUSTING = ssl.create_default_context(cafile=CERTIFICATE)
 
@@ -55,7 +55,7 @@ class ImageSite:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def load(self, *urls: str, **options: Any) -> bytes:
-        """What the last of `urls` yields; see `loader` for `options`."""
+        """The result of the last of `urls`; see `loader` for `options`."""
 
         async def load_all() -> bytes:
             async with self.loader(**options) as load:
@@ -103,7 +103,7 @@ class ImageSite:
             yield
         finally:
             server.close()
-            # Every connection ends by itself, or the loader has not closed it.
+            # A connection that does not end was not closed by the loader.
             await asyncio.wait_for(asyncio.gather(*self._tasks), timeout=5)
             self._tasks.clear()
 
@@ -150,7 +150,7 @@ def load(url: Any, **policy: Any) -> bytes:
 
 
 def refused(url: Any, **policy: Any) -> str:
-    """The message with which `url` is refused, for another reason than its size."""
+    """The message with which `url` is refused; the reason must not be its size."""
     with pytest.raises(MediaError) as caught:
         load(url, **policy)
     assert type(caught.value) is MediaError

@@ -1,4 +1,4 @@
-"""No address passes that is not globally routable, whatever it is wrapped in."""
+"""Only globally routable addresses pass, also when they are embedded in other addresses."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_the_default_lookup_is_checked() -> None:
 
 
 def test_rebinding() -> None:
-    # A second lookup would be given an address that nobody checked.
+    # A second lookup would give an address that was not checked.
     answers = iter([["127.0.0.1"], ["127.0.0.2"]])
     site = ImageSite({"/image": response(IMAGE)})
     assert site.load(HOME, resolve=lambda host: next(answers)) == IMAGE

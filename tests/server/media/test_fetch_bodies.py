@@ -1,4 +1,4 @@
-"""Whatever a server answers, and however slowly: its image as it is, or an error."""
+"""Any answer of a server, however slow, gives the unchanged image or an error."""
 
 from __future__ import annotations
 

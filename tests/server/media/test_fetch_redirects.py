@@ -1,4 +1,4 @@
-"""Every redirect is checked as the first URL is."""
+"""Every redirect is checked like the first URL."""
 
 from __future__ import annotations
 

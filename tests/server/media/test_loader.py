@@ -1,4 +1,4 @@
-"""The loader by itself: URLs that nothing can load, its settings, and what its messages show."""
+"""The loader alone: URLs that it cannot load, its settings, and the content of its messages."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_names_are_percent_decoded(folder: Path, name: str) -> None:
 
 
 def test_names_that_are_not_utf8(folder: Path) -> None:
-    (folder / "\ufffd.png").write_bytes(IMAGE)  # what lenient decoding would make of it
+    (folder / "\ufffd.png").write_bytes(IMAGE)  # the name that lenient decoding would give
     refused(f"file://{folder}/%ff.png", allowed_local_path=folder)
 
 

@@ -41,12 +41,12 @@ class Page:
         return self.driver.execute_script(script, *args)
 
     def run_async(self, script: str, *args: Any) -> Any:
-        """What `script`, the body of an async function, returns."""
+        """The result of `script`, which is the body of an async function."""
         wrapped = f"const done = arguments[arguments.length - 1]; (async () => {{ {script} }})().then(done, done)"
         return self.driver.execute_async_script(wrapped, *args)
 
     def type(self, *keys: str) -> None:
-        """Into whatever has the focus."""
+        """Types into the focused element."""
         webdriver.ActionChains(self.driver).send_keys(*keys).perform()
 
     @property

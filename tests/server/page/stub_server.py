@@ -17,7 +17,7 @@ POLICY = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 )
 WITHOUT_POLICY = "/without-policy"
-"""Where the page comes without the header, so that what it says of itself is all that holds."""
+"""Path of the page without the header, so that only the policy in the page itself applies."""
 PATIENCE = 30.0
 PYRAMID: dict[str, Any] = {
     "experts": [1, None, 2],
@@ -33,7 +33,7 @@ TIMINGS = {"queue": 0.0, "first_token": 0.17, "total": 1.234}
 
 
 class StubServer(ThreadingHTTPServer):
-    """Serves the page and plays the API: `answer` writes the reply to a question.
+    """Serves the page and a fake API: `answer` writes the reply to a question.
 
     `questions` holds the bodies of the questions, `keys` their Authorization headers, `paths` every path asked for.
     """
@@ -53,7 +53,7 @@ class StubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser closes connections as it likes."""
+        """Ignores errors of connections, which a browser may close at any time."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -88,14 +88,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Reply:
-    """What a test writes as the answer to one question."""
+    """The answer to one question, which a test writes."""
 
     def __init__(self, handler: _Handler) -> None:
         self._handler = handler
         self._has_begun = False
 
     def nothing(self) -> None:
-        """Only the end of a stream."""
+        """Writes only the end of a stream."""
         self.done()
 
     def error(self, status: int, body: bytes, content_type: str = "application/json") -> None:
@@ -114,7 +114,7 @@ class Reply:
         self.write(b"data: [DONE]\n\n")
 
     def write(self, part: bytes) -> None:
-        """Goes out at once."""
+        """Sends the text at once."""
         if not self._has_begun:
             self._has_begun = True
             self._handler.send_response(200)

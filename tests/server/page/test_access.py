@@ -1,4 +1,4 @@
-"""By keyboard, by name, on narrow and wide screens, in dark and light."""
+"""The page by keyboard and by accessible names, on narrow and wide screens, in dark and light mode."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_text_has_contrast(page: Page, wide_image: Path, scheme: str) -> None:
 
 
 def assert_contrast(page: Page) -> None:
-    """Of all text that is seen, placeholders included, to the nearest background behind it."""
+    """Checks the contrast of all visible text, placeholders included, with the nearest opaque background."""
     texts = page.run("""
         const found = [];
         for (const element of document.querySelectorAll("body, body *")) {

@@ -1,4 +1,4 @@
-"""Questions, answers as they come, errors, and stopping."""
+"""Questions, streamed answers, errors, and the stop button."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_stop_closes_the_connection(page: Page) -> None:
     assert not page.find("#stop").is_displayed()
     page.ask()
     page.wait(lambda: page.text("#answer") == "The beginning")
-    page.find("#ask").click()  # without effect while an answer comes
+    page.find("#ask").click()  # without effect while an answer arrives
     page.find("#stop").click()
     assert page.server.client_left.wait(PATIENCE)
     page.wait_for_end()

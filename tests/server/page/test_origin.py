@@ -1,4 +1,4 @@
-"""Nothing is fetched from elsewhere, and nothing that was said becomes HTML."""
+"""The page fetches nothing from other origins, and text of questions and answers never becomes HTML."""
 
 from __future__ import annotations
 
