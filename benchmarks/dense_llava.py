@@ -44,7 +44,7 @@ def dense_llava(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Lla
 
 
 def _names(weights: Iterable[str], config: ModelConfig, model: LlavaForConditionalGeneration) -> NameMap:
-    """Those of the weights that a dense model has."""
+    """Names of those weights that a dense model has."""
     assert config.vision is not None
     tower = f"model.vision_tower.{hf_modules.clip_prefix(model.model.vision_tower)}"
     modules = llama_modules(config.decoder.num_layers, "model.language_model.", "lm_head")

@@ -1,4 +1,4 @@
-"""Questions for a server, with the answers that the library gives."""
+"""Questions for a server, with the answers that `LLM` gives."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def measure_case(
 
 
 def call_cost() -> dict[str, dict[str, float]]:
-    """Seconds per call on inputs so small that the kernel itself is nothing; a torch addition beside them."""
+    """Seconds per call on inputs so small that the kernel's own time does not count; also those of a torch addition."""
     x, weight = torch.ones(1, 16), torch.ones(16)
     one, cache = int32([0, 1]), torch.zeros(1, 1, 2, 1, 1, 8)
     qkv, cos_sin, predictor = torch.zeros(1, 24), torch.zeros(1, 8), torch.zeros(2, 16)

@@ -1,4 +1,4 @@
-"""What benchmarks/ops.py measures: every kernel on the shapes of a model, beside the same work in torch.
+"""The cases of benchmarks/ops.py: every kernel on the shapes of a model, with the same work in torch.
 
 Inputs are made on torch's default device.
 """
@@ -32,11 +32,11 @@ class KernelShapes:
     kv_heads: int
     head_dim: int
     num_seqs: int
-    """Of one boundary."""
+    """Sequences of one boundary."""
     decodes: tuple[tuple[int, int], ...]
-    """Sequences and their rows in the cache."""
+    """(number of sequences, rows of each in the cache) per measurement."""
     prefills: tuple[tuple[int, ...], ...] = ((640,),)
-    """Rows of the sequences of each."""
+    """Rows of each sequence, per measurement."""
     images: tuple[int, ...] = (1,)
     """Numbers of images that go through the vision encoder together."""
     rows: int = 640
@@ -56,7 +56,7 @@ LLAVA_7B = KernelShapes(
 
 @dataclass(frozen=True)
 class Heads:
-    """Of an attention layer."""
+    """Heads of an attention layer."""
 
     queries: int
     keys: int
@@ -199,7 +199,7 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 
 
 def prefill_case(name: str, lengths: tuple[int, ...], heads: Heads, causal: bool, dtype: torch.dtype) -> Case:
-    """Packed sequences; torch gets equal ones as one batch and others one by one."""
+    """Packed sequences. torch gets sequences of equal length as one batch, others one by one."""
     rows, is_even = sum(lengths), len(set(lengths)) == 1
 
     def inputs() -> tuple[Run, Run]:
@@ -232,7 +232,7 @@ def attention_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
             cache = kv_cache(num_seqs * blocks, s, dtype)
             table = torch.randperm(num_seqs * blocks).to(torch.int32).view(num_seqs, blocks)
             lengths, scale = torch.full((num_seqs,), context, dtype=torch.int32), s.head_dim**-0.5
-            # torch gets its cache in one piece per sequence, which a paged cache is not.
+            # torch gets a contiguous cache per sequence, unlike our paged cache.
             k, v = torch.randn(2, num_seqs, s.kv_heads, context, s.head_dim).to(dtype)
             return (
                 lambda: ops.attention_decode(q, cache, 0, table, lengths, scale=scale),
@@ -328,7 +328,7 @@ def sample_case(s: KernelShapes, dtype: torch.dtype) -> Case:
 
 
 def all_cases(s: KernelShapes, dtype: torch.dtype, with_linear: bool) -> list[Case]:
-    """with_linear: the product of few rows, which is the CPU's alone."""
+    """All cases; with `with_linear` also the product of few rows, which only the CPU has."""
     return [
         *norm_cases(s, dtype),
         *activation_cases(s, dtype),

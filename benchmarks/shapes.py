@@ -19,7 +19,7 @@ KERNELS = ((1, 1), (1, 2), (2, 2))
 ROUTER_TOKEN = 7
 NUM_TEXT_ROWS = 64
 TEXT_BEFORE_IMAGE = 35
-"""About as many as the Vicuna system prompt has."""
+"""Text ids before the image: about as many as the Vicuna system prompt has."""
 TEXT_AFTER_ROUTER = 5
 WEIGHT_STD = 0.02
 

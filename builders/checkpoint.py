@@ -1,4 +1,4 @@
-"""A directory of weights: find its shards, list its tensors, read them one at a time."""
+"""A checkpoint directory: finds its shards of weights, lists their tensors, and reads them one at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpn_rt.builders.json_values import read_json
 from dpn_rt.builders.shards import Shard, TensorInfo, open_shard
 from dpn_rt.errors import CheckpointError
 
-# Index, single file and shards without an index (as `save_pretrained` names them); the first kind found is read.
+# An index, a single file, and shards without an index (named by `save_pretrained`); the first kind found is read.
 _KINDS = (
     ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
@@ -96,7 +96,7 @@ def _indexed_shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]
 
 
 def _check_complete(path: Path, files: list[Path]) -> None:
-    """Refuse missing shards; without an index only their numbered names say how many there are."""
+    """Refuse missing shards. Without an index, only the numbers in their names say how many there are."""
     matches = [match for file in files if (match := _NUMBERED.fullmatch(file.name))]
     if not matches:
         return

@@ -15,19 +15,19 @@ from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.clip.config import Activation, ClipConfig, SelectFeature
 
 CLIP_VIT_HEAD_DIM = 64
-"""Of every CLIP ViT that OpenAI published; used only where no configuration names the number of heads."""
+"""Head size of all of OpenAI's CLIP ViTs; used only where no configuration has the number of heads."""
 
 
 def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipConfig:
     """The tower up to the layer whose hidden state is used.
 
     Args:
-        values: of CLIP's configuration.
+        values: CLIP's configuration.
         select_layer: index into the hidden states of all layers, the embeddings first; may be negative.
         select_feature: "patch" or "cls_patch".
 
     Raises:
-        ConfigError: a value has the wrong type, or asks for something that the runtime does not do.
+        ConfigError: a value has the wrong type, or asks for something that the runtime does not support.
     """
     choice_of(values, "model_type", ("clip_vision_model",), "clip_vision_model")
     if value_of(values, "num_channels", int, 3) != 3:
@@ -52,10 +52,10 @@ def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipCon
 
 
 def clip_values_from_shapes(tensors: Mapping[str, TensorInfo], prefix: str, note: Callable[[str], None]) -> Json:
-    """CLIP's configuration as far as shapes tell it; the rest is what all of OpenAI's CLIP ViTs have in common.
+    """CLIP's configuration from the shapes of weights. Other values are those that all of OpenAI's CLIP ViTs share.
 
     Raises:
-        CheckpointError: a weight that tells a size is missing or has another number of dimensions.
+        CheckpointError: a weight that is needed for a size is missing or has the wrong number of dimensions.
     """
 
     def shape(module: str, rank: int) -> tuple[int, ...]:

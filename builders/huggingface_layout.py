@@ -19,7 +19,7 @@ _DECODERS = ("language_model.model.", "model.language_model.", "model.language_m
 _PROJECTORS = ("multi_modal_projector.", "model.multi_modal_projector.")
 _HEADS = ("language_model.lm_head", "lm_head", "model.language_model.lm_head")
 
-# transformers' LlavaConfig without a vision_config: CLIP ViT-L/14 at 336.
+# The vision tower of transformers' LlavaConfig without a vision_config: CLIP ViT-L/14 at 336.
 _DEFAULT_TOWER = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -89,7 +89,8 @@ def _select_layer(config: Json) -> int:
 
 
 def _tied(config: Json, text: Json, has_head: bool) -> bool:
-    """transformers 4 reads the text model's flag, transformers 5 either one; where they differ, the weights decide."""
+    """Whether the head is tied. transformers 4 reads the text model's flag, transformers 5 either flag. Where these
+    differ, the weights decide."""
     flags = {value_of(values, "tie_word_embeddings", bool, False) for values in (config, text)}
     return flags == {True} or (True in flags and not has_head)
 

@@ -1,4 +1,4 @@
-"""What the reader of a layout finds: a checkpoint's model, and how its weights are spelled."""
+"""The result of reading a layout: a checkpoint's model, and the published names of its weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.vision.projector import ProjectorConfig, ProjectorType
 
 Note = Callable[[str], None]
-"""Takes one line for the user: an assumption that was made, or something that the engine lacks."""
+"""Is called with one line for the user: an assumption that was made, or something that the engine lacks."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The same for every layout."""
+    """A checkpoint's model and names, in the same form for every layout."""
 
     kind: Literal["original", "huggingface"]
     names: LayoutNames
@@ -32,7 +32,7 @@ class Layout:
     projector: ProjectorConfig | None
     image_aspect_ratio: AspectRatio
     token_values: Json
-    """The part of config.json that names the ids which begin and end a sequence."""
+    """The part of config.json with the ids that start and end a sequence."""
     image_token_id: int | None
     router_token_id: int | None
 

@@ -24,10 +24,10 @@ def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_abse
     """The decoder that LLaMA's keys in `values` describe.
 
     Args:
-        sizes_may_be_absent: an absent size is LLaMA-7B's, as transformers reads it.
+        sizes_may_be_absent: as in transformers, an absent size is that of LLaMA-7B; if False it is an error.
 
     Raises:
-        ConfigError: a key is missing, has the wrong type, or asks for something that the runtime does not do.
+        ConfigError: a key is missing, has the wrong type, or asks for something that the runtime does not support.
     """
 
     def size(key: str) -> int:

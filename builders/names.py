@@ -1,7 +1,7 @@
-"""How published models spell the canonical weights: the one table.
+"""Published names of the canonical weights, in one table.
 
-A row names a canonical module and the published modules that it holds, one below the other. The suffix of a weight
-(`weight`, `bias`) is the same on both sides.
+A row of the table names a canonical module and the published modules whose rows it concatenates, in order. The suffix
+of a weight (`weight`, `bias`) is the same for both.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.projector import PROJECTOR_MODULES
 
 Modules = dict[str, tuple[str, ...]]
-"""Canonical module -> the published modules that it holds."""
+"""Canonical module -> the published modules that it concatenates."""
 NameMap = dict[str, tuple[str, ...]]
-"""Canonical weight -> the published weights that it holds."""
+"""Canonical weight -> the published weights that it concatenates."""
 
 LLAMA: Modules = {decoder.EMBED_TOKENS: ("embed_tokens",), decoder.FINAL_NORM: ("norm",)}
 LLAMA_LAYERS = "layers"
 LLAMA_ROOTS = (*(published for (published,) in LLAMA.values()), LLAMA_LAYERS)
-"""With what the names of its weights begin."""
+"""Prefix of the names of its weights."""
 LLAMA_LAYER: Modules = {
     decoder.INPUT_NORM: ("input_layernorm",),
     decoder.QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -33,7 +33,7 @@ LLAMA_LAYER: Modules = {
     decoder.DOWN: ("mlp.down_proj",),
 }
 ROUTER = "pooling_router"
-"""In the decoder layer whose output is pooled; experts too."""
+"""Name of the router's module in the decoder layer whose output is pooled; experts are there too."""
 ROUTER_PARTS: Modules = {
     pooling.ROUTER_NORM: ("mlp1.0",),
     pooling.ROUTER_HIDDEN: ("mlp1.1",),
@@ -44,7 +44,7 @@ ORIGINAL_PROJECTORS = {"mlp2x_gelu": ("mm_projector.0", "mm_projector.2"), "line
 HUGGINGFACE_PROJECTOR = ("linear_1", "linear_2")
 
 CLIP: Modules = {
-    clip.TOWER: ("embeddings",),  # the class embedding is a weight of the module itself
+    clip.TOWER: ("embeddings",),  # the class embedding belongs to the module itself
     clip.PATCH_EMBEDDING: ("embeddings.patch_embedding",),
     clip.POSITION_EMBEDDING: ("embeddings.position_embedding",),
     clip.PRE_NORM: ("pre_layrnorm",),  # CLIP's own spelling
@@ -73,15 +73,15 @@ TENSORRT_LLM_NORM, TENSORRT_LLM_HEAD = "transformer.ln_f", "lm_head"
 
 @dataclass(frozen=True, slots=True)
 class LayoutNames:
-    """Where a layout keeps the parts of a model."""
+    """Names of the parts of a model in a layout."""
 
     decoder: str
     """Prefix of LLaMA's modules."""
     lm_head: str
     projector: tuple[str, ...]
-    """Its linear layers."""
+    """Names of the projector's linear layers."""
     projector_prefix: str
-    """Of everything that belongs to the projector."""
+    """Prefix of all names of the projector."""
     projector_bias: bool = True
 
 
@@ -93,7 +93,7 @@ def original_names(projector_type: str) -> LayoutNames:
 
 
 def published_modules(model: ModelConfig, names: LayoutNames, tower_prefix: str) -> Modules:
-    """Every module of a checkpoint.
+    """Canonical module -> published modules, for every module of a checkpoint.
 
     Args:
         names: of the checkpoint's layout.
@@ -109,7 +109,7 @@ def published_modules(model: ModelConfig, names: LayoutNames, tower_prefix: str)
 
 
 def llama_modules(num_layers: int, prefix: str, lm_head: str) -> Modules:
-    """A LLaMA decoder whose modules are at `prefix`, and its output layer."""
+    """The modules of a LLaMA decoder under `prefix`, and its output layer."""
     modules = _at(prefix, LLAMA) | {decoder.LM_HEAD: (lm_head,)}
     for layer in range(num_layers):
         published = _at(f"{prefix}{LLAMA_LAYERS}.{layer}.", LLAMA_LAYER)
@@ -118,7 +118,7 @@ def llama_modules(num_layers: int, prefix: str, lm_head: str) -> Modules:
 
 
 def pooling_modules(config: pooling.PoolingConfig, prefix: str) -> Modules:
-    """Routers and convolutions, in the layers of the LLaMA decoder at `prefix`."""
+    """Routers and convolutions, which are in the layers of the LLaMA decoder under `prefix`."""
     modules: Modules = {}
     for index, boundary in enumerate(config.boundaries):
         layer = f"{prefix}{LLAMA_LAYERS}.{boundary.layer}."
@@ -130,7 +130,7 @@ def pooling_modules(config: pooling.PoolingConfig, prefix: str) -> Modules:
 
 
 def clip_modules(num_layers: int, prefix: str) -> Modules:
-    """A CLIP vision tower whose modules are at `prefix`."""
+    """The modules of a CLIP vision tower under `prefix`."""
     modules = _at(prefix, CLIP)
     for layer in range(num_layers):
         published = _at(f"{prefix}{CLIP_LAYERS}.{layer}.", CLIP_LAYER)
@@ -139,16 +139,16 @@ def clip_modules(num_layers: int, prefix: str) -> Modules:
 
 
 def clip_weight(weight: str) -> str:
-    """Published name of a weight inside a CLIP tower; of layers, only those of layer 0."""
+    """Published name of a weight of a CLIP tower, without prefix; of the layers only layer 0 is known."""
     (name,) = weight_names((weight,), clip_modules(1, ""))[weight]
     return name
 
 
 def tensorrt_llm_modules(layers: range, head: str | None) -> Modules:
-    """A stage as a model of TensorRT-LLM, its layers numbered from 0.
+    """The modules of a stage as a model of TensorRT-LLM, whose layers are numbered from 0.
 
     Args:
-        layers: of the stage.
+        layers: the stage's decoder layers.
         head: canonical module of the output layer, for the last stage, which also has the final norm.
     """
     modules: Modules = {}
@@ -161,7 +161,7 @@ def tensorrt_llm_modules(layers: range, head: str | None) -> Modules:
 
 
 def weight_names(weights: Iterable[str], modules: Mapping[str, tuple[str, ...]]) -> NameMap:
-    """Published names of canonical weights; a module that is not in `modules` has the same name on both sides."""
+    """Published names of canonical weights. A module that is not in `modules` has the same name in both."""
     names: NameMap = {}
     for weight in weights:
         module, _, suffix = weight.rpartition(".")

@@ -67,15 +67,15 @@ def _check_model_type(config: Json) -> None:
 
 
 def _local_tower(path: Path, config: Json) -> Path | None:
-    """The directory that `mm_vision_tower` names, absolute or inside the checkpoint; None where it is none."""
+    """The directory that `mm_vision_tower` names, absolute or inside the checkpoint; None if there is none."""
     name = value_of(config, "mm_vision_tower", str, "")
     directory = path / name  # an absolute name replaces the path
     return directory if name and directory.is_dir() else None
 
 
 def _projector_type(checkpoint: Checkpoint, config: Json, tower: VisionTower | None) -> str:
-    """The type that config.json names; it is not read where there is neither a tower nor a projector."""
-    default = "linear"  # LLaVA's own
+    """The projector type in config.json. It is not read where there is neither a tower nor a projector."""
+    default = "linear"  # LLaVA's default
     prefix = original_names(default).projector_prefix
     if tower is None and not any(name.startswith(prefix) for name in checkpoint.tensors):
         return default

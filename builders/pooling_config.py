@@ -1,4 +1,4 @@
-"""The reduction's configuration from the `pooling` object of config.json."""
+"""Reads the reduction's configuration from the `pooling` object of config.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reduction_config(values: Json) -> ReductionConfig:
     """The pooling of a checkpoint; without a `pooling` object the model is dense.
 
     Raises:
-        ConfigError: a type, function, version or location is unknown, or a layer's kernels make no sense.
+        ConfigError: a type, function, version or location is unknown, or a layer's kernels are invalid.
     """
     pooling = object_of(values, "pooling")
     if pooling is None:

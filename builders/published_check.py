@@ -1,4 +1,4 @@
-"""Compare the weights that a checkpoint holds with those that its configuration needs."""
+"""Compares a checkpoint's weights with those that its configuration needs."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def _mismatch(part: Part) -> str | None:
 
 
 def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[list[str], list[str]]:
-    """Unused weights: those that show that the configuration is wrong, and those of other models.
+    """Two lists of unused weights: those that show that the configuration is wrong, and those of other models.
 
-    Neither list has what an unchanged checkpoint may well hold: rotary frequencies, parts of the vision tower that do
-    not run, an output layer that is tied to the embedding, and routers of a model whose pooling is static or random.
+    Some unused weights are normal and in neither list: rotary frequencies, parts of the vision tower that do not run,
+    an output layer that is tied to the embedding, and routers of a model with static or random pooling.
     """
     model_weight = tuple(f"{layout.names.decoder}{root}." for root in LLAMA_ROOTS)
     head = f"{layout.names.lm_head}.weight"

@@ -20,11 +20,11 @@ _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What is known of a tensor without reading it."""
+    """Shape and dtype of a tensor, known without reading it."""
 
     shape: tuple[int, ...]
     dtype: str
-    """As torch spells it: float16, bfloat16, int8."""
+    """torch's name of the dtype, such as float16, bfloat16 or int8."""
 
 
 class Shard(Protocol):
@@ -46,7 +46,7 @@ class Shard(Protocol):
 
 
 def open_shard(path: Path) -> Shard:
-    """The reader that fits the file's name.
+    """The reader for a file, chosen by its name.
 
     Raises:
         CheckpointError: the file is missing, empty, or a Git LFS pointer instead of the weights.
@@ -66,8 +66,8 @@ def open_shard(path: Path) -> Shard:
 class SafetensorsShard:
     """A `.safetensors` file.
 
-    The file is mapped anew for every tensor, so that a tensor's pages leave memory with the tensor. One long-lived
-    mapping would keep everything that was ever read.
+    The file is mapped again for every tensor, so that a tensor's pages are freed with the tensor. One long-lived
+    mapping would keep everything that was read in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,7 +146,7 @@ class PickleShard:
     def _load(self, mmap: bool) -> object:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # advice on pickle protocols; failures are raised
+                warnings.simplefilter("ignore")  # warnings about pickle protocols; failures are raised
                 return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             # "Unsupported": names and instructions that tensors do not need, or the bytes of a file that is no pickle.
@@ -158,7 +158,9 @@ class PickleShard:
             raise CheckpointError(f"{self.path}: truncated or damaged: not a file that torch.save wrote") from error
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             if mmap and "_use_new_zipfile_serialization" in str(error):
-                return self._load(mmap=False)  # written before torch 1.6: one shard is held in memory
+                return self._load(
+                    mmap=False
+                )  # written before torch 1.6: the shard is read into memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{self.path}: truncated or damaged: {reason}") from error
 

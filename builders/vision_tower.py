@@ -1,4 +1,4 @@
-"""Find a CLIP vision tower, inside the checkpoint or in a directory of its own."""
+"""Finds a CLIP vision tower, in the checkpoint or in its own directory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _OWN_WEIGHTS = (
     f"{clip.PRE_NORM}.weight",
     f"{clip.layer_module(0, clip.NORM1)}.weight",
 )
-"""Weights that only a CLIP vision tower has; what stands before their names is the tower's prefix."""
+"""Weights that only a CLIP vision tower has. The part of a name before one of these is the tower's prefix."""
 _ANY_LAYER = (re.escape(clip_weight(weight)).replace(r"\.0\.", r"\.\d+\.") for weight in _OWN_WEIGHTS)
 _TOWER_NAME = re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{'|'.join(_ANY_LAYER)})")
 
 
 @dataclass(frozen=True, slots=True)
 class VisionTower:
-    """Where the tower's weights are, and what the tower is."""
+    """A tower's weights and configuration."""
 
     checkpoint: Checkpoint
     prefix: str
@@ -48,13 +48,13 @@ def find_tower(
 ) -> VisionTower | None:
     """The vision tower of a checkpoint; None when there are no weights of one.
 
-    Weights in the checkpoint are preferred to those in `directory`: they were trained with the decoder. The
-    configuration is that of the directory, else `clip_values` (config.json's `vision_config`), else what the shapes of
-    the weights tell.
+    Weights in the checkpoint are preferred to those in `directory`, since they were trained with the decoder. The
+    configuration is that of the directory, else `clip_values` (config.json's `vision_config`), else it is derived from
+    the shapes of the weights.
 
     Raises:
         CheckpointError: the directory holds no vision tower, or the checkpoint two.
-        ConfigError: the tower is of a kind that the runtime does not do.
+        ConfigError: the runtime does not support this kind of tower.
     """
     if directory is not None:
         config = read_json(directory / "config.json")

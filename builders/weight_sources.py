@@ -1,4 +1,4 @@
-"""Which published weights each canonical weight is made of, in every layout."""
+"""The published weights that each canonical weight is made of, in every layout."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Part:
 class WeightSource:
     """How a canonical weight is made.
 
-    "rows": the parts, one below the other, each flattened to two dimensions if it has more.
+    "rows": the parts are concatenated by rows; each is flattened to two dimensions if it has more.
     "taps": one depthwise convolution `[hidden_size, 1, kh, kw]` becomes `[kh * kw, hidden_size]`.
-    No parts: zeros.
+    Without parts, the weight is zero.
     """
 
     parts: tuple[Part, ...]
@@ -57,14 +57,14 @@ def weight_sources(
 
 
 def _published_shapes(model: ModelConfig, name: str, spec: WeightSpec) -> list[tuple[int, ...]]:
-    """Of each part; the patch embedding is published as a convolution."""
+    """Published shape of each part. The patch embedding is published as a convolution."""
     if model.vision is not None and name == f"{PATCH_EMBEDDING}.weight":
         return [(spec.shape[0], 3, model.vision.patch_size, model.vision.patch_size)]
     return spec.parts
 
 
 def _experts(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Published shapes of the convolutions that pool, by canonical name."""
+    """Published shapes of the pooling convolutions, by canonical name."""
     if not isinstance(model.reduction, PoolingConfig) or model.reduction.pooling_function != "conv":
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Published weights, read one at a time and assembled to canonical ones."""
+"""Reads published weights one at a time and assembles them to canonical ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpn_rt.schema.weights import WeightSpec
 
 
 class WeightStream:
-    """The canonical weights, one at a time, and the fingerprint of what they are made of.
+    """The canonical weights, one at a time, and a fingerprint of the published weights that they are made of.
 
     One canonical weight and one published tensor are in memory at a time.
     """
@@ -36,14 +36,14 @@ class WeightStream:
             yield name, self._assemble(name, self._sources[name], spec)
 
     def fingerprint(self) -> str:
-        """sha256 of the configuration and of the weights read so far, however they are sharded."""
+        """sha256 of the configuration and of the weights read so far. It does not depend on the shards."""
         return self._digest.hexdigest()
 
     def _assemble(self, name: str, source: WeightSource, spec: WeightSpec) -> Tensor:
         """One canonical weight, in the spec's shape and dtype.
 
         Raises:
-            CheckpointError: it has infinite values or NaN, or values that do not fit its dtype.
+            CheckpointError: the weight has infinite values or NaN, or values out of range of its dtype.
         """
         weight = (torch.empty if source.parts else torch.zeros)(spec.shape, dtype=spec.dtype)
         row = 0

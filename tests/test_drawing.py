@@ -16,7 +16,7 @@ PYRAMID = Pyramid(
 )
 
 
-def test_cells_grow_where_a_boundary_pooled() -> None:
+def test_patches_grow_where_a_boundary_pooled() -> None:
     assert patches_per_token(PYRAMID) == [(1, 1), (2, 2), (2, 2), (2, 4)]
 
 

@@ -20,7 +20,7 @@ Tensor = Any
 
 
 class Graph:
-    """A network under construction, and the dtype that its matrices are in."""
+    """A network under construction, and the dtype of its matrices."""
 
     def __init__(self, library: ModuleType, network: Any, dtype: torch.dtype) -> None:
         self.library = library
@@ -32,11 +32,11 @@ class Graph:
     # Arithmetic
 
     def widen(self, x: Tensor) -> Tensor:
-        """In float32."""
+        """`x` in float32."""
         return x if x.dtype == self._float else self._output("cast", self.network.add_cast(x, self._float))
 
     def narrow(self, x: Tensor) -> Tensor:
-        """In the model's dtype."""
+        """`x` in the model's dtype."""
         return x if x.dtype == self._dtype else self._output("cast", self.network.add_cast(x, self._dtype))
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Graph:
     # Shapes
 
     def reshape(self, x: Tensor, shape: tuple[int, ...], transpose: tuple[int, ...] | None = None) -> Tensor:
-        """To `shape`, where 0 keeps a dimension; then its dimensions in the order `transpose`."""
+        """Reshape to `shape`, where 0 keeps a dimension; then put the dimensions in the order `transpose`."""
         layer = self.network.add_shuffle(x)
         output = self._output("shuffle", layer)
         layer.reshape_dims = shape
@@ -73,7 +73,7 @@ class Graph:
         return output
 
     def transpose(self, x: Tensor, order: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-        """Dimensions in another order, then reshaped to `shape`, where 0 keeps a dimension."""
+        """Put the dimensions in the order `order`, then reshape to `shape`, where 0 keeps a dimension."""
         layer = self.network.add_shuffle(x)
         output = self._output("shuffle", layer)
         layer.first_transpose = order
@@ -88,7 +88,7 @@ class Graph:
         return output
 
     def pick(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Of each sequence the rows `rows` `[batch, count]`: `[batch, count, features]`."""
+        """The rows with the indices `rows` `[batch, count]` of each sequence: `[batch, count, features]`."""
         layer = self.network.add_gather(x, rows, 1)
         output = self._output("gather", layer)
         layer.num_elementwise_dims = 1
@@ -112,7 +112,7 @@ class Graph:
         return self.narrow(self.multiply(normed, scale))
 
     def rotate(self, heads: Tensor, positions: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """Rotary embedding of `heads` `[batch, heads, rows, head_dim]`, the halves of each head as pairs; float32.
+        """Rotary embedding of `heads` `[batch, heads, rows, head_dim]` in float32. The halves of a head are the pairs.
 
         Args:
             positions: `[batch, rows]` int32.
@@ -124,10 +124,10 @@ class Graph:
         return output
 
     def store(self, cache: Tensor, rows: Tensor, first: Tensor) -> Tensor:
-        """`cache` `[batch, kv_heads, max_rows, head_dim]` with `rows` `[batch, kv_heads, rows, head_dim]` in it.
+        """`cache` `[batch, kv_heads, max_rows, head_dim]` with `rows` `[batch, kv_heads, rows, head_dim]` stored in it.
 
         Args:
-            first: `[batch]` int32, where each sequence's rows begin.
+            first: `[batch]` int32, cache row of each sequence's first row.
         """
         layer = self.network.add_kv_cache_update(cache, rows, first, self.library.KVCacheMode.LINEAR)
         return self._output("KV cache update", layer)
@@ -139,7 +139,7 @@ class Graph:
             q: `[batch, heads, rows, head_dim]`.
             k, v: `[batch, kv_heads, keys, head_dim]`; several heads of `q` share each.
             lengths: `[batch]` int32.
-            causal: row i sees the keys 0 to i alone.
+            causal: whether row i sees only the keys 0 to i.
         """
         library = self.library
         scaled = self.multiply(self.widen(q), self.scalar(1 / math.sqrt(q.shape[-1]), 4))

@@ -23,10 +23,10 @@ from dpn_rt.model.decoder_weights import (
 
 
 def define_network(library: ModuleType, network: Any, plan: StagePlan) -> Graph:
-    """Fill an empty, strongly typed network with a stage.
+    """Define a stage in an empty, strongly typed network.
 
     Returns:
-        The graph, which owns the constants: it must live until the plan has been built.
+        The graph, which owns the network's constants and must live until the plan is built.
     """
     graph = Graph(library, network, plan.dtype)
     inputs = {

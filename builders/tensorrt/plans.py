@@ -1,4 +1,4 @@
-"""Networks to plans, for named compute capabilities; TensorRT-RTX needs no GPU for it."""
+"""Builds plans from networks, for given compute capabilities. TensorRT-RTX needs no GPU for this."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dpn_rt.format.plans import (
 )
 
 OPTIMAL_BATCH = 1
-"""What the plans are tuned for: the latency of one request."""
+"""Batch size that the plans are tuned for, which favours the latency of a single request."""
 
 
 def build_plans(
@@ -37,8 +37,8 @@ def build_plans(
     """Every plan of a model: one per stage and phase.
 
     Args:
-        compute_capabilities: of the GPUs to build for, as `8.6` or `86`.
-        progress: takes the file name of each plan once it is built.
+        compute_capabilities: of the GPUs to build for, such as `8.6` or `86`.
+        progress: is called with the file name of each plan once it is built.
 
     Raises:
         ConfigError: limits or compute capabilities that no plan can be built for.
@@ -81,15 +81,15 @@ def build_plan(library: ModuleType, plan: StagePlan, compute_capabilities: Seque
 
 
 def create_network(library: ModuleType, builder: Any) -> Any:
-    """An empty, strongly typed network: tensors have exactly the types that its layers give them."""
+    """An empty, strongly typed network, in which tensors have exactly the types that layers give them."""
     return builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
 def normal_capability(text: str) -> str:
-    """A compute capability as `8.6`, from that or `86` or `sm_86`.
+    """A compute capability in the form `8.6`, given in that form, as `86` or as `sm_86`.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it has none of these forms.
     """
     digits = text.strip().lower().removeprefix("sm").removeprefix("_").replace(".", "")
     if not digits.isdecimal() or len(digits) < 2:
@@ -119,13 +119,13 @@ def _optimal(plan: StagePlan, tensor: PlanTensor) -> tuple[int, ...]:
 
 
 def _sized(tensor: PlanTensor, batch: int, rows: int) -> tuple[int, ...]:
-    """The shape with `batch` and `rows` for its dynamic dimensions, which come in this order."""
+    """The shape with its dynamic dimensions replaced by `batch` and `rows`, in this order."""
     sizes = iter((batch, rows))
     return tuple(next(sizes) if size == DYNAMIC else size for size in tensor.shape)
 
 
 def _set_targets(library: ModuleType, config: Any, compute_capabilities: Sequence[str]) -> None:
-    """TensorRT-RTX builds for any GPU, TensorRT for the one in this machine."""
+    """Set the GPUs to build for: TensorRT-RTX builds for any, TensorRT only for this machine's GPU."""
     if not compute_capabilities:
         raise ConfigError("no compute capability to build for: name at least one, such as 86")
     if not hasattr(config, "set_compute_capability"):

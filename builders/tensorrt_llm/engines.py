@@ -1,4 +1,4 @@
-"""Stage checkpoints -> engines, built by TensorRT-LLM on this machine's GPU. Not yet run with the real package."""
+"""Builds stage checkpoints to engines with TensorRT-LLM on this machine's GPU. Not yet run with the real package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_stages(
         checkpoints: as `export_checkpoints` returns them, one per stage.
         output: gets `stage{i}/rank0.engine` and `stage{i}/config.json`.
         limits: of batch and rows per stage.
-        surface: of the package; None: loaded.
+        surface: the package's API; None: it is imported.
 
     Raises:
         PlanError: the package cannot be loaded.

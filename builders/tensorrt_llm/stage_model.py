@@ -9,12 +9,12 @@ from dpn_rt.backends.tensorrt_llm.contract import Surface
 
 
 def make_stage_model(surface: Surface, config: Any, is_last: bool) -> Any:
-    """A model of the stage's layers, which takes the output of the stage before.
+    """A model of the stage's layers. Its input is the output of the previous stage.
 
     Args:
-        surface: of the package, whose classes the model's derive from.
+        surface: the package's API; the model's classes derive from the package's.
         config: `LLaMAConfig` of one stage.
-        is_last: whether final norm and output layer belong to it.
+        is_last: whether it is the last stage, which includes final norm and output layer.
     """
     module: Any = surface.Module
     causal_model: Any = surface.DecoderModelForCausalLM
@@ -70,7 +70,7 @@ def make_stage_model(surface: Surface, config: Any, is_last: bool) -> Any:
 
 
 def _inputs(surface: Surface, model: Any, config: Any, is_last: bool, limits: dict[str, Any]) -> dict[str, Any]:
-    """The network's inputs by the names of `forward`'s parameters; packed rows, contiguous caches, one profile."""
+    """The network's inputs by the names of `forward`'s parameters, with packed rows, contiguous caches, one profile."""
     num_profiles, ranges = surface.GenerationMixin.get_profiles_ranges(
         max_batch_size=limits["max_batch_size"],
         max_beam_width=1,

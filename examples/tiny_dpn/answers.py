@@ -1,4 +1,4 @@
-"""The runtime's answers to held-out questions, and what they cost."""
+"""The runtime's answers to held-out questions, and their costs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCENES_PER_CALL = 16
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one question, and what it cost."""
+    """The answer to one question, and its costs."""
 
     scene: int
     """Index of the scene."""

@@ -1,4 +1,4 @@
-"""Initial weights, where those of the modules are a bad start."""
+"""Sets initial weights where the modules' own are a bad start."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def start_awake(model: EagerDpn) -> None:
 def start_on_a_grid(model: EagerDpn) -> None:
     """Set the tower's position embeddings to sines and cosines of row and column.
 
-    With random ones the tower would first have to learn, for each of the 256 patches, which patches are its neighbours.
+    With random ones the tower would first have to learn, for each of the 256 patches, which patches are next to it.
     """
     assert model.vision is not None
     table = next(p for name, p in model.vision.named_parameters() if name.endswith("position_embedding.weight"))

@@ -39,7 +39,7 @@ DRAWN_KINDS = ("background", "number")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command evaluates."""
+    """The options of the command."""
 
     models: Mapping[str, Path]
     output: Path

@@ -56,7 +56,7 @@ class Phase:
     """Lower than the decoder's once the tower is pretrained: an untrained decoder's gradients would undo that."""
     warmup_steps: int
     practice_scenes: int = 0
-    """Practice pictures per step, besides `scenes` (see `practice.py`)."""
+    """Practice pictures per step, in addition to `scenes` (see `practice.py`)."""
     practice_until: int = 0
     """The first step without practice pictures."""
     patch_weight: float = 0.0
@@ -95,7 +95,7 @@ VARIANT = Phase(
     warmup_steps=20,
     router_token=False,
 )
-"""What the variants have in common. Their budgets are equal, so that they can be compared."""
+"""Settings that all variants share. Their budgets are equal, so that they can be compared."""
 
 PHASES: dict[PhaseName, Phase] = {
     phase.name: phase

@@ -94,7 +94,7 @@ def test_running_requests_decode_between_parts(engine_dir: Path, prompts: list[d
     assert "pp" not in kinds
 
 
-def test_requests_that_leave_in_the_middle_harm_nobody(
+def test_requests_that_leave_in_the_middle_do_not_affect_others(
     engine_dir: Path, prompts: list[dict[str, Any]], alone: list[RequestOutput]
 ) -> None:
     for steps in range(1, 40, 3):

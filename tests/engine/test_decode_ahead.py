@@ -164,7 +164,7 @@ def test_all_are_aborted_while_their_next_step_is_queued(place: Place, engine_di
     assert_pool_is_full(llm)
     llm.engine.add_request("a", llm.processor.process({"prompt_token_ids": [1, 3]}), params)
     outputs = [output for _ in range(12) for output in llm.engine.step().finished]
-    assert len(outputs) == 1, "no step is spent on what nobody waits for"
+    assert len(outputs) == 1, "a step was computed for a request that no caller waits for"
     assert len(outputs[0].outputs[0].token_ids) == 12
     if place.device is not None:
         assert [ids_of(outputs[0])] == alone(engine_dir, [{"prompt_token_ids": [1, 3]}], [params])

@@ -154,7 +154,7 @@ def test_the_engine_refuses_an_id_in_use_and_ignores_an_unknown_one(
     assert not any(update.result.finished for update in updates)
 
 
-def test_an_abort_gives_what_there_is_and_frees_its_cells(
+def test_an_abort_returns_the_output_so_far_and_frees_its_blocks(
     process: EngineProcess, prompts: list[ProcessedPrompt]
 ) -> None:
     async def work() -> None:

@@ -48,7 +48,7 @@ def test_client_that_leaves_a_stream_frees_its_blocks_and_is_counted(start_serve
     assert seen["dpn_rt:request_success_total abort"] == 1
 
 
-def test_who_leaves_without_streaming_frees_its_cells_and_is_counted_once(start_server: StartServer) -> None:
+def test_client_that_leaves_without_streaming_frees_its_blocks_and_is_counted_once(start_server: StartServer) -> None:
     server = start_server()
     with pytest.raises(httpx.ReadTimeout):
         server.post(LONG, timeout=0.5)

@@ -184,7 +184,7 @@ def test_a_name_that_cannot_be_looked_up() -> None:
     assert "cannot be fetched" in refused(f"http://{host}/", allowed_domains=frozenset({host}))
 
 
-def test_nobody_listens() -> None:
+def test_no_server_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         message = refused_by_site(ImageSite({}), f"http://images.test:{unused.getsockname()[1]}/")
