@@ -158,9 +158,7 @@ class PickleShard:
             raise CheckpointError(f"{self.path}: truncated or damaged: not a file that torch.save wrote") from error
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             if mmap and "_use_new_zipfile_serialization" in str(error):
-                return self._load(
-                    mmap=False
-                )  # written before torch 1.6: the shard is read into memory
+                return self._load(mmap=False)  # written before torch 1.6: the shard is read into memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{self.path}: truncated or damaged: {reason}") from error
 

@@ -65,7 +65,7 @@ def test_package_files_import_nothing() -> None:
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    """They also know the inputs and outputs of plans, and chat templates, which they try in the way of engines."""
+    """They also know the inputs and outputs of plans, and chat templates, which they try out."""
     shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
     shared |= {"dpn_rt.prompts.template", "dpn_rt.prompts.markers"}
     for path in files("builders/*.py", "builders/*/*.py"):
