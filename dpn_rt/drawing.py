@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.outputs import Pyramid
 
 LINE = (255, 255, 255)

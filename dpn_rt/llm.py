@@ -16,6 +16,7 @@ from dpn_rt.engine.engine import Progress
 from dpn_rt.engine.interrupts import deferred_interrupt
 from dpn_rt.engine.loader import load_engine
 from dpn_rt.errors import BatchError, DpnError, RequestError
+from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.outputs import RequestOutput, StreamDelta
 from dpn_rt.prompts.messages import Message
 from dpn_rt.prompts.processor import ProcessedPrompt
@@ -86,6 +87,7 @@ class LLM:
         reuse_bytes: int = 0,
         block_size: int = 16,
         prepack_weights: bool | None = None,
+        reduce: Spec | Sequence[Spec] | None = None,
         verify: bool = True,
     ) -> None:
         """
@@ -105,6 +107,8 @@ class LLM:
             block_size: rows per KV block.
             prepack_weights: keep a second copy of the weights for a faster prefill; default: if it takes less than a
                 third of the free memory.
+            reduce: SPECs of training-free reductions that prompts may ask for, such as "fastv:k=2,ratio=0.5"; the first
+                is the default; None: what the engine was built with.
             verify: compare the files' sha256 with the engine's record before use.
 
         Raises:
@@ -122,6 +126,7 @@ class LLM:
             reuse_bytes=reuse_bytes,
             block_size=block_size,
             prepack_weights=prepack_weights,
+            reduce=reduce,
         )
         loaded = load_engine(engine_dir, device, options, verify=verify)
         self.model, self.processor, self.engine = loaded.model, loaded.processor, loaded.engine

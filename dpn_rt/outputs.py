@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dpn_rt.errors import DpnError
@@ -42,6 +42,9 @@ class Pyramid:
     last adds one row to every stage."""
     grids: list[tuple[int, int] | None]
     """(rows, columns) of the visual tokens per stage; None without an image."""
+    kept: list[list[int] | list[list[int]] | None] = field(default_factory=list)
+    """Per boundary of a training-free reduction the visual rows that it left, ascending, by their numbers before any
+    was left out; with several images a list for each. None where rows were pooled, or there is no image."""
     flops: PrefillFlops | None = None
     """None for a request that was not prefilled."""
 

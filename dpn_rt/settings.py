@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import PlanLimits
+from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.prompts.image import MAX_PIXELS
 
 LEAST_BATCHED_TOKENS = 8192
@@ -44,6 +46,8 @@ class EngineOptions:
     prepack_weights: bool | None = None
     """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: if the copy takes
     less than a third of the free memory."""
+    reduce: Spec | Sequence[Spec] | None = None
+    """SPECs of training-free reductions that requests may ask for; the first is the default. None: the engine's."""
 
     def __post_init__(self) -> None:
         if isinstance(self.reuse_bytes, bool) or not isinstance(self.reuse_bytes, int) or self.reuse_bytes < 0:

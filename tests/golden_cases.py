@@ -35,9 +35,13 @@ class GoldenCase:
 
     name: str
 
+    @property
+    def directory(self) -> Path:
+        return DIRECTORY
+
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        with np.load(DIRECTORY / f"{self.name}.npz") as file:
+        with np.load(self.directory / f"{self.name}.npz") as file:
             return {key: file[key] for key in file.files}
 
     @cached_property
@@ -119,7 +123,7 @@ class GoldenCase:
             result[f"{new}o.weight"] = source[f"{attention}o_proj.weight"]
             result[f"{new}gate_up.weight"] = torch.cat([source[f"{mlp}{x}_proj.weight"] for x in ("gate", "up")])
             result[f"{new}down.weight"] = source[f"{mlp}down_proj.weight"]
-        for b, layer in enumerate(self.meta["pool_at"]):
+        for b, layer in enumerate(self.meta.get("pool_at", ())):
             for new, old in ROUTER_PARTS.items():
                 key = f"model.layers.{layer}.pooling_router.{old}"
                 if key in source:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import Chunk, IntArray
-from dpn_rt.model.reduction.reducer import DeviceInputs, Reduced, Reducer
+from dpn_rt.model.reduction.reducer import AttentionScores, DeviceInputs, Reduced, Reducer
 
 
 class SequenceCache(Protocol):
@@ -85,6 +85,17 @@ class Decoded:
     """`[num_seqs]` int64, `sampling.filters.best_ids` of the logits; None where the step did not compute it."""
 
 
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """What rows became of a stage."""
+
+    rows: Tensor
+    """`[num_rows, hidden_size]`; from the last stage `[num_ends, hidden_size]`, of the sequences that end."""
+    queries: Tensor | None = None
+    """`[num_ends, num_heads, head_dim]` rotated queries, in the stage's last layer, of the last row of each sequence
+    that ends; None where no boundary reads them."""
+
+
 class PreparedStage(Protocol):
     """A stage that is ready to run before the host knows how many rows it has."""
 
@@ -92,7 +103,7 @@ class PreparedStage(Protocol):
     def device_inputs(self) -> DeviceInputs:
         """The layout of the stage's rows, which the boundary after the stage needs."""
 
-    def run(self, rows: Tensor) -> Tensor:
+    def run(self, rows: Tensor) -> StageRun:
         """Runs all rows of the stage, `[num_rows, hidden_size]`; returns what `Backend.run` returns."""
 
     def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
@@ -157,7 +168,7 @@ class Backend(Protocol):
             `[num_rows, hidden_size]` on the backend's device.
         """
 
-    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
+    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> StageRun:
         """Runs rows through one stage. Their keys and values are stored in the cache, which has room for them.
 
         Args:
@@ -167,7 +178,16 @@ class Backend(Protocol):
             slots: `[num_seqs]` slots of the chunk's sequences.
 
         Returns:
-            `[num_rows, hidden_size]`. From the last stage, one row for `logits` per sequence that ends in this chunk.
+            See `StageRun`; from the last stage, one row for `logits` per sequence that ends in this chunk.
+        """
+
+    def scores(self, stage: int, queries: Tensor | None, slots: Slots) -> AttentionScores | None:
+        """What reducers may ask for at the end of a stage; None where the backend has no such thing.
+
+        Args:
+            stage: that has ended.
+            queries: `[num_seqs, num_heads, head_dim]` of all sequences, as `run` gave them.
+            slots: `[num_seqs]` slots in the KV cache.
         """
 
     def logits(self, rows: Tensor) -> Tensor:

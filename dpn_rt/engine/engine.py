@@ -19,7 +19,7 @@ from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.model.reduction.pooling_config import UNFORCED
+from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.outputs import FinishReason, RequestMetrics, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.params import SamplingParams
@@ -145,9 +145,9 @@ class Engine:
             )
         self._check_ids(params)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        forced = self._forced_experts(prompt, params)
+        choices = self._model.reduction.choices(prompt, params.seed)
         sequences = [
-            self._make_sequence(request_id, index, prompt, params, max_tokens, forced) for index in range(params.n)
+            self._make_sequence(request_id, index, prompt, params, max_tokens, choices) for index in range(params.n)
         ]
         self._scheduler.check_fits(sequences[0])
         for sequence in sequences:
@@ -212,7 +212,7 @@ class Engine:
         siblings, request.waiting_siblings = request.waiting_siblings, []
         for sibling in siblings:
             sibling.pyramid, sibling.image_rows = sequence.pyramid, sequence.image_rows
-            sibling.forced_experts = list(sequence.forced_experts)
+            sibling.choices = list(sequence.choices)
             sibling.num_cached_rows = sequence.num_cached_rows
         return [sibling for sibling in siblings if self._scheduler.fork(sequence, sibling)]
 
@@ -223,19 +223,12 @@ class Engine:
         prompt: ProcessedPrompt,
         params: SamplingParams,
         max_tokens: int,
-        forced: list[int],
+        choices: ListOf[Choice],
     ) -> Sequence:
         config = self._model
         state = SamplingState(params, prompt.token_ids, config.decoder.vocab_size, config.prompt.eos_token_ids, index)
         detokenizer = self._make_detokenizer(params) if self._make_detokenizer else None
-        return Sequence(request_id, index, prompt, params, state, detokenizer, max_tokens, list(forced))
-
-    def _forced_experts(self, prompt: ProcessedPrompt, params: SamplingParams) -> list[int]:
-        """Expert per boundary: as the prompt asks, drawn for random pooling, else left to the router."""
-        reduction = self._model.reduction
-        route = prompt.route or (None,) * len(reduction.layers)
-        drawn = reduction.draw(params.seed) or [UNFORCED] * len(route)
-        return [d if expert is None else expert for expert, d in zip(route, drawn, strict=True)]
+        return Sequence(request_id, index, prompt, params, state, detokenizer, max_tokens, list(choices))
 
     def _check_ids(self, params: SamplingParams) -> None:
         vocab_size = self._model.decoder.vocab_size

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dpn_rt.cache.image_cache import ImageCache
+from dpn_rt.model.reduction.before_llm import reduce_image
+from dpn_rt.model.reduction.grid import IntArray
 from dpn_rt.model.vision.encoder import VisionEncoder
 from dpn_rt.model.vision.visual_input import VisualInput
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """What the decoder gets of an image."""
+
+    rows: Tensor
+    """`[num_visual_tokens, hidden_size]`."""
+    kept: IntArray | None = None
+    """`[num_visual_tokens]` which of the encoder's rows these are; None for all of them, or pooled ones."""
 
 
 class ImageRows:
@@ -25,21 +38,28 @@ class ImageRows:
         self.encoder, self._dtype = encoder, dtype
         self.cache = cache
 
-    def encode(self, images: Sequence[VisualInput]) -> list[Tensor]:
-        """`[num_visual_tokens, hidden_size]` of each image."""
-        rows = {image.key: self._known_rows(image) for image in images}
-        new = {image.key: image for image in images if rows[image.key] is None}
+    def encode(self, images: Sequence[VisualInput]) -> list[ImageResult]:
+        """The rows of each image, reduced as it says."""
+        sources = [image if image.before_llm is None else image.before_llm.source for image in images]
+        rows = {source.key: self._known_rows(source) for source in sources}
+        new = {source.key: source for source in sources if rows[source.key] is None}
         if new:
             assert self.encoder is not None, "the processor refuses images without an encoder"
             for key, encoded in zip(new, self.encoder.encode(list(new.values())), strict=True):
                 rows[key] = encoded.rows
                 if self.cache is not None:
                     self.cache.insert(key, encoded.rows)
-        found = [rows[image.key] for image in images]
-        assert all(row is not None for row in found)
-        return found  # type: ignore[return-value]
+        return [_reduced(image, rows[source.key]) for image, source in zip(images, sources, strict=True)]
 
     def _known_rows(self, image: VisualInput) -> Tensor | None:
         if image.embeds is not None:
             return image.embeds.to(self._dtype)
         return None if self.cache is None else self.cache.find(image.key)
+
+
+def _reduced(image: VisualInput, rows: Tensor | None) -> ImageResult:
+    assert rows is not None, "every image has been encoded"
+    before = image.before_llm
+    if before is None:
+        return ImageResult(rows)
+    return ImageResult(*reduce_image(rows, before.step, before.source.grid, before.known))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,9 @@ from dpn_rt.engine.scheduler import Scheduler
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
+from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.model.weights.dense import can_prepack
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -80,10 +83,10 @@ def load_engine(path: str | Path, device: str, options: EngineOptions, *, verify
         EngineError: the engine is incomplete, damaged, or of an unknown format.
         ConfigError: device or a limit cannot be served.
     """
-    directory, settings = _open(path, device, options, verify)
-    processor = _processor(directory, settings)
-    engine = _engine(directory, device, settings, processor.tokenizer, only_stops=False)
-    return LoadedEngine(directory.model, processor, engine)
+    opened = _open(path, device, options, verify)
+    processor = _processor(opened)
+    engine = _engine(opened, device, processor.tokenizer, only_stops=False)
+    return LoadedEngine(opened.model, processor, engine)
 
 
 def load_bare_engine(path: str | Path, device: str, options: EngineOptions, *, verify: bool = True) -> Engine:
@@ -94,9 +97,10 @@ def load_bare_engine(path: str | Path, device: str, options: EngineOptions, *, v
     Raises:
         EngineError, ConfigError: as `load_engine`, whose arguments it takes.
     """
-    directory, settings = _open(path, device, options, verify)
-    tokenizer = Tokenizer.load(directory.processor_path) if directory.model.prompt.has_tokenizer else None
-    return _engine(directory, device, settings, tokenizer, only_stops=True)
+    opened = _open(path, device, options, verify)
+    has_tokenizer = opened.model.prompt.has_tokenizer
+    tokenizer = Tokenizer.load(opened.directory.processor_path) if has_tokenizer else None
+    return _engine(opened, device, tokenizer, only_stops=True)
 
 
 def load_processor(path: str | Path, device: str, options: EngineOptions, *, verify: bool = True) -> Processor:
@@ -105,31 +109,67 @@ def load_processor(path: str | Path, device: str, options: EngineOptions, *, ver
     Raises:
         EngineError, ConfigError: as `load_engine`, whose arguments it takes.
     """
-    return _processor(*_open(path, device, options, verify))
+    return _processor(_open(path, device, options, verify))
 
 
-def _open(path: str | Path, device: str, options: EngineOptions, verify: bool) -> tuple[EngineDir, EngineSettings]:
+@dataclass(frozen=True)
+class OpenedEngine:
+    """An engine directory, and how it is to be run."""
+
+    directory: EngineDir
+    model: ModelConfig
+    """With the reductions that were asked for."""
+    settings: EngineSettings
+
+
+def _open(path: str | Path, device: str, options: EngineOptions, verify: bool) -> OpenedEngine:
     """An engine that the device can run, and the settings that it runs with."""
     directory = EngineDir.open(path, verify=verify)
     check_device(device, directory)
+    model = with_reductions(directory.model, options.reduce, directory.plans is not None)
     plans = None if directory.plans is None else directory.plans.limits
-    return directory, resolve(directory.model, options, plans)
+    return OpenedEngine(directory, model, resolve(model, options, plans))
 
 
-def _processor(directory: EngineDir, settings: EngineSettings) -> Processor:
+def with_reductions(model: ModelConfig, reduce: Spec | Sequence[Spec] | None, has_plans: bool) -> ModelConfig:
+    """The model with boundaries for several training-free reductions, of which the first is the default.
+
+    Args:
+        model: of an engine.
+        reduce: one SPEC or several; None: the engine's own reduction.
+        has_plans: whether TensorRT plans run the stages, which they were built for.
+
+    Raises:
+        ConfigError: a SPEC is wrong, or the engine cannot run it.
+    """
+    if reduce is None:
+        return model
+    specs = [reduce] if isinstance(reduce, str | Mapping) else list(reduce)
+    if not specs:
+        raise ConfigError("reduce=[]: expected at least one SPEC, 'none' for no reduction")
+    chains = [parse_spec(spec, model.decoder.num_layers) for spec in specs]
+    if isinstance(model.reduction, PoolingConfig):
+        if any(chain.steps for chain in chains):
+            raise ConfigError(f"reduce={specs}: the model has a trained reduction of its own, expected 'none'")
+        return replace(model, reduction=NoReduction())
+    boundaries = tuple(sorted({layer for chain in chains for layer in chain.boundaries}))
+    if has_plans and boundaries:
+        raise ConfigError(f"reduce={specs}: TensorRT plans have no boundaries for it, expected 'none'")
+    return replace(model, reduction=replace(chains[0], boundaries=boundaries))
+
+
+def _processor(opened: OpenedEngine) -> Processor:
     return Processor(
-        directory.processor_path,
-        directory.model,
-        max_model_len=settings.max_model_len,
-        max_pixels=settings.max_image_pixels,
+        opened.directory.processor_path,
+        opened.model,
+        max_model_len=opened.settings.max_model_len,
+        max_pixels=opened.settings.max_image_pixels,
     )
 
 
-def _engine(
-    directory: EngineDir, device: str, settings: EngineSettings, tokenizer: Tokenizer | None, *, only_stops: bool
-) -> Engine:
-    model = directory.model
-    runner = load_runner(directory, settings, device)
+def _engine(opened: OpenedEngine, device: str, tokenizer: Tokenizer | None, *, only_stops: bool) -> Engine:
+    model, settings = opened.model, opened.settings
+    runner = load_runner(opened, device)
 
     def make_detokenizer(params: SamplingParams) -> Detokenizer | None:
         is_needed = params.stop_strings or not only_stops
@@ -145,7 +185,7 @@ def _engine(
     )
 
 
-def load_runner(engine: EngineDir, settings: EngineSettings, device: str) -> Runner:
+def load_runner(opened: OpenedEngine, device: str) -> Runner:
     """The engine's parts with its weights in memory, and an empty KV cache.
 
     Raises:
@@ -153,7 +193,8 @@ def load_runner(engine: EngineDir, settings: EngineSettings, device: str) -> Run
         ConfigError: the GPU cannot run the engine.
         PlanError: the engine's plans cannot be loaded on this machine.
     """
-    model, weights = engine.model, engine.load_weights()
+    engine, model, settings = opened.directory, opened.model, opened.settings
+    weights = engine.load_weights()
     image_cache = ImageCache(settings.reuse_bytes) if settings.reuse_bytes else None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans, model)

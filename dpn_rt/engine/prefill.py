@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.backend import Backend, PreparedStage
+from dpn_rt.backends.backend import Backend, PreparedStage, StageRun
 from dpn_rt.engine.images import ImageRows
 from dpn_rt.engine.prefix_cache import CachedPrefix, PrefixCache
 from dpn_rt.engine.pyramids import pyramid_of
 from dpn_rt.engine.scheduler import Batch
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.model.layout import IntArray, Layout
-from dpn_rt.model.reduction.reducer import BoundaryTrace, NothingReduced, Reduced, StageOutput
+from dpn_rt.model.reduction.choice import Choice
+from dpn_rt.model.reduction.reducer import BoundaryTrace, NothingReduced, Reduced, StageOutput, forced_experts
 from dpn_rt.model.vision.visual_input import VisualInput
 
 
@@ -63,6 +64,9 @@ class Prefill:
         self._has_room = False  # for its rows, in the cache
         self._stage_0_rows: list[tuple[Tensor, ...]] = [()] * len(self.sequences)  # to keep, of each image
         self._ended: list[Tensor] = []  # what the last stage gave
+        self._queries: list[
+            Tensor
+        ] = []  # of the sequences that have ended in the present stage, if a boundary reads them
 
     def advance(self, max_work: int | None = None) -> None:
         """Encodes images, or computes a chunk of rows.
@@ -87,9 +91,9 @@ class Prefill:
             self._adopt_layout(self._crossing)
         self._prepared = None
         start, end = map(int, self._layout.cu_seqlens[index : index + 2])
-        if self._is_last_stage and end <= self._row:
-            ended = torch.cat(self._ended)
-            self._ended = [torch.cat((ended[:index], ended[index + 1 :]))]
+        if end <= self._row:  # it has gone through the stage
+            self._ended = _without(self._ended, index)
+            self._queries = _without(self._queries, index)
         if self._x is not None:
             self._x = torch.cat((self._x[:start], self._x[end:]))
         self._row -= min(max(self._row - start, 0), end - start)
@@ -123,7 +127,7 @@ class Prefill:
         ids, images = [], []
         for sequence, prefix in zip(self.sequences, self._cached, strict=True):
             ids.append(sequence.row_token_ids()[prefix.num_rows + prefix.num_stage_0_rows :])
-            images += [sequence.image_rows[image.key] for image in sequence.prompt.images[prefix.num_images :]]
+            images += [sequence.image_rows[image.key].rows for image in sequence.prompt.images[prefix.num_images :]]
         return self._backend.embed(np.concatenate(ids), images)
 
     # Stages
@@ -160,10 +164,12 @@ class Prefill:
             )
             self._row = end
 
-    def _take_output(self, output: Tensor) -> None:
+    def _take_output(self, output: StageRun) -> None:
         """Earlier stages compute in place; the last one gives the sequences that end."""
         if self._is_last_stage:
-            self._ended.append(output)
+            self._ended.append(output.rows)
+        elif output.queries is not None:
+            self._queries.append(output.queries)
 
     def _end_stage(self) -> None:
         if self._is_last_stage:
@@ -191,11 +197,13 @@ class Prefill:
         """The rows of the stage that has ended become those of the next one."""
         layout, reducer = self._layouts[-1], self._backend.reducers[self._stage]
         inputs = None if self._prepared is None else self._prepared.device_inputs
-        forced = self._forced_experts(self._stage)
+        choices = self._choices(self._stage)
+        queries = torch.cat(self._queries) if self._queries else None
+        scores = self._backend.scores(self._stage, queries, self._slots)
         biases = np.asarray([sequence.prompt.router_bias for sequence in self.sequences])
-        reduced = reducer.reduce(StageOutput(self._rows, layout, forced, biases, inputs))
+        reduced = reducer.reduce(StageOutput(self._rows, layout, choices, biases, inputs, scores))
         self._stage, self._row = self._stage + 1, 0
-        self._has_room, self._prepared = False, None
+        self._has_room, self._prepared, self._queries = False, None, []
         if reduced is None:
             self._layout = layout
             self._layouts.append(layout)
@@ -204,9 +212,9 @@ class Prefill:
         self._x = reduced.rows  # the rows of the stage that has ended are let go
         prepared, preparer = None, self._backend.preparer
         if preparer is not None:
-            most_rows = reducer.most_rows(layout, forced)
-            next_forced = forced if self._is_last_stage else self._forced_experts(self._stage)
-            prepared = preparer.prepare(self._stage, reduced, most_rows, self._slots, next_forced)
+            most_rows = reducer.most_rows(layout, choices)
+            next_choices = choices if self._is_last_stage else self._choices(self._stage)
+            prepared = preparer.prepare(self._stage, reduced, most_rows, self._slots, forced_experts(next_choices))
         self._has_room = prepared is not None
         self._crossing = Crossing(reduced, prepared)
 
@@ -220,8 +228,8 @@ class Prefill:
             crossing.prepared.trim(self._layout.kv_lengths, self._layout.next_positions)
         self._crossing, self._prepared = None, crossing.prepared
 
-    def _forced_experts(self, boundary: int) -> IntArray:
-        return np.asarray([sequence.forced_experts[boundary] for sequence in self.sequences], dtype=np.int32)
+    def _choices(self, boundary: int) -> list[Choice]:
+        return [sequence.choices[boundary] for sequence in self.sequences]
 
     # The end
 
@@ -232,12 +240,27 @@ class Prefill:
             self._note_outcome(index, sequence)
             # What was found in the cache may have been given up since: it is kept anew.
             if self._prefixes is not None and sequence.failure is None:
-                self._prefixes.insert(sequence, self._stage_0_rows[index])
+                self._prefixes.insert(sequence, self._stage_0_rows[index], self._kept_before_llm(index))
 
     def _note_outcome(self, index: int, sequence: Sequence) -> None:
         """Tells a sequence what the boundaries did with it; a later prefill does the same."""
         outcomes = [trace.outcome(index) for trace in self._traces]
         sequence.failure = next((outcome.failure for outcome in outcomes if outcome.failure is not None), None)
         if sequence.pyramid is None:
-            sequence.pyramid = pyramid_of(index, sequence.prompt, self._layouts, outcomes)
-            sequence.forced_experts = [outcome.forced for outcome in outcomes]
+            kept = self._kept_before_llm(index)
+            sequence.pyramid = pyramid_of(index, sequence.prompt, self._layouts, outcomes, kept)
+            sequence.choices = [outcome.choice for outcome in outcomes]
+
+    def _kept_before_llm(self, index: int) -> list[IntArray | None]:
+        """Of each image of a sequence, see `ImageResult`."""
+        prefix, sequence = self._cached[index], self.sequences[index]
+        encoded = sequence.prompt.images[prefix.num_images :]
+        return [*prefix.kept, *(sequence.image_rows[image.key].kept for image in encoded)]
+
+
+def _without(parts: list[Tensor], index: int) -> list[Tensor]:
+    """Tensors of consecutive sequences, without one sequence."""
+    if not parts:
+        return parts
+    joined = torch.cat(parts)
+    return [torch.cat((joined[:index], joined[index + 1 :]))]

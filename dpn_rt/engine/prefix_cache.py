@@ -25,6 +25,7 @@ from dpn_rt.cache.block_allocator import BlockAllocator, BlockIds
 from dpn_rt.engine.sequence import Sequence
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
+from dpn_rt.model.reduction.grid import IntArray
 
 Key = bytes
 
@@ -37,6 +38,8 @@ class Entry:
     """Per stage `[layer_groups, num_block_groups]`; of an image stage 0 alone, from the block with its first row on."""
     stage_0_rows: Tensor | None = None
     """`[num_rows, hidden_size]` of an image: its rows as they left stage 0; None where no boundary follows."""
+    kept: IntArray | None = None
+    """See `ImageResult`."""
 
     @property
     def row_bytes(self) -> int:
@@ -66,6 +69,8 @@ class CachedPrefix:
     """Rows of these images' entries; they come after `num_rows`."""
     stage_0_rows: tuple[Tensor, ...] = ()
     """Per image `[num_rows, hidden_size]`: these rows as they left stage 0; empty where no boundary follows."""
+    kept: tuple[IntArray | None, ...] = ()
+    """Per image, see `ImageResult`."""
 
 
 @dataclass
@@ -122,7 +127,7 @@ class PrefixCache:
         except CapacityError:
             return text  # sharing may take one block group more than computing does
         rows = tuple(entry.stage_0_rows for entry in match.images if entry.stage_0_rows is not None)
-        return CachedPrefix(text.num_rows, num_images, num_rows, rows)
+        return CachedPrefix(text.num_rows, num_images, num_rows, rows, tuple(entry.kept for entry in match.images))
 
     def rows_to_keep(self, sequence: Sequence, cached: CachedPrefix) -> list[tuple[int, int]]:
         """Which rows `insert` wants as they leave stage 0.
@@ -138,22 +143,23 @@ class PrefixCache:
         images = _Keys.of(sequence, self._block_size).images[cached.num_images :]
         return [(image.start - num_cached, image.end - num_cached) for image in images]
 
-    def insert(self, sequence: Sequence, stage_0_rows: ListOf[Tensor]) -> None:
+    def insert(self, sequence: Sequence, stage_0_rows: ListOf[Tensor], kept: ListOf[IntArray | None] = ()) -> None:
         """Keeps the prefix of a sequence that has just been prefilled and still has its slot.
 
         Args:
             sequence: with its KV blocks filled.
             stage_0_rows: of each image, see `Entry`; empty where no boundary follows stage 0.
+            kept: of each image, see `ImageResult`.
         """
         assert sequence.slot is not None
         keys = _Keys.of(sequence, self._block_size)
         for index, key in enumerate(keys.text):
             if key not in self._entries:
                 self._add(key, Entry(self._allocator.block_groups(sequence.slot, index, index + 1)))
-        for image, rows in zip_longest(keys.images, stage_0_rows):
+        for image, rows, ids in zip_longest(keys.images, stage_0_rows, kept[: len(keys.images)]):
             if image.key not in self._entries:
                 first, end = image.start // self._block_size, -(-image.end // self._block_size)
-                self._add(image.key, Entry(self._allocator.block_groups(sequence.slot, first, end)[:1], rows))
+                self._add(image.key, Entry(self._allocator.block_groups(sequence.slot, first, end)[:1], rows, ids))
 
     def clear(self) -> None:
         """Drops all entries."""

@@ -8,13 +8,20 @@ from dataclasses import replace
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.model.layout import Layout
+from dpn_rt.model.reduction.grid import Grid, IntArray
 from dpn_rt.model.reduction.reducer import Outcome
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.step import BEFORE_LLM
 from dpn_rt.outputs import PrefillFlops, Pyramid
 from dpn_rt.prompts.processor import ProcessedPrompt
 
 
-def pyramid_of(index: int, prompt: ProcessedPrompt, layouts: Sequence[Layout], outcomes: Sequence[Outcome]) -> Pyramid:
+def pyramid_of(
+    index: int,
+    prompt: ProcessedPrompt,
+    layouts: Sequence[Layout],
+    outcomes: Sequence[Outcome],
+    kept_before_llm: Sequence[IntArray | None],
+) -> Pyramid:
     """The way of one sequence through the stages; experts, kernels and grids are those of its first image.
 
     Args:
@@ -22,16 +29,39 @@ def pyramid_of(index: int, prompt: ProcessedPrompt, layouts: Sequence[Layout], o
         prompt: of the sequence.
         layouts: of the batch, per stage.
         outcomes: of the sequence, per boundary.
+        kept_before_llm: per image, see `ImageResult`.
     """
-    outside_grids = sum(image.num_visual_tokens - image.grid[0] * image.grid[1] for image in prompt.images)
+    unseen = prompt.num_visual_tokens - int(layouts[0].num_visual[index])  # by boundaries
     return Pyramid(
         experts=[next(iter(outcome.experts), None) for outcome in outcomes],
         kernels=[next(iter(outcome.kernels), None) for outcome in outcomes],
         probs=[None if outcome.probs is None else list(outcome.probs) for outcome in outcomes],
-        visual_tokens=[int(layout.num_visual[index]) + outside_grids for layout in layouts],
+        visual_tokens=[int(layout.num_visual[index]) + unseen for layout in layouts],
         kv_lengths=[int(layout.kv_lengths[index]) for layout in layouts],
         grids=[_grid(layout, index) for layout in layouts],
+        kept=_kept(prompt, outcomes, kept_before_llm),
     )
+
+
+def _kept(
+    prompt: ProcessedPrompt, outcomes: Sequence[Outcome], kept_before_llm: Sequence[IntArray | None]
+) -> list[list[int] | list[list[int]] | None]:
+    """Per boundary of the request's chain the rows that it left of each image, by their numbers at the start."""
+    if prompt.reduction is None:
+        return [None] * len(outcomes)
+    remaining: list[IntArray | None] = [None] * len(prompt.images)  # None: all, or what pooling made
+    by_layer = {outcome.choice.cut.layer: outcome.kept for outcome in outcomes if outcome.choice.cut is not None}
+    found: list[list[int] | list[list[int]] | None] = []
+    for cut in prompt.reduction.cuts:
+        kept = kept_before_llm if cut.layer == BEFORE_LLM else by_layer.get(cut.layer, ())
+        pairs = list(zip(remaining, kept, strict=False))
+        if not pairs or any(ids is None for _, ids in pairs):
+            found.append(None)
+            continue
+        remaining = [ids if before is None else before[ids] for before, ids in pairs]
+        lists = [[] if ids is None else ids.tolist() for ids in remaining]
+        found.append(lists[0] if len(lists) == 1 else lists)
+    return found
 
 
 def reported_pyramid(pyramids: Sequence[Pyramid | None], prompt: ProcessedPrompt, model: ModelConfig) -> Pyramid:
@@ -46,7 +76,7 @@ def reported_pyramid(pyramids: Sequence[Pyramid | None], prompt: ProcessedPrompt
     if pyramid is None:
         return Pyramid([], [], [], [], [], [])
     flops = prefill_flops(model, pyramid.kv_lengths)
-    dense = prefill_flops(model, [prompt.num_rows] * len(pyramid.kv_lengths))
+    dense = prefill_flops(model, [prompt.num_dense_rows] * len(pyramid.kv_lengths))
     return replace(pyramid, flops=PrefillFlops(flops, dense, 1 - flops / dense))
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from dpn_rt.engine.detokenizer import Detokenizer
+from dpn_rt.engine.images import ImageResult
 from dpn_rt.errors import DpnError
+from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.outputs import CompletionOutput, FinishReason, Pyramid
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.logprobs import Logprob
@@ -30,9 +31,8 @@ class Sequence:
     detokenizer: Detokenizer | None
     max_tokens: int
     """Tokens that it may generate, within the model's length."""
-    forced_experts: list[int]
-    """Expert per boundary, -1 where the router decides. After the first prefill, the route that was taken, so that a
-    preempted sequence takes it again."""
+    choices: list[Choice]
+    """Per boundary. After the first prefill, what was done, so that it is done to a preempted sequence again."""
     priority: int = 0
     """Lower numbers go first."""
     number: int = 0
@@ -41,9 +41,8 @@ class Sequence:
     logprobs: list[Mapping[int, Logprob]] = field(default_factory=list)
     slot: int | None = None
     """In the KV cache; None while it waits."""
-    image_rows: Mapping[bytes, Tensor] = field(default_factory=dict)
-    """Key of an image -> its rows `[num_visual_tokens, hidden_size]` in the engine's dtype, kept while the sequence may
-    be prefilled again."""
+    image_rows: Mapping[bytes, ImageResult] = field(default_factory=dict)
+    """Key of an image -> its rows in the engine's dtype, kept while the sequence may be prefilled again."""
     num_cached_rows: int = 0
     """Rows of its first prefill that stage 0 found in the cache."""
     pyramid: Pyramid | None = None
@@ -74,13 +73,13 @@ class Sequence:
 
     @property
     def image_starts(self) -> tuple[int, ...]:
-        """First visual row of each image."""
-        return self.prompt.image_starts
+        """First visual row of each image that boundaries may reduce."""
+        return () if self.prompt.is_dense else self.prompt.image_starts
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of visual tokens of each image."""
-        return self.prompt.grids
+        """Rows and columns of visual tokens of each image that boundaries may reduce."""
+        return () if self.prompt.is_dense else self.prompt.grids
 
     @property
     def router_rows(self) -> npt.NDArray[np.int32]:

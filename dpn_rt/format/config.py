@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.reduction.chain import Chain
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.clip.config import ClipConfig
@@ -20,7 +21,7 @@ PromptTemplate = Literal["vicuna_v1", "tokenizer"]
 
 VisionConfig = ClipConfig
 """Configurations of vision encoders, distinguished by their `type`; add a new encoder to this union."""
-ReductionConfig = PoolingConfig | NoReduction
+ReductionConfig = PoolingConfig | Chain | NoReduction
 """Configurations of reducers, distinguished by their `method`; add a new reducer to this union."""
 
 IMAGE_PLACEHOLDER_ID = -200

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 Route = Sequence[int]
@@ -35,7 +36,7 @@ def stage_rows(model: ModelConfig, route: Route | None, num_text: int) -> StageR
     num_visual = grid[0] * grid[1]
     rows = [num_text + num_visual] * len(model.stage_layers)
     if route is not None:
-        rows = list(model.reduction.most_rows(num_text + num_visual, [grid], route))
+        rows = list(model.reduction.most_rows(num_text + num_visual, [grid], [Choice(expert) for expert in route]))
     return StageRows(tuple(rows), tuple(n - num_text for n in rows))
 
 

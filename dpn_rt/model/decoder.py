@@ -11,6 +11,7 @@ from dpn_rt import ops
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights, head_module
 from dpn_rt.model.linear import load_linear
+from dpn_rt.model.rope import rotate
 from dpn_rt.model.rows import embed_rows
 
 
@@ -32,6 +33,9 @@ class StageBatch:
     """`[num_ends]` int64 last row of each sequence that ends in this batch; None when each has one row (decoding)."""
     last_seqs: Tensor | None = None
     """`[num_ends]` int64 which sequences these are; None for all."""
+    queries_out: Tensor | None = None
+    """`[num_ends, num_heads, head_dim]` filled with the rotated queries of `last_rows` in the stage's last layer; None:
+    nothing reads them."""
     extends: bool = False
     """Whether rows before these are in the cache: attention then reads all of them there."""
 
@@ -60,13 +64,14 @@ class Layer:
         self._cos_sin = cos_sin
         self._scale = config.head_dim**-0.5
 
-    def attend(self, x: Tensor, cache: CacheView, batch: StageBatch) -> Tensor:
+    def attend(self, x: Tensor, cache: CacheView, batch: StageBatch, queries_out: Tensor | None = None) -> Tensor:
         """Attention of all rows; their keys and values go to the cache.
 
         Args:
             x: `[num_rows, hidden_size]`, the normed input.
             cache: of the layer.
             batch: where the rows stand.
+            queries_out: see `StageBatch`.
 
         Returns:
             `[num_rows, num_heads * head_dim]`.
@@ -74,6 +79,8 @@ class Layer:
         qkv = self._weights.qkv(x)
         self._store(qkv, cache, batch)
         q, k, v = self._split(qkv)
+        if queries_out is not None and batch.last_rows is not None:
+            queries_out.copy_(q.index_select(0, batch.last_rows))
         if batch.is_decode:
             return ops.attention_decode(
                 q, cache.blocks, cache.layer_in_block, cache.block_table, batch.context_lens, scale=self._scale
@@ -124,6 +131,23 @@ class Layer:
     def input_norm(self) -> Tensor:
         return self._weights.input_norm
 
+    def queries_and_keys(self, x: Tensor, positions: Tensor, last_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What attention of some rows to all rows would read.
+
+        Args:
+            x: `[num_rows, hidden_size]` before the layer's norm.
+            positions: `[num_rows]` int32.
+            last_rows: `[num_queries]` int64 rows that attend.
+
+        Returns:
+            Rotated queries `[num_queries, num_heads, head_dim]` and keys `[num_rows, num_kv_heads, head_dim]`.
+        """
+        x = ops.rms_norm(x, self._weights.input_norm, self._config.rms_norm_eps)
+        q = self._weights.query(x.index_select(0, last_rows)).view(len(last_rows), -1, self._config.head_dim)
+        k = self._weights.key(x).view(len(x), -1, self._config.head_dim)
+        positions = positions.long()
+        return rotate(q, self._cos_sin, positions.index_select(0, last_rows)), rotate(k, self._cos_sin, positions)
+
     def _store(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> None:
         """Rotates queries and keys in place, and stores keys and values."""
         ops.rope_store(
@@ -159,6 +183,15 @@ class Stage:
     def num_layers(self) -> int:
         return len(self._layers)
 
+    @property
+    def first_layer(self) -> Layer:
+        return self._layers[0]
+
+    @property
+    def last_layer_place(self) -> tuple[int, int]:
+        """Group of KV blocks of the last layer, and its place within a block."""
+        return divmod(len(self._layers) - 1, self._layers_per_block)
+
     def forward(self, x: Tensor, batch: StageBatch, blocks: Tensor) -> Tensor:
         """Rows through the stage's layers.
 
@@ -185,7 +218,8 @@ class Stage:
                     return residual
                 attended = layer.attend_last(x, cache, batch, batch.last_rows)
             else:
-                attended = layer.attend(x, cache, batch)
+                is_last = index == len(self._layers) - 1
+                attended = layer.attend(x, cache, batch, batch.queries_out if is_last else None)
             x = layer.mlp(attended, residual)
         return residual.add_(x)
 
@@ -211,12 +245,29 @@ class Decoder:
         self.stages = [
             Stage(
                 config,
-                [Layer(config, LayerWeights.load(weights, layer, prepack=prepack), cos_sin) for layer in layers],
+                [
+                    Layer(config, LayerWeights.load(weights, layer, config, prepack=prepack), cos_sin)
+                    for layer in layers
+                ],
                 layers_per_block,
                 is_last=index == len(stage_layers) - 1,
             )
             for index, layers in enumerate(stage_layers)
         ]
+
+    @property
+    def query_shape(self) -> tuple[int, int]:
+        """Heads, and size of each, of a row's queries."""
+        return self._config.num_heads, self._config.head_dim
+
+    @property
+    def scale(self) -> float:
+        """Of queries times keys."""
+        return float(self._config.head_dim**-0.5)
+
+    def next_attention(self, stage: int, rows: Tensor, positions: Tensor, last_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the first layer after a stage, see `Layer.queries_and_keys`."""
+        return self.stages[stage + 1].first_layer.queries_and_keys(rows, positions, last_rows)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """`[num_tokens]` -> `[num_tokens, hidden_size]`."""

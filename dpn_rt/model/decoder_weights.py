@@ -69,10 +69,13 @@ class LayerWeights:
     post_norm: Tensor  # [hidden_size]
     gate_up: Linear  # [2 * intermediate_size, hidden_size]
     down: Linear  # [hidden_size, intermediate_size]
+    query: Linear  # the part of `qkv` that makes queries
+    key: Linear  # the part of `qkv` that makes keys
 
     @classmethod
-    def load(cls, tensors: Mapping[str, Tensor], layer: int, *, prepack: bool) -> LayerWeights:
+    def load(cls, tensors: Mapping[str, Tensor], layer: int, config: DecoderConfig, *, prepack: bool) -> LayerWeights:
         """Those of a layer among the tensors of an engine; `prepack` as of `Weight.load`."""
+        num_queries, num_keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
         def norm(part: str) -> Tensor:
             return tensors[f"{layer_module(layer, part)}.weight"]
@@ -80,4 +83,16 @@ class LayerWeights:
         def linear(part: str) -> Linear:
             return load_linear(tensors, layer_module(layer, part), prepack=prepack)
 
-        return cls(norm(INPUT_NORM), linear(QKV), linear(O_PROJ), norm(POST_NORM), linear(GATE_UP), linear(DOWN))
+        def part(rows: slice) -> Linear:
+            return load_linear(tensors, layer_module(layer, QKV), prepack=False, rows=rows)
+
+        return cls(
+            norm(INPUT_NORM),
+            linear(QKV),
+            linear(O_PROJ),
+            norm(POST_NORM),
+            linear(GATE_UP),
+            linear(DOWN),
+            part(slice(0, num_queries)),
+            part(slice(num_queries, num_queries + num_keys)),
+        )

@@ -85,6 +85,11 @@ class Layout:
     """`[num_router_rows]` rows that the routers read, among the computed rows of their sequence."""
     cu_router_rows: IntArray
     """`[num_seqs + 1]` offsets into `router_rows`."""
+    kept_positions: IntArray | None = None
+    """`[num_rows]` rotary position of each packed row, where a boundary has left out rows and kept positions; None: the
+    rows of each sequence count on."""
+    num_skipped: IntArray | None = None
+    """`[num_seqs]` positions that no row has any more; None: none."""
 
     @classmethod
     def of_prompts(cls, prompts: Sequence[PromptRows], num_cached: Sequence[int] | None = None) -> Layout:
@@ -135,12 +140,13 @@ class Layout:
     @property
     def next_positions(self) -> IntArray:
         """`[num_seqs]` rotary position of the row that is generated after each sequence."""
-        return self.first_positions + self.lengths
+        counted = self.first_positions + self.lengths
+        return counted if self.num_skipped is None else counted + self.num_skipped
 
     @cached_property
     def positions(self) -> IntArray:
         """`[num_rows]` rotary position of each packed row."""
-        return self._count_from(self.first_positions)
+        return self._count_from(self.first_positions) if self.kept_positions is None else self.kept_positions
 
     @cached_property
     def cache_rows(self) -> IntArray:
@@ -164,7 +170,28 @@ class Layout:
             image_starts=self.image_starts - (shrunk[:-1] - np.repeat(before[:-1], num_images)),
             grids=grids,
             router_rows=self.router_rows - (shrunk[images_before] - np.repeat(before[:-1], num_router_rows)),
+            kept_positions=None if self.kept_positions is None else self._positions_with(grids, packed_starts),
         )
+
+    def _positions_with(self, grids: IntArray, packed_starts: IntArray) -> IntArray:
+        """Kept positions after the images shrank: rows are missing at the end of each."""
+        assert self.kept_positions is not None
+        is_left = np.ones(self.num_rows, dtype=bool)
+        ends = packed_starts + self.grids.prod(axis=1)
+        for end, removed in zip(ends, self.grids.prod(axis=1) - grids.prod(axis=1), strict=True):
+            is_left[end - removed : end] = False
+        return self.kept_positions[is_left]
+
+    def with_kept_positions(self, positions: IntArray, num_skipped: IntArray) -> Layout:
+        """The layout with the positions that rows had before some of them were left out.
+
+        Args:
+            positions: `[num_rows]`.
+            num_skipped: `[num_seqs]` positions of each sequence that no row has any more.
+        """
+        if not num_skipped.any():
+            return replace(self, kept_positions=None, num_skipped=None)
+        return replace(self, kept_positions=positions, num_skipped=num_skipped)
 
     def skip_prefix(self, num_rows: IntArray) -> Layout:
         """The same sequences without their first `num_rows` `[num_seqs]` rows, which are in the cache in one stage.
@@ -182,6 +209,7 @@ class Layout:
         """The layout of these sequences alone."""
         images, cu_images = _select_items(self.cu_images, kept)
         router_rows, cu_router_rows = _select_items(self.cu_router_rows, kept)
+        rows, _ = _select_items(self.cu_seqlens, kept)
         return Layout(
             lengths=self.lengths[kept],
             first_cache_rows=self.first_cache_rows[kept],
@@ -191,6 +219,8 @@ class Layout:
             grids=self.grids[images],
             router_rows=self.router_rows[router_rows],
             cu_router_rows=cu_router_rows,
+            kept_positions=None if self.kept_positions is None else self.kept_positions[rows],
+            num_skipped=None if self.num_skipped is None else self.num_skipped[kept],
         )
 
     def chunk(self, start: int, end: int) -> Chunk:

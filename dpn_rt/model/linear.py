@@ -51,6 +51,7 @@ def linear_specs(
         yield f"{module}.bias", WeightSpec((out_features,), dtype, fused)
 
 
-def load_linear(tensors: Mapping[str, Tensor], module: str, *, prepack: bool) -> Linear:
-    """The linear layer `module` of an engine; `tensors` and `prepack` as of `Weight.load`."""
-    return Linear(DenseWeight.load(tensors, module, prepack=prepack), tensors.get(f"{module}.bias"))
+def load_linear(tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)) -> Linear:
+    """The linear layer `module` of an engine; all arguments as of `Weight.load`."""
+    bias = tensors.get(f"{module}.bias")
+    return Linear(DenseWeight.load(tensors, module, prepack=prepack, rows=rows), None if bias is None else bias[rows])

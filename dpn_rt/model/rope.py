@@ -24,6 +24,22 @@ def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
     return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=1)
 
 
+def rotate(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
+    """Rotated queries or keys, computed in float32.
+
+    Args:
+        x: `[num_rows, num_heads, head_dim]`.
+        cos_sin: as `rope_table` makes it.
+        positions: `[num_rows]` int64.
+
+    Returns:
+        As `x`.
+    """
+    cos, sin = cos_sin.index_select(0, positions)[:, None].chunk(2, dim=-1)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
 def rope_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
     """`[head_dim / 2]` float32 angle per position, and the factor on cosines and sines.
 

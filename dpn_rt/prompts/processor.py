@@ -16,7 +16,9 @@ from PIL import Image
 
 from dpn_rt.errors import EngineError, ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.chain import Chain
+from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.prompts.chat import chat_options, chat_prompt
@@ -24,6 +26,7 @@ from dpn_rt.prompts.image import MAX_PIXELS, load_image
 from dpn_rt.prompts.messages import Message
 from dpn_rt.prompts.placeholders import place_images
 from dpn_rt.prompts.prompt import MAX_IMAGES, Prompt, PromptParts, check_num_images, take_apart
+from dpn_rt.prompts.reduction import checked_reduction, reduced_images
 from dpn_rt.prompts.template import ChatTemplate, VicunaTemplate, load_template
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.prompts.visual_input import check_image_grid, check_views, from_embeds
@@ -53,6 +56,12 @@ class ProcessedPrompt:
     """Rows of stage 0: the ids, with visual tokens in place of the placeholders."""
     route: Route | None
     """Forced experts; None where the routers choose at all boundaries."""
+    reduction: Chain | None = None
+    """Training-free reduction; None for a model without any, or with a trained one."""
+    kept: tuple[tuple[IntArray, ...], ...] | None = None
+    """Rows that are to stay, per boundary after the first layer and image; None: the reduction decides."""
+    is_dense: bool = False
+    """Whether the boundaries of a trained model are to skip the images."""
     router_bias: float = 0.0
     """Added to the routers' logits per level of compression: above 0 is faster, below 0 more accurate."""
 
@@ -60,6 +69,12 @@ class ProcessedPrompt:
     def num_visual_tokens(self) -> int:
         """Of all images, at stage 0."""
         return sum(image.num_visual_tokens for image in self.images)
+
+    @property
+    def num_dense_rows(self) -> int:
+        """Rows of stage 0 if nothing were left out before the decoder."""
+        given = [image.before_llm.source if image.before_llm else image for image in self.images]
+        return self.num_text_rows + sum(image.num_visual_tokens for image in given)
 
     @property
     def num_text_rows(self) -> int:
@@ -133,7 +148,9 @@ class Processor:
         ids = self._token_ids(parts)
         num_images = len(parts.images) + len(parts.image_embeds)
         check_num_images(num_images, self.max_images, f"multi_modal_data has {num_images} images")
-        images = self._images(parts)
+        asked = checked_reduction(parts.reduce, self.model)
+        chain = asked if isinstance(asked, Chain) else None
+        images, kept = reduced_images(self._images(parts, chain), chain, parts.kept)
         image_token_id = self.model.prompt.image_token_id
         ids = place_images(ids, image_token_id, [image.num_visual_tokens for image in images])
         token_ids = np.array(ids, dtype=np.int64)
@@ -155,6 +172,9 @@ class Processor:
             router_rows=self._router_rows(token_ids, first_rows) if images else np.empty(0, dtype=np.int32),
             num_rows=num_rows,
             route=route,
+            reduction=chain,
+            kept=kept,
+            is_dense=isinstance(asked, NoReduction),
             router_bias=_checked_bias(parts.router_bias, self.model),
         )
 
@@ -249,10 +269,12 @@ class Processor:
                 )
         return ids
 
-    def _images(self, parts: PromptParts) -> tuple[VisualInput, ...]:
+    def _images(self, parts: PromptParts, chain: Chain | None) -> tuple[VisualInput, ...]:
+        """The images as they are given, with all their rows."""
         if parts.image_embeds:
+            needs_grid = any(step.needs_grid for step in chain.steps) if chain else bool(self.model.reduction.layers)
             embeds = zip(parts.image_embeds, parts.image_grids, strict=True)
-            return tuple(from_embeds(rows, grid, self.model) for rows, grid in embeds)
+            return tuple(from_embeds(rows, grid, self.model, needs_grid) for rows, grid in embeds)
         return tuple(self._prepared(image, grid) for image, grid in zip(parts.images, parts.image_grids, strict=True))
 
     def _prepared(self, image: Any, grid: Any) -> VisualInput:

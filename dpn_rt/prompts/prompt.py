@@ -17,7 +17,7 @@ Prompt = str | Mapping[str, Any]
 """A string, or a mapping with "prompt" or "prompt_token_ids", and optionally images and a forced route. Where both are
 given, the ids count, and the text is what is shown."""
 
-_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route", "router_bias")
+_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route", "router_bias", "reduce", "kept")
 _IMAGE_KEYS = ("image", "image_embeds", "image_grid")
 MAX_IMAGES = 1
 """Of one request, unless its `Processor` allows more."""
@@ -36,6 +36,8 @@ class PromptParts:
     """Of each image or embedding; None where it was not given."""
     route: Any | None
     router_bias: Any | None
+    reduce: Any | None
+    kept: Any | None
 
 
 def take_apart(prompt: Prompt) -> PromptParts:
@@ -67,7 +69,8 @@ def take_apart(prompt: Prompt) -> PromptParts:
     if images and embeds:
         raise ImageError("multi_modal_data has both image and image_embeds: expected one of them")
     grids = _grids(_get(media, "image_grid", _get(prompt, "image_grid")), len(images) + len(embeds))
-    return PromptParts(text, token_ids, images, embeds, grids, _get(prompt, "route"), _get(prompt, "router_bias"))
+    asked = (_get(prompt, key) for key in ("route", "router_bias", "reduce", "kept"))
+    return PromptParts(text, token_ids, images, embeds, grids, *asked)
 
 
 def check_num_images(num_images: int, max_images: int, found: str) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dpn_rt.errors import ImageError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.visual_input import VisualInput, describe_content
 
 
-def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput:
+def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig, needs_grid: bool) -> VisualInput:
     """Checked image embeddings.
 
     Args:
@@ -44,7 +44,7 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig) -> VisualInput
         row = int(torch.nonzero(~finite)[0, 0])
         raise ImageError(f"image_embeds: row {row} has NaN or infinite values, expected finite ones")
     count = embeds.shape[0]
-    return VisualInput.of_embeds(embeds, _grid(image_grid, count, pools=bool(model.reduction.layers)))
+    return VisualInput.of_embeds(embeds, _grid(image_grid, count, pools=needs_grid))
 
 
 def check_views(image: VisualInput, model: ModelConfig) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dpn_rt.errors import RequestError
-from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig, RouterVersion, num_visual, pooled_grid
+from dpn_rt.model.reduction.grid import num_visual, pooled_grid
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig, RouterVersion
 from dpn_rt.reference.trace import BoundaryRecord, SampleLayout
 
 ROUTER_TEMPERATURE = 10.0

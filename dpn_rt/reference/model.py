@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.reference import training
 from dpn_rt.reference.modules import EagerModules
 from dpn_rt.reference.outputs import EagerGeneration, EagerOutput

@@ -9,7 +9,7 @@ import torch
 
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.reference.trace import SampleLayout
 
 Route = Sequence[int | None]

@@ -97,7 +97,7 @@ def test_order_and_repetition_of_images_that_are_encoded(tmp_path: Path) -> None
     for images in ((one, other), (other, one), (one, one), (other, other)):
         asked = {"prompt_token_ids": [1, -200, 5, -200, 7, ROUTER_ID], "multi_modal_data": {"image": list(images)}}
         outputs[images] = llm.generate(asked, GREEDY, use_tqdm=False)[0]
-        rows = [llm.engine.runner.images.encode([image])[0] for image in images]
+        rows = [llm.engine.runner.images.encode([image])[0].rows for image in images]
         embedded = {**asked, "multi_modal_data": {"image_embeds": rows, "image_grid": [one.grid] * 2}}
         assert_same(outputs[images], llm.generate(embedded, GREEDY, use_tqdm=False)[0])
     assert len({tuple(map(float, each.outputs[0].logprobs[0].values())) for each in outputs.values()}) == 4  # type: ignore[index]

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dpn_rt.backends.backend import Decoded
+from dpn_rt.backends.backend import Decoded, StageRun
+from dpn_rt.backends.kernels.scores import KernelScores
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
 from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.model.decoder import Decoder, StageBatch
 from dpn_rt.model.layout import Chunk, IntArray
-from dpn_rt.model.reduction.reducer import DeviceInputs, Reduced, Reducer
+from dpn_rt.model.reduction.reducer import AttentionScores, DeviceInputs, Reduced, Reducer
 
 
 class DecodeStep(Protocol):
@@ -39,7 +40,7 @@ class KernelBackend:
         device: Device,
     ) -> None:
         self.reducers, self.cache = reducers, cache
-        self.preparer = KernelStagePreparer(decoder, cache, pool, device)
+        self.preparer = KernelStagePreparer(decoder, reducers, cache, pool, device)
         self.async_device = device if device.is_async else None
         self.stage_sizes = [stage.num_layers for stage in decoder.stages]
         self.logits = decoder.logits
@@ -51,7 +52,7 @@ class KernelBackend:
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
         return self._decoder.embed_rows(token_ids, visual, image_rows)
 
-    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
+    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> StageRun:
         """See `Backend.run`."""
         cu_seqlens, positions, cache_rows, context_lens, block_tables, last_rows, *last_seqs = self._device.upload(
             chunk.cu_seqlens,
@@ -70,16 +71,31 @@ class KernelBackend:
             block_tables=block_tables,
             last_rows=last_rows,
             last_seqs=last_seqs[0] if last_seqs else None,
+            queries_out=self.preparer.queries_out(stage, len(chunk.last_rows), x),
             extends=chunk.extends,
         )
-        return self._decoder.stages[stage].forward(x, batch, self._pool.blocks)
+        rows = self._decoder.stages[stage].forward(x, batch, self._pool.blocks)
+        return StageRun(rows, batch.queries_out)
+
+    def scores(self, stage: int, queries: Tensor | None, slots: Slots) -> AttentionScores:
+        """What reducers may ask for at the end of a stage."""
+        return KernelScores(self._decoder, stage, queries, self.cache, self._pool, slots, self._device)
 
 
 class KernelStagePreparer:
     """A `StagePreparer`. The device makes the metadata, and KV blocks are taken for the most rows that may come."""
 
-    def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device) -> None:
+    def __init__(
+        self, decoder: Decoder, reducers: Sequence[Reducer], cache: BlockAllocator, pool: KvPool, device: Device
+    ) -> None:
         self._decoder, self._cache, self._pool, self._device = decoder, cache, pool, device
+        self._stages_with_queries = {i for i, reducer in enumerate(reducers) if "scores_here" in reducer.needs}
+
+    def queries_out(self, stage: int, num_ends: int, x: Tensor) -> Tensor | None:
+        """Memory for `StageBatch.queries_out`; None where no reducer after the stage reads queries."""
+        if stage not in self._stages_with_queries:
+            return None
+        return x.new_empty(num_ends, *self._decoder.query_shape)
 
     def prepare(
         self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
@@ -98,6 +114,7 @@ class KernelStagePreparer:
             context_lens=ends - layout.cu_seqlens[:-1] + layout.first_cache_rows,
             block_tables=block_tables,
             last_rows=ends.long() - 1,
+            queries_out=self.queries_out(stage, len(slots), reduced.rows),
             extends=reduced.has_cached_rows,
         )
         inputs = DeviceInputs(layout, device_forced)
@@ -116,11 +133,11 @@ class PreparedKernelStage:
     cache: BlockAllocator
     pool: KvPool
 
-    def run(self, rows: Tensor) -> Tensor:
+    def run(self, rows: Tensor) -> StageRun:
         """See `PreparedStage.run`."""
         count = rows.shape[0]
         batch = replace(self.batch, positions=self.batch.positions[:count], cache_rows=self.batch.cache_rows[:count])
-        return self.decoder.stages[self.stage].forward(rows, batch, self.pool.blocks)
+        return StageRun(self.decoder.stages[self.stage].forward(rows, batch, self.pool.blocks), batch.queries_out)
 
     def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
         """See `PreparedStage.trim`."""

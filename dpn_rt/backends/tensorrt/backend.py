@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.backend import Decoded, StagePreparer
+from dpn_rt.backends.backend import Decoded, StagePreparer, StageRun
 from dpn_rt.backends.tensorrt.padding import Padding, neighbours
 from dpn_rt.backends.tensorrt.slots import SlotCache
 from dpn_rt.backends.tensorrt.stage import PlanStage
@@ -51,7 +51,7 @@ class PlanBackend:
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
         return embed_rows(self._embedding, token_ids, visual, image_rows)
 
-    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> Tensor:
+    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> StageRun:
         """See `Backend.run`. Sequences in consecutive slots go through the plan together.
 
         The last stage returns logits `[num_seqs, vocab_size]`.
@@ -67,10 +67,13 @@ class PlanBackend:
         ]
         if plan.spec.is_last:
             order = np.argsort(np.concatenate(groups))
-            return torch.cat(results).index_select(0, self._device.upload(order)[0])
+            return StageRun(torch.cat(results).index_select(0, self._device.upload(order)[0]))
         for each, result in zip(padding, results, strict=True):
             each.unpad(result, x)
-        return x
+        return StageRun(x)
+
+    def scores(self, stage: int, queries: Tensor | None, slots: Slots) -> None:
+        """None: plans give no attention."""
 
     def logits(self, rows: Tensor) -> Tensor:
         """Returns `rows`: the last plan includes the head, so they are logits already."""

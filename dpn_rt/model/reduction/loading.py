@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from dpn_rt.device.device import Device
+from dpn_rt.model.reduction.chain import Chain
+from dpn_rt.model.reduction.keeping import KeepReducer
 from dpn_rt.model.reduction.pooling import PoolingReducer
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reducer import Reducer
@@ -14,7 +16,7 @@ from dpn_rt.model.reduction.reduction import NoReduction
 
 
 def load_reducers(
-    config: PoolingConfig | NoReduction, weights: Mapping[str, Tensor], device: Device
+    config: PoolingConfig | NoReduction | Chain, weights: Mapping[str, Tensor], device: Device
 ) -> Sequence[Reducer]:
     """One reducer per boundary, in order.
 
@@ -26,5 +28,7 @@ def load_reducers(
     match config:
         case NoReduction():
             return []
+        case Chain():
+            return [KeepReducer(layer, device) for layer in config.layers]
         case PoolingConfig():
             return [PoolingReducer(config, index, weights, device) for index in range(len(config.boundaries))]

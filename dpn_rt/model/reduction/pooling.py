@@ -10,10 +10,9 @@ told later, by one readback per boundary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +22,18 @@ from dpn_rt import ops
 from dpn_rt.device.device import Device, Readback
 from dpn_rt.errors import RequestError
 from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.model.reduction.pooling_config import (
     ROUTER_HIDDEN,
     ROUTER_NORM,
     ROUTER_PREDICTOR,
     SKIPPED,
-    UNFORCED,
     BoundaryConfig,
     PoolingConfig,
     expert_module,
     router_module,
 )
-from dpn_rt.model.reduction.reducer import DeviceInputs, Need, Outcome, StageOutput
+from dpn_rt.model.reduction.reducer import DeviceInputs, Need, Outcome, StageOutput, forced_experts
 from dpn_rt.ops import Advance, DeviceLayout
 
 ROUTER_NORM_EPS = 1e-5
@@ -76,7 +75,7 @@ class PoolingTrace:
             experts=[None if expert == SKIPPED else expert for expert in experts],
             kernels=[None if expert == SKIPPED else self.config.kernels[expert] for expert in experts],
             probs=self.probs[index].tolist() if self.probs is not None and has_probs else None,
-            forced=taken[0] if taken else UNFORCED,  # a skipped image is skipped again
+            choice=Choice(expert=taken[0]) if taken else Choice(),  # a skipped image is skipped again
             failure=next((self._failure(image) for image in images if self.too_large[image]), None),
         )
 
@@ -149,8 +148,6 @@ class PooledRows:
 class PoolingReducer:
     """`Reducer`: routing and pooling on the output of one decoder layer."""
 
-    positions: Literal["renumber"] = "renumber"
-
     def __init__(self, config: PoolingConfig, index: int, weights: Mapping[str, Tensor], device: Device) -> None:
         """Takes `boundaries.{index}.*` from an engine's weights, which are on `device`."""
         self._config = boundary = config.boundaries[index]
@@ -174,8 +171,9 @@ class PoolingReducer:
     def needs(self) -> frozenset[Need]:
         return frozenset({"grid"} if self._router is None else {"grid", "router_row"})
 
-    def most_rows(self, layout: Layout, forced: IntArray) -> IntArray:
+    def most_rows(self, layout: Layout, choices: Sequence[Choice]) -> IntArray:
         """See `Reducer`: as many as now where a router decides."""
+        forced = forced_experts(choices)
         known = forced if self._router is not None else np.maximum(forced, 0)
         experts = np.repeat(known, np.diff(layout.cu_images))
         chosen = self._config.choose(layout.grids, experts)  # UNFORCED counts as SKIPPED

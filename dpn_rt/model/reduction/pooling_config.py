@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.choice import UNFORCED, Choice
+from dpn_rt.model.reduction.grid import Grid, IntArray, num_visual, pooled_grid, pooled_grids
+from dpn_rt.model.reduction.reduction import Asked
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 PoolingType = Literal["adaptive", "static", "random"]
 PoolingFunction = Literal["max", "avg", "conv"]
 RouterVersion = Literal["v1", "v2"]
-IntArray = npt.NDArray[np.int32]
-Side = TypeVar("Side", int, IntArray)
 
 BOUNDARIES = "boundaries"
 ROUTER_NORM, ROUTER_HIDDEN, ROUTER_PREDICTOR = "norm", "hidden", "predictor"
@@ -30,8 +30,6 @@ MIN_VISUAL_TOKENS = 16
 """A boundary skips an image with fewer visual tokens."""
 SKIPPED = -1
 """Expert of an image that a boundary skips."""
-UNFORCED = -1
-"""Forced expert where the router decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +135,20 @@ class PoolingConfig:
         if grid is not None and not found:
             yield from self._unfit_kernels(grid)
 
-    def draw(self, seed: int | None) -> Sequence[int] | None:
-        """One expert per boundary for random pooling."""
-        if self.pooling_type != "random":
-            return None
-        seed = None if seed is None else seed % 2**64  # numpy takes no negative seed
-        return [int(expert) for expert in np.random.default_rng(seed).integers(self.num_experts)]
+    def choices(self, asked: Asked, seed: int | None) -> Sequence[Choice]:
+        """Experts as the request asks, drawn for random pooling, else left to the router."""
+        route = asked.route or (None,) * len(self.boundaries)
+        drawn = [UNFORCED] * len(route)
+        if self.pooling_type == "random":
+            seed = None if seed is None else seed % 2**64  # numpy takes no negative seed
+            drawn = [int(expert) for expert in np.random.default_rng(seed).integers(self.num_experts)]
+        return [Choice(d if expert is None else expert) for expert, d in zip(route, drawn, strict=True)]
 
-    def most_rows(self, num_rows: int, grids: Sequence[Grid], forced: Sequence[int]) -> tuple[int, ...]:
+    def most_rows(self, num_rows: int, grids: Sequence[Grid], choices: Sequence[Choice]) -> tuple[int, ...]:
         """See `Reduction`. After a boundary whose choice is open any grid is possible: no more pooling is counted."""
         rows = [num_rows]
-        for boundary, expert in zip(self.boundaries, forced, strict=True):
-            known = 0 if boundary.num_experts == 1 else expert
+        for boundary, choice in zip(self.boundaries, choices, strict=True):
+            known = 0 if boundary.num_experts == 1 else choice.expert
             if known == UNFORCED:
                 grids = ()
             after = [boundary.grid_after(grid, known) for grid in grids]
@@ -205,36 +205,3 @@ def router_module(boundary: int, part: str) -> str:
 def expert_module(boundary: int, expert: int) -> str:
     """Canonical name of one of a boundary's convolutions."""
     return f"{BOUNDARIES}.{boundary}.experts.{expert}"
-
-
-def pooled_side(side: Side, kernel: Side) -> Side:
-    """Visual tokens that are left of one side of a grid: strides equal kernels, and what is left over is dropped.
-
-    The one place in Python that knows this rule; `csrc/ops` has its own for the kernels.
-    """
-    return side // kernel
-
-
-def pooled_grids(grids: IntArray, kernels: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """What a kernel leaves of each grid.
-
-    Args:
-        grids: `[num_images, 2]` rows and columns.
-        kernels: `[num_images, 2]` height and width.
-
-    Returns:
-        `[num_images, 2]`, and `[num_images]` whether the kernel fits into the grid.
-    """
-    after = pooled_side(grids, kernels)
-    return after, after.min(axis=-1) > 0
-
-
-def pooled_grid(grid: Grid, kernel: tuple[int, int]) -> tuple[Grid, bool]:
-    """As `pooled_grids`, for one image."""
-    after = pooled_side(grid[0], kernel[0]), pooled_side(grid[1], kernel[1])
-    return after, min(after) > 0
-
-
-def num_visual(grids: Sequence[Grid]) -> int:
-    """Visual tokens of all images."""
-    return sum(height * width for height, width in grids)

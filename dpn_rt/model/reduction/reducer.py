@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import numpy as np
@@ -12,9 +12,28 @@ from torch import Tensor
 
 from dpn_rt.errors import RequestError
 from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.ops import DeviceLayout
 
-Need = Literal["grid", "router_row"]
+Need = Literal["grid", "router_row", "scores_here", "scores_next"]
+
+
+class AttentionScores(Protocol):
+    """Attention of each sequence's last prompt row to the visual rows of images, softmax over all rows it sees."""
+
+    def here(self, layout: Layout, images: IntArray) -> Tensor:
+        """In the layer that the boundary follows.
+
+        Args:
+            layout: of the stage that ends.
+            images: `[num_chosen]` ascending images of the layout.
+
+        Returns:
+            `[visual rows of all chosen images]` float32, mean over the heads.
+        """
+
+    def next(self, rows: Tensor, layout: Layout, images: IntArray) -> Tensor:
+        """As it would be in the layer after the boundary, if `rows` went on as they are."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +52,19 @@ class StageOutput:
     rows: Tensor
     """`[num_rows, hidden_size]` before any norm."""
     layout: Layout
-    forced: IntArray
-    """`[num_seqs]` expert to take, -1 where the router decides."""
+    choices: Sequence[Choice]
+    """Per sequence."""
     router_biases: npt.NDArray[np.float64]
     """`[num_seqs]` added to the router's logits per level of compression."""
     device_inputs: DeviceInputs | None = None
-    """`layout` and `forced` on the device, where they are there already."""
+    """The layout and the forced experts on the device, where they are there already."""
+    scores: AttentionScores | None = None
+    """None where the backend has none."""
+
+    @property
+    def forced(self) -> IntArray:
+        """`[num_seqs]` expert to take, -1 where the router decides."""
+        return forced_experts(self.choices)
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,10 @@ class Outcome:
     """Kernel per image."""
     probs: Sequence[float] | None = None
     """Of the router; None where none ran or all images were skipped."""
-    forced: int = -1
+    kept: Sequence[IntArray | None] = ()
+    """Ascending rows of each image that were kept, counted among those that reached the boundary; None where none was
+    left out by its number."""
+    choice: Choice = field(default_factory=Choice)
     """What makes the boundary do the same again."""
     failure: RequestError | None = None
     """Why what is computed from the sequence's rows means nothing."""
@@ -101,16 +130,12 @@ class Reducer(Protocol):
     def needs(self) -> frozenset[Need]:
         """What it reads beside the rows."""
 
-    @property
-    def positions(self) -> Literal["renumber", "keep"]:
-        """Whether the positions of the next stage count the rows that are left, or stay as they were."""
-
-    def most_rows(self, layout: Layout, forced: IntArray) -> IntArray:
+    def most_rows(self, layout: Layout, choices: Sequence[Choice]) -> IntArray:
         """`[num_seqs]` rows that attention sees after the boundary at most.
 
         Args:
             layout: before the boundary.
-            forced: `[num_seqs]` as in `StageOutput`.
+            choices: per sequence.
         """
 
     def reduce(self, output: StageOutput) -> Reduced | None:
@@ -136,3 +161,8 @@ class NothingReduced:
         """Every image was skipped."""
         skipped = (None,) * int(self.images[index])
         return Outcome(experts=skipped, kernels=skipped)
+
+
+def forced_experts(choices: Sequence[Choice]) -> IntArray:
+    """`[num_seqs]` int32 expert of each choice."""
+    return np.asarray([choice.expert for choice in choices], dtype=np.int32)

@@ -8,10 +8,39 @@ from typing import Literal, Protocol
 
 import torch
 
+from dpn_rt.model.reduction.choice import Choice
+from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.step import Cut
 from dpn_rt.schema.weights import NamedSpecs
 
-Grid = tuple[int, int]
-"""Rows and columns of the visual tokens of one image."""
+
+class Steps(Protocol):
+    """A chain of training-free methods that a request asks for."""
+
+    @property
+    def cuts(self) -> Sequence[Cut]:
+        """Its boundaries."""
+
+
+class Asked(Protocol):
+    """What a request says about its reduction."""
+
+    @property
+    def route(self) -> Sequence[int | None] | None:
+        """Expert per boundary, None where the router decides."""
+
+    @property
+    def reduction(self) -> Steps | None:
+        """None: what the engine's configuration says."""
+
+    @property
+    def grids(self) -> Sequence[Grid]:
+        """Of the images, at stage 0."""
+
+    @property
+    def kept(self) -> Sequence[Sequence[IntArray]] | None:
+        """Per boundary of the chain and image the ascending rows that stay, counted among those that reach the
+        boundary; None: the chain decides."""
 
 
 class Reduction(Protocol):
@@ -52,16 +81,21 @@ class Reduction(Protocol):
             grid: of the vision encoder's visual tokens; None without an encoder, or where they are no grid.
         """
 
-    def draw(self, seed: int | None) -> Sequence[int] | None:
-        """Experts drawn for one request; None where a router or the configuration decides."""
+    def choices(self, asked: Asked, seed: int | None) -> Sequence[Choice]:
+        """What is known of each boundary's work on one request.
 
-    def most_rows(self, num_rows: int, grids: Sequence[Grid], forced: Sequence[int]) -> tuple[int, ...]:
+        Args:
+            asked: of the request.
+            seed: of the request, for what is drawn.
+        """
+
+    def most_rows(self, num_rows: int, grids: Sequence[Grid], choices: Sequence[Choice]) -> tuple[int, ...]:
         """Rows that a sequence has at most in each stage: exact where all choices are known beforehand.
 
         Args:
             num_rows: at stage 0.
             grids: of its images, at stage 0.
-            forced: expert per boundary, -1 where it is not known.
+            choices: per boundary.
         """
 
 
@@ -99,10 +133,10 @@ class NoReduction:
         """None."""
         yield from ()
 
-    def draw(self, seed: int | None) -> Sequence[int] | None:
-        """Nothing to draw."""
-        return None
+    def choices(self, asked: Asked, seed: int | None) -> Sequence[Choice]:
+        """There is no boundary."""
+        return ()
 
-    def most_rows(self, num_rows: int, grids: Sequence[Grid], forced: Sequence[int]) -> tuple[int, ...]:
+    def most_rows(self, num_rows: int, grids: Sequence[Grid], choices: Sequence[Choice]) -> tuple[int, ...]:
         """All rows."""
         return (num_rows,)

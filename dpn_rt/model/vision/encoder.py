@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.projector import Projector, ProjectorConfig
 from dpn_rt.model.vision.visual_input import ViewShape, VisualInput

@@ -9,9 +9,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dpn_rt.errors import ImageError
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.before_llm import known_rows
+from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.step import Step
 
 ViewShape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BeforeLlm:
+    """Reduction of an image before the decoder."""
+
+    source: VisualInput
+    """The image with all its rows."""
+    step: Step
+    known: IntArray | None
+    """`[n]` ascending rows that stay; None where rows are pooled, or their values decide."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +40,10 @@ class VisualInput:
     num_visual_tokens: int
     """Rows that replace the placeholder in the prompt."""
     key: bytes
-    """Hash of the content and the grid: equal images have equal keys."""
+    """Hash of the content, the grid and what is done before the decoder: equal images have equal keys."""
+    before_llm: BeforeLlm | None = None
+    """What is done with the encoder's rows before the decoder sees them; grid and number of visual tokens are those
+    after it."""
 
     @classmethod
     def of_views(cls, views: Sequence[Tensor], grid: Grid, num_visual_tokens: int) -> VisualInput:
@@ -38,6 +54,21 @@ class VisualInput:
     def of_embeds(cls, embeds: Tensor, grid: Grid) -> VisualInput:
         """Decoder rows that stand for an image, with their key."""
         return cls((), embeds, grid, embeds.shape[0], _key("embeds", [embeds], grid))
+
+    def reduced(self, step: Step, image: int, kept: IntArray | None) -> VisualInput:
+        """The image with fewer rows.
+
+        Args:
+            step: whose only boundary is before the decoder.
+            image: place among the images of its prompt.
+            kept: `[n]` ascending rows that are to stay; None: the step decides.
+        """
+        known = known_rows(step, image, self.grid, kept)
+        grid = step.grid_after(0, self.grid, self.grid)
+        digest = hashlib.blake2b(self.key + step.spec.encode(), digest_size=32)
+        digest.update(b"" if known is None else known.tobytes())
+        before = BeforeLlm(self, step, known)
+        return VisualInput(self.views, self.embeds, grid, grid[0] * grid[1], digest.digest(), before)
 
     @property
     def nbytes(self) -> int:

@@ -29,9 +29,11 @@ class DenseWeight:
         return {"weight": WeightSpec((out_features, in_features), dtype)}
 
     @classmethod
-    def load(cls, tensors: Mapping[str, Tensor], module: str, *, prepack: bool) -> DenseWeight:
+    def load(
+        cls, tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)
+    ) -> DenseWeight:
         """The tensor itself, not copied."""
-        return cls(tensors[f"{module}.weight"], prepack=prepack)
+        return cls(tensors[f"{module}.weight"][rows], prepack=prepack)
 
     @property
     def num_bytes(self) -> int:

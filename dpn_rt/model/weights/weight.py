@@ -29,13 +29,14 @@ class Weight(Protocol):
         """
 
     @classmethod
-    def load(cls, tensors: Mapping[str, Tensor], module: str, *, prepack: bool) -> Weight:
+    def load(cls, tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)) -> Weight:
         """The weight of one linear layer.
 
         Args:
             tensors: of the engine, by canonical name.
             module: canonical name of the layer, such as `layers.0.o`.
             prepack: also keep a copy in the layout that the library of matrix products likes best, where it has one.
+            rows: of the matrix; by default all.
         """
 
     @property

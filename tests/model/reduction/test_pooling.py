@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from dpn_rt.device.host import HostDevice
 from dpn_rt.model.layout import Layout
+from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.model.reduction.pooling import PoolingReducer
 from dpn_rt.model.reduction.pooling_config import SKIPPED, BoundaryConfig, PoolingConfig, PoolingFunction
 from dpn_rt.model.reduction.reducer import BoundaryTrace, NothingReduced, StageOutput
@@ -142,12 +144,16 @@ def pool(
     return pooled[0].flatten(1).T
 
 
+def choices(experts: Sequence[int] | np.ndarray) -> list[Choice]:
+    return [Choice(int(expert)) for expert in experts]
+
+
 def apply(
     reducer: PoolingReducer, x: torch.Tensor, layout: Layout, forced: np.ndarray, biases: np.ndarray | None = None
 ) -> tuple[torch.Tensor, Layout, BoundaryTrace]:
     """Rows and layout of the next stage, and the trace."""
     biases = np.zeros(layout.num_seqs) if biases is None else biases
-    reduced = reducer.reduce(StageOutput(x, layout, forced, biases))
+    reduced = reducer.reduce(StageOutput(x, layout, choices(forced), biases))
     if reduced is None:
         return x, layout, NothingReduced.of(layout)
     return reduced.rows[: reduced.num_rows], *reduced.finish()
@@ -172,7 +178,7 @@ def test_reducer(
     biases = random.choice([-30.0, 0.0, 5.0, 200.0], len(batch))
     rows, pooled, trace = apply(reducer, x, layout, forced, biases)
     assert pooled.num_rows == len(rows)
-    most_rows = reducer.most_rows(layout, forced)
+    most_rows = reducer.most_rows(layout, choices(forced))
     for i, prompt in enumerate(batch):
         sample = x[layout.cu_seqlens[i] : layout.cu_seqlens[i + 1]].double()
         expected, experts, grids = expected_sample(
@@ -217,7 +223,7 @@ def assert_parts_are_the_same(
     for index, original in enumerate(kept):
         for each in (trace.outcome(index), all_trace.select(kept).outcome(index)):
             wanted = all_trace.outcome(int(original))
-            assert (list(each.experts), each.forced) == (list(wanted.experts), wanted.forced)
+            assert (list(each.experts), each.choice.expert) == (list(wanted.experts), wanted.choice.expert)
             assert str(each.failure) == str(wanted.failure)
 
 
@@ -240,6 +246,6 @@ def test_most_rows_bound_every_route(
             PoolingReducer(config, index, {}, HostDevice()), x, layout, np.array([expert], dtype=np.int32)
         )
         lengths.append(int(layout.lengths[0]))
-    bound = config.most_rows(prompt.num_rows, prompt.grids, known)
+    bound = config.most_rows(prompt.num_rows, prompt.grids, choices(known))
     assert all(length <= most for length, most in zip(lengths, bound, strict=True))
-    assert config.most_rows(prompt.num_rows, prompt.grids, taken) == tuple(lengths)
+    assert config.most_rows(prompt.num_rows, prompt.grids, choices(taken)) == tuple(lengths)

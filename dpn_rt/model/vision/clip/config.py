@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dpn_rt.errors import ImageError
 from dpn_rt.model.linear import linear_specs
-from dpn_rt.model.reduction.reduction import Grid
+from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.clip import names
 from dpn_rt.model.vision.encoder import CropEncoder
 from dpn_rt.model.vision.preprocessing import Preprocessor

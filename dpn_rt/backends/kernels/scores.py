@@ -1,0 +1,120 @@
+"""Attention of last prompt rows to visual rows: what ranks them for reducers, from the cache or ahead of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dpn_rt import ops
+from dpn_rt.cache.block_allocator import BlockAllocator, Slots
+from dpn_rt.cache.kv_pool import KvPool
+from dpn_rt.device.device import Device
+from dpn_rt.model.decoder import Decoder
+from dpn_rt.model.layout import IntArray, Layout
+
+
+class KernelScores:
+    """`AttentionScores` at the end of one stage."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        stage: int,
+        queries: Tensor | None,
+        cache: BlockAllocator,
+        pool: KvPool,
+        slots: Slots,
+        device: Device,
+    ) -> None:
+        """
+        Args:
+            decoder: of the engine.
+            stage: that has ended.
+            queries: `[num_seqs, num_heads, head_dim]` see `StageRun`.
+            cache: of the sequences.
+            pool: of keys and values.
+            slots: `[num_seqs]` of the layout's sequences.
+            device: of all tensors.
+        """
+        self._decoder, self._stage, self._queries = decoder, stage, queries
+        self._cache, self._pool, self._slots, self._device = cache, pool, slots, device
+
+    def here(self, layout: Layout, images: IntArray) -> Tensor:
+        """Of the stage's last layer, whose rotated keys are in the cache."""
+        assert self._queries is not None, "the stage was asked for its queries"
+        chosen, segments = _segments(layout, images)
+        group, layer_in_block = self._decoder.stages[self._stage].last_layer_place
+        tables = self._cache.block_tables(self._stage, self._slots[chosen])[group]
+        first_rows = layout.first_cache_rows[chosen]
+        block_table, kv_lengths, of_query, starts, cu_scores, rows = self._device.upload(
+            np.ascontiguousarray(tables),
+            layout.kv_lengths[chosen],
+            segments,
+            layout.image_starts[images] + first_rows[segments],
+            _offsets(layout.grids[images].prod(axis=1)),
+            chosen,
+        )
+        return ops.last_row_scores_paged(
+            self._queries.index_select(0, rows),
+            self._pool.blocks,
+            layer_in_block,
+            block_table,
+            kv_lengths,
+            of_query,
+            starts,
+            cu_scores,
+            scale=self._decoder.scale,
+        )
+
+    def next(self, rows: Tensor, layout: Layout, images: IntArray) -> Tensor:
+        """Of the next stage's first layer, whose keys are computed for the rows as they are."""
+        chosen, segments = _segments(layout, images)
+        if len(chosen) < layout.num_seqs:
+            picked = [np.arange(*layout.cu_seqlens[i : i + 2]) for i in chosen]
+            (ids,) = self._device.upload(np.concatenate(picked).astype(np.int64))
+            rows = rows.index_select(0, ids)
+        part = layout.select(chosen)
+        positions, last_rows = self._device.upload(part.positions, part.cu_seqlens[1:].astype(np.int64) - 1)
+        queries, keys = self._decoder.next_attention(self._stage, rows[: part.num_rows], positions, last_rows)
+        keys = self._with_cached_keys(keys, part, self._slots[chosen])
+        of_query, starts, cu_scores, cu_seqlens = self._device.upload(
+            segments,
+            layout.image_starts[images] + part.first_cache_rows[segments],
+            _offsets(layout.grids[images].prod(axis=1)),
+            _offsets(part.kv_lengths),
+        )
+        return ops.last_row_scores(queries, keys, cu_seqlens, of_query, starts, cu_scores, scale=self._decoder.scale)
+
+    def _with_cached_keys(self, keys: Tensor, layout: Layout, slots: Slots) -> Tensor:
+        """Keys of all rows: those of a cached prefix are in the next stage's cache already."""
+        if not layout.first_cache_rows.any():
+            return keys
+        parts: list[Tensor] = []
+        tables = self._cache.block_tables(self._stage + 1, slots)[0]
+        counts, computed = layout.first_cache_rows.tolist(), torch.split(keys, layout.lengths.tolist())
+        for index, (count, own) in enumerate(zip(counts, computed, strict=True)):
+            parts += [self._cached_keys(tables[index], count), own] if count else [own]
+        return torch.cat(parts)
+
+    def _cached_keys(self, table: IntArray, count: int) -> Tensor:
+        """`[count, num_kv_heads, head_dim]` of the first rows of a sequence, in the first layer of the next stage."""
+        blocks = self._pool.blocks
+        block_size = blocks.shape[4]
+        (ids,) = self._device.upload(table[: -(-count // block_size)].astype(np.int64))
+        keys = blocks[:, 0, 0].index_select(0, ids)  # [num_blocks, num_kv_heads, block_size, head_dim]
+        return keys.transpose(1, 2).flatten(0, 1)[:count]
+
+
+def _segments(layout: Layout, images: IntArray) -> tuple[npt.NDArray[np.intp], IntArray]:
+    """The sequences that have these images, ascending, and for each image which of them it belongs to."""
+    owners = np.searchsorted(layout.cu_images, images, side="right") - 1
+    chosen, segments = np.unique(owners, return_inverse=True)
+    return chosen, segments.astype(np.int32)
+
+
+def _offsets(counts: Sequence[int] | IntArray) -> IntArray:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)

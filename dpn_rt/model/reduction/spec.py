@@ -1,0 +1,103 @@
+"""SPEC strings such as "fastv:k=2,ratio=0.5" -> configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dpn_rt.errors import ConfigError
+from dpn_rt.model.reduction.chain import Chain, StepConfig, chain_problems
+from dpn_rt.model.reduction.divprune import DivPrune
+from dpn_rt.model.reduction.fastv import FastV
+from dpn_rt.model.reduction.pool import Pool
+from dpn_rt.model.reduction.pyramiddrop import PyramidDrop
+from dpn_rt.model.reduction.random import RandomKeep
+
+Spec = str | Mapping[str, Any]
+"""`method:key=value,...`, several of them joined by +; or one of them as {"method": ..., "key": value}."""
+
+_NONE = "none"
+_METHODS: dict[str, type[StepConfig]] = {
+    "fastv": FastV,
+    "pyramiddrop": PyramidDrop,
+    "random": RandomKeep,
+    "pool": Pool,
+    "divprune": DivPrune,
+}
+
+
+def parse_spec(spec: Any, num_layers: int) -> Chain:
+    """The reduction that a SPEC names, checked for a decoder of `num_layers`.
+
+    Raises:
+        ConfigError: a method or key is unknown, a value has the wrong form or is out of range, or steps contradict
+            each other.
+    """
+    parts: list[tuple[Any, Mapping[str, Any]]]
+    if isinstance(spec, str):
+        parts = [_split(part, spec) for part in spec.split("+")]
+    elif isinstance(spec, Mapping):
+        parts = [(spec.get("method"), {key: value for key, value in spec.items() if key != "method"})]
+    else:
+        raise ConfigError(f"reduce={spec!r:.80}: expected a text such as 'fastv:k=2,ratio=0.5', or an object")
+    if [method for method, _ in parts] == [_NONE] and not parts[0][1]:
+        return Chain.of()
+    chain = Chain.of(*(_step(method, values, spec) for method, values in parts))
+    problems = list(chain_problems(chain, num_layers))
+    if problems:
+        raise ConfigError(f"reduce={spec!r}: " + "; ".join(problems))
+    return chain
+
+
+def _split(part: str, spec: str) -> tuple[str, dict[str, str]]:
+    method, _, rest = part.strip().partition(":")
+    values: dict[str, str] = {}
+    for item in rest.split(",") if rest else ():
+        key, equals, value = (text.strip() for text in item.partition("="))
+        if not equals or not key or not value or key in values:
+            raise ConfigError(f"reduce={spec!r}: {item!r}, expected key=value, each key once")
+        values[key] = value
+    return method.strip(), values
+
+
+def _step(method: Any, values: Mapping[str, Any], spec: Any) -> StepConfig:
+    kind = _METHODS.get(method) if isinstance(method, str) else None
+    if kind is None:
+        raise ConfigError(f"reduce={spec!r}: method {method!r}, expected one of {[*_METHODS, _NONE]}")
+    names = {_key(field.name, kind): field.name for field in fields(kind) if field.name != "method"}
+    unknown = [key for key in values if key not in names]
+    if unknown:
+        raise ConfigError(f"reduce={spec!r}: {method} has no {unknown[0]!r}, expected some of {list(names)}")
+    hints = get_type_hints(kind)
+    return kind(
+        **{names[key]: _value(hints[names[key]], value, f"reduce={spec!r}: {key}") for key, value in values.items()}
+    )
+
+
+def _key(name: str, kind: type[StepConfig]) -> str:
+    """How a field is spelled in a SPEC. PyramidDrop's `layers` are what a `Step` calls its boundaries."""
+    return "layers" if kind is PyramidDrop and name == "before" else name
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """A value of a field, given as text or as what JSON has."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{name}={value!r}, expected {' or '.join(args)}")
+    if origin is tuple:
+        separator = "x" if args == (int, int) else "-"
+        items = value.split(separator) if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or (separator == "x" and len(items) != len(args)):
+            wanted = "height and width" if separator == "x" else "numbers"
+            raise ConfigError(f"{name}={value!r}, expected {wanted} joined by {separator}")
+        return tuple(_value(args[0], item, name) for item in items)
+    try:
+        number = None if isinstance(value, bool) else hint(value)
+        if number is not None and (isinstance(value, str) or number == value):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{name}={value!r}, expected a {'whole ' if hint is int else ''}number")
