@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Str
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from dpn_rt.errors import DpnError
 from dpn_rt.prompts.processor import Processor
@@ -35,6 +36,8 @@ from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
 from dpn_rt.server.tracing import Tracing
+from dpn_rt.server.uniform import UniformMiddleware
+from dpn_rt.server.unknown_paths import in_own_words
 
 Body = TypeVar("Body", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -85,6 +88,9 @@ def create_app(
     app.add_middleware(
         AccessMiddleware, api_key=config.api_key, bodies=bodies, on_refusal=service.metrics.count_refusal
     )
+    app.add_middleware(UniformMiddleware)
+    if config.cors.allowed_origins:
+        app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
     _add_error_handlers(app, service)
     _add_openai_paths(app, service)
     _add_operator_paths(app, service)
@@ -194,7 +200,7 @@ class ClientLeftError(HttpError):
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
     async def handle(request: Request, error: Exception) -> Response:
-        reply = error_reply(_as_http_error(error))
+        reply = error_reply(in_own_words(error, request) if isinstance(error, HTTPException) else error)
         if not isinstance(error, ClientLeftError):  # that is no refusal
             service.metrics.count_refusal(reply.status)
         request_id = getattr(request.state, "request_id", "-")
@@ -208,18 +214,14 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
         app.add_exception_handler(kind, handle)
 
 
-def _as_http_error(error: Exception) -> Exception:
-    if isinstance(error, HTTPException):
-        return HttpError(error.status_code, str(error.detail))
-    return error
-
-
 def _model_card(service: Service) -> dict[str, Any]:
     return {
         "id": service.config.model_name,
         "object": "model",
         "created": int(START),
         "owned_by": "dpn_rt",
+        "root": service.config.model_name,  # for vLLM's clients
+        "parent": None,
         "max_model_len": service.preparation.max_model_len,
     }
 
