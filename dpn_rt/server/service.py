@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ModelConfig
@@ -23,7 +24,7 @@ from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
-from dpn_rt.server.replies import Json, Replies, pyramid, sse, timings, usage
+from dpn_rt.server.replies import Json, Replies, pyramid, sse, timings, token_counts, usage
 from dpn_rt.server.reply_stream import ReplyStream
 from dpn_rt.server.tracing import Tracing
 
@@ -90,6 +91,7 @@ class Service:
                 len(prompts),
                 request.completions,
                 extra=lambda position, output: self._extra(prompts[position], output),
+                usage=partial(token_counts, prompts) if request.wants_continuous_usage else None,
             )
             runs = [self._events(f"{request_id}-{i}", p, request, ticket) for i, p in enumerate(prompts)]
             try:
@@ -142,7 +144,7 @@ class Service:
     ) -> AsyncGenerator[Event, None]:
         """The engine's events of one prompt; counts and traces them, and gives the prompt's place in the queue back."""
         record_gap = self.metrics.gap_timer()
-        events = self.engine.stream(request_id, prompt, request.sampling, request.priority, only_first=only_first)
+        events = self.engine.stream(request_id, prompt, request.sampling, request.priority or 0, only_first=only_first)
         is_waiting, has_ended = True, False
         try:
             async with aclosing(events):
