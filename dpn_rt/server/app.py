@@ -35,6 +35,7 @@ from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
+from dpn_rt.server.tokenization import DetokenizeRequest, TokenizeRequest
 from dpn_rt.server.tracing import Tracing
 from dpn_rt.server.uniform import UniformMiddleware
 from dpn_rt.server.unknown_paths import in_own_words
@@ -93,6 +94,7 @@ def create_app(
         app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
     _add_error_handlers(app, service)
     _add_openai_paths(app, service)
+    _add_tokenization_paths(app, service)
     _add_operator_paths(app, service)
     if tracing is not None:
         tracing.watch(app)
@@ -121,6 +123,18 @@ def _add_openai_paths(app: FastAPI, service: Service) -> None:
         if name != service.config.model_name:
             raise HttpError(404, f"model {name!r:.80}: expected {service.config.model_name!r}", code="model_not_found")
         return _model_card(service)
+
+
+def _add_tokenization_paths(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize", openapi_extra=_body_schema(TokenizeRequest), responses=ERRORS)
+    async def tokenize(request: Request) -> Response:
+        """The ids of a text, or of a conversation."""
+        return JSONResponse(await service.tokens(await service.parse(TokenizeRequest, await request.body())))
+
+    @app.post("/detokenize", openapi_extra=_body_schema(DetokenizeRequest), responses=ERRORS)
+    async def detokenize(request: Request) -> Response:
+        """The text of ids."""
+        return JSONResponse(await service.text(await service.parse(DetokenizeRequest, await request.body())))
 
 
 def _add_operator_paths(app: FastAPI, service: Service) -> None:
@@ -227,7 +241,7 @@ def _model_card(service: Service) -> dict[str, Any]:
 
 
 def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The request body's part of OpenAPI's schema. FastAPI cannot make it, since `_respond` reads the body itself."""
+    """The request body's part of OpenAPI's schema. FastAPI cannot make it, since the paths read bodies themselves."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     return {

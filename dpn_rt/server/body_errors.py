@@ -85,7 +85,7 @@ def _place(location: Sequence[int | str]) -> str | None:
 
 
 def _is_form(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool", "ImageUrl"))
 
 
 def _position(context: Mapping[str, Any]) -> str:

@@ -33,7 +33,14 @@ class StreamOptions(Strict):
     """Accepted, without effect."""
 
 
-class _Common(NeutralFields):
+class NamesModel(Strict):
+    """A body that says which model it is for."""
+
+    model: str | None = None
+    """Null: the one that is served."""
+
+
+class _Common(NamesModel, NeutralFields):
     model: str
     temperature: float | None = 1.0
     top_p: float | None = 1.0
@@ -123,7 +130,13 @@ class ImagePart(NeutralPartFields):
     """An image of a message."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str
+    """Or the URL itself, which some clients send."""
+
+    @property
+    def url(self) -> str:
+        """Where the image comes from."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -148,13 +161,17 @@ class ChatMessage(NeutralMessageFields):
         return [part for part in self.content if isinstance(part, ImagePart)] if isinstance(self.content, list) else []
 
 
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_LIST)]
+
+
 class Conversation(NeutralTemplateFields):
     """Messages, and how the chat template makes a prompt of them."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_LIST)]
+    messages: Messages
     # vLLM's additions.
-    add_generation_prompt: bool | None = True
-    continue_final_message: bool | None = False
+    add_generation_prompt: bool | None = None
+    """Null: yes, unless an answer is continued."""
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property

@@ -104,7 +104,7 @@ def heard(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 URLS = [
-    "data:image/png;base64,AAA", "data:image/png;base64,AAAA====", "data:image/png;base64,A@AA",
+    "data:image/png;base64,A", "data:image/png;base64,AAAA====", "data:image/png;base64,A@AA",
     "data:image/png;base64,AA==AA==", "data:image/png,%zz", "data:text/html;base64,AAAA", "data:", "http://[", "http://a:b",
     "https://localhost:1/a.png", "https://127.0.0.1/a.png", "http://nowhere.invalid/a.png", "http://" + "a" * 70 + "/",
     "http://\u0130\u0307.example/", "file:///etc/passwd", "ftp://a/b", "7",
@@ -118,7 +118,7 @@ def test_what_is_wrong_with_the_place_of_an_image(start_server: StartServer, cap
         for url in URLS:
             reply = server.post(GOOD.body(**part(type="image_url", image_url={"url": url})))
             message = reply.json()["error"]["message"]
-            assert reply.status_code == 400 and message.startswith("image '"), message
+            assert reply.status_code == 400 and message.startswith("image "), message
             assert not LIBRARIES.search(message), message
     assert not [message for message in caplog.messages if LIBRARIES.search(message)]
 

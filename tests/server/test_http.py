@@ -51,6 +51,8 @@ def test_head_asks_for_the_key_as_get_does(start_server: StartServer) -> None:
         ("POST", "/health", "GET, HEAD"),
         ("POST", "/", "GET, HEAD"),
         ("PATCH", "/docs", "GET, HEAD"),
+        ("GET", "/tokenize", "POST"),
+        ("PUT", "/detokenize", "POST"),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(server: RunningServer, method: str, path: str, allowed: str) -> None:
