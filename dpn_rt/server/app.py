@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import importlib.resources
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -21,6 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from dpn_rt.errors import DpnError
+from dpn_rt.format.config import ReductionConfig
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
@@ -31,6 +32,7 @@ from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.errors import HttpError, error_reply
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
+from dpn_rt.server.page.document import page_text
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
@@ -158,11 +160,11 @@ def _add_operator_paths(app: FastAPI, service: Service) -> None:
         """The server's version."""
         return {"version": VERSION}
 
-    page_text = importlib.resources.files("dpn_rt.server").joinpath("page.html").read_text("utf-8")
+    text = page_text()
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
-        return HTMLResponse(page_text, headers=PAGE_HEADERS)
+        return HTMLResponse(text, headers=PAGE_HEADERS)
 
 
 async def _respond(service: Service, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
@@ -237,7 +239,15 @@ def _model_card(service: Service) -> dict[str, Any]:
         "root": service.config.model_name,  # for vLLM's clients
         "parent": None,
         "max_model_len": service.preparation.max_model_len,
+        "pooling_kernels": _pooling_kernels(service.model.reduction),
     }
+
+
+def _pooling_kernels(reduction: ReductionConfig) -> list[list[tuple[int, int]]]:
+    """The kernels that a route can force, per boundary, by the number of their expert."""
+    if not isinstance(reduction, PoolingConfig):
+        return []
+    return [list(boundary.kernels) for boundary in reduction.boundaries]
 
 
 def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:

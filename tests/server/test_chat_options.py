@@ -12,7 +12,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.reference import EagerDpn
 from examples.tiny_dpn import train
-from examples.tiny_dpn.model import model_config
+from examples.tiny_dpn.model import EXPERTS, model_config
 from examples.tiny_dpn.tokenizer import train_tokenizer
 from tests.server.conftest import MODEL, OPTIONS, Ask, RunningServer, run_server
 
@@ -61,6 +61,12 @@ def test_variables_of_the_template(server: RunningServer) -> None:
     assert server.post(body).json()["choices"] == server.post(Ask().body()).json()["choices"]
     refused = server.post(Ask().body(chat_template_kwargs={"messages": []}))
     assert refused.status_code == 400 and "chat_template_kwargs" in refused.json()["error"]["message"]
+
+
+def test_the_kernels_that_a_route_can_force_are_listed(server: RunningServer, dense_server: RunningServer) -> None:
+    for running, kernels in ((server, [[list(kernel) for kernel in EXPERTS]] * 3), (dense_server, [])):
+        assert running.client.get("/v1/models").json()["data"][0]["pooling_kernels"] == kernels
+        assert running.client.get(f"/v1/models/{MODEL}").json()["pooling_kernels"] == kernels
 
 
 def test_a_url_by_itself(server: RunningServer) -> None:
