@@ -185,12 +185,12 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_cors(parser: argparse.ArgumentParser) -> None:
-    def add(name: str, default: list[list[str]], text: str) -> None:
+    def add(name: str, default: str | list[str], text: str) -> None:
         parser.add_argument(name, nargs="+", type=_names, default=default, metavar="NAME", help=text)
 
     add("--allowed-origins", [], "web pages that may use the server, such as https://app.example.com, or * for all")
-    add("--allowed-methods", [["*"]], "methods that they may use")
-    add("--allowed-headers", [["*"]], "headers that they may send")
+    add("--allowed-methods", "*", "methods that they may use")
+    add("--allowed-headers", "*", "headers that they may send")
     parser.add_argument("--allow-credentials", action="store_true", help="they may send cookies")
 
 
@@ -204,8 +204,9 @@ def _names(text: str) -> list[str]:
     return list(names)
 
 
-def _flat(names: list[list[str]]) -> tuple[str, ...]:
-    return tuple(name for group in names for name in group)
+def _flat(names: list[list[str] | str]) -> tuple[str, ...]:
+    """All names of one option. argparse gives a list per word, and the default without one around it."""
+    return tuple(name for each in names for name in ([each] if isinstance(each, str) else each))
 
 
 if __name__ == "__main__":
