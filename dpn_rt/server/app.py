@@ -226,7 +226,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
             log.info("request %s: %d %s", request_id, reply.status, reply.body["error"]["message"])
         return JSONResponse(reply.body, reply.status, reply.headers)
 
-    for kind in (DpnError, ValidationError, HTTPException, RequestValidationError, Exception):
+    for kind in (DpnError, ValidationError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle)
 
 

@@ -63,7 +63,7 @@ def _fault(error: Error, kinds: Sequence[str]) -> str:
         case "literal_error":
             return f"{_quoted(value)}, expected {context['expected']}"
         case "union_tag_invalid":
-            return f"type {_quoted(context['tag'])}, expected one of {context['expected_tags']}"
+            return f"type {_quoted(value['type'])}, expected one of {context['expected_tags']}"
         case "union_tag_not_found":
             return f'expected an object with a "type", got {_shown(value)}'
         case "too_short":
@@ -80,8 +80,14 @@ def _place(location: Sequence[int | str]) -> str | None:
     for index, part in enumerate(location):
         is_tag = index > 1 and str(location[index - 2]).startswith("list[tagged-union")
         if not is_tag and not _is_form(part):
-            parts.append(str(part))
+            parts.append(_name(str(part)))
     return ".".join(parts) or None
+
+
+def _name(field: str) -> str:
+    """A field's name, which a client may have chosen: cut, and without line breaks, since it is logged."""
+    shown = field if field.isprintable() else repr(field)
+    return shown if len(shown) <= SHOWN_LENGTH else f"{shown[: SHOWN_LENGTH - 1]}…"
 
 
 def _is_form(part: int | str) -> bool:

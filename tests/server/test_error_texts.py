@@ -11,6 +11,7 @@ import pytest
 
 from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.engine.prefill import Prefill
+from dpn_rt.server.cors import CorsPolicy
 from dpn_rt.server.media.policy import MediaPolicy
 from tests.server.conftest import MODEL, Ask, RunningServer, StartServer
 
@@ -66,6 +67,9 @@ BODIES: dict[str, tuple[Any, str]] = {
     "stop tokens": (GOOD.body(stop_token_ids=[2**31]), "stop_token_ids.0: 2147483648, expected less than 2147483648"),
     "options": (GOOD.body(stream=True, stream_options=7), "stream_options: expected an object, got 7"),
     "route": (GOOD.body(route=["a"]), "route.0: expected an integer, got a string"),
+    "type as object": (GOOD.body(**part(type={"a": "SECRET"})), "messages.0.content.0: type an object, expected one"),
+    "long name": (GOOD.body(**{"x" * 5000: 1}), f"unknown or unsupported field {'x' * 39}…: expected"),
+    "line in a name": (GOOD.body(**{"a\nb": 1}), "unknown or unsupported field 'a\\nb': expected"),
     "unknown": (GOOD.body(secret="SECRET"), "unknown or unsupported field secret: expected fields of OpenAI's API"),
 }  # fmt: skip
 
@@ -161,6 +165,26 @@ def test_a_request_that_the_engine_cannot_take_names_only_the_type(
     reply = server.post(GOOD.body())
     assert reply.status_code == 500
     assert reply.json()["error"]["message"].startswith("internal error (KeyError)")
+
+
+def test_an_unexpected_error_has_its_id_and_keeps_the_connection(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the error under the id. The client's next requests go over the same connection."""
+    server = start_server(cors=CorsPolicy(("*",)))
+
+    async def broken(*_: object) -> None:
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(type(server.service.preparation), "chat", broken)
+    for body, status in ((GOOD.body(), 500), (GOOD.body(stream=True), 500), (GOOD.body(n="a"), 400)):
+        with heard(caplog):
+            reply = server.post(body, headers={"X-Request-Id": "mine", "Origin": "https://a.example.com"})
+        assert reply.status_code == status and reply.json()["error"]["code"] is None
+        assert reply.headers.get_list("x-request-id") == ["mine"]
+        assert reply.headers["access-control-allow-origin"] == "*"
+    assert len([record for record in caplog.records if record.exc_info and "mine" in record.getMessage()]) == 2
+    assert 'request_refused_total{model_name="tiny",status="500"} 2.0' in server.client.get("/metrics").text
 
 
 def test_paths_and_methods(server: RunningServer) -> None:
