@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _server_config(options: argparse.Namespace) -> ServerConfig:
     from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.cors import CorsPolicy
     from dpn_rt.server.media.policy import MediaPolicy
 
     return ServerConfig(
@@ -98,6 +100,12 @@ def _server_config(options: argparse.Namespace) -> ServerConfig:
             allowed_local_path=options.allowed_local_media_path,
             max_image_bytes=options.max_image_bytes,
             timeout=options.media_timeout,
+        ),
+        cors=CorsPolicy(
+            allowed_origins=_flat(options.allowed_origins),
+            allowed_methods=_flat(options.allowed_methods),
+            allowed_headers=_flat(options.allowed_headers),
+            allow_credentials=options.allow_credentials,
         ),
     )
 
@@ -134,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ssl-certfile", metavar="FILE", help="TLS certificate")
     _add_engine_limits(parser)
     _add_server_limits(parser)
+    _add_cors(parser)
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     add("--log-json", action="store_true", help="log one JSON object per line")
     add("--otlp-traces-endpoint", metavar="URL", help="collector of OpenTelemetry traces, OTLP over HTTP")
@@ -173,6 +182,31 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=2, metavar="N", help="threads that decode images and text")
     add("--stall-timeout", type=float, default=30.0, metavar="S", help="/health fails when a step takes longer")
     add("--shutdown-timeout", type=float, default=30.0, metavar="S", help="seconds for running requests at the end")
+
+
+def _add_cors(parser: argparse.ArgumentParser) -> None:
+    def add(name: str, default: str | list[str], text: str) -> None:
+        parser.add_argument(name, nargs="+", type=_names, default=default, metavar="NAME", help=text)
+
+    add("--allowed-origins", [], "web pages that may use the server, such as https://app.example.com, or * for all")
+    add("--allowed-methods", "*", "methods that they may use")
+    add("--allowed-headers", "*", "headers that they may send")
+    parser.add_argument("--allow-credentials", action="store_true", help="they may send cookies")
+
+
+def _names(text: str) -> list[str]:
+    """A name, or a list of them in JSON, which is how vLLM takes them."""
+    if not text.startswith("["):
+        return [text]
+    names = json.loads(text)  # argparse reports a ValueError in its own words
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError
+    return list(names)
+
+
+def _flat(names: list[list[str] | str]) -> tuple[str, ...]:
+    """All names of one option. argparse gives a list per word, and the default without one around it."""
+    return tuple(name for each in names for name in ([each] if isinstance(each, str) else each))
 
 
 if __name__ == "__main__":

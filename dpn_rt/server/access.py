@@ -1,14 +1,16 @@
-"""The first layer that every request passes: its id, the API key, the limit of its body."""
+"""A layer that every request passes: its id, the API key, the limit of its body, errors that nothing has foreseen."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import uuid
 from collections.abc import Callable
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dpn_rt.server.bodies import BodyLimits
@@ -16,6 +18,7 @@ from dpn_rt.server.errors import HttpError, error_reply
 
 OPEN_PATHS = ("/health",)
 """Answered without a key, for supervisors and load balancers."""
+log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -37,8 +40,12 @@ class AccessMiddleware:
         request_id = _request_id(headers.get(b"x-request-id", b""))
         scope.setdefault("state", {})["request_id"] = request_id
 
+        has_begun = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
@@ -48,6 +55,15 @@ class AccessMiddleware:
                 await self._app(scope, body.limited(receive), send_with_id)
         except HttpError as error:
             self._on_refusal(error.status)
+            await _send_error(error, send_with_id)
+        except ClientDisconnect:
+            log.info("request %s: the client left while it sent its body", request_id)
+        except Exception as error:
+            # Answered here, since the framework would close the connection, whose next request then fails as well.
+            if has_begun:
+                raise
+            log.error("request %s: internal error", request_id, exc_info=error)
+            self._on_refusal(500)
             await _send_error(error, send_with_id)
 
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
@@ -63,7 +79,7 @@ def _request_id(given: bytes) -> str:
     return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
 
 
-async def _send_error(error: HttpError, send: Any) -> None:
+async def _send_error(error: Exception, send: Any) -> None:
     reply = error_reply(error)
     body = json.dumps(reply.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **reply.headers}

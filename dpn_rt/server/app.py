@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import importlib.resources
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -18,8 +17,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Str
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from dpn_rt.errors import DpnError
+from dpn_rt.format.config import ReductionConfig
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
@@ -30,11 +32,15 @@ from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.errors import HttpError, error_reply
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
+from dpn_rt.server.page.document import page_text
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import Service
+from dpn_rt.server.tokenization import DetokenizeRequest, TokenizeRequest
 from dpn_rt.server.tracing import Tracing
+from dpn_rt.server.uniform import UniformMiddleware
+from dpn_rt.server.unknown_paths import in_own_words
 
 Body = TypeVar("Body", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -85,8 +91,12 @@ def create_app(
     app.add_middleware(
         AccessMiddleware, api_key=config.api_key, bodies=bodies, on_refusal=service.metrics.count_refusal
     )
+    app.add_middleware(UniformMiddleware)
+    if config.cors.allowed_origins:
+        app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
     _add_error_handlers(app, service)
     _add_openai_paths(app, service)
+    _add_tokenization_paths(app, service)
     _add_operator_paths(app, service)
     if tracing is not None:
         tracing.watch(app)
@@ -117,6 +127,18 @@ def _add_openai_paths(app: FastAPI, service: Service) -> None:
         return _model_card(service)
 
 
+def _add_tokenization_paths(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize", openapi_extra=_body_schema(TokenizeRequest), responses=ERRORS)
+    async def tokenize(request: Request) -> Response:
+        """The ids of a text, or of a conversation."""
+        return JSONResponse(await service.tokens(await service.parse(TokenizeRequest, await request.body())))
+
+    @app.post("/detokenize", openapi_extra=_body_schema(DetokenizeRequest), responses=ERRORS)
+    async def detokenize(request: Request) -> Response:
+        """The text of ids."""
+        return JSONResponse(await service.text(await service.parse(DetokenizeRequest, await request.body())))
+
+
 def _add_operator_paths(app: FastAPI, service: Service) -> None:
     @app.get("/health", responses={503: {"description": "the engine is stalled, or the server is shutting down"}})
     async def health() -> Response:
@@ -138,11 +160,11 @@ def _add_operator_paths(app: FastAPI, service: Service) -> None:
         """The server's version."""
         return {"version": VERSION}
 
-    page_text = importlib.resources.files("dpn_rt.server").joinpath("page.html").read_text("utf-8")
+    text = page_text()
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
-        return HTMLResponse(page_text, headers=PAGE_HEADERS)
+        return HTMLResponse(text, headers=PAGE_HEADERS)
 
 
 async def _respond(service: Service, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
@@ -194,7 +216,7 @@ class ClientLeftError(HttpError):
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
     async def handle(request: Request, error: Exception) -> Response:
-        reply = error_reply(_as_http_error(error))
+        reply = error_reply(in_own_words(error, request) if isinstance(error, HTTPException) else error)
         if not isinstance(error, ClientLeftError):  # that is no refusal
             service.metrics.count_refusal(reply.status)
         request_id = getattr(request.state, "request_id", "-")
@@ -204,14 +226,8 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
             log.info("request %s: %d %s", request_id, reply.status, reply.body["error"]["message"])
         return JSONResponse(reply.body, reply.status, reply.headers)
 
-    for kind in (DpnError, ValidationError, HTTPException, RequestValidationError, Exception):
+    for kind in (DpnError, ValidationError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle)
-
-
-def _as_http_error(error: Exception) -> Exception:
-    if isinstance(error, HTTPException):
-        return HttpError(error.status_code, str(error.detail))
-    return error
 
 
 def _model_card(service: Service) -> dict[str, Any]:
@@ -220,12 +236,22 @@ def _model_card(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": int(START),
         "owned_by": "dpn_rt",
+        "root": service.config.model_name,  # for vLLM's clients
+        "parent": None,
         "max_model_len": service.preparation.max_model_len,
+        "pooling_kernels": _pooling_kernels(service.model.reduction),
     }
 
 
+def _pooling_kernels(reduction: ReductionConfig) -> list[list[tuple[int, int]]]:
+    """The kernels that a route can force, per boundary, by the number of their expert."""
+    if not isinstance(reduction, PoolingConfig):
+        return []
+    return [list(boundary.kernels) for boundary in reduction.boundaries]
+
+
 def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The request body's part of OpenAPI's schema. FastAPI cannot make it, since `_respond` reads the body itself."""
+    """The request body's part of OpenAPI's schema. FastAPI cannot make it, since the paths read bodies themselves."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     return {

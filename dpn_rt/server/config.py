@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.prompts.prompt import MAX_IMAGES
+from dpn_rt.server.cors import CorsPolicy
 from dpn_rt.server.media.policy import MediaPolicy
 
 
@@ -40,6 +41,7 @@ class ServerConfig:
     shutdown_timeout: float = 30.0
     """Seconds that running requests get when the server is told to stop; then they are aborted."""
     media: MediaPolicy = field(default_factory=MediaPolicy)
+    cors: CorsPolicy = field(default_factory=CorsPolicy)
 
     @property
     def held_body_bytes(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from dpn_rt.errors import CapacityError, DpnError, RequestError
+from dpn_rt.server.body_errors import describe
 from dpn_rt.server.media.policy import MediaTooLargeError
 
 RETRY_AFTER = 1
@@ -17,9 +19,17 @@ RETRY_AFTER = 1
 class HttpError(DpnError):
     """A request is refused before it reaches the engine."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 
 
 class OverloadedError(HttpError):
@@ -53,14 +63,11 @@ ERROR_TYPES = {
 def error_reply(error: BaseException) -> ErrorReply:
     """The reply for any exception. For an unexpected one it names only the type."""
     if isinstance(error, HttpError):
-        return _reply(error.status, str(error), error.param, error.code)
+        reply = _reply(error.status, str(error), error.param, error.code)
+        return replace(reply, headers={**reply.headers, **error.headers})
     if isinstance(error, ValidationError):
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        # Where a value may have several forms, pydantic reports an error for each. The deepest location belongs to the
-        # form that was meant; a value of the wrong type belongs to a form that was not.
-        first = max(errors, key=lambda item: (len(item["loc"]), not item["type"].endswith("_type")))
-        place = ".".join(str(part) for part in first["loc"] if not _is_form(part)) or None
-        return _reply(400, f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}", place)
+        place, message = describe(error)
+        return _reply(400, message, place)
     if isinstance(error, MediaTooLargeError):
         return _reply(413, str(error))
     if isinstance(error, RequestError | CapacityError):
@@ -68,11 +75,6 @@ def error_reply(error: BaseException) -> ErrorReply:
     if isinstance(error, DpnError):
         return _reply(500, str(error))
     return _reply(500, f"internal error ({type(error).__name__}); the server's log has it under the request's id")
-
-
-def _is_form(part: int | str) -> bool:
-    """Whether a part of an error's location is pydantic's name for one of several types, not a field."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
 
 
 def _reply(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorReply:

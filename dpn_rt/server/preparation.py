@@ -16,7 +16,7 @@ from dpn_rt.prompts.processor import ProcessedPrompt, Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
-from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest
+from dpn_rt.server.protocol import ChatMessage, ChatRequest, CompletionRequest, Conversation
 
 CHARACTERS_PER_TOKEN = 3
 """For estimates before a text is tokenised."""
@@ -36,6 +36,10 @@ class Preparation:
         self._max_images = max_images
 
     @property
+    def processor(self) -> Processor:
+        return self._processor
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         return self._processor.tokenizer
 
@@ -48,13 +52,13 @@ class Preparation:
         """Calls a function in a worker thread and gives its result."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
 
-    async def chat(self, request: ChatRequest) -> ProcessedPrompt:
-        """The prompt of a conversation.
+    async def chat(self, request: Conversation) -> ProcessedPrompt:
+        """The prompt of a conversation, and what a chat request says of its route.
 
         Raises:
             RequestError, ImageError: text or image cannot be served; MediaError: an image cannot be loaded.
         """
-        urls = [part.image_url.url for message in request.messages for part in message.images]
+        urls = [part.url for message in request.messages for part in message.images]
         files = [await self._media.load(url) for url in urls]
         return await self.run(self._process_chat, request, files)
 
@@ -62,14 +66,15 @@ class Preparation:
         """The prompts of a completion request."""
         return await self.run(self._process_text, request)
 
-    def check(self, request: ChatRequest | CompletionRequest) -> None:
+    def check(self, request: Conversation | CompletionRequest) -> None:
         """Checks what can be checked before anything is loaded or decoded.
 
         Raises:
             RequestError: sampling parameters are invalid, there are more images than the server takes, or the text is
                 far too long for the model.
         """
-        _ = request.sampling  # raises if a value is invalid
+        if isinstance(request, ChatRequest | CompletionRequest):
+            _ = request.sampling  # raises if a value is invalid
         if isinstance(request, CompletionRequest):
             for prompt in request.prompts:
                 if isinstance(prompt, str):
@@ -82,7 +87,7 @@ class Preparation:
         if count > self._max_images:
             raise RequestError(f"messages: {count} images, expected at most {self._max_images}")
 
-    def estimated_tokens(self, request: ChatRequest | CompletionRequest) -> int:
+    def estimated_tokens(self, request: Conversation | CompletionRequest) -> int:
         """Tokens of prompts and answers, estimated from lengths alone."""
         if isinstance(request, CompletionRequest):
             lengths = [len(prompt) if isinstance(prompt, list) else _tokens(prompt) for prompt in request.prompts]
@@ -91,16 +96,24 @@ class Preparation:
         visual = 0 if vision is None else vision.max_visual_tokens
         text = sum(_tokens(text) for message in request.messages for text in _texts(message))
         images = sum(len(message.images) for message in request.messages)
-        return text + images * visual + request.completions * self._answer(request.token_limit)
+        answers = request.completions * self._answer(request.token_limit) if isinstance(request, ChatRequest) else 0
+        return text + images * visual + answers
 
     def _answer(self, max_tokens: int | None) -> int:
         return min(max_tokens or DEFAULT_ANSWER_TOKENS, self.max_model_len)
 
-    def _process_chat(self, request: ChatRequest, files: list[bytes]) -> ProcessedPrompt:
+    def _process_chat(self, request: Conversation, files: list[bytes]) -> ProcessedPrompt:
         images = iter([self._images.get(file, partial(self._image, i)) for i, file in enumerate(files)])
         messages = [_message(message, images) for message in request.messages]
-        prompt = self._processor.chat(messages)
-        return self._processor.process({**prompt, "route": request.route, "router_bias": request.router_bias})
+        prompt = self._processor.chat(
+            messages,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            chat_template_kwargs=request.chat_template_kwargs,
+        )
+        if isinstance(request, ChatRequest):
+            prompt |= {"route": request.route, "router_bias": request.router_bias}
+        return self._processor.process(prompt)
 
     def _image(self, index: int, file: bytes) -> VisualInput:
         return self._processor.image(decode_image(io.BytesIO(file), f"image {index}"))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.server.neutral import (
+    NeutralChatFields,
+    NeutralCompletionFields,
+    NeutralFields,
+    NeutralMessageFields,
+    NeutralPartFields,
+    NeutralTemplateFields,
+    Strict,
+)
 
 MAX_LIST = 4096
 """Items of a list in a request: far more than any use needs, far fewer than would slow the server down."""
@@ -15,35 +23,24 @@ Value = TypeVar("Value")
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
-def _neutral(*values: Any) -> AfterValidator:
-    """The check of a field that is not supported: it accepts null and the values that change nothing."""
-
-    def check(value: Any) -> Any:
-        if value is not None and not any(value == neutral for neutral in values):
-            expected = " or ".join(json.dumps(neutral) for neutral in (None, *values))
-            raise ValueError(f"not supported, expected it left out or {expected}")
-        return value
-
-    return AfterValidator(check)
-
-
-NoTools = Annotated[Any, _neutral([])]
-"""A list of tools or of their calls, which no model here supports."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """`stream_options`."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    """vLLM's: with `include_usage`, every chunk has the usage so far."""
+    include_obfuscation: bool | None = False
     """Accepted, without effect."""
 
 
-class _Common(_Strict):
+class NamesModel(Strict):
+    """A body that says which model it is for."""
+
+    model: str | None = None
+    """Null: the one that is served."""
+
+
+class _Common(NamesModel, NeutralFields):
     model: str
     temperature: float | None = 1.0
     top_p: float | None = 1.0
@@ -60,29 +57,20 @@ class _Common(_Strict):
     repetition_penalty: float | None = 1.0
     min_tokens: int | None = 0
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LIST)] | None = None
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    include_stop_str_in_output: bool = False
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    ignore_eos: bool | None = False
+    skip_special_tokens: bool | None = True
+    include_stop_str_in_output: bool | None = False
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = 0
     """Lower goes first."""
     # Our own additions.
     route: Annotated[list[int | None], Field(max_length=64)] | None = None
     """Forced expert per boundary; null leaves the choice to the router."""
-    router_bias: float = 0.0
+    router_bias: float | None = 0.0
     """Added to the routers' logits per level of compression: above 0 faster, below 0 more accurate."""
-    # Accepted from OpenAI's clients, without effect here.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    # Accepted only with the value that they have when left out.
-    logit_bias: Annotated[Any, _neutral({})] = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
-        if self.stream_options is not None and not self.stream:
+        if self.stream_options is not None and self.stream_options.model_fields_set and not self.stream:
             raise ValueError("stream_options: expected stream=true as well")
         return self
 
@@ -106,26 +94,31 @@ class _Common(_Strict):
             stop_token_ids=self.stop_token_ids,
             max_tokens=max_tokens,
             min_tokens=_or(self.min_tokens, 0),
-            ignore_eos=self.ignore_eos,
+            ignore_eos=_or(self.ignore_eos, False),
             logprobs=logprobs,
-            skip_special_tokens=self.skip_special_tokens,
-            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=_or(self.skip_special_tokens, True),
+            include_stop_str_in_output=_or(self.include_stop_str_in_output, False),
         )
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk that has `usage`."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has `usage`."""
+        return self.wants_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
-class TextPart(_Strict):
+class TextPart(NeutralPartFields):
     """Text of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
+class ImageUrl(Strict):
     """Where an image comes from."""
 
     url: str
@@ -133,29 +126,29 @@ class ImageUrl(_Strict):
     """Accepted, without effect: the vision tower has one resolution."""
 
 
-class ImagePart(_Strict):
+class ImagePart(NeutralPartFields):
     """An image of a message."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str
+    """Or the URL itself, which some clients send."""
+
+    @property
+    def url(self) -> str:
+        """Where the image comes from."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class ChatMessage(_Strict):
+class ChatMessage(NeutralMessageFields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(max_length=MAX_LIST)] | None
     """Null in an assistant's message stands for no text."""
     name: str | None = None
-    # Fields of a reply's message, so that a client can send it back.
-    refusal: Annotated[Any, _neutral()] = None
-    annotations: Annotated[Any, _neutral([])] = None
-    audio: Annotated[Any, _neutral()] = None
-    tool_calls: NoTools = None
-    function_call: Annotated[Any, _neutral()] = None
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
@@ -168,32 +161,38 @@ class ChatMessage(_Strict):
         return [part for part in self.content if isinstance(part, ImagePart)] if isinstance(self.content, list) else []
 
 
-class ChatRequest(_Common):
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_LIST)]
+
+
+class Conversation(NeutralTemplateFields):
+    """Messages, and how the chat template makes a prompt of them."""
+
+    messages: Messages
+    # vLLM's additions.
+    add_generation_prompt: bool | None = None
+    """Null: yes, unless an answer is continued."""
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def num_prompts(self) -> int:
+        """A conversation is one prompt."""
+        return 1
+
+
+class ChatRequest(Conversation, NeutralChatFields, _Common):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_LIST)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: NoTools = None
-    tool_choice: Annotated[Any, _neutral("none", "auto")] = None
-    parallel_tool_calls: bool | None = None
-    functions: NoTools = None
-    response_format: Annotated[Any, _neutral({"type": "text"})] = None
-    modalities: Annotated[Any, _neutral(["text"])] = None
-    audio: Annotated[Any, _neutral()] = None
 
     @model_validator(mode="after")
     def _check_top_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError(f"top_logprobs={self.top_logprobs}: expected logprobs=true as well")
         return self
-
-    @property
-    def num_prompts(self) -> int:
-        """A conversation is one prompt."""
-        return 1
 
     @property
     def token_limit(self) -> int | None:
@@ -206,7 +205,7 @@ class ChatRequest(_Common):
         return self._sampling(self.token_limit, (self.top_logprobs or 0) if self.logprobs else None)
 
 
-class CompletionRequest(_Common):
+class CompletionRequest(NeutralCompletionFields, _Common):
     """`POST /v1/completions`: continues text as it stands, without images."""
 
     prompt: (
@@ -217,9 +216,6 @@ class CompletionRequest(_Common):
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Annotated[Any, _neutral(False)] = None
-    suffix: Annotated[Any, _neutral("")] = None
-    best_of: Annotated[Any, _neutral(1)] = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -20,17 +20,24 @@ Json = dict[str, Any]
 
 def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) -> Json:
     """`usage`. The prompt tokens include the image's rows as they enter the decoder."""
-    prompt_tokens = sum(prompt.num_rows for prompt in prompts)
     completion_tokens = sum(len(c.token_ids) for output in outputs for c in output.outputs)
     images = sum(prompt.num_visual_tokens for prompt in prompts)
     cached = sum(output.num_cached_tokens for output in outputs)
     stages = [output.pyramid.visual_tokens for output in outputs if output.pyramid.visual_tokens]
     return {
+        **token_counts(prompts, completion_tokens),
+        "prompt_tokens_details": {"image_tokens": images, "cached_tokens": cached},
+        "visual_tokens_per_stage": [sum(counts) for counts in zip(*stages, strict=True)],
+    }
+
+
+def token_counts(prompts: Sequence[ProcessedPrompt], completion_tokens: int) -> Json:
+    """The part of `usage` that is known while a request runs."""
+    prompt_tokens = sum(prompt.num_rows for prompt in prompts)
+    return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"image_tokens": images, "cached_tokens": cached},
-        "visual_tokens_per_stage": [sum(counts) for counts in zip(*stages, strict=True)],
     }
 
 

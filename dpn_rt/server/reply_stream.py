@@ -16,13 +16,24 @@ class ReplyStream:
     The last chunk of a prompt carries its pyramid and timings, so it is held until the prompt's output is there.
     """
 
-    def __init__(self, replies: Replies, prompts: int, completions: int, extra: Callable[[int, RequestOutput], Json]):
+    def __init__(
+        self,
+        replies: Replies,
+        prompts: int,
+        completions: int,
+        *,
+        extra: Callable[[int, RequestOutput], Json],
+        usage: Callable[[int], Json] | None = None,
+    ) -> None:
         """
         Args:
             completions: of each prompt.
             extra: fields of a prompt's last chunk, from its position and output.
+            usage: gives every chunk its `usage`, from the number of tokens of the whole request so far; None: chunks
+                have none.
         """
-        self._replies, self._completions, self._extra = replies, completions, extra
+        self._replies, self._completions, self._extra, self._usage = replies, completions, extra, usage
+        self._num_tokens = 0
         self._unfinished = [completions] * prompts
         self._held: dict[int, Json] = {}
         self._outputs: dict[int, RequestOutput] = {}
@@ -42,11 +53,17 @@ class ReplyStream:
         """
         if isinstance(event, RequestOutput) and event.error is not None:
             raise event.error
-        first = [] if self.has_begun else self._replies.first_chunks(self._completions)
+        first = [] if self.has_begun else self._with_usage(self._replies.first_chunks(self._completions))
         self.has_begun = True
         if isinstance(event, RequestOutput):
-            return [*first, self._last_chunk(position, event)]
-        return [*first, *self._chunks(position, event)]
+            return [*first, *self._with_usage([self._last_chunk(position, event)])]
+        self._num_tokens += sum(len(item.token_ids) for item in event)
+        return [*first, *self._with_usage(self._chunks(position, event))]
+
+    def _with_usage(self, chunks: list[Json]) -> list[Json]:
+        if self._usage is None:
+            return chunks
+        return [{**chunk, "usage": self._usage(self._num_tokens)} for chunk in chunks]
 
     def _chunks(self, position: int, progress: Sequence[Progress]) -> list[Json]:
         chunk = self._replies.chunk(progress, position * self._completions)

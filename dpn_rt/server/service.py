@@ -9,6 +9,8 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ModelConfig
@@ -22,14 +24,16 @@ from dpn_rt.server.errors import HttpError, error_reply
 from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
-from dpn_rt.server.protocol import ChatRequest, CompletionRequest
-from dpn_rt.server.replies import Json, Replies, pyramid, sse, timings, usage
+from dpn_rt.server.protocol import ChatRequest, CompletionRequest, Conversation, NamesModel
+from dpn_rt.server.replies import Json, Replies, pyramid, sse, timings, token_counts, usage
 from dpn_rt.server.reply_stream import ReplyStream
+from dpn_rt.server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from dpn_rt.server.tracing import Tracing
 
 LONG_BODY = 2**16
 """Bytes. A body of at least this size is parsed in a worker thread, so that the event loop is not blocked."""
 Request = ChatRequest | CompletionRequest
+Parsed = TypeVar("Parsed", bound=NamesModel)
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +49,7 @@ class Service:
     metrics: Metrics
     tracing: Tracing | None = None
 
-    async def parse(self, kind: type[Request], body: bytes) -> Request:
+    async def parse(self, kind: type[Parsed], body: bytes) -> Parsed:
         """The request in a body.
 
         Raises:
@@ -56,10 +60,22 @@ class Service:
         else:
             request = await self.preparation.run(kind.model_validate_json, body)
         expected = self.config.model_name
-        if request.model != expected:
+        if request.model not in (None, expected):
             message = f"model {request.model!r:.80}: expected {expected!r}"
             raise HttpError(404, message, param="model", code="model_not_found")
         return request
+
+    async def tokens(self, request: TokenizeRequest) -> Json:
+        """The reply to `POST /tokenize`. A conversation has a place in the queue while its images are prepared."""
+        tokenization = Tokenization(self.preparation)
+        if request.conversation is None:
+            return await tokenization.tokens(request)
+        with self._enter(request.conversation):
+            return await tokenization.tokens(request)
+
+    async def text(self, request: DetokenizeRequest) -> Json:
+        """The reply to `POST /detokenize`."""
+        return await Tokenization(self.preparation).text(request)
 
     async def whole(self, request: Request) -> Json:
         """The reply to a request that does not stream."""
@@ -90,6 +106,7 @@ class Service:
                 len(prompts),
                 request.completions,
                 extra=lambda position, output: self._extra(prompts[position], output),
+                usage=partial(token_counts, prompts) if request.wants_continuous_usage else None,
             )
             runs = [self._events(f"{request_id}-{i}", p, request, ticket) for i, p in enumerate(prompts)]
             try:
@@ -107,7 +124,7 @@ class Service:
                     yield sse(replies.usage_chunk(usage(prompts, reply_stream.outputs)))
             yield sse("[DONE]")
 
-    def _enter(self, request: Request) -> AbstractContextManager[Ticket]:
+    def _enter(self, request: Request | Conversation) -> AbstractContextManager[Ticket]:
         """Checks a request without decoding anything, then takes its places in the queue."""
         self.preparation.check(request)
         return self.admission.enter(self.preparation.estimated_tokens(request), request.num_prompts)
@@ -142,7 +159,7 @@ class Service:
     ) -> AsyncGenerator[Event, None]:
         """The engine's events of one prompt; counts and traces them, and gives the prompt's place in the queue back."""
         record_gap = self.metrics.gap_timer()
-        events = self.engine.stream(request_id, prompt, request.sampling, request.priority, only_first=only_first)
+        events = self.engine.stream(request_id, prompt, request.sampling, request.priority or 0, only_first=only_first)
         is_waiting, has_ended = True, False
         try:
             async with aclosing(events):

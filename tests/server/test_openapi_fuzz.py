@@ -9,7 +9,16 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.server.conftest import Ask, RunningServer
 
-EXPECTED = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/version"}
+EXPECTED = {
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/metrics",
+    "/version",
+}
 
 
 def test_no_request_is_a_server_error(server: RunningServer) -> None:

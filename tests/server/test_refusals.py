@@ -41,7 +41,7 @@ def bomb() -> bytes:
 BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "no model": ({"messages": []}, 400, "model"),
     "no messages": (GOOD.body(messages=[]), 400, "messages"),
-    "unknown field": (GOOD.body(temprature=1), 400, "temprature"),
+    "unknown field": (GOOD.body(temprature=1), 400, "unknown or unsupported field temprature"),
     "wrong type": (GOOD.body(max_tokens="8"), 400, "max_tokens"),
     "other model": (GOOD.body(model="gpt"), 404, "expected 'tiny'"),
     "temperature": (GOOD.body(temperature=-1), 400, "temperature=-1"),
@@ -66,7 +66,7 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "tools": (GOOD.body(tools=[{"type": "function"}]), 400, "tools: not supported, expected it left out or null or []"),
     "format": (GOOD.body(response_format={"type": "json_object"}), 400, "response_format: not supported"),
     "no content": (GOOD.body(messages=[{"role": "user", "content": None}]), 400, "content: null"),
-    "17 stop strings": (GOOD.body(stop=["x"] * 17), 400, "stop: List should have at most 16 items"),
+    "17 stop strings": (GOOD.body(stop=["x"] * 17), 400, "stop: 17 items, expected at most 16"),
     "top logprobs alone": (GOOD.body(top_logprobs=2), 400, "expected logprobs=true"),
     "huge text": (GOOD.body(messages=[{"role": "user", "content": "a " * 200_000}]), 400, "characters: expected"),
 }

@@ -39,6 +39,7 @@ class EngineClient:
         """What the engine had to do at its last update."""
         self.failure: Exception | None = None
         """What ended the engine, unless that was `stop`."""
+        self._told = "the engine has stopped: shutting down"
         self._failed = asyncio.Event()
         self._is_stopping = False
         self._streams: dict[str, RequestStream] = {}
@@ -60,7 +61,7 @@ class EngineClient:
         self._writer.transport.abort()  # `close` would wait until a process that stands still has read everything
         await asyncio.to_thread(self._process.stop)
         await self._receiving
-        self._end_streams("shutting down")
+        self._end_streams()
 
     async def failed(self) -> Exception:
         """Waits until the engine has failed; gives what ended it."""
@@ -96,7 +97,7 @@ class EngineClient:
         if request_id in self._streams:
             raise RequestError(f"request id {request_id!r} is in use")
         if self._is_stopping or self.failure is not None:
-            raise StepError(f"the engine has stopped: {self.failure or 'shutting down'}")
+            raise StepError(self._told)
         stream = RequestStream(self._detokenizers(params), only_first)
         self._streams[request_id] = stream
         self._busy_since = self._busy_since or time.monotonic()
@@ -135,9 +136,10 @@ class EngineClient:
                 self._take(await read_message(self._reader))
         except EOFError:
             if not self._is_stopping:
-                self._fail(StepError(await asyncio.to_thread(self._process.wait)))
+                how = await asyncio.to_thread(self._process.wait)
+                self._fail(StepError(how), how)
         except Exception as error:
-            self._fail(error)
+            self._fail(error, "an update of its process cannot be read")
 
     def _take(self, update: Update) -> None:
         self.load = update.load
@@ -152,14 +154,15 @@ class EngineClient:
                 stream.fail(error)
         self._busy_since = time.monotonic() if self._streams else None
         if update.failure is not None:
-            self._fail(StepError(update.failure))
+            self._fail(StepError(update.failure), "a step failed")
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = error
-        self._end_streams(error)
+    def _fail(self, error: Exception, told: str) -> None:
+        """Args: told: what clients are told of it, without the text of an exception."""
+        self.failure, self._told = error, f"the engine has stopped: {told}"
+        self._end_streams()
         self._failed.set()
 
-    def _end_streams(self, reason: object) -> None:
+    def _end_streams(self) -> None:
         for stream in self._streams.values():
-            stream.fail(StepError(f"the engine has stopped: {reason}"))
+            stream.fail(StepError(self._told))
         self._streams.clear()

@@ -10,10 +10,12 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import replace
 
 from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.engine.loader import load_bare_engine
 from dpn_rt.errors import DpnError
+from dpn_rt.outputs import RequestOutput
 from dpn_rt.server.engine_client.channel import Channel
 from dpn_rt.server.engine_client.messages import Abort, Add, EngineSource, Load, Loaded, Update
 from dpn_rt.server.logs import set_up_logs
@@ -89,9 +91,7 @@ class EngineLoop:
                 failure: Exception | None = self._engine.failure
             except Exception as error:
                 result, failure = StepResult(), error
-            for output in result.finished:
-                if output.error is not None:  # its cause does not travel
-                    log.error("request %s: %s", output.request_id, output.error, exc_info=output.error)
+            result = replace(result, finished=[_reported(output) for output in result.finished])
             reason = None if failure is None else repr(failure)
             self._channel.send(Update(Load.of(self._engine), result, failure=reason))
             if failure is not None:
@@ -121,6 +121,19 @@ class EngineLoop:
         if count:
             self._channel.send(Update(Load.of(self._engine), result, refused))
         return True
+
+
+def _reported(output: RequestOutput) -> RequestOutput:
+    """An output for the server, its error in the log. Clients get no text of the exception that caused an error."""
+    error = output.error
+    if error is None:
+        return output
+    log.error("request %s: %s", output.request_id, error, exc_info=error)
+    if error.__cause__ is None:
+        return output
+    kind = type(error.__cause__).__name__
+    message = f"request {output.request_id}: a step failed ({kind}); the server's log has it under this id"
+    return replace(output, error=type(error)(message))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve
 
 
 class RefusedAddressError(Exception):
-    """A host name has an address to which the server must not connect."""
+    """A host name has an address to which the server must not connect, or none."""
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -37,15 +37,15 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         """A connection to the first address of `host` that accepts one. Each gets an equal share of `timeout` seconds.
 
         Raises:
-            RefusedAddressError: any of the addresses is not allowed.
-            OSError: the host has no address.
+            RefusedAddressError: any of the addresses is not allowed, or there is none.
+            OSError: the host is unknown.
             httpcore.ConnectError, httpcore.ConnectTimeout: no address accepts a connection.
         """
         addresses = list(dict.fromkeys(await self._resolve(host)))
         if not all(map(self._is_allowed_address, addresses)):
             # The message leaves the address out: it would tell clients about the network behind the server.
             raise RefusedAddressError(f"the host {host!r} has an address that is not public, expected public ones")
-        failure: Exception = httpcore.ConnectError(f"the host {host!r} has no address")
+        failure: Exception = RefusedAddressError(f"the host {host!r} has no address")
         for address in addresses:
             try:
                 share = timeout and timeout / len(addresses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import NoReturn
 
@@ -100,7 +101,7 @@ class Fetcher:
                     return _redirect_target(url, response, name)
                 return await self._body(response, name)
         except _FAILURES as error:
-            raise MediaError(f"{name}: cannot be fetched: {str(error) or type(error).__name__}") from error
+            raise MediaError(f"{name}: cannot be fetched: {_reason(error)}") from error
 
     async def _body(self, response: httpcore.Response, name: str) -> bytes:
         if response.status != 200:
@@ -123,11 +124,29 @@ class Fetcher:
         raise MediaTooLargeError(f"{name}: {size}, expected at most {self._policy.max_image_bytes}")
 
 
+def _reason(error: Exception) -> str:
+    """Why a fetch failed, in the server's own words: those of a library may name addresses of the server's network."""
+    causes = (error, error.__cause__, error.__context__)
+    if isinstance(error, RefusedAddressError):
+        return str(error)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return "its server has no certificate that is valid for the host"
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return "no TLS connection to its server"
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "its host has no address"
+    if isinstance(error, httpcore.TimeoutException):
+        return "its server took too long"
+    if isinstance(error, httpcore.ConnectError):
+        return "no connection to its server"
+    return "its server's answer broke off or is not HTTP"
+
+
 def _parse(address: str, name: str) -> httpx.URL:
     try:
         return httpx.URL(address)
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise MediaError(f"{name}: not a URL: {error}") from error
+        raise MediaError(f"{name}: not a URL, expected https://host/path") from error
 
 
 def _redirect_target(url: httpx.URL, response: httpcore.Response, name: str) -> httpx.URL:

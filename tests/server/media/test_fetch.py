@@ -175,7 +175,7 @@ def test_no_address() -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     site = ImageSite({})
-    assert "cannot be fetched: [Errno -2] Name or service" in refused_by_site(site, HOME, resolve=resolve)
+    assert "cannot be fetched: its host has no address" in refused_by_site(site, HOME, resolve=resolve)
     assert "has no address" in refused_by_site(site, HOME, resolve=lambda host: [])
 
 

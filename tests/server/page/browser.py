@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import time
 from collections.abc import Callable
@@ -63,6 +64,31 @@ class Page:
     def choose(self, path: Path) -> None:
         self.find("#file").send_keys(str(path))
         self.wait(lambda: self.text("#file-name") == path.name)
+
+    def drop(self, *files: tuple[str, bytes]) -> None:
+        """Files with these names and contents, onto the place for the image."""
+        script = """
+            const [target, files] = arguments;
+            const data = new DataTransfer();
+            for (const [name, text] of files) {
+                const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+                data.items.add(new File([bytes], name, { type: "image/png" }));
+            }
+            target.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: data }));
+        """
+        encoded = [[name, base64.b64encode(content).decode()] for name, content in files]
+        self.run(script, self.find("#drop"), encoded)
+
+    def set(self, **values: str) -> None:
+        """Fields by their ids, with _ for -."""
+        for name, value in values.items():
+            field = self.find(f"#{name.replace('_', '-')}")
+            field.clear()
+            field.send_keys(value)
+
+    def problem(self, field: str) -> str:
+        """What stands beside a field as its problem; empty if nothing does."""
+        return self.text(f"#{field}-problem")
 
     def ask(self, question: str = "What is it?") -> None:
         self.find("#question").send_keys(question, webdriver.Keys.ENTER)

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[3] / "dpn_rt" / "server" / "page.html"
+from dpn_rt.server.page.document import page_text
+
 POLICY = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 )
@@ -36,6 +36,7 @@ class StubServer(ThreadingHTTPServer):
     """Serves the page and a fake API: `answer` writes the reply to a question.
 
     `questions` holds the bodies of the questions, `keys` their Authorization headers, `paths` every path asked for.
+    `card` is the model's; it is given while `may_list_models` is set.
     """
 
     daemon_threads = True
@@ -47,6 +48,9 @@ class StubServer(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.paths: list[str] = []
         self.client_left = threading.Event()
+        self.card: dict[str, Any] = {"id": "stub-model"}
+        self.may_list_models = threading.Event()
+        self.may_list_models.set()
 
     @property
     def url(self) -> str:
@@ -63,10 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)
         if self.path in ("/", WITHOUT_POLICY):
             policy = {"Content-Security-Policy": POLICY} if self.path == "/" else {}
-            self._reply(PAGE.read_bytes(), "text/html; charset=utf-8", policy)
+            self._reply(page_text().encode(), "text/html; charset=utf-8", policy)
         elif self.path == "/v1/models":
-            card = {"object": "list", "data": [{"id": "stub-model"}]}
-            self._reply(json.dumps(card).encode(), "application/json", {})
+            self.server.may_list_models.wait(PATIENCE)
+            models = {"object": "list", "data": [self.server.card]}
+            self._reply(json.dumps(models).encode(), "application/json", {})
         else:
             self.send_error(404)
 

@@ -41,7 +41,7 @@ def test_focus_is_seen_and_controls_have_names(page: Page, wide_image: Path) -> 
     page.type(webdriver.Keys.ENTER)
     page.find("header").click()  # from where the first tab leads into the form
     reached = {}
-    for _ in range(12):
+    for _ in range(20):
         page.type(webdriver.Keys.TAB)
         if page.focused == "body":
             break
@@ -55,6 +55,7 @@ def test_focus_is_seen_and_controls_have_names(page: Page, wide_image: Path) -> 
         assert outline >= 2, page.focused
     assert list(reached) == [
         "file", "remove", "question", "ask", "summary", "max-tokens", "temperature", "bias", "route", "key",
+        "example-1", "example-2", "example-3", "example-4",
     ]  # fmt: skip
     assert all(reached.values()), reached
 

@@ -49,6 +49,18 @@ def test_answer_streams_in(page: Page) -> None:
     assert not page.find("#pyramid").is_displayed()
 
 
+@pytest.mark.parametrize("pieces", [[" cat", " and dog"], [" ", "\n", " cat", " and dog"], ["cat", " and dog"]])
+def test_an_answer_begins_without_its_space(page: Page, pieces: list[str]) -> None:
+    def answer(reply: Reply) -> None:
+        for piece in pieces:
+            reply.text(piece)
+        reply.done()
+
+    page.server.answer = answer
+    page.ask_and_wait()
+    assert page.run("return document.getElementById('answer').textContent") == "cat and dog"
+
+
 def test_request_carries_image_and_options(page: Page, wide_image: Path) -> None:
     page.choose(wide_image)
     page.find("summary").click()

@@ -36,7 +36,7 @@ def test_image_is_dropped_pasted_and_removed(page: Page, wide_image: Path) -> No
     page.run(transfer, page.find("#question"), "paste", "pasted.png", picture)
     page.wait(lambda: page.text("#file-name") == "pasted.png")
     page.run(transfer, page.find("#drop"), "drop", "broken.png", base64.b64encode(b"no image").decode())
-    page.wait(lambda: "broken.png is not an image" in page.text("#error"))
+    page.wait(lambda: "broken.png is not an image" in page.problem("image"))
     assert not page.find("#preview").is_displayed()
     page.choose(wide_image)
     page.find("#remove").click()
@@ -51,7 +51,7 @@ def test_pyramid_is_drawn(page: Page, wide_image: Path) -> None:
     page.ask_and_wait()
     assert page.texts("figcaption") == [
         "stage 0: 35 visual tokens",
-        "stage 1: 15 visual tokens, kernel 1x2\nrouter: 75 %",
+        "stage 1: 15 visual tokens, kernel 1x2\nthe router chose this with 75 %",
         "stage 2: 15 visual tokens, kernel skipped",
         "stage 3: 2 visual tokens, kernel 2x2",
     ]
@@ -76,7 +76,7 @@ def test_pyramid_is_drawn(page: Page, wide_image: Path) -> None:
         "Time to first token": "170 ms",
         "Total time": "1.23 s",
         "Prefill FLOPs saved": "60.5 %",
-        "Route": "1x2, skipped, 2x2 (experts 1, none, 2)",
+        "Pooling kernels": "1x2, skipped, 2x2",
     }
 
 
@@ -98,3 +98,54 @@ def test_image_is_shown_as_the_tower_saw_it(
         pixel = seen.getpixel((round(place[0] * side), round(place[1] * side)))
         assert isinstance(pixel, tuple)
         assert max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) < 12, (place, pixel, colour)
+
+
+def test_a_forced_kernel_is_told_from_a_chosen_one(page: Page, wide_image: Path) -> None:
+    probs = [[0.25, 0.75, 0.0], None, [0.2, 0.6, 0.2]]
+    page.server.answer = lambda reply: answer_with_pyramid(reply, experts=[1, 0, 2], probs=probs)
+    page.choose(wide_image)
+    page.find("summary").click()
+    page.set(route=",0,2")
+    page.ask_and_wait()
+    details = [caption.partition("\n")[2] for caption in page.texts("figcaption")]
+    assert details == [
+        "", "the router chose this with 75 %", "forced", "forced (the router would have given it 20 %)",
+    ]  # fmt: skip
+
+
+def test_averages_show_what_is_left(page: Page, wide_image: Path) -> None:
+    page.server.answer = lambda reply: answer_with_pyramid(
+        reply, grids=[[4, 4], [4, 2], [2, 1], [1, 1]], kernels=[[1, 2], [2, 2], [2, 1]], visual_tokens=[16, 8, 2, 1]
+    )
+    page.choose(wide_image)
+    page.ask_and_wait()
+    seen = """return [...document.querySelectorAll("figure svg")].map(
+        (drawing) => [...drawing.querySelectorAll("rect")].map((rect) => getComputedStyle(rect).fill))"""
+    assert {fill for stage in page.run(seen) for fill in stage} == {"none"}
+    page.find("#averages").click()
+    assert page.find("#averages").get_attribute("aria-pressed") == "true"
+    half_padding = [(colour + pad) // 2 for colour, pad in zip((127, 0, 127), PADDING, strict=True)]
+    expected = [
+        [PADDING] * 4 + [RED, RED, BLUE, BLUE] * 2 + [PADDING] * 4,  # the picture fills the middle half
+        [PADDING] * 2 + [RED, BLUE] * 2 + [PADDING] * 2,
+        [tuple(half_padding)] * 2,
+        [tuple(half_padding)],
+    ]
+    for fills, colours in zip(page.run(seen), expected, strict=True):
+        for fill, colour in zip(fills, colours, strict=True):
+            channels = [int(part) for part in fill.removeprefix("rgb(").removesuffix(")").split(",")]
+            assert max(abs(a - b) for a, b in zip(channels, colour, strict=True)) < 4, (fill, colour)
+    page.find("#averages").click()
+    assert {fill for stage in page.run(seen) for fill in stage} == {"none"}
+
+
+def test_lines_are_thinner_where_there_are_many(page: Page, wide_image: Path) -> None:
+    page.server.answer = lambda reply: answer_with_pyramid(
+        reply, grids=[[24, 24], [12, 24], [12, 12], [3, 3]], kernels=[[2, 1], [1, 2], [4, 4]]
+    )
+    page.choose(wide_image)
+    page.ask_and_wait()
+    widths = page.run("""return [...document.querySelectorAll("figure svg")].map(
+        (drawing) => parseFloat(getComputedStyle(drawing.querySelector("rect")).strokeWidth))""")
+    assert widths == sorted(widths)
+    assert widths[0] < 0.5 and widths[-1] == 1

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
+from dpn_rt.server.page.document import page_text
 from tests.server.page.browser import Page
 from tests.server.page.stub_server import (
-    PAGE,
     WITHOUT_POLICY,
     answer_with_pyramid,
     serving,
@@ -46,6 +46,6 @@ def test_page_forbids_itself_other_origins(page: Page) -> None:
 
 
 def test_page_is_one_file_and_inserts_text_only() -> None:
-    source = PAGE.read_text("utf-8")
+    source = page_text()
     assert re.findall(r"https?://[^\"'\s]+", source) == ["http://www.w3.org/2000/svg"]  # a name, not an address
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", source)

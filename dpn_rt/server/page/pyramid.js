@@ -1,0 +1,107 @@
+
+// The pyramid
+
+const SIDE = 672; // side of the image under the grids, in pixels and in units of their coordinates
+const PADDING = "rgb(122 116 104)"; // LLaVA pads an image to a square with this colour
+
+function drawPyramid(pyramid, image, route) {
+  if (!pyramid.grids[0]) return;
+  const canvas = asTheEncoderSawIt(image, pyramid.image_fit);
+  const background = canvas.toDataURL("image/jpeg", 0.92);
+  const pixels = canvas.getContext("2d").getImageData(0, 0, SIDE, SIDE).data;
+  const tokenSize = [1, 1]; // rows and columns of patches that one visual token stands for
+  const figures = pyramid.grids.map((grid, stage) => {
+    const kernel = stage > 0 ? pyramid.kernels[stage - 1] : null;
+    if (kernel) kernel.forEach((size, axis) => (tokenSize[axis] *= size));
+    const figure = element("figure");
+    figure.append(drawStage(background, pixels, pyramid.grids[0], grid, tokenSize), caption(pyramid, stage, route));
+    return figure;
+  });
+  byId("stages").replaceChildren(...figures);
+  byId("dropped").hidden = !byId("stages").querySelector(".dropped");
+  byId("pyramid").hidden = false;
+}
+
+function asTheEncoderSawIt(image, fit) {
+  const { naturalWidth: width, naturalHeight: height } = image;
+  const scale = SIDE / (fit === "crop" ? Math.min(width, height) : Math.max(width, height));
+  const canvas = element("canvas", { width: SIDE, height: SIDE });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = PADDING;
+  context.fillRect(0, 0, SIDE, SIDE);
+  const [left, top] = [(SIDE - width * scale) / 2, (SIDE - height * scale) / 2];
+  context.drawImage(image, left, top, width * scale, height * scale);
+  return canvas;
+}
+
+function drawStage(background, pixels, patches, grid, tokenSize) {
+  const [height, width] = tokenSize.map((size, axis) => (size * SIDE) / patches[axis]);
+  const [bottom, right] = [grid[0] * height, grid[1] * width];
+  const label = `The image under ${grid[0]} rows and ${grid[1]} columns of rectangles`;
+  const drawing = svg("svg", { viewBox: `0 0 ${SIDE} ${SIDE}`, role: "img", "aria-label": label });
+  drawing.append(svg("image", { href: background, width: SIDE, height: SIDE }));
+  if (grid[0] * tokenSize[0] < patches[0] || grid[1] * tokenSize[1] < patches[1]) {
+    const edges = `M0 0H${SIDE}V${SIDE}H0Z M0 0V${bottom}H${right}V0Z`;
+    drawing.append(svg("path", { class: "dropped", d: edges }));
+  }
+  // Lines of one width would cover a picture that is cut into many rectangles.
+  const line = Math.max(0.3, Math.min(1, 6 / Math.max(...grid)));
+  const tokens = svg("g", { class: line < 0.6 ? "tokens fine" : "tokens", style: `--line: ${line.toFixed(2)}px` });
+  for (let row = 0; row < grid[0]; row++) {
+    for (let column = 0; column < grid[1]; column++) {
+      const box = { x: column * width, y: row * height, width, height };
+      tokens.append(svg("rect", { class: "token", ...box, style: `--average: ${average(pixels, box)}` }));
+    }
+  }
+  drawing.append(tokens);
+  return drawing;
+}
+
+/** The average colour of a rectangle's pixels. */
+function average(pixels, { x, y, width, height }) {
+  const [left, top, right, bottom] = [x, y, x + width, y + height].map(Math.round);
+  const sums = [0, 0, 0];
+  for (let row = top; row < bottom; row++) {
+    for (let column = left; column < right; column++) {
+      const start = 4 * (row * SIDE + column);
+      for (let channel = 0; channel < 3; channel++) sums[channel] += pixels[start + channel];
+    }
+  }
+  const count = (right - left) * (bottom - top);
+  return `rgb(${sums.map((sum) => Math.round(sum / count)).join(" ")})`;
+}
+
+function showAverages(isOn) {
+  byId("stages").classList.toggle("averages", isOn);
+  byId("averages").setAttribute("aria-pressed", String(isOn));
+}
+
+function caption(pyramid, stage, route) {
+  const kernel = stage > 0 ? `, kernel ${kernelName(pyramid.kernels[stage - 1])}` : "";
+  const text = `stage ${stage}: ${pyramid.visual_tokens[stage]} visual tokens${kernel}`;
+  const result = element("figcaption", {}, text);
+  const reason = stage > 0 ? whyThisKernel(pyramid, stage - 1, route) : "";
+  if (reason) result.append(element("span", { class: "detail" }, reason));
+  return result;
+}
+
+function whyThisKernel(pyramid, boundary, route) {
+  const probability = pyramid.probs?.[boundary]?.[pyramid.experts[boundary]];
+  const share = probability === undefined ? "" : `${(100 * probability).toFixed(0)} %`;
+  if ((route?.[boundary] ?? null) === null) return share && `the router chose this with ${share}`;
+  return share ? `forced (the router would have given it ${share})` : "forced";
+}
+
+function element(name, attributes = {}, text = "") {
+  return filled(document.createElement(name), attributes, text);
+}
+
+function svg(name, attributes) {
+  return filled(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, "");
+}
+
+function filled(node, attributes, text) {
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.textContent = text;
+  return node;
+}

@@ -1,0 +1,84 @@
+"""Options of chat requests reach the prompt, and what has no effect is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.native import build_engine
+from dpn_rt.reference import EagerDpn
+from examples.tiny_dpn import train
+from examples.tiny_dpn.model import EXPERTS, model_config
+from examples.tiny_dpn.tokenizer import train_tokenizer
+from tests.server.conftest import MODEL, OPTIONS, Ask, RunningServer, run_server
+
+TALK: list[dict[str, Any]] = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one two"}]
+
+
+@pytest.fixture(scope="module")
+def dense_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("dense")
+    torch.manual_seed(7)
+    train.save_checkpoint(EagerDpn(model_config("dense", train_tokenizer().get_vocab_size())), folder / "checkpoint")
+    running = run_server(build_engine(folder / "checkpoint", folder / MODEL, dtype="float32").path, OPTIONS)
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("fields", [{"router_bias": 2.0}, {"router_bias": -0.5}, {"route": [0, 1, 2]}])
+def test_steering_of_a_model_without_routers(dense_server: RunningServer, fields: dict[str, Any]) -> None:
+    for path, body in (
+        ("/v1/chat/completions", Ask().body(**fields)),
+        ("/v1/completions", {"model": MODEL, "prompt": "a", "max_tokens": 1, **fields}),
+    ):
+        reply = dense_server.post(body, path)
+        assert reply.status_code == 400 and next(iter(fields)) in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"router_bias": 0}, {"router_bias": None, "route": None}])
+def test_no_steering_of_a_model_without_routers(dense_server: RunningServer, fields: dict[str, Any]) -> None:
+    assert dense_server.post(Ask().body(**fields)).status_code == 200
+
+
+@pytest.mark.parametrize("options", [{}, {"add_generation_prompt": False}])
+def test_an_answer_is_continued(server: RunningServer, llm: LLM, options: dict[str, Any]) -> None:
+    options = {"continue_final_message": True, **options}
+    body = {"model": MODEL, "messages": TALK, "temperature": 0, "max_tokens": 6}
+    expected = llm.chat(TALK, SamplingParams(temperature=0, max_tokens=6), **options)[0]
+    reply = server.post({**body, **options}).json()
+    assert reply["choices"][0]["message"]["content"] == expected.outputs[0].text
+    assert reply["usage"]["prompt_tokens"] == len(expected.prompt_token_ids)
+    for refused in ({}, {**options, "add_generation_prompt": True}):
+        assert server.post({**body, **refused}).status_code == 400
+
+
+def test_variables_of_the_template(server: RunningServer) -> None:
+    body = Ask().body(chat_template_kwargs={"enable_thinking": False})
+    assert server.post(body).json()["choices"] == server.post(Ask().body()).json()["choices"]
+    refused = server.post(Ask().body(chat_template_kwargs={"messages": []}))
+    assert refused.status_code == 400 and "chat_template_kwargs" in refused.json()["error"]["message"]
+
+
+def test_the_kernels_that_a_route_can_force_are_listed(server: RunningServer, dense_server: RunningServer) -> None:
+    for running, kernels in ((server, [[list(kernel) for kernel in EXPERTS]] * 3), (dense_server, [])):
+        assert running.client.get("/v1/models").json()["data"][0]["pooling_kernels"] == kernels
+        assert running.client.get(f"/v1/models/{MODEL}").json()["pooling_kernels"] == kernels
+
+
+def test_a_url_by_itself(server: RunningServer) -> None:
+    """As some clients send it, instead of an object with the URL."""
+    body = Ask().body()
+    expected = server.post(body).json()
+    part = body["messages"][0]["content"][0]
+    part["image_url"] = part["image_url"]["url"]
+    reply = server.post(body)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"] == expected["choices"]
+    assert reply.json()["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
+    part["image_url"] = 7
+    message = server.post(body).json()["error"]["message"]
+    assert message == "messages.0.content.0.image_url: expected an object or a string, got 7"
