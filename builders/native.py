@@ -17,11 +17,12 @@ from dpn_rt.builders.published_check import check_published
 from dpn_rt.builders.tokenizer_files import read_tokenizer
 from dpn_rt.builders.weight_sources import weight_sources
 from dpn_rt.builders.weight_stream import WeightStream
-from dpn_rt.errors import CheckpointError
-from dpn_rt.format.config import ModelConfig
+from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.format.config import ModelConfig, ReductionConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.format.plans import BuiltPlans
 from dpn_rt.model.decoder_weights import EMBED_TOKENS
+from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.schema.weights import DType
 
 Progress = Callable[[int, int], None]
@@ -38,6 +39,7 @@ def build_engine(
     progress: Progress = lambda written, total: None,
     note: Note = lambda line: None,
     make_plans: Callable[[ModelConfig], BuiltPlans] | None = None,
+    reduce: Spec | None = None,
 ) -> EngineDir:
     """Build an engine directory from a checkpoint directory.
 
@@ -46,6 +48,7 @@ def build_engine(
         vision_tower: directory of a CLIP vision tower, for a checkpoint that lacks its weights or its configuration.
         force: replace an engine that exists at `output`.
         note: takes a line about each assumption, and about each thing that the engine lacks.
+        reduce: SPEC of the training-free reduction that requests get by default; None: none, or the trained one.
         make_plans: builds TensorRT plans, which then run the engine; None: the product's own kernels run it.
 
     Raises:
@@ -62,7 +65,7 @@ def build_engine(
     model = ModelConfig(
         dtype=dtype or _default_dtype(checkpoint, layout),
         decoder=layout.decoder,
-        reduction=layout.reduction,
+        reduction=_reduction(layout, reduce),
         prompt=prompt_config(path, layout, tokenizer, bool(for_images), note),
         vision=layout.tower.config if layout.tower else None,
         projector=layout.projector,
@@ -70,6 +73,8 @@ def build_engine(
     check_model(model)
     sources = weight_sources(model, checkpoint, layout.names, layout.tower)
     check_published(checkpoint, layout, sources, note)
+    if make_plans is not None and reduce is not None and model.reduction.layers:
+        raise ConfigError(f"reduce={reduce!r}: TensorRT plans have no boundaries for it, expected none")
     plans = None if make_plans is None else make_plans(model)
     specs = weight_spec(model)
     stream = WeightStream((path / "config.json").read_bytes(), sources, specs)
@@ -84,6 +89,20 @@ def build_engine(
         progress=lambda written: progress(written, total),
         plans=plans,
     )
+
+
+def _reduction(layout: Layout, reduce: Spec | None) -> ReductionConfig:
+    """The trained reduction of a checkpoint, or the training-free one that was asked for.
+
+    Raises:
+        ConfigError: the SPEC is wrong, or the checkpoint has a reduction of its own.
+    """
+    if reduce is None:
+        return layout.reduction
+    chain = parse_spec(reduce, layout.decoder.num_layers)
+    if layout.reduction.layers:
+        raise ConfigError(f"reduce={reduce!r}: the checkpoint has a trained reduction of its own, expected none")
+    return chain if chain.steps else layout.reduction
 
 
 def read_config(path: Path) -> Json:

@@ -122,6 +122,7 @@ def _engine_options(options: argparse.Namespace) -> EngineOptions:
         gpu_memory_utilization=options.gpu_memory_utilization,
         reuse_bytes=options.reuse_bytes,
         max_image_pixels=options.max_image_pixels,
+        reduce=options.reduce,
     )
 
 
@@ -154,6 +155,12 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at the same time")
     add("--max-num-batched-tokens", type=int, metavar="N", help="rows of one prefill step")
+    add(
+        "--reduce",
+        nargs="+",
+        metavar="SPEC",
+        help="training-free reductions that requests may ask for, the first of them by default; e.g. fastv:k=2,ratio=0.5",
+    )
     add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV cache")

@@ -23,6 +23,7 @@ from dpn_rt.engine.prefix_cache import PrefixCache
 from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Scheduler
 from dpn_rt.errors import ConfigError
+from dpn_rt.format.checks import check_model
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
@@ -155,7 +156,9 @@ def with_reductions(model: ModelConfig, reduce: Spec | Sequence[Spec] | None, ha
     boundaries = tuple(sorted({layer for chain in chains for layer in chain.boundaries}))
     if has_plans and boundaries:
         raise ConfigError(f"reduce={specs}: TensorRT plans have no boundaries for it, expected 'none'")
-    return replace(model, reduction=replace(chains[0], boundaries=boundaries))
+    reduced = replace(model, reduction=replace(chains[0], boundaries=boundaries))
+    check_model(reduced)
+    return reduced
 
 
 def _processor(opened: OpenedEngine) -> Processor:

@@ -19,7 +19,7 @@ def check_model(model: ModelConfig) -> None:
     """
     problems = [*_decoder(model.decoder), *_boundaries(model.reduction.layers, model.decoder)]
     if model.vision is not None:
-        problems += model.vision.problems(needs_grid=bool(model.reduction.layers))
+        problems += model.vision.problems(needs_grid=model.reduction.needs_grid)
         if model.projector is None:
             problems.append("a vision tower needs a projector, there is none")
         elif model.projector.input_size != model.vision.hidden_size:

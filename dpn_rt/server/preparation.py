@@ -112,7 +112,7 @@ class Preparation:
             chat_template_kwargs=request.chat_template_kwargs,
         )
         if isinstance(request, ChatRequest):
-            prompt |= {"route": request.route, "router_bias": request.router_bias}
+            prompt |= request.reduction
         return self._processor.process(prompt)
 
     def _image(self, index: int, file: bytes) -> VisualInput:
@@ -121,7 +121,7 @@ class Preparation:
     def _process_text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
         keys = ["prompt" if isinstance(prompt, str) else "prompt_token_ids" for prompt in request.prompts]
         return [
-            self._processor.process({key: prompt, "route": request.route, "router_bias": request.router_bias})
+            self._processor.process({key: prompt, **request.reduction})
             for key, prompt in zip(keys, request.prompts, strict=True)
         ]
 

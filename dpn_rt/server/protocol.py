@@ -67,12 +67,21 @@ class _Common(NamesModel, NeutralFields):
     """Forced expert per boundary; null leaves the choice to the router."""
     router_bias: float | None = 0.0
     """Added to the routers' logits per level of compression: above 0 faster, below 0 more accurate."""
+    reduce: str | dict[str, Any] | None = None
+    """SPEC of a training-free reduction; null: the engine's default."""
+    kept: Annotated[list[Any], Field(max_length=64)] | None = None
+    """Forced visual rows per boundary of the reduction."""
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
         if self.stream_options is not None and self.stream_options.model_fields_set and not self.stream:
             raise ValueError("stream_options: expected stream=true as well")
         return self
+
+    @property
+    def reduction(self) -> dict[str, Any]:
+        """What a prompt says of the reduction of its images."""
+        return {"route": self.route, "router_bias": self.router_bias, "reduce": self.reduce, "kept": self.kept}
 
     @property
     def completions(self) -> int:

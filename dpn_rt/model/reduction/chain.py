@@ -63,6 +63,10 @@ class Chain:
         return self.boundaries
 
     @property
+    def needs_grid(self) -> bool:
+        return bool(self.steps or self.boundaries)
+
+    @property
     def num_experts(self) -> tuple[int, ...]:
         return ()
 

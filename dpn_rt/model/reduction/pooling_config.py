@@ -110,6 +110,10 @@ class PoolingConfig:
         return tuple(boundary.layer for boundary in self.boundaries)
 
     @property
+    def needs_grid(self) -> bool:
+        return True
+
+    @property
     def num_experts(self) -> tuple[int, ...]:
         return tuple(boundary.num_experts for boundary in self.boundaries)
 

@@ -59,6 +59,10 @@ class Reduction(Protocol):
         """Decoder layers whose output is reduced, ascending: one boundary each."""
 
     @property
+    def needs_grid(self) -> bool:
+        """Whether the visual tokens of an image must be its grid and nothing else."""
+
+    @property
     def num_experts(self) -> tuple[int, ...]:
         """Experts that a route can force, per boundary."""
 
@@ -112,6 +116,10 @@ class NoReduction:
     @property
     def layers(self) -> tuple[int, ...]:
         return ()
+
+    @property
+    def needs_grid(self) -> bool:
+        return False
 
     @property
     def num_experts(self) -> tuple[int, ...]:
