@@ -159,7 +159,7 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
         "--reduce",
         nargs="+",
         metavar="SPEC",
-        help="training-free reductions that requests may ask for, the first of them by default; e.g. fastv:k=2,ratio=0.5",
+        help="training-free reductions that requests may ask for, the first by default; e.g. fastv:k=2,ratio=0.5",
     )
     add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")

@@ -1,0 +1,216 @@
+"""Training-free reduction in plain PyTorch on transformers' modules, one sample with at most one image at a time.
+
+It follows the published computations step by step and uses none of the runtime's kernels. Tests compare the runtime
+with it, and benchmarks use it as a baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from dpn_rt.model.reduction.chain import Chain
+from dpn_rt.model.reduction.grid import Grid
+from dpn_rt.model.reduction.pool import Pool
+from dpn_rt.model.reduction.step import BEFORE_LLM, Cut
+from dpn_rt.reference.model import EagerDpn
+
+
+@dataclass(frozen=True)
+class ReducedGeneration:
+    """A greedy completion of a prompt whose visual rows were reduced."""
+
+    token_ids: list[int]
+    logits: Tensor
+    """`[num_tokens, vocab_size]`, before each token."""
+    kept: list[list[int] | None]
+    """Per boundary of the chain the visual rows that it left, by their numbers at the start; None where it pooled."""
+    kv_lengths: tuple[int, ...]
+    """Per layer, after the prefill."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One sample between two layers."""
+
+    hidden: Tensor
+    """`[num_rows, hidden_size]`."""
+    positions: Tensor
+    """`[num_rows]`."""
+    image_start: int
+    ids: Tensor
+    """`[num_visual]` number of each visual row at the start, or after the last pooling."""
+    grid: Grid
+    """Of the visual rows; (1, n) where they are no grid."""
+    next_position: int
+
+    @property
+    def image_end(self) -> int:
+        return self.image_start + len(self.ids)
+
+
+class EagerReduced:
+    """A dense LLaVA model whose visual rows a chain reduces."""
+
+    def __init__(self, model: EagerDpn, chain: Chain) -> None:
+        """Args: model: without boundaries, in eval mode."""
+        self._model, self._chain = model, chain
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Sequence[int],
+        image_embeds: Tensor | None = None,
+        *,
+        image_grid: Grid | None = None,
+        kept: Sequence[Sequence[int] | None] | None = None,
+        max_new_tokens: int = 32,
+    ) -> ReducedGeneration:
+        """Decodes greedily, past end tokens.
+
+        Args:
+            input_ids: with one id -200 for the image.
+            image_embeds: `[num_visual, hidden_size]`, rows after the projector; None without an image.
+            image_grid: rows and columns of `image_embeds`; None: a square.
+            kept: forced rows per boundary, as in `ReducedGeneration`; None: the chain decides.
+            max_new_tokens: at least 1.
+        """
+        embeds, layout = self._model.embed(input_ids, image_embeds, image_grid)
+        grid = layout.grid or (0, 0)
+        rows = _Rows(
+            embeds,
+            torch.arange(len(embeds), device=embeds.device),
+            layout.image_start,
+            torch.arange(grid[0] * grid[1], device=embeds.device),
+            grid,
+            len(embeds),
+        )
+        cache = DynamicCache()
+        found: list[list[int] | None] = []
+        next_positions: list[int] = []
+        first = rows.grid
+        cuts = list(enumerate(self._chain.cuts if layout.grid else ()))
+        for layer in range(BEFORE_LLM, self._model.config.decoder.num_layers):
+            before = rows
+            if layer != BEFORE_LLM:
+                rows = replace(rows, hidden=self._run(layer, rows, cache))
+                next_positions.append(rows.next_position)
+            for index, cut in cuts:
+                if cut.layer == layer:
+                    first = rows.grid if cut.index == 0 else first
+                    forced = None if kept is None else kept[index]
+                    rows, ids = self._reduce(cut, first, before, rows, forced)
+                    found.append(ids)
+        lengths = tuple(cache.get_seq_length(layer) for layer in range(len(next_positions)))
+        logits = [self._logits(rows.hidden[-1:])]
+        token_ids = [int(logits[0].argmax())]
+        while len(token_ids) < max_new_tokens:
+            logits.append(self._decode(token_ids[-1], len(token_ids) - 1, next_positions, cache))
+            token_ids.append(int(logits[-1].argmax()))
+        return ReducedGeneration(token_ids, torch.stack(logits), found, lengths)
+
+    def _run(self, layer: int, rows: _Rows, cache: DynamicCache) -> Tensor:
+        hidden, positions = rows.hidden.unsqueeze(0), rows.positions.unsqueeze(0)
+        rotary = self._model.language_model.rotary_emb(hidden, position_ids=positions)
+        # sdpa needs no mask: it has a causal mode for a prefill, and a single row sees all cached rows.
+        options: dict[str, Any] = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary}
+        out = self._model.language_model.layers[layer](hidden, past_key_values=cache, use_cache=True, **options)
+        return cast(Tensor, out)[0]
+
+    def _decode(self, token_id: int, step: int, next_positions: Sequence[int], cache: DynamicCache) -> Tensor:
+        hidden = self._model.language_model.embed_tokens(torch.tensor([token_id], device=self._model.device))
+        nothing = torch.empty(0, dtype=torch.int64)
+        for layer, position in enumerate(next_positions):
+            positions = torch.tensor([position + step], device=hidden.device)
+            hidden = self._run(layer, _Rows(hidden, positions, 0, nothing, (0, 0), 0), cache)
+        return self._logits(hidden)
+
+    def _logits(self, row: Tensor) -> Tensor:
+        return cast(Tensor, self._model.lm_head(self._model.language_model.norm(row)))[0]
+
+    def _reduce(
+        self, cut: Cut, first: Grid, before: _Rows, rows: _Rows, forced: Sequence[int] | None
+    ) -> tuple[_Rows, list[int] | None]:
+        """Rows after one boundary, and which visual rows these are.
+
+        Args:
+            cut: of the chain.
+            first: grid when the cut's step began.
+            before: that entered the layer before the boundary.
+            rows: that left it.
+            forced: visual rows that are to stay, by their numbers at the start; None: the cut decides.
+        """
+        grid = cut.step.grid_after(cut.index, first, rows.grid)
+        if isinstance(cut.step, Pool):
+            return self._pool(cut.step, grid, rows), None
+        count = grid[0] * grid[1]
+        if forced is not None:
+            chosen = torch.tensor([rows.ids.tolist().index(row) for row in forced], dtype=torch.int64)
+        elif cut.step.scores is not None:
+            layer = cut.layer if cut.step.scores == "here" else cut.layer + 1
+            scores = self._scores(layer, before if cut.step.scores == "here" else rows)
+            order = torch.sort(scores[rows.image_start : rows.image_end], descending=True, stable=True).indices
+            chosen = order[:count].sort().values
+        else:
+            known = cut.step.choose(0, rows.grid, count)
+            visual = rows.hidden[rows.image_start : rows.image_end]
+            chosen = _farthest_points(visual, count) if known is None else torch.from_numpy(known).long()
+        chosen = chosen.to(rows.hidden.device)
+        picked = torch.cat(
+            (
+                torch.arange(rows.image_start, device=chosen.device),
+                rows.image_start + chosen,
+                torch.arange(rows.image_end, len(rows.hidden), device=chosen.device),
+            )
+        )
+        ids = rows.ids[chosen]
+        positions = rows.positions[picked]
+        if not cut.step.keeps_positions:
+            positions = torch.arange(len(picked), device=chosen.device)
+        end = rows.next_position if cut.step.keeps_positions else len(picked)
+        return _Rows(rows.hidden[picked], positions, rows.image_start, ids, grid, end), ids.tolist()
+
+    def _scores(self, layer: int, rows: _Rows) -> Tensor:
+        """`[num_rows]` float32 attention of the last row in a layer, mean over the heads."""
+        module = self._model.language_model.layers[layer]
+        x = module.input_layernorm(rows.hidden).unsqueeze(0)
+        size = self._model.config.decoder.head_dim
+        q, k = (
+            each(x).unflatten(2, (-1, size)).transpose(1, 2)
+            for each in (module.self_attn.q_proj, module.self_attn.k_proj)
+        )
+        cos, sin = self._model.language_model.rotary_emb(x, position_ids=rows.positions.unsqueeze(0))
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        weights = (q[:, :, -1:].float() @ k.float().transpose(2, 3)) * size**-0.5
+        return cast(Tensor, weights.softmax(-1)[0, :, 0].mean(0))
+
+    def _pool(self, step: Pool, grid: Grid, rows: _Rows) -> _Rows:
+        visual = rows.hidden[rows.image_start : rows.image_end]
+        if grid != rows.grid:
+            pool = torch.nn.functional.avg_pool2d if step.function == "avg" else torch.nn.functional.max_pool2d
+            visual = pool(visual.T.unflatten(1, rows.grid).float()[None], step.kernel)[0].flatten(1).T
+        hidden = torch.cat(
+            (rows.hidden[: rows.image_start], visual.to(rows.hidden.dtype), rows.hidden[rows.image_end :])
+        )
+        numbers = torch.arange(len(hidden), device=hidden.device)
+        return _Rows(hidden, numbers, rows.image_start, numbers[: len(visual)], grid, len(hidden))
+
+
+def _farthest_points(rows: Tensor, count: int) -> Tensor:
+    """DivPrune's rows, ascending: each new one is the farthest, by cosine, from its nearest among those picked."""
+    unit = rows.double() / rows.double().norm(dim=1, keepdim=True)
+    distances = 1 - unit @ unit.T
+    picked: list[int] = []
+    for _ in range(count):
+        others = [i for i in range(len(rows)) if i not in picked]
+        against = picked or others
+        nearest = [min(float(distances[i, j]) for j in against if j != i) if len(rows) > 1 else 0.0 for i in others]
+        picked.append(others[max(range(len(others)), key=lambda place: nearest[place])])
+    return torch.tensor(sorted(picked), dtype=torch.int64)
