@@ -178,13 +178,10 @@ class EagerReduced:
 
     def _scores(self, layer: int, rows: _Rows) -> Tensor:
         """`[num_rows]` float32 attention of the last row in a layer, mean over the heads."""
-        module = self._model.language_model.layers[layer]
+        module: Any = self._model.language_model.layers[layer]
         x = module.input_layernorm(rows.hidden).unsqueeze(0)
-        size = self._model.config.decoder.head_dim
-        q, k = (
-            each(x).unflatten(2, (-1, size)).transpose(1, 2)
-            for each in (module.self_attn.q_proj, module.self_attn.k_proj)
-        )
+        size, attention = self._model.config.decoder.head_dim, module.self_attn
+        q, k = (each(x).view(1, len(x[0]), -1, size).transpose(1, 2) for each in (attention.q_proj, attention.k_proj))
         cos, sin = self._model.language_model.rotary_emb(x, position_ids=rows.positions.unsqueeze(0))
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -195,7 +192,7 @@ class EagerReduced:
         visual = rows.hidden[rows.image_start : rows.image_end]
         if grid != rows.grid:
             pool = torch.nn.functional.avg_pool2d if step.function == "avg" else torch.nn.functional.max_pool2d
-            visual = pool(visual.T.unflatten(1, rows.grid).float()[None], step.kernel)[0].flatten(1).T
+            visual = pool(visual.T.reshape(1, -1, *rows.grid).float(), step.kernel)[0].flatten(1).T
         hidden = torch.cat(
             (rows.hidden[: rows.image_start], visual.to(rows.hidden.dtype), rows.hidden[rows.image_end :])
         )
