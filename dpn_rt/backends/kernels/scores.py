@@ -68,6 +68,7 @@ class KernelScores:
             starts,
             cu_scores,
             scale=self._decoder.scale,
+            out=self._scores_out(layout, images),
         )
 
     def next(self, rows: Tensor, layout: Layout, images: IntArray) -> Tensor:
@@ -87,7 +88,20 @@ class KernelScores:
             _offsets(layout.grids[images].prod(axis=1)),
             _offsets(part.kv_lengths),
         )
-        return ops.last_row_scores(queries, keys, cu_seqlens, of_query, starts, cu_scores, scale=self._decoder.scale)
+        return ops.last_row_scores(
+            queries,
+            keys,
+            cu_seqlens,
+            of_query,
+            starts,
+            cu_scores,
+            scale=self._decoder.scale,
+            out=self._scores_out(layout, images),
+        )
+
+    def _scores_out(self, layout: Layout, images: IntArray) -> Tensor:
+        count = int(layout.grids[images].prod(axis=1).sum())
+        return torch.empty(count, dtype=torch.float32, device=self._device.torch_device)
 
     def _with_cached_keys(self, keys: Tensor, layout: Layout, slots: Slots) -> Tensor:
         """Keys of all rows: those of a cached prefix are in the next stage's cache already."""

@@ -193,7 +193,8 @@ class KeepReducer:
                 scores = output.scores.next(output.rows, layout, images)
             sizes = layout.grids[images].prod(axis=1)
             cu_scores, cu_kept = self._device.upload(_offsets(sizes), _offsets(counts[images]))
-            kept = ops.segmented_top_k(scores, cu_scores, cu_kept, num_kept=int(counts[images].sum()))
+            kept = torch.empty(int(counts[images].sum()), dtype=torch.int32, device=scores.device)
+            ops.segmented_top_k(scores, cu_scores, cu_kept, out=kept)
             found |= dict(zip(images.tolist(), kept.split(counts[images].tolist()), strict=True))
         return found
 
@@ -281,8 +282,17 @@ class KeepReducer:
             after.cu_seqlens,
         )
         cu_seqlens, cu_images, starts, lengths, cu_kept, out_cu_seqlens = arrays
+        row_ids = torch.empty(after.num_rows, dtype=torch.int64, device=kept.device)
         return ops.kept_rows(
-            cu_seqlens, cu_images, starts, lengths, kept, cu_kept, out_cu_seqlens, num_tokens=after.num_rows
+            cu_seqlens,
+            cu_images,
+            starts,
+            lengths,
+            kept,
+            cu_kept,
+            out_cu_seqlens,
+            num_tokens=layout.num_rows,
+            out=row_ids,
         )
 
     def _device_layout(self, selection: Selection, after: Layout, row_ids: Tensor) -> DeviceLayout:
