@@ -20,14 +20,18 @@ from benchmarks.dense_llava import dense_llava
 from benchmarks.limits import GemmLimit, ReadLimit
 from benchmarks.memory import peak_memory
 from benchmarks.plan_engine import write_plan_engine
-from benchmarks.rows import DENSE, DENSE_SUBJECTS, Row, plan
+from benchmarks.rows import DENSE, DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row, plan
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
-from benchmarks.subjects import Eager, Request, Runtime, Subject, TransformersDense
+from benchmarks.subjects import Eager, EagerReducing, Request, Runtime, Subject, TransformersDense
 from benchmarks.summary import report
 from dpn_rt.errors import DpnError
 from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, weight_spec, write_engine
+from dpn_rt.model.reduction.chain import Chain
+from dpn_rt.model.reduction.grid import Grid
+from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.reference import EagerDpn
 from dpn_rt.schema.weights import TORCH_DTYPES
 
@@ -38,14 +42,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device, dtype = torch.device(options.device), TORCH_DTYPES[options.dtype]
     rows = plan(options)
     for row in rows:
-        stages = [flops.stage_rows(model, route, NUM_TEXT_ROWS).rows for route in row.routes]
-        row.flops = sum(flops.prefill_flops(model, stage) for stage in stages)
-        computed = flops.needed_prefill_flops if row.subject == "dpn_rt" else flops.prefill_flops
-        row.computed_flops = sum(computed(model, stage) for stage in stages)
-        row.kv_rows = sum(flops.kv_rows(model, stage) for stage in stages)
-    copies = 2 if "tensorrt" in options.subjects else 1
+        shaped, stages = model, [flops.stage_rows(model, route, NUM_TEXT_ROWS).rows for route in row.routes]
+        if row.reduce is not None:
+            shaped, rows_per_stage = reduced_stages(model, row.reduce)
+            stages = [rows_per_stage] * row.batch
+        row.flops = sum(flops.prefill_flops(shaped, stage) for stage in stages)
+        computed = flops.needed_prefill_flops if row.subject in ("dpn_rt", REDUCED) else flops.prefill_flops
+        row.computed_flops = sum(computed(shaped, stage) for stage in stages)
+        row.kv_rows = sum(flops.kv_rows(shaped, stage) for stage in stages)
+    copies = 1 + ("tensorrt" in options.subjects) + bool(options.reduce)
     with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}", copies) as path:
         subjects = load_subjects(options, path, model)
+        if options.reduce:
+            subjects |= load_reduced(options, path, model)
         if "compiled" in subjects and (problem := compile_problem(subjects["compiled"], model)):
             print(f"no rows of torch.compile, which does not work here: {problem}", file=sys.stderr)
             del subjects["compiled"]
@@ -130,6 +139,53 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     return subjects
 
 
+def reduced_stages(model: ModelConfig, spec: str) -> tuple[ModelConfig, tuple[int, ...]]:
+    """The stock model with one reduction's stages, and the rows of one request in each."""
+    chain = parse_spec(spec, model.decoder.num_layers)
+    assert model.vision is not None
+    grid = model.vision.grid
+    if chain.before_llm is not None:
+        grid = chain.before_llm.grid_after(0, grid, grid)
+    asked = StageRequest(None, chain, (grid,), None)
+    rows = chain.most_rows(NUM_TEXT_ROWS + grid[0] * grid[1], asked.grids, chain.choices(asked, None))
+    return dataclasses.replace(model, reduction=chain), rows
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRequest:
+    """`Asked`: a request with one image."""
+
+    route: None
+    reduction: Chain
+    grids: tuple[Grid, ...]
+    kept: None
+
+
+def load_reduced(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
+    """The subjects of `--reduce`, on a stock model with the same decoder and encoder."""
+    from dpn_rt import LLM
+
+    stock = dataclasses.replace(model, reduction=NoReduction())
+    batch, rows = max(options.batch), NUM_TEXT_ROWS + 576 + options.tokens + 16
+    dense_path = path.with_name(f"{path.name}-stock")
+    if not (dense_path / "engine.json").exists():
+        write_engine(dense_path, stock, EngineSource("0" * 64, "synthetic"), random_weights(stock))
+    llm = LLM(
+        dense_path,
+        device=options.device,
+        max_num_seqs=batch,
+        max_num_batched_tokens=batch * rows,
+        kv_cache_bytes=2 * batch * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
+        reduce=["none", *options.reduce],
+    )
+    subjects: dict[str, Subject] = {REDUCED: Runtime(llm, llm.model, options.device)}
+    if "eager" in options.subjects:
+        weights = EngineDir.open(dense_path, verify=False).load_weights()
+        eager = EagerDpn.from_weights(stock, weights.items(), copy=False).requires_grad_(False)
+        subjects[REDUCED_EAGER] = EagerReducing(eager.to(options.device))
+    return subjects
+
+
 def compile_problem(subject: Subject, model: ModelConfig) -> str | None:
     """The error of one small round under torch.compile; None where it works."""
     try:
@@ -147,7 +203,7 @@ def make_requests(model: ModelConfig, row: Row) -> list[Request]:
     for route in row.routes:
         pixels = torch.randn(3, side, side, generator=generator)
         embeds = torch.randn(model.vision.num_visual_tokens, model.decoder.hidden_size, generator=generator) * 0.02
-        requests.append(Request(ids, pixels, embeds.to(dtype), route))
+        requests.append(Request(ids, pixels, embeds.to(dtype), None if row.reduce else route, row.reduce))
     return requests
 
 

@@ -10,6 +10,8 @@ from benchmarks.samples import Samples
 SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt", "tensorrt")
 OPTIONAL_SUBJECTS = ("compiled", "tensorrt")
 """Subjects that run only on request."""
+REDUCED, REDUCED_EAGER = "reduced", "reduced eager"
+"""Subjects of `--reduce`: the runtime, and plain PyTorch, on a stock model."""
 DENSE_SUBJECTS = ("transformers", "compiled")
 """Subjects without routes."""
 MIXES = {
@@ -29,6 +31,8 @@ class Row:
     label: str
     batch: int
     routes: tuple[tuple[int, ...], ...]
+    reduce: str | None = None
+    """SPEC of a training-free reduction of the stock model; None: the DPN of these routes."""
     flops: int = 0
     """FLOPs of the published computation."""
     computed_flops: int = 0
@@ -59,4 +63,19 @@ def plan(options: argparse.Namespace) -> list[Row]:
             if subject in options.subjects:
                 rows.append(Row(subject, "dense", batch, (DENSE,) * batch))
                 rows += [Row(subject, label, batch, routes) for label, routes in groups]
+    return rows + reduced_rows(options)
+
+
+def reduced_rows(options: argparse.Namespace) -> list[Row]:
+    """The rows of training-free reductions, beside the same model without any."""
+    if not options.reduce:
+        return []
+    specs = ["none", *options.reduce]
+    rows = [
+        Row(REDUCED, spec.replace("none", "dense"), batch, (DENSE,) * batch, spec)
+        for batch in options.batch
+        for spec in specs
+    ]
+    if 1 in options.batch and "eager" in options.subjects:
+        rows += [Row(REDUCED_EAGER, spec.replace("none", "dense"), 1, (DENSE,), spec) for spec in specs]
     return rows

@@ -20,8 +20,10 @@ from benchmarks.clock import Mark, Stopwatch, synchronize
 from benchmarks.dense_llava import IMAGE_TOKEN
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.format.flops import Route, kv_rows
+from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.reference import EagerDpn
+from dpn_rt.reference.reduced import EagerReduced
 
 Clock = time.perf_counter
 
@@ -36,6 +38,8 @@ class Request:
     image_embeds: torch.Tensor
     """[num_visual, hidden_size]"""
     route: Route | None
+    reduce: str | None = None
+    """SPEC of a training-free reduction; None: that of the route."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,30 @@ class BoundaryClock:
             del boundary.forward  # the instance's own: the class's is back
 
 
+class EagerReducing:
+    """Training-free reduction in plain PyTorch."""
+
+    def __init__(self, model: EagerDpn) -> None:
+        self.model = model
+
+    def run(self, requests: Sequence[Request], steps: int) -> Timing:
+        """One request; prefill is a generation of one token, and a step what each further token takes."""
+        request = requests[0]
+        chain = parse_spec(request.reduce, self.model.config.decoder.num_layers)
+        reduced = EagerReduced(self.model, chain)
+        start = Clock()
+        with torch.inference_mode():
+            self.model.encode_image(request.pixels)
+        vision = Clock() - start
+        start = Clock()
+        one = reduced.generate(request.token_ids, request.image_embeds, max_new_tokens=1)
+        prefill = Clock() - start
+        start = Clock()
+        reduced.generate(request.token_ids, request.image_embeds, max_new_tokens=1 + steps)
+        total = Clock() - start
+        return Timing(vision, prefill, (total - prefill) / steps, None, sum(one.kv_lengths))
+
+
 class Runtime:
     """dpn_rt. Prefill and decode run through the public `LLM.generate`, scheduling and sampling included."""
 
@@ -153,7 +181,11 @@ class Runtime:
             {
                 "prompt_token_ids": request.token_ids,
                 "multi_modal_data": {"image_embeds": request.image_embeds},
-                "route": list(request.route or [0, 0, 0]),
+                **(
+                    {"route": list(request.route or [0, 0, 0])}
+                    if request.reduce is None
+                    else {"reduce": request.reduce}
+                ),
             }
             for request in requests
         ]
@@ -166,7 +198,9 @@ class Runtime:
             self.llm.engine.runner.images.encoder.encode(images)
         synchronize(self.device)
         vision_time = Clock() - start
-        boundary, stages = OpClock(self.device), StageClock(self.device, self._stages)
+        is_reduced = any(request.reduce is not None for request in requests)
+        boundary = ReduceClock(self.device, self._reducers) if is_reduced else OpClock(self.device)
+        stages = StageClock(self.device, self._stages)
         start = Clock()
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         total = Clock() - start
@@ -175,19 +209,42 @@ class Runtime:
         # Prefill ends when the last request has its first token. generate()'s work around its steps counts as prefill.
         metrics = [output.metrics for output in outputs]
         decode = max(m.finish for m in metrics) - max(m.first_token for m in metrics)
-        rows = 0
-        for request, output in zip(requests, outputs, strict=True):
-            lengths = output.pyramid.kv_lengths
-            grown = lengths[0] - (len(request.token_ids) + len(request.image_embeds) - 1)  # by decoding, in each stage
-            rows += kv_rows(self.config, [length - grown for length in lengths])
+        rows = sum(kv_rows(self.config, output.pyramid.kv_lengths) for output in outputs)
         between = stages.clock.seconds if self._stages else None
         return Timing(vision_time, total - decode, decode / steps, boundary.clock.seconds, rows, between)
+
+    @property
+    def _reducers(self) -> list[Any]:
+        return list(self.llm.engine.runner.backend.reducers)
 
     @property
     def _stages(self) -> list[Any]:
         """Stages of the decoder; plans have none."""
         decoder = getattr(self.llm.engine.runner.backend, "_decoder", None)
         return [] if decoder is None else list(decoder.stages)
+
+
+def _reduction(request: Request) -> dict[str, Any]:
+    """What a prompt says of its reduction."""
+    if request.reduce is not None:
+        return {"reduce": request.reduce}
+    return {"route": list(request.route or [0, 0, 0])}
+
+
+class ReduceClock:
+    """Time inside reducers: scores, selection and gathering, with all that the host does for them."""
+
+    def __init__(self, device: str, reducers: Sequence[Any]) -> None:
+        self.clock, self._reducers = Stopwatch(device), reducers
+        for reducer in reducers:
+            reducer.reduce = functools.partial(self._timed, reducer.reduce)
+
+    def _timed(self, function: Any, output: Any) -> Any:
+        return self.clock(lambda: function(output))
+
+    def remove(self) -> None:
+        for reducer in self._reducers:
+            del reducer.reduce  # the instance's own: the class's is back
 
 
 class StageClock:

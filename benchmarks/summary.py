@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from benchmarks.machine import machine
-from benchmarks.rows import DENSE_SUBJECTS, Row
+from benchmarks.rows import DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS
 from dpn_rt.format import flops
@@ -57,6 +57,8 @@ SAME_ROUTE: dict[str, tuple[str, ...]] = {
     "eager": (),
     "dpn_rt": ("eager",),
     "tensorrt": ("eager", "dpn_rt"),
+    REDUCED: (),
+    REDUCED_EAGER: (),
 }
 """Subject -> the subjects that it is compared with on the same routes."""
 
@@ -67,6 +69,9 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
     for other in rows:
         dense = other.label == "dense" and other.subject in (*DENSE_SUBJECTS, "dpn_rt", row.subject)
         same_route = other.routes == row.routes and other.subject in SAME_ROUTE[row.subject]
+        if row.reduce is not None or other.reduce is not None:  # beside the stock model, not beside the DPN
+            dense = other.label == "dense" and other.subject == row.subject
+            same_route = row.subject == REDUCED and other.subject == REDUCED_EAGER and other.reduce == row.reduce
         if other is row or other.batch != row.batch or not (dense or same_route) or row.subject in DENSE_SUBJECTS:
             continue
         if other.subject == "dpn_rt" and row.subject == "eager":
