@@ -90,5 +90,6 @@ $(DEMO_READY) $(READY): pyproject.toml CMakeLists.txt cmake/cpu_kernels.cmake cm
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '$(PACKAGE)'
 	touch $(DEMO_READY) $@
 
+# Only what this Makefile makes by default: VENV may be a directory that serves other projects too.
 clean:
-	rm -rf $(VENV) build dist dpn_rt/_kernels.*.so
+	rm -rf .venv build dist dpn_rt/_kernels.*.so
