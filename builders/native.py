@@ -15,6 +15,7 @@ from dpn_rt.builders.original_layout import read_original
 from dpn_rt.builders.prompt_config import prompt_config
 from dpn_rt.builders.published_check import check_published
 from dpn_rt.builders.tokenizer_files import read_tokenizer
+from dpn_rt.builders.trial import try_processor
 from dpn_rt.builders.weight_sources import weight_sources
 from dpn_rt.builders.weight_stream import WeightStream
 from dpn_rt.errors import CheckpointError
@@ -68,6 +69,8 @@ def build_engine(
         projector=layout.projector,
     )
     check_model(model)
+    files = {**(tokenizer.files if tokenizer else {}), **for_images}
+    try_processor(path, files, model)
     sources = weight_sources(model, checkpoint, layout.names, layout.tower)
     check_published(checkpoint, layout, sources, note)
     plans = None if make_plans is None else make_plans(model)
@@ -79,7 +82,7 @@ def build_engine(
         model,
         lambda: EngineSource(stream.fingerprint(), layout.kind),
         stream,
-        {**(tokenizer.files if tokenizer else {}), **for_images},
+        files,
         force=force,
         progress=lambda written: progress(written, total),
         plans=plans,

@@ -65,9 +65,9 @@ def test_package_files_import_nothing() -> None:
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    """They also know the inputs and outputs of plans, and chat templates, which they try out."""
+    """They also know the inputs and outputs of plans, chat templates and prompts, which they try out."""
     shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
-    shared |= {"dpn_rt.prompts.template", "dpn_rt.prompts.markers"}
+    shared |= {f"dpn_rt.prompts.{name}" for name in ("template", "markers", "processor")}
     for path in files("builders/*.py", "builders/*/*.py"):
         assert packages(path) <= {"errors", "schema", "model", "format", "builders", "backends", "prompts"}, path
         restricted = ("dpn_rt.backends.", "dpn_rt.prompts.")

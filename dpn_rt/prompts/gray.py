@@ -60,8 +60,8 @@ def eight_bits(image: Image.Image, samples: Range | None, name: str) -> Image.Im
     black, white = samples
     if not (low >= min(samples) and high <= max(samples)):
         raise _beyond(low, high, f"{min(samples):.0f} to {max(samples):.0f}", name)
-    kind = np.float32 if max(samples) <= _SIXTEEN_BITS[1] else np.float64
-    scaled = (values.astype(kind) - kind(black)) * kind(255 / (white - black))
+    scaled: npt.NDArray[Any] = values.astype(np.float32 if max(samples) <= _SIXTEEN_BITS[1] else np.float64)
+    scaled = (scaled - black) * (255 / (white - black))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
