@@ -35,6 +35,17 @@ def test_build_and_build_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "e"]
 
 
+def test_the_working_directory_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    (tmp_path / "e").mkdir()
+    monkeypatch.chdir(tmp_path / "e")
+    for options in ([], ["--force"]):
+        assert main(["--checkpoint", str(path), "--output", ".", "--quiet", *options]) == 0
+        assert Path.cwd() == tmp_path / "e"
+        EngineDir.open(Path())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "e"]
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(tmp_path / "c"), "--output", str(tmp_path / "e")]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'c'}: not a directory\n"
