@@ -23,6 +23,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.format.plans import BuiltPlans
 from dpn_rt.model.decoder_weights import EMBED_TOKENS
+from dpn_rt.schema.text import is_text
 from dpn_rt.schema.weights import DType
 
 Progress = Callable[[int, int], None]
@@ -97,7 +98,18 @@ def read_config(path: Path) -> Json:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
+    check_name(path)
     return read_json(path / "config.json")
+
+
+def check_name(path: Path) -> None:
+    """Refuse a directory that libraries cannot open.
+
+    Raises:
+        CheckpointError: its name is not UTF-8.
+    """
+    if not is_text(path):
+        raise CheckpointError(f"{str(path)!r}: its name is not UTF-8, as safetensors needs it: rename it")
 
 
 def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
@@ -108,6 +120,8 @@ def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | No
     """
     if tower_directory is not None and not tower_directory.is_dir():
         raise CheckpointError(f"{tower_directory}: not a directory")
+    if tower_directory is not None:
+        check_name(tower_directory)
     read = read_huggingface if "text_config" in config else read_original
     return read(checkpoint, config, tower_directory, note)
 

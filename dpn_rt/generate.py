@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import DpnError, RequestError
+from dpn_rt.terminal import check_text, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
@@ -24,8 +25,10 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
+    escape_output()
     options = _parser().parse_args(arguments)
     try:
+        check_text(options, file_names=("engine", "image"))
         # Imported here: --help and a wrong option should not wait for torch.
         from dpn_rt import LLM, SamplingParams
 

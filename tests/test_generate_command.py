@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +37,9 @@ OUTPUT = RequestOutput(
 def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., list[Any]]:
     """Replaces LLM by a fake; returns the list of its calls."""
 
-    def put(failure: BaseException | None = None, load_failure: BaseException | None = None) -> list[Any]:
+    def put(
+        failure: BaseException | None = None, load_failure: BaseException | None = None, text: str = "boat."
+    ) -> list[Any]:
         calls: list[Any] = []
 
         class StandIn:
@@ -50,7 +54,8 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
                 yield StreamDelta("A ")
                 if failure is not None:
                     raise failure
-                yield StreamDelta("boat.", output=OUTPUT)
+                completion = dataclasses.replace(OUTPUT.outputs[0], text=f"A {text}")
+                yield StreamDelta(text, output=dataclasses.replace(OUTPUT, outputs=[completion]))
 
         monkeypatch.setitem(dpn_rt.__dict__, "LLM", StandIn)
         return calls
@@ -84,6 +89,44 @@ def test_raw_prompts_get_no_template(install: Callable[..., list[Any]], argument
     calls = install()
     assert main(["--engine", "e", *arguments]) == 0
     assert calls[1][0] == {"prompt": arguments[-1]}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_an_answer_that_the_terminal_cannot_show_is_escaped(
+    install: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    install(text="caf\u00e9 \U0001f408.")
+    for encoding, errors in (("ascii", "strict"), ("ascii", "surrogateescape"), ("latin-1", "strict")):
+        written = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, errors=errors))
+        assert main(["--engine", "e", "--prompt", "Hi", *arguments]) == 0
+        text = written.getvalue().decode(encoding)
+        if arguments:
+            assert json.loads(text)["text"] == "A caf\u00e9 \U0001f408."
+        else:
+            assert text.startswith("A caf\u00e9" if encoding == "latin-1" else "A caf\\xe9 \\U0001f408.\n")
+
+
+NOT_UTF8 = "caf\udce9"
+"""What Python makes of the bytes `caf\\xe9` in an argument."""
+
+
+@pytest.mark.parametrize("options", [["--prompt", NOT_UTF8], ["--prompt", "Hi", "--device", NOT_UTF8]])
+def test_an_argument_that_is_not_utf8(
+    install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    calls = install()
+    assert main(["--engine", "e", *options]) == 1
+    assert capsys.readouterr().err == f"error: {options[-2]} 'caf\\udce9': not UTF-8, expected text in UTF-8\n"
+    assert not calls
+
+
+def test_files_may_have_any_name(install: Callable[..., list[Any]], tmp_path: Path) -> None:
+    calls = install()
+    image, drawn = tmp_path / f"{NOT_UTF8}.png", tmp_path / f"{NOT_UTF8} drawn.png"
+    Image.new("RGB", (20, 20)).save(image)
+    assert main(["--engine", NOT_UTF8, "--image", str(image), "--prompt", "?", "--show-pyramid", str(drawn)]) == 0
+    assert calls[0][0] == NOT_UTF8 and drawn.is_file()
 
 
 def test_checksums_can_be_skipped(install: Callable[..., list[Any]]) -> None:

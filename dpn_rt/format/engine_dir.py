@@ -31,6 +31,7 @@ from dpn_rt.format.swapped_files import own_files, unfinished_swap
 from dpn_rt.format.weight_file import CHUNK_BYTES, check_weights, map_weights, tensor_bytes, write_weights
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.schema.json_values import from_json, to_json
+from dpn_rt.schema.text import is_text
 from dpn_rt.schema.weights import TORCH_DTYPES, WeightSpec
 
 __all__ = [
@@ -96,6 +97,7 @@ class EngineDir:
         """
         if not isinstance(path, str | Path):
             raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
+        _check_name(Path(path))
         engine = _read_manifest(Path(path))
         _check_files(engine, verify)
         check_weights(engine.path / WEIGHTS, weight_spec(engine.model))
@@ -151,6 +153,7 @@ def write_engine(
     """
     check_model(model)
     target = Path(path).absolute()
+    _check_name(Path(path))
     settle(target, MANIFEST)
     spec = weight_spec(model)
     built = {} if plans is None else plans.files
@@ -189,6 +192,11 @@ def is_engine(path: str | Path) -> bool:
     except (OSError, ValueError, TypeError, KeyError):
         return False
     return set(own_files(Path(path))) <= known
+
+
+def _check_name(path: Path) -> None:
+    if not is_text(path):
+        raise EngineError(f"engine directory {str(path)!r}: its name is not UTF-8, as tokenizers need it: rename it")
 
 
 def _check_target(target: Path, force: bool) -> bool:
