@@ -1,7 +1,7 @@
 """Writes directories so that they are either complete or absent.
 
-A directory that does not exist is written next to its place and renamed. One that exists stays the same directory, which
-may be a mount point, somebody's working directory, or all that the user may write to: its files are replaced
+A directory that does not exist is written next to its place and renamed. One that exists stays the same directory,
+which may be a mount point, a shell's working directory, or all that the user may write to: its files are replaced
 (`swapped_files.py`).
 """
 
