@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
     """Replaces LLM by a fake; returns the list of its calls."""
 
     def put(
-        failure: BaseException | None = None, load_failure: BaseException | None = None, text: str = "boat."
+        failure: BaseException | None = None,
+        load_failure: BaseException | None = None,
+        lead: Sequence[str] = ("A ",),
+        text: str = "boat.",
     ) -> list[Any]:
         calls: list[Any] = []
 
@@ -51,10 +54,11 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
 
             def stream(self, prompt: Any, params: Any) -> Iterator[StreamDelta]:
                 calls.append((prompt, params))
-                yield StreamDelta("A ")
+                for delta in lead:
+                    yield StreamDelta(delta)
                 if failure is not None:
                     raise failure
-                completion = dataclasses.replace(OUTPUT.outputs[0], text=f"A {text}")
+                completion = dataclasses.replace(OUTPUT.outputs[0], text="".join(lead) + text)
                 yield StreamDelta(text, output=dataclasses.replace(OUTPUT, outputs=[completion]))
 
         monkeypatch.setitem(dpn_rt.__dict__, "LLM", StandIn)
@@ -157,12 +161,44 @@ def test_the_pyramid_is_drawn_over_the_image_as_the_tower_saw_it(
     Image.new("RGB", (60, 20), (200, 0, 0)).save(wide)
     assert main(["--engine", "e", "--image", str(wide), "--prompt", "What?", "--show-pyramid", str(drawn)]) == 0
     seen = original.processor.seen_image(original.processor.chat(question_about(wide)))
-    expected = draw_pyramid(seen, OUTPUT.pyramid)
+    expected = draw_pyramid(seen, OUTPUT.pyramid, question="What?", answer="A boat.")
     with Image.open(drawn) as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
     # Padded to a square with CLIP's mean colour above and below the red band.
     assert np.abs(np.asarray(seen)[0, 0].astype(int) - (122, 116, 104)).max() <= 1
     assert np.abs(np.asarray(seen)[seen.height // 2, seen.width // 2].astype(int) - (200, 0, 0)).max() <= 1
+
+
+@pytest.mark.parametrize("position", ["last", "before another option"])
+def test_the_picture_has_a_default_name(
+    install: Callable[..., list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    position: str,
+) -> None:
+    install()
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "photos" / "my.cat.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["--prompt", "What?", "--image", "photos/my.cat.png"]
+    drawing = ["--show-pyramid"]
+    assert main(["--engine", "e", *(options + drawing if position == "last" else drawing + options)]) == 0
+    assert (tmp_path / "my.cat-pyramid.png").is_file()
+    assert capsys.readouterr().out.splitlines()[-1] == "picture         my.cat-pyramid.png"
+    assert main(["--engine", "e", "--prompt", "What?", "--show-pyramid"]) == 1
+    assert capsys.readouterr().err == "error: --show-pyramid: there is no image to draw over, expected --image\n"
+
+
+@pytest.mark.parametrize("lead", [[" A"], [" ", "A"], ["", " \n", " A"]])
+def test_spaces_at_the_beginning_of_an_answer_are_not_shown(
+    install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str], lead: list[str]
+) -> None:
+    install(lead=lead, text=" boat. ")
+    assert main(["--engine", "e", "--prompt", "Hi"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "A boat. "
+    assert main(["--engine", "e", "--prompt", "Hi", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "".join(lead) + " boat. "
 
 
 def question_about(image: Path) -> list[dict[str, Any]]:
