@@ -16,10 +16,18 @@ class OpenConfig(ModelConfig):
     The model's own fields stay frozen, and they alone decide whether two configurations are equal.
     """
 
+    bos_token_id: int | None
+    eos_token_id: list[int]
+    pad_token_id: int | None
+
     @classmethod
     def of(cls, config: ModelConfig) -> OpenConfig:
-        """A copy of a configuration."""
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+        """A copy of a configuration, with the special tokens where transformers has them."""
+        result = cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+        result.bos_token_id = config.prompt.bos_token_id
+        result.eos_token_id = list(config.prompt.eos_token_ids)
+        result.pad_token_id = None
+        return result
 
     # Defined here and not inherited: those of a frozen dataclass with slots fail for names that are no fields, since
     # they refer to the class as it was before it got its slots.
@@ -36,6 +44,10 @@ class OpenConfig(ModelConfig):
 
     def __hash__(self) -> int:
         return hash(_values(self))
+
+    def get_text_config(self, **_: Any) -> OpenConfig:
+        """Itself: where Trainer looks for the special tokens."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as loggers want them; the further attributes are among them."""

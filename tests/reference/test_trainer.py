@@ -49,6 +49,17 @@ def test_trainer_sets_attributes_of_the_configuration(model: EagerDpn) -> None:
     assert not hasattr(model.config, "use_cache")
 
 
+def test_trainer_aligns_special_tokens_with_a_tokenizer(model: EagerDpn) -> None:
+    config = model.config.get_text_config(decoder=True)
+    assert config is model.config
+    assert (config.bos_token_id, config.eos_token_id) == (
+        CASE.config.prompt.bos_token_id,
+        list(CASE.config.prompt.eos_token_ids),
+    )
+    config.pad_token_id = 5
+    assert model.config.pad_token_id == 5 and getattr(model, "generation_config", None) is None
+
+
 def test_the_models_own_fields_stay_frozen(model: EagerDpn) -> None:
     for name in [field.name for field in dataclasses.fields(ModelConfig)]:
         with pytest.raises(dataclasses.FrozenInstanceError, match=f"cannot assign to field '{name}'"):
