@@ -51,7 +51,9 @@ def _serve(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("dpn_rt"):
             raise
-        raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
+        raise ConfigError(
+            f"the server needs the package {error.name}: pip install '.[serve]' in the repository"
+        ) from error
     from dpn_rt.engine.loader import load_processor
     from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
     from dpn_rt.server.engine_client.process import EngineProcess
