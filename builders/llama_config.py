@@ -79,18 +79,14 @@ def _rope_config(values: Json) -> RopeConfig:
     return RopeConfig(theta, json.dumps(scaling, sort_keys=True))
 
 
-def token_ids(file: str, key: str, value: Any) -> tuple[int, ...]:
-    """A token id or a list of them, each once; empty where there is none.
-
-    Args:
-        file: that has the value, for the message.
-        key: of the value, for the message.
-        value: of any type.
+def token_ids(values: Json, key: str) -> tuple[int, ...]:
+    """`values[key]`, a token id or a list of them, each once; empty where there is none.
 
     Raises:
         ConfigError: an id is not an integer.
     """
+    value = values.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise ConfigError(f"{file}: {key}: expected a token id or a list of them, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected a token id or a list of them, got {value!r}")
     return tuple(dict.fromkeys(ids))

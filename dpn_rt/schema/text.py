@@ -25,6 +25,7 @@ def check_unicode(text: str, name: str) -> None:
             "expected text that can be encoded as UTF-8"
         ) from None
 
+
 def is_text(value: str | Path) -> bool:
     """Whether a string or a file's name can be encoded as UTF-8."""
     try:

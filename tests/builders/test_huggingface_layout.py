@@ -171,6 +171,7 @@ def test_where_tie_flags_differ_the_weights_tell(
             "^config.json: text_config.model_type: expected one of llama; got 'mistral'",
         ),
         ({"text_config": {"hidden_size": "4096"}}, "^config.json: text_config.hidden_size: expected int, got '4096'"),
+        ({"text_config": {"eos_token_id": "</s>"}}, "^config.json: text_config.eos_token_id: expected a token id"),
         ({"text_config": {"mlp_bias": True}}, "^config.json: text_config.mlp_bias is not supported"),
         ({"text_config": {"num_attention_heads": 7}}, "^config.json: text_config.hidden_size 4096 is not a multiple"),
         (
