@@ -85,10 +85,12 @@ $(DEMO_READY) $(READY): pyproject.toml CMakeLists.txt cmake/cpu_kernels.cmake cm
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpn_rt needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.24' ninja
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/python -m pip install --disable-pip-version-check '$(TORCH)'
+	@echo "compiling the kernels, a line for each file: about a minute on two cores, a few more with CUDA kernels"
 	SKBUILD_CMAKE_DEFINE='DPN_RT_CUDA=$(DPN_RT_CUDA)' \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '$(PACKAGE)'
+	  $(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '$(PACKAGE)'
 	touch $(DEMO_READY) $@
 
+# Only what this Makefile makes by default: VENV may be a directory that serves other projects too.
 clean:
-	rm -rf $(VENV) build dist dpn_rt/_kernels.*.so
+	rm -rf .venv build dist dpn_rt/_kernels.*.so

@@ -21,6 +21,7 @@ if not __package__:  # run as a file: `benchmarks` is found in the repository's 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import ops, report
+from dpn_rt.terminal import escape_output
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -117,6 +118,7 @@ def plot(latency: dict[str, Any], file: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     measured = sorted(RESULTS.glob("llava-*-cuda.json")) or [RESULTS / "llava-1.5-7b-cuda.json"]
     parser.add_argument("--latency", type=Path, nargs="+", default=measured)
@@ -126,11 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for file in (*options.latency, options.ops):
         if not file.is_file():
             parser.error(f"{file} is not there: `make gpu-bench` writes it")
-    *models, kernels = (json.loads(file.read_text()) for file in (*options.latency, options.ops))
+    *models, kernels = (json.loads(file.read_bytes()) for file in (*options.latency, options.ops))
     for latency in models:
         plot(latency, options.docs / plot_name(latency))
     document = options.docs / "performance.md"
-    document.write_text(with_section(document.read_text(), section(models, kernels)))
+    text = document.read_text(encoding="utf-8")
+    document.write_text(with_section(text, section(models, kernels)), encoding="utf-8")
     print(f"{document} is written, and beside it {', '.join(map(plot_name, models))}")
 
 

@@ -26,6 +26,7 @@ from benchmarks.report import print_table
 from benchmarks.rows import MIXES, OPTIONAL_SUBJECTS, SUBJECTS
 from benchmarks.shapes import SHAPES
 from dpn_rt.schema.weights import DType
+from dpn_rt.terminal import escape_output
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -65,6 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    escape_output()
     options = parse_arguments(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -27,6 +27,7 @@ from benchmarks.clock import Run, is_cuda, replayable, seconds
 from benchmarks.machine import machine
 from benchmarks.ops_cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
 from dpn_rt import ops
+from dpn_rt.terminal import escape_output
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")

@@ -23,6 +23,7 @@ import httpx
 
 from benchmarks.http_questions import Question
 from benchmarks.soak import serving
+from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import data
 
 
@@ -69,6 +70,7 @@ def measure(engine: Path, repeats: int) -> dict[str, object]:
 
 
 def main() -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5)

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.http_questions import Question
 from benchmarks.serve import closed_loop
 from benchmarks.soak import serving
+from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import data
 
 QUESTIONS = 3
@@ -44,6 +45,7 @@ def measure(engine: Path, scenes: int, seed: int) -> list[list[float]]:
 
 
 def main() -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=40)

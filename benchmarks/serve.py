@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.http_questions import Question, questions
 from benchmarks.soak import serving
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.terminal import escape_output
 
 TIMEOUT = 600.0
 
@@ -259,6 +260,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 16])

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.http_questions import Question, data_url, questions
+from dpn_rt.terminal import escape_output
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 300.0
@@ -256,6 +257,7 @@ def serving(engine: Path, *options: str) -> Iterator[tuple[str, int]]:
 
 
 def main() -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--clients", type=int, default=64)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from dpn_rt.builders.json_values import Json, choice_of, square_side, value_of
+from dpn_rt.builders.json_values import Json, choice_of, name_of, square_side, value_of
 from dpn_rt.builders.names import CLIP_LAYERS, clip_weight
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError, ConfigError
@@ -31,7 +31,7 @@ def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipCon
     """
     choice_of(values, "model_type", ("clip_vision_model",), "clip_vision_model")
     if value_of(values, "num_channels", int, 3) != 3:
-        raise ConfigError(f"config.json: num_channels: expected 3, got {values['num_channels']}")
+        raise ConfigError(f"{name_of(values, 'num_channels')}: expected 3, got {values['num_channels']}")
     num_layers = value_of(values, "num_hidden_layers", int, 12)
     if not -num_layers - 1 <= select_layer <= num_layers:
         raise ConfigError(

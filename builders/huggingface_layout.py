@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpn_rt.builders.checkpoint import Checkpoint
-from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.builders.json_values import Json, Section, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, most_common_prefix, projector_config
 from dpn_rt.builders.llama_config import decoder_config
 from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, LLAMA_ROOTS, LayoutNames
@@ -43,7 +43,7 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     choice_of(config, "projector_hidden_act", ("gelu",), "gelu")
     if config.get("quantization_config") is not None:
         raise ConfigError("config.json: quantization_config: quantised checkpoints are not supported")
-    text = object_of(config, "text_config") or {}
+    text = object_of(config, "text_config") or Section({}, "config.json: text_config.")
     choice_of(text, "model_type", ("llama",), "llama")
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
     strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), "default")
@@ -62,7 +62,7 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
         tower=tower,
         projector=projector_config("mlp2x_gelu", names, checkpoint.tensors, tower),
         image_aspect_ratio="processor",
-        token_values={**_DEFAULT_TOKENS, **text},
+        token_values=Section({**_DEFAULT_TOKENS, **text}, text.place),
         image_token_id=_token_id(config, ("image_token_id", "image_token_index")),
         router_token_id=_token_id(config, ("router_token_id",)),
     )

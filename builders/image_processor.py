@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dpn_rt.builders.json_values import Json, json_bytes, read_json
-from dpn_rt.errors import ConfigError
+from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.preprocessing import load_image_processor
 
 _IMAGE_PROCESSOR = "preprocessor_config.json"
+_TYPE = "image_processor_type"
+_CLIP_TYPE = "CLIPImageProcessor"
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,9 +26,9 @@ def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig
     """
     for directory in (path, tower_path):
         settings = None if directory is None else _read_image_processor(directory)
-        if settings is not None:
+        if directory is not None and settings is not None:
             _check_image_size(settings, vision.image_size)
-            return {_IMAGE_PROCESSOR: json_bytes(settings)}
+            return {_IMAGE_PROCESSOR: json_bytes(_with_type(settings, directory))}
     return {_IMAGE_PROCESSOR: json_bytes(_clip_image_processor(vision.image_size))}
 
 
@@ -36,6 +39,21 @@ def _read_image_processor(directory: Path) -> Json | None:
         nested = read_json(directory / "processor_config.json").get("image_processor")
         return nested if isinstance(nested, dict) else None
     return None
+
+
+def _with_type(settings: Json, directory: Path) -> Json:
+    """The settings with the class that they are for.
+
+    Where they name none, transformers finds it by the checkpoint's config.json, which an engine lacks. LLaVA's own code
+    takes CLIP's class, whatever the checkpoint says.
+    """
+    if settings.get(_TYPE) is not None or settings.get("feature_extractor_type") is not None:
+        return settings
+    try:
+        found = load_image_processor(directory).to_dict().get(_TYPE)
+    except EngineError:
+        found = None
+    return {**settings, _TYPE: found or _CLIP_TYPE}
 
 
 def _check_image_size(settings: Json, image_size: int) -> None:
@@ -57,7 +75,7 @@ def _clip_image_processor(image_size: int) -> dict[str, Any]:
         "do_rescale": True,
         "do_resize": True,
         "image_mean": _CLIP_MEAN,
-        "image_processor_type": "CLIPImageProcessor",
+        _TYPE: _CLIP_TYPE,
         "image_std": _CLIP_STD,
         "resample": 3,  # bicubic
         "rescale_factor": 1 / 255,

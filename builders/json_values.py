@@ -13,7 +13,21 @@ T = TypeVar("T", int, float, bool, str)
 Json = Mapping[str, Any]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+class Section(dict[str, Any]):
+    """An object of a JSON file that knows where it stands, for messages."""
+
+    def __init__(self, values: Json, place: str) -> None:
+        """Args: place: file and keys that lead to it, such as `config.json: text_config.`"""
+        super().__init__(values)
+        self.place = place
+
+
+def name_of(values: Json, key: str) -> str:
+    """A key with its file and the keys above it, such as `config.json: text_config.model_type`."""
+    return f"{values.place if isinstance(values, Section) else 'config.json: '}{key}"
+
+
+def read_json(path: Path) -> Section:
     """The object in a JSON file.
 
     Raises:
@@ -27,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not JSON (truncated?): {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return Section(value, f"{path.name}: ")
 
 
 def json_bytes(value: Json) -> bytes:
@@ -44,12 +58,12 @@ def value_of(values: Json, key: str, kind: type[T], default: T | None = None) ->
     value = values.get(key)
     if value is None:
         if default is None:
-            raise ConfigError(f"config.json: {key} is missing")
+            raise ConfigError(f"{name_of(values, key)} is missing")
         return default
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return kind(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"config.json: {key}: expected {kind.__name__}, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected {kind.__name__}, got {value!r}")
     return value
 
 
@@ -61,11 +75,11 @@ def choice_of(values: Json, key: str, known: tuple[str, ...], default: str | Non
     """
     value = value_of(values, key, str, default)
     if value not in known:
-        raise ConfigError(f"config.json: {key}: expected one of {', '.join(known)}; got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected one of {', '.join(known)}; got {value!r}")
     return value
 
 
-def object_of(values: Json, key: str) -> dict[str, Any] | None:
+def object_of(values: Json, key: str) -> Section | None:
     """`values[key]` as an object, or None where it is absent or null.
 
     Raises:
@@ -73,8 +87,8 @@ def object_of(values: Json, key: str) -> dict[str, Any] | None:
     """
     value = values.get(key)
     if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"config.json: {key}: expected an object, got {value!r}")
-    return value
+        raise ConfigError(f"{name_of(values, key)}: expected an object, got {value!r}")
+    return None if value is None else Section(value, f"{name_of(values, key)}.")
 
 
 def square_side(values: Json, key: str, default: int | None = None) -> int:
@@ -85,7 +99,7 @@ def square_side(values: Json, key: str, default: int | None = None) -> int:
     """
     value = values.get(key)
     if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
-        return value_of({key: value[0]}, key, int)
+        return value_of(Section({key: value[0]}, name_of(values, "")), key, int)
     if isinstance(value, list | tuple | dict):
-        raise ConfigError(f"config.json: {key}: only square sizes are supported, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: only square sizes are supported, got {value!r}")
     return value_of(values, key, int, default)

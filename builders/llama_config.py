@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.builders.json_values import Json, Section, choice_of, name_of, object_of, value_of
 from dpn_rt.errors import ConfigError
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 
@@ -36,11 +35,11 @@ def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_abse
     choice_of(values, "hidden_act", ("silu",), "silu")
     for key in ("mlp_bias", "use_sliding_window"):
         if value_of(values, key, bool, False):
-            raise ConfigError(f"config.json: {key} is not supported")
+            raise ConfigError(f"{name_of(values, key)} is not supported, expected false")
     hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
     if num_heads <= 0 or (values.get("head_dim") is None and hidden_size % num_heads):
         raise ConfigError(
-            f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}"
+            f"{name_of(values, 'hidden_size')} {hidden_size} is not a multiple of num_attention_heads {num_heads}"
         )
     attention_bias = value_of(values, "attention_bias", bool, False)
     return DecoderConfig(
@@ -62,37 +61,32 @@ def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_abse
 
 def _rope_config(values: Json) -> RopeConfig:
     """transformers 4 has `rope_theta` and `rope_scaling`, transformers 5 has both in `rope_parameters`."""
-    scaling: dict[str, Any] = {
-        **(object_of(values, "rope_scaling") or {}),
-        **(object_of(values, "rope_parameters") or {}),
-    }
+    sections = [section for key in ("rope_scaling", "rope_parameters") if (section := object_of(values, key))]
+    place = sections[-1].place if sections else name_of(values, "rope_parameters.")
+    scaling = Section({key: value for section in sections for key, value in section.items()}, place)
     theta = value_of(scaling if "rope_theta" in scaling else values, "rope_theta", float, 10000.0)
     scaling.pop("rope_theta", None)
     if scaling.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise ConfigError("config.json: a partial_rotary_factor other than 1 is not supported")
+        raise ConfigError(f"{name_of(scaling, 'partial_rotary_factor')} is not supported, expected 1")
     old_name = scaling.pop("type", "default")
     rope_type = scaling.setdefault("rope_type", old_name)
     if rope_type == "default":
         return RopeConfig(theta)
     if rope_type not in _ROPE_TYPES:
         raise ConfigError(
-            f"config.json: rope scaling type: expected one of default, {', '.join(_ROPE_TYPES)}; got {rope_type!r}"
+            f"{name_of(scaling, 'rope_type')}: expected one of default, {', '.join(_ROPE_TYPES)}; got {rope_type!r}"
         )
     return RopeConfig(theta, json.dumps(scaling, sort_keys=True))
 
 
-def token_ids(file: str, key: str, value: Any) -> tuple[int, ...]:
-    """A token id or a list of them, each once; empty where there is none.
-
-    Args:
-        file: that has the value, for the message.
-        key: of the value, for the message.
-        value: of any type.
+def token_ids(values: Json, key: str) -> tuple[int, ...]:
+    """`values[key]`, a token id or a list of them, each once; empty where there is none.
 
     Raises:
         ConfigError: an id is not an integer.
     """
+    value = values.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise ConfigError(f"{file}: {key}: expected a token id or a list of them, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected a token id or a list of them, got {value!r}")
     return tuple(dict.fromkeys(ids))

@@ -15,6 +15,7 @@ from dpn_rt.builders.original_layout import read_original
 from dpn_rt.builders.prompt_config import prompt_config
 from dpn_rt.builders.published_check import check_published
 from dpn_rt.builders.tokenizer_files import read_tokenizer
+from dpn_rt.builders.trial import try_processor
 from dpn_rt.builders.weight_sources import weight_sources
 from dpn_rt.builders.weight_stream import WeightStream
 from dpn_rt.errors import CheckpointError, ConfigError
@@ -23,6 +24,7 @@ from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weigh
 from dpn_rt.format.plans import BuiltPlans
 from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.model.reduction.spec import Spec, parse_spec
+from dpn_rt.schema.text import is_text
 from dpn_rt.schema.weights import DType
 
 Progress = Callable[[int, int], None]
@@ -71,6 +73,8 @@ def build_engine(
         projector=layout.projector,
     )
     check_model(model)
+    files = {**(tokenizer.files if tokenizer else {}), **for_images}
+    try_processor(path, files, model)
     sources = weight_sources(model, checkpoint, layout.names, layout.tower)
     check_published(checkpoint, layout, sources, note)
     if make_plans is not None and reduce is not None and model.reduction.layers:
@@ -84,7 +88,7 @@ def build_engine(
         model,
         lambda: EngineSource(stream.fingerprint(), layout.kind),
         stream,
-        {**(tokenizer.files if tokenizer else {}), **for_images},
+        files,
         force=force,
         progress=lambda written: progress(written, total),
         plans=plans,
@@ -113,7 +117,18 @@ def read_config(path: Path) -> Json:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
+    check_name(path)
     return read_json(path / "config.json")
+
+
+def check_name(path: Path) -> None:
+    """Refuse a directory that libraries cannot open.
+
+    Raises:
+        CheckpointError: its name is not UTF-8.
+    """
+    if not is_text(path):
+        raise CheckpointError(f"{str(path)!r}: its name is not UTF-8, as safetensors needs it: rename it")
 
 
 def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
@@ -124,6 +139,8 @@ def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | No
     """
     if tower_directory is not None and not tower_directory.is_dir():
         raise CheckpointError(f"{tower_directory}: not a directory")
+    if tower_directory is not None:
+        check_name(tower_directory)
     read = read_huggingface if "text_config" in config else read_original
     return read(checkpoint, config, tower_directory, note)
 

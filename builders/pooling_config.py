@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.builders.json_values import Json, Section, choice_of, name_of, object_of, value_of
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ReductionConfig
 from dpn_rt.model.reduction.pooling_config import (
@@ -33,11 +33,15 @@ def reduction_config(values: Json) -> ReductionConfig:
     router_version = choice_of(pooling, "router_version", ("v1", "v2"), "v1")
     choice_of(pooling, "pooling_location", ("post",), "post")
     if value_of(pooling, "prepooling", bool, False):
-        raise ConfigError("config.json: prepooling is not supported")
+        raise ConfigError(f"{name_of(pooling, 'prepooling')} is not supported, expected false")
     layers = pooling.get("pooling_layers")
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-        raise ConfigError(f"config.json: pooling_layers: expected a list of objects, got {layers!r}")
-    boundaries = tuple(_boundary(layer, pooling_type == "static") for layer in layers)
+        raise ConfigError(f"{name_of(pooling, 'pooling_layers')}: expected a list of objects, got {layers!r}")
+    is_static = pooling_type == "static"
+    boundaries = tuple(
+        _boundary(Section(layer, name_of(pooling, f"pooling_layers[{position}].")), is_static)
+        for position, layer in enumerate(layers)
+    )
     if not boundaries:
         return NoReduction()
     return PoolingConfig(
@@ -51,23 +55,23 @@ def reduction_config(values: Json) -> ReductionConfig:
 
 def _boundary(layer: Json, static: bool) -> BoundaryConfig:
     index = value_of(layer, "index", int)
-    kernels = _kernels(layer.get("kernel_size"), static, f"config.json: pooling layer {index}: kernel_size")
+    kernels = _kernels(layer, "kernel_size", static)
     if layer.get("stride") is not None:
-        strides = _kernels(layer["stride"], static, f"config.json: pooling layer {index}: stride")
+        strides = _kernels(layer, "stride", static)
         if strides != kernels:
             raise ConfigError(
-                f"config.json: pooling layer {index}: stride must equal kernel_size {_lists(kernels)}, "
-                f"got {_lists(strides)}"
+                f"{name_of(layer, 'stride')} must equal kernel_size {_lists(kernels)}, got {_lists(strides)}"
             )
     return BoundaryConfig(index, kernels)
 
 
-def _kernels(value: Any, static: bool, where: str) -> tuple[Kernel, ...]:
+def _kernels(layer: Json, key: str, static: bool) -> tuple[Kernel, ...]:
     """A list of pairs; static pooling may give its one pair without a list."""
+    value = layer.get(key)
     pairs = [value] if static and _is_pair(value) else value
     if not isinstance(pairs, list) or not pairs or not all(_is_pair(pair) for pair in pairs):
         wanted = "[height, width]" if static else "a list of [height, width]"
-        raise ConfigError(f"{where}: expected {wanted}, got {value!r}")
+        raise ConfigError(f"{name_of(layer, key)}: expected {wanted}, got {value!r}")
     return tuple((pair[0], pair[1]) for pair in pairs)
 
 

@@ -81,8 +81,8 @@ def special_ids(
     found: dict[str, tuple[int, ...]] = {}
     for key, own in of_tokenizer.items():
         named = {
-            "generation_config.json": token_ids("generation_config.json", key, generation.get(key)),
-            "config.json": token_ids("config.json", key, values.get(key)),
+            "generation_config.json": token_ids(generation, key),
+            "config.json": token_ids(values, key),
             "the tokenizer": () if own is None else (own,),
         }
         named = {file: ids for file, ids in named.items() if ids}

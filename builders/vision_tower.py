@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.clip_config import clip_config, clip_values_from_shapes
-from dpn_rt.builders.json_values import Json, object_of, read_json
+from dpn_rt.builders.json_values import Json, Section, object_of, read_json
 from dpn_rt.builders.names import clip_weight
 from dpn_rt.errors import CheckpointError
 from dpn_rt.model.vision.clip import names as clip
@@ -57,7 +57,7 @@ def find_tower(
         ConfigError: the runtime does not support this kind of tower.
     """
     if directory is not None:
-        config = read_json(directory / "config.json")
+        config = Section(read_json(directory / "config.json"), f"{directory / 'config.json'}: ")
         clip_values = object_of(config, "vision_config") or config
     source, prefix = checkpoint, _find_prefix(checkpoint)
     if prefix is None and directory is not None:

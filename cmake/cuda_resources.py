@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +92,17 @@ def short(name: str) -> str:
 
 
 def compile_source(source: Path, architecture: str) -> list[Kernel]:
-    """The kernels of one file."""
-    command = [
-        "nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-DDPN_HAS_CUDA", "-Xptxas=-v", "-c", "-o", "/dev/null",
-        f"-gencode=arch=compute_{architecture},code=sm_{architecture}", str(source),
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    """The kernels of one file. The object file, which is not needed, goes into a directory of its own.
+
+    nvcc removes its output before it writes it: as root and with /dev/null for an output it would remove the device.
+    """
+    with tempfile.TemporaryDirectory(prefix="dpn_rt-cuda-") as directory:
+        command = [
+            "nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-DDPN_HAS_CUDA", "-Xptxas=-v", "-c",
+            "-o", str(Path(directory) / "kernels.o"),
+            f"-gencode=arch=compute_{architecture},code=sm_{architecture}", str(source),
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         sys.exit(f"{source} does not compile:\n{result.stderr}")
     return parse(result.stdout + result.stderr, architecture)

@@ -22,6 +22,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
 from dpn_rt.schema.weights import TORCH_DTYPES
+from dpn_rt.terminal import check_text, escape_output
 
 T = TypeVar("T")
 
@@ -31,8 +32,10 @@ DEFAULT_PLAN_ROWS = 2048
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    escape_output()
     options = _parse(arguments)
     try:
+        check_text(options)
         with _one_interrupt():
             engine = _build(options)
         if not options.quiet:

@@ -12,25 +12,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import DpnError, RequestError
+from dpn_rt.terminal import check_text, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
     from dpn_rt.outputs import RequestOutput
 
 DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+DEFAULT_DRAWING = Path()
+"""Stands for a name made from the image's."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
+    escape_output()
     options = _parser().parse_args(arguments)
     try:
+        check_text(options, file_names=("engine", "image"))
         # Imported here: --help and a wrong option should not wait for torch.
         from dpn_rt import LLM, SamplingParams
 
         prompt_options = _prompt(options)
-        _check_drawing(options)
+        drawing = _drawing(options)
         params = SamplingParams(
             max_tokens=options.max_tokens,
             temperature=options.temperature,
@@ -43,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.route is not None:
             prompt = {**prompt, "route": options.route}
         output = _run(llm, prompt, params, silent=options.json)
-        if options.show_pyramid is not None:
-            _draw_pyramid(llm, prompt, output, options.show_pyramid)
-        print(json.dumps(_as_json(output)) if options.json else _report(output), flush=True)
+        if drawing is not None:
+            _draw_pyramid(llm, prompt, output, options.prompt, drawing)
+        print(json.dumps(_as_json(output)) if options.json else _report(output, drawing), flush=True)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -79,7 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
-    parser.add_argument("--show-pyramid", type=Path, metavar="FILE", help="draw what each stage saw over the image")
+    parser.add_argument(
+        "--show-pyramid",
+        type=Path,
+        nargs="?",
+        const=DEFAULT_DRAWING,
+        metavar="FILE",
+        help="draw what each stage saw over the image (default FILE: the image's name with -pyramid.png, here)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
@@ -93,26 +105,31 @@ def _route(text: str) -> list[int | None]:
         ) from None
 
 
-def _check_drawing(options: argparse.Namespace) -> None:
-    """Refuses a drawing that could not be written, before anything is computed."""
+def _drawing(options: argparse.Namespace) -> Path | None:
+    """Where a drawing goes; one that could not be written is refused before anything is computed."""
     path: Path | None = options.show_pyramid
     if path is None:
-        return
+        return None
     if not options.image:
-        raise RequestError(f"--show-pyramid {path}: there is no image to draw over, expected --image")
+        raise RequestError("--show-pyramid: there is no image to draw over, expected --image")
+    if path == DEFAULT_DRAWING:
+        path = Path(f"{Path(options.image).stem}-pyramid.png")
     if path.suffix.lower() not in DRAWING_SUFFIXES:
         raise RequestError(f"--show-pyramid {path}: expected a name that ends in {' or '.join(DRAWING_SUFFIXES)}")
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
         raise RequestError(f"--show-pyramid {path}: cannot write there, expected a file in a directory that exists")
+    return path
 
 
-def _draw_pyramid(llm: LLM, prompt: dict[str, Any], output: RequestOutput, path: Path) -> None:
+def _draw_pyramid(llm: LLM, prompt: dict[str, Any], output: RequestOutput, question: str, path: Path) -> None:
     from dpn_rt.drawing import draw_pyramid
 
     try:
-        draw_pyramid(llm.processor.seen_image(prompt), output.pyramid).save(path)
-    except OSError as error:
-        raise RequestError(f"--show-pyramid {path}: cannot be written: {error.strerror or error}") from error
+        seen, answer = llm.processor.seen_image(prompt), output.outputs[0].text
+        draw_pyramid(seen, output.pyramid, question=question, answer=answer).save(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "its format cannot hold a picture of this size"
+        raise RequestError(f"--show-pyramid {path}: cannot be written: {reason}") from error
 
 
 def _is_raw(options: argparse.Namespace) -> bool:
@@ -133,12 +150,14 @@ def _chat(llm: LLM, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(llm: LLM, prompt: dict[str, Any], params: SamplingParams, silent: bool) -> RequestOutput:
-    """Generates; prints the text as it comes, unless `silent`."""
-    output = None
+    """Generates; prints the text as it comes, without spaces at its beginning, unless `silent`."""
+    output, has_begun = None, False
     try:
         for delta in llm.stream(prompt, params):
+            text = str(delta) if has_begun else delta.lstrip()
+            has_begun = has_begun or bool(text)
             if not silent:
-                print(delta, end="", flush=True)
+                print(text, end="", flush=True)
             output = delta.output or output
     finally:
         if not silent:
@@ -177,18 +196,20 @@ def _as_json(output: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _report(output: RequestOutput) -> str:
+def _report(output: RequestOutput, drawing: Path | None) -> str:
     pyramid, metrics = output.pyramid, output.metrics
     route = ["skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels]
     count = len(output.outputs[0].token_ids)
     first, total = metrics.time_to_first_token or 0.0, metrics.latency or 0.0
     per_token = f", {1000 * (total - first) / (count - 1):.1f} ms per token" if count > 1 else ""
+    picture = [] if drawing is None else [f"picture         {drawing}"]
     return "\n".join(
         [
             f"route           {', '.join(route) or 'none (dense model)'}",
             f"rows per stage  {', '.join(map(str, _rows(output)))}",
             f"KV rows at end  {', '.join(str(length + max(count - 1, 0)) for length in pyramid.kv_lengths)}",
             f"time            first token {first:.3f} s, {count} tokens in {total:.3f} s{per_token}",
+            *picture,
         ]
     )
 

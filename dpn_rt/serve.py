@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpn_rt.errors import ConfigError, DpnError, StepError
+from dpn_rt.schema.text import is_text
+from dpn_rt.terminal import check_text, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt.server.config import ServerConfig
@@ -23,8 +25,10 @@ API_KEY_VARIABLE = "DPN_RT_API_KEY"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
+    escape_output()
     options = _parser().parse_args(arguments)
     try:
+        check_text(options, file_names=("ssl_keyfile", "ssl_certfile"))
         _serve(options)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,7 +51,9 @@ def _serve(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("dpn_rt"):
             raise
-        raise ConfigError(f"the server needs the package {error.name}: pip install 'dpn_rt[serve]'") from error
+        raise ConfigError(
+            f"the server needs the package {error.name}: pip install '.[serve]' in the repository"
+        ) from error
     from dpn_rt.engine.loader import load_processor
     from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
     from dpn_rt.server.engine_client.process import EngineProcess
@@ -84,9 +90,15 @@ def _server_config(options: argparse.Namespace) -> ServerConfig:
     from dpn_rt.server.cors import CorsPolicy
     from dpn_rt.server.media.policy import MediaPolicy
 
+    model_name = options.served_model_name or options.engine.resolve().name
+    api_key = options.api_key or os.environ.get(API_KEY_VARIABLE) or None
+    if not is_text(model_name):
+        raise ConfigError(f"the engine's directory is {model_name!r}, not UTF-8: expected a --served-model-name")
+    if api_key is not None and not is_text(api_key):
+        raise ConfigError(f"{API_KEY_VARIABLE}: not UTF-8, expected a key in UTF-8")
     return ServerConfig(
-        model_name=options.served_model_name or options.engine.resolve().name,
-        api_key=options.api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        model_name=model_name,
+        api_key=api_key,
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_body_bytes=options.max_body_bytes,

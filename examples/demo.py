@@ -14,6 +14,7 @@ from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.outputs import RequestOutput
+from dpn_rt.terminal import escape_output
 
 EXAMPLES = Path(__file__).parent
 CHECKPOINT = EXAMPLES / "tiny_dpn" / "checkpoint"
@@ -56,6 +57,7 @@ QUESTIONS = (
 
 
 def main() -> int:
+    escape_output()
     if not (CHECKPOINT / "config.json").is_file():
         print(f"{CHECKPOINT} has no checkpoint; make one with: python -m examples.tiny_dpn.train", file=sys.stderr)
         return 1

@@ -1,10 +1,12 @@
-"""Fixtures that tests of several packages share, and the plugin that reports skipped tests."""
+"""Fixtures that tests of several packages share, and the plugins that print seeds and report skipped tests."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.places import place as place
+from tests.seeds import pytest_configure as pytest_configure
+from tests.seeds import pytest_runtest_setup as pytest_runtest_setup
 from tests.skips import pytest_addoption as pytest_addoption
 from tests.skips import pytest_sessionfinish as pytest_sessionfinish
 from tests.skips import pytest_terminal_summary as pytest_terminal_summary

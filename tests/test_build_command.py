@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import signal
 import subprocess
@@ -35,9 +36,44 @@ def test_build_and_build_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "e"]
 
 
+def test_the_working_directory_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    (tmp_path / "e").mkdir()
+    monkeypatch.chdir(tmp_path / "e")
+    for options in ([], ["--force"]):
+        assert main(["--checkpoint", str(path), "--output", ".", "--quiet", *options]) == 0
+        assert Path.cwd() == tmp_path / "e"
+        EngineDir.open(Path())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "e"]
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(tmp_path / "c"), "--output", str(tmp_path / "e")]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'c'}: not a directory\n"
+
+
+NOT_UTF8 = "caf\udce9"
+"""What Python makes of the bytes `caf\\xe9` in an argument."""
+
+
+@pytest.mark.parametrize("name", ["--checkpoint", "--output", "--vision-tower"])
+def test_directories_whose_names_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """The libraries that read tokenizers and weights cannot open them."""
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    odd = tmp_path / NOT_UTF8
+    path.rename(odd) if name == "--checkpoint" else odd.mkdir()
+    arguments = {"--checkpoint": path, "--output": tmp_path / "e", name: odd}
+    assert main([part for pair in arguments.items() for part in map(str, pair)]) == 1
+    error = capsys.readouterr().err
+    assert f"{str(odd)!r}: its name is not UTF-8" in error and "rename it" in error and "Traceback" not in error
+
+
+def test_output_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["--checkpoint", str(path), "--output", str(tmp_path / "caf\u00e9")]) == 0
+    assert written.getvalue().decode("ascii").startswith(f"{tmp_path}/caf\\xe9: 0.00 GB")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--checkpoint", "x", "--output", "y", "--dtype", "int4"], ["--what"]])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,12 @@ OUTPUT = RequestOutput(
 def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., list[Any]]:
     """Replaces LLM by a fake; returns the list of its calls."""
 
-    def put(failure: BaseException | None = None, load_failure: BaseException | None = None) -> list[Any]:
+    def put(
+        failure: BaseException | None = None,
+        load_failure: BaseException | None = None,
+        lead: Sequence[str] = ("A ",),
+        text: str = "boat.",
+    ) -> list[Any]:
         calls: list[Any] = []
 
         class StandIn:
@@ -47,10 +54,12 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
 
             def stream(self, prompt: Any, params: Any) -> Iterator[StreamDelta]:
                 calls.append((prompt, params))
-                yield StreamDelta("A ")
+                for delta in lead:
+                    yield StreamDelta(delta)
                 if failure is not None:
                     raise failure
-                yield StreamDelta("boat.", output=OUTPUT)
+                completion = dataclasses.replace(OUTPUT.outputs[0], text="".join(lead) + text)
+                yield StreamDelta(text, output=dataclasses.replace(OUTPUT, outputs=[completion]))
 
         monkeypatch.setitem(dpn_rt.__dict__, "LLM", StandIn)
         return calls
@@ -86,6 +95,44 @@ def test_raw_prompts_get_no_template(install: Callable[..., list[Any]], argument
     assert calls[1][0] == {"prompt": arguments[-1]}
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_an_answer_that_the_terminal_cannot_show_is_escaped(
+    install: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    install(text="caf\u00e9 \U0001f408.")
+    for encoding, errors in (("ascii", "strict"), ("ascii", "surrogateescape"), ("latin-1", "strict")):
+        written = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, errors=errors))
+        assert main(["--engine", "e", "--prompt", "Hi", *arguments]) == 0
+        text = written.getvalue().decode(encoding)
+        if arguments:
+            assert json.loads(text)["text"] == "A caf\u00e9 \U0001f408."
+        else:
+            assert text.startswith("A caf\u00e9" if encoding == "latin-1" else "A caf\\xe9 \\U0001f408.\n")
+
+
+NOT_UTF8 = "caf\udce9"
+"""What Python makes of the bytes `caf\\xe9` in an argument."""
+
+
+@pytest.mark.parametrize("options", [["--prompt", NOT_UTF8], ["--prompt", "Hi", "--device", NOT_UTF8]])
+def test_an_argument_that_is_not_utf8(
+    install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    calls = install()
+    assert main(["--engine", "e", *options]) == 1
+    assert capsys.readouterr().err == f"error: {options[-2]} 'caf\\udce9': not UTF-8, expected text in UTF-8\n"
+    assert not calls
+
+
+def test_files_may_have_any_name(install: Callable[..., list[Any]], tmp_path: Path) -> None:
+    calls = install()
+    image, drawn = tmp_path / f"{NOT_UTF8}.png", tmp_path / f"{NOT_UTF8} drawn.png"
+    Image.new("RGB", (20, 20)).save(image)
+    assert main(["--engine", NOT_UTF8, "--image", str(image), "--prompt", "?", "--show-pyramid", str(drawn)]) == 0
+    assert calls[0][0] == NOT_UTF8 and drawn.is_file()
+
+
 def test_checksums_can_be_skipped(install: Callable[..., list[Any]]) -> None:
     calls = install()
     assert main(["--engine", "e", "--prompt", "Hi", "--skip-verify"]) == 0
@@ -114,12 +161,44 @@ def test_the_pyramid_is_drawn_over_the_image_as_the_tower_saw_it(
     Image.new("RGB", (60, 20), (200, 0, 0)).save(wide)
     assert main(["--engine", "e", "--image", str(wide), "--prompt", "What?", "--show-pyramid", str(drawn)]) == 0
     seen = original.processor.seen_image(original.processor.chat(question_about(wide)))
-    expected = draw_pyramid(seen, OUTPUT.pyramid)
+    expected = draw_pyramid(seen, OUTPUT.pyramid, question="What?", answer="A boat.")
     with Image.open(drawn) as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
     # Padded to a square with CLIP's mean colour above and below the red band.
     assert np.abs(np.asarray(seen)[0, 0].astype(int) - (122, 116, 104)).max() <= 1
     assert np.abs(np.asarray(seen)[seen.height // 2, seen.width // 2].astype(int) - (200, 0, 0)).max() <= 1
+
+
+@pytest.mark.parametrize("position", ["last", "before another option"])
+def test_the_picture_has_a_default_name(
+    install: Callable[..., list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    position: str,
+) -> None:
+    install()
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "photos" / "my.cat.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["--prompt", "What?", "--image", "photos/my.cat.png"]
+    drawing = ["--show-pyramid"]
+    assert main(["--engine", "e", *(options + drawing if position == "last" else drawing + options)]) == 0
+    assert (tmp_path / "my.cat-pyramid.png").is_file()
+    assert capsys.readouterr().out.splitlines()[-1] == "picture         my.cat-pyramid.png"
+    assert main(["--engine", "e", "--prompt", "What?", "--show-pyramid"]) == 1
+    assert capsys.readouterr().err == "error: --show-pyramid: there is no image to draw over, expected --image\n"
+
+
+@pytest.mark.parametrize("lead", [[" A"], [" ", "A"], ["", " \n", " A"]])
+def test_spaces_at_the_beginning_of_an_answer_are_not_shown(
+    install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str], lead: list[str]
+) -> None:
+    install(lead=lead, text=" boat. ")
+    assert main(["--engine", "e", "--prompt", "Hi"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "A boat. "
+    assert main(["--engine", "e", "--prompt", "Hi", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "".join(lead) + " boat. "
 
 
 def question_about(image: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    *("errors", "schema", "_kernels", "ops", "device", "model", "format"),
+    *("errors", "schema", "terminal", "_kernels", "ops", "device", "model", "format"),
     *("cache", "sampling", "outputs", "prompts", "settings", "backends", "drawing"),
     *("engine", "llm", "server", "generate", "serve", "builders", "build", "reference", "eager"),
 )
@@ -65,11 +65,13 @@ def test_package_files_import_nothing() -> None:
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    """They also know the inputs and outputs of plans, and chat templates, which they try out."""
+    """They also know the inputs and outputs of plans, chat templates and prompts, which they try out."""
     shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
-    shared |= {"dpn_rt.prompts.template", "dpn_rt.prompts.markers"}
+    shared |= {f"dpn_rt.prompts.{name}" for name in ("template", "markers", "processor")}
     for path in files("builders/*.py", "builders/*/*.py"):
-        assert packages(path) <= {"errors", "schema", "model", "format", "builders", "backends", "prompts"}, path
+        more = {"terminal"} if path.name == "__main__.py" else set()
+        known = {"errors", "schema", "model", "format", "builders", "backends", "prompts"}
+        assert packages(path) <= known | more, path
         restricted = ("dpn_rt.backends.", "dpn_rt.prompts.")
         assert {name for name in imported_modules(path) if name.startswith(restricted)} <= shared, path
 

@@ -15,10 +15,12 @@ from dpn_rt.builders.tensorrt_llm.export import export_checkpoints
 from dpn_rt.errors import DpnError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import PlanLimits, check_limits
+from dpn_rt.terminal import escape_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    escape_output()
     parser = argparse.ArgumentParser(prog="python -m dpn_rt.builders.tensorrt_llm", description=__doc__)
     parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="as dpn_rt.build made it")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets checkpoints/ and engines/")

@@ -1,4 +1,9 @@
-"""Writes directories so that they are either complete or absent."""
+"""Writes directories so that they are either complete or absent.
+
+A directory that does not exist is written next to its place and renamed. One that exists stays the same directory,
+which may be a mount point, a shell's working directory, or all that the user may write to: its files are replaced
+(`swapped_files.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,69 +18,63 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpn_rt.errors import EngineError
+from dpn_rt.format.swapped_files import Swap, own_files, partial_directories
 
 
 @contextlib.contextmanager
-def replaced_directory(target: Path, num_bytes: int, replace: bool) -> Iterator[Path]:
-    """A new directory next to `target`, renamed to `target` when the block ends without an exception.
+def replaced_directory(target: Path, num_bytes: int, replace: bool, seal: str) -> Iterator[Path]:
+    """A new directory whose files are those of `target` when the block ends without an exception.
 
     After any exception, Ctrl-C included, the new directory is removed and `target` is as before. Call `settle` first.
 
     Args:
-        target: need not exist; its parents are made.
+        target: need not exist; its parents are made. A link to a directory stays, and the directory that it names too.
         num_bytes: that will be written.
-        replace: whether there is a directory at `target`; it is moved aside, and removed after the rename.
+        replace: files that `target` holds are removed; otherwise they are an error.
+        seal: the file whose presence says that the directory is complete: the first to go and the last to come.
 
     Raises:
         EngineError: the directory cannot be written, or the disk becomes full or has less than `num_bytes` free at the
             start.
     """
-    target = target.resolve()  # a link stays; the directory that it points to is replaced
+    target = target.resolve()
     mark = secrets.token_hex(4)  # the names exist before the directories do, so an interrupt always removes them
-    partial = target.parent / f".{target.name}.{mark}.partial"
-    retired = target.parent / f".{target.name}.{mark}.retired"
+    exists = target.is_dir()
+    partial = target / f".{mark}.partial" if exists else target.parent / f".{target.name}.{mark}.partial"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(target, num_bytes)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(target, partial.parent, num_bytes)
         partial.mkdir()
         with _locked(partial):
             yield partial
             sync_directory(partial)
-            if replace:
-                target.rename(retired)
-            partial.rename(target)
-            if replace:
-                retired.rename(partial)  # `settle` removes it if this process is killed now, and never restores it
-        sync_directory(target.parent)
+            if exists:
+                if not replace and any(own_files(target)):
+                    raise FileExistsError(errno.ENOTEMPTY, "files have appeared there meanwhile")
+                Swap(target, mark, seal).run()
+            else:
+                partial.rename(target)
+        sync_directory(partial.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise EngineError(f"{target}: cannot be written: {reason}; nothing was left behind") from error
     finally:
-        if retired.exists() and not target.exists():
-            retired.rename(target)
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
 
 
-def settle(target: Path) -> None:
+def settle(target: Path, seal: str) -> None:
     """Clean up after writers of `target` that were killed.
 
-    An unfinished directory is removed. A directory that was moved aside gets its name back, unless the name is taken.
+    An unfinished directory is removed. A complete one that was about to take the place of others does so now.
     """
     target = target.resolve()
-    for partial in _beside(target, "partial"):
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         with contextlib.suppress(OSError), _locked(partial):
             shutil.rmtree(partial, ignore_errors=True)
-    for retired in _beside(target, "retired"):
-        if retired.with_suffix(".partial").exists():
-            continue  # its writer is alive, between the two renames
-        with contextlib.suppress(OSError):  # the name is taken, by more than an empty directory
-            retired.rename(target)
-
-
-def moved_aside(target: Path) -> Path | None:
-    """The directory that `settle` would rename to `target`; None where there is none."""
-    return next(iter(_beside(target.resolve(), "retired")), None)
+    for partial in partial_directories(target):
+        with contextlib.suppress(OSError), _locked(partial):
+            Swap(target, partial.name.split(".")[1], seal).settle()
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -115,11 +114,7 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _beside(target: Path, kind: str) -> list[Path]:
-    return list(target.parent.glob(f".{glob.escape(target.name)}.*.{kind}"))
-
-
-def _check_space(target: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(target.parent).free
+def _check_space(target: Path, existing: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise EngineError(f"{target}: {num_bytes:,} bytes are needed, the disk has {free:,} free")

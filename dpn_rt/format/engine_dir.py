@@ -6,7 +6,8 @@
     plans/                 TensorRT plans, where the engine was built with them (docs/tensorrt.md)
 
 It is written to a temporary directory next to the target and then renamed, so a directory with the target's name is
-always complete. The bytes depend only on the contents: the same checkpoint always gives the same engine.
+always complete. A directory that exists already stays, and its files are replaced, the manifest last. The bytes depend
+only on the contents: the same checkpoint always gives the same engine.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dpn_rt.errors import ConfigError, EngineError
-from dpn_rt.format.atomic_dir import moved_aside, replaced_directory, settle, sync_directory, write_file
+from dpn_rt.format.atomic_dir import replaced_directory, settle, sync_directory, write_file
 from dpn_rt.format.checks import check_model
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import BuiltPlans, PlanConfig, check_limits, plan_files
+from dpn_rt.format.swapped_files import own_files, unfinished_swap
 from dpn_rt.format.weight_file import CHUNK_BYTES, check_weights, map_weights, tensor_bytes, write_weights
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.schema.json_values import from_json, to_json
+from dpn_rt.schema.text import is_text
 from dpn_rt.schema.weights import TORCH_DTYPES, WeightSpec
 
 __all__ = [
@@ -94,6 +97,7 @@ class EngineDir:
         """
         if not isinstance(path, str | Path):
             raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
+        _check_name(Path(path))
         engine = _read_manifest(Path(path))
         _check_files(engine, verify)
         check_weights(engine.path / WEIGHTS, weight_spec(engine.model))
@@ -149,11 +153,12 @@ def write_engine(
     """
     check_model(model)
     target = Path(path).absolute()
-    settle(target)
+    _check_name(Path(path))
+    settle(target, MANIFEST)
     spec = weight_spec(model)
     built = {} if plans is None else plans.files
     num_bytes = sum(weight.num_bytes for weight in spec.values()) + sum(len(data) for data in built.values())
-    with replaced_directory(target, num_bytes, _check_target(target, force)) as partial:
+    with replaced_directory(target, num_bytes, _check_target(target, force), MANIFEST) as partial:
         sha256 = write_weights(partial / WEIGHTS, spec, weights, progress or (lambda _: None))
         files = {WEIGHTS: FileRecord(sha256, (partial / WEIGHTS).stat().st_size)}
         for name, content in sorted((processor_files or {}).items()):
@@ -186,12 +191,16 @@ def is_engine(path: str | Path) -> bool:
         known = {MANIFEST, *manifest["files"]} if "format_version" in manifest else set()
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    present = {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if not file.is_dir()}
-    return present <= known
+    return set(own_files(Path(path))) <= known
+
+
+def _check_name(path: Path) -> None:
+    if not is_text(path):
+        raise EngineError(f"engine directory {str(path)!r}: its name is not UTF-8, as tokenizers need it: rename it")
 
 
 def _check_target(target: Path, force: bool) -> bool:
-    """Whether `target` is an engine or an empty directory, to be replaced; False where nothing is there.
+    """Whether there is an engine at `target` to replace; False where nothing or an empty directory is there.
 
     Raises:
         EngineError: anything else is there, or an engine and `force` is False.
@@ -200,8 +209,8 @@ def _check_target(target: Path, force: bool) -> bool:
         return False
     if not target.is_dir():
         raise EngineError(f"{target}: exists and is not a directory")
-    if not any(target.iterdir()):
-        return True
+    if not any(own_files(target)):
+        return False
     if not is_engine(target):
         raise EngineError(f"{target}: exists and holds files that are not an engine's; they are not replaced")
     if not force:
@@ -221,8 +230,8 @@ def _read_manifest(path: Path) -> EngineDir:
     try:
         manifest: Any = json.loads(file.read_bytes())
     except OSError as error:
-        aside = moved_aside(path)
-        hint = "" if aside is None else f"; a build that was killed has moved an engine aside: rename {aside} to {path}"
+        aside = unfinished_swap(path)
+        hint = "" if aside is None else f"; a build was killed there: build again, or move the files of {aside} back"
         raise EngineError(f"{path}: not an engine directory: {MANIFEST}: {error.strerror}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise EngineError(f"{file}: not JSON: {error}") from error

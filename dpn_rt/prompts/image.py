@@ -7,10 +7,11 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from dpn_rt.errors import ImageError
+from dpn_rt.prompts.gray import eight_bits, gray_range, is_wide_gray
+from dpn_rt.prompts.image_metadata import without_metadata
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are read, header first. Pillow's readers of other formats decode at once or run programs."""
@@ -19,33 +20,41 @@ MAX_PIXELS = 89_478_485
 """Largest number of pixels, in the file and after padding: Pillow's bound for suspicious images, 256 MiB of RGB."""
 
 
-def load_image(source: Image.Image | str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: Image.Image | str | os.PathLike[str], max_pixels: int = MAX_PIXELS, name: str = "image 0"
+) -> Image.Image:
     """An upright 8-bit RGB image.
 
-    EXIF rotation is applied, and 16-bit samples are scaled to 8 bits. Alpha is dropped, not blended: LLaVA and
-    transformers do the same, and models are trained on the resulting colours.
+    EXIF rotation is applied and other metadata are skipped. Gray samples of more than 8 bits are scaled by the range of
+    their format (`dpn_rt.prompts.gray`). Alpha is dropped, not blended: LLaVA and transformers do the same, and models
+    are trained on the resulting colours.
 
     Args:
         source: a PIL image (not modified) or the path of a file. The frame of an animation is the current or first one.
         max_pixels: checked from the file's header, before decoding.
+        name: of an image without a file name in messages.
 
     Raises:
         ImageError: it is not a file, not an image, truncated, of zero size, or larger than `max_pixels`.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, _describe(source), max_pixels)
+        file_name = str(getattr(source, "filename", ""))
+        return _to_rgb(source, f"image {file_name!r:.200}" if file_name else name, max_pixels)
     if not isinstance(source, str | os.PathLike):
-        raise ImageError(f"image: expected a PIL image or a path, got {type(source).__name__}")
+        raise ImageError(f"{name}: expected a PIL image or a path, got {type(source).__name__}")
     name = f"image {os.fspath(source)!r:.200}"
     # Reading a device or pipe would block, and URLs are never fetched.
     if not _is_file(source):
         raise ImageError(f"{name}: no such file (expected a PIL image or the path of an image file)")
-    with decode_image(Path(source), name, max_pixels) as image:
-        return _to_rgb(image, name, max_pixels)
+    try:
+        with Path(source).open("rb") as file, decode_image(file, name, max_pixels) as image:
+            return _to_rgb(image, name, max_pixels)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read: {error.strerror}") from error
 
 
-def decode_image(file: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A PIL image of which only the header has been read.
+def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A PIL image of which only the header has been read. The file must stay open until it is loaded.
 
     Args:
         name: of the image in messages.
@@ -56,13 +65,12 @@ def decode_image(file: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file, formats=FORMATS)
+            return Image.open(without_metadata(file), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: too large: {error}; expected at most {max_pixels} pixels") from error
+        bound = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ImageError(f"{name}: more than {bound} pixels, expected at most {max_pixels}") from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and others on bad files
-        raise ImageError(
-            f"{name}: not an image that can be read, expected one of {', '.join(FORMATS)}: {error}"
-        ) from error
+        raise ImageError(f"{name}: not an image that can be read, expected one of {', '.join(FORMATS)}") from error
 
 
 def _is_file(source: str | os.PathLike[str]) -> bool:
@@ -70,11 +78,6 @@ def _is_file(source: str | os.PathLike[str]) -> bool:
         return Path(source).is_file()
     except OSError:  # longer than a name may be, as a data URL is
         return False
-
-
-def _describe(image: Image.Image) -> str:
-    name = getattr(image, "filename", "")
-    return f"image {str(name)!r}" if name else f"image (PIL, mode {image.mode})"
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
@@ -85,11 +88,11 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name}: {width} x {height} = {width * height} pixels, expected at most {max_pixels}")
     try:
         image.load()
-        return _eight_bit_rgb(_upright(image), name)
+        return _eight_bit_rgb(image, name)
     except ImageError:
         raise
     except Exception as error:  # as in `decode_image`: decoders raise anything on bad files
-        raise ImageError(f"{name}: truncated or damaged: {error}") from error
+        raise ImageError(f"{name}: truncated or damaged") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -100,24 +103,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _from_gray(np.asarray(image).astype(np.float32) / 257)
-    if image.mode in ("I", "F"):
-        return _from_gray(_wide_gray(np.asarray(image), name))
-    if image.mode in ("RGBa", "La"):
-        image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
-    return image.convert("RGB")
-
-
-def _wide_gray(values: np.ndarray, name: str) -> np.ndarray:
-    """32-bit gray values on the scale 0 to 255. The mode does not tell their range, so the values decide."""
-    low, high = float(values.min()), float(values.max())
-    scales = {1.0: 255.0, 255.0: 1.0, 65535.0: 1 / 257} if values.dtype.kind == "f" else {255.0: 1.0, 65535.0: 1 / 257}
-    for largest, scale in scales.items():
-        if low >= 0 and high <= largest:
-            return values.astype(np.float32) * scale
-    raise ImageError(f"{name}: gray values from {low:g} to {high:g}, expected 0 to 65535")
-
-
-def _from_gray(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+    upright = _upright(image)
+    if is_wide_gray(image):
+        return eight_bits(upright, gray_range(image), name).convert("RGB")
+    if upright.mode in ("RGBa", "La"):
+        upright = upright.convert({"RGBa": "RGBA", "La": "LA"}[upright.mode])
+    return upright.convert("RGB")

@@ -178,15 +178,19 @@ class Processor:
             router_bias=_checked_bias(parts.router_bias, self.model),
         )
 
-    def image(self, source: Image.Image | str | os.PathLike[str]) -> VisualInput:
+    def image(self, source: Image.Image | str | os.PathLike[str], name: str = "image 0") -> VisualInput:
         """An image prepared for the vision encoder. It may be given as `image` in any number of prompts.
+
+        Args:
+            source: as `load_image` takes it.
+            name: of an image without a file name in messages.
 
         Raises:
             ImageError: it cannot be read, or the engine has no vision encoder.
         """
         if self._preprocessor is None:
-            raise ImageError("image: this engine has no vision tower, expected image_embeds")
-        return self._preprocessor(load_image(source, self._max_pixels))
+            raise ImageError(f"{name}: this engine has no vision tower, expected image_embeds")
+        return self._preprocessor(load_image(source, self._max_pixels, name))
 
     def seen_image(self, prompt: Prompt) -> Image.Image:
         """The first image of a prompt as the vision encoder sees it, padded or cropped and scaled, in RGB.
@@ -275,10 +279,11 @@ class Processor:
             needs_grid = any(step.needs_grid for step in chain.steps) if chain else bool(self.model.reduction.layers)
             embeds = zip(parts.image_embeds, parts.image_grids, strict=True)
             return tuple(from_embeds(rows, grid, self.model, needs_grid) for rows, grid in embeds)
-        return tuple(self._prepared(image, grid) for image, grid in zip(parts.images, parts.image_grids, strict=True))
+        given = zip(parts.images, parts.image_grids, strict=True)
+        return tuple(self._prepared(image, grid, f"image {index}") for index, (image, grid) in enumerate(given))
 
-    def _prepared(self, image: Any, grid: Any) -> VisualInput:
-        visual = image if isinstance(image, VisualInput) else self.image(image)
+    def _prepared(self, image: Any, grid: Any, name: str) -> VisualInput:
+        visual = image if isinstance(image, VisualInput) else self.image(image, name)
         check_views(visual, self.model)
         check_image_grid(grid, visual.grid)
         return visual

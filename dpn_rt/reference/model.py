@@ -26,7 +26,8 @@ class EagerDpn(EagerModules):
     """A DPN or dense LLaVA model.
 
     In training mode boundaries draw experts from the routers' probabilities; in eval mode they take the most probable
-    one. Arguments and modules are those of `EagerModules`.
+    one. Arguments and modules are those of `EagerModules`. Hugging Face's Trainer trains it with one sample per batch
+    and a data collator that returns that sample.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None) -> None:

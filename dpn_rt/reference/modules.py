@@ -18,6 +18,7 @@ from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.reference import hf_modules, weights
 from dpn_rt.reference.boundary import Boundary
+from dpn_rt.reference.open_config import OpenConfig
 from dpn_rt.schema.weights import DType
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class EagerModules(nn.Module):
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config = OpenConfig.of(config)
         decoder = config.decoder
         self.language_model = LlamaModel(hf_modules.llama_config(decoder))
         hf_modules.drop_biases(self.language_model, decoder)

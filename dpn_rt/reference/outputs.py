@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,11 @@ class EagerOutput:
     """language_loss + routing_loss_weight * routing_loss; None without labels."""
     language_loss: torch.Tensor | None = None
     routing_loss: torch.Tensor | None = None
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """(loss, logits), without labels (logits,): what transformers' models put first, for its Trainer."""
+        given = (self.logits,) if self.loss is None else (self.loss, self.logits)
+        return given[index]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dpn_rt.errors import RequestError
 
 
@@ -22,3 +24,12 @@ def check_unicode(text: str, name: str) -> None:
             f"{name}: character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair: "
             "expected text that can be encoded as UTF-8"
         ) from None
+
+
+def is_text(value: str | Path) -> bool:
+    """Whether a string or a file's name can be encoded as UTF-8."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -116,7 +116,8 @@ class Preparation:
         return self._processor.process(prompt)
 
     def _image(self, index: int, file: bytes) -> VisualInput:
-        return self._processor.image(decode_image(io.BytesIO(file), f"image {index}"))
+        name = f"image {index}"
+        return self._processor.image(decode_image(io.BytesIO(file), name), name)
 
     def _process_text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
         keys = ["prompt" if isinstance(prompt, str) else "prompt_token_ids" for prompt in request.prompts]

@@ -23,6 +23,7 @@ from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
 from dpn_rt.schema.weights import DType
+from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import plots
 from examples.tiny_dpn.agreement import compare_with_eager
 from examples.tiny_dpn.answers import ask_runtime
@@ -52,6 +53,7 @@ class Settings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    escape_output()
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     options = parser.parse_args(given)

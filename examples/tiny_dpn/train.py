@@ -19,6 +19,7 @@ import torch
 
 from dpn_rt.errors import DpnError
 from dpn_rt.reference import EagerDpn
+from dpn_rt.terminal import escape_output
 from examples.tiny_dpn.attention import use_training_attention
 from examples.tiny_dpn.beginning import start_awake, start_on_a_grid, start_pooling_late
 from examples.tiny_dpn.encoding import MEAN, STD, Encoder
@@ -33,6 +34,7 @@ DEFAULT_OUTPUT = Path("runs/tiny_dpn")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    escape_output()
     options = _parser().parse_args(arguments)
     phases = [PHASES[name] for name in PHASES if not options.phase or name in options.phase]
     try:

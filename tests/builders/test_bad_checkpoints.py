@@ -307,7 +307,7 @@ def test_vision_tower_directories(tmp_path: Path) -> None:
         ({"num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
         ({"head_dim": 7}, "head_dim must be even"),
         ({"mlp_bias": True}, "mlp_bias is not supported"),
-        ({"rope_scaling": {"type": "spiral"}}, "rope scaling type: expected one of default, linear"),
+        ({"rope_scaling": {"type": "spiral"}}, "rope_scaling.rope_type: expected one of default, linear"),
         ({"rope_scaling": {"type": "linear"}}, "'factor' is missing"),
         ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "gives the frequencies"),
         ({"rope_scaling": {"type": "yarn", "factor": "x"}}, "rope scaling {"),

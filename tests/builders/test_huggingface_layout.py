@@ -166,8 +166,36 @@ def test_where_tie_flags_differ_the_weights_tell(
         ({"vision_feature_layer": -9}, "vision select layer -9 does not exist: a tower of 3 layers"),
         ({"vision_feature_layer": "last"}, "vision_feature_layer: expected int, got 'last'"),
         ({"vision_feature_select_strategy": "none"}, "vision_feature_select_strategy"),
-        ({"text_config": {"model_type": "mistral"}}, "model_type: expected one of llama; got 'mistral'"),
-        ({"vision_config": {"model_type": "siglip_vision_model"}}, "expected one of clip_vision_model"),
+        (
+            {"text_config": {"model_type": "mistral"}},
+            "^config.json: text_config.model_type: expected one of llama; got 'mistral'",
+        ),
+        ({"text_config": {"hidden_size": "4096"}}, "^config.json: text_config.hidden_size: expected int, got '4096'"),
+        ({"text_config": {"eos_token_id": "</s>"}}, "^config.json: text_config.eos_token_id: expected a token id"),
+        ({"text_config": {"mlp_bias": True}}, "^config.json: text_config.mlp_bias is not supported"),
+        ({"text_config": {"num_attention_heads": 7}}, "^config.json: text_config.hidden_size 4096 is not a multiple"),
+        (
+            {"text_config": {"rope_scaling": {"rope_type": "odd"}}},
+            "^config.json: text_config.rope_scaling.rope_type: expected one of default, linear.*; got 'odd'",
+        ),
+        (
+            {"text_config": {"rope_parameters": {"rope_theta": "big"}}},
+            "^config.json: text_config.rope_parameters.rope_theta: expected float, got 'big'",
+        ),
+        (
+            {"vision_config": {"model_type": "siglip_vision_model"}},
+            "^config.json: vision_config.model_type: expected one of clip_vision_model; got 'siglip_vision_model'",
+        ),
+        ({"vision_config": {"image_size": [1, 2]}}, "^config.json: vision_config.image_size: only square sizes"),
+        ({"pooling": {"pooling_type": "odd"}}, "^config.json: pooling.pooling_type: expected one of adaptive"),
+        (
+            {
+                "text_config": {
+                    "pooling": {"pooling_type": "random", "pooling_layers": [{"index": 0, "kernel_size": 3}]}
+                }
+            },
+            "^config.json: text_config.pooling.pooling_layers[0].kernel_size: expected a list of",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
     ],
 )

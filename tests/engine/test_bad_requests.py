@@ -81,7 +81,7 @@ def test_bad_prompt_alone(llm: LLM, prompt: Any, message: str) -> None:
 
 
 def test_bad_prompts_do_not_harm_the_batch(llm: LLM) -> None:
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(torch.initial_seed())
     good = [random_prompt(generator, (4, 5)), random_prompt(generator, None)]
     expected = [llm.generate(prompt, PARAMS, use_tqdm=False)[0].outputs[0].token_ids for prompt in good]
     mixed = [good[0], *(prompt for prompt, _ in BAD_PROMPTS), good[1]]
@@ -127,7 +127,7 @@ def test_messages_of_another_type(llm: LLM, messages: Any) -> None:
 
 def test_pool_too_small_for_one_request(engine_dir: Path) -> None:
     llm = LLM(engine_dir, kv_cache_bytes=200_000)
-    prompt = random_prompt(np.random.default_rng(), (16, 16))
+    prompt = random_prompt(np.random.default_rng(torch.initial_seed()), (16, 16))
     with pytest.raises(CapacityError, match=r"raise kv_cache_bytes to at least \d+") as caught:
         llm.generate(prompt, PARAMS, use_tqdm=False)
     needed = int(str(caught.value).split("at least ")[1].split(",")[0])
@@ -177,7 +177,7 @@ def test_overflowing_request_fails_alone(tmp_path: Path) -> None:
 
 
 def test_kernel_that_does_not_fit_fails_alone(llm: LLM) -> None:
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(torch.initial_seed())
     narrow, good = random_prompt(generator, (32, 1)), random_prompt(generator, (6, 6))
     expected = llm.generate(good, PARAMS, use_tqdm=False)[0].outputs[0].token_ids
     mild = llm.generate({**narrow, "route": [0, 0, 0]}, PARAMS, use_tqdm=False)[0]
@@ -222,7 +222,7 @@ def test_more_sequences_than_memory_has_room_for(tmp_path: Path) -> None:
 
 
 def test_interrupt_leaves_a_working_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [random_prompt(np.random.default_rng(), (6, 6)) for _ in range(4)]
+    prompts = [random_prompt(np.random.default_rng(torch.initial_seed()), (6, 6)) for _ in range(4)]
     steps = 0
     decode = llm.engine.runner.decode
 

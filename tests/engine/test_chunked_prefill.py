@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.cache.block_allocator import BlockAllocator
@@ -25,9 +26,7 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[dict[str, Any]]:
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(torch.initial_seed())
     return [random_prompt(generator, grid) for grid in GRIDS]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ DENSE = dataclasses.replace(MODEL, reduction=NoReduction())
 
 @pytest.fixture
 def generator() -> np.random.Generator:
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
+    seed = torch.initial_seed()
     return np.random.default_rng(seed)
 
 

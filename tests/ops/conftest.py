@@ -7,7 +7,6 @@ creates its tensors there. A test that takes `dtype` runs with each dtype of the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -66,10 +65,8 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Random numbers that differ from run to run; the seed is printed when a test fails."""
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")
-    return seeded(seed)
+    """Random numbers that differ from run to run, by the seed that is printed when a test fails."""
+    return seeded(torch.initial_seed())
 
 
 def assert_close_to_reference(

@@ -37,8 +37,7 @@ def arguments(case: Case) -> dict[str, Any]:
 
 
 def new_random() -> np.random.Generator:
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
+    seed = torch.initial_seed()
     return np.random.default_rng(seed)
 
 

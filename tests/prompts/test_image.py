@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpn_rt.errors import ImageError
-from dpn_rt.prompts.image import load_image
+from dpn_rt.prompts.image import FORMATS, decode_image, load_image
 
 
 def random_rgb(width: int = 13, height: int = 7) -> Image.Image:
@@ -128,6 +128,53 @@ def test_not_an_image(content: bytes, tmp_path: Path) -> None:
         load_image(path)
 
 
+BAD_FILES = {
+    "text": b"hello, this is no image",
+    "nothing": b"",
+    "cut PNG": b"\x89PNG\r\n\x1a\n",
+    "cut JPEG": b"\xff\xd8\xff",
+    "TIFF without tags": b"II*\0\x08\0\0\0\0\0\0\0\0\0",
+    "PGM with a long number": b"P5 " + b"1" * 50,
+    "PGM without pixels": b"P5 30 20 255\n123",
+    "BMP of an unknown kind": b"BM" + bytes(10) + b"\x63" + bytes(60),
+    "WebP": b"RIFF\x10\0\0\0WEBPVP8 ",
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_messages_have_no_words_of_libraries(name: str, tmp_path: Path) -> None:
+    """No text of an exception, no object's repr, no address; the image's own name, and what would be right."""
+    (tmp_path / "a.png").write_bytes(BAD_FILES[name])
+    unreadable = f"not an image that can be read, expected one of {', '.join(FORMATS)}"
+    allowed = (unreadable, "truncated or damaged")
+    with pytest.raises(ImageError) as caught:
+        load_image(tmp_path / "a.png")
+    assert str(caught.value) in [f"image '{tmp_path / 'a.png'}': {text}" for text in allowed]
+    with pytest.raises(ImageError) as caught:
+        load_image(decode_image(io.BytesIO(BAD_FILES[name]), "image 3"), name="image 3")
+    assert str(caught.value) in [f"image 3: {text}" for text in allowed]
+
+
+def test_a_picture_far_too_large_is_refused_in_our_words(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 90000 90000 255\n")
+    with pytest.raises(ImageError) as caught:
+        load_image(tmp_path / "a.pgm", max_pixels=1000)
+    assert str(caught.value) == f"image '{tmp_path / 'a.pgm'}': more than 178956970 pixels, expected at most 1000"
+
+
+def test_an_image_without_a_file_name_has_its_place_for_a_name() -> None:
+    buffer = io.BytesIO()
+    random_rgb(64, 64).save(buffer, "PNG")
+    cut = buffer.getvalue()[: len(buffer.getvalue()) // 2]
+    for name in ("image 0", "image 2"):
+        with pytest.raises(ImageError, match=f"^{name}: truncated or damaged$"):
+            load_image(Image.open(io.BytesIO(cut)), name=name)
+        with pytest.raises(ImageError, match=f"^{name}: 13 x 7 = 91 pixels"):
+            load_image(random_rgb(), max_pixels=90, name=name)
+        with pytest.raises(ImageError, match=f"^{name}: expected a PIL image or a path, got bytes"):
+            load_image(cut, name=name)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", ["ICO", "EPS"])
 def test_formats_that_decode_before_their_size_is_known(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{kind.lower()}"
@@ -147,7 +194,7 @@ def test_not_a_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(ImageError, match="no such file"):
             load_image(source)
-    with pytest.raises(ImageError, match="expected a PIL image or a path, got int"):
+    with pytest.raises(ImageError, match="image 0: expected a PIL image or a path, got int"):
         load_image(3)  # type: ignore[arg-type]
 
 

@@ -109,6 +109,19 @@ def test_the_hugging_face_layout_crops_the_centre(huggingface: Setup) -> None:
     np.testing.assert_allclose(result.images[0].views[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
+def test_a_damaged_image_is_named_by_its_place(original: Setup, tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-2000])
+    with (tmp_path / "cut.png").open("rb") as file:
+        for given in (Image.open(file), [Image.open(file)]):
+            with pytest.raises(ImageError, match="^image 0: truncated or damaged$"):
+                original.processor.process({"prompt": QUESTION, "multi_modal_data": {"image": given}})
+        with pytest.raises(ImageError, match="^image 1: truncated or damaged$"):
+            original.processor.image(Image.open(file), "image 1")
+    with pytest.raises(ImageError, match=r"^image '.*cut\.png': truncated or damaged$"):
+        original.processor.process({"prompt": QUESTION, "multi_modal_data": {"image": tmp_path / "cut.png"}})
+
+
 def test_an_image_may_be_a_path_or_a_list_of_one(original: Setup, tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     results = [

@@ -6,6 +6,11 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
+// A product of many columns is summed in parts of kSumSteps steps where a vector has 4 elements only: the sums of one
+// part after the other would be long there, and lose digits.
+constexpr bool kSumsInParts = kWidth == 4;
+constexpr std::int64_t kSumSteps = 32;
+
 // Accumulates the product of a weight row and a row of x: one vector of partial sums, always in the order of the
 // columns. So a row's result depends neither on the other rows of the batch nor on how rows are grouped below.
 template <class T>
@@ -106,16 +111,26 @@ struct Columns {
   std::int64_t lookahead;            // elements to the weights that are needed next
 };
 
-// partial[m][r] += x row m times weight row r, element by element. Prefetches the weights that are needed next: rows
+// sums[m][r] += x row m times weight row r, element by element. Prefetches the weights that are needed next: rows
 // are often one page long, and the processor's own prefetcher starts anew in every page.
 template <class T, int Rows, int Tokens>
 void accumulate(const Columns<T>& c, VecF (*sums)[Rows]) {
   using D = Dot<T>;
   const typename D::Packed* x = c.x;
-  VecF partial[Tokens][Rows];
-  for (int m = 0; m < Tokens; ++m) {
-    for (int r = 0; r < Rows; ++r) partial[m][r] = sums[m][r];
+  VecF partial[Tokens][Rows] = {};
+  if constexpr (!kSumsInParts) {
+    for (int m = 0; m < Tokens; ++m) {
+      for (int r = 0; r < Rows; ++r) partial[m][r] = sums[m][r];
+    }
   }
+  const auto add_part = [&] {
+    for (int m = 0; m < Tokens; ++m) {
+      for (int r = 0; r < Rows; ++r) {
+        sums[m][r] += partial[m][r];
+        partial[m][r] = VecF{};
+      }
+    }
+  };
   const auto add = [&](const typename D::Vec* w) {
     for (int m = 0; m < Tokens; ++m, x += D::kStep) {
       const typename D::Vec value = D::load_x(x);
@@ -130,11 +145,15 @@ void accumulate(const Columns<T>& c, VecF (*sums)[Rows]) {
       __builtin_prefetch(c.weight + r * c.row_size + k + c.lookahead, 0, 1);
     }
     add(w);
+    if constexpr (kSumsInParts) {
+      if ((k / D::kStep + 1) % kSumSteps == 0) add_part();
+    }
   }
   if (const int rest = static_cast<int>(c.size - k); rest > 0) {
     for (int r = 0; r < Rows; ++r) w[r] = D::load_tail(c.weight + r * c.row_size + k, rest);
     add(w);
   }
+  if constexpr (kSumsInParts) return add_part();
   for (int m = 0; m < Tokens; ++m) {
     for (int r = 0; r < Rows; ++r) sums[m][r] = partial[m][r];
   }
@@ -158,7 +177,9 @@ void multiply_groups(const LinearParams& p, std::int64_t first_token, std::int64
   const std::int64_t num_steps = steps<T>(p);
   const std::int64_t most_runs = (num_steps + kRunSteps - 1) / kRunSteps;  // 0 for a weight without columns
   const std::int64_t runs = Tokens > 2 && end - begin > Rows && most_runs > 0 ? most_runs : 1;
-  const std::int64_t run_size = (num_steps + runs - 1) / runs * Dot<T>::kStep;
+  std::int64_t run_steps = (num_steps + runs - 1) / runs;
+  if constexpr (kSumsInParts) run_steps = (run_steps + kSumSteps - 1) / kSumSteps * kSumSteps;  // parts stay whole
+  const std::int64_t run_size = run_steps * Dot<T>::kStep;
   const auto* x = static_cast<const typename Dot<T>::Packed*>(p.packed_x) + first_token * num_steps * Dot<T>::kStep;
   const auto* weight = static_cast<const T*>(p.weight);
   VecF partial[kPanelRows / Rows][Tokens][Rows] = {};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,4 +69,20 @@ def load_image_processor(directory: Path) -> Any:
         loader: Any = AutoImageProcessor
         return loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **choice)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError here
-        raise EngineError(f"{directory}: cannot load the image processor: {error}") from error
+        raise EngineError(f"{directory}: cannot load the image processor: {_reason(directory)}") from error
+
+
+def _reason(directory: Path) -> str:
+    """Why transformers may have refused an image processor, in our words."""
+    file = directory / "preprocessor_config.json"
+    try:
+        settings = json.loads(file.read_bytes())
+        kind = settings.get("image_processor_type")
+    except OSError:
+        return f"{file.name} is missing"
+    except (ValueError, AttributeError):
+        return f"{file.name} is not a JSON object"
+    return (
+        f"{file.name} has image_processor_type={kind!r:.80}, expected one that transformers knows, such as "
+        "'CLIPImageProcessor', and settings that it takes"
+    )

@@ -13,7 +13,7 @@ from tests.backends.tensorrt.engines import evaluated_llm, limits_of, write_plan
 from tests.golden_cases import CASES, GoldenCase, case_named
 from tests.test_golden_runtime import PARAMS, assert_gives, of_eager, of_golden, prompts_for
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install 'dpn_rt[tensorrt]'")
+pytest.importorskip("tensorrt_rtx_bindings", reason="the networks are TensorRT-RTX's: pip install '.[tensorrt]'")
 
 
 MAX_BATCH = 4

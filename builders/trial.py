@@ -1,0 +1,44 @@
+"""Tries an engine's processor files before the weights are written, as the runtime will load and use them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from dpn_rt.errors import CheckpointError, DpnError
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.prompts.processor import Processor
+
+TRIAL_SIDE = 64
+"""Pixels of the square picture that is tried."""
+
+
+def try_processor(path: Path, files: Mapping[str, bytes], model: ModelConfig) -> None:
+    """Load tokenizer and image processor from just these files, and process a picture.
+
+    Args:
+        path: of the checkpoint, for messages.
+        files: content by name, as in an engine's `processor/`.
+        model: the engine's.
+
+    Raises:
+        CheckpointError: something cannot be loaded, or the tower cannot take what the image processor makes.
+    """
+    with tempfile.TemporaryDirectory(prefix="dpn_rt-build-") as directory:
+        for name, data in files.items():
+            (Path(directory) / name).write_bytes(data)
+        try:
+            processor = Processor(Path(directory) if files else None, model)
+            if model.vision is not None and model.prompt.has_image_processor:
+                processor.image(Image.new("RGB", (TRIAL_SIDE, TRIAL_SIDE), (200, 100, 50)))
+        except DpnError as error:
+            reason = str(error).replace(f"{directory}: ", "")
+            raise CheckpointError(f"{path}: an engine with these files would not work: {reason}") from error
+        except Exception as error:  # of any kind: transformers checks some settings only when it uses them
+            raise CheckpointError(
+                f"{path}: an engine with these files would not work: the image processor fails on a picture, expected "
+                "settings in preprocessor_config.json that transformers takes"
+            ) from error

@@ -1,0 +1,201 @@
+"""PNG and JPEG files without the blocks that hold no pixels, which Pillow would read, keep and count.
+
+Colour profiles, texts, thumbnails and private blocks are skipped, however large, many or damaged they are. What can
+turn the picture stays, up to `MOST_BYTES`: EXIF, XMP and ImageMagick's EXIF as text. Animations become their first
+frame.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import BinaryIO
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+MOST_BYTES = 1 << 20
+"""Of EXIF and XMP that are kept, together; also of each compressed block once it is expanded."""
+MOST_SPANS = 10_000
+"""Of the bytes that are kept. In real files pixels stand together, in tens of spans at most."""
+
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+_COMMENT = 0xFE
+
+Span = tuple[int, int]
+"""First byte and end of a part of a file."""
+
+
+class TooManySpansError(ValueError):
+    """A file whose parts that are kept alternate with others thousands of times."""
+
+
+def without_metadata(file: BinaryIO) -> BinaryIO:
+    """A view of a PNG or JPEG file from its beginning; any other file itself, at its beginning.
+
+    Time is linear in the size of the metadata, and memory bounded.
+
+    Raises:
+        TooManySpansError: the file is made to cost memory.
+    """
+    file.seek(0)
+    head = file.read(len(PNG_SIGNATURE))
+    if head == PNG_SIGNATURE:
+        spans = _merged(_png_spans(file))
+    elif head.startswith(JPEG_SIGNATURE):
+        spans = _merged(_jpeg_spans(file))
+    else:
+        file.seek(0)
+        return file
+    return io.BufferedReader(_Spans(file, spans))
+
+
+class _Spans(io.RawIOBase):
+    """Parts of a seekable file, one after the other."""
+
+    def __init__(self, file: BinaryIO, spans: list[Span]) -> None:
+        self._file, self._spans = file, spans
+        self._ends = list(accumulate(end - start for start, end in spans))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1]}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        index = bisect_right(self._ends, self._position)
+        if index == len(self._spans):
+            return 0
+        left = self._ends[index] - self._position
+        self._file.seek(self._spans[index][1] - left)
+        data = self._file.read(min(left, len(buffer)))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _merged(spans: Iterator[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
+        elif len(merged) == MOST_SPANS:
+            raise TooManySpansError
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _size(file: BinaryIO) -> int:
+    position = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(position)
+    return size
+
+
+def _png_spans(file: BinaryIO) -> Iterator[Span]:
+    """Signature, critical chunks, transparency, and what can turn the picture."""
+    size = _size(file)
+    start, budget, kind = len(PNG_SIGNATURE), MOST_BYTES, b""
+    yield 0, start
+    while start < size and kind != b"IEND":
+        file.seek(start)
+        header = file.read(8)
+        length, kind = int.from_bytes(header[:4]), header[4:]
+        end = start + length + 12
+        if len(header) < 8 or not kind.isalpha() or end > size:  # damaged: Pillow decides whether too early
+            yield start, size
+            return
+        is_critical = not kind[0] & 0x20
+        if is_critical or kind == b"tRNS":
+            yield start, end
+        elif length <= budget and (cost := _cost_of_turning(file, kind, length)) is not None and cost <= budget:
+            budget -= cost
+            yield start, end
+        start = end
+
+
+def _cost_of_turning(file: BinaryIO, kind: bytes, length: int) -> int | None:
+    """Bytes in memory of a chunk that Pillow reads an orientation from; None for any other, and for a damaged one.
+
+    Its `length` data begin at the file's position.
+    """
+    if kind != b"eXIf" and kind not in _PNG_TEXTS:
+        return None
+    data, checksum = file.read(length), file.read(4)
+    if zlib.crc32(kind + data) != int.from_bytes(checksum):
+        return None
+    keyword, _, text = data.partition(b"\0")
+    if kind != b"eXIf" and keyword not in _PNG_KEYWORDS:
+        return None
+    if kind == b"zTXt":
+        return _expanded_size(text[1:]) if text[:1] == b"\0" else None
+    if kind == b"iTXt" and text[:1] != b"\0":  # compressed; the method, language, translated keyword and text follow
+        return _expanded_size(text[2:].split(b"\0", 2)[-1]) if text[:2] == b"\1\0" else None
+    return length
+
+
+def _expanded_size(data: bytes) -> int | None:
+    """None if it is damaged, or larger than `MOST_BYTES`."""
+    expander = zlib.decompressobj()
+    try:
+        size = len(expander.decompress(data, MOST_BYTES))
+    except zlib.error:
+        return None
+    return None if expander.unconsumed_tail or not size else size
+
+
+def _jpeg_spans(file: BinaryIO) -> Iterator[Span]:
+    """All but application blocks and comments; of those the ones that name the colour space, and EXIF and XMP."""
+    size = _size(file)
+    start, turning_budget, colour_budget = 2, MOST_BYTES, MOST_BYTES
+    yield 0, start
+    while True:
+        file.seek(start)
+        header = file.read(4)
+        if header[:2] == b"\xff\xff":
+            start += _padding(file, start)
+            continue
+        is_block = len(header) == 4 and header[0] == 0xFF and 0xC0 <= header[1] <= _COMMENT
+        length = 2 + int.from_bytes(header[2:])
+        if not is_block or 0xD0 <= header[1] <= 0xDA or length < 4 or start + length > size:
+            yield start, size  # from where the pixels begin, or something that is no block
+            return
+        is_kept = True
+        if 0xE0 <= header[1] <= 0xEF or header[1] == _COMMENT:
+            data = file.read(min(length - 4, 32))
+            is_colour, is_turn = _names_colours(header[1], data), _can_turn(header[1], data)
+            is_kept = (is_colour and length <= colour_budget) or (is_turn and length <= turning_budget)
+            colour_budget -= length if is_colour and is_kept else 0
+            turning_budget -= length if is_turn and is_kept else 0
+        if is_kept:
+            yield start, start + length
+        start += length
+
+
+def _padding(file: BinaryIO, start: int) -> int:
+    """How many bytes of 0xFF stand at `start` before a marker's own; at most one block's."""
+    file.seek(start)
+    block = file.read(io.DEFAULT_BUFFER_SIZE)
+    return len(block) - len(block.lstrip(b"\xff")) - 1
+
+
+def _names_colours(code: int, data: bytes) -> bool:
+    """Whether it is JFIF's or Adobe's block, as long as decoders want it."""
+    return (code == 0xE0 and data.startswith(b"JFIF\0") and len(data) >= 14) or (
+        code == 0xEE and data.startswith(b"Adobe") and len(data) >= 12
+    )
+
+
+def _can_turn(code: int, data: bytes) -> bool:
+    return code == 0xE1 and data.startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"))

@@ -1,0 +1,29 @@
+"""Every test draws its random numbers by a seed of its own, made of the run's and the test's name.
+
+The run's seed is printed where a test fails: `DPN_RT_TEST_SEED=123 pytest tests/...` draws the same numbers again. Give
+it the whole file where fixtures are shared by its tests.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import pytest
+import torch
+
+VARIABLE = "DPN_RT_TEST_SEED"
+_SEED = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = os.environ.get(VARIABLE)
+    config.stash[_SEED] = int(given) if given else int.from_bytes(os.urandom(4), "little")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the test's fixtures, which may draw weights."""
+    seed = item.config.stash[_SEED]
+    torch.manual_seed(zlib.crc32(f"{seed} {item.nodeid}".encode()))
+    print(f"{VARIABLE}={seed}")
