@@ -69,6 +69,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=tuple(TORCH_DTYPES),
         help="of the weights (default: float32 for a float32 checkpoint, else bfloat16)",
     )
+    parser.add_argument(
+        "--reduce",
+        metavar="SPEC",
+        help="training-free reduction by default, e.g. fastv:k=2,ratio=0.5 (docs/reducers.md)",
+    )
     _add_backend(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing engine")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
@@ -146,13 +151,15 @@ def _build(options: argparse.Namespace) -> EngineDir:
             progress=show_progress,
             note=show_note,
             make_plans=_plan_maker(options, show_note),
+            reduce=options.reduce,
         )
 
 
 def _describe(engine: EngineDir) -> str:
     model = engine.model
     stages = len(model.stage_layers)
-    pooling = f"{model.reduction.summary}, {stages} stages" if stages > 1 else "dense"
+    plural = "s" if stages > 1 else ""
+    pooling = f"{model.reduction.summary}, {stages} stage{plural}" if model.reduction.needs_grid else "dense"
     tower = model.vision.summary if model.vision else "image embeddings only"
     plans = "" if engine.plans is None else f", TensorRT plans for {', '.join(engine.plans.compute_capabilities)}"
     return f"{model.decoder.num_layers} layers, {pooling}, {tower}{plans}"

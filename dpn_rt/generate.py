@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top_k=options.top_k,
             seed=options.seed,
         )
-        llm = LLM(options.engine, device=options.device, verify=not options.skip_verify)
+        reduce = {} if options.reduce is None else {"reduce": options.reduce}
+        llm = LLM(options.engine, device=options.device, verify=not options.skip_verify, **reduce)
         prompt = prompt_options if _is_raw(options) else _chat(llm, options)
         if options.route is not None:
             prompt = {**prompt, "route": options.route}
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from this probability mass")
     parser.add_argument("--top-k", type=int, default=0, metavar="N", help="sample from the N most probable tokens")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
+    parser.add_argument("--reduce", metavar="SPEC", help="training-free reduction, e.g. fastv:k=2,ratio=0.5, or none")
     parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
@@ -186,6 +188,7 @@ def _as_json(output: RequestOutput) -> dict[str, Any]:
         "kernels": pyramid.kernels,
         "probs": pyramid.probs,
         "visual_tokens": pyramid.visual_tokens,
+        "kept": pyramid.kept,
         "rows": _rows(output),
         "kv_lengths": pyramid.kv_lengths,
         "seconds": {
@@ -199,13 +202,15 @@ def _as_json(output: RequestOutput) -> dict[str, Any]:
 def _report(output: RequestOutput, drawing: Path | None) -> str:
     pyramid, metrics = output.pyramid, output.metrics
     route = ["skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels]
+    has_kept = any(kept is not None for kept in pyramid.kept)
+    visual = f"visual tokens   {', '.join(map(str, pyramid.visual_tokens))}"
     count = len(output.outputs[0].token_ids)
     first, total = metrics.time_to_first_token or 0.0, metrics.latency or 0.0
     per_token = f", {1000 * (total - first) / (count - 1):.1f} ms per token" if count > 1 else ""
     picture = [] if drawing is None else [f"picture         {drawing}"]
     return "\n".join(
         [
-            f"route           {', '.join(route) or 'none (dense model)'}",
+            visual if has_kept else f"route           {', '.join(route) or 'none (dense model)'}",
             f"rows per stage  {', '.join(map(str, _rows(output)))}",
             f"KV rows at end  {', '.join(str(length + max(count - 1, 0)) for length in pyramid.kv_lengths)}",
             f"time            first token {first:.3f} s, {count} tokens in {total:.3f} s{per_token}",

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from dpn_rt import LLM, SamplingParams
 from dpn_rt.build import main
 from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.model.reduction.spec import parse_spec
 from tests.builders.checkpoints import OriginalCheckpoint
 from tests.builders.test_memory import large_checkpoint
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_build_and_build_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,3 +131,23 @@ def test_directory_that_may_not_be_written(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert "cannot be written" in errors
+
+
+def test_a_training_free_reduction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the default of the engine; a checkpoint with a trained one refuses it."""
+    dense, trained = ROOT / "examples/tiny_dpn/dense_checkpoint", ROOT / "examples/tiny_dpn/checkpoint"
+    for spec, stages in (("fastv:k=2,ratio=0.5", 2), ("pool:kernel=2x2", 1), ("none", None)):
+        output = tmp_path / spec.partition(":")[0]
+        assert main(["--checkpoint", str(dense), "--output", str(output), "--reduce", spec]) == 0
+        said = "dense" if stages is None else f"{parse_spec(spec, 8).spec}, {stages} stage"
+        assert said in capsys.readouterr().out
+        llm = LLM(output)
+        scene = {"type": "image", "image": str(ROOT / "examples/images/scene_1.png")}
+        messages = [{"role": "user", "content": [scene, {"type": "text", "text": "What is this?"}]}]
+        pyramid = llm.chat(messages, SamplingParams(max_tokens=2))[0].pyramid
+        assert pyramid.visual_tokens == {2: [256, 128], 1: [64], None: [256]}[stages]
+    arguments = ["--checkpoint", str(trained), "--output", str(tmp_path / "x"), "--reduce", "fastv"]
+    assert main(arguments) == 1 and "a trained reduction of its own" in capsys.readouterr().err
+    arguments = ["--checkpoint", str(dense), "--output", str(tmp_path / "y"), "--reduce", "fastv:k=99"]
+    assert main(arguments) == 1 and "k=99: expected 1 to" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
