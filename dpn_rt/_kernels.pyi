@@ -93,9 +93,38 @@ def pool(
     stream: int,
     /,
 ) -> None: ...
-def pool_num_out_tokens(out_cu_seqlens: Tensor, /) -> int: ...
+def packed_size(kernel: str, argument: str, offsets: Tensor, /) -> int: ...
 def attention_decode_workspace_size(q: Tensor, kv_cache: Tensor, block_table: Tensor, /) -> int: ...
 def route_workspace_size(hidden: Tensor, cu_router_rows: Tensor, predictor: Tensor, /) -> int: ...
+def last_row_scores(
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor,
+    segment_queries: Tensor,
+    segment_starts: Tensor,
+    cu_scores: Tensor,
+    scale: float,
+    workspace: Tensor | None,
+    stream: int,
+    /,
+) -> None: ...
+def last_row_scores_paged(
+    out: Tensor,
+    q: Tensor,
+    blocks: Tensor,
+    layer_in_block: int,
+    block_table: Tensor,
+    kv_lengths: Tensor,
+    segment_queries: Tensor,
+    segment_starts: Tensor,
+    cu_scores: Tensor,
+    scale: float,
+    workspace: Tensor | None,
+    stream: int,
+    /,
+) -> None: ...
+def last_row_scores_workspace_size(q: Tensor, num_kv_heads: int, most_keys: int, /) -> int: ...
 def sample(
     tokens: Tensor,
     is_finite: Tensor,

@@ -12,6 +12,7 @@
 #include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
 #include "ops/rope/rope.h"
@@ -55,10 +56,13 @@ void bind_ops(py::module_& m) {
   m.def("attention_decode", &dpn::attention_decode, release_gil());
   m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
   m.def("attention_extend", &dpn::attention_extend, release_gil());
+  m.def("last_row_scores", &dpn::last_row_scores, release_gil());
+  m.def("last_row_scores_paged", &dpn::last_row_scores_paged, release_gil());
+  m.def("last_row_scores_workspace_size", &dpn::last_row_scores_workspace_size);
   m.def("layer_norm", &dpn::layer_norm, release_gil());
   m.def("linear", &dpn::linear, release_gil());
+  m.def("packed_size", &dpn::packed_size);
   m.def("pool", &dpn::pool, release_gil());
-  m.def("pool_num_out_tokens", &dpn::pool_num_out_tokens);
   m.def("rms_norm", &dpn::rms_norm, release_gil());
   m.def("rope_store", &dpn::rope_store, release_gil());
   m.def("route", &dpn::route, release_gil());

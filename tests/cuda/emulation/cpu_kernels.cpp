@@ -8,6 +8,7 @@
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
 #include "ops/rope/rope.h"
@@ -17,12 +18,14 @@ namespace dpn {
 
 CpuIsa cpu_isa() { throw std::logic_error("a CPU tensor in the emulation of the GPU"); }
 int max_threads() { return 1; }
+std::int64_t tasks_for_rows(std::int64_t, std::int64_t) { return 1; }
 
 namespace portable {
 void activation_kernel(const ActivationParams&) {}
 void advance_layout_kernel(const AdvanceLayoutParams&) {}
 void attention_kernel(const AttentionParams&) {}
 void attention_decode_kernel(const AttentionDecodeParams&) {}
+void last_row_scores_kernel(const LastRowScoresParams&) {}
 void layer_norm_kernel(const NormParams&) {}
 void pool_kernel(const PoolParams&) {}
 void rms_norm_kernel(const NormParams&) {}
