@@ -15,6 +15,7 @@
 #include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
+#include "ops/reduction/segmented_top_k.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sample.h"
 #include "tensor_bridge.h"
@@ -69,6 +70,7 @@ void bind_ops(py::module_& m) {
   m.def("route_workspace_size", &dpn::route_workspace_size);
   m.def("sample", &dpn::sample, release_gil());
   m.def("sample_greedy", &dpn::sample_greedy, release_gil());
+  m.def("segmented_top_k", &dpn::segmented_top_k, release_gil());
   m.def("silu_mul", &dpn::silu_mul, release_gil());
 }
 

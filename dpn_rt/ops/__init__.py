@@ -21,6 +21,7 @@ from dpn_rt.ops.pool import pool
 from dpn_rt.ops.rope import rope_store
 from dpn_rt.ops.route import route
 from dpn_rt.ops.sample import sample, sample_greedy
+from dpn_rt.ops.segmented_top_k import segmented_top_k
 
 __all__ = [
     "Advance",
@@ -44,5 +45,6 @@ __all__ = [
     "route",
     "sample",
     "sample_greedy",
+    "segmented_top_k",
     "silu_mul",
 ]

@@ -11,6 +11,7 @@
 #include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
+#include "ops/reduction/segmented_top_k.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sample.h"
 
@@ -33,6 +34,7 @@ void rope_store_kernel(const RopeStoreParams&) {}
 void route_kernel(const RouteParams&) {}
 void sample_greedy_kernel(const SampleGreedyParams&) {}
 void sample_kernel(const SampleParams&) {}
+void segmented_top_k_kernel(const SegmentedTopKParams&) {}
 }  // namespace portable
 
 namespace cuda {

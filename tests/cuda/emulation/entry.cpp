@@ -9,6 +9,7 @@
 #include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
+#include "ops/reduction/segmented_top_k.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sample.h"
 
@@ -163,6 +164,10 @@ const char* last_row_scores_paged(const Tensor* out, const Tensor* q, const Tens
 
 std::int64_t last_row_scores_workspace_size(const Tensor* q, std::int64_t num_kv_heads, std::int64_t most_keys) {
   return dpn::last_row_scores_workspace_size(*q, num_kv_heads, most_keys);
+}
+
+const char* segmented_top_k(const Tensor* out, const Tensor* scores, const Tensor* cu_scores, const Tensor* cu_kept) {
+  return caught([&] { dpn::segmented_top_k(*out, *scores, *cu_scores, *cu_kept, 0); });
 }
 
 const char* sample(const Tensor* tokens, const Tensor* is_finite, const Tensor* logits, const Tensor* depths,

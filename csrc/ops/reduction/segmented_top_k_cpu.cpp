@@ -1,0 +1,50 @@
+#include "core/parallel.h"
+#include "ops/reduction/score_rank.h"
+#include "ops/reduction/segmented_top_k.h"
+
+namespace dpn::DPN_ISA {
+
+namespace {
+
+// With the next digit.
+Cut refine(const Cut& cut, int shift, const float* scores, std::int64_t size) {
+  std::int32_t counts[kDigits] = {};
+  for (std::int64_t i = 0; i < size; ++i) {
+    const std::uint32_t rank = rank_of(scores[i]);
+    counts[digit_of(rank, shift)] += has_digits(rank, cut, shift);
+  }
+  int digit = kDigits - 1;
+  std::int32_t left = cut.count;
+  for (; counts[digit] < left; --digit) left -= counts[digit];
+  return {cut.rank | static_cast<std::uint32_t>(digit) << shift, left};
+}
+
+void select(const SegmentedTopKParams& p, std::int64_t segment) {
+  const std::int64_t first = p.cu_scores[segment], size = p.cu_scores[segment + 1] - first;
+  const std::int32_t kept = p.cu_kept[segment + 1] - p.cu_kept[segment];
+  if (kept == 0) return;
+  const float* scores = p.scores + first;
+  std::int32_t* out = p.out + p.cu_kept[segment];
+  Cut cut{0, kept};
+  for (int shift = kTopShift; shift >= 0; shift -= kDigitBits) cut = refine(cut, shift, scores, size);
+  for (std::int64_t i = 0; i < size; ++i) {
+    const std::uint32_t rank = rank_of(scores[i]);
+    const bool is_tie = rank == cut.rank && cut.count > 0;
+    cut.count -= is_tie;
+    if (rank > cut.rank || is_tie) *out++ = static_cast<std::int32_t>(i);
+  }
+}
+
+}  // namespace
+
+// Threads share the segments: one of 576 scores takes microseconds.
+void segmented_top_k_kernel(const SegmentedTopKParams& p) {
+  if (p.num_segments == 0) return;
+  constexpr std::int64_t kScoreBytes = 64;  // that are read in the time which the passes take for one score
+  const std::int64_t segment_bytes = p.num_scores * kScoreBytes / p.num_segments;
+  parallel_rows(p.num_segments, segment_bytes, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t segment = begin; segment < end; ++segment) select(p, segment);
+  });
+}
+
+}  // namespace dpn::DPN_ISA
