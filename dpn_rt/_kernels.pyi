@@ -126,6 +126,19 @@ def last_row_scores_paged(
 ) -> None: ...
 def last_row_scores_workspace_size(q: Tensor, num_kv_heads: int, most_keys: int, /) -> int: ...
 def segmented_top_k(out: Tensor, scores: Tensor, cu_scores: Tensor, cu_kept: Tensor, stream: int, /) -> None: ...
+def kept_rows(
+    out: Tensor,
+    cu_seqlens: Tensor,
+    cu_images: Tensor,
+    image_starts: Tensor,
+    image_lengths: Tensor,
+    kept: Tensor,
+    cu_kept: Tensor,
+    out_cu_seqlens: Tensor,
+    num_tokens: int | None,
+    stream: int,
+    /,
+) -> None: ...
 def sample(
     tokens: Tensor,
     is_finite: Tensor,

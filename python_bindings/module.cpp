@@ -12,6 +12,7 @@
 #include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/kept_rows.h"
 #include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
@@ -57,6 +58,7 @@ void bind_ops(py::module_& m) {
   m.def("attention_decode", &dpn::attention_decode, release_gil());
   m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
   m.def("attention_extend", &dpn::attention_extend, release_gil());
+  m.def("kept_rows", &dpn::kept_rows, release_gil());
   m.def("last_row_scores", &dpn::last_row_scores, release_gil());
   m.def("last_row_scores_paged", &dpn::last_row_scores_paged, release_gil());
   m.def("last_row_scores_workspace_size", &dpn::last_row_scores_workspace_size);

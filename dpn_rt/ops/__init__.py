@@ -14,6 +14,7 @@ from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
 from dpn_rt.ops.attention import attention, attention_decode, attention_extend
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
+from dpn_rt.ops.kept_rows import kept_rows
 from dpn_rt.ops.last_row_scores import last_row_scores, last_row_scores_paged
 from dpn_rt.ops.linear import linear
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -35,6 +36,7 @@ __all__ = [
     "attention_extend",
     "available_cpu_isas",
     "cpu_isa",
+    "kept_rows",
     "last_row_scores",
     "last_row_scores_paged",
     "layer_norm",

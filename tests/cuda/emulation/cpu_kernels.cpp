@@ -8,6 +8,7 @@
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/kept_rows.h"
 #include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
@@ -26,6 +27,7 @@ void activation_kernel(const ActivationParams&) {}
 void advance_layout_kernel(const AdvanceLayoutParams&) {}
 void attention_kernel(const AttentionParams&) {}
 void attention_decode_kernel(const AttentionDecodeParams&) {}
+void kept_rows_kernel(const KeptRowsParams&) {}
 void last_row_scores_kernel(const LastRowScoresParams&) {}
 void layer_norm_kernel(const NormParams&) {}
 void pool_kernel(const PoolParams&) {}

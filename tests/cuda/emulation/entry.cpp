@@ -6,6 +6,7 @@
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/kept_rows.h"
 #include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
@@ -168,6 +169,15 @@ std::int64_t last_row_scores_workspace_size(const Tensor* q, std::int64_t num_kv
 
 const char* segmented_top_k(const Tensor* out, const Tensor* scores, const Tensor* cu_scores, const Tensor* cu_kept) {
   return caught([&] { dpn::segmented_top_k(*out, *scores, *cu_scores, *cu_kept, 0); });
+}
+
+const char* kept_rows(const Tensor* out, const Tensor* cu_seqlens, const Tensor* cu_images, const Tensor* image_starts,
+                      const Tensor* image_lengths, const Tensor* kept, const Tensor* cu_kept,
+                      const Tensor* out_cu_seqlens, std::int64_t num_tokens) {
+  return caught([&] {
+    dpn::kept_rows(*out, *cu_seqlens, *cu_images, *image_starts, *image_lengths, *kept, *cu_kept, *out_cu_seqlens,
+                   num_tokens < 0 ? std::nullopt : std::optional(num_tokens), 0);
+  });
 }
 
 const char* sample(const Tensor* tokens, const Tensor* is_finite, const Tensor* logits, const Tensor* depths,
