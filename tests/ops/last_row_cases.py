@@ -59,9 +59,7 @@ class Segment:
 class Batch:
     """Random queries and keys."""
 
-    def __init__(
-        self, prompts: list[Prompt], heads: Heads, dtype: torch.dtype, generator: torch.Generator
-    ) -> None:  # fmt: skip
+    def __init__(self, prompts: list[Prompt], heads: Heads, dtype: torch.dtype, generator: torch.Generator) -> None:
         self.prompts, self.heads = prompts, heads
         self.lengths = [prompt.length for prompt in prompts]
         self.q = random_rows(generator, (len(prompts), heads.queries, heads.dim), dtype, 2.0)

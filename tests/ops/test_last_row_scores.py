@@ -54,9 +54,7 @@ def test_one_image(generator: torch.Generator, dtype: torch.dtype, heads: Heads,
 
 @pytest.mark.parametrize("heads", [*HEADS, *OTHER_HEADS], ids=str)
 @pytest.mark.parametrize("block_size", [1, 16, 19])
-def test_any_number_of_images(
-    generator: torch.Generator, dtype: torch.dtype, heads: Heads, block_size: int
-) -> None:  # fmt: skip
+def test_any_number_of_images(generator: torch.Generator, dtype: torch.dtype, heads: Heads, block_size: int) -> None:
     check(Batch(RAGGED, heads, dtype, generator), block_size)
 
 

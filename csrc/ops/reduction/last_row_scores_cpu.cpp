@@ -257,12 +257,19 @@ void run(const LastRowScoresParams& p) {
   const std::int64_t copies_bytes = Copies<T>::bytes(p.num_heads, padded_dim);
   auto* scratch_memory = static_cast<std::byte*>(scratch(result_bytes + max_threads() * copies_bytes));
   auto* memory = reinterpret_cast<float*>(scratch_memory);
-  parallel_for(p.num_tasks * p.head_parts, [&](std::int64_t i, int thread) {
-    const std::int64_t task = i / p.head_parts, part = i % p.head_parts;
+  // Little work is done by one thread, whatever it is divided into.
+  const std::int64_t parts = p.num_tasks * p.head_parts;
+  const std::int64_t part_bytes =
+      p.keys_per_task * heads * p.head_dim * static_cast<std::int64_t>(sizeof(T)) / p.head_parts;
+  const std::int64_t turns = tasks_for_rows(parts, part_bytes);
+  parallel_for(turns, [&](std::int64_t turn, int thread) {
     const Copies<T> copies(scratch_memory + result_bytes + thread * copies_bytes, padded_dim);
-    Task<T>(p, p.tasks[task], heads * part / p.head_parts, heads * (part + 1) / p.head_parts, copies,
-            TaskResult(p, memory, task))
-        .run();
+    for (std::int64_t i = parts * turn / turns; i < parts * (turn + 1) / turns; ++i) {
+      const std::int64_t task = i / p.head_parts, part = i % p.head_parts;
+      Task<T>(p, p.tasks[task], heads * part / p.head_parts, heads * (part + 1) / p.head_parts, copies,
+              TaskResult(p, memory, task))
+          .run();
+    }
   });
   for (std::int64_t task = 0; task < p.num_tasks; ++task) {
     if (p.tasks[task].first_key == 0) write_factors(p, memory, task);

@@ -8,10 +8,15 @@ namespace {
 
 // With the next digit.
 Cut refine(const Cut& cut, int shift, const float* scores, std::int64_t size) {
-  std::int32_t counts[kDigits] = {};
+  // Neighbours count apart: scores of one image have the same first digits, and an addition waits for the one before.
+  constexpr int kApart = 4;
+  std::int32_t counts_apart[kApart][kDigits] = {}, counts[kDigits];
   for (std::int64_t i = 0; i < size; ++i) {
     const std::uint32_t rank = rank_of(scores[i]);
-    counts[digit_of(rank, shift)] += has_digits(rank, cut, shift);
+    counts_apart[i % kApart][digit_of(rank, shift)] += has_digits(rank, cut, shift);
+  }
+  for (int i = 0; i < kDigits; ++i) {
+    counts[i] = counts_apart[0][i] + counts_apart[1][i] + counts_apart[2][i] + counts_apart[3][i];
   }
   int digit = kDigits - 1;
   std::int32_t left = cut.count;
@@ -24,14 +29,15 @@ void select(const SegmentedTopKParams& p, std::int64_t segment) {
   const std::int32_t kept = p.cu_kept[segment + 1] - p.cu_kept[segment];
   if (kept == 0) return;
   const float* scores = p.scores + first;
-  std::int32_t* out = p.out + p.cu_kept[segment];
+  std::int32_t *out = p.out + p.cu_kept[segment], *end = out + kept;
   Cut cut{0, kept};
   for (int shift = kTopShift; shift >= 0; shift -= kDigitBits) cut = refine(cut, shift, scores, size);
-  for (std::int64_t i = 0; i < size; ++i) {
+  for (std::int64_t i = 0; out < end; ++i) {  // without branches that depend on scores: none could be predicted
     const std::uint32_t rank = rank_of(scores[i]);
-    const bool is_tie = rank == cut.rank && cut.count > 0;
+    const int is_tie = (rank == cut.rank) & (cut.count > 0);
+    *out = static_cast<std::int32_t>(i);
+    out += (rank > cut.rank) | is_tie;
     cut.count -= is_tie;
-    if (rank > cut.rank || is_tie) *out++ = static_cast<std::int32_t>(i);
   }
 }
 
