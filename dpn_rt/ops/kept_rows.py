@@ -1,4 +1,4 @@
-"""From the visual rows that stay to the rows of the next stage."""
+"""Which rows of this stage the next one has, when some visual rows of each image stay."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ def kept_rows(
 ) -> Tensor:
     """The packed row of this stage that each packed row of the next stage is copied from.
 
-    Sequence b has the images `cu_images[b]` to `cu_images[b + 1] - 1`, any number of them. Image i is the
-    `image_lengths[i]` rows from row `image_starts[i]` of its sequence on, of which the rows
-    `kept[cu_kept[i]:cu_kept[i + 1]]` stay, counted from the image's first. All other rows of the sequence stay. Rows
-    keep their order. Hidden states, positions and keys follow by `torch.index_select`.
+    Sequence b has the images `cu_images[b]` to `cu_images[b + 1] - 1`, any number of them. Image i has
+    `image_lengths[i]` rows; the first is row `image_starts[i]` of its sequence. Of these rows
+    `kept[cu_kept[i]:cu_kept[i + 1]]` stay, counted from the image's first row. All rows outside of images stay. Rows
+    keep their order. `torch.index_select` then copies hidden states, positions and keys.
 
     Args:
         cu_seqlens: `[num_seqs + 1]` int32.
         cu_images: `[num_seqs + 1]` int32, first image of every sequence, then `num_images`.
         image_starts: `[num_images]` int32 first visual row of each image, relative to its sequence. The images of a
-            sequence are listed in the order of their rows, and no two share a row.
+            sequence are in the order of their rows and do not overlap.
         image_lengths: `[num_images]` int32 visual rows of each image.
         kept: `[num_kept]` int32, ascending within each image, as from `segmented_top_k`.
         cu_kept: `[num_images + 1]` int32 first entry of `kept` of each image, then `num_kept`.
         out_cu_seqlens: `[num_seqs + 1]` int32, what `cu_kept` makes of `cu_seqlens`.
-        num_tokens: rows of this stage. On the GPU needed without `out`; elsewhere the end of `cu_seqlens` must agree.
-        out: `[num_out_tokens]` int64, contiguous, no memory shared with the other arguments. On the GPU, where the
-            number of rows is not known to the host, it may have more: those are 0, so that a row is copied for them
-            that exists, and without `out` there are `num_tokens`. `kept` may have more than `cu_kept` says there too.
+        num_tokens: number of rows of this stage. The GPU needs it without `out`; on the CPU `cu_seqlens` must end with
+            it.
+        out: `[num_out_tokens]` int64, contiguous, no memory shared with the other arguments. On the GPU the op does not
+            know `num_out_tokens`, so `out` may have more entries; those after the first `num_out_tokens` become 0,
+            which is a valid row. `kept` may have more entries there too.
 
     Returns:
-        `[num_out_tokens]` int64.
+        `[num_out_tokens]` int64. On the GPU it is `out`; without `out` it has `num_tokens` entries.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.
@@ -59,7 +60,7 @@ def kept_rows(
 
 
 def _num_rows(cu_seqlens: Tensor, out_cu_seqlens: Tensor, num_tokens: int | None) -> int:
-    """Rows of the output: those of the next stage, or as many as it can have where the host cannot read."""
+    """Number of entries of the output: the rows of the next stage, or on the GPU as many as it can have."""
     if cu_seqlens.is_cuda:
         if num_tokens is None:
             raise KernelArgumentError(

@@ -27,12 +27,12 @@ def last_row_scores(
     scale: float,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Mean over query heads of each row's share in the softmax of a query over all keys of its sequence.
+    """Mean over query heads of each visual row's weight in the softmax of a query over all keys of its sequence.
 
     Query i sees rows `cu_seqlens[i]` to `cu_seqlens[i + 1]` of `k`. Query head h reads key head
-    `h * num_kv_heads // num_heads`. A segment is the visual rows of one image: segment s gives a score to each of the
-    `cu_scores[s + 1] - cu_scores[s]` rows from row `segment_starts[s]` of query `segment_queries[s]` on. A query may
-    have any number of segments; keys of a query without one are not read.
+    `h * num_kv_heads // num_heads`. A segment is the visual rows of one image. Segment s has
+    `cu_scores[s + 1] - cu_scores[s]` rows, each with a score; the first is row `segment_starts[s]` of the sequence of
+    query `segment_queries[s]`. A query may have any number of segments. The keys of a query without one are not read.
 
     Args:
         q: `[num_queries, num_heads, head_dim]`, float32 or bfloat16, rotated; only the last dimension must be
@@ -45,8 +45,9 @@ def last_row_scores(
         segment_starts: `[num_segments]` int32 first row of each segment, relative to its sequence.
         cu_scores: `[num_segments + 1]` int32 first score of each segment, then `num_scores`.
         scale: of the products before softmax, positive.
-        out: `[num_scores]` float32, contiguous, no memory shared with the other arguments. On the GPU, where the number
-            of scores is not known to the host, it must be given and may have more: those are not written.
+        out: `[num_scores]` float32, contiguous, no memory shared with the other arguments. On the GPU the op does not
+            know `num_scores`, so `out` must be given and may have more entries; those after the first `num_scores` are
+            not written.
 
     Returns:
         `[num_scores]` float32, the scores of segment after segment.

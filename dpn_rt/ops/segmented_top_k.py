@@ -15,20 +15,20 @@ from dpn_rt.ops.stream import stream_of
 def segmented_top_k(scores: Tensor, cu_scores: Tensor, cu_kept: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Indices of the largest scores of every segment, ascending and relative to the segment's first score.
 
-    Of segment s, the scores `cu_scores[s]` to `cu_scores[s + 1]`, the `cu_kept[s + 1] - cu_kept[s]` largest are kept,
-    any number from none to all. Of equal scores (0 and -0 are equal) those with the lower indices are kept; NaN is less
-    than any number.
+    Segment s has the scores `cu_scores[s]` to `cu_scores[s + 1] - 1`. The `cu_kept[s + 1] - cu_kept[s]` largest of them
+    are kept, any number from none to all. Of equal scores (0 and -0 are equal) those with lower indices are kept. NaN
+    counts as the smallest.
 
     Args:
         scores: `[num_scores]` float32, contiguous.
         cu_scores: `[num_segments + 1]` int32; a segment has at most 65,536 scores.
         cu_kept: `[num_segments + 1]` int32 place of each segment's indices in the result, then `num_kept`.
-        out: `[num_kept]` int32, contiguous, no memory shared with the other arguments. On the GPU, where the number of
-            kept scores is not known to the host, it may have more: those are not written, and without `out` there are
-            `num_scores`. `scores` may have more than `cu_scores` says there too.
+        out: `[num_kept]` int32, contiguous, no memory shared with the other arguments. On the GPU the op does not know
+            `num_kept`, so `out` may have more entries; those after the first `num_kept` are not written. `scores` may
+            have more entries there too.
 
     Returns:
-        `[num_kept]` int32.
+        `[num_kept]` int32. On the GPU it is `out`; without `out` it has `num_scores` entries.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content; nothing was written.

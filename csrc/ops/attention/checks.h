@@ -1,4 +1,4 @@
-// Checks that the ops share which multiply queries by keys.
+// Checks of the ops that multiply queries by keys.
 #pragma once
 
 #include "core/check.h"

@@ -1,5 +1,5 @@
-// The rule of kept_rows for one row, on the CPU as on the GPU. Static, so that what is compiled for one instruction set
-// of the CPU is never linked into code for another.
+// The rule of kept_rows for one row, for the CPU and the GPU. Everything is static, so that code compiled for one
+// instruction set of the CPU is never linked into code for another.
 #pragma once
 
 #include "core/host_device.h"
@@ -7,9 +7,9 @@
 
 namespace dpn {
 
-// The row of this stage that row `row` of the next one is copied from, both relative to sequence b.
+// The row of this stage that row `row` of the next one is copied from. Both are relative to sequence b.
 DPN_DEVICE static inline std::int32_t kept_row(const KeptRowsParams& p, std::int64_t b, std::int32_t row) {
-  std::int32_t dropped = 0;  // rows fewer before this one than in this stage
+  std::int32_t dropped = 0;  // number of rows that the images before this row lose
   for (std::int64_t i = p.cu_images[b]; i < p.cu_images[b + 1]; ++i) {
     const std::int32_t visual = row + dropped - p.image_starts[i];
     if (visual < 0) break;

@@ -10,7 +10,7 @@ void run(const KeptRowsParams& params, const Tensor& cu_seqlens, Stream stream) 
   DPN_CALL_KERNEL(kept_rows_kernel, params, cu_seqlens, stream)
 }
 
-// What stays of image i is rows of it, ascending.
+// Checks that the kept rows of image i are ascending rows of it.
 void check_kept(const Checker& check, const KeptRowsParams& p, std::int64_t i) {
   std::int64_t least = 0;
   for (std::int64_t k = p.cu_kept[i]; k < p.cu_kept[i + 1]; ++k) {
@@ -22,10 +22,10 @@ void check_kept(const Checker& check, const KeptRowsParams& p, std::int64_t i) {
   }
 }
 
-// The images of sequence b lie one after another within it. Returns its rows in the next stage.
+// Checks that the images of sequence b follow each other within it. Returns its number of rows in the next stage.
 std::int64_t kept_length(const Checker& check, const KeptRowsParams& p, std::int64_t b) {
   const std::int64_t length = p.cu_seqlens[b + 1] - p.cu_seqlens[b];
-  std::int64_t end = 0, dropped = 0;  // end: of the image before
+  std::int64_t end = 0, dropped = 0;  // end: where the image before ends
   for (std::int64_t i = p.cu_images[b]; i < p.cu_images[b + 1]; ++i) {
     const std::int64_t start = p.image_starts[i], rows = p.image_lengths[i];
     if (rows < 0) check.fail(at("image_lengths", i) + " is " + std::to_string(rows) + ", expected at least 0");

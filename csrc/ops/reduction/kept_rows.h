@@ -1,4 +1,4 @@
-// Where the rows of the next stage come from when a boundary keeps some visual rows of each image and all text.
+// Which rows of this stage the next one has, when a boundary keeps some visual rows of each image and all other rows.
 #pragma once
 
 #include <optional>
@@ -23,7 +23,7 @@ struct KeptRowsParams {
   std::int64_t num_seqs;
 };
 
-// num_tokens: of this stage; not checked where it is left out.
+// num_tokens: number of rows of this stage; it is not checked where it is left out.
 void kept_rows(const Tensor& out, const Tensor& cu_seqlens, const Tensor& cu_images, const Tensor& image_starts,
                const Tensor& image_lengths, const Tensor& kept, const Tensor& cu_kept, const Tensor& out_cu_seqlens,
                std::optional<std::int64_t> num_tokens, Stream stream);

@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads) find_rows_kernel(const __grid_consta
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= p.num_out_tokens) return;
   const int num_seqs = static_cast<int>(p.num_seqs);
-  std::int64_t source = 0;  // after the last row of a batch that is shorter than its buffer
+  std::int64_t source = 0;  // for rows after the last one: the buffer may be longer
   if (row < p.out_cu_seqlens[num_seqs]) {
     const int b = sequence_of_row(p.out_cu_seqlens, num_seqs, static_cast<int>(row));
     source = p.cu_seqlens[b] + kept_row(p, b, static_cast<int>(row) - p.out_cu_seqlens[b]);

@@ -31,7 +31,7 @@ LastRowPlan plan_last_rows(const std::vector<std::int32_t>& lengths, std::int64_
   const std::int64_t wanted = tasks_for_rows(keys, key_bytes);
   const std::int64_t size = std::clamp(round_up(ceil_div(keys, wanted), kSmallestTask), kSmallestTask, kLargestTask);
   LastRowPlan plan{.waves = {}, .keys_per_task = size, .head_parts = 1};
-  std::int64_t num_tasks = 0, weights = kWaveWeights;  // of the last wave: so full that the first query begins one
+  std::int64_t num_tasks = 0, weights = kWaveWeights;  // of the last wave; the first query starts a new one
   for (std::size_t query = 0; query < lengths.size(); ++query) {
     if (lengths[query] == 0) continue;
     const std::int64_t tasks = ceil_div(lengths[query], size), more = tasks * size * num_heads;

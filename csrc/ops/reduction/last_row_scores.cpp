@@ -27,7 +27,7 @@ int splits_of(const Tensor& q, std::int64_t num_kv_heads, std::int64_t most_keys
   return (void)q, (void)num_kv_heads, (void)most_keys, 1;
 }
 
-// Shapes of what both ops take besides q and keys. Returns the segments and their number of scores.
+// Checks the shapes of the output and of the segments, and returns the segments.
 Segments segments_of(const Checker& check, const Tensor& out, const Tensor& segment_queries,
                      const Tensor& segment_starts, const Tensor& cu_scores) {
   Dim num_segments("num_segments"), num_scores("num_scores");
@@ -45,7 +45,7 @@ Segments segments_of(const Checker& check, const Tensor& out, const Tensor& segm
           .num_segments = num_segments};
 }
 
-// The segments lie within the keys of their queries. lengths: [num_queries].
+// Checks that the segments lie within the keys of their queries. lengths: [num_queries].
 void check_segments(const Checker& check, const Segments& segments, const std::vector<std::int32_t>& lengths,
                     std::int64_t num_scores) {
   const auto num_queries = static_cast<std::int64_t>(lengths.size());
@@ -62,7 +62,7 @@ void check_segments(const Checker& check, const Segments& segments, const std::v
   }
 }
 
-// Keys of each query, 0 where none of its rows gets a score.
+// The number of keys of each query, but 0 where none of its rows gets a score.
 std::vector<std::int32_t> scored_lengths(const Segments& segments, const std::vector<std::int32_t>& lengths) {
   std::vector<std::int32_t> scored(lengths.size());
   for (std::int64_t s = 0; s < segments.num_segments; ++s) {
@@ -72,7 +72,7 @@ std::vector<std::int32_t> scored_lengths(const Segments& segments, const std::ve
   return scored;
 }
 
-// Checks what the tensors of the CPU hold and runs there. lengths: [num_queries] keys of each query.
+// Checks the segments and runs on the CPU, wave after wave. lengths: [num_queries] number of keys of each query.
 void run_on_cpu(const Checker& check, LastRowScoresParams params, const std::vector<std::int32_t>& lengths,
                 const Tensor& q) {
   check_segments(check, params.segments, lengths, params.num_scores);
@@ -106,7 +106,7 @@ void run_on_cuda(const Checker& check, LastRowScoresParams params, const Tensor&
 }  // namespace
 
 std::int64_t last_row_scores_workspace_size(const Tensor& q, std::int64_t num_kv_heads, std::int64_t most_keys) {
-  // Other ranks and sizes are refused by the ops themselves.
+  // The ops themselves refuse other ranks and sizes.
   if (q.device != Device::cuda || q.ndim != 3 || num_kv_heads < 1 || q.shape[1] < num_kv_heads) return 0;
   return partials_size(q, splits_of(q, num_kv_heads, most_keys)) + partials_size(q, 1);
 }

@@ -1,6 +1,6 @@
-// How much the last row of each prompt attends to the rows of its images: for every row of a segment, which is the
-// visual rows of one image, the mean over query heads of the softmax over all keys that the query sees. Grouped-query:
-// query head h reads key head h / (num_heads / num_kv_heads).
+// How much the last row of each prompt attends to the rows of its images. A segment is the visual rows of one image.
+// The score of a row is the mean over query heads of its weight in the softmax over all keys that the query sees.
+// Grouped-query: query head h reads key head h / (num_heads / num_kv_heads).
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -35,17 +35,17 @@ struct LastRowScoresParams {
   std::int64_t head_dim;
   float scale;
   DType dtype;
-  const DecodeTask* tasks;  // [num_tasks] for the CPU only, as the next four; see LastRowWave
+  const DecodeTask* tasks;  // [num_tasks] of one wave (LastRowWave); this and the next four are for the CPU only
   std::int64_t num_tasks;
   const std::int32_t* first_task;  // [num_queries]
   std::int64_t keys_per_task;
-  std::int64_t head_parts;  // that the key heads of a task are divided into
-  int num_splits;           // for the GPU only, as the next two
+  std::int64_t head_parts;  // number of parts that the key heads of a task are divided into
+  int num_splits;           // number of parts of the keys; this and the next two are for the GPU only
   float* partials;          // [num_queries, num_heads, num_splits, 2]: maximum and sum of a part of the keys
   float* totals;            // [num_queries, num_heads, 2]: maximum and factor of all of them
 };
 
-// workspace: float32, for the GPU only.
+// workspace: float32, needed on the GPU only.
 void last_row_scores(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& cu_seqlens,
                      const Tensor& segment_queries, const Tensor& segment_starts, const Tensor& cu_scores, float scale,
                      const OptionalTensor& workspace, Stream stream);
@@ -53,7 +53,7 @@ void last_row_scores_paged(const Tensor& out, const Tensor& q, const Tensor& blo
                            const Tensor& block_table, const Tensor& kv_lengths, const Tensor& segment_queries,
                            const Tensor& segment_starts, const Tensor& cu_scores, float scale,
                            const OptionalTensor& workspace, Stream stream);
-// Elements of the workspace for such tensors, 0 on the CPU. most_keys: that one query sees.
+// Number of elements of the workspace for such tensors, 0 on the CPU. most_keys: at least the keys that a query sees.
 std::int64_t last_row_scores_workspace_size(const Tensor& q, std::int64_t num_kv_heads, std::int64_t most_keys);
 
 }  // namespace dpn

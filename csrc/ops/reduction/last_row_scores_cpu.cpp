@@ -13,16 +13,16 @@ namespace {
 constexpr float kLog2E = 1.44269504088896f;
 constexpr int kTileKeys = 16;  // keys whose rows are read together: a multiple of every kWidth
 
-// Elements of a vector of units.
+// Number of elements in a vector of units.
 template <class T>
 constexpr std::int64_t kRunElements = kWidth * kUnitSize<Unit<T>>;
 
 // Where the keys of one query lie.
 template <class T>
 struct Keys {
-  const T* base;               // of key 0, or of row 0 of block 0; key head 0
-  std::int64_t row_stride;     // of neighbouring keys, in one block where they are paged
-  std::int64_t head_stride;    // of key heads
+  const T* base;               // key head 0 of the first key, or of row 0 of block 0
+  std::int64_t row_stride;     // between neighbouring keys (of one block where keys are paged)
+  std::int64_t head_stride;    // between key heads
   const std::int32_t* blocks;  // null where keys are packed
   std::int64_t block_size;
   std::int64_t block_stride;
@@ -48,10 +48,10 @@ Keys<T> keys_of(const LastRowScoresParams& p, std::int64_t query) {
           .block_stride = p.paged.layers_per_block * 2 * plane};
 }
 
-// What a task writes: weights 2^(score - maximum), of all heads.
+// What a task writes. The weight of a key is 2^(score - maximum), with the maximum over the task's keys.
 struct TaskResult {
   float* weights;  // [num_heads, keys_per_task]
-  float* maxima;   // [num_heads] of the scores; in the end the factors of the weights
+  float* maxima;   // [num_heads] of the scores; write_factors replaces them by the factors of the weights
   float* sums;     // [num_heads] of the weights
 
   static std::int64_t size(const LastRowScoresParams& p) { return p.num_heads * (p.keys_per_task + 2); }
@@ -59,7 +59,7 @@ struct TaskResult {
       : weights(memory + task * size(p)), maxima(weights + p.num_heads * p.keys_per_task), sums(maxima + p.num_heads) {}
 };
 
-// A thread's copies: of the query's heads as units, and of keys that are no whole number of vectors.
+// A thread's copies: the query's heads as units, and keys that do not fill whole vectors.
 template <class T>
 struct Copies {
   Unit<T>* q;  // [heads, padded_dim / kUnitSize]
@@ -82,7 +82,7 @@ inline auto load_key(const T* source) {
   }
 }
 
-// scores[r]: the product of the query with key rows[r]. kPrefetch: next_rows, which are needed soon, are asked for.
+// Writes the product of the query with key rows[r] to scores[r]. With kPrefetch it prefetches next_rows.
 template <bool kPrefetch, class T>
 inline void score_tile(float* scores, const T* const* rows, const T* const* next_rows, const Unit<T>* q,
                        std::int64_t padded_dim) {
@@ -100,7 +100,7 @@ inline void score_tile(float* scores, const T* const* rows, const T* const* next
   }
 }
 
-// Turns the scores of `count` keys into weights; what follows them up to a whole tile becomes 0.
+// Turns the scores of `count` keys into weights, and sets the rest of the last tile to 0.
 inline void weigh(float* scores, std::int64_t count, float scale, float* maximum, float* weight_sum) {
   const std::int64_t padded = round_up(count, kTileKeys);
   for (std::int64_t i = count; i < padded; ++i) scores[i] = -__builtin_inff();
@@ -117,8 +117,8 @@ inline void weigh(float* scores, std::int64_t count, float scale, float* maximum
   *weight_sum = reduce_sum(sum);
 }
 
-// Key heads [begin, end) of one task. Tile after tile, and in each tile head after head: what the processor prefetches
-// beyond a head's rows is then the next head's, and not read for nothing.
+// Key heads [begin, end) of one task. The outer loop goes over tiles of keys, the inner one over heads: what the
+// processor prefetches after a head's rows then belongs to the next head.
 template <class T>
 class Task {
  public:
@@ -164,17 +164,17 @@ class Task {
     }
   }
 
-  // Rows of key head 0 from `key` on; in place of keys after the task's last one, the last is read again.
+  // Finds the rows of key head 0 in the tile that starts with `key`. Places after the task's last key get its row.
   void find_rows(std::int64_t key, const T** rows) const {
     for (int r = 0; r < kTileKeys; ++r) {
       rows[r] = keys_.base + keys_.offset(key + r < task_.last_key ? key + r : task_.last_key - 1);
     }
   }
 
-  // The tile of the keys from `key` on; next_rows: of the tile after it.
+  // Scores the tile that starts with `key`. first_rows, next_rows: key head 0 of this tile and of the next one.
   void score_keys(std::int64_t key, const T* const* first_rows, const T* const* next_rows) const {
     for (std::int64_t kv_head = begin_; kv_head < end_; ++kv_head) {
-      // Two heads on, in this tile or the next: one takes less time than memory needs to answer.
+      // Prefetch two heads ahead, in this tile or the next: one head takes less time than memory needs to answer.
       const std::int64_t ahead = kv_head + 2, beyond = begin_ + ahead - end_;
       const T* const* ahead_rows = ahead < end_ ? first_rows : next_rows;
       const std::int64_t ahead_offset = (ahead < end_ ? ahead : beyond < end_ ? beyond : begin_) * keys_.head_stride;
@@ -192,7 +192,7 @@ class Task {
     }
   }
 
-  // The row itself if it is a whole number of vectors, else a copy that is.
+  // The row itself if it fills whole vectors, else a copy with zeros after it.
   const T* placed(const T* row, int r) const {
     if (padded_dim_ == p_.head_dim) return row;
     T* copy = copies_.keys + r * padded_dim_;
@@ -207,11 +207,11 @@ class Task {
   const Copies<T>& copies_;
   TaskResult result_;
   Keys<T> keys_;
-  std::int64_t group_;  // query heads of a key head
+  std::int64_t group_;  // number of query heads of a key head
   std::int64_t padded_dim_;
 };
 
-// From the maxima and sums of a query's tasks to the factors that make their weights the terms of the mean.
+// Replaces the maxima of a query's tasks by factors: a weight times its factor is a term of the mean over heads.
 void write_factors(const LastRowScoresParams& p, float* memory, std::int64_t first_task) {
   const std::int64_t length = p.kv_lengths[p.tasks[first_task].sequence];
   const std::int64_t end = first_task + (length + p.keys_per_task - 1) / p.keys_per_task;
@@ -230,7 +230,8 @@ void write_factors(const LastRowScoresParams& p, float* memory, std::int64_t fir
   });
 }
 
-// Scores of the keys [key, end) of a query. Where a vector reads beyond the weights of a head, the memory goes on.
+// Writes the scores of the keys [key, end) of a query. The last vector may read past the weights of a head, but not
+// past the memory.
 void write_scores(const LastRowScoresParams& p, float* memory, std::int64_t query, std::int64_t key, std::int64_t end,
                   float* out) {
   while (key < end) {
@@ -257,7 +258,7 @@ void run(const LastRowScoresParams& p) {
   const std::int64_t copies_bytes = Copies<T>::bytes(p.num_heads, padded_dim);
   auto* scratch_memory = static_cast<std::byte*>(scratch(result_bytes + max_threads() * copies_bytes));
   auto* memory = reinterpret_cast<float*>(scratch_memory);
-  // Little work is done by one thread, whatever it is divided into.
+  // One thread does all parts where there is little work.
   const std::int64_t parts = p.num_tasks * p.head_parts;
   const std::int64_t part_bytes =
       p.keys_per_task * heads * p.head_dim * static_cast<std::int64_t>(sizeof(T)) / p.head_parts;

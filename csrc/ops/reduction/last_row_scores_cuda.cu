@@ -1,7 +1,7 @@
-// Three kernels, since the mean over heads needs every head's softmax: maxima and sums of parts of the keys, then of
-// all keys, then the scores. Keys are read twice, the second time those of the segments alone, which the L2 cache
-// mostly holds; scores of single heads are never stored. A few lanes share a key, 16 bytes each, and all query heads of
-// a key head use it while it is in registers.
+// Three kernels: the first finds maximum and sum of every head's softmax over parts of the keys, the second merges the
+// parts, the third computes the scores. The third reads the keys of the segments again, mostly from the L2 cache, so
+// that scores of single heads are never stored. A few lanes share a key, 16 bytes each, and all query heads of a key
+// head use it while it is in registers.
 #include <bit>
 
 #include "core/cuda_launch.cuh"
@@ -17,17 +17,17 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kUnroll = 4;     // keys of a lane that are on their way together
-constexpr int kMostHeads = 8;  // query heads of a block; larger groups read keys again, from the L2 cache
+constexpr int kUnroll = 4;     // number of keys that a lane loads at once
+constexpr int kMostHeads = 8;  // of a block; larger groups of query heads read keys again, from the L2 cache
 
-// How the lanes of a warp share keys. Lanes without a column of their own (head_dim is no power of two) repeat column 0
-// with a query of zeros.
+// How the lanes of a warp share keys. Where head_dim is not a power of two, some lanes have no column of their own:
+// they read column 0 and multiply it by zeros.
 template <class T>
 struct Lanes {
-  int per_key;  // a power of two
-  int keys;     // at once
-  int key;      // of this lane
-  int column;
+  int per_key;  // number of lanes of a key, a power of two
+  int keys;     // number of keys that the warp reads at once
+  int key;      // index of this lane's key among them
+  int column;   // first element of this lane's part of a key
   bool has_column;
 
   __device__ explicit Lanes(const LastRowScoresParams& p, int log_per_key) {
@@ -47,7 +47,7 @@ struct Lanes {
   }
 };
 
-// `index`: of a key that the query sees.
+// The row of key number `index` of the query, key head 0.
 template <class T>
 __device__ const T* key_row(const LastRowScoresParams& p, int query, int index) {
   if (p.cu_seqlens) return static_cast<const T*>(p.k) + (p.cu_seqlens[query] + index) * p.k_stride[0];
@@ -67,7 +67,7 @@ __device__ inline int num_keys(const LastRowScoresParams& p, int query) {
   return p.cu_seqlens ? p.cu_seqlens[query + 1] - p.cu_seqlens[query] : p.kv_lengths[query];
 }
 
-// This lane's part of a query head, scaled so that scores are exponents of 2.
+// Loads this lane's part of a query head, scaled so that scores are exponents of 2.
 template <class T>
 __device__ void load_query(float (&q)[kWidest<T>], const LastRowScoresParams& p, const Lanes<T>& lanes, int query,
                            int head) {
@@ -85,7 +85,7 @@ __device__ float score(const Lanes<T>& lanes, const float (&q)[kWidest<T>], cons
   return lanes.sum(sum);
 }
 
-// The same in every lane of the block.
+// Whether a row of the query gets a score; the same in every thread.
 __device__ inline bool has_scores(const Segments& segments, int query) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   for (int first = 0; first < segments.num_segments; first += kWarpSize) {
@@ -97,17 +97,17 @@ __device__ inline bool has_scores(const Segments& segments, int query) {
   return false;
 }
 
-// Keys of each part but the last, which may have fewer; parts after that have none.
+// Number of keys of each part. The last part may have fewer, and parts after it have none.
 __device__ inline int split_size(const LastRowScoresParams& p, int length) {
   return max(kShortestSplit, (length + p.num_splits - 1) / p.num_splits);
 }
 
-// 2^(maximum - common), 0 for a part without keys or with nothing but -infinity.
+// The factor 2^(maximum - common), but 0 for a part without keys or with -infinity alone.
 __device__ inline float rescale(float maximum, float common) {
   return maximum == -INFINITY ? 0.0f : exp2_approx(maximum - common);
 }
 
-// An unfinished softmax of one head, held by the first lane of each key.
+// Unfinished softmaxes. The first lane of each key has one for every head.
 struct PartSums {
   float maximum[kMostHeads][kWarps][kWarpSize];
   float sum[kMostHeads][kWarps][kWarpSize];
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int begin = first_key + warp * lanes.keys * kUnroll; begin < last_key; begin += kWarps * lanes.keys * kUnroll) {
     Vector<T, kWidest<T>> keys[kUnroll];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {  // in place of keys after the last one, the last is read again
+    for (int u = 0; u < kUnroll; ++u) {  // lanes after the last key read it again
       const int index = min(begin + u * lanes.keys + lanes.key, last_key - 1);
       keys[u] = load<kWidest<T>>(key_row<T>(p, query, index) + offset);
     }
@@ -198,7 +198,8 @@ __global__ void __launch_bounds__(kThreads) last_row_totals_kernel(const __grid_
   }
 }
 
-// A block takes kUnroll rows for each key that a warp reads at once; its warps share the key heads: grid (row tiles).
+// Each warp of a block takes the same rows, kUnroll for each key that it reads at once, and every kWarps-th key head:
+// grid (row tiles).
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     last_row_scores_kernel(const __grid_constant__ LastRowScoresParams p, int log_lanes) {
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads)
   int queries[kUnroll];
   float means[kUnroll];
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) {  // in place of rows after the last one, the last is read again
+  for (int u = 0; u < kUnroll; ++u) {  // lanes after the last row read it again
     const int row = min(first_row + u * lanes.keys + lanes.key, num_scores - 1);
     const int segment = sequence_of_row(p.segments.cu_scores, num_segments, row);
     queries[u] = p.segments.queries[segment];

@@ -1,5 +1,5 @@
-// The order of scores, on the CPU as on the GPU. Static, so that what is compiled for one instruction set of the CPU is
-// never linked into code for another.
+// The order of scores, for the CPU and the GPU. Everything is static, so that code compiled for one instruction set of
+// the CPU is never linked into code for another.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@ namespace dpn {
 
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
-constexpr int kTopShift = 32 - kDigitBits;  // of the first digit
+constexpr int kTopShift = 32 - kDigitBits;  // place of the first digit
 
-// A number that grows with the score: NaN comes first, and both zeros are equal.
+// A number that grows with the score. NaN has the smallest, and both zeros have the same.
 DPN_DEVICE static inline std::uint32_t rank_of(float score) {
   if (score != score) return 0;
   score += 0.0f;  // -0 becomes 0
@@ -22,14 +22,14 @@ DPN_DEVICE static inline std::uint32_t rank_of(float score) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// What is known of the smallest rank that is kept: its first digits, and how many of the scores with these digits are
-// kept. With all digits known those scores are ties, of which the first ones are kept.
+// What is known of the smallest kept rank: its first digits, and how many of the scores with these digits are kept.
+// When all digits are known, these scores are ties, and the first ones are kept.
 struct Cut {
   std::uint32_t rank;
   std::int32_t count;
 };
 
-// Whether the digits before the one at `shift` are those of the cut.
+// Whether the rank has the cut's digits before the one at `shift`.
 DPN_DEVICE static inline bool has_digits(std::uint32_t rank, const Cut& cut, int shift) {
   return shift == kTopShift || (rank ^ cut.rank) >> (shift + kDigitBits) == 0;
 }

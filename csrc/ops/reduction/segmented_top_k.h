@@ -1,5 +1,5 @@
-// The largest scores of each segment, as ascending indices. Nothing is sorted: the smallest kept score is found digit
-// by digit, and one pass in order writes what is kept.
+// The largest scores of each segment, as ascending indices. Nothing is sorted: the kernels find the smallest kept score
+// digit by digit, then write the kept indices in one pass.
 #pragma once
 
 #include "core/cpu_isa.h"

@@ -6,9 +6,10 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
-// With the next digit.
+// Finds the next digit of the cut.
 Cut refine(const Cut& cut, int shift, const float* scores, std::int64_t size) {
-  // Neighbours count apart: scores of one image have the same first digits, and an addition waits for the one before.
+  // Four counters per digit: most scores of an image share their first digits, and an addition to one counter has to
+  // wait for the one before.
   constexpr int kApart = 4;
   std::int32_t counts_apart[kApart][kDigits] = {}, counts[kDigits];
   for (std::int64_t i = 0; i < size; ++i) {
@@ -32,7 +33,7 @@ void select(const SegmentedTopKParams& p, std::int64_t segment) {
   std::int32_t *out = p.out + p.cu_kept[segment], *end = out + kept;
   Cut cut{0, kept};
   for (int shift = kTopShift; shift >= 0; shift -= kDigitBits) cut = refine(cut, shift, scores, size);
-  for (std::int64_t i = 0; out < end; ++i) {  // without branches that depend on scores: none could be predicted
+  for (std::int64_t i = 0; out < end; ++i) {  // no branch depends on a score: the processor could not predict it
     const std::uint32_t rank = rank_of(scores[i]);
     const int is_tie = (rank == cut.rank) & (cut.count > 0);
     *out = static_cast<std::int32_t>(i);
@@ -43,10 +44,10 @@ void select(const SegmentedTopKParams& p, std::int64_t segment) {
 
 }  // namespace
 
-// Threads share the segments: one of 576 scores takes microseconds.
+// A segment is one thread's: 576 scores take a few microseconds.
 void segmented_top_k_kernel(const SegmentedTopKParams& p) {
   if (p.num_segments == 0) return;
-  constexpr std::int64_t kScoreBytes = 64;  // that are read in the time which the passes take for one score
+  constexpr std::int64_t kScoreBytes = 64;  // what a thread could read in the time that it takes for a score
   const std::int64_t segment_bytes = p.num_scores * kScoreBytes / p.num_segments;
   parallel_rows(p.num_segments, segment_bytes, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t segment = begin; segment < end; ++segment) select(p, segment);

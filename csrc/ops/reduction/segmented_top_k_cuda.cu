@@ -12,7 +12,8 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 static_assert(kThreads == kDigits, "a thread has one digit of a histogram");
 
-// The sum of the values of this thread and those before it; `total` of all. `totals`: [kWarps] of shared memory.
+// The sum of the values of this thread and of those before it. `total` becomes the sum of all values. `totals` is
+// shared memory, [kWarps].
 __device__ int sum_up_to_here(int value, int* totals, int& total) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll
@@ -32,7 +33,7 @@ __device__ int sum_up_to_here(int value, int* totals, int& total) {
   return value;
 }
 
-// With the next digit, the same in every thread. `counts`: [kDigits] of shared memory.
+// Finds the next digit of the cut, the same in every thread. `counts` is shared memory, [kDigits].
 __device__ Cut refine(const Cut& cut, int shift, const float* scores, int size, int* counts, int* totals) {
   __shared__ Cut refined;
   const int thread = static_cast<int>(threadIdx.x);

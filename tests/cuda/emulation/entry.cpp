@@ -171,6 +171,7 @@ const char* segmented_top_k(const Tensor* out, const Tensor* scores, const Tenso
   return caught([&] { dpn::segmented_top_k(*out, *scores, *cu_scores, *cu_kept, 0); });
 }
 
+// num_tokens: -1: the argument is left out.
 const char* kept_rows(const Tensor* out, const Tensor* cu_seqlens, const Tensor* cu_images, const Tensor* image_starts,
                       const Tensor* image_lengths, const Tensor* kept, const Tensor* cu_kept,
                       const Tensor* out_cu_seqlens, std::int64_t num_tokens) {
