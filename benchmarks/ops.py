@@ -26,6 +26,7 @@ if not __package__:  # run as a file: the repository's root is where `benchmarks
 from benchmarks.clock import Run, is_cuda, replayable, seconds
 from benchmarks.machine import machine
 from benchmarks.ops_cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
+from benchmarks.reduction_cases import reduction_cases
 from dpn_rt import ops
 from dpn_rt.terminal import escape_output
 
@@ -129,6 +130,9 @@ def call_cost() -> dict[str, dict[str, float]]:
         "attention_decode": lambda: ops.attention_decode(q, cache, 0, zero.view(1, 1), one[1:], scale=1.0),
         "route": lambda: ops.route(x, zero, one, predictor),
         "pool": lambda: ops.pool(x, one, one, zero, grid, zero, grid, one),
+        "last_row_scores": lambda: ops.last_row_scores(q, q, one, zero, zero, one, scale=1.0),
+        "segmented_top_k": lambda: ops.segmented_top_k(x[0, :1], one, one),
+        "kept_rows": lambda: ops.kept_rows(one, one, zero, one[1:], zero, one, one),
     }
 
     def thousand(run: Run) -> float:
@@ -178,7 +182,8 @@ def main() -> None:
     setting = GPU if on_gpu else CPU
     with torch.inference_mode(), torch.device(options.device):
         limits = limit_runs(setting, dtype)
-        cases = [c for c in all_cases(setting.shapes, dtype, with_linear=not on_gpu) if options.only in c.name]
+        cases = all_cases(setting.shapes, dtype, with_linear=not on_gpu) + reduction_cases(setting.shapes, dtype)
+        cases = [c for c in cases if options.only in c.name]
         rows = [measure_case(c, limits, options.rounds, setting.cold_bytes, options.device) for c in cases]
         costs = {} if on_gpu else call_cost()
     rates = {name: statistics.median(row[name]["median"] for row in rows) for name in limits} if rows else {}

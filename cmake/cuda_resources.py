@@ -28,7 +28,8 @@ NORM_ROW = 4096  # elements: the row that the norms' threads are counted for
 # Threads of a block, by the kernel's name.
 THREADS = {
     "attention_kernel": 128, "attention_decode_kernel": 128, "merge_splits_kernel": 128, "advance_sequences_kernel": 32,
-    "router_features_kernel": 1024, "sample_greedy_kernel": 1024, "sample_kernel": 1024,
+    "router_features_kernel": 1024, "sample_greedy_kernel": 1024, "sample_kernel": 1024, "last_row_parts_kernel": 128,
+    "last_row_totals_kernel": 128, "last_row_scores_kernel": 128,
 }  # fmt: skip
 DEFAULT_THREADS = 256
 

@@ -93,9 +93,52 @@ def pool(
     stream: int,
     /,
 ) -> None: ...
-def pool_num_out_tokens(out_cu_seqlens: Tensor, /) -> int: ...
+def packed_size(kernel: str, argument: str, offsets: Tensor, /) -> int: ...
 def attention_decode_workspace_size(q: Tensor, kv_cache: Tensor, block_table: Tensor, /) -> int: ...
 def route_workspace_size(hidden: Tensor, cu_router_rows: Tensor, predictor: Tensor, /) -> int: ...
+def last_row_scores(
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor,
+    segment_queries: Tensor,
+    segment_starts: Tensor,
+    cu_scores: Tensor,
+    scale: float,
+    workspace: Tensor | None,
+    stream: int,
+    /,
+) -> None: ...
+def last_row_scores_paged(
+    out: Tensor,
+    q: Tensor,
+    blocks: Tensor,
+    layer_in_block: int,
+    block_table: Tensor,
+    kv_lengths: Tensor,
+    segment_queries: Tensor,
+    segment_starts: Tensor,
+    cu_scores: Tensor,
+    scale: float,
+    workspace: Tensor | None,
+    stream: int,
+    /,
+) -> None: ...
+def last_row_scores_workspace_size(q: Tensor, num_kv_heads: int, most_keys: int, /) -> int: ...
+def segmented_top_k(out: Tensor, scores: Tensor, cu_scores: Tensor, cu_kept: Tensor, stream: int, /) -> None: ...
+def kept_rows(
+    out: Tensor,
+    cu_seqlens: Tensor,
+    cu_images: Tensor,
+    image_starts: Tensor,
+    image_lengths: Tensor,
+    kept: Tensor,
+    cu_kept: Tensor,
+    out_cu_seqlens: Tensor,
+    num_tokens: int | None,
+    stream: int,
+    /,
+) -> None: ...
 def sample(
     tokens: Tensor,
     is_finite: Tensor,

@@ -12,8 +12,11 @@
 #include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/kept_rows.h"
+#include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
+#include "ops/reduction/segmented_top_k.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sample.h"
 #include "tensor_bridge.h"
@@ -55,16 +58,21 @@ void bind_ops(py::module_& m) {
   m.def("attention_decode", &dpn::attention_decode, release_gil());
   m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
   m.def("attention_extend", &dpn::attention_extend, release_gil());
+  m.def("kept_rows", &dpn::kept_rows, release_gil());
+  m.def("last_row_scores", &dpn::last_row_scores, release_gil());
+  m.def("last_row_scores_paged", &dpn::last_row_scores_paged, release_gil());
+  m.def("last_row_scores_workspace_size", &dpn::last_row_scores_workspace_size);
   m.def("layer_norm", &dpn::layer_norm, release_gil());
   m.def("linear", &dpn::linear, release_gil());
+  m.def("packed_size", &dpn::packed_size);
   m.def("pool", &dpn::pool, release_gil());
-  m.def("pool_num_out_tokens", &dpn::pool_num_out_tokens);
   m.def("rms_norm", &dpn::rms_norm, release_gil());
   m.def("rope_store", &dpn::rope_store, release_gil());
   m.def("route", &dpn::route, release_gil());
   m.def("route_workspace_size", &dpn::route_workspace_size);
   m.def("sample", &dpn::sample, release_gil());
   m.def("sample_greedy", &dpn::sample_greedy, release_gil());
+  m.def("segmented_top_k", &dpn::segmented_top_k, release_gil());
   m.def("silu_mul", &dpn::silu_mul, release_gil());
 }
 

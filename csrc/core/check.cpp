@@ -211,4 +211,14 @@ void check_entries(const Checker& check, const char* argument, const std::int32_
   }
 }
 
+std::int64_t packed_size(const std::string& kernel, const std::string& argument, const Tensor& offsets) {
+  const Checker check(kernel.c_str());
+  Dim num_offsets("num_offsets");
+  check.contiguous(argument.c_str(), offsets, {&num_offsets}, {DType::i32})
+      .condition(num_offsets > 0, argument + " is empty, expected at least 1 entry");
+  const std::int64_t last = offsets.as<std::int32_t>()[num_offsets - 1];
+  check.condition(last >= 0, argument + " ends with " + std::to_string(last) + ", expected at least 0");
+  return last;
+}
+
 }  // namespace dpn

@@ -82,4 +82,8 @@ void check_offsets(const Checker& check, const char* argument, const std::int32_
 void check_entries(const Checker& check, const char* argument, const std::int32_t* entries, std::int64_t count,
                    std::int64_t low, std::int64_t high);
 
+// Number of entries of a packed output: the last of its `offsets` [num_parts + 1], read without making a one-element
+// torch tensor. Python calls it for `kernel` on the CPU.
+std::int64_t packed_size(const std::string& kernel, const std::string& argument, const Tensor& offsets);
+
 }  // namespace dpn

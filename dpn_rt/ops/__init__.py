@@ -14,12 +14,15 @@ from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
 from dpn_rt.ops.attention import attention, attention_decode, attention_extend
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
+from dpn_rt.ops.kept_rows import kept_rows
+from dpn_rt.ops.last_row_scores import last_row_scores, last_row_scores_paged
 from dpn_rt.ops.linear import linear
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
 from dpn_rt.ops.rope import rope_store
 from dpn_rt.ops.route import route
 from dpn_rt.ops.sample import sample, sample_greedy
+from dpn_rt.ops.segmented_top_k import segmented_top_k
 
 __all__ = [
     "Advance",
@@ -33,6 +36,9 @@ __all__ = [
     "attention_extend",
     "available_cpu_isas",
     "cpu_isa",
+    "kept_rows",
+    "last_row_scores",
+    "last_row_scores_paged",
     "layer_norm",
     "linear",
     "pool",
@@ -41,5 +47,6 @@ __all__ = [
     "route",
     "sample",
     "sample_greedy",
+    "segmented_top_k",
     "silu_mul",
 ]

@@ -66,7 +66,7 @@ def pool(
     if out is None and x.is_cuda:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
     elif out is None:
-        num_out_tokens = _kernels.pool_num_out_tokens(out_cu_seqlens)
+        num_out_tokens = _kernels.packed_size("pool", "out_cu_seqlens", out_cu_seqlens)
         if num_out_tokens > x.shape[0]:
             raise KernelArgumentError(
                 f"pool: out_cu_seqlens ends at {num_out_tokens}, expected at most num_tokens={x.shape[0]}"

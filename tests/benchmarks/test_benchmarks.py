@@ -297,3 +297,15 @@ def test_attention_is_compared_with_the_same_of_torch(lengths: tuple[int, ...]) 
     expected = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
     torch.testing.assert_close(actual, expected)
     assert case.flops == 2 * sum(n * n for n in lengths) * 4 * 16
+
+
+def test_reduction_is_compared_with_the_same_of_torch() -> None:
+    shapes = dataclasses.replace(ops.LLAVA_1B, num_seqs=3)
+    with torch.inference_mode():
+        cases = [(case.name, *(run() for run in case.make())) for case in ops.reduction_cases(shapes, torch.float32)]
+    assert [name for name, *_ in cases] == ["last_row_scores"] * 4 + ["segmented_top_k", "kept_rows"]
+    for name, actual, expected in cases:
+        if name == "last_row_scores":  # torch has other keys
+            assert actual.shape == expected.flatten().shape and (actual.sum(), expected.sum()) > (0.5, 0.5)
+        else:
+            assert torch.equal(actual, expected.flatten().to(actual.dtype))

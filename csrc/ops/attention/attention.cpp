@@ -4,69 +4,12 @@
 
 #include "core/check.h"
 #include "core/parallel.h"
+#include "ops/attention/checks.h"
 #include "ops/attention/decode_splits.h"
 
 namespace dpn {
 
 namespace {
-
-void check_heads(const Checker& check, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
-                 float scale) {
-  check.range("num_kv_heads", num_kv_heads, 1, INT32_MAX)
-      .condition(num_heads > 0 && num_heads % num_kv_heads == 0,
-                 "num_heads is " + std::to_string(num_heads) +
-                     ", expected a multiple of num_kv_heads=" + std::to_string(num_kv_heads))
-      .condition(head_dim % 8 == 0 && head_dim >= 8 && head_dim <= kMaxHeadDim,
-                 "head_dim is " + std::to_string(head_dim) + ", expected a multiple of 8 from 8 to " +
-                     std::to_string(kMaxHeadDim))
-      .condition(scale > 0 && scale < 1e30f,
-                 "scale is " + std::to_string(scale) + ", expected a positive finite number");
-}
-
-// Checks that 1 <= context_lens[s] <= max_blocks * block_size, and that the cache has every block that holds these
-// rows.
-void check_blocks(const Checker& check, const Tensor& block_table, const Tensor& context_lens, std::int64_t num_blocks,
-                  std::int64_t block_size) {
-  const std::int64_t max_blocks = block_table.shape[1];
-  check_entries(check, "context_lens", context_lens.as<std::int32_t>(), context_lens.shape[0], 1,
-                max_blocks * block_size);
-  for (std::int64_t s = 0; s < block_table.shape[0]; ++s) {
-    const auto* blocks = block_table.as<std::int32_t>() + s * max_blocks;
-    const std::int64_t used = (context_lens.as<std::int32_t>()[s] + block_size - 1) / block_size;
-    for (std::int64_t i = 0; i < used; ++i) {
-      if (blocks[i] < 0 || blocks[i] >= num_blocks) {
-        check.fail("block_table[" + std::to_string(s) + ", " + std::to_string(i) + "] is " + std::to_string(blocks[i]) +
-                   ", expected 0 to " + std::to_string(num_blocks - 1) + " (num_blocks=" + std::to_string(num_blocks) +
-                   ")");
-      }
-    }
-  }
-}
-
-// Checks what the GPU kernels need: they read 16 bytes at a time and use 32-bit strides in bytes.
-void check_addresses(const Checker& check, const char* argument, const Tensor& t) {
-  if (t.device != Device::cuda) return;
-  bool ok = reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0;
-  for (int i = 0; i + 1 < t.ndim; ++i) ok = ok && (t.shape[i] <= 1 || t.strides[i] % 8 == 0);
-  check.condition(
-      ok, std::string(argument) + " is not aligned, expected rows and heads that start at multiples of 16 bytes");
-  constexpr std::int64_t kWidestRow = std::int64_t{1} << 30;
-  check.condition(t.shape[0] <= 1 || t.strides[0] < kWidestRow,
-                  std::string(argument) + " has rows " + std::to_string(t.strides[0]) +
-                      " elements apart, expected less than " + std::to_string(kWidestRow));
-}
-
-// Parameters from tensors whose shapes were checked.
-PagedKeys paged_keys(const Tensor& kv_cache, const Tensor& block_table, std::int64_t layer_in_block) {
-  const std::int64_t block_size = kv_cache.shape[4];
-  return {.kv_cache = kv_cache.data,
-          .block_table = block_table.as<std::int32_t>(),
-          .max_blocks = block_table.shape[1],
-          .block_size = block_size,
-          .layers_per_block = kv_cache.shape[1],
-          .layer_in_block = layer_in_block,
-          .block_divisor = Divisor::of(block_size)};
-}
 
 // The plan of a prefill on the CPU. It is empty on the GPU, where the kernel finds its work by itself.
 PrefillPlan plan_of(const Checker& check, const std::int32_t* offsets, const std::int32_t* lengths,
@@ -182,7 +125,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   const auto* lengths = context_lens.as<std::int32_t>();
   if (check.can_read()) {
     check_offsets(check, "cu_seqlens", offsets, num_seqs, num_tokens);
-    check_blocks(check, block_table, context_lens, num_blocks, block_size);
+    check_blocks(check, block_table, "context_lens", context_lens, 1, num_blocks, block_size);
   }
   for (std::int64_t s = 0; check.can_read() && s < num_seqs; ++s) {
     if (const std::int32_t rows = offsets[s + 1] - offsets[s]; lengths[s] < rows) {
@@ -233,7 +176,7 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
       .no_overlap("out", out, "kv_cache", kv_cache);
   check_heads(check, num_heads, num_kv_heads, head_dim, scale);
   check.range("layer_in_block", layer_in_block, 0, layers_per_block - 1).range("block_size", block_size, 1, INT32_MAX);
-  if (check.can_read()) check_blocks(check, block_table, context_lens, num_blocks, block_size);
+  if (check.can_read()) check_blocks(check, block_table, "context_lens", context_lens, 1, num_blocks, block_size);
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"kv_cache", &kv_cache}, {"out", &out}}) {
     check_addresses(check, argument, *tensor);
   }

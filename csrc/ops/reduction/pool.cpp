@@ -71,16 +71,6 @@ std::vector<const void*> conv_pointers(const Checker& check, const Tensor& x, co
 
 }  // namespace
 
-std::int64_t pool_num_out_tokens(const Tensor& out_cu_seqlens) {
-  const Checker check("pool");
-  Dim num_offsets("num_seqs + 1");
-  check.contiguous("out_cu_seqlens", out_cu_seqlens, {&num_offsets}, {DType::i32})
-      .condition(num_offsets > 0, "out_cu_seqlens is empty, expected num_seqs + 1 entries");
-  const std::int64_t last = out_cu_seqlens.as<std::int32_t>()[num_offsets - 1];
-  check.condition(last >= 0, "out_cu_seqlens ends with " + std::to_string(last) + ", expected at least 0");
-  return last;
-}
-
 void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Tensor& cu_images,
           const Tensor& image_starts, const Tensor& grids, const Tensor& experts, const Tensor& kernels,
           const Tensor& out_cu_seqlens, const OptionalTensor& scales, const std::string& function_name,

@@ -39,9 +39,6 @@ void pool(const Tensor& out, const Tensor& x, const Tensor& cu_seqlens, const Te
           const Tensor& out_cu_seqlens, const OptionalTensor& scales, const std::string& function,
           const std::optional<std::vector<Tensor>>& conv_weights, Stream stream);
 
-// Number of rows of pool's output: the last entry of `out_cu_seqlens`, read without making a one-element torch tensor.
-std::int64_t pool_num_out_tokens(const Tensor& out_cu_seqlens);
-
 }  // namespace dpn
 
 DPN_DECLARE_CPU_KERNEL(pool_kernel, PoolParams)

@@ -8,8 +8,11 @@
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/kept_rows.h"
+#include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
+#include "ops/reduction/segmented_top_k.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sample.h"
 
@@ -17,12 +20,15 @@ namespace dpn {
 
 CpuIsa cpu_isa() { throw std::logic_error("a CPU tensor in the emulation of the GPU"); }
 int max_threads() { return 1; }
+std::int64_t tasks_for_rows(std::int64_t, std::int64_t) { return 1; }
 
 namespace portable {
 void activation_kernel(const ActivationParams&) {}
 void advance_layout_kernel(const AdvanceLayoutParams&) {}
 void attention_kernel(const AttentionParams&) {}
 void attention_decode_kernel(const AttentionDecodeParams&) {}
+void kept_rows_kernel(const KeptRowsParams&) {}
+void last_row_scores_kernel(const LastRowScoresParams&) {}
 void layer_norm_kernel(const NormParams&) {}
 void pool_kernel(const PoolParams&) {}
 void rms_norm_kernel(const NormParams&) {}
@@ -30,6 +36,7 @@ void rope_store_kernel(const RopeStoreParams&) {}
 void route_kernel(const RouteParams&) {}
 void sample_greedy_kernel(const SampleGreedyParams&) {}
 void sample_kernel(const SampleParams&) {}
+void segmented_top_k_kernel(const SegmentedTopKParams&) {}
 }  // namespace portable
 
 namespace cuda {

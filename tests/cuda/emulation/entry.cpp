@@ -6,8 +6,11 @@
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
 #include "ops/reduction/advance_layout.h"
+#include "ops/reduction/kept_rows.h"
+#include "ops/reduction/last_row_scores.h"
 #include "ops/reduction/pool.h"
 #include "ops/reduction/route.h"
+#include "ops/reduction/segmented_top_k.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sample.h"
 
@@ -71,8 +74,8 @@ const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor*
 // conv_weights: [num_conv_weights], or null.
 const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, const Tensor* cu_images,
                  const Tensor* image_starts, const Tensor* grids, const Tensor* experts, const Tensor* kernels,
-                 const Tensor* out_cu_seqlens, const Tensor* scales, const char* function,
-                 const Tensor* conv_weights, std::int64_t num_conv_weights) {
+                 const Tensor* out_cu_seqlens, const Tensor* scales, const char* function, const Tensor* conv_weights,
+                 std::int64_t num_conv_weights) {
   return caught([&] {
     std::optional<std::vector<Tensor>> weights;
     if (conv_weights) weights.emplace(conv_weights, conv_weights + num_conv_weights);
@@ -138,6 +141,43 @@ const char* advance_layout(const Tensor* chosen, const Tensor* experts, const Te
                         *positions, *cache_rows, optional(routed), optional(probs), optional(forced), *kernels,
                         min_visual_tokens, *cu_seqlens, *first_positions, *first_cache_rows, *cu_images, *image_starts,
                         *grids, *router_rows, *cu_router_rows, 0);
+  });
+}
+
+const char* last_row_scores(const Tensor* out, const Tensor* q, const Tensor* k, const Tensor* cu_seqlens,
+                            const Tensor* segment_queries, const Tensor* segment_starts, const Tensor* cu_scores,
+                            float scale, const Tensor* workspace) {
+  return caught([&] {
+    dpn::last_row_scores(*out, *q, *k, *cu_seqlens, *segment_queries, *segment_starts, *cu_scores, scale,
+                         optional(workspace), 0);
+  });
+}
+
+const char* last_row_scores_paged(const Tensor* out, const Tensor* q, const Tensor* blocks, std::int64_t layer_in_block,
+                                  const Tensor* block_table, const Tensor* kv_lengths, const Tensor* segment_queries,
+                                  const Tensor* segment_starts, const Tensor* cu_scores, float scale,
+                                  const Tensor* workspace) {
+  return caught([&] {
+    dpn::last_row_scores_paged(*out, *q, *blocks, layer_in_block, *block_table, *kv_lengths, *segment_queries,
+                               *segment_starts, *cu_scores, scale, optional(workspace), 0);
+  });
+}
+
+std::int64_t last_row_scores_workspace_size(const Tensor* q, std::int64_t num_kv_heads, std::int64_t most_keys) {
+  return dpn::last_row_scores_workspace_size(*q, num_kv_heads, most_keys);
+}
+
+const char* segmented_top_k(const Tensor* out, const Tensor* scores, const Tensor* cu_scores, const Tensor* cu_kept) {
+  return caught([&] { dpn::segmented_top_k(*out, *scores, *cu_scores, *cu_kept, 0); });
+}
+
+// num_tokens: -1: the argument is left out.
+const char* kept_rows(const Tensor* out, const Tensor* cu_seqlens, const Tensor* cu_images, const Tensor* image_starts,
+                      const Tensor* image_lengths, const Tensor* kept, const Tensor* cu_kept,
+                      const Tensor* out_cu_seqlens, std::int64_t num_tokens) {
+  return caught([&] {
+    dpn::kept_rows(*out, *cu_seqlens, *cu_images, *image_starts, *image_lengths, *kept, *cu_kept, *out_cu_seqlens,
+                   num_tokens < 0 ? std::nullopt : std::optional(num_tokens), 0);
   });
 }
 
