@@ -72,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--reduce",
         metavar="SPEC",
-        help="training-free reduction by default, e.g. fastv:k=2,ratio=0.5 (docs/reducers.md)",
+        help="training-free reduction by default, such as fastv:k=2,ratio=0.5",
     )
     _add_backend(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing engine")

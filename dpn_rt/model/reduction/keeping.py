@@ -195,7 +195,7 @@ class KeepReducer:
             cu_scores, cu_kept = self._device.upload(_offsets(sizes), _offsets(counts[images]))
             kept = torch.empty(int(counts[images].sum()), dtype=torch.int32, device=scores.device)
             ops.segmented_top_k(scores, cu_scores, cu_kept, out=kept)
-            found |= dict(zip(images.tolist(), kept.split(counts[images].tolist()), strict=True))
+            found |= dict(zip(images.tolist(), torch.split(kept, counts[images].tolist()), strict=True))
         return found
 
     def _pool(self, rows: Tensor, layout: Layout, choices: Sequence[Choice], grids: IntArray) -> tuple[Tensor, Layout]:
