@@ -75,7 +75,7 @@ def test_requests_with_different_reductions(dense_dir: Path, reducing: RunningSe
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"reduce": "fastv:k=3"}, "no boundary before layer 3"),
+        ({"reduce": "fastv:k=5"}, "no boundary before layer 5"),
         ({"reduce": "sparse"}, "method 'sparse', expected one of"),
         ({"reduce": {"method": "fastv", "k": []}}, r"k=[], expected a whole number"),
         ({"reduce": 3}, "reduce"),
