@@ -110,10 +110,10 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals
 
 
 def test_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    path = large_checkpoint().write(tmp_path / "c")
 
-    def limit_file_size() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    def limit_file_size() -> None:  # above what an editable install writes when it is imported
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     process = start(path, tmp_path / "e", preexec_fn=limit_file_size)
     _, errors = process.communicate(timeout=60)
