@@ -78,6 +78,7 @@ class BlockAllocator:
             table[:, self.padding_slot, 0] = self.padding_block
         self._num_users = np.zeros(config.num_blocks, dtype=np.int32)  # of each block: sequences, and holds
         self._num_holds = np.zeros(config.num_blocks, dtype=np.int32)
+        self._total_holds = 0
         self._unused_blocks = np.arange(config.num_blocks, dtype=np.int32)[::-1].copy()  # a stack
         self._num_unused_blocks = config.num_blocks
         self._free_slots = list(range(num_slots))[::-1]
@@ -97,6 +98,8 @@ class BlockAllocator:
     @property
     def num_free_blocks(self) -> int:
         """Blocks that a sequence could get: unused ones, and those that are only held."""
+        if not self._total_holds:  # every step asks, and there may be many blocks
+            return self._num_unused_blocks
         return self._num_unused_blocks + int(np.count_nonzero(self._is_held_only(slice(None))))
 
     @property
@@ -181,11 +184,13 @@ class BlockAllocator:
         for ids in blocks:
             self._num_users[ids] += 1
             self._num_holds[ids] += 1
+            self._total_holds += ids.size
 
     def release(self, blocks: Iterable[BlockIds]) -> None:
         """Ends a `hold`."""
         for ids in blocks:
             self._num_holds[ids] -= 1
+            self._total_holds -= ids.size
             self._give_back(ids.reshape(-1))
 
     def would_free(self, blocks: Iterable[BlockIds]) -> bool:
