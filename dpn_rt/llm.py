@@ -25,7 +25,7 @@ from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.settings import EngineOptions
 
 MakePrompt = Callable[[], ProcessedPrompt]
-"""Makes a prompt when its turn comes; raises DpnError if it cannot be served."""
+"""Makes a conversation's prompt when its turn comes; raises DpnError if it cannot be served."""
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class _Inbox:
 class _Run:
     """The prompts of one call of `generate` or `chat`, on their way to results."""
 
-    waiting: deque[tuple[int, tuple[MakePrompt, SamplingParams]]]
+    waiting: deque[tuple[int, tuple[Prompt | MakePrompt, SamplingParams]]]
     """Position and prompt of those that have not been submitted."""
     running: dict[str, tuple[int, _Inbox]] = field(default_factory=dict)
     """Position and inbox of each request."""
@@ -49,7 +49,7 @@ class _Run:
     """By position."""
 
     @classmethod
-    def of(cls, prompts: Sequence[MakePrompt], params: list[SamplingParams]) -> _Run:
+    def of(cls, prompts: Sequence[Prompt | MakePrompt], params: list[SamplingParams]) -> _Run:
         return cls(deque(enumerate(zip(prompts, params, strict=True))))
 
     @property
@@ -157,15 +157,6 @@ class LLM:
         if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
             raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
         items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        return self._answer([partial(self.processor.process, item) for item in items], sampling_params, use_tqdm)
-
-    def _answer(
-        self,
-        items: Sequence[MakePrompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
-        """Completions of prompts that are made one after the other, as `generate`."""
         run = _Run.of(items, _params_of_each(sampling_params, len(items)))
         with tqdm(total=len(items), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
             try:
@@ -227,7 +218,7 @@ class LLM:
             return self.processor.process({**prompt, "route": route, "router_bias": router_bias})
 
         items = [partial(make_prompt, each) for each in cast(Sequence[Sequence[Message]], conversations)]
-        return self._answer(items, sampling_params, use_tqdm)
+        return self.generate(cast(Sequence[Prompt], items), sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """The completion of one prompt, piece by piece; each delta is a string.
@@ -259,14 +250,17 @@ class LLM:
     def _feed(self, run: _Run) -> None:
         """Submits prompts while the engine has room, so that the images of a long list are not all held at once."""
         while run.waiting and self.engine.num_waiting < self.engine.max_num_seqs:
-            position, (make_prompt, sampling) = run.waiting.popleft()
+            position, (prompt, sampling) = run.waiting.popleft()
             request_id, inbox = next(self._request_ids), _Inbox()
             run.running[request_id] = position, inbox  # first: Ctrl-C may come as soon as the engine has it
             try:
-                self._submit(request_id, make_prompt(), sampling, inbox)
+                self._submit(request_id, self._processed(prompt), sampling, inbox)
             except DpnError as error:
                 del run.running[request_id]
                 run.results[position] = error
+
+    def _processed(self, prompt: Prompt | MakePrompt) -> ProcessedPrompt:
+        return prompt() if callable(prompt) else self.processor.process(prompt)
 
     def _submit(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, inbox: _Inbox) -> None:
         with deferred_interrupt():
