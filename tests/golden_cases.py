@@ -57,6 +57,25 @@ class GoldenCase:
     # The model
 
     @property
+    def decoder(self) -> DecoderConfig:
+        meta = self.meta
+        return DecoderConfig(
+            vocab_size=meta["vocab"],
+            hidden_size=meta["hidden"],
+            intermediate_size=meta["inter"],
+            num_layers=meta["layers"],
+            num_heads=meta["heads"],
+            num_kv_heads=meta["heads"],
+            head_dim=meta["head_dim"],
+            rms_norm_eps=meta["rms_norm_eps"],
+            rope=RopeConfig(meta["rope_theta"]),
+            max_position_embeddings=MAX_POSITIONS,
+            tie_word_embeddings=False,
+            qkv_bias=False,
+            o_bias=False,
+        )
+
+    @property
     def config(self) -> ModelConfig:
         meta, pooling = self.meta, self.meta["pooling"]
         static = pooling["pooling_type"] == "static"
@@ -66,21 +85,7 @@ class GoldenCase:
             boundaries.append(BoundaryConfig(layer["index"], tuple((k[0], k[1]) for k in kernels)))
         return ModelConfig(
             dtype="float32",
-            decoder=DecoderConfig(
-                vocab_size=meta["vocab"],
-                hidden_size=meta["hidden"],
-                intermediate_size=meta["inter"],
-                num_layers=meta["layers"],
-                num_heads=meta["heads"],
-                num_kv_heads=meta["heads"],
-                head_dim=meta["head_dim"],
-                rms_norm_eps=meta["rms_norm_eps"],
-                rope=RopeConfig(meta["rope_theta"]),
-                max_position_embeddings=MAX_POSITIONS,
-                tie_word_embeddings=False,
-                qkv_bias=False,
-                o_bias=False,
-            ),
+            decoder=self.decoder,
             reduction=PoolingConfig(
                 boundaries=tuple(boundaries),
                 pooling_type=pooling["pooling_type"],

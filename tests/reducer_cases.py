@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dpn_rt.format.config import ModelConfig, PromptConfig
-from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.reduction import NoReduction
-from tests.golden_cases import MAX_POSITIONS, GoldenCase
+from tests.golden_cases import GoldenCase
 
 DIRECTORY = Path(__file__).parent / "golden_reducers"
 
@@ -27,24 +26,9 @@ class ReducerCase(GoldenCase):
 
     @cached_property
     def config(self) -> ModelConfig:  # type: ignore[override]
-        meta = self.meta
         return ModelConfig(
             dtype="float32",
-            decoder=DecoderConfig(
-                vocab_size=meta["vocab"],
-                hidden_size=meta["hidden"],
-                intermediate_size=meta["inter"],
-                num_layers=meta["layers"],
-                num_heads=meta["heads"],
-                num_kv_heads=meta["heads"],
-                head_dim=meta["head_dim"],
-                rms_norm_eps=meta["rms_norm_eps"],
-                rope=RopeConfig(meta["rope_theta"]),
-                max_position_embeddings=MAX_POSITIONS,
-                tie_word_embeddings=False,
-                qkv_bias=False,
-                o_bias=False,
-            ),
+            decoder=self.decoder,
             reduction=NoReduction(),
             prompt=PromptConfig(
                 template="vicuna_v1",

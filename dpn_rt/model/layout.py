@@ -107,11 +107,11 @@ class Layout:
             lengths=_int_array([prompt.num_rows for prompt in prompts]) - cached,
             first_cache_rows=cached,
             first_positions=cached,
-            cu_images=_offsets(counts),
+            cu_images=cumulative(counts),
             image_starts=starts - np.repeat(cached, counts),
             grids=_int_array([grid for prompt in prompts for grid in prompt.grids]).reshape(-1, 2),
             router_rows=np.concatenate([*rows, _int_array([])], dtype=np.int32),
-            cu_router_rows=_offsets(_int_array([len(sequence) for sequence in rows])),
+            cu_router_rows=cumulative(_int_array([len(sequence) for sequence in rows])),
         )
 
     @property
@@ -121,7 +121,7 @@ class Layout:
     @cached_property
     def cu_seqlens(self) -> IntArray:
         """`[num_seqs + 1]` first packed row of each sequence, and the number of rows at the end."""
-        return _offsets(self.lengths)
+        return cumulative(self.lengths)
 
     @property
     def num_rows(self) -> int:
@@ -130,7 +130,7 @@ class Layout:
     @cached_property
     def num_visual(self) -> IntArray:
         """`[num_seqs]` visual tokens of all images of each sequence."""
-        return np.diff(_offsets(self.grids.prod(axis=1))[self.cu_images])
+        return np.diff(cumulative(self.grids.prod(axis=1))[self.cu_images])
 
     @property
     def kv_lengths(self) -> IntArray:
@@ -159,7 +159,7 @@ class Layout:
 
     def with_grids(self, grids: IntArray) -> Layout:
         """The layout after the images shrank to `grids` `[num_images, 2]`: later rows move up, and so do positions."""
-        shrunk = _offsets((self.grids.prod(axis=1) - grids.prod(axis=1)).astype(np.int32))  # by images before
+        shrunk = cumulative((self.grids.prod(axis=1) - grids.prod(axis=1)).astype(np.int32))  # by images before
         before = shrunk[self.cu_images]  # by images of sequences before
         num_images, num_router_rows = np.diff(self.cu_images), np.diff(self.cu_router_rows)
         packed_starts = self.image_starts + np.repeat(self.cu_seqlens[:-1], num_images)
@@ -246,7 +246,7 @@ class Layout:
 def _select_items(cu_items: IntArray, kept: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], IntArray]:
     """Of items grouped by sequence: which belong to the kept sequences, and their new offsets."""
     counts = np.diff(cu_items)[kept]
-    offsets = _offsets(counts)
+    offsets = cumulative(counts)
     items = np.arange(offsets[-1]) + np.repeat(cu_items[kept] - offsets[:-1], counts)
     return items.astype(np.intp), offsets
 
@@ -255,7 +255,8 @@ def _int_array(values: Sequence[int] | Sequence[tuple[int, int]]) -> IntArray:
     return np.asarray(values, dtype=np.int32)
 
 
-def _offsets(lengths: npt.NDArray[np.integer]) -> IntArray:
+def cumulative(lengths: npt.NDArray[np.integer]) -> IntArray:
+    """`[num_items + 1]` where each of consecutive items begins, and where the last one ends."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

@@ -89,7 +89,7 @@ class KernelStagePreparer:
         self, decoder: Decoder, reducers: Sequence[Reducer], cache: BlockAllocator, pool: KvPool, device: Device
     ) -> None:
         self._decoder, self._cache, self._pool, self._device = decoder, cache, pool, device
-        self._stages_with_queries = {i for i, reducer in enumerate(reducers) if "scores_here" in reducer.needs}
+        self._stages_with_queries = {i for i, reducer in enumerate(reducers) if reducer.reads_queries}
 
     def queries_out(self, stage: int, num_ends: int, x: Tensor) -> Tensor | None:
         """Memory for `StageBatch.queries_out`; None where no reducer after the stage reads queries."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,7 +12,7 @@ from dpn_rt.cache.block_allocator import BlockAllocator, Slots
 from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.model.decoder import Decoder
-from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.layout import IntArray, Layout, cumulative
 
 
 class KernelScores:
@@ -55,7 +53,7 @@ class KernelScores:
             layout.kv_lengths[chosen],
             segments,
             layout.image_starts[images] + first_rows[segments],
-            _offsets(layout.grids[images].prod(axis=1)),
+            cumulative(layout.grids[images].prod(axis=1)),
             chosen,
         )
         return ops.last_row_scores_paged(
@@ -85,8 +83,8 @@ class KernelScores:
         of_query, starts, cu_scores, cu_seqlens = self._device.upload(
             segments,
             layout.image_starts[images] + part.first_cache_rows[segments],
-            _offsets(layout.grids[images].prod(axis=1)),
-            _offsets(part.kv_lengths),
+            cumulative(layout.grids[images].prod(axis=1)),
+            cumulative(part.kv_lengths),
         )
         return ops.last_row_scores(
             queries,
@@ -128,7 +126,3 @@ def _segments(layout: Layout, images: IntArray) -> tuple[npt.NDArray[np.intp], I
     owners = np.searchsorted(layout.cu_images, images, side="right") - 1
     chosen, segments = np.unique(owners, return_inverse=True)
     return chosen, segments.astype(np.int32)
-
-
-def _offsets(counts: Sequence[int] | IntArray) -> IntArray:
-    return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)

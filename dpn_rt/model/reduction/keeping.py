@@ -18,10 +18,10 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.device.device import Device, Readback
-from dpn_rt.model.layout import IntArray, Layout
+from dpn_rt.model.layout import IntArray, Layout, cumulative
 from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.model.reduction.pool import Pool
-from dpn_rt.model.reduction.reducer import Need, Outcome, StageOutput
+from dpn_rt.model.reduction.reducer import Outcome, StageOutput
 from dpn_rt.ops import DeviceLayout
 
 
@@ -96,7 +96,7 @@ class Selection:
     @cached_property
     def cu_kept(self) -> IntArray:
         """`[num_images + 1]` offsets of each image's kept rows."""
-        return _offsets(self.counts)
+        return cumulative(self.counts)
 
     @property
     def renumbers(self) -> npt.NDArray[np.bool_]:
@@ -145,10 +145,9 @@ class Selection:
 class KeepReducer:
     """`Reducer`: what each sequence's own method does at one boundary."""
 
-    needs: frozenset[Need] = frozenset({"scores_here", "scores_next"})
+    reads_queries = True
 
-    def __init__(self, layer: int, device: Device) -> None:
-        self.layer = layer
+    def __init__(self, device: Device) -> None:
         self._device = device
 
     def most_rows(self, layout: Layout, choices: Sequence[Choice]) -> IntArray:
@@ -192,7 +191,7 @@ class KeepReducer:
             else:
                 scores = output.scores.next(output.rows, layout, images)
             sizes = layout.grids[images].prod(axis=1)
-            cu_scores, cu_kept = self._device.upload(_offsets(sizes), _offsets(counts[images]))
+            cu_scores, cu_kept = self._device.upload(cumulative(sizes), cumulative(counts[images]))
             kept = torch.empty(int(counts[images].sum()), dtype=torch.int32, device=scores.device)
             ops.segmented_top_k(scores, cu_scores, cu_kept, out=kept)
             found |= dict(zip(images.tolist(), torch.split(kept, counts[images].tolist()), strict=True))
@@ -337,7 +336,3 @@ def _grids_after(layout: Layout, choices: Sequence[Choice]) -> IntArray:
             first, end = layout.cu_images[index : index + 2]
             grids[first:end] = np.asarray(choice.grids, dtype=np.int32).reshape(-1, 2)
     return grids
-
-
-def _offsets(counts: npt.NDArray[np.integer]) -> IntArray:
-    return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)

@@ -29,6 +29,6 @@ def load_reducers(
         case NoReduction():
             return []
         case Chain():
-            return [KeepReducer(layer, device) for layer in config.layers]
+            return [KeepReducer(device) for _ in config.layers]
         case PoolingConfig():
             return [PoolingReducer(config, index, weights, device) for index in range(len(config.boundaries))]

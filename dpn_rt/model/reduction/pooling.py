@@ -33,7 +33,7 @@ from dpn_rt.model.reduction.pooling_config import (
     expert_module,
     router_module,
 )
-from dpn_rt.model.reduction.reducer import DeviceInputs, Need, Outcome, StageOutput, forced_experts
+from dpn_rt.model.reduction.reducer import DeviceInputs, Outcome, StageOutput, forced_experts
 from dpn_rt.ops import Advance, DeviceLayout
 
 ROUTER_NORM_EPS = 1e-5
@@ -148,6 +148,8 @@ class PooledRows:
 class PoolingReducer:
     """`Reducer`: routing and pooling on the output of one decoder layer."""
 
+    reads_queries = False
+
     def __init__(self, config: PoolingConfig, index: int, weights: Mapping[str, Tensor], device: Device) -> None:
         """Takes `boundaries.{index}.*` from an engine's weights, which are on `device`."""
         self._config = boundary = config.boundaries[index]
@@ -162,14 +164,6 @@ class PoolingReducer:
         if config.pooling_function == "conv":
             modules = (expert_module(index, expert) for expert in range(boundary.num_experts))
             self._conv_weights = [weights[f"{module}.weight"] for module in modules]
-
-    @property
-    def layer(self) -> int:
-        return self._config.layer
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"grid"} if self._router is None else {"grid", "router_row"})
 
     def most_rows(self, layout: Layout, choices: Sequence[Choice]) -> IntArray:
         """See `Reducer`: as many as now where a router decides."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,6 @@ from dpn_rt.errors import RequestError
 from dpn_rt.model.layout import IntArray, Layout
 from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.ops import DeviceLayout
-
-Need = Literal["grid", "router_row", "scores_here", "scores_next"]
 
 
 class AttentionScores(Protocol):
@@ -123,12 +121,8 @@ class Reducer(Protocol):
     """Reduces visual rows at one boundary."""
 
     @property
-    def layer(self) -> int:
-        """The decoder layer on whose output it works."""
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """What it reads beside the rows."""
+    def reads_queries(self) -> bool:
+        """Whether `AttentionScores.here` is asked for, which takes the stage's last queries."""
 
     def most_rows(self, layout: Layout, choices: Sequence[Choice]) -> IntArray:
         """`[num_seqs]` rows that attention sees after the boundary at most.
