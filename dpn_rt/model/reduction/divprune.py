@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import BEFORE_LLM, keeps_share
+from dpn_rt.model.reduction.step import BEFORE_LLM, Scores, keeps_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +20,13 @@ class DivPrune:
     keep: float = 0.1
     """Share of the visual rows that is kept, rounded half to even."""
     method: Literal["divprune"] = "divprune"
+    scores: ClassVar[Scores | None] = None
+    keeps_positions: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = False
 
     @property
     def layers(self) -> tuple[int, ...]:
         return (BEFORE_LLM,)
-
-    @property
-    def scores(self) -> None:
-        return None
-
-    @property
-    def keeps_positions(self) -> bool:
-        return False
-
-    @property
-    def needs_grid(self) -> bool:
-        return False
 
     def grid_after(self, index: int, first: Grid, grid: Grid) -> Grid:
         """See `Step`."""

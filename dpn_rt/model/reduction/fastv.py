@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import keeps_share
+from dpn_rt.model.reduction.step import Scores, keeps_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +19,13 @@ class FastV:
     ratio: float = 0.5
     """Share of the visual rows that is dropped."""
     method: Literal["fastv"] = "fastv"
+    scores: ClassVar[Scores | None] = "here"
+    keeps_positions: ClassVar[bool] = True
+    needs_grid: ClassVar[bool] = False
 
     @property
     def layers(self) -> tuple[int, ...]:
         return (self.k - 1,)
-
-    @property
-    def scores(self) -> Literal["here"]:
-        return "here"
-
-    @property
-    def keeps_positions(self) -> bool:
-        return True
-
-    @property
-    def needs_grid(self) -> bool:
-        return False
 
     def grid_after(self, index: int, first: Grid, grid: Grid) -> Grid:
         """Rounded half to even, as published."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dpn_rt.model.reduction.grid import Grid, IntArray, pooled_grid
-from dpn_rt.model.reduction.step import has_layers_after
+from dpn_rt.model.reduction.step import Scores, has_layers_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +20,13 @@ class Pool:
     """The first layer that sees fewer rows; 0: all of them."""
     function: Literal["avg", "max"] = "avg"
     method: Literal["pool"] = "pool"
+    scores: ClassVar[Scores | None] = None
+    keeps_positions: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = True
 
     @property
     def layers(self) -> tuple[int, ...]:
         return (self.layer - 1,)
-
-    @property
-    def scores(self) -> None:
-        return None
-
-    @property
-    def keeps_positions(self) -> bool:
-        return False
-
-    @property
-    def needs_grid(self) -> bool:
-        return True
 
     def grid_after(self, index: int, first: Grid, grid: Grid) -> Grid:
         """See `Step`."""

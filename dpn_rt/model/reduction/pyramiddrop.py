@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import keeps_share
+from dpn_rt.model.reduction.step import Scores, keeps_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +19,13 @@ class PyramidDrop:
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
     """Share of the original visual rows that is kept, per layer."""
     method: Literal["pyramiddrop"] = "pyramiddrop"
+    scores: ClassVar[Scores | None] = "next"
+    keeps_positions: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = False
 
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(layer - 1 for layer in self.before)
-
-    @property
-    def scores(self) -> Literal["next"]:
-        return "next"
-
-    @property
-    def keeps_positions(self) -> bool:
-        return False
-
-    @property
-    def needs_grid(self) -> bool:
-        return False
 
     def grid_after(self, index: int, first: Grid, grid: Grid) -> Grid:
         """Rounded down, as published."""

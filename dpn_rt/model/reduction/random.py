@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import has_layers_after, keeps_share
+from dpn_rt.model.reduction.step import Scores, has_layers_after, keeps_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +24,16 @@ class RandomKeep:
     """The same seed keeps the same rows of as many."""
     positions: Literal["keep", "renumber"] = "renumber"
     method: Literal["random"] = "random"
+    scores: ClassVar[Scores | None] = None
+    needs_grid: ClassVar[bool] = False
 
     @property
     def layers(self) -> tuple[int, ...]:
         return (self.layer - 1,)
 
     @property
-    def scores(self) -> None:
-        return None
-
-    @property
     def keeps_positions(self) -> bool:
         return self.positions == "keep"
-
-    @property
-    def needs_grid(self) -> bool:
-        return False
 
     def grid_after(self, index: int, first: Grid, grid: Grid) -> Grid:
         """See `Step`."""
