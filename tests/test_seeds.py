@@ -27,7 +27,7 @@ def test_a_seed_is_printed_and_taken(pytester: pytest.Pytester, monkeypatch: pyt
 
     def run() -> tuple[list[str], list[str]]:
         text = pytester.runpytest("-p", "no:cacheprovider").stdout.str()
-        return re.findall(r"DPN_RT_TEST_SEED=(\d+)", text), re.findall(r"Error: drew (\[.*)", text)
+        return re.findall(r"DPN_RT_TEST_SEED=(\d+)", text), re.findall(r"^E .*Error: drew (\[.*)", text, re.MULTILINE)
 
     (seeds, drawn), (others, redrawn) = run(), run()
     assert len(drawn) == len(set(drawn)) == 2 and not set(drawn) & set(redrawn)
