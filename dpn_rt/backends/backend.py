@@ -168,12 +168,13 @@ class Backend(Protocol):
             `[num_rows, hidden_size]` on the backend's device.
         """
 
-    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> StageRun:
+    def run(self, stage: int, x: Tensor, keys: Tensor | None, chunk: Chunk, slots: Slots) -> StageRun:
         """Runs rows through one stage. Their keys and values are stored in the cache, which has room for them.
 
         Args:
             stage: to run.
             x: `[num_rows, hidden_size]`; may be overwritten.
+            keys: of the rows in the stage's first layer, as `Reduced.next_keys`; None: they are computed.
             chunk: offsets, positions and cache rows of the rows.
             slots: `[num_seqs]` slots of the chunk's sequences.
 

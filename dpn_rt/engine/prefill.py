@@ -59,6 +59,7 @@ class Prefill:
         """Of the rows that the present stage computes."""
         self._stage, self._row = 0, 0  # the present stage, and its first row that has not been computed
         self._x: Tensor | None = None  # the rows of the present stage
+        self._keys: Tensor | None = None  # of its first layer, where the boundary before it has computed them
         self._crossing: Crossing | None = None  # the boundary before it
         self._prepared: PreparedStage | None = None  # what was prepared for it
         self._has_room = False  # for its rows, in the cache
@@ -89,7 +90,7 @@ class Prefill:
         index = self.sequences.index(sequence)
         if self._crossing is not None:
             self._adopt_layout(self._crossing)
-        self._prepared = None
+        self._prepared = self._keys = None
         start, end = map(int, self._layout.cu_seqlens[index : index + 2])
         if end <= self._row:  # it has gone through the stage
             self._ended = _without(self._ended, index)
@@ -159,9 +160,8 @@ class Prefill:
         end = num_rows if max_rows is None else min(num_rows, self._row + max_rows)
         if self._row < end:  # else the sequence that the stage waited for was dropped
             chunk = self._layout.chunk(self._row, end)
-            self._take_output(
-                self._backend.run(self._stage, self._rows[self._row : end], chunk, self._slots[chunk.sequences])
-            )
+            rows, keys = self._rows[self._row : end], None if self._keys is None else self._keys[self._row : end]
+            self._take_output(self._backend.run(self._stage, rows, keys, chunk, self._slots[chunk.sequences]))
             self._row = end
 
     def _take_output(self, output: StageRun) -> None:
@@ -204,6 +204,7 @@ class Prefill:
         reduced = reducer.reduce(StageOutput(self._rows, layout, choices, biases, inputs, scores))
         self._stage, self._row = self._stage + 1, 0
         self._has_room, self._prepared, self._queries = False, None, []
+        self._keys = None if reduced is None else reduced.next_keys
         if reduced is None:
             self._layout = layout
             self._layouts.append(layout)

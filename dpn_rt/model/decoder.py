@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dpn_rt import ops
@@ -36,12 +37,27 @@ class StageBatch:
     queries_out: Tensor | None = None
     """`[num_ends, num_heads, head_dim]` filled with the rotated queries of `last_rows` in the stage's last layer; None:
     nothing reads them."""
+    keys: Tensor | None = None
+    """`[num_rows, num_kv_heads * head_dim]` keys of the rows in the stage's first layer, not rotated, where the
+    boundary before it has computed them already."""
     extends: bool = False
     """Whether rows before these are in the cache: attention then reads all of them there."""
 
     @property
     def is_decode(self) -> bool:
         return self.last_rows is None
+
+
+@dataclass(frozen=True, eq=False)
+class NextAttention:
+    """What attention of some rows would read in the layer after a boundary."""
+
+    queries: Tensor
+    """`[num_queries, num_heads, head_dim]` rotated."""
+    keys: Tensor
+    """`[num_rows, num_kv_heads, head_dim]` rotated."""
+    plain_keys: Tensor
+    """`[num_rows, num_kv_heads * head_dim]` not rotated, as `StageBatch.keys`."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +80,28 @@ class Layer:
         self._cos_sin = cos_sin
         self._scale = config.head_dim**-0.5
 
-    def attend(self, x: Tensor, cache: CacheView, batch: StageBatch, queries_out: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        x: Tensor,
+        cache: CacheView,
+        batch: StageBatch,
+        *,
+        keys: Tensor | None = None,
+        queries_out: Tensor | None = None,
+    ) -> Tensor:
         """Attention of all rows; their keys and values go to the cache.
 
         Args:
             x: `[num_rows, hidden_size]`, the normed input.
             cache: of the layer.
             batch: where the rows stand.
+            keys: see `StageBatch`.
             queries_out: see `StageBatch`.
 
         Returns:
             `[num_rows, num_heads * head_dim]`.
         """
-        qkv = self._weights.qkv(x)
+        qkv = self._project(x, keys)
         self._store(qkv, cache, batch)
         q, k, v = self._split(qkv)
         if queries_out is not None and batch.last_rows is not None:
@@ -97,7 +122,9 @@ class Layer:
             )
         return ops.attention(q, k, v, batch.cu_seqlens, causal=True, scale=self._scale)
 
-    def attend_last(self, x: Tensor, cache: CacheView, batch: StageBatch, last_rows: Tensor) -> Tensor:
+    def attend_last(
+        self, x: Tensor, cache: CacheView, batch: StageBatch, last_rows: Tensor, *, keys: Tensor | None = None
+    ) -> Tensor:
         """As `attend`, but only the last row of each sequence that ends here attends.
 
         The last layer of a prefill stores keys and values of all rows; its other outputs are not read.
@@ -105,7 +132,7 @@ class Layer:
         Returns:
             `[num_ends, num_heads * head_dim]`; at least one sequence ends.
         """
-        qkv = self._weights.qkv(x)
+        qkv = self._project(x, keys)
         self._store(qkv, cache, batch)
         table, context_lens = cache.block_table, batch.context_lens
         if batch.last_seqs is not None:
@@ -131,22 +158,30 @@ class Layer:
     def input_norm(self) -> Tensor:
         return self._weights.input_norm
 
-    def queries_and_keys(self, x: Tensor, positions: Tensor, last_rows: Tensor) -> tuple[Tensor, Tensor]:
+    def next_attention(self, x: Tensor, positions: Tensor, last_rows: Tensor) -> NextAttention:
         """What attention of some rows to all rows would read.
 
         Args:
             x: `[num_rows, hidden_size]` before the layer's norm.
             positions: `[num_rows]` int32.
             last_rows: `[num_queries]` int64 rows that attend.
-
-        Returns:
-            Rotated queries `[num_queries, num_heads, head_dim]` and keys `[num_rows, num_kv_heads, head_dim]`.
         """
         x = ops.rms_norm(x, self._weights.input_norm, self._config.rms_norm_eps)
         q = self._weights.query(x.index_select(0, last_rows)).view(len(last_rows), -1, self._config.head_dim)
-        k = self._weights.key(x).view(len(x), -1, self._config.head_dim)
+        plain_keys = self._weights.key(x)
+        k = plain_keys.view(len(x), -1, self._config.head_dim)
         positions = positions.long()
-        return rotate(q, self._cos_sin, positions.index_select(0, last_rows)), rotate(k, self._cos_sin, positions)
+        return NextAttention(
+            rotate(q, self._cos_sin, positions.index_select(0, last_rows)),
+            rotate(k, self._cos_sin, positions),
+            plain_keys,
+        )
+
+    def _project(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """`[num_rows, (num_heads + 2 * num_kv_heads) * head_dim]` queries, keys and values."""
+        if keys is None:
+            return self._weights.qkv(x)
+        return torch.cat((self._weights.query(x), keys, self._weights.value(x)), dim=1)
 
     def _store(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> None:
         """Rotates queries and keys in place, and stores keys and values."""
@@ -211,15 +246,16 @@ class Stage:
                 x = ops.add_rms_norm(x, residual, layer.input_norm, self._config.rms_norm_eps, out=x)
             group, layer_in_block = divmod(index, self._layers_per_block)
             cache = CacheView(blocks, layer_in_block, batch.block_tables[group])
-            if self._is_last and index == len(self._layers) - 1 and batch.last_rows is not None:
+            keys, is_last = batch.keys if index == 0 else None, index == len(self._layers) - 1
+            if self._is_last and is_last and batch.last_rows is not None:
                 residual = residual.index_select(0, batch.last_rows)
                 if not len(batch.last_rows):
-                    layer.attend(x, cache, batch)  # for the keys and values alone
+                    layer.attend(x, cache, batch, keys=keys)  # for the keys and values alone
                     return residual
-                attended = layer.attend_last(x, cache, batch, batch.last_rows)
+                attended = layer.attend_last(x, cache, batch, batch.last_rows, keys=keys)
             else:
-                is_last = index == len(self._layers) - 1
-                attended = layer.attend(x, cache, batch, batch.queries_out if is_last else None)
+                queries_out = batch.queries_out if is_last else None
+                attended = layer.attend(x, cache, batch, keys=keys, queries_out=queries_out)
             x = layer.mlp(attended, residual)
         return residual.add_(x)
 
@@ -265,9 +301,9 @@ class Decoder:
         """Of queries times keys."""
         return float(self._config.head_dim**-0.5)
 
-    def next_attention(self, stage: int, rows: Tensor, positions: Tensor, last_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys of the first layer after a stage, see `Layer.queries_and_keys`."""
-        return self.stages[stage + 1].first_layer.queries_and_keys(rows, positions, last_rows)
+    def next_attention(self, stage: int, rows: Tensor, positions: Tensor, last_rows: Tensor) -> NextAttention:
+        """Of the first layer after a stage, see `Layer.next_attention`."""
+        return self.stages[stage + 1].first_layer.next_attention(rows, positions, last_rows)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """`[num_tokens]` -> `[num_tokens, hidden_size]`."""

@@ -71,11 +71,13 @@ class LayerWeights:
     down: Linear  # [hidden_size, intermediate_size]
     query: Linear  # the part of `qkv` that makes queries
     key: Linear  # the part of `qkv` that makes keys
+    value: Linear  # the part of `qkv` that makes values
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], layer: int, config: DecoderConfig, *, prepack: bool) -> LayerWeights:
         """Those of a layer among the tensors of an engine; `prepack` as of `Weight.load`."""
         num_queries, num_keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        first_value = num_queries + num_keys
 
         def norm(part: str) -> Tensor:
             return tensors[f"{layer_module(layer, part)}.weight"]
@@ -94,5 +96,6 @@ class LayerWeights:
             linear(GATE_UP),
             linear(DOWN),
             part(slice(0, num_queries)),
-            part(slice(num_queries, num_queries + num_keys)),
+            part(slice(num_queries, first_value)),
+            part(slice(first_value, first_value + num_keys)),
         )

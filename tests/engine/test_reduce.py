@@ -14,6 +14,7 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import BatchError, ConfigError, RequestError
+from dpn_rt.model.decoder import Stage, StageBatch
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
 from tests.engine.models import MODEL, kv_bytes, random_images, write_random_engine
@@ -285,3 +286,34 @@ def test_a_trained_model_reduces_as_it_was_trained_or_not_at_all(
         LLM(path, reduce="fastv:k=2")
     with pytest.raises(ConfigError, match="expected at least one SPEC"):
         LLM(path, reduce=[])
+
+
+@pytest.mark.parametrize("max_chunk_tokens", [None, 5])
+def test_keys_that_rank_rows_are_not_computed_again(
+    engine_dir: Path, generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch, max_chunk_tokens: int | None
+) -> None:
+    """Of all sequences at such a boundary, unless one of them is pooled there."""
+    ranked, pooled = "pyramiddrop:layers=2-4,ratios=0.5-0.25", "pool:kernel=2x2,layer=4"
+    llm = load(engine_dir, ["none", ranked, pooled, "fastv:k=2,ratio=0.5"], max_chunk_tokens=max_chunk_tokens)
+    stages: dict[Stage, int] = {}
+    seen: dict[int, bool] = {}
+    forward = Stage.forward
+    width = MODEL.decoder.num_kv_heads * MODEL.decoder.head_dim
+
+    def spied(stage: Stage, x: torch.Tensor, batch: StageBatch, blocks: torch.Tensor) -> torch.Tensor:
+        if not batch.is_decode:
+            assert batch.keys is None or batch.keys.shape == (len(x), width)
+            seen[stages.setdefault(stage, len(stages))] = batch.keys is not None
+        return forward(stage, x, batch, blocks)
+
+    monkeypatch.setattr(Stage, "forward", spied)
+
+    def reuses(*specs: str) -> dict[int, bool]:
+        seen.clear()
+        llm.generate([prompt(generator, spec, [(4, 4)]) for spec in specs], GREEDY, use_tqdm=False)
+        return dict(seen)
+
+    assert reuses(ranked) == {0: False, 1: True, 2: True}
+    assert reuses(ranked, "none", "fastv:k=2,ratio=0.5") == {0: False, 1: True, 2: True}
+    assert reuses(ranked, pooled) == {0: False, 1: True, 2: False}
+    assert reuses("fastv:k=2,ratio=0.5", "none") == {0: False, 1: False, 2: False}

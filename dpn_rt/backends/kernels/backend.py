@@ -52,7 +52,7 @@ class KernelBackend:
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
         return self._decoder.embed_rows(token_ids, visual, image_rows)
 
-    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> StageRun:
+    def run(self, stage: int, x: Tensor, keys: Tensor | None, chunk: Chunk, slots: Slots) -> StageRun:
         """See `Backend.run`."""
         cu_seqlens, positions, cache_rows, context_lens, block_tables, last_rows, *last_seqs = self._device.upload(
             chunk.cu_seqlens,
@@ -72,6 +72,7 @@ class KernelBackend:
             last_rows=last_rows,
             last_seqs=last_seqs[0] if last_seqs else None,
             queries_out=self.preparer.queries_out(stage, len(chunk.last_rows), x),
+            keys=keys,
             extends=chunk.extends,
         )
         rows = self._decoder.stages[stage].forward(x, batch, self._pool.blocks)
@@ -115,6 +116,7 @@ class KernelStagePreparer:
             block_tables=block_tables,
             last_rows=ends.long() - 1,
             queries_out=self.queries_out(stage, len(slots), reduced.rows),
+            keys=reduced.next_keys,
             extends=reduced.has_cached_rows,
         )
         inputs = DeviceInputs(layout, device_forced)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.layout import IntArray, Layout, cumulative
+from dpn_rt.model.reduction.reducer import NextScores
 
 
 class KernelScores:
@@ -44,14 +44,14 @@ class KernelScores:
     def here(self, layout: Layout, images: IntArray) -> Tensor:
         """Of the stage's last layer, whose rotated keys are in the cache."""
         assert self._queries is not None, "the stage was asked for its queries"
-        chosen, segments = _segments(layout, images)
+        chosen, segments = np.unique(_owners(layout, images), return_inverse=True)
         group, layer_in_block = self._decoder.stages[self._stage].last_layer_place
         tables = self._cache.block_tables(self._stage, self._slots[chosen])[group]
         first_rows = layout.first_cache_rows[chosen]
         block_table, kv_lengths, of_query, starts, cu_scores, rows = self._device.upload(
             np.ascontiguousarray(tables),
             layout.kv_lengths[chosen],
-            segments,
+            segments.astype(np.int32),
             layout.image_starts[images] + first_rows[segments],
             cumulative(layout.grids[images].prod(axis=1)),
             chosen,
@@ -69,26 +69,22 @@ class KernelScores:
             out=self._scores_out(layout, images),
         )
 
-    def next(self, rows: Tensor, layout: Layout, images: IntArray) -> Tensor:
-        """Of the next stage's first layer, whose keys are computed for the rows as they are."""
-        chosen, segments = _segments(layout, images)
-        if len(chosen) < layout.num_seqs:
-            picked = [np.arange(*layout.cu_seqlens[i : i + 2]) for i in chosen]
-            (ids,) = self._device.upload(np.concatenate(picked).astype(np.int64))
-            rows = rows.index_select(0, ids)
-        part = layout.select(chosen)
-        positions, last_rows = self._device.upload(part.positions, part.cu_seqlens[1:].astype(np.int64) - 1)
-        queries, keys = self._decoder.next_attention(self._stage, rows[: part.num_rows], positions, last_rows)
-        keys = self._with_cached_keys(keys, part, self._slots[chosen])
-        of_query, starts, cu_scores, cu_seqlens = self._device.upload(
-            segments,
-            layout.image_starts[images] + part.first_cache_rows[segments],
+    def next(self, rows: Tensor, layout: Layout, images: IntArray) -> NextScores:
+        """Of the next stage's first layer, whose keys are computed for all rows as they are: those that go on need
+        them in any case."""
+        owners = _owners(layout, images)
+        of_query, starts, cu_scores, cu_seqlens, positions, last_rows = self._device.upload(
+            owners,
+            layout.image_starts[images] + layout.first_cache_rows[owners],
             cumulative(layout.grids[images].prod(axis=1)),
-            cumulative(part.kv_lengths),
+            cumulative(layout.kv_lengths),
+            layout.positions,
+            layout.cu_seqlens[1:].astype(np.int64) - 1,
         )
-        return ops.last_row_scores(
-            queries,
-            keys,
+        attention = self._decoder.next_attention(self._stage, rows[: layout.num_rows], positions, last_rows)
+        scores = ops.last_row_scores(
+            attention.queries,
+            self._with_cached_keys(attention.keys, layout),
             cu_seqlens,
             of_query,
             starts,
@@ -96,17 +92,18 @@ class KernelScores:
             scale=self._decoder.scale,
             out=self._scores_out(layout, images),
         )
+        return NextScores(scores, attention.plain_keys)
 
     def _scores_out(self, layout: Layout, images: IntArray) -> Tensor:
         count = int(layout.grids[images].prod(axis=1).sum())
         return torch.empty(count, dtype=torch.float32, device=self._device.torch_device)
 
-    def _with_cached_keys(self, keys: Tensor, layout: Layout, slots: Slots) -> Tensor:
+    def _with_cached_keys(self, keys: Tensor, layout: Layout) -> Tensor:
         """Keys of all rows: those of a cached prefix are in the next stage's cache already."""
         if not layout.first_cache_rows.any():
             return keys
         parts: list[Tensor] = []
-        tables = self._cache.block_tables(self._stage + 1, slots)[0]
+        tables = self._cache.block_tables(self._stage + 1, self._slots)[0]
         counts, computed = layout.first_cache_rows.tolist(), torch.split(keys, layout.lengths.tolist())
         for index, (count, own) in enumerate(zip(counts, computed, strict=True)):
             parts += [self._cached_keys(tables[index], count), own] if count else [own]
@@ -121,8 +118,7 @@ class KernelScores:
         return keys.transpose(1, 2).flatten(0, 1)[:count]
 
 
-def _segments(layout: Layout, images: IntArray) -> tuple[npt.NDArray[np.intp], IntArray]:
-    """The sequences that have these images, ascending, and for each image which of them it belongs to."""
+def _owners(layout: Layout, images: IntArray) -> IntArray:
+    """`[num_images]` the sequence that each image belongs to."""
     owners = np.searchsorted(layout.cu_images, images, side="right") - 1
-    chosen, segments = np.unique(owners, return_inverse=True)
-    return chosen, segments.astype(np.int32)
+    return owners.astype(np.int32)

@@ -51,10 +51,10 @@ class PlanBackend:
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
         return embed_rows(self._embedding, token_ids, visual, image_rows)
 
-    def run(self, stage: int, x: Tensor, chunk: Chunk, slots: Slots) -> StageRun:
+    def run(self, stage: int, x: Tensor, keys: Tensor | None, chunk: Chunk, slots: Slots) -> StageRun:
         """See `Backend.run`. Sequences in consecutive slots go through the plan together.
 
-        The last stage returns logits `[num_seqs, vocab_size]`.
+        There are no scores, so there are no keys. The last stage returns logits `[num_seqs, vocab_size]`.
         """
         plan = self._stages[stage]
         groups = neighbours(slots, plan.spec.max_batch)

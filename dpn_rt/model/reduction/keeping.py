@@ -55,17 +55,24 @@ class KeptRows:
     """`Reduced`: rows on their way whose number is known."""
 
     def __init__(
-        self, rows: Tensor, device_layout: DeviceLayout, layout: Layout, selection: Selection, readback: Readback
+        self,
+        rows: Tensor,
+        next_keys: Tensor | None,
+        device_layout: DeviceLayout,
+        layout: Layout,
+        selection: Selection,
+        readback: Readback,
     ) -> None:
         """
         Args:
             rows: of the next stage.
+            next_keys: see `Reduced`.
             device_layout: of the next stage.
             layout: of the next stage, but for positions that were kept.
             selection: which rows.
             readback: of `selection.kept`.
         """
-        self.rows, self.device_layout = rows, device_layout
+        self.rows, self.next_keys, self.device_layout = rows, next_keys, device_layout
         self.has_cached_rows = bool(layout.first_cache_rows.any())
         self.num_rows = layout.num_rows
         self._layout, self._selection, self._readback = layout, selection, readback
@@ -160,20 +167,23 @@ class KeepReducer:
         grids = _grids_after(layout, choices)
         if not any(choice.cut is not None for _, choice in _images_of(layout, choices)):
             return None
-        scores = self._kept_by_scores(output, grids)  # of the rows as they are: pooling moves them
+        scored, keys = self._kept_by_scores(output, grids)  # of the rows as they are: pooling moves them
         rows, layout = self._pool(output.rows, layout, choices, grids)
         selection = Selection(layout, choices, grids)
-        kept = self._kept(selection, scores)
+        kept = self._kept(selection, scored)
         after = layout.with_grids(grids)
         row_ids = self._row_ids(selection, after, kept)
         device_layout = self._device_layout(selection, after, row_ids)
         readback = self._device.read(kept)
-        return KeptRows(rows.index_select(0, row_ids), device_layout, after, selection, readback)
+        next_keys = None if keys is None or rows is not output.rows else keys.index_select(0, row_ids)
+        return KeptRows(rows.index_select(0, row_ids), next_keys, device_layout, after, selection, readback)
 
-    def _kept_by_scores(self, output: StageOutput, grids: IntArray) -> dict[int, Tensor]:
-        """Image -> `[count]` int32 ascending rows that attention chooses."""
+    def _kept_by_scores(self, output: StageOutput, grids: IntArray) -> tuple[dict[int, Tensor], Tensor | None]:
+        """Image -> `[count]` int32 ascending rows that attention chooses; and the keys of the next layer, if it was
+        asked."""
         layout, counts = output.layout, grids.prod(axis=1)
         found: dict[int, Tensor] = {}
+        keys: Tensor | None = None
         for place in ("here", "next"):
             images = np.array(
                 [
@@ -189,13 +199,14 @@ class KeepReducer:
             if place == "here":
                 scores = output.scores.here(layout, images)
             else:
-                scores = output.scores.next(output.rows, layout, images)
+                ahead = output.scores.next(output.rows, layout, images)
+                scores, keys = ahead.scores, ahead.keys
             sizes = layout.grids[images].prod(axis=1)
             cu_scores, cu_kept = self._device.upload(cumulative(sizes), cumulative(counts[images]))
             kept = torch.empty(int(counts[images].sum()), dtype=torch.int32, device=scores.device)
             ops.segmented_top_k(scores, cu_scores, cu_kept, out=kept)
             found |= dict(zip(images.tolist(), torch.split(kept, counts[images].tolist()), strict=True))
-        return found
+        return found, keys
 
     def _pool(self, rows: Tensor, layout: Layout, choices: Sequence[Choice], grids: IntArray) -> tuple[Tensor, Layout]:
         """The rows and the layout after all images were pooled whose sequence says so."""

@@ -110,6 +110,8 @@ class Router:
 class PooledRows:
     """`Reduced`: pooled rows on their way."""
 
+    next_keys = None
+
     def __init__(
         self, rows: Tensor, advance: Advance, before: Layout, config: BoundaryConfig, readback: Readback
     ) -> None:

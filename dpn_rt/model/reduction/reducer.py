@@ -16,6 +16,16 @@ from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.ops import DeviceLayout
 
 
+@dataclass(frozen=True, eq=False)
+class NextScores:
+    """Attention as it would be in the layer after a boundary, and what that layer need not compute again."""
+
+    scores: Tensor
+    """`[visual rows of all chosen images]` float32, mean over the heads."""
+    keys: Tensor
+    """`[num_rows, num_kv_heads * head_dim]` of the layer, for all rows, not rotated."""
+
+
 class AttentionScores(Protocol):
     """Attention of each sequence's last prompt row to the visual rows of images, softmax over all rows it sees."""
 
@@ -30,7 +40,7 @@ class AttentionScores(Protocol):
             `[visual rows of all chosen images]` float32, mean over the heads.
         """
 
-    def next(self, rows: Tensor, layout: Layout, images: IntArray) -> Tensor:
+    def next(self, rows: Tensor, layout: Layout, images: IntArray) -> NextScores:
         """As it would be in the layer after the boundary, if `rows` went on as they are."""
 
 
@@ -100,6 +110,11 @@ class Reduced(Protocol):
     @property
     def rows(self) -> Tensor:
         """`[at least num_rows, hidden_size]`: the rows of the next stage, and anything after them."""
+
+    @property
+    def next_keys(self) -> Tensor | None:
+        """`[num_rows, num_kv_heads * head_dim]` keys of the rows in the next stage's first layer, not rotated; None
+        where the boundary has not computed them."""
 
     @property
     def device_layout(self) -> DeviceLayout:
