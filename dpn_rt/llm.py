@@ -145,8 +145,9 @@ class LLM:
         Args:
             prompts: text with `<image>` where the image goes, or a dictionary with `prompt` or `prompt_token_ids` (the
                 image is the one id -200), `multi_modal_data` (`{"image": PIL.Image or path}` or
-                `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`), `route` (expert per boundary)
-                and `router_bias` (a speed dial: added to the routers' logits per level of compression).
+                `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`), `route` (expert per boundary),
+                `router_bias` (a speed dial: added to the routers' logits per level of compression), `reduce` (SPEC of a
+                training-free reduction) and `kept` (visual rows that it is to keep, see `Pyramid.kept`).
             sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar.
 
@@ -186,6 +187,7 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         route: Sequence[int | None] | None = None,
         router_bias: float | None = None,
+        reduce: Any = None,
     ) -> list[RequestOutput]:
         """Answers to one conversation or many.
 
@@ -200,6 +202,7 @@ class LLM:
             chat_template_kwargs: variables of the model's chat template.
             route: as in `generate`, for all conversations.
             router_bias: as in `generate`, for all conversations.
+            reduce: as in `generate`, for all conversations.
 
         Raises:
             DpnError, BatchError: as `generate`.
@@ -215,7 +218,7 @@ class LLM:
                 continue_final_message=continue_final_message,
                 chat_template_kwargs=chat_template_kwargs,
             )
-            return self.processor.process({**prompt, "route": route, "router_bias": router_bias})
+            return self.processor.process({**prompt, "route": route, "router_bias": router_bias, "reduce": reduce})
 
         items = [partial(make_prompt, each) for each in cast(Sequence[Sequence[Message]], conversations)]
         return self.generate(cast(Sequence[Prompt], items), sampling_params, use_tqdm=use_tqdm)

@@ -48,8 +48,15 @@ def chat_messages(image: Any, text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
 
 
-def ask_runtime(llm: LLM, samples: Sequence[Sample], description: str) -> list[Answer]:
-    """Ask every question of every sample, decoding greedily."""
+def ask_runtime(
+    llm: LLM,
+    samples: Sequence[Sample],
+    description: str,
+    *,
+    reduce: str | None = None,
+    router_bias: float | None = None,
+) -> list[Answer]:
+    """Ask every question of every sample, decoding greedily; `reduce` and `router_bias` as of `LLM.chat`."""
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
     answers = []
     for first in tqdm(range(0, len(samples), SCENES_PER_CALL), desc=description):
@@ -59,7 +66,7 @@ def ask_runtime(llm: LLM, samples: Sequence[Sample], description: str) -> list[A
             for question in sample.questions
         ]
         conversations = [chat_messages(sample.image, question.text) for _, sample, question in asked]
-        outputs = llm.chat(conversations, params, use_tqdm=False)
+        outputs = llm.chat(conversations, params, use_tqdm=False, reduce=reduce, router_bias=router_bias)
         for (index, _, question), output in zip(asked, outputs, strict=True):
             answers.append(_answer(llm.model, index, question, output))
     return answers
@@ -67,7 +74,9 @@ def ask_runtime(llm: LLM, samples: Sequence[Sample], description: str) -> list[A
 
 def _answer(model: ModelConfig, scene: int, question: Question, output: RequestOutput) -> Answer:
     pyramid = output.pyramid
+    assert model.vision is not None
     num_text = len(output.prompt_token_ids) - 1
+    dense_rows = num_text + model.vision.num_visual_tokens - model.reduction.use_router_token
     rows = [num_text + visual for visual in pyramid.visual_tokens]
     return Answer(
         scene=scene,
@@ -79,5 +88,5 @@ def _answer(model: ModelConfig, scene: int, question: Question, output: RequestO
         route=tuple("skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels),
         visual_tokens=tuple(pyramid.visual_tokens),
         flops=prefill_flops(model, rows),
-        dense_flops=prefill_flops(model, [rows[0] - model.reduction.use_router_token] * len(rows)),
+        dense_flops=prefill_flops(model, [dense_rows] * len(rows)),
     )

@@ -24,6 +24,8 @@ DPI = 120
 MARKERS = {"coarse": "o", "middle": "s", "fine": "^"}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, which colour-blind readers can tell apart."""
+LINE_STYLES = ("-", "--")
+LINE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 OTHER_COLOR = "#555555"
 MOST_ROUTES = 7
 """Number of routes with a color of their own; the others share one."""
@@ -45,6 +47,35 @@ def accuracy_against_flops(runs: Sequence[Json], path: Path) -> None:
     axes.set_ylim(-3, 103)
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, ncols=len(runs), loc="outside lower center")
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def methods_against_flops(points: Sequence[Json], path: Path) -> None:
+    """One line a method through its settings: all questions on the left, those of fine print on the right."""
+    methods = list(dict.fromkeys(point["method"] for point in points))
+    figure, grid = pyplot.subplots(1, 2, figsize=(11, 5.2), dpi=DPI, layout="constrained", sharey=True)
+    for axes, title in zip(grid, ("all questions", "fine print: a number, a word, a digit"), strict=True):
+        for index, method in enumerate(methods):
+            own = [point for point in points if point["method"] == method]
+            groups = [point["overall"] if axes is grid[0] else point["levels"]["fine"] for point in own]
+            axes.plot(
+                [group["flops_ratio"] for group in groups],
+                [100 * group["accuracy"] for group in groups],
+                LINE_STYLES[index // len(COLORS)],
+                color=COLORS[index % len(COLORS)],
+                marker=LINE_MARKERS[index % len(LINE_MARKERS)],
+                markersize=5,
+                linewidth=1.2,
+                label=method,
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("decoder prefill FLOPs / dense")
+        axes.set_xlim(0, 1.05)
+        axes.set_ylim(-3, 103)
+        axes.grid(alpha=0.3)
+    grid[0].set_ylabel("right answers, %")
+    figure.legend(*grid[0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
     figure.savefig(path)
     pyplot.close(figure)
 

@@ -15,7 +15,7 @@ from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.reference import EagerDpn
-from examples.tiny_dpn import evaluate, plots, train
+from examples.tiny_dpn import evaluate, plots, reducers, train
 from examples.tiny_dpn.agreement import compare_with_eager, first_difference
 from examples.tiny_dpn.answers import Answer, ask_runtime, chat_messages
 from examples.tiny_dpn.data import KINDS, LEVELS, sample
@@ -231,3 +231,25 @@ def test_wrong_arguments_are_refused(
     with pytest.raises(SystemExit):
         evaluate.main([*arguments, "--output", str(tmp_path / "output")])
     assert message in capsys.readouterr().err and not (tmp_path / "output").exists()
+
+
+def test_sweep_of_reductions(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method on the same questions, beside a DPN; FLOPs are those of the dense model's rows."""
+    monkeypatch.setattr(reducers, "SWEEPS", {"kept": ["fastv:k=1,ratio=0.5"], "before": ["pool:kernel=4x4,layer=0"]})
+    monkeypatch.setattr(reducers, "ROUTER_BIASES", (0.0,))
+    dense = Path("examples/tiny_dpn/dense_checkpoint")
+    models = ["--dense", str(dense), "--dpn", str(checkpoint), "--static", str(checkpoint)]
+    assert reducers.main([*models, "--output", str(tmp_path), "--scenes", "1"]) == 0
+    result = json.loads((tmp_path / "sweep.json").read_text())
+    assert [point["method"] for point in result["points"]] == ["dense", "kept", "before", "DPN", "static, trained"]
+    ratios = [point["overall"]["flops_ratio"] for point in result["points"]]
+    assert ratios[0] == 1 and all(0.1 < ratio < 1 for ratio in ratios[1:])
+    last_stage = [point["overall"]["visual_tokens"][-1] for point in result["points"][:3]]
+    assert last_stage == [256, 128, 16]
+    assert "`fastv:k=1,ratio=0.5`" in (tmp_path / "sweep.md").read_text()
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+def test_sweep_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reducers.main(["--dense", str(tmp_path / "none"), "--output", str(tmp_path / "out"), "--scenes", "1"]) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
