@@ -139,7 +139,7 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     return subjects
 
 
-def reduced_stages(model: ModelConfig, spec: str) -> tuple[ModelConfig, tuple[int, ...]]:
+def reduced_stages(model: ModelConfig, spec: str, num_text: int = NUM_TEXT_ROWS) -> tuple[ModelConfig, tuple[int, ...]]:
     """The stock model with one reduction's stages, and the rows of one request in each."""
     chain = parse_spec(spec, model.decoder.num_layers)
     assert model.vision is not None
@@ -147,7 +147,7 @@ def reduced_stages(model: ModelConfig, spec: str) -> tuple[ModelConfig, tuple[in
     if chain.before_llm is not None:
         grid = chain.before_llm.grid_after(0, grid, grid)
     asked = StageRequest(None, chain, (grid,), None)
-    rows = chain.most_rows(NUM_TEXT_ROWS + grid[0] * grid[1], asked.grids, chain.choices(asked, None))
+    rows = chain.most_rows(num_text + grid[0] * grid[1], asked.grids, chain.choices(asked, None))
     return dataclasses.replace(model, reduction=chain), rows
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import document, latency, ops, ops_cases
+from benchmarks import document, latency, ops, ops_cases, serve_reduced
 from benchmarks.clock import Stopwatch, replayable, seconds
 from benchmarks.dense_llava import IMAGE_TOKEN, dense_llava
 from benchmarks.measure import measure
@@ -22,6 +22,7 @@ from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_we
 from dpn_rt.format import flops
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import check_model, weight_spec
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.reference import EagerDpn
 from tests.skips import GPU_PRESENT
 
@@ -309,3 +310,16 @@ def test_reduction_is_compared_with_the_same_of_torch() -> None:
             assert actual.shape == expected.flatten().shape and (actual.sum(), expected.sum()) > (0.5, 0.5)
         else:
             assert torch.equal(actual, expected.flatten().to(actual.dtype))
+
+
+def test_serve_reduced_compares_with_the_same_server(tmp_path: Path) -> None:
+    path, spec = tmp_path / "result.json", "fastv:k=2,ratio=0.5"
+    options = ["--shape", "tiny", "--reduce", spec, "--clients", "2", "--max-tokens", "2", "--json", str(path)]
+    assert serve_reduced.main(options) == 0
+    dense, reduced = json.loads(path.read_text())["loads"]
+    assert (dense["reduce"], reduced["reduce"]) == ("none", spec)
+    assert dense["errors"] == reduced["errors"] == 0 and dense["speed_to_dense"]["median"] == dense["bound"] == 1
+    assert dense["flops"]["vision"] == reduced["flops"]["vision"] and 1 < reduced["bound"] < 2
+    assert dense["flops"]["prefill"] == flops.prefill_flops(
+        dataclasses.replace(TINY, reduction=NoReduction()), [576 + json.loads(path.read_text())["text_rows"]]
+    )
