@@ -166,7 +166,7 @@ def _chat(llm: LLM, options: argparse.Namespace) -> dict[str, Any]:
 
 def _answers(llm: LLM, prompts: Sequence[dict[str, Any]], params: SamplingParams, silent: bool) -> list[RequestOutput]:
     """Generates one after the other and, unless `silent`, prints each answer and what it took."""
-    outputs = []
+    outputs: list[RequestOutput] = []
     for prompt in prompts:
         if outputs and not silent:
             print()

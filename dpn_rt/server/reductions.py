@@ -12,6 +12,7 @@ from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.random import RandomKeep
 from dpn_rt.model.reduction.spec import Spec, parse_spec
+from dpn_rt.model.reduction.step import Step
 
 NONE = Chain.of().spec
 OTHER = "other"
@@ -41,7 +42,12 @@ class Reductions:
         else:
             specs = [reduce] if isinstance(reduce, str | Mapping) else reduce
             started = [parse_spec(spec, model.decoder.num_layers).spec for spec in specs]
-        anywhere = [Pool(), DivPrune(), RandomKeep(), *(RandomKeep(layer + 1) for layer in model.reduction.layers[:1])]
+        anywhere: list[Step] = [
+            Pool(),
+            DivPrune(),
+            RandomKeep(),
+            *(RandomKeep(layer + 1) for layer in model.reduction.layers[:1]),
+        ]
         offered = [*started, *(step.spec for step in anywhere), NONE] if model.vision is not None else []
         return cls(tuple(dict.fromkeys(started)), tuple(dict.fromkeys(offered)))
 
