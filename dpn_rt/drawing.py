@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,8 +11,8 @@ from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.outputs import Pyramid
 
 LINE = (255, 255, 255)
-DROPPED = (0, 0, 0, 150)
-"""Shade over the patches that pooling dropped at the right and lower edges."""
+DROPPED = 0.65
+"""Share of black over what was dropped: visual tokens, or the patches that pooling leaves over at the edges."""
 FONT_SIZE, MIN_FONT_SIZE = 18, 8
 LINE_HEIGHT = 24
 CAPTION_HEIGHT = 30
@@ -25,10 +26,10 @@ GAP = 8
 def draw_pyramid(
     image: Image.Image, pyramid: Pyramid, side: int = 336, question: str = "", answer: str = ""
 ) -> Image.Image:
-    """Draws one panel per stage, from left to right, below the question and the answer.
+    """Draws one panel per stage, from left to right, below the question, the reduction and the answer.
 
     Args:
-        image: square, as the vision encoder saw it.
+        image: square, as the vision encoder saw it; the first of several.
         pyramid: of the request's output.
         side: width and height of a panel in pixels.
         question: may be empty, as `answer` may; then there is no room for it.
@@ -37,30 +38,78 @@ def draw_pyramid(
     Returns:
         An RGB image, empty if there were no visual tokens.
     """
-    token_sizes = patches_per_token(pyramid)
-    width = max(1, len(token_sizes) * (side + GAP) - GAP)
+    width = max(1, len(pyramid.grids) * (side + GAP) - GAP)
     font = _font(FONT_SIZE)
-    captions = [_caption(pyramid, stage) for stage in range(len(token_sizes))]
+    captions = [_caption(pyramid, stage) for stage in range(len(pyramid.grids))]
     small_font = _fitting_font(captions, side)
-    lines = [line for text in (question, answer) for line in _wrapped(text, font, width - 2 * MARGIN)]
+    texts = (question, _heading(pyramid), answer)
+    lines = [line for text in texts for line in _wrapped(text, font, width - 2 * MARGIN)]
     top = len(lines) * LINE_HEIGHT + (2 * MARGIN if lines else 0)
     sheet = Image.new("RGB", (width, top + side + CAPTION_HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         draw.text((MARGIN, MARGIN + number * LINE_HEIGHT), line, fill="black", font=font)
-    for stage, (token_size, grid) in enumerate(zip(token_sizes, pyramid.grids, strict=False)):
-        if grid is None or pyramid.grids[0] is None:
-            continue
+    for stage, caption in enumerate(captions):
+        if pyramid.image_grid is None:
+            break
         left = stage * (side + GAP)
-        panel = _panel(image.resize((side, side)), pyramid.grids[0], grid, token_size)
+        kept = kept_tokens(pyramid, stage)
+        panel = _panel(image.resize((side, side)), pyramid.image_grid, pyramid.patches_per_token[stage], kept)
         sheet.paste(panel, (left, top + CAPTION_HEIGHT))
-        draw.text((left, top + 3), captions[stage], fill="black", font=small_font)
+        draw.text((left, top + 3), caption, fill="black", font=small_font)
     return sheet
+
+
+def draw_pyramids(
+    image: Image.Image, answers: Sequence[tuple[Pyramid, str]], side: int = 336, question: str = ""
+) -> Image.Image:
+    """Draws the answers to one question, one below the other, so that the panels of a stage stand in a column.
+
+    Args:
+        image: as in `draw_pyramid`.
+        answers: at least one pyramid and text.
+        side: as in `draw_pyramid`.
+        question: of all answers; may be empty.
+    """
+    rows = [
+        draw_pyramid(image, pyramid, side, "" if number else question, answer)
+        for number, (pyramid, answer) in enumerate(answers)
+    ]
+    height = sum(row.height for row in rows) + (len(rows) - 1) * GAP
+    sheet = Image.new("RGB", (max(row.width for row in rows), height), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + GAP
+    return sheet
+
+
+def kept_tokens(pyramid: Pyramid, stage: int) -> list[int] | None:
+    """Visual tokens of the first image that a stage sees, ascending, by their numbers on its grid of
+    `patches_per_token`; None: all of that grid."""
+    pairs = zip(pyramid.steps, pyramid.kept, strict=False)  # a trained reduction has no steps
+    kept = next((kept for step, kept in reversed(list(pairs)) if step.stage <= stage), None)
+    if kept is None:
+        return None
+    of_images = [rows for rows in kept if isinstance(rows, list)]
+    return of_images[0] if of_images else [row for row in kept if isinstance(row, int)]
+
+
+def _heading(pyramid: Pyramid) -> str:
+    """The reduction and what it saves; empty where it was trained."""
+    if pyramid.reduction is None:
+        return ""
+    if pyramid.flops is None or not pyramid.steps:
+        return f"reduction: {pyramid.reduction}"
+    return f"{pyramid.reduction} saves {100 * pyramid.flops.saved:.1f} % of the prefill's FLOPs"
 
 
 def _caption(pyramid: Pyramid, stage: int) -> str:
     count = pyramid.visual_tokens[stage]
     tokens = f"{count} visual token{'s' * (count != 1)}"
+    if pyramid.reduction is not None:
+        methods = [step.spec.partition(":")[0] for step in pyramid.steps if step.stage == stage]
+        return f"stage {stage}{''.join(f', {method}' for method in methods)}: {tokens}"
     if stage == 0:
         return f"stage 0: {tokens}"
     kernel = pyramid.kernels[stage - 1]
@@ -93,35 +142,29 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return []
 
 
-def patches_per_token(pyramid: Pyramid) -> list[Grid]:
-    """(rows, columns) of the patches that one visual token stands for, per stage."""
-    height, width = 1, 1
-    sizes = [(height, width)]
-    for kernel in pyramid.kernels:
-        if kernel is not None:
-            height, width = height * kernel[0], width * kernel[1]
-        sizes.append((height, width))
-    return sizes
-
-
-def _panel(image: Image.Image, patches: Grid, grid: Grid, token_size: Grid) -> Image.Image:
-    """The image with a line around every visual token.
+def _panel(image: Image.Image, patches: Grid, token_size: Grid, kept: Sequence[int] | None) -> Image.Image:
+    """The image with a line around every visual token, and a shade over what was dropped.
 
     Args:
         patches: grid of the image's patches.
-        grid: of the visual tokens.
         token_size: patches per visual token.
+        kept: see `kept_tokens`.
     """
     panel = image.convert("RGB")
-    draw = ImageDraw.Draw(panel, "RGBA")
-    patch_height, patch_width = panel.height / patches[0], panel.width / patches[1]
-    bottom, right = grid[0] * token_size[0] * patch_height, grid[1] * token_size[1] * patch_width
-    draw.rectangle((right, 0, panel.width, panel.height), fill=DROPPED)
-    draw.rectangle((0, bottom, right, panel.height), fill=DROPPED)
-    for row in range(grid[0] + 1):
-        y = min(row * token_size[0] * patch_height, panel.height - 1)
-        draw.line((0, y, right, y), fill=LINE)
-    for column in range(grid[1] + 1):
-        x = min(column * token_size[1] * patch_width, panel.width - 1)
-        draw.line((x, 0, x, bottom), fill=LINE)
+    rows, columns = patches[0] // token_size[0], patches[1] // token_size[1]
+    height, width = panel.height * token_size[0] / patches[0], panel.width * token_size[1] / patches[1]
+    seen = Image.new("L", panel.size)
+    boxes = []
+    for token in range(rows * columns) if kept is None else kept:
+        row, column = divmod(token, columns)
+        left, top, right, bottom = column * width, row * height, (column + 1) * width, (row + 1) * height
+        boxes.append(
+            (round(left), round(top), min(round(right), panel.width - 1), min(round(bottom), panel.height - 1))
+        )
+        seen.paste(255, (round(left), round(top), round(right), round(bottom)))
+    dimmed = Image.blend(panel, Image.new("RGB", panel.size), DROPPED)
+    panel = Image.composite(panel, dimmed, seen)
+    draw = ImageDraw.Draw(panel)
+    for box in boxes:
+        draw.rectangle(box, outline=LINE)
     return panel

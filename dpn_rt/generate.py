@@ -16,7 +16,7 @@ from dpn_rt.terminal import check_text, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
-    from dpn_rt.outputs import RequestOutput
+    from dpn_rt.outputs import Pyramid, RequestOutput
 
 DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DEFAULT_DRAWING = Path()
@@ -48,10 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prompt = prompt_options if _is_raw(options) else _chat(llm, options)
         if options.route is not None:
             prompt = {**prompt, "route": options.route}
-        output = _run(llm, prompt, params, silent=options.json)
+        specs = options.reduce or [None]
+        prompts = [prompt] if len(specs) == 1 else [{**prompt, "reduce": spec} for spec in specs]
+        outputs = _answers(llm, prompts, params, silent=options.json)
         if drawing is not None:
-            _draw_pyramid(llm, prompt, output, options.prompt, drawing)
-        print(json.dumps(_as_json(output)) if options.json else _report(output, drawing), flush=True)
+            _draw_pyramids(llm, prompt, outputs, options.prompt, drawing)
+        if options.json:
+            answers = [_as_json(output) for output in outputs]
+            print(json.dumps(answers[0] if len(answers) == 1 else {"answers": answers}), flush=True)
+        elif drawing is not None:
+            print(f"picture         {drawing}", flush=True)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -82,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from this probability mass")
     parser.add_argument("--top-k", type=int, default=0, metavar="N", help="sample from the N most probable tokens")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
-    parser.add_argument("--reduce", metavar="SPEC", help="training-free reduction, e.g. fastv:k=2,ratio=0.5, or none")
+    parser.add_argument(
+        "--reduce",
+        nargs="+",
+        metavar="SPEC",
+        help="training-free reduction, e.g. fastv:k=2,ratio=0.5, or none; several are compared, one answer each",
+    )
     parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
@@ -123,12 +134,14 @@ def _drawing(options: argparse.Namespace) -> Path | None:
     return path
 
 
-def _draw_pyramid(llm: LLM, prompt: dict[str, Any], output: RequestOutput, question: str, path: Path) -> None:
-    from dpn_rt.drawing import draw_pyramid
+def _draw_pyramids(
+    llm: LLM, prompt: dict[str, Any], outputs: Sequence[RequestOutput], question: str, path: Path
+) -> None:
+    from dpn_rt.drawing import draw_pyramids
 
     try:
-        seen, answer = llm.processor.seen_image(prompt), output.outputs[0].text
-        draw_pyramid(seen, output.pyramid, question=question, answer=answer).save(path)
+        seen, answers = llm.processor.seen_image(prompt), [(each.pyramid, each.outputs[0].text) for each in outputs]
+        draw_pyramids(seen, answers, question=question).save(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "its format cannot hold a picture of this size"
         raise RequestError(f"--show-pyramid {path}: cannot be written: {reason}") from error
@@ -149,6 +162,18 @@ def _chat(llm: LLM, options: argparse.Namespace) -> dict[str, Any]:
     image = [{"type": "image", "image": options.image}] if options.image else []
     content = [*image, {"type": "text", "text": options.prompt}]
     return llm.processor.chat([{"role": "user", "content": content}])
+
+
+def _answers(llm: LLM, prompts: Sequence[dict[str, Any]], params: SamplingParams, silent: bool) -> list[RequestOutput]:
+    """Generates one after the other and, unless `silent`, prints each answer and what it took."""
+    outputs: list[RequestOutput] = []
+    for prompt in prompts:
+        if outputs and not silent:
+            print()
+        outputs.append(_run(llm, prompt, params, silent))
+        if not silent:
+            print(_report(outputs[-1]), flush=True)
+    return outputs
 
 
 def _run(llm: LLM, prompt: dict[str, Any], params: SamplingParams, silent: bool) -> RequestOutput:
@@ -188,7 +213,9 @@ def _as_json(output: RequestOutput) -> dict[str, Any]:
         "kernels": pyramid.kernels,
         "probs": pyramid.probs,
         "visual_tokens": pyramid.visual_tokens,
+        "reduction": pyramid.reduction,
         "kept": pyramid.kept,
+        "flops_saved": None if pyramid.flops is None else pyramid.flops.saved,
         "rows": _rows(output),
         "kv_lengths": pyramid.kv_lengths,
         "seconds": {
@@ -199,24 +226,32 @@ def _as_json(output: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _report(output: RequestOutput, drawing: Path | None) -> str:
-    pyramid, metrics = output.pyramid, output.metrics
-    route = ["skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels]
-    has_kept = any(kept is not None for kept in pyramid.kept)
-    visual = f"visual tokens   {', '.join(map(str, pyramid.visual_tokens))}"
+def _report(output: RequestOutput) -> str:
+    metrics, rows_at_end = output.metrics, output.pyramid.kv_lengths
     count = len(output.outputs[0].token_ids)
     first, total = metrics.time_to_first_token or 0.0, metrics.latency or 0.0
     per_token = f", {1000 * (total - first) / (count - 1):.1f} ms per token" if count > 1 else ""
-    picture = [] if drawing is None else [f"picture         {drawing}"]
     return "\n".join(
         [
-            visual if has_kept else f"route           {', '.join(route) or 'none (dense model)'}",
+            *_reduction_lines(output.pyramid),
             f"rows per stage  {', '.join(map(str, _rows(output)))}",
-            f"KV rows at end  {', '.join(str(length + max(count - 1, 0)) for length in pyramid.kv_lengths)}",
+            f"KV rows at end  {', '.join(str(length + max(count - 1, 0)) for length in rows_at_end)}",
             f"time            first token {first:.3f} s, {count} tokens in {total:.3f} s{per_token}",
-            *picture,
         ]
     )
+
+
+def _reduction_lines(pyramid: Pyramid) -> list[str]:
+    """The route of a trained reduction, or what a training-free one left."""
+    if pyramid.reduction is None:
+        route = ["skipped" if kernel is None else f"{kernel[0]}x{kernel[1]}" for kernel in pyramid.kernels]
+        return [f"route           {', '.join(route) or 'none (dense model)'}"]
+    lines = [
+        f"reduction       {pyramid.reduction}",
+        f"visual tokens   {', '.join(map(str, pyramid.visual_tokens))}",
+    ]
+    saved = [] if pyramid.flops is None else [f"FLOPs saved     {100 * pyramid.flops.saved:.1f} % of the prefill"]
+    return lines + saved
 
 
 if __name__ == "__main__":

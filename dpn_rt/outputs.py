@@ -26,6 +26,16 @@ class PrefillFlops:
 
 
 @dataclass(frozen=True, slots=True)
+class ReductionStep:
+    """One boundary of a training-free reduction."""
+
+    stage: int
+    """The first one that sees fewer rows."""
+    spec: str
+    """Of the method that acts there, with all keys; a method with several boundaries is named at each."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pyramid:
     """How the visual tokens of a request were reduced: one entry per boundary or per stage."""
 
@@ -45,6 +55,15 @@ class Pyramid:
     kept: list[list[int] | list[list[int]] | None] = field(default_factory=list)
     """Per boundary of a training-free reduction the visual rows that it left, ascending, by their numbers before any
     was left out; with several images a list for each. None where rows were pooled, or there is no image."""
+    steps: list[ReductionStep] = field(default_factory=list)
+    """Per entry of `kept` what left these rows; empty for a trained reduction, or without an image."""
+    reduction: str | None = None
+    """SPEC of the training-free reduction, with all keys; None for a trained one, or for a model without any."""
+    image_grid: tuple[int, int] | None = None
+    """(rows, columns) of the image's patches, each of which is one visual row before any reduction; None without an
+    image."""
+    patches_per_token: list[tuple[int, int]] = field(default_factory=list)
+    """(rows, columns) of the patches that one visual token stands for, per stage."""
     flops: PrefillFlops | None = None
     """None for a request that was not prefilled."""
 

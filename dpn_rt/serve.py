@@ -107,6 +107,7 @@ def _server_config(options: argparse.Namespace) -> ServerConfig:
         workers=options.workers,
         stall_timeout=options.stall_timeout,
         shutdown_timeout=options.shutdown_timeout,
+        reduce=options.reduce,
         media=MediaPolicy(
             allowed_domains=frozenset(options.allowed_media_domains),
             allowed_local_path=options.allowed_local_media_path,

@@ -10,10 +10,12 @@ from dpn_rt.drawing import (
     MARGIN,
     MAX_LINES,
     _caption,
+    _heading,
     draw_pyramid,
-    patches_per_token,
+    draw_pyramids,
+    kept_tokens,
 )
-from dpn_rt.outputs import Pyramid
+from dpn_rt.outputs import PrefillFlops, Pyramid, ReductionStep
 
 PYRAMID = Pyramid(
     experts=[2, None, 1],
@@ -22,11 +24,47 @@ PYRAMID = Pyramid(
     visual_tokens=[25, 4, 4, 2],
     kv_lengths=[30, 9, 9, 7],
     grids=[(5, 5), (2, 2), (2, 2), (2, 1)],
+    image_grid=(5, 5),
+    patches_per_token=[(1, 1), (2, 2), (2, 2), (2, 4)],
 )
+GREEN = (0, 200, 0)
+POOL, FASTV = "pool:kernel=2x2,layer=0,function=avg", "fastv:k=2,ratio=0.5"
+DROPS = "pyramiddrop:layers=2-3,ratios=0.5-0.25"
 
 
-def test_patches_grow_where_a_boundary_pooled() -> None:
-    assert patches_per_token(PYRAMID) == [(1, 1), (2, 2), (2, 2), (2, 4)]
+def ranked(
+    steps: list[tuple[int, str]],
+    kept: list[list[int] | list[list[int]] | None],
+    visual_tokens: list[int],
+    patches: list[tuple[int, int]],
+    image_grid: tuple[int, int] = (4, 4),
+) -> Pyramid:
+    """Of a training-free reduction."""
+    nothing: list[None] = [None] * (len(visual_tokens) - 1)
+    return Pyramid(
+        [*nothing],
+        [*nothing],
+        [*nothing],
+        visual_tokens=visual_tokens,
+        kv_lengths=[5 + count for count in visual_tokens],
+        grids=[(1, count) for count in visual_tokens],
+        kept=kept,
+        steps=[ReductionStep(stage, spec) for stage, spec in steps],
+        reduction="+".join(dict.fromkeys(spec for _, spec in steps)) or "none",
+        image_grid=image_grid,
+        patches_per_token=patches,
+        flops=PrefillFlops(586, 1000, 0.414),
+    )
+
+
+def seen_cells(pyramid: Pyramid, stage: int, side: int = 120) -> list[tuple[int, int]]:
+    """(row, column) of the patches that are as bright in a stage's panel as in the image."""
+    pixels = np.asarray(draw_pyramid(Image.new("RGB", (50, 50), GREEN), pyramid, side))
+    panel = pixels[-side:, stage * (side + GAP) : stage * (side + GAP) + side]
+    assert pyramid.image_grid is not None
+    height, width = (side // cells for cells in pyramid.image_grid)
+    centres = panel[height // 2 :: height, width // 2 :: width]
+    return [(int(row), int(column)) for row, column in np.argwhere(centres[..., 1] >= 200)]
 
 
 def test_one_panel_per_stage_with_dropped_patches_shaded() -> None:
@@ -76,6 +114,60 @@ def test_captions_name_the_kernels() -> None:
         image = Image.new("RGB", (50, 50), (0, 200, 0))
         between = np.asarray(draw_pyramid(image, PYRAMID, side))[:CAPTION_HEIGHT, side : side + GAP]
         assert between.min() == 255, "captions end where their panels end"
+
+
+def test_dropped_tokens_are_dim_in_each_stage() -> None:
+    """Also in stages of other requests' boundaries, where nothing more is dropped."""
+    whole = [(row, column) for row in range(4) for column in range(4)]
+    pyramid = ranked([(1, DROPS), (3, DROPS)], [[0, 5, 6, 15], [5]], [16, 4, 4, 1], [(1, 1)] * 4)
+    assert seen_cells(pyramid, 0) == whole
+    assert seen_cells(pyramid, 1) == seen_cells(pyramid, 2) == [(0, 0), (1, 1), (1, 2), (3, 3)]
+    assert seen_cells(pyramid, 3) == [(1, 1)]
+    assert seen_cells(ranked([], [], [16, 16], [(1, 1)] * 2), 1) == whole
+    assert seen_cells(ranked([(0, "divprune:keep=0.1")], [[3, 8]], [2], [(1, 1)]), 0) == [(0, 3), (2, 0)]
+    assert seen_cells(ranked([(1, "fastv:k=2,ratio=1")], [[]], [16, 0], [(1, 1)] * 2), 1) == []
+    wide = ranked([(1, FASTV)], [[1, 7]], [12, 2], [(1, 1)] * 2, image_grid=(2, 6))
+    assert seen_cells(wide, 1) == [(0, 1), (1, 1)]
+
+
+def test_what_is_kept_of_a_pooled_grid() -> None:
+    chain = ranked([(0, POOL), (2, FASTV)], [None, [1, 2]], [4, 4, 2], [(2, 2)] * 3, image_grid=(5, 5))
+    left_over = {(4, column) for column in range(5)} | {(row, 4) for row in range(5)}
+    assert set(seen_cells(chain, 0)) == {(row, column) for row in range(5) for column in range(5)} - left_over
+    assert seen_cells(chain, 2) == [(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (2, 1), (3, 0), (3, 1)]
+    late = ranked([(1, POOL), (2, FASTV)], [None, [3]], [16, 4, 1], [(1, 1), (2, 2), (2, 2)])
+    assert len(seen_cells(late, 0)) == len(seen_cells(late, 1)) == 16
+    assert seen_cells(late, 2) == [(2, 2), (2, 3), (3, 2), (3, 3)]
+
+
+def test_of_several_images_the_first_is_drawn() -> None:
+    pyramid = ranked([(1, FASTV)], [[[2, 3], [0, 1]]], [32, 4], [(1, 1)] * 2)
+    assert kept_tokens(pyramid, 0) is None and kept_tokens(pyramid, 1) == [2, 3]
+    assert kept_tokens(ranked([(1, FASTV)], [[[], []]], [32, 0], [(1, 1)] * 2), 1) == []
+    assert kept_tokens(PYRAMID, 3) is None
+
+
+def test_captions_name_the_reduction() -> None:
+    chain = ranked([(0, POOL), (2, FASTV)], [None, [1]], [4, 4, 1], [(2, 2)] * 3)
+    assert [_caption(chain, stage) for stage in range(3)] == [
+        "stage 0, pool: 4 visual tokens",
+        "stage 1: 4 visual tokens",
+        "stage 2, fastv: 1 visual token",
+    ]
+    assert _heading(chain) == f"{POOL}+{FASTV} saves 41.4 % of the prefill's FLOPs"
+    assert _heading(ranked([], [], [16, 16], [(1, 1)] * 2)) == "reduction: none"
+    assert _heading(PYRAMID) == ""
+
+
+def test_several_answers_stand_one_below_the_other() -> None:
+    image = Image.new("RGB", (50, 50), GREEN)
+    pyramids = [ranked([(1, FASTV)], [[2, 3]], [16, 2], [(1, 1)] * 2), ranked([], [], [16, 16], [(1, 1)] * 2)]
+    sheet = draw_pyramids(image, [(pyramids[0], "A"), (pyramids[1], "B")], 100, "What?")
+    first, second = draw_pyramid(image, pyramids[0], 100, "What?", "A"), draw_pyramid(image, pyramids[1], 100, "", "B")
+    pixels = np.asarray(sheet)
+    assert np.array_equal(pixels[: first.height], np.asarray(first))
+    assert pixels[first.height : first.height + GAP].min() == 255
+    assert np.array_equal(pixels[first.height + GAP :], np.asarray(second))
 
 
 def test_text_alone_draws_nothing() -> None:

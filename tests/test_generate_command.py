@@ -14,10 +14,18 @@ import pytest
 from PIL import Image
 
 import dpn_rt
-from dpn_rt.drawing import draw_pyramid
+from dpn_rt.drawing import draw_pyramid, draw_pyramids
 from dpn_rt.errors import EngineError, RequestError
 from dpn_rt.generate import main
-from dpn_rt.outputs import CompletionOutput, Pyramid, RequestMetrics, RequestOutput, StreamDelta
+from dpn_rt.outputs import (
+    CompletionOutput,
+    PrefillFlops,
+    Pyramid,
+    ReductionStep,
+    RequestMetrics,
+    RequestOutput,
+    StreamDelta,
+)
 from tests.prompts.conftest import Setup, original
 
 __all__ = ["original"]
@@ -28,9 +36,34 @@ OUTPUT = RequestOutput(
     outputs=[CompletionOutput(0, "A boat.", [8, 9, 2], None, None, "stop", None)],
     metrics=RequestMetrics(arrival=10.0, queue=0.0, first_token=10.5, finish=11.0),
     pyramid=Pyramid(
-        [2, None], [(2, 2), None], [[0.1, 0.2, 0.7], None], [16, 4, 4], [19, 7, 7], [(4, 4), (2, 2), (2, 2)]
+        [2, None],
+        [(2, 2), None],
+        [[0.1, 0.2, 0.7], None],
+        [16, 4, 4],
+        [19, 7, 7],
+        [(4, 4), (2, 2), (2, 2)],
+        image_grid=(4, 4),
+        patches_per_token=[(1, 1), (2, 2), (2, 2)],
     ),
 )
+
+FASTV = "fastv:k=2,ratio=0.5"
+REDUCED = {
+    spec: dataclasses.replace(
+        OUTPUT.pyramid,
+        experts=[None, None],
+        kernels=[None, None],
+        visual_tokens=counts,
+        kv_lengths=[3 + count for count in counts],
+        kept=kept,
+        steps=[ReductionStep(1, spec)] * len(kept),
+        reduction=spec,
+        patches_per_token=[(1, 1)] * 3,
+        flops=PrefillFlops(600, 1000, saved),
+    )
+    for spec, counts, kept, saved in ((FASTV, [16, 2, 2], [[3, 8]], 0.4), ("none", [16, 16, 16], [], 0.0))
+}
+"""What the fake engine answers by a prompt's reduction."""
 
 
 @pytest.fixture
@@ -46,10 +79,10 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
         calls: list[Any] = []
 
         class StandIn:
-            def __init__(self, engine: str, device: str, verify: bool) -> None:
+            def __init__(self, engine: str, device: str, verify: bool, reduce: Any = None) -> None:
                 if load_failure is not None:
                     raise load_failure
-                calls.append((engine, device, verify))
+                calls.append((engine, device, verify) if reduce is None else (engine, device, verify, reduce))
                 self.processor = original.processor
 
             def stream(self, prompt: Any, params: Any) -> Iterator[StreamDelta]:
@@ -59,7 +92,9 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
                 if failure is not None:
                     raise failure
                 completion = dataclasses.replace(OUTPUT.outputs[0], text="".join(lead) + text)
-                yield StreamDelta(text, output=dataclasses.replace(OUTPUT, outputs=[completion]))
+                output = dataclasses.replace(OUTPUT, outputs=[completion])
+                pyramid = REDUCED.get(prompt.get("reduce"), OUTPUT.pyramid)
+                yield StreamDelta(text, output=dataclasses.replace(output, pyramid=pyramid))
 
         monkeypatch.setitem(dpn_rt.__dict__, "LLM", StandIn)
         return calls
@@ -167,6 +202,56 @@ def test_the_pyramid_is_drawn_over_the_image_as_the_tower_saw_it(
     # Padded to a square with CLIP's mean colour above and below the red band.
     assert np.abs(np.asarray(seen)[0, 0].astype(int) - (122, 116, 104)).max() <= 1
     assert np.abs(np.asarray(seen)[seen.height // 2, seen.width // 2].astype(int) - (200, 0, 0)).max() <= 1
+
+
+def test_several_reductions_are_compared(
+    install: Callable[..., list[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], original: Setup
+) -> None:
+    calls = install()
+    image, drawn = tmp_path / "image.png", tmp_path / "drawn.png"
+    Image.new("RGB", (60, 20), (200, 0, 0)).save(image)
+    arguments = ["--engine", "e", "--image", str(image), "--prompt", "What?", "--reduce", FASTV, "none"]
+    assert main([*arguments, "--show-pyramid", str(drawn)]) == 0
+    assert calls[0] == ("e", "auto", True, [FASTV, "none"])
+    assert [prompt["reduce"] for prompt, _ in calls[1:]] == [FASTV, "none"]
+    time = "time            first token 0.500 s, 3 tokens in 1.000 s, 250.0 ms per token"
+    assert capsys.readouterr().out.splitlines() == [
+        "A boat.",
+        f"reduction       {FASTV}",
+        "visual tokens   16, 2, 2",
+        "FLOPs saved     40.0 % of the prefill",
+        "rows per stage  19, 5, 5",
+        "KV rows at end  21, 7, 7",
+        time,
+        "",
+        "A boat.",
+        "reduction       none",
+        "visual tokens   16, 16, 16",
+        "FLOPs saved     0.0 % of the prefill",
+        "rows per stage  19, 19, 19",
+        "KV rows at end  21, 21, 21",
+        time,
+        f"picture         {drawn}",
+    ]
+    seen = original.processor.seen_image(original.processor.chat(question_about(image)))
+    answers = [(REDUCED[spec], "A boat.") for spec in (FASTV, "none")]
+    with Image.open(drawn) as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(draw_pyramids(seen, answers, question="What?")))
+    assert main([*arguments, "--json"]) == 0
+    replies = json.loads(capsys.readouterr().out)["answers"]
+    assert [(each["reduction"], each["kept"], each["flops_saved"]) for each in replies] == [
+        (FASTV, [[3, 8]], 0.4),
+        ("none", [], 0.0),
+    ]
+
+
+def test_one_reduction_is_the_engines_default(
+    install: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = install()
+    assert main(["--engine", "e", "--prompt", "Hi", "--json", "--reduce", FASTV]) == 0
+    assert calls[0] == ("e", "auto", True, [FASTV]) and "reduce" not in calls[1][0]
+    assert json.loads(capsys.readouterr().out)["text"] == "A boat."
 
 
 @pytest.mark.parametrize("position", ["last", "before another option"])

@@ -9,9 +9,10 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.model.layout import Layout
 from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.reducer import Outcome
 from dpn_rt.model.reduction.step import BEFORE_LLM
-from dpn_rt.outputs import PrefillFlops, Pyramid
+from dpn_rt.outputs import PrefillFlops, Pyramid, ReductionStep
 from dpn_rt.prompts.processor import ProcessedPrompt
 
 
@@ -32,15 +33,47 @@ def pyramid_of(
         kept_before_llm: per image, see `ImageResult`.
     """
     unseen = prompt.num_visual_tokens - int(layouts[0].num_visual[index])  # by boundaries
+    grids = [_grid(layout, index) for layout in layouts]
+    kernels = [next(iter(outcome.kernels), None) for outcome in outcomes]
     return Pyramid(
         experts=[next(iter(outcome.experts), None) for outcome in outcomes],
-        kernels=[next(iter(outcome.kernels), None) for outcome in outcomes],
+        kernels=kernels,
         probs=[None if outcome.probs is None else list(outcome.probs) for outcome in outcomes],
         visual_tokens=[int(layout.num_visual[index]) + unseen for layout in layouts],
         kv_lengths=[int(layout.kv_lengths[index]) for layout in layouts],
-        grids=[_grid(layout, index) for layout in layouts],
+        grids=grids,
         kept=_kept(prompt, outcomes, kept_before_llm),
+        steps=_steps(prompt, outcomes),
+        reduction=None if prompt.reduction is None else prompt.reduction.spec,
+        image_grid=prompt.images[0].given.grid if prompt.images else None,
+        patches_per_token=_patches_per_token(prompt, grids, kernels),
     )
+
+
+def _steps(prompt: ProcessedPrompt, outcomes: Sequence[Outcome]) -> list[ReductionStep]:
+    """Per boundary of the request's chain, as `_kept`."""
+    if prompt.reduction is None or not prompt.images:
+        return []
+    stages = {
+        outcome.choice.cut.layer: stage for stage, outcome in enumerate(outcomes, 1) if outcome.choice.cut is not None
+    }
+    return [ReductionStep(stages.get(cut.layer, 0), cut.step.spec) for cut in prompt.reduction.cuts]
+
+
+def _patches_per_token(
+    prompt: ProcessedPrompt, grids: Sequence[Grid | None], kernels: Sequence[Grid | None]
+) -> list[Grid]:
+    """Per stage, of the first image: a kernel counts where it fitted, and so made the grid smaller."""
+    before = prompt.images[0].before_llm if prompt.images else None
+    first = before.step.kernel if before is not None and isinstance(before.step, Pool) else None
+    sizes, size = [], (1, 1)
+    grid = prompt.images[0].given.grid if prompt.images else None
+    for kernel, after in zip([first, *kernels], grids, strict=True):
+        if kernel is not None and after != grid:
+            size = size[0] * kernel[0], size[1] * kernel[1]
+        sizes.append(size)
+        grid = after
+    return sizes
 
 
 def _kept(

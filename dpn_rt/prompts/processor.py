@@ -73,8 +73,7 @@ class ProcessedPrompt:
     @property
     def num_dense_rows(self) -> int:
         """Rows of stage 0 if nothing were left out before the decoder."""
-        given = [image.before_llm.source if image.before_llm else image for image in self.images]
-        return self.num_text_rows + sum(image.num_visual_tokens for image in given)
+        return self.num_text_rows + sum(image.given.num_visual_tokens for image in self.images)
 
     @property
     def num_text_rows(self) -> int:

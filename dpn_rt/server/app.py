@@ -36,6 +36,7 @@ from dpn_rt.server.page.document import page_text
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
+from dpn_rt.server.reductions import Reductions
 from dpn_rt.server.service import Service
 from dpn_rt.server.tokenization import DetokenizeRequest, TokenizeRequest
 from dpn_rt.server.tracing import Tracing
@@ -58,13 +59,15 @@ def create_app(
     workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
     media = MediaLoader(config.media)
     engine = EngineClient(process, processor.tokenizer)
+    reductions = Reductions.of(processor.model, config.reduce)
     service = Service(
         config,
         processor.model,
         engine,
         Preparation(processor, media, ProcessedImageCache(config.processed_image_bytes), config.max_images, workers),
         Admission(config.max_queued_requests, config.max_queued_tokens),
-        Metrics(processor.model, config.model_name, lambda: engine.load),
+        Metrics(config.model_name, lambda: engine.load, reductions),
+        reductions,
         tracing,
     )
 
@@ -240,6 +243,7 @@ def _model_card(service: Service) -> dict[str, Any]:
         "parent": None,
         "max_model_len": service.preparation.max_model_len,
         "pooling_kernels": _pooling_kernels(service.model.reduction),
+        "reductions": service.reductions.choices,
     }
 
 

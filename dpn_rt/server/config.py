@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.prompts.prompt import MAX_IMAGES
 from dpn_rt.server.cors import CorsPolicy
 from dpn_rt.server.media.policy import MediaPolicy
@@ -40,6 +42,8 @@ class ServerConfig:
     """Seconds; /health fails while a step takes longer."""
     shutdown_timeout: float = 30.0
     """Seconds that running requests get when the server is told to stop; then they are aborted."""
+    reduce: Spec | Sequence[Spec] | None = None
+    """SPECs that the engine was loaded with, the default first; None: its own."""
     media: MediaPolicy = field(default_factory=MediaPolicy)
     cors: CorsPolicy = field(default_factory=CorsPolicy)
 

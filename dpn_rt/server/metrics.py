@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dpn_rt.format.config import ModelConfig
-from dpn_rt.outputs import RequestOutput
+from dpn_rt.outputs import Pyramid, RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.server.engine_client.messages import Load
+from dpn_rt.server.reductions import Reductions
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -20,10 +20,14 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class Metrics:
     """The metrics of one server, in a registry of their own."""
 
-    def __init__(self, model: ModelConfig, model_name: str, load: Callable[[], Load]) -> None:
-        """Args: load: gives the engine's load; called whenever metrics are read."""
-        self._model = model
+    def __init__(self, model_name: str, load: Callable[[], Load], reductions: Reductions) -> None:
+        """
+        Args:
+            load: gives the engine's load; called whenever metrics are read.
+            reductions: name the training-free reductions that are counted apart.
+        """
         self._name = model_name
+        self._reductions = reductions
         self._registry = CollectorRegistry()
         self._registry.register(_LoadCollector(load, model_name))
         self._prompt_tokens = self._counter("prompt_tokens", "Rows of prompts, images included.")
@@ -33,7 +37,11 @@ class Metrics:
         self._visual_tokens = self._counter("visual_tokens", "Visual tokens of prompts, per stage.", "stage")
         self._routes = self._counter("route", "Images by the experts that they took.", "route")
         self._flops = self._counter("prefill_flops", "Decoder FLOPs of prefills.")
-        self._saved_flops = self._counter("prefill_flops_saved", "Decoder FLOPs that pooling saved.")
+        self._saved_flops = self._counter("prefill_flops_saved", "Decoder FLOPs that reduction saved.")
+        self._reduced = self._counter("reduction_requests", "Prompts with images, by reduction.", "reduction")
+        self._before = self._counter("reduction_visual_tokens_before", "Visual tokens of images as given.", "reduction")
+        self._after = self._counter("reduction_visual_tokens_after", "Visual tokens of the last stage.", "reduction")
+        self._saved_by = self._counter("reduction_flops_saved", "Decoder FLOPs of prefills that it saved.", "reduction")
         self._first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token.")
         self._between = self._histogram("inter_token_latency_seconds", "Between two tokens of a request.")
         self._total = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.")
@@ -112,6 +120,17 @@ class Metrics:
         if pyramid.flops is not None:
             self._flops.labels(self._name).inc(pyramid.flops.prefill)
             self._saved_flops.labels(self._name).inc(pyramid.flops.dense_prefill - pyramid.flops.prefill)
+        self._count_reduction(prompt, pyramid)
+
+    def _count_reduction(self, prompt: ProcessedPrompt, pyramid: Pyramid) -> None:
+        label = self._reductions.label(prompt.reduction)
+        if label is None:
+            return
+        self._reduced.labels(self._name, label).inc()
+        self._before.labels(self._name, label).inc(prompt.num_dense_rows - prompt.num_text_rows)
+        self._after.labels(self._name, label).inc(pyramid.visual_tokens[-1])
+        if pyramid.flops is not None:
+            self._saved_by.labels(self._name, label).inc(pyramid.flops.dense_prefill - pyramid.flops.prefill)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"dpn_rt:{name}", text, ("model_name", *labels), registry=self._registry)

@@ -25,6 +25,7 @@ from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest, Conversation, NamesModel
+from dpn_rt.server.reductions import Reductions
 from dpn_rt.server.replies import Json, Replies, pyramid, sse, timings, token_counts, usage
 from dpn_rt.server.reply_stream import ReplyStream
 from dpn_rt.server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
@@ -47,6 +48,7 @@ class Service:
     preparation: Preparation
     admission: Admission
     metrics: Metrics
+    reductions: Reductions
     tracing: Tracing | None = None
 
     async def parse(self, kind: type[Parsed], body: bytes) -> Parsed:

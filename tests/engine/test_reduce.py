@@ -317,3 +317,29 @@ def test_keys_that_rank_rows_are_not_computed_again(
     assert reuses(ranked, "none", "fastv:k=2,ratio=0.5") == {0: False, 1: True, 2: True}
     assert reuses(ranked, pooled) == {0: False, 1: True, 2: False}
     assert reuses("fastv:k=2,ratio=0.5", "none") == {0: False, 1: False, 2: False}
+
+
+def test_the_pyramid_tells_what_each_stage_saw(engine_dir: Path, generator: np.random.Generator) -> None:
+    """Stages come from all reductions that are loaded; the steps name those of the request's own."""
+    llm = load(engine_dir)  # boundaries before layers 2, 4 and 6
+    drops = "pyramiddrop:layers=2-4-6,ratios=0.5-0.25-0.1"
+    pool, fastv = "pool:kernel=2x1,layer=0,function=avg", "fastv:k=2,ratio=0.4"
+    late = "pool:kernel=1x2,layer=4,function=max"
+    for spec, grids, steps, patches in (
+        ("none", [(8, 9)], [], [(1, 1)] * 4),
+        (drops, [(8, 9)], [(1, drops), (2, drops), (3, drops)], [(1, 1)] * 4),
+        ("divprune:keep=0.2", [(8, 9)], [(0, "divprune:keep=0.2")], [(1, 1)] * 4),
+        (f"{pool}+{fastv}", [(8, 9)], [(0, pool), (1, fastv)], [(2, 1)] * 4),
+        (f"{pool}+{fastv}", [(1, 9)], [(0, pool), (1, fastv)], [(1, 1)] * 4),  # the kernel is higher than the grid
+        (late, [(4, 5), (2, 2)], [(2, late)], [(1, 1), (1, 1), (1, 2), (1, 2)]),
+        (f"{pool}+{late}", [(4, 5)], [(0, pool), (2, late)], [(2, 1), (2, 1), (2, 2), (2, 2)]),
+        (fastv, [], [], [(1, 1)] * 4),
+    ):
+        pyramid = llm.generate(prompt(generator, spec, grids), GREEDY, use_tqdm=False)[0].pyramid
+        assert pyramid.reduction == parse_spec(spec, 7).spec
+        assert [(step.stage, step.spec) for step in pyramid.steps] == steps
+        assert pyramid.image_grid == (grids[0] if grids else None)
+        assert pyramid.patches_per_token == patches
+        for step, kept in zip(pyramid.steps, pyramid.kept, strict=bool(grids)):
+            if kept is not None:
+                assert pyramid.visual_tokens[step.stage] == len(kept)

@@ -14,13 +14,16 @@ import torch
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.engine.loader import load_processor
+from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.reference import EagerDpn
 from dpn_rt.server.engine_client.client import EngineProcess
 from dpn_rt.server.engine_client.messages import EngineSource
+from dpn_rt.server.reductions import Reductions
 from examples.tiny_dpn import train
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.tokenizer import train_tokenizer
 from tests.server.conftest import OPTIONS, Ask, RunningServer, serve
+from tests.server.test_lifecycle import metrics
 
 SPECS = ["fastv:k=2,ratio=0.5", "pyramiddrop:layers=2-3,ratios=0.5-0.2", "pool:kernel=2x2", "none"]
 REDUCED = dataclasses.replace(OPTIONS, reduce=SPECS)
@@ -43,7 +46,7 @@ def dense_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reducing(dense_dir: Path) -> Iterator[RunningServer]:
     with EngineProcess(EngineSource(dense_dir, "cpu", REDUCED)) as process:
         process.wait_until_loaded()
-        running = serve(load_processor(dense_dir, "cpu", REDUCED), process)
+        running = serve(load_processor(dense_dir, "cpu", REDUCED), process, reduce=SPECS)
         yield running
         running.stop()
 
@@ -94,3 +97,57 @@ def test_a_trained_model(server: RunningServer) -> None:
     assert len(set(reply["pyramid"]["visual_tokens"])) == 1
     refused = server.post(Ask(0).body(reduce="fastv"))
     assert refused.status_code == 400 and "trained reduction of its own" in refused.json()["error"]["message"]
+
+
+def test_what_may_be_asked_for_is_listed(reducing: RunningServer, server: RunningServer) -> None:
+    """What the server was started with, the default first, and what every engine can do; each with all keys."""
+    listed = reducing.client.get("/v1/models").json()["data"][0]["reductions"]
+    pool = "pool:kernel=2x2,layer=0,function=avg"
+    assert listed == [
+        *(SPECS[0], SPECS[1], pool, "none", "divprune:keep=0.1"),
+        *("random:layer=0,keep=0.5,seed=0,positions=renumber", "random:layer=2,keep=0.5,seed=0,positions=renumber"),
+    ]
+    for spec in listed:
+        reply = reducing.post(Ask(0).body(reduce=spec)).json()
+        assert reply["pyramid"]["reduction"] == spec
+    assert server.client.get("/v1/models").json()["data"][0]["reductions"] == []
+
+
+def test_an_engine_that_was_built_dense(dense_dir: Path) -> None:
+    model = load_processor(dense_dir, "cpu", OPTIONS).model
+    assert Reductions.of(model, None).started == ("none",) and Reductions.of(model, None).choices[0] == "none"
+    assert not any("layer=2" in spec for spec in Reductions.of(model, None).choices)
+    assert Reductions.of(model, {"method": "fastv", "ratio": 0.75}).started == ("fastv:k=2,ratio=0.75",)
+    assert Reductions.of(model, "pyramiddrop:layers=2,ratios=0.10").choices[0] == "pyramiddrop:layers=2,ratios=0.1"
+
+
+def test_metrics_per_reduction(reducing: RunningServer) -> None:
+    def counts() -> dict[str, float]:
+        return {name: value for name, value in metrics(reducing).items() if "reduction_" in name}
+
+    before = counts()
+    asked = [(SPECS[0], SPECS[0]), (None, SPECS[0]), ("none", "none"), (SPECS[1], SPECS[1])]
+    asked += [(f"fastv:k=2,ratio=0.{digit}", "other") for digit in (1, 2, 3)] + [("divprune", "other")]
+    expected: dict[str, float] = {}
+    for spec, label in asked:
+        pyramid = reducing.post(Ask(0).body(reduce=spec)).json()["pyramid"]
+        rows, columns = pyramid["image_grid"]
+        for name, value in (
+            ("requests", 1),
+            ("visual_tokens_before", rows * columns),
+            ("visual_tokens_after", pyramid["visual_tokens"][-1]),
+            ("flops_saved", pyramid["flops"]["dense_prefill"] - pyramid["flops"]["prefill"]),
+        ):
+            key = f"dpn_rt:reduction_{name}_total {label}"
+            expected[key] = expected.get(key, 0) + value
+    reducing.post({**Ask(0).body(), "messages": [{"role": "user", "content": "Hi"}]})  # nothing to reduce
+    after = counts()
+    assert {name: after[name] - before.get(name, 0) for name in expected} == expected
+    labels = {name.partition(" ")[2] for name in after}
+    assert labels <= {parse_spec(spec, 8).spec for spec in SPECS} | {"other"}, "few labels, whatever is asked"
+
+
+def test_a_trained_model_has_no_metrics_per_reduction(server: RunningServer) -> None:
+    server.post(Ask(0).body(reduce="none", max_tokens=4))
+    server.post(Ask(0).body(max_tokens=4))
+    assert not any("reduction_requests" in name for name in metrics(server))

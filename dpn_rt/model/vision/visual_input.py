@@ -55,6 +55,11 @@ class VisualInput:
         """Decoder rows that stand for an image, with their key."""
         return cls((), embeds, grid, embeds.shape[0], _key("embeds", [embeds], grid))
 
+    @property
+    def given(self) -> VisualInput:
+        """The image with all its rows."""
+        return self if self.before_llm is None else self.before_llm.source
+
     def reduced(self, step: Step, image: int, kept: IntArray | None) -> VisualInput:
         """The image with fewer rows.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 
-SCRIPTS = ("server", "fields", "image", "conversation", "pyramid", "start")
+SCRIPTS = ("server", "reduction", "fields", "image", "conversation", "pyramid", "start")
 """In this order one module: what they name at the top level is seen in all of them."""
 EXAMPLES = ("scene_1", "scene_2")
 """Pictures to begin with. They travel within the page, so that it needs no path, and no API key, for them."""

@@ -7,6 +7,8 @@ const CHECKS = {
   "max-tokens": () => numberProblem("max-tokens", "a whole number from 1 on"),
   temperature: () => numberProblem("temperature", "a number from 0 on"),
   route: routeProblem,
+  amount: () => amountProblem(""),
+  "amount-2": () => amountProblem("-2"),
 };
 const OF_THE_SERVER = [ // how its messages begin -> the field that they are about
   [/^image (?:\d+|'[^']*'): /, "image"],
@@ -15,6 +17,7 @@ const OF_THE_SERVER = [ // how its messages begin -> the field that they are abo
   [/^temperature\b[^:]*: /, "temperature"],
   [/^router_bias\b[^:]*: /, "bias"],
   [/^route\b[^:]*: /, "route"],
+  [/^reduce='[^']*': /, "amount"],
   [/^prompt (?=has|of)/, "question"],
 ];
 const BY_STATUS = {
@@ -66,16 +69,21 @@ function fieldsAreRight() {
   return !first;
 }
 
-/** Says an error of the server where it belongs: beside a field, or under the answer. */
-function tell(error, image = null) {
+/**
+ * Says an error of the server where it belongs: beside a field, or under the answer.
+ * `side` is that of the reduction that was asked for.
+ */
+function tell(error, image = null, side = "") {
   if (error.status === 401) {
     const given = byId("key").value.trim();
     complain("key", given ? "The server does not accept this API key." : "This server asks for an API key.").focus();
     showStatus("Not asked: the server needs an API key.");
     return;
   }
-  const [start, field] = OF_THE_SERVER.find(([pattern]) => pattern.test(error.message)) ?? [];
-  if (!(error instanceof Refusal) || !field || (field === "image" && !image)) {
+  const [start, about] = OF_THE_SERVER.find(([pattern]) => pattern.test(error.message)) ?? [];
+  const field = about === "amount" ? about + side : about;
+  const isShown = about !== "amount" || !byId(`${field}-field`).hidden;
+  if (!(error instanceof Refusal) || !field || !isShown || (field === "image" && !image)) {
     showError(BY_STATUS[error.status] ?? error.message);
     return;
   }

@@ -30,6 +30,7 @@ async function loadCard(signal) {
   const kernels = card.pooling_kernels;
   byId("steering").hidden = kernels?.length === 0;
   if (kernels?.length) byId("kernel-numbers").textContent = ` Here ${kernelNumbers(kernels)}.`;
+  offerReductions(card.reductions ?? []);
   complain("key", "");
 }
 
@@ -59,7 +60,7 @@ async function* events(body) {
   }
 }
 
-function requestOf(image) {
+function requestOf(image, spec) {
   const question = byId("question").value.trim();
   const text = { type: "text", text: question };
   const content = image ? [{ type: "image_url", image_url: { url: image.url } }, text] : question;
@@ -70,6 +71,7 @@ function requestOf(image) {
   }
   const route = forcedRoute();
   if (route) request.route = route;
+  if (spec !== undefined) request.reduce = spec;
   return request;
 }
 

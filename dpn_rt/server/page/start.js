@@ -11,10 +11,12 @@ byId("question").addEventListener("keydown", (event) => {
   ask();
 });
 byId("stop").addEventListener("click", () => running?.abort());
-byId("averages").addEventListener("click", () => showAverages(!byId("stages").classList.contains("averages")));
+byId("averages").addEventListener("click", () => showAverages(!byId("drawings").classList.contains("averages")));
 byId("bias").addEventListener("input", () => (byId("bias-value").textContent = byId("bias").value));
 byId("key").addEventListener("change", () => loadCard().catch((error) => tell(error)));
-for (const field of ["question", "max-tokens", "temperature", "bias", "route", "key"]) {
+for (const side of SIDES) byId(`reduction${side}`).addEventListener("change", () => showAmount(side));
+byId("compare").addEventListener("change", () => (byId("second").hidden = !byId("compare").checked));
+for (const field of ["amount", "amount-2", "question", "max-tokens", "temperature", "bias", "route", "key"]) {
   byId(field).addEventListener("input", () => complain(field, ""));
 }
 for (const button of document.querySelectorAll("#examples button")) {

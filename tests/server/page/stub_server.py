@@ -26,6 +26,11 @@ PYRAMID: dict[str, Any] = {
     "visual_tokens": [35, 15, 15, 2],
     "kv_lengths": [55, 35, 35, 22],
     "grids": [[5, 7], [5, 3], [5, 3], [2, 1]],
+    "image_grid": [5, 7],
+    "patches_per_token": [[1, 1], [1, 2], [1, 2], [2, 4]],
+    "kept": [None, None, None],
+    "steps": [],
+    "reduction": None,
     "image_fit": "pad",
     "flops": {"prefill": 395, "dense_prefill": 1000, "saved": 0.605},
 }
@@ -77,7 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.paths.append(self.path)
-        self.server.questions.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.question: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.questions.append(self.question)
         self.server.keys.append(self.headers["Authorization"])
         self.server.answer(Reply(self))
 
@@ -98,6 +104,11 @@ class Reply:
     def __init__(self, handler: _Handler) -> None:
         self._handler = handler
         self._has_begun = False
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """The body of the question."""
+        return self._handler.question
 
     def nothing(self) -> None:
         """Writes only the end of a stream."""

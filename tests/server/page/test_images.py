@@ -115,7 +115,7 @@ def test_a_forced_kernel_is_told_from_a_chosen_one(page: Page, wide_image: Path)
 
 def test_averages_show_what_is_left(page: Page, wide_image: Path) -> None:
     page.server.answer = lambda reply: answer_with_pyramid(
-        reply, grids=[[4, 4], [4, 2], [2, 1], [1, 1]], kernels=[[1, 2], [2, 2], [2, 1]], visual_tokens=[16, 8, 2, 1]
+        reply, image_grid=[4, 4], patches_per_token=[[1, 1], [1, 2], [2, 4], [4, 4]]
     )
     page.choose(wide_image)
     page.ask_and_wait()
@@ -141,7 +141,7 @@ def test_averages_show_what_is_left(page: Page, wide_image: Path) -> None:
 
 def test_lines_are_thinner_where_there_are_many(page: Page, wide_image: Path) -> None:
     page.server.answer = lambda reply: answer_with_pyramid(
-        reply, grids=[[24, 24], [12, 24], [12, 12], [3, 3]], kernels=[[2, 1], [1, 2], [4, 4]]
+        reply, image_grid=[24, 24], patches_per_token=[[1, 1], [2, 1], [2, 2], [8, 8]]
     )
     page.choose(wide_image)
     page.ask_and_wait()
