@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import BEFORE_LLM, Scores, keeps_share
+from dpn_rt.model.reduction.step import BEFORE_LLM, Scores, keeps_share, share_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class DivPrune:
 
     @property
     def spec(self) -> str:
-        return f"divprune:keep={self.keep:g}"
+        return f"divprune:keep={share_text(self.keep)}"
 
 
 def most_diverse(rows: Tensor, count: int) -> Tensor:

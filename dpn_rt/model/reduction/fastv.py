@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import Scores, keeps_share
+from dpn_rt.model.reduction.step import Scores, keeps_share, share_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +43,4 @@ class FastV:
 
     @property
     def spec(self) -> str:
-        return f"fastv:k={self.k},ratio={self.ratio:g}"
+        return f"fastv:k={self.k},ratio={share_text(self.ratio)}"

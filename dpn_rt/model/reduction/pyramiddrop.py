@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import Scores, keeps_share
+from dpn_rt.model.reduction.step import Scores, keeps_share, share_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +56,4 @@ class PyramidDrop:
 
 
 def _joined(values: tuple[float, ...]) -> str:
-    return "-".join(f"{value:g}" for value in values)
+    return "-".join(str(value) if isinstance(value, int) else share_text(value) for value in values)

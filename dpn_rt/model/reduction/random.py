@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from dpn_rt.model.reduction.grid import Grid, IntArray
-from dpn_rt.model.reduction.step import Scores, has_layers_after, keeps_share
+from dpn_rt.model.reduction.step import Scores, has_layers_after, keeps_share, share_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +55,4 @@ class RandomKeep:
 
     @property
     def spec(self) -> str:
-        return f"random:layer={self.layer},keep={self.keep:g},seed={self.seed},positions={self.positions}"
+        return f"random:layer={self.layer},keep={share_text(self.keep)},seed={self.seed},positions={self.positions}"

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+
 from dpn_rt.model.reduction.grid import Grid, IntArray
 
 Scores = Literal["here", "next"]
@@ -79,7 +81,12 @@ class Cut:
 def keeps_share(name: str, value: float) -> Iterator[str]:
     """A problem unless `value` is from 0 to 1."""
     if not 0 <= value <= 1:
-        yield f"{name}={value:g}: expected a share from 0 to 1"
+        yield f"{name}={share_text(value)}: expected a share from 0 to 1"
+
+
+def share_text(value: float) -> str:
+    """A number in a SPEC: all its digits and no exponent, whose minus sign would separate two ratios."""
+    return np.format_float_positional(value, trim="-")
 
 
 def has_layers_after(name: str, layer: int, num_layers: int) -> Iterator[str]:

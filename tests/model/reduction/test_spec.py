@@ -1,0 +1,50 @@
+"""SPECs as text: what is printed reads as the same reduction."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpn_rt.errors import ConfigError
+from dpn_rt.model.reduction.chain import Chain
+from dpn_rt.model.reduction.divprune import DivPrune
+from dpn_rt.model.reduction.fastv import FastV
+from dpn_rt.model.reduction.pool import Pool
+from dpn_rt.model.reduction.pyramiddrop import PyramidDrop
+from dpn_rt.model.reduction.random import RandomKeep
+from dpn_rt.model.reduction.spec import parse_spec
+
+SHARES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 1e-5, 5e-324, 1 / 3, 0.1 + 0.2]))
+LAYERS = st.lists(st.integers(1, 31), min_size=1, max_size=4, unique=True).map(lambda each: tuple(sorted(each)))
+RANDOM = st.builds(
+    RandomKeep, layer=st.integers(1, 31), keep=SHARES, seed=st.integers(0, 2**31), positions=st.just("keep")
+)
+STEPS = st.one_of(
+    st.builds(FastV, k=st.integers(1, 31), ratio=SHARES),
+    st.builds(DivPrune, keep=SHARES),
+    st.builds(Pool, kernel=st.tuples(st.integers(1, 9), st.integers(1, 9)), layer=st.integers(0, 31)),
+    RANDOM,
+    LAYERS.flatmap(
+        lambda layers: st.builds(
+            PyramidDrop,
+            before=st.just(layers),
+            ratios=st.lists(SHARES, min_size=len(layers), max_size=len(layers)).map(
+                lambda ratios: tuple(sorted(ratios, reverse=True))
+            ),
+        )
+    ),
+)
+
+
+@given(STEPS)
+def test_what_is_printed_reads_as_the_same(step: FastV) -> None:
+    spec = Chain.of(step).spec
+    assert parse_spec(spec, 32) == Chain.of(step)
+    assert parse_spec(spec, 32).spec == spec
+
+
+@pytest.mark.parametrize("layer", ["9" * 400, "-1", "0", "32"])
+def test_layers_that_no_decoder_has(layer: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected layers from 1 to 31|expected numbers|expected a whole number"):
+        parse_spec(f"pyramiddrop:layers={layer},ratios=0.5", 32)
