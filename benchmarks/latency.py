@@ -42,6 +42,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--reduce", nargs="+", default=[], metavar="SPEC", help="training-free reductions of the stock model too"
     )
+    parser.add_argument(
+        "--quantize", nargs="+", default=[], choices=("int8", "int4"), help="dpn_rt on quantised engines too"
+    )
     parser.add_argument("--compile", action="store_true", help="transformers under torch.compile too, where that works")
     parser.add_argument("--tensorrt", action="store_true", help="dpn_rt on TensorRT plans too, where that works")
     parser.add_argument("--mix", choices=MIXES, default="quarters", help="routes of a mixed batch")

@@ -20,20 +20,22 @@ from benchmarks.dense_llava import dense_llava
 from benchmarks.limits import GemmLimit, ReadLimit
 from benchmarks.memory import peak_memory
 from benchmarks.plan_engine import write_plan_engine
-from benchmarks.rows import DENSE, DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row, plan
+from benchmarks.rows import DENSE, DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row, plan, quantized_subject
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
 from benchmarks.subjects import Eager, EagerReducing, Request, Runtime, Subject, TransformersDense
 from benchmarks.summary import report
+from dpn_rt.builders.quantize import stored_tensors
 from dpn_rt.errors import DpnError
 from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, weight_spec, write_engine
+from dpn_rt.format.weight_spec import canonical_specs
 from dpn_rt.model.reduction.chain import Chain
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.reference import EagerDpn
-from dpn_rt.schema.weights import TORCH_DTYPES
+from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -47,14 +49,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             shaped, rows_per_stage = reduced_stages(model, row.reduce)
             stages = [rows_per_stage] * row.batch
         row.flops = sum(flops.prefill_flops(shaped, stage) for stage in stages)
-        computed = flops.needed_prefill_flops if row.subject in ("dpn_rt", REDUCED) else flops.prefill_flops
+        is_own = row.subject.startswith("dpn_rt") or row.subject == REDUCED
+        computed = flops.needed_prefill_flops if is_own else flops.prefill_flops
         row.computed_flops = sum(computed(shaped, stage) for stage in stages)
         row.kv_rows = sum(flops.kv_rows(shaped, stage) for stage in stages)
-    copies = 1 + ("tensorrt" in options.subjects) + bool(options.reduce)
+    copies = 1 + ("tensorrt" in options.subjects) + bool(options.reduce) + len(options.quantize)
     with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}", copies) as path:
         subjects = load_subjects(options, path, model)
         if options.reduce:
             subjects |= load_reduced(options, path, model)
+        for quantize in options.quantize:
+            subjects[quantized_subject(quantize)] = load_quantized(options, path, model, quantize)
         if "compiled" in subjects and (problem := compile_problem(subjects["compiled"], model)):
             print(f"no rows of torch.compile, which does not work here: {problem}", file=sys.stderr)
             del subjects["compiled"]
@@ -117,16 +122,7 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     batch = max(options.batch)
     rows = NUM_TEXT_ROWS + 576 + options.tokens + 16
     if "dpn_rt" in options.subjects:
-        from dpn_rt import LLM
-
-        llm = LLM(
-            path,
-            device=options.device,
-            max_num_seqs=batch,
-            max_num_batched_tokens=batch * rows,
-            kv_cache_bytes=2 * batch * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
-        )
-        subjects["dpn_rt"] = Runtime(llm, model, options.device)
+        subjects["dpn_rt"] = load_runtime(options, path, model)
     if "tensorrt" in options.subjects:
         from dpn_rt import LLM
 
@@ -137,6 +133,34 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
         except DpnError as error:
             print(f"no rows of TensorRT plans, which do not work here: {error}", file=sys.stderr)
     return subjects
+
+
+def load_quantized(options: argparse.Namespace, path: Path, model: ModelConfig, quantize: Quantize) -> Subject:
+    """The runtime on an engine with the same weights, quantised."""
+    quantized = dataclasses.replace(model, quantize=quantize)
+    target = path.with_name(f"{path.name}-{quantize}")
+    if not (target / "engine.json").exists():
+        weights = EngineDir.open(path, verify=False).load_weights()
+        tensors = stored_tensors(weight_spec(quantized), canonical_specs(model), quantize, weights.__getitem__)
+        write_engine(target, quantized, EngineSource("0" * 64, "synthetic"), tensors)
+    return load_runtime(options, target, quantized)
+
+
+def load_runtime(options: argparse.Namespace, path: Path, model: ModelConfig, **more: Any) -> Runtime:
+    """The runtime with room for the largest batch."""
+    from dpn_rt import LLM
+
+    batch = max(options.batch)
+    rows = NUM_TEXT_ROWS + 576 + options.tokens + 16
+    llm = LLM(
+        path,
+        device=options.device,
+        max_num_seqs=batch,
+        max_num_batched_tokens=batch * rows,
+        kv_cache_bytes=2 * batch * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
+        **more,
+    )
+    return Runtime(llm, llm.model, options.device)
 
 
 def reduced_stages(model: ModelConfig, spec: str, num_text: int = NUM_TEXT_ROWS) -> tuple[ModelConfig, tuple[int, ...]]:
@@ -163,22 +187,12 @@ class StageRequest:
 
 def load_reduced(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
     """The subjects of `--reduce`, on a stock model with the same decoder and encoder."""
-    from dpn_rt import LLM
-
     stock = dataclasses.replace(model, reduction=NoReduction())
-    batch, rows = max(options.batch), NUM_TEXT_ROWS + 576 + options.tokens + 16
     dense_path = path.with_name(f"{path.name}-stock")
     if not (dense_path / "engine.json").exists():
         write_engine(dense_path, stock, EngineSource("0" * 64, "synthetic"), random_weights(stock))
-    llm = LLM(
-        dense_path,
-        device=options.device,
-        max_num_seqs=batch,
-        max_num_batched_tokens=batch * rows,
-        kv_cache_bytes=2 * batch * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
-        reduce=["none", *options.reduce],
-    )
-    subjects: dict[str, Subject] = {REDUCED: Runtime(llm, llm.model, options.device)}
+    runtime = load_runtime(options, dense_path, stock, reduce=["none", *options.reduce])
+    subjects: dict[str, Subject] = {REDUCED: runtime}
     if "eager" in options.subjects:
         weights = EngineDir.open(dense_path, verify=False).load_weights()
         eager = EagerDpn.from_weights(stock, weights.items(), copy=False).requires_grad_(False)

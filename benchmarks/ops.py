@@ -26,6 +26,7 @@ if not __package__:  # run as a file: the repository's root is where `benchmarks
 from benchmarks.clock import Run, is_cuda, replayable, seconds
 from benchmarks.machine import machine
 from benchmarks.ops_cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
+from benchmarks.quantized_cases import quantized_cases
 from benchmarks.reduction_cases import reduction_cases
 from dpn_rt import ops
 from dpn_rt.terminal import escape_output
@@ -183,6 +184,7 @@ def main() -> None:
     with torch.inference_mode(), torch.device(options.device):
         limits = limit_runs(setting, dtype)
         cases = all_cases(setting.shapes, dtype, with_linear=not on_gpu) + reduction_cases(setting.shapes, dtype)
+        cases += [] if on_gpu else quantized_cases(setting.shapes, dtype)
         cases = [c for c in cases if options.only in c.name]
         rows = [measure_case(c, limits, options.rounds, setting.cold_bytes, options.device) for c in cases]
         costs = {} if on_gpu else call_cost()

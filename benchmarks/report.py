@@ -76,6 +76,7 @@ RATIOS: dict[str, Cell] = {
     "step / compiled": ratio("compiled dense", "decode_step"),
     "prefill / eager": ratio("eager", "prefill"),
     "step / eager": ratio("eager", "decode_step"),
+    "vision / dense": ratio("dpn_rt dense", "vision"),
     "prefill / dense": ratio("dpn_rt dense", "prefill"),
     "step / dense": ratio("dpn_rt dense", "decode_step"),
     "prefill / dpn_rt": same_route("dpn_rt", "prefill"),

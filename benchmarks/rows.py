@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 
 from benchmarks.samples import Samples
+from dpn_rt.schema.weights import Quantize
 
 SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt", "tensorrt")
 OPTIONAL_SUBJECTS = ("compiled", "tensorrt")
@@ -33,6 +34,8 @@ class Row:
     routes: tuple[tuple[int, ...], ...]
     reduce: str | None = None
     """SPEC of a training-free reduction of the stock model; None: the DPN of these routes."""
+    quantize: Quantize = "none"
+    """Of the engine."""
     flops: int = 0
     """FLOPs of the published computation."""
     computed_flops: int = 0
@@ -49,6 +52,8 @@ class Row:
 def plan(options: argparse.Namespace) -> list[Row]:
     """The rows of the table, in the order in which a round runs them."""
     rows = []
+    own: dict[str, Quantize] = {subject: "none" for subject in ("dpn_rt", "tensorrt") if subject in options.subjects}
+    own |= {quantized_subject(quantize): quantize for quantize in options.quantize}
     for batch in options.batch:
         mix = MIXES[options.mix]
         mixed = tuple(mix[i % len(mix)] for i in range(batch))
@@ -59,11 +64,15 @@ def plan(options: argparse.Namespace) -> list[Row]:
         if "eager" in options.subjects:
             chosen = groups if batch == 1 else groups[-1:]
             rows += [Row("eager", label, batch, routes) for label, routes in chosen]
-        for subject in ("dpn_rt", "tensorrt"):
-            if subject in options.subjects:
-                rows.append(Row(subject, "dense", batch, (DENSE,) * batch))
-                rows += [Row(subject, label, batch, routes) for label, routes in groups]
+        for subject, quantize in own.items():
+            for label, routes in (("dense", (DENSE,) * batch), *groups):
+                rows.append(Row(subject, label, batch, routes, quantize=quantize))
     return rows + reduced_rows(options)
+
+
+def quantized_subject(quantize: Quantize) -> str:
+    """The runtime on a quantised engine."""
+    return f"dpn_rt {quantize}"
 
 
 def reduced_rows(options: argparse.Namespace) -> list[Row]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 from benchmarks.machine import machine
-from benchmarks.rows import DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row
+from benchmarks.rows import DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row, quantized_subject
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS
 from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.schema.weights import Quantize
 
 
 def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], limits: Row) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], lim
     for row in rows:
         kv_bytes = row.kv_rows * flops.kv_row_bytes(model)
         grown = row.batch * model.decoder.num_layers * flops.kv_row_bytes(model) * (options.tokens + 1) / 2
-        step_bytes = flops.decode_weight_bytes(model) + kv_bytes + grown
+        step_bytes = flops.decode_weight_bytes(replace(model, quantize=row.quantize)) + kv_bytes + grown
         entry: dict[str, Any] = {
             "subject": row.subject,
             "routes": row.label,
@@ -57,6 +59,7 @@ SAME_ROUTE: dict[str, tuple[str, ...]] = {
     "eager": (),
     "dpn_rt": ("eager",),
     "tensorrt": ("eager", "dpn_rt"),
+    **{quantized_subject(quantize): ("eager", "dpn_rt") for quantize in get_args(Quantize)},
     REDUCED: (),
     REDUCED_EAGER: (),
 }

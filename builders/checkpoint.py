@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -20,8 +21,23 @@ _KINDS = (
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)")
 
 
-class Checkpoint:
-    """The tensors of a checkpoint directory by their published names. At most one shard is mapped at a time."""
+class Checkpoint(Protocol):
+    """The tensors of a checkpoint by their published names."""
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shape and dtype by published name."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU."""
+
+
+class CheckpointFiles:
+    """A `Checkpoint` whose tensors are those of its files. At most one shard is mapped at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open a directory and list its tensors; nothing is read yet.

@@ -41,8 +41,6 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     """
     choice_of(config, "model_type", ("llava",), "llava")
     choice_of(config, "projector_hidden_act", ("gelu",), "gelu")
-    if config.get("quantization_config") is not None:
-        raise ConfigError("config.json: quantization_config: quantised checkpoints are not supported")
     text = object_of(config, "text_config") or Section({}, "config.json: text_config.")
     choice_of(text, "model_type", ("llama",), "llama")
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))

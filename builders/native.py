@@ -14,6 +14,9 @@ from dpn_rt.builders.names import LLAMA
 from dpn_rt.builders.original_layout import read_original
 from dpn_rt.builders.prompt_config import prompt_config
 from dpn_rt.builders.published_check import check_published
+from dpn_rt.builders.quantize import choose_quantize, note_rounded_again, stored_tensors
+from dpn_rt.builders.quantized.checkpoint import open_checkpoint
+from dpn_rt.builders.quantized.formats import refuse_gguf
 from dpn_rt.builders.tokenizer_files import read_tokenizer
 from dpn_rt.builders.trial import try_processor
 from dpn_rt.builders.weight_sources import weight_sources
@@ -22,10 +25,11 @@ from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.format.config import ModelConfig, ReductionConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, check_model, weight_spec, write_engine
 from dpn_rt.format.plans import BuiltPlans
+from dpn_rt.format.weight_spec import canonical_specs
 from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.schema.text import is_text
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.weights import DType, Quantize
 
 Progress = Callable[[int, int], None]
 """Takes the number of weight bytes written since the last call, and the total."""
@@ -42,6 +46,7 @@ def build_engine(
     note: Note = lambda line: None,
     make_plans: Callable[[ModelConfig], BuiltPlans] | None = None,
     reduce: Spec | None = None,
+    quantize: Quantize | None = None,
 ) -> EngineDir:
     """Build an engine directory from a checkpoint directory.
 
@@ -52,6 +57,8 @@ def build_engine(
         note: takes a line about each assumption, and about each thing that the engine lacks.
         reduce: SPEC of the training-free reduction that requests get by default; None: none, or the trained one.
         make_plans: builds TensorRT plans, which then run the engine; None: the product's own kernels run it.
+        quantize: stores the matrices of linear layers in 8 bits, or those of the decoder in 4 and the others in 8;
+            None: int8 for a checkpoint that is published as W8A8, and none for any other.
 
     Raises:
         CheckpointError: files are missing or damaged, or weights do not match the configuration (all are named).
@@ -61,18 +68,23 @@ def build_engine(
     """
     path = Path(checkpoint_path)
     config = read_config(path)
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path, config)
     layout = read_layout(checkpoint, config, None if vision_tower is None else Path(vision_tower), note)
     tokenizer, for_images = read_tokenizer(path, note), _image_processor_files(path, layout)
+    dtype = dtype or _default_dtype(checkpoint, layout)
+    quantize = choose_quantize(quantize, checkpoint, dtype, make_plans is not None, note)
     model = ModelConfig(
-        dtype=dtype or _default_dtype(checkpoint, layout),
+        dtype=dtype,
         decoder=layout.decoder,
         reduction=_reduction(layout, reduce),
         prompt=prompt_config(path, layout, tokenizer, bool(for_images), note),
         vision=layout.tower.config if layout.tower else None,
         projector=layout.projector,
+        quantize=quantize,
     )
     check_model(model)
+    if make_plans is not None and quantize != "none":
+        raise ConfigError(f"quantize={quantize!r}: TensorRT plans have no quantised weights, expected 'none'")
     files = {**(tokenizer.files if tokenizer else {}), **for_images}
     try_processor(path, files, model)
     sources = weight_sources(model, checkpoint, layout.names, layout.tower)
@@ -80,19 +92,21 @@ def build_engine(
     if make_plans is not None and reduce is not None and model.reduction.layers:
         raise ConfigError(f"reduce={reduce!r}: TensorRT plans have no boundaries for it, expected none")
     plans = None if make_plans is None else make_plans(model)
-    specs = weight_spec(model)
-    stream = WeightStream((path / "config.json").read_bytes(), sources, specs)
+    specs, canonical = weight_spec(model), canonical_specs(model)
+    stream = WeightStream((path / "config.json").read_bytes(), sources, canonical)
     total = sum(spec.num_bytes for spec in specs.values())
-    return write_engine(
+    engine = write_engine(
         output,
         model,
         lambda: EngineSource(stream.fingerprint(), layout.kind),
-        stream,
+        stored_tensors(specs, canonical, quantize, stream),
         files,
         force=force,
         progress=lambda written: progress(written, total),
         plans=plans,
     )
+    note_rounded_again(stream, quantize, note)
+    return engine
 
 
 def _reduction(layout: Layout, reduce: Spec | None) -> ReductionConfig:
@@ -115,6 +129,7 @@ def read_config(path: Path) -> Json:
     Raises:
         CheckpointError: there is no such directory, or the file is missing or damaged.
     """
+    refuse_gguf(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
     check_name(path)

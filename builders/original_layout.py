@@ -58,8 +58,6 @@ def _check_model_type(config: Json) -> None:
     model_type = value_of(config, "model_type", str, "llava_llama")
     if model_type != "llava" and "llama" not in model_type:
         raise ConfigError(f"config.json: model_type: expected llava or a name with llama in it, got {model_type!r}")
-    if config.get("quantization_config") is not None:
-        raise ConfigError("config.json: quantization_config: quantised checkpoints are not supported")
     if value_of(config, "mm_use_im_start_end", bool, False):
         raise ConfigError(
             "config.json: mm_use_im_start_end is not supported: images stand between no tokens of their own"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.names import LLAMA_ROOTS, ROUTER
+from dpn_rt.builders.quantized.checkpoint import matrix_of
 from dpn_rt.builders.weight_sources import Part, WeightSource
 from dpn_rt.errors import CheckpointError
 
@@ -48,7 +49,8 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
     """Two lists of unused weights: those that show that the configuration is wrong, and those of other models.
 
     Some unused weights are normal and in neither list: rotary frequencies, parts of the vision tower that do not run,
-    an output layer that is tied to the embedding, and routers of a model with static or random pooling.
+    an output layer that is tied to the embedding, routers of a model with static or random pooling, and biases of
+    quantised layers that are 0.
     """
     model_weight = tuple(f"{layout.names.decoder}{root}." for root in LLAMA_ROOTS)
     head = f"{layout.names.lm_head}.weight"
@@ -60,6 +62,7 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
             or (layout.tower is not None and name.startswith(layout.tower.prefix) and layout.tower.prefix != "")
             or (layout.decoder.tie_word_embeddings and name == head)
             or (f".{ROUTER}." in name and layout.reduction.layers and not layout.reduction.reads_router_rows)
+            or _is_zero_bias(checkpoint, name)
         )
         if harmless:
             continue
@@ -68,3 +71,9 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
         else:
             ignored.append(name)
     return unexpected, ignored
+
+
+def _is_zero_bias(checkpoint: Checkpoint, name: str) -> bool:
+    """GPTQ's older writers give every quantised layer a bias."""
+    layer, _, suffix = name.rpartition(".")
+    return suffix == "bias" and matrix_of(checkpoint, f"{layer}.weight") is not None and not checkpoint.read(name).any()

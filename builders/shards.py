@@ -15,7 +15,17 @@ from torch import Tensor
 from dpn_rt.errors import CheckpointError
 
 GIT_LFS_MARK = b"version https://git-lfs"
-_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "I64": "int64",
+    "I32": "int32",
+    "I8": "int8",
+    "U8": "uint8",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.clip_config import clip_config, clip_values_from_shapes
 from dpn_rt.builders.json_values import Json, Section, object_of, read_json
 from dpn_rt.builders.names import clip_weight
+from dpn_rt.builders.quantized.checkpoint import open_checkpoint
 from dpn_rt.errors import CheckpointError
 from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.clip.config import ClipConfig
@@ -57,11 +58,11 @@ def find_tower(
         ConfigError: the runtime does not support this kind of tower.
     """
     if directory is not None:
-        config = Section(read_json(directory / "config.json"), f"{directory / 'config.json'}: ")
+        config = _own_config(directory)
         clip_values = object_of(config, "vision_config") or config
     source, prefix = checkpoint, _find_prefix(checkpoint)
     if prefix is None and directory is not None:
-        source = Checkpoint(directory)
+        source = open_checkpoint(directory, _own_config(directory))
         prefix = _find_prefix(source)
         if prefix is None:
             raise CheckpointError(f"{directory}: holds no weights of a CLIP vision tower")
@@ -70,6 +71,11 @@ def find_tower(
     if clip_values is None:
         clip_values = clip_values_from_shapes(source.tensors, prefix, note)
     return VisionTower(source, prefix, clip_config(clip_values, select_layer, select_feature), directory)
+
+
+def _own_config(directory: Path) -> Section:
+    """config.json of a tower's own directory."""
+    return Section(read_json(directory / "config.json"), f"{directory / 'config.json'}: ")
 
 
 def _find_prefix(checkpoint: Checkpoint) -> str | None:

@@ -9,7 +9,7 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.names import LayoutNames, published_modules, weight_names
 from dpn_rt.builders.vision_tower import VisionTower
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.format.weight_spec import canonical_specs
 from dpn_rt.model.reduction.pooling_config import PoolingConfig, expert_module
 from dpn_rt.model.vision.clip.names import PATCH_EMBEDDING, TOWER
 from dpn_rt.model.vision.projector import PROJECTOR_MODULES
@@ -41,8 +41,8 @@ class WeightSource:
 def weight_sources(
     model: ModelConfig, checkpoint: Checkpoint, layout_names: LayoutNames, tower: VisionTower | None
 ) -> dict[str, WeightSource]:
-    """The source of every canonical weight of `model`, in the order of the file."""
-    specs = weight_spec(model)
+    """The source of every canonical weight of `model`."""
+    specs = canonical_specs(model)
     names = weight_names(specs, published_modules(model, layout_names, "" if tower is None else tower.prefix))
     taps = _experts(model)
     sources = {}

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from dpn_rt.builders.quantized.checkpoint import matrix_of
 from dpn_rt.builders.weight_sources import WeightSource
 from dpn_rt.errors import CheckpointError
 from dpn_rt.format.weight_file import tensor_bytes
+from dpn_rt.model.weights.weight import QuantizedWeight
 from dpn_rt.schema.weights import WeightSpec
 
 
@@ -30,10 +32,37 @@ class WeightStream:
         self._sources = sources
         self._spec = spec
         self._digest = hashlib.sha256(config)
+        self.rounded_again: list[str] = []
+        """Published names of quantised weights that `published_scale` could not take over."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, spec in self._spec.items():
-            yield name, self._assemble(name, self._sources[name], spec)
+        for name in self._spec:
+            yield name, self.read(name)
+
+    def read(self, name: str) -> Tensor:
+        """One canonical weight.
+
+        Raises:
+            CheckpointError: the weight has infinite values or NaN, or values out of range of its dtype.
+        """
+        return self._assemble(name, self._sources[name], self._spec[name])
+
+    def published_scale(self, name: str, form: type[QuantizedWeight]) -> Tensor | None:
+        """The scales with which `form` takes over a canonical weight as it is published, integer by integer.
+
+        None where the form has another grid, or where a part of the weight is not quantised.
+
+        Raises:
+            CheckpointError: a scale is infinite or NaN.
+        """
+        parts = self._sources[name].parts
+        matrices = {part.name: found for part in parts if (found := matrix_of(part.checkpoint, part.name))}
+        scales = [each.scale_for(form) for each in matrices.values()]
+        known = [scale for scale in scales if scale is not None]
+        if parts and len(known) == len(parts):
+            return torch.cat(known)
+        self.rounded_again += matrices
+        return None
 
     def fingerprint(self) -> str:
         """sha256 of the configuration and of the weights read so far. It does not depend on the shards."""

@@ -21,7 +21,7 @@ from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
-from dpn_rt.schema.weights import TORCH_DTYPES
+from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
 from dpn_rt.terminal import check_text, escape_output
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             engine = _build(options)
         if not options.quiet:
             size = sum(record.bytes for record in engine.files.values())
-            print(f"{options.output}: {size / 1e9:.2f} GB, {engine.model.dtype}, {_describe(engine)}", flush=True)
+            print(f"{options.output}: {size / 1e9:.2f} GB, {_describe(engine)}", flush=True)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -73,6 +73,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--reduce",
         metavar="SPEC",
         help="training-free reduction by default, such as fastv:k=2,ratio=0.5",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=get_args(Quantize),
+        help="int8: linear layers in 8 bits; int4: those of the decoder in 4, others in 8 (default: int8 for a W8A8 "
+        "checkpoint, else none)",
     )
     _add_backend(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing engine")
@@ -152,6 +158,7 @@ def _build(options: argparse.Namespace) -> EngineDir:
             note=show_note,
             make_plans=_plan_maker(options, show_note),
             reduce=options.reduce,
+            quantize=options.quantize,
         )
 
 
@@ -162,7 +169,8 @@ def _describe(engine: EngineDir) -> str:
     pooling = f"{model.reduction.summary}, {stages} stage{plural}" if model.reduction.needs_grid else "dense"
     tower = model.vision.summary if model.vision else "image embeddings only"
     plans = "" if engine.plans is None else f", TensorRT plans for {', '.join(engine.plans.compute_capabilities)}"
-    return f"{model.decoder.num_layers} layers, {pooling}, {tower}{plans}"
+    form = model.dtype if model.quantize == "none" else f"{model.quantize} and {model.dtype}"
+    return f"{form}, {model.decoder.num_layers} layers, {pooling}, {tower}{plans}"
 
 
 @contextlib.contextmanager

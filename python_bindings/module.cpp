@@ -11,6 +11,8 @@
 #include "ops/attention/attention.h"
 #include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
+#include "ops/quantized/linear_int4.h"
+#include "ops/quantized/linear_int8.h"
 #include "ops/reduction/advance_layout.h"
 #include "ops/reduction/kept_rows.h"
 #include "ops/reduction/last_row_scores.h"
@@ -64,6 +66,8 @@ void bind_ops(py::module_& m) {
   m.def("last_row_scores_workspace_size", &dpn::last_row_scores_workspace_size);
   m.def("layer_norm", &dpn::layer_norm, release_gil());
   m.def("linear", &dpn::linear, release_gil());
+  m.def("linear_int4", &dpn::linear_int4, release_gil());
+  m.def("linear_int8", &dpn::linear_int8, release_gil());
   m.def("packed_size", &dpn::packed_size);
   m.def("pool", &dpn::pool, release_gil());
   m.def("rms_norm", &dpn::rms_norm, release_gil());

@@ -17,6 +17,8 @@ std::int64_t element_size(DType dtype) {
     case DType::bf16:
     case DType::f16:
       return 2;
+    case DType::u8:
+      return 1;
     default:
       return 8;
   }
@@ -63,8 +65,8 @@ std::pair<const std::byte*, const std::byte*> extent(const Tensor& t) {
 }  // namespace
 
 const char* name(DType dtype) {
-  constexpr const char* names[] = {
-      "float32", "bfloat16", "float16", "int32", "int64", "float64", "an unsupported dtype"};
+  constexpr const char* names[] = {"float32", "bfloat16", "float16", "int32",
+                                   "int64",   "float64",  "uint8",   "an unsupported dtype"};
   return names[static_cast<int>(dtype)];
 }
 

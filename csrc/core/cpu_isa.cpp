@@ -42,7 +42,9 @@ bool is_available(CpuIsa isa) {
 #endif
 #ifdef DPN_HAS_avx512_bf16
     case CpuIsa::avx512_bf16:
-      return is_available(CpuIsa::avx512) && __builtin_cpu_supports("avx512bf16");
+      // Every processor with AVX512-BF16 has AVX512-VNNI too; a virtual machine may hide either.
+      return is_available(CpuIsa::avx512) && __builtin_cpu_supports("avx512bf16") &&
+             __builtin_cpu_supports("avx512vnni");
 #endif
     case CpuIsa::portable:
       return true;

@@ -71,16 +71,21 @@ inline VecF load(const bf16* source) {
 
 inline void store(float* target, VecF value) { std::memcpy(target, &value, sizeof value); }
 
-inline void store(bf16* target, VecF value) {
-#if defined(__AVX512BF16__)
-  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
-  std::memcpy(target, &half, sizeof half);
-#else
+// The same bits with every instruction set.
+inline void store_portably(bf16* target, VecF value) {
   const VecU bits = reinterpret_cast<VecU>(value);
   const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const VecU nan = (bits >> 16) | 0x40;
   const VecH half = __builtin_convertvector(value != value ? nan : rounded, VecH);
   std::memcpy(target, &half, sizeof half);
+}
+
+inline void store(bf16* target, VecF value) {
+#if defined(__AVX512BF16__)  // one instruction, but it makes subnormal numbers zero
+  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  std::memcpy(target, &half, sizeof half);
+#else
+  store_portably(target, value);
 #endif
 }
 

@@ -51,6 +51,11 @@ def check_device(device: str, engine: EngineDir) -> None:
         if device not in ("auto", "cuda"):
             raise ConfigError(f"device={device!r}: expected 'auto' or 'cuda', TensorRT plans run on GPUs alone")
         return
+    if device == "cuda" and model.quantize != "none":
+        raise ConfigError(
+            f"device='cuda': the engine's weights are {model.quantize}, which runs on the CPU alone: build it again "
+            "without --quantize, or use device='cpu'"
+        )
     if device == "cuda":
         return  # `open_cuda` knows what a GPU takes
     if device not in ("auto", "cpu"):

@@ -28,6 +28,11 @@ def check_model(model: ModelConfig) -> None:
                 f"{model.vision.hidden_size}"
             )
     problems += _router_token(model)
+    if model.quantize != "none" and model.dtype == "float16":
+        problems.append(
+            f"quantize {model.quantize}: weights in 8 and 4 bits are multiplied with float32 or bfloat16, "
+            "dtype is float16"
+        )
     # The grid of a vision tower is known only where its sizes, checked above, make sense.
     grid = None if problems or model.vision is None or not model.reduction.layers else model.vision.grid
     problems += model.reduction.problems(model.decoder.hidden_size, grid)

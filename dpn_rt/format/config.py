@@ -14,7 +14,7 @@ from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.weights import DType, Quantize
 
 AspectRatio = Literal["pad", "processor"]
 PromptTemplate = Literal["vicuna_v1", "tokenizer"]
@@ -56,6 +56,7 @@ class ModelConfig:
     prompt: PromptConfig
     vision: VisionConfig | None
     projector: ProjectorConfig | None
+    quantize: Quantize = "none"
 
     @property
     def stage_layers(self) -> tuple[range, ...]:

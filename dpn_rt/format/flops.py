@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.weight_spec import canonical_specs
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.decoder_weights import LAYERS, head_module
 from dpn_rt.model.reduction.choice import Choice
+from dpn_rt.model.weights.forms import stored_specs
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 Route = Sequence[int]
@@ -92,6 +95,10 @@ def kv_row_bytes(model: ModelConfig) -> int:
 
 def decode_weight_bytes(model: ModelConfig) -> int:
     """Bytes of the weights that one decode step reads; the same for any number of sequences."""
-    decoder = model.decoder
-    elements = decoder.num_layers * layer_weights(decoder) + decoder.vocab_size * decoder.hidden_size
-    return elements * TORCH_DTYPES[model.dtype].itemsize
+    head = head_module(model.decoder)
+    return sum(
+        stored.num_bytes
+        for name, spec in canonical_specs(model).items()
+        if name == f"{head}.weight" or (spec.least_bits is not None and name.startswith(f"{LAYERS}."))
+        for stored in stored_specs(name, spec, model.quantize).values()
+    )

@@ -26,7 +26,7 @@ HEADER_LIMIT = 100_000_000
 CHUNK_BYTES = 16 << 20
 """Bytes that are written, hashed and reported at a time; small enough for smooth progress and a quick Ctrl-C."""
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 
 

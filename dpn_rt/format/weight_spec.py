@@ -10,6 +10,7 @@ import math
 
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.decoder_weights import decoder_specs
+from dpn_rt.model.weights.forms import stored_specs
 from dpn_rt.schema.weights import TORCH_DTYPES, WeightSpec
 
 TENSOR_ALIGNMENT = 64
@@ -17,13 +18,24 @@ TENSOR_ALIGNMENT = 64
 
 
 def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
-    """Every weight of an engine of `model`, by canonical name, in the order of the file.
+    """Every tensor of an engine of `model`, by canonical name, in the order of the file.
 
     The format allows no gaps between tensors, so the order of tensors must align them. The tensors whose size is a
     multiple of 64 bytes come first; in real models these are nearly all. The others follow, sorted by the largest power
     of two that divides their size. So a tensor starts at a multiple of 64 bytes, or at least of the largest power of
     two that divides its own size.
     """
+    named = [
+        stored
+        for name, spec in canonical_specs(model).items()
+        for stored in stored_specs(name, spec, model.quantize).items()
+    ]
+    named.sort(key=lambda item: -_size_alignment(item[1].num_bytes))  # stable: equal alignment keeps the model's order
+    return dict(named)
+
+
+def canonical_specs(model: ModelConfig) -> dict[str, WeightSpec]:
+    """Every weight as a model in `model.dtype` has it, in the model's order; engines may store it in another form."""
     dtype = TORCH_DTYPES[model.dtype]
     hidden_size = model.decoder.hidden_size
     named = [*decoder_specs(model.decoder, dtype), *model.reduction.weight_specs(hidden_size, dtype)]
@@ -31,7 +43,6 @@ def weight_spec(model: ModelConfig) -> dict[str, WeightSpec]:
         named += model.projector.weight_specs(hidden_size, dtype)
     if model.vision is not None:
         named += model.vision.weight_specs(dtype)
-    named.sort(key=lambda item: -_size_alignment(item[1].num_bytes))  # stable: equal alignment keeps the model's order
     return dict(named)
 
 

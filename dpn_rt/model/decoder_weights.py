@@ -38,7 +38,7 @@ def decoder_specs(config: DecoderConfig, dtype: torch.dtype) -> NamedSpecs:
         yield from _layer_specs(config, layer, dtype)
     yield f"{FINAL_NORM}.weight", WeightSpec((config.hidden_size,), dtype)
     if not config.tie_word_embeddings:
-        yield from linear_specs(LM_HEAD, config.vocab_size, config.hidden_size, dtype, bias=False)
+        yield from linear_specs(LM_HEAD, config.vocab_size, config.hidden_size, dtype, bias=False, least_bits=8)
 
 
 def _layer_specs(config: DecoderConfig, layer: int, dtype: torch.dtype) -> NamedSpecs:
@@ -49,7 +49,8 @@ def _layer_specs(config: DecoderConfig, layer: int, dtype: torch.dtype) -> Named
         yield f"{layer_module(layer, part)}.weight", WeightSpec((hidden,), dtype)
 
     def linear(part: str, rows: tuple[int, ...], columns: int, bias: bool = False) -> NamedSpecs:
-        return linear_specs(layer_module(layer, part), sum(rows), columns, dtype, bias=bias, fused=rows)
+        module = layer_module(layer, part)
+        return linear_specs(module, sum(rows), columns, dtype, bias=bias, fused=rows, least_bits=4)
 
     yield from norm(INPUT_NORM)
     yield from linear(QKV, (query, key, key), hidden, config.qkv_bias)

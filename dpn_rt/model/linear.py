@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.model.weights.dense import DenseWeight
+from dpn_rt.model.weights.forms import load_weight
 from dpn_rt.model.weights.weight import Weight
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
@@ -36,17 +37,25 @@ class Linear:
 
 
 def linear_specs(
-    module: str, out_features: int, in_features: int, dtype: torch.dtype, *, bias: bool, fused: tuple[int, ...] = ()
+    module: str,
+    out_features: int,
+    in_features: int,
+    dtype: torch.dtype,
+    *,
+    bias: bool,
+    fused: tuple[int, ...] = (),
+    least_bits: int | None = None,
 ) -> NamedSpecs:
-    """What an engine stores for a linear layer.
+    """What an engine that is not quantised stores for a linear layer.
 
     Args:
         module: its canonical name, such as `layers.0.o`.
         dtype: of the activations.
         fused: rows of each published layer that this one holds, one below the other; empty: it holds one.
+        least_bits: see `WeightSpec`.
     """
     for suffix, spec in DenseWeight.specs(out_features, in_features, dtype).items():
-        yield f"{module}.{suffix}", replace(spec, fused_rows=fused)
+        yield f"{module}.{suffix}", replace(spec, fused_rows=fused, least_bits=least_bits)
     if bias:
         yield f"{module}.bias", WeightSpec((out_features,), dtype, fused)
 
@@ -54,4 +63,4 @@ def linear_specs(
 def load_linear(tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)) -> Linear:
     """The linear layer `module` of an engine; all arguments as of `Weight.load`."""
     bias = tensors.get(f"{module}.bias")
-    return Linear(DenseWeight.load(tensors, module, prepack=prepack, rows=rows), None if bias is None else bias[rows])
+    return Linear(load_weight(tensors, module, prepack=prepack, rows=rows), None if bias is None else bias[rows])

@@ -17,6 +17,8 @@ from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
 from dpn_rt.ops.kept_rows import kept_rows
 from dpn_rt.ops.last_row_scores import last_row_scores, last_row_scores_paged
 from dpn_rt.ops.linear import linear
+from dpn_rt.ops.linear_int4 import linear_int4
+from dpn_rt.ops.linear_int8 import linear_int8
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
 from dpn_rt.ops.rope import rope_store
@@ -41,6 +43,8 @@ __all__ = [
     "last_row_scores_paged",
     "layer_norm",
     "linear",
+    "linear_int4",
+    "linear_int8",
     "pool",
     "rms_norm",
     "rope_store",

@@ -96,7 +96,7 @@ class EagerModules(nn.Module):
 
         name = None if dtype is None else cast(DType, str(dtype).removeprefix("torch."))
         with tempfile.TemporaryDirectory(prefix="dpn_rt-eager-") as directory:
-            build_engine(Path(path), Path(directory) / "engine", dtype=name)
+            build_engine(Path(path), Path(directory) / "engine", dtype=name, quantize="none")
             return cls.from_engine(Path(directory) / "engine", verify=False)
 
     @classmethod

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 
 DType = Literal["float32", "bfloat16", "float16"]
+Quantize = Literal["none", "int8", "int4"]
+"""How an engine stores the matrices of linear layers: in its dtype, or in 8 or 4 bits where they may be."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -26,6 +28,8 @@ class WeightSpec:
     dtype: torch.dtype
     fused_rows: tuple[int, ...] = field(default=(), compare=False)
     """Rows of each published weight that this one holds, one below the other; empty: it holds one."""
+    least_bits: int | None = field(default=None, compare=False)
+    """Bits that the matrix of a linear layer may be quantised to, at least; None: it stays in its dtype."""
 
     @property
     def num_bytes(self) -> int:

@@ -131,7 +131,7 @@ def test_the_transformers_baseline_and_eager_are_the_same_model() -> None:
 def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latency.json"
     subjects = ["transformers", "eager", "dpn_rt"]
-    arguments = ["--subjects", *subjects, "--repeats", "1", "--tokens", "2", "--batch", "1", "2"]
+    arguments = ["--subjects", *subjects, "--repeats", "1", "--tokens", "2", "--batch", "1", "2", "--quantize", "int8"]
     latency.main([*arguments, "--json", str(file)])
     report = json.loads(file.read_text())
     labels = [(row["subject"], row["routes"], row["batch"]) for row in report["rows"]]
@@ -140,16 +140,21 @@ def test_latency_reports_what_it_measured(tmp_path: Path, capsys: pytest.Capture
         ("eager", "222", 1),
         ("dpn_rt", "dense", 1),
         ("dpn_rt", "222", 1),
+        ("dpn_rt int8", "dense", 1),
+        ("dpn_rt int8", "222", 1),
         ("transformers", "dense", 2),
         ("eager", "mixed", 2),
         ("dpn_rt", "dense", 2),
         ("dpn_rt", "222", 2),
         ("dpn_rt", "mixed", 2),
+        ("dpn_rt int8", "dense", 2),
+        ("dpn_rt int8", "222", 2),
+        ("dpn_rt int8", "mixed", 2),
     ]
     assert all(row["boundary"]["median"] > 0 for row in report["rows"] if row["subject"] != "transformers")
     for row in report["rows"]:
-        assert ("between_stages" in row) == (row["subject"] == "dpn_rt")
-        if row["subject"] == "dpn_rt":  # routing and pooling are between stages
+        assert ("between_stages" in row) == row["subject"].startswith("dpn_rt")
+        if row["subject"].startswith("dpn_rt"):  # routing and pooling are between stages
             assert row["between_stages"]["median"] >= row["boundary"]["median"]
     assert report["rows"][0]["flops_to_dense"] == 1.0
     assert all(row["prefill"]["median"] > 0 for row in report["rows"])
@@ -255,7 +260,7 @@ def test_the_limit_is_the_products_or_the_weights() -> None:
 
 
 def test_mixes_hold_what_their_names_say() -> None:
-    options = argparse.Namespace(batch=[10], routes=[], subjects=["dpn_rt"], mix="40-40-20", reduce=[])
+    options = argparse.Namespace(batch=[10], routes=[], subjects=["dpn_rt"], mix="40-40-20", reduce=[], quantize=[])
     (_, mixed) = plan(options)
     assert (mixed.label, len(mixed.routes)) == ("mixed", 10)
     assert [mixed.routes.count((kernel,) * 3) for kernel in (2, 1, 0)] == [4, 4, 2]
@@ -298,6 +303,16 @@ def test_attention_is_compared_with_the_same_of_torch(lengths: tuple[int, ...]) 
     expected = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
     torch.testing.assert_close(actual, expected)
     assert case.flops == 2 * sum(n * n for n in lengths) * 4 * 16
+
+
+def test_quantised_products_are_compared_with_products_of_the_same_size() -> None:
+    shapes = dataclasses.replace(ops.LLAVA_1B, hidden=48, ffn=136, rows=9)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.inference_mode():
+            cases = [(case.name, *(run() for run in case.make())) for case in ops.quantized_cases(shapes, dtype)]
+        assert {name for name, *_ in cases} == {"linear_int8", "linear_int4"}
+        assert sorted({len(actual) for _, actual, _ in cases}) == [1, 8, 9]
+        assert all((actual.shape, actual.dtype) == (expected.shape, dtype) for _, actual, expected in cases)
 
 
 def test_reduction_is_compared_with_the_same_of_torch() -> None:

@@ -53,7 +53,7 @@ def test_all_wrong_weights_are_named_together(tmp_path: Path) -> None:
         assert name in message.partition("wrong shape")[0]
     assert "model.layers.1.mlp.up_proj.weight (expected [48, 32], got [47, 32])" in message
     assert "model.mm_projector.0.weight (expected [32, 24], got [32, 23])" in message
-    assert "model.layers.1.mlp.down_proj.weight (expected a float dtype, got i8)" in message
+    assert "model.layers.1.mlp.down_proj.weight (expected a float dtype, got int8)" in message
     for name in ("layers.1.self_attn.q_proj.bias", "layers.4.mlp.up_proj.weight", "mm_projector.4.weight"):
         assert name in message.partition("unexpected")[2]
     assert "inv_freq" not in message
@@ -313,7 +313,7 @@ def test_vision_tower_directories(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "yarn", "factor": "x"}}, "rope scaling {"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"eos_token_id": "</s>"}, "eos_token_id: expected a token id or a list of them, got '</s>'"),
-        ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method is missing"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end is not supported"),
         (
             {"mm_projector_type": "mlp3x_gelu"},

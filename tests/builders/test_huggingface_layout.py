@@ -196,7 +196,7 @@ def test_where_tie_flags_differ_the_weights_tell(
             },
             "^config.json: text_config.pooling.pooling_layers[0].kernel_size: expected a list of",
         ),
-        ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
+        ({"quantization_config": {"bits": 4}}, "^config.json: quantization_config.quant_method is missing"),
     ],
 )
 def test_unsupported_configurations(tmp_path: Path, changes: dict[str, object], message: str) -> None:

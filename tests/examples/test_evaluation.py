@@ -15,7 +15,7 @@ from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.reference import EagerDpn
-from examples.tiny_dpn import evaluate, plots, reducers, train
+from examples.tiny_dpn import evaluate, plots, quantized, reducers, train
 from examples.tiny_dpn.agreement import compare_with_eager, first_difference
 from examples.tiny_dpn.answers import Answer, ask_runtime, chat_messages
 from examples.tiny_dpn.data import KINDS, LEVELS, sample
@@ -253,3 +253,13 @@ def test_sweep_of_reductions(checkpoint: Path, tmp_path: Path, monkeypatch: pyte
 def test_sweep_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reducers.main(["--dense", str(tmp_path / "none"), "--output", str(tmp_path / "out"), "--scenes", "1"]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_quantised_engines_beside_bfloat16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", "examples/tiny_dpn/checkpoint", "--output", str(tmp_path), "--scenes", "1"]
+    assert quantized.main(arguments) == 0
+    dense, eight, four = json.loads((tmp_path / "accuracy.json").read_text())["rows"]
+    assert dense["same_answers"] == dense["same_routes"] == 1 and dense["lost"] == dense["won"] == 0
+    assert dense["num_bytes"] > eight["num_bytes"] > four["num_bytes"]
+    assert eight["same_answers"] >= 0.9 and (tmp_path / "accuracy.md").read_text() in capsys.readouterr().out
+    assert quantized.main(["--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path), "--scenes", "1"]) == 1

@@ -35,7 +35,7 @@ class ProjectorConfig:
         """The weights, in the order of the file; `hidden_size` is the decoder's."""
         in_features = self.input_size
         for module in self.modules:
-            yield from linear_specs(module, hidden_size, in_features, dtype, bias=True)
+            yield from linear_specs(module, hidden_size, in_features, dtype, bias=True, least_bits=8)
             in_features = hidden_size
 
     def flops(self, num_visual_tokens: int, hidden_size: int) -> int:

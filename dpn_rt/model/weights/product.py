@@ -63,6 +63,11 @@ def dense_products(weight: Tensor, packed: Tensor | None, bias: Tensor | None) -
     return Products(partial(ops.linear, weight=weight, bias=bias), many_rows, MOST_STREAMED_ROWS)
 
 
+def one_product(product: Product) -> Products:
+    """The products of a weight whose kernel takes any number of rows."""
+    return Products(product, product, most_few_rows=0)
+
+
 def few_sizes(num_rows: int) -> int:
     """The next of few numbers, `SIZES_PER_OCTAVE` between two powers of two: at most that share of work is added."""
     step = max(1, (1 << num_rows.bit_length() - 1) // SIZES_PER_OCTAVE)

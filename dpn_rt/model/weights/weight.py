@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from dpn_rt.schema.weights import WeightSpec
 class Weight(Protocol):
     """A matrix `[out_features, in_features]`.
 
-    A further form (8 or 4 bits) is one class with these four, and its choice of products in `product.py`.
+    A further form is one class with these, a line in `forms.py`, and its choice of products in `product.py`.
     """
 
     @staticmethod
@@ -48,4 +48,27 @@ class Weight(Protocol):
 
         Args:
             bias: `[out_features]`, dtype of the activations.
+        """
+
+
+class QuantizedWeight(Weight, Protocol):
+    """A weight in fewer bits than the activations have."""
+
+    suffix: ClassVar[str]
+    """Of the tensor that tells the form."""
+    least: ClassVar[int]
+    """Integer that can be stored."""
+    largest: ClassVar[int]
+    """Integer that can be stored."""
+    group: ClassVar[int | None]
+    """Columns of a row that share a scale; None: all."""
+
+    @classmethod
+    def quantize(cls, weight: Tensor, scale: Tensor | None = None) -> dict[str, Tensor]:
+        """The stored tensors, by suffix.
+
+        Args:
+            weight: `[out_features, in_features]` of any dtype.
+            scale: `[out_features]`, or `[out_features, groups]` where a row has groups: the weight is integers from
+                `least` to `largest` times these, which are found again; None: scales that fit the weight well.
         """

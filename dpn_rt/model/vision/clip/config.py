@@ -120,7 +120,8 @@ class ClipConfig:
             return _norm_specs(names.layer_module(layer, part), hidden, dtype)
 
         def linear(part: str, rows: int, columns: int, fused: tuple[int, ...] = ()) -> NamedSpecs:
-            return linear_specs(names.layer_module(layer, part), rows, columns, dtype, bias=True, fused=fused)
+            module = names.layer_module(layer, part)
+            return linear_specs(module, rows, columns, dtype, bias=True, fused=fused, least_bits=8)
 
         yield from norm(names.NORM1)
         yield from linear(names.QKV, 3 * hidden, hidden, fused=(hidden, hidden, hidden))

@@ -1,0 +1,84 @@
+#include "ops/quantized/linear_int4.h"
+#include "ops/quantized/multiply_tiles.h"
+
+namespace dpn::DPN_ISA {
+
+namespace {
+
+// Groups of columns: the exact sum of each is converted, scaled and added in float32, in the order of the groups.
+struct Int4 {
+  static constexpr std::int64_t kQuadsPerLine = 2;
+  static constexpr std::int64_t kGroupLines = kInt4Group / 8;
+
+  static Columns columns(const QuantizedLinearParams& p) {
+    return {.quads = ceil_div(p.in_features, 8) * 2,
+            .group_quads = kInt4Group / 4,
+            .groups = ceil_div(p.in_features, kInt4Group),
+            .zero_point = 8};
+  }
+
+  static const float* row_scale(const QuantizedLinearParams&) { return nullptr; }
+
+  template <int Vectors, int Rows>
+  static void multiply(const QuantizedLinearParams& p, const Tile<Vectors>& tile, const Block& block,
+                       TileSums<Vectors>& sums) {
+    const std::int64_t lines = ceil_div(p.in_features, 8), groups = ceil_div(p.in_features, kInt4Group);
+    for (int m = 0; m < Rows; ++m) {
+      for (int v = 0; v < Vectors; ++v) store(sums[m] + v * kWidth, VecF{});
+    }
+    for (std::int64_t group = 0; group < groups; ++group) {
+      VecU totals[Rows][Vectors];
+      for (int m = 0; m < Rows; ++m) {
+        for (VecU& total : totals[m]) total = static_cast<std::uint32_t>(block.starts[m * groups + group]) + VecU{};
+      }
+      const std::int64_t begin = group * kGroupLines, end = begin + kGroupLines < lines ? begin + kGroupLines : lines;
+      multiply_group<Vectors, Rows>(tile, block, begin, end, totals);
+      for (int v = 0; v < Vectors; ++v) {
+        const VecF scale = scale_of(p, tile.first_row + v * kWidth, group, groups);
+        for (int m = 0; m < Rows; ++m) {
+          float* sum = sums[m] + v * kWidth;
+          store(sum, load(sum) + __builtin_convertvector(reinterpret_cast<VecI>(totals[m][v]), VecF) * scale);
+        }
+      }
+    }
+  }
+
+ private:
+  // Of kWidth weight rows from `row` on; past the last panel those of the last one, for sums that are not stored.
+  static VecF scale_of(const QuantizedLinearParams& p, std::int64_t row, std::int64_t group, std::int64_t groups) {
+    const std::int64_t n = row < p.out_features ? row : p.out_features - 1;
+    const std::int64_t panel = n / kPanelRows, column = row % kPanelRows;
+    return load(static_cast<const bf16*>(p.scale) + (panel * groups + group) * kPanelRows + column);
+  }
+
+  template <int Vectors, int Rows>
+  static void multiply_group(const Tile<Vectors>& tile, const Block& block, std::int64_t begin, std::int64_t end,
+                             VecU (&totals)[Rows][Vectors]) {
+    const Dot4::Activations* activations = block.packed + begin * kQuadsPerLine * Rows;
+    std::int64_t line = begin;
+    do {
+      Dot4::Weights low[Vectors], high[Vectors];
+      for (int v = 0; v < Vectors; ++v) {
+        const VecU bytes = load_quads(tile.weight[v] + line * kLineBytes);
+        low[v] = Dot4::unpack(bytes & 0x0F0F0F0Fu);
+        high[v] = Dot4::unpack((bytes >> 4) & 0x0F0F0F0Fu);
+      }
+      prefetch_next(tile, line);
+      for (int m = 0; m < Rows; ++m) {
+        for (int v = 0; v < Vectors; ++v) {
+          totals[m][v] = Dot4::multiply_add(totals[m][v], low[v], activations[m]);
+          totals[m][v] = Dot4::multiply_add(totals[m][v], high[v], activations[Rows + m]);
+        }
+      }
+      activations += kQuadsPerLine * Rows;
+    } while (++line < end);  // with a loop that may run no time, gcc 12 would copy the sums in every step
+  }
+};
+
+}  // namespace
+
+void linear_int4_kernel(const QuantizedLinearParams& p) {
+  p.dtype == DType::f32 ? multiply_all<Int4, float>(p) : multiply_all<Int4, bf16>(p);
+}
+
+}  // namespace dpn::DPN_ISA

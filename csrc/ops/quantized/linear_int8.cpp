@@ -1,0 +1,40 @@
+#include "ops/quantized/linear_int8.h"
+
+#include "core/check.h"
+#include "core/scratch.h"
+
+namespace dpn {
+
+namespace {
+
+void run(const QuantizedLinearParams& params) { DPN_CALL_CPU_KERNEL(linear_int8_kernel, params) }
+
+}  // namespace
+
+void linear_int8(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& scale,
+                 const OptionalTensor& bias) {
+  const Checker check("linear_int8");
+  Dim num_tokens("num_tokens"), in_features("in_features"), out_features("out_features");
+  check.tensor("x", x, {&num_tokens, &in_features}, {DType::f32, DType::bf16})
+      .range("in_features", in_features, 0, kMostInFeatures)
+      .contiguous("scale", scale, {&out_features}, {DType::f32});
+  Dim panels("ceil(out_features / 16)", ceil_div(out_features, kPanelRows));
+  Dim quads("ceil(in_features / 4)", ceil_div(in_features, 4)), rows("rows", kPanelRows), columns("columns", 4);
+  check.contiguous("weight", weight, {&panels, &quads, &rows, &columns}, {DType::u8})
+      .contiguous("out", out, {&num_tokens, &out_features}, {x.dtype})
+      .no_overlap({{"out", &out}}, {{"x", &x}, {"weight", &weight}, {"scale", &scale}});
+  if (bias) check.contiguous("bias", *bias, {&out_features}, {x.dtype}).no_overlap("out", out, "bias", *bias);
+  run({.out = out.data,
+       .x = x.data,
+       .weight = weight.as<std::uint8_t>(),
+       .scale = scale.data,
+       .bias = as_or_null<void>(bias),
+       .scratch = scratch(quantized_scratch_bytes(num_tokens, in_features, 1)),
+       .num_tokens = num_tokens,
+       .in_features = in_features,
+       .out_features = out_features,
+       .x_stride = x.strides[0],
+       .dtype = x.dtype});
+}
+
+}  // namespace dpn

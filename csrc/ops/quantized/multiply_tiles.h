@@ -1,0 +1,148 @@
+// Rows of x, quantised, times all weights in one form. Include as simd.h.
+//
+// A form of weights F has
+//   F::columns(params)                                    how its columns are cut
+//   F::kQuadsPerLine                                      groups of 4 columns in 64 bytes of a panel
+//   F::multiply<Vectors, Rows>(params, tile, block, sums) a block of rows times the weights of a tile, of 1 column or
+//   more F::row_scale(params)                                  [out_features], what is left to multiply sums with; or
+//   null
+#pragma once
+
+#include "ops/quantized/quantize_rows.h"
+
+namespace dpn::DPN_ISA {
+
+constexpr std::int64_t kLineBytes = kPanelRows * 4;      // of a panel, for 4 or 8 columns
+constexpr int kPanelVectors = int{kPanelRows} / kWidth;  // vectors of weights in a panel
+
+// Vectors of kWidth weight rows each, which are multiplied together: some panels, or a part of one.
+template <int Vectors>
+struct Tile {
+  static constexpr int kRows = Vectors * kWidth;
+
+  std::int64_t first_row;
+  const std::uint8_t* weight[Vectors];  // first bytes of each vector; kLineBytes to its next ones
+  std::int64_t lookahead;               // bytes to the weights that are needed next
+};
+
+// Rows of x that are multiplied together: their sums with a tile fill the registers.
+template <int Vectors>
+constexpr int kMostRows = Dot4::kSums / Vectors;
+
+struct Block {
+  std::int64_t first_token;
+  std::int64_t num_tokens;
+  const Dot4::Activations* packed;  // [quads, num_tokens]
+  const float* scales;              // [num_tokens]
+  const std::int32_t* starts;       // [num_tokens, groups]
+};
+
+template <int Vectors>
+using TileSums = float[kMostRows<Vectors>][Tile<Vectors>::kRows];
+
+template <int Vectors>
+Tile<Vectors> tile_at(const QuantizedLinearParams& p, std::int64_t index, std::int64_t lines) {
+  constexpr int kRows = Tile<Vectors>::kRows;
+  const std::int64_t panel_bytes = lines * kLineBytes, first = index * kRows;
+  Tile<Vectors> tile{first, {}, kRows > kPanelRows ? kRows / kPanelRows * panel_bytes : panel_bytes};
+  for (int v = 0; v < Vectors; ++v) {
+    // Where the weights end within a tile, its first vector is multiplied again, and those sums are not stored.
+    const std::int64_t n = first + v * kWidth < p.out_features ? first + v * kWidth : first;
+    tile.weight[v] = p.weight + n / kPanelRows * panel_bytes + n % kPanelRows * 4;
+  }
+  return tile;
+}
+
+inline Block block_at(const QuantizedRows& rows, const Columns& columns, std::int64_t index) {
+  const std::int64_t first = rows.first_of(index);
+  return {first, rows.first_of(index + 1) - first, rows.packed + first * columns.quads, rows.scales + first,
+          rows.starts + first * columns.groups};
+}
+
+// Prefetches the line of the next tile that is where `line` is in this one: panels are only some pages long, and the
+// processor's own prefetcher starts anew in every page.
+template <int Vectors>
+void prefetch_next(const Tile<Vectors>& tile, std::int64_t line) {
+  for (int v = 0; v < Vectors; v += kPanelVectors) {
+    __builtin_prefetch(tile.weight[v] + line * kLineBytes + tile.lookahead, 0, 2);
+  }
+}
+
+template <class T>
+void store_columns(T* out, VecF value, int count) {
+  T whole[kWidth];
+  T* target = count == kWidth ? out : whole;
+  if constexpr (sizeof(T) == sizeof(bf16)) {
+    store_portably(target, value);
+  } else {
+    store(target, value);
+  }
+  if (count < kWidth) std::memcpy(out, whole, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+template <class T, int Vectors>
+void store_sums(const QuantizedLinearParams& p, const float* row_scale, const Tile<Vectors>& tile, const Block& block,
+                const TileSums<Vectors>& sums) {
+  for (int v = 0; v < Vectors; ++v) {
+    const std::int64_t n = tile.first_row + v * kWidth;
+    if (n >= p.out_features) return;
+    const int count = p.out_features - n < kWidth ? static_cast<int>(p.out_features - n) : kWidth;
+    const VecF scale = row_scale ? load_n(row_scale + n, count) : broadcast(1.0f);
+    const VecF bias = p.bias ? load_n(static_cast<const T*>(p.bias) + n, count) : VecF{};
+    for (std::int64_t m = 0; m < block.num_tokens; ++m) {
+      const VecF value = load(sums[m] + v * kWidth) * block.scales[m] * scale + bias;
+      store_columns(static_cast<T*>(p.out) + (block.first_token + m) * p.out_features + n, value, count);
+    }
+  }
+}
+
+template <class Form, int Vectors, int Rows = kMostRows<Vectors>>
+void multiply_block(const QuantizedLinearParams& p, const Tile<Vectors>& tile, const Block& block,
+                    TileSums<Vectors>& sums) {
+  if constexpr (Rows > 1) {
+    if (block.num_tokens < Rows) return multiply_block<Form, Vectors, Rows - 1>(p, tile, block, sums);
+  }
+  Form::template multiply<Vectors, Rows>(p, tile, block, sums);
+}
+
+// Blocks are taken in chunks that stay in the second-level cache, while the weights pass by once a chunk.
+template <class Form, class T, int Vectors>
+void multiply_tiles(const QuantizedLinearParams& p) {
+  constexpr std::int64_t kChunkBytes = 384 * 1024;
+  constexpr int kRows = Tile<Vectors>::kRows;
+  const Columns columns = Form::columns(p);
+  const QuantizedRows rows = quantize_rows<T>(p, columns, kMostRows<Vectors>);
+  const std::int64_t row_bytes = columns.quads * static_cast<std::int64_t>(sizeof(Dot4::Activations));
+  const std::int64_t wanted_chunks = ceil_div(p.num_tokens * row_bytes + 1, kChunkBytes);
+  const std::int64_t chunks = wanted_chunks < rows.blocks ? wanted_chunks : rows.blocks;
+  const std::int64_t tiles = ceil_div(p.out_features, kRows), lines = columns.quads / Form::kQuadsPerLine;
+  // Consecutive tiles stay on one core, so that each core streams through memory in order.
+  const std::int64_t ranges = tasks_for_rows(tiles, lines * 4 * kRows * rows.blocks);
+  parallel_for(ranges * chunks, [&](std::int64_t task, int) {
+    const std::int64_t range = task / chunks, chunk = task % chunks;
+    TileSums<Vectors> sums = {};
+    for (std::int64_t t = tiles * range / ranges; t < tiles * (range + 1) / ranges; ++t) {
+      const Tile<Vectors> tile = tile_at<Vectors>(p, t, lines);
+      for (std::int64_t b = rows.blocks * chunk / chunks; b < rows.blocks * (chunk + 1) / chunks; ++b) {
+        const Block block = block_at(rows, columns, b);
+        if (lines > 0) multiply_block<Form, Vectors>(p, tile, block, sums);
+        store_sums<T, Vectors>(p, Form::row_scale(p), tile, block, sums);
+      }
+    }
+  });
+}
+
+// Few rows are multiplied in one block, with as wide a tile as the registers allow: memory is the limit then, and a
+// core reads eight panels at a time a third faster than two.
+template <class Form, class T>
+void multiply_all(const QuantizedLinearParams& p) {
+  if (p.num_tokens == 0 || p.out_features == 0) return;
+  if (p.num_tokens <= kMostRows<8>) return multiply_tiles<Form, T, 8>(p);
+  if (p.num_tokens <= kMostRows<4>) return multiply_tiles<Form, T, 4>(p);
+  if constexpr (Form::kQuadsPerLine == 1) {  // 4-bit weights are so few bytes that reading them twice is faster
+    if (p.num_tokens <= kMostRows<2>) return multiply_tiles<Form, T, 2>(p);
+  }
+  multiply_tiles<Form, T, Dot4::kManyRowsVectors>(p);
+}
+
+}  // namespace dpn::DPN_ISA

@@ -1,0 +1,111 @@
+// Rows of x as integers: symmetric, one scale a row, and in the order in which products read them. Include as simd.h.
+#pragma once
+
+#include "core/parallel.h"
+#include "ops/quantized/dot4.h"
+#include "ops/quantized/quantized_linear.h"
+
+namespace dpn::DPN_ISA {
+
+// How the columns of a kind of weights are cut.
+struct Columns {
+  std::int64_t quads;        // dot products of 4 columns in a row, padding included
+  std::int64_t group_quads;  // of them in a group, which has a scale of its own
+  std::int64_t groups;
+  std::int32_t zero_point;  // the stored weight that stands for 0
+};
+
+// All rows, in scratch memory, cut into blocks of nearly the same size.
+struct QuantizedRows {
+  std::int64_t num_tokens;
+  std::int64_t blocks;
+  Dot4::Activations* packed;  // block by block, each [quads, rows of the block]
+  float* scales;              // [num_tokens]
+  std::int32_t* starts;       // [num_tokens, groups], where the integer sums of a row start: -zero_point * its sum
+
+  std::int64_t first_of(std::int64_t block) const { return num_tokens * block / blocks; }
+};
+
+inline QuantizedRows rows_in_scratch(const QuantizedLinearParams& p, const Columns& columns, std::int64_t blocks) {
+  const auto whole_lines = [](std::int64_t bytes) { return ceil_div(bytes, 64) * 64; };
+  char* memory = static_cast<char*>(p.scratch);
+  QuantizedRows rows{p.num_tokens, blocks, nullptr, nullptr, nullptr};
+  rows.packed = reinterpret_cast<Dot4::Activations*>(memory);
+  memory += whole_lines(p.num_tokens * columns.quads * static_cast<std::int64_t>(sizeof(Dot4::Activations)));
+  rows.scales = reinterpret_cast<float*>(memory);
+  rows.starts = reinterpret_cast<std::int32_t*>(memory + whole_lines(p.num_tokens * 4));
+  return rows;
+}
+
+// Half of the range of 8 bits, as compressed-tensors has it: checkpoints made with it expect their rows rounded so.
+constexpr float kSteps = 127.5f;
+
+// The largest absolute value, or something that is not finite if an element is: compared as integers, the bits of
+// infinity and NaN are above those of all numbers.
+template <class T>
+float largest_magnitude(const T* x, std::int64_t size) {
+  VecI largest{};
+  for_each_vector(size, [&](std::int64_t k, int count) {
+    const VecI magnitude = reinterpret_cast<VecI>(load_n(x + k, count)) & 0x7FFFFFFF;
+    largest = magnitude > largest ? magnitude : largest;
+  });
+  std::int32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits = largest[i] > bits ? largest[i] : bits;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// x / scale rounded to the nearest integer, ties to even, and clamped to -128..127: kWidth integers.
+inline VecI to_integers(VecF x, float scale) {
+  const VecF clamped = max(min(x / scale, broadcast(127.0f)), broadcast(-128.0f));
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  return reinterpret_cast<VecI>(clamped + 12582912.0f) - 0x4B400000;
+}
+
+// Row `token` as row `row` of a block of `rows_of_block` rows that starts at `packed`.
+template <class T>
+void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const QuantizedRows& rows, std::int64_t token,
+                  Dot4::Activations* packed, std::int64_t rows_of_block) {
+  constexpr int kQuads = kWidth / 4;
+  using Bytes = std::int8_t __attribute__((vector_size(kWidth)));
+  const T* x = static_cast<const T*>(p.x) + token * p.x_stride;
+  const float scale = largest_magnitude(x, p.in_features) / kSteps;
+  const bool is_finite = scale - scale == 0.0f;
+  rows.scales[token] = is_finite ? scale : __builtin_nanf("");
+  for (std::int64_t group = 0; group < columns.groups; ++group) {
+    const std::int64_t begin = group * columns.group_quads;
+    const std::int64_t end = group + 1 < columns.groups ? begin + columns.group_quads : columns.quads;
+    VecI sum{};
+    for (std::int64_t quad = begin; quad < end; quad += kQuads) {
+      const std::int64_t left = p.in_features - quad * 4;
+      const int count = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
+      const VecI integers = is_finite && scale > 0.0f ? to_integers(load_n(x + quad * 4, count), scale) : VecI{};
+      sum += integers;
+      const Bytes bytes = __builtin_convertvector(integers, Bytes);
+      std::int8_t lanes[kWidth];
+      std::memcpy(lanes, &bytes, sizeof lanes);
+      for (int i = 0; i < kQuads && quad + i < end; ++i) packed[(quad + i) * rows_of_block] = Dot4::pack(lanes + 4 * i);
+    }
+    std::int32_t total = 0;
+    for (int i = 0; i < kWidth; ++i) total += sum[i];
+    rows.starts[token * columns.groups + group] = -columns.zero_point * total;
+  }
+}
+
+template <class T>
+QuantizedRows quantize_rows(const QuantizedLinearParams& p, const Columns& columns, std::int64_t most_rows) {
+  const QuantizedRows rows = rows_in_scratch(p, columns, ceil_div(p.num_tokens, most_rows));
+  // An element takes as long as reading 8 bytes.
+  parallel_rows(rows.blocks, most_rows * p.in_features * 8, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t block = begin; block < end; ++block) {
+      const std::int64_t first = rows.first_of(block), count = rows.first_of(block + 1) - first;
+      for (std::int64_t i = 0; i < count; ++i) {
+        quantize_row<T>(p, columns, rows, first + i, rows.packed + first * columns.quads + i, count);
+      }
+    }
+  });
+  return rows;
+}
+
+}  // namespace dpn::DPN_ISA

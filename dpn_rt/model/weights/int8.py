@@ -1,0 +1,67 @@
+"""A weight in 8 bits, one scale a row, multiplied with rows that are rounded to 8 bits as well (W8A8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpn_rt import ops
+from dpn_rt.model.weights.product import Products, one_product
+from dpn_rt.model.weights.tiles import INT8_TILE, pack_int8, tile_shape, unpack_int8
+from dpn_rt.schema.weights import WeightSpec
+
+LEAST, LARGEST = -128, 127
+
+
+class Int8Weight:
+    """A `QuantizedWeight`: tiles of 16 rows and 4 columns, in the order in which processors multiply them."""
+
+    suffix: ClassVar[str] = "int8"
+    least: ClassVar[int] = LEAST
+    largest: ClassVar[int] = LARGEST
+    group: ClassVar[int | None] = None
+
+    def __init__(self, tiles: Tensor, scale: Tensor) -> None:
+        """See `ops.linear_int8`."""
+        self._tiles, self._scale = tiles, scale
+
+    @classmethod
+    def specs(cls, out_features: int, in_features: int, dtype: torch.dtype) -> dict[str, WeightSpec]:
+        """Tiles, and the scale of each row."""
+        shape = tile_shape(out_features, in_features, INT8_TILE)
+        return {cls.suffix: WeightSpec(shape, torch.uint8), "scale": WeightSpec((out_features,), torch.float32)}
+
+    @classmethod
+    def quantize(cls, weight: Tensor, scale: Tensor | None = None) -> dict[str, Tensor]:
+        """Without scales, the largest value of a row becomes 127 or -127, and a row of zeros has the scale 0."""
+        weight = weight.float()
+        scale = weight.abs().amax(1) / LARGEST if scale is None else scale.float()
+        rounded = torch.round(weight / torch.where(scale == 0, 1.0, scale)[:, None]).clamp_(LEAST, LARGEST)
+        return {cls.suffix: pack_int8(rounded.to(torch.int8)), "scale": scale}
+
+    @classmethod
+    def load(
+        cls, tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)
+    ) -> Int8Weight:
+        """The tiles themselves, not copied unless `rows` cuts some."""
+        tiles, scale = tensors[f"{module}.{cls.suffix}"], tensors[f"{module}.scale"]
+        first, end, _ = rows.indices(len(scale))
+        if (first, end) == (0, len(scale)):
+            return cls(tiles, scale)
+        height = INT8_TILE[0]
+        if first % height == 0 and end % height == 0:
+            return cls(tiles[first // height : end // height], scale[first:end])
+        return cls(pack_int8(unpack_int8(tiles)[first:end]), scale[first:end])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of tiles and scales."""
+        return self._tiles.nbytes + self._scale.nbytes
+
+    def products(self, bias: Tensor | None) -> Products:
+        """One kernel for any number of rows."""
+        return one_product(partial(ops.linear_int8, weight=self._tiles, scale=self._scale, bias=bias))

@@ -1,0 +1,101 @@
+"""Engines with weights in 8 and 4 bits, built from checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpn_rt import LLM, SamplingParams
+from dpn_rt import build as command
+from dpn_rt.builders.native import build_engine
+from dpn_rt.errors import ConfigError
+from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.format.weight_spec import canonical_specs, weight_spec
+from dpn_rt.model.weights.forms import DENSE_SUFFIX, quantized_form
+from dpn_rt.schema.weights import Quantize
+from examples.tiny_dpn.answers import ask_runtime
+from examples.tiny_dpn.data import sample
+
+CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
+QUANTIZED: tuple[Quantize, ...] = ("int8", "int4")
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[Quantize, EngineDir]:
+    path = tmp_path_factory.mktemp("engines")
+    return {quantize: build_engine(CHECKPOINT, path / quantize, quantize=quantize) for quantize in ("none", *QUANTIZED)}
+
+
+@pytest.mark.parametrize("quantize", QUANTIZED)
+def test_an_engine_has_the_quantised_weights_of_the_checkpoint(
+    engines: dict[Quantize, EngineDir], quantize: Quantize
+) -> None:
+    """All else is as it is in the engine that is not quantised: routers, norms, embeddings, biases."""
+    engine, dense = engines[quantize], engines["none"].load_weights()
+    assert engine.model.quantize == quantize and engine.model.dtype == "bfloat16"
+    stored = engine.load_weights()
+    assert list(stored) == list(weight_spec(engine.model))
+    forms = set()
+    for name, spec in canonical_specs(engine.model).items():
+        form = quantized_form(spec, quantize)
+        if form is None:
+            assert torch.equal(stored.pop(name), dense[name])
+            continue
+        forms.add((name.split(".")[0], form.suffix))
+        module = name.removesuffix(DENSE_SUFFIX)
+        for suffix, expected in form.quantize(dense[name]).items():
+            assert torch.equal(stored.pop(f"{module}.{suffix}"), expected)
+    assert not stored
+    assert forms == {("layers", quantize), ("vision", "int8"), ("projector", "int8"), ("lm_head", "int8")}
+
+
+def test_how_large_the_file_is(engines: dict[Quantize, EngineDir]) -> None:
+    """As large as its bits say; the embeddings of this small model weigh more than those of a large one."""
+    specs = {quantize: weight_spec(engine.model) for quantize, engine in engines.items()}
+    sizes = {quantize: sum(spec.num_bytes for spec in each.values()) for quantize, each in specs.items()}
+    assert sizes["int8"] < 0.55 * sizes["none"] and sizes["int4"] < 0.75 * sizes["int8"]
+
+
+@pytest.mark.parametrize("quantize", QUANTIZED)
+def test_it_answers_as_the_model_does(engines: dict[Quantize, EngineDir], quantize: Quantize) -> None:
+    samples = [sample("test", index) for index in range(3)]
+    expected, actual = (ask_runtime(LLM(engines[each].path), samples, each) for each in ("none", quantize))
+    same = sum(a.token_ids == b.token_ids for a, b in zip(expected, actual, strict=True))
+    assert same >= 28, "of 30"
+    assert sum(a.route == b.route for a, b in zip(expected, actual, strict=True)) >= 27
+
+
+@pytest.mark.parametrize("quantize", QUANTIZED)
+def test_a_batch_equals_each_alone(engines: dict[Quantize, EngineDir], quantize: Quantize) -> None:
+    """Rows are rounded one by one, so what is beside them changes nothing."""
+    llm, asked = LLM(engines[quantize].path), sample("test", 5)
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=3, ignore_eos=True)
+    conversations = [
+        [{"role": "user", "content": [{"type": "image", "image": asked.image}, {"type": "text", "text": each.text}]}]
+        for each in asked.questions
+    ]
+    together = llm.chat(conversations, params)
+    for conversation, output in zip(conversations, together, strict=True):
+        alone = llm.chat(conversation, params)[0]
+        assert alone.outputs[0].token_ids == output.outputs[0].token_ids
+        assert alone.pyramid == output.pyramid
+
+
+def test_what_is_refused(tmp_path: Path, engines: dict[Quantize, EngineDir]) -> None:
+    with pytest.raises(ConfigError, match="quantize int8: .* dtype is float16"):
+        build_engine(CHECKPOINT, tmp_path / "half", dtype="float16", quantize="int8")
+    with pytest.raises(ConfigError, match="quantize='int4': TensorRT plans have no quantised weights"):
+        build_engine(CHECKPOINT, tmp_path / "plans", quantize="int4", make_plans=lambda model: pytest.fail("built"))
+    with pytest.raises(ConfigError, match="device='cuda': the engine's weights are int8, .* without --quantize"):
+        LLM(engines["int8"].path, device="cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_what_it_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(tmp_path / "engine"), "--quantize", "int8"]
+    assert command.main(arguments) == 0
+    assert "int8 and bfloat16, 8 layers" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--quantize", "int3"])
