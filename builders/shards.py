@@ -18,7 +18,7 @@ GIT_LFS_MARK = b"version https://git-lfs"
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorInfo:
     """Shape and dtype of a tensor, known without reading it."""
 

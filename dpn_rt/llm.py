@@ -15,13 +15,14 @@ from tqdm import tqdm
 from dpn_rt.engine.engine import Progress
 from dpn_rt.engine.interrupts import deferred_interrupt
 from dpn_rt.engine.loader import load_engine
-from dpn_rt.errors import BatchError, DpnError, RequestError
+from dpn_rt.errors import BatchError, ConfigError, DpnError, RequestError
 from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.outputs import RequestOutput, StreamDelta
 from dpn_rt.prompts.messages import Message
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.prompt import Prompt
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.schema.keywords import lists_keywords
 from dpn_rt.settings import EngineOptions
 
 MakePrompt = Callable[[], ProcessedPrompt]
@@ -64,6 +65,7 @@ class _Run:
                 self.results[position] = inbox.output.error or inbox.output
 
 
+@lists_keywords(ConfigError)
 class LLM:
     """A loaded engine.
 
@@ -113,7 +115,7 @@ class LLM:
 
         Raises:
             EngineError: the engine is incomplete, damaged, or of an unknown format.
-            ConfigError: device or a limit cannot be served.
+            ConfigError: an argument is unknown, or device or a limit cannot be served.
             CapacityError: the memory is too small.
         """
         options = EngineOptions(
