@@ -148,8 +148,9 @@ class LLM:
             prompts: text with `<image>` where the image goes, or a dictionary with `prompt` or `prompt_token_ids` (the
                 image is the one id -200), `multi_modal_data` (`{"image": PIL.Image or path}` or
                 `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`), `route` (expert per boundary),
-                `router_bias` (a speed dial: added to the routers' logits per level of compression), `reduce` (SPEC of a
-                training-free reduction) and `kept` (visual rows that it is to keep, see `Pyramid.kept`).
+                `router_bias` (added to the routers' logits per level of compression: above 0 faster, below 0 more
+                accurate), `reduce` (SPEC of a training-free reduction) and `kept` (visual rows that it is to keep, see
+                `Pyramid.kept`).
             sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar.
 
