@@ -20,7 +20,7 @@ Note = Callable[[str], None]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """A checkpoint's model and names, in the same form for every layout."""
 

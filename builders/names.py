@@ -71,7 +71,7 @@ TENSORRT_LLM_LAYER: Modules = {
 TENSORRT_LLM_NORM, TENSORRT_LLM_HEAD = "transformer.ln_f", "lm_head"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayoutNames:
     """Names of the parts of a model in a layout."""
 

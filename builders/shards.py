@@ -28,7 +28,7 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorInfo:
     """Shape and dtype of a tensor, known without reading it."""
 

@@ -28,7 +28,7 @@ _LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 """Defaults of transformers' LlamaTokenizer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TokenizerFiles:
     """What an engine carries of a tokenizer, and what the builder needs to know about it."""
 

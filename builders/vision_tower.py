@@ -28,7 +28,7 @@ _ANY_LAYER = (re.escape(clip_weight(weight)).replace(r"\.0\.", r"\.\d+\.") for w
 _TOWER_NAME = re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{'|'.join(_ANY_LAYER)})")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VisionTower:
     """A tower's weights and configuration."""
 

@@ -16,7 +16,7 @@ from dpn_rt.model.vision.projector import PROJECTOR_MODULES
 from dpn_rt.schema.weights import WeightSpec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Part:
     """One published tensor and the shape that it must have."""
 
@@ -25,7 +25,7 @@ class Part:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WeightSource:
     """How a canonical weight is made.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class DpnError(Exception):
@@ -60,3 +61,6 @@ class BatchError(DpnError):
         super().__init__(f"{len(errors)} of {len(outputs)} prompts failed (the rest is in .outputs): {listed}")
         self.errors = dict(errors)
         self.outputs = list(outputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors, self.outputs)

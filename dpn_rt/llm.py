@@ -15,13 +15,14 @@ from tqdm import tqdm
 from dpn_rt.engine.engine import Progress
 from dpn_rt.engine.interrupts import deferred_interrupt
 from dpn_rt.engine.loader import load_engine
-from dpn_rt.errors import BatchError, DpnError, RequestError
+from dpn_rt.errors import BatchError, ConfigError, DpnError, RequestError
 from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.outputs import RequestOutput, StreamDelta
 from dpn_rt.prompts.messages import Message
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.prompt import Prompt
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.schema.keywords import lists_keywords
 from dpn_rt.settings import EngineOptions
 
 MakePrompt = Callable[[], ProcessedPrompt]
@@ -64,6 +65,7 @@ class _Run:
                 self.results[position] = inbox.output.error or inbox.output
 
 
+@lists_keywords(ConfigError)
 class LLM:
     """A loaded engine.
 
@@ -113,7 +115,7 @@ class LLM:
 
         Raises:
             EngineError: the engine is incomplete, damaged, or of an unknown format.
-            ConfigError: device or a limit cannot be served.
+            ConfigError: an argument is unknown, or device or a limit cannot be served.
             CapacityError: the memory is too small.
         """
         options = EngineOptions(
@@ -146,8 +148,9 @@ class LLM:
             prompts: text with `<image>` where the image goes, or a dictionary with `prompt` or `prompt_token_ids` (the
                 image is the one id -200), `multi_modal_data` (`{"image": PIL.Image or path}` or
                 `{"image_embeds": [N, hidden_size], "image_grid": (h, w)}`), `route` (expert per boundary),
-                `router_bias` (a speed dial: added to the routers' logits per level of compression), `reduce` (SPEC of a
-                training-free reduction) and `kept` (visual rows that it is to keep, see `Pyramid.kept`).
+                `router_bias` (added to the routers' logits per level of compression: above 0 faster, below 0 more
+                accurate), `reduce` (SPEC of a training-free reduction) and `kept` (visual rows that it is to keep, see
+                `Pyramid.kept`).
             sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar.
 

@@ -14,7 +14,7 @@ TokenLogprobs = Mapping[int, Logprob]
 """Token id -> log-probability, for one output position."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PrefillFlops:
     """Floating-point operations of the decoder for one prompt."""
 
@@ -25,7 +25,7 @@ class PrefillFlops:
     """Share of `dense_prefill` that was not computed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReductionStep:
     """One boundary of a training-free reduction."""
 
@@ -35,7 +35,7 @@ class ReductionStep:
     """Of the method that acts there, with all keys; a method with several boundaries is named at each."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pyramid:
     """How the visual tokens of a request were reduced: one entry per boundary or per stage."""
 
@@ -68,7 +68,7 @@ class Pyramid:
     """None for a request that was not prefilled."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RequestMetrics:
     """Times of a request in seconds. `arrival`, `first_token` and `finish` are readings of one monotonic clock."""
 
@@ -92,7 +92,7 @@ class RequestMetrics:
         return None if self.finish is None else self.finish - self.arrival
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CompletionOutput:
     """One completion of a prompt."""
 
@@ -111,7 +111,7 @@ class CompletionOutput:
     """The stop token id or stop string that ended it; None for an end-of-sequence token and for all other reasons."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RequestOutput:
     """A finished request: its completions, or the error that ended it."""
 

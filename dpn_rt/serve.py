@@ -52,7 +52,8 @@ def _serve(options: argparse.Namespace) -> None:
         if error.name and error.name.startswith("dpn_rt"):
             raise
         raise ConfigError(
-            f"the server needs the package {error.name}: pip install '.[serve]' in the repository"
+            f"the server needs the package {error.name}: in the repository, "
+            "pip install --no-build-isolation -e '.[serve]'"
         ) from error
     from dpn_rt.engine.loader import load_processor
     from dpn_rt.server.engine_client.messages import EngineSource, LogConfig

@@ -7,8 +7,10 @@ it the whole file where fixtures are shared by its tests.
 from __future__ import annotations
 
 import os
+import random
 import zlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,5 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before the test's fixtures, which may draw weights."""
     seed = item.config.stash[_SEED]
-    torch.manual_seed(zlib.crc32(f"{seed} {item.nodeid}".encode()))
+    own = zlib.crc32(f"{seed} {item.nodeid}".encode())
+    torch.manual_seed(own)
+    np.random.seed(own)  # noqa: NPY002  (libraries may draw from it)
+    random.seed(own)
     print(f"{VARIABLE}={seed}")

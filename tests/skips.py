@@ -18,7 +18,7 @@ ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CP
 """Reasons that are allowed in CI; all else can be installed or built there."""
 
 NO_CUDA_BUILD = "built without CUDA"
-NO_TENSORRT = "needs TensorRT-RTX: pip install '.[tensorrt]'"
+NO_TENSORRT = "needs TensorRT-RTX: pip install --no-build-isolation -e '.[tensorrt]'"
 NO_BROWSER = "needs chromium and chromedriver"
 NO_ONEDNN = "torch is built without oneDNN"
 NO_COMPILER = "needs g++ and make"

@@ -9,6 +9,7 @@ import pytest
 pytest_plugins = ["pytester"]
 
 TESTS = """
+import random
 import pytest, torch
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def weights():
 
 @pytest.mark.parametrize("number", range(2))
 def test_one(weights, number):
-    assert False, f"drew {weights.tolist()} {torch.randn(2).tolist()}"
+    assert False, f"drew {weights.tolist()} {torch.randn(2).tolist()} {random.random()}"
 """
 
 

@@ -16,7 +16,7 @@ FLOATS = ("bfloat16", "float16", "float32")
 INTEGERS = ("int8", "uint8", "int32", "int64")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layer:
     """The tensors of `files` whose names are `name` and a suffix such as `qweight`."""
 

@@ -50,7 +50,7 @@ class Matrix(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IntegerMatrix:
     """A `Matrix` of values `(q - zero) * scale`, with one scale and zero point for `group_size` columns of a row."""
 
@@ -114,7 +114,7 @@ class IntegerMatrix:
         return scale
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FloatMatrix:
     """A `Matrix` of 8-bit floats with one scale for the whole or for each row."""
 

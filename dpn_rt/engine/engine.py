@@ -43,7 +43,7 @@ class Request:
     error: DpnError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Progress:
     """What a step added to one sequence."""
 
@@ -56,7 +56,7 @@ class Progress:
     """Of the new token, where they were asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepResult:
     """What a step did."""
 

@@ -31,7 +31,7 @@ OLDEST_CAPABILITY = (8, 0)
 """Oldest compute capability of a GPU that the CUDA kernels are built for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PromptConfig:
     """Special tokens, and how text and image become a prompt."""
 
@@ -46,7 +46,7 @@ class PromptConfig:
     has_image_processor: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything about the model that an engine holds."""
 

@@ -54,7 +54,7 @@ WEIGHTS = "weights.safetensors"
 PROCESSOR = "processor"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EngineSource:
     """Where an engine's weights come from."""
 
@@ -63,7 +63,7 @@ class EngineSource:
     layout: Literal["original", "huggingface", "synthetic"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FileRecord:
     """Size and sha256 of one file of an engine directory."""
 
@@ -71,7 +71,7 @@ class FileRecord:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EngineDir:
     """An engine directory whose manifest has been read and checked."""
 

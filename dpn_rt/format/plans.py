@@ -13,7 +13,7 @@ Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlanLimits:
     """Largest inputs that the plans were built for."""
 
@@ -25,7 +25,7 @@ class PlanLimits:
     """Per stage, rows of one sequence with prompt and answer: the length of the stage's KV caches."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlanConfig:
     """The plans of one engine."""
 
@@ -37,7 +37,7 @@ class PlanConfig:
     limits: PlanLimits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BuiltPlans:
     """The plans that a builder has made."""
 

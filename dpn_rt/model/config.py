@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding: `theta`, and transformers' `rope_scaling` dictionary as JSON text (empty: none)."""
 
@@ -13,7 +13,7 @@ class RopeConfig:
     scaling_json: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DecoderConfig:
     """LLaMA decoder."""
 

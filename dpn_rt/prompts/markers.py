@@ -11,7 +11,7 @@ IMAGE_TEXT = "<image>"
 _PRIVATE_USE = range(0xE000, 0xF900)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Typed:
     """Special tokens whose names may occur in texts, and what stands for them while a template is rendered.
 

@@ -33,7 +33,7 @@ class Marker(Enum):
     ROUTER = "router"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Turn:
     """One message."""
 

@@ -38,7 +38,7 @@ MAX_ROUTER_BIAS = 1000
 """A greater bias would make a router's probabilities 0 and 1 for any model."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ProcessedPrompt:
     """A checked prompt."""
 

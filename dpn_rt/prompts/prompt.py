@@ -23,7 +23,7 @@ MAX_IMAGES = 1
 """Of one request, unless its `Processor` allows more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PromptParts:
     """The parts of a prompt. Their values are not checked yet."""
 

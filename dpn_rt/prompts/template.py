@@ -20,7 +20,7 @@ VICUNA_SYSTEM = (
 _END = "</s>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChatOptions:
     """How a prompt ends, and further variables of a template; names and meanings as in vLLM."""
 

@@ -79,6 +79,20 @@ def clip_core(tower: CLIPVisionModel) -> Any:
     return getattr(tower, "vision_model", tower)
 
 
+def checkpoint_activations(model: Any, options: dict[str, Any]) -> None:
+    """Make the model's layers compute their activations again in the backward pass.
+
+    Args:
+        model: a PreTrainedModel.
+        options: of `activation_checkpointing_enable`.
+    """
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(**options)
+    else:  # older transformers have other names for the method and its argument
+        renamed = {key.replace("activation_", "gradient_"): value for key, value in options.items()}
+        model.gradient_checkpointing_enable(**renamed)
+
+
 def restore_llama_buffers(model: LlamaModel) -> None:
     """Recompute the buffers of a model that was made on the meta device; checkpoints do not hold them."""
     with torch.device("cpu"):

@@ -26,8 +26,11 @@ class EagerDpn(EagerModules):
     """A DPN or dense LLaVA model.
 
     In training mode boundaries draw experts from the routers' probabilities; in eval mode they take the most probable
-    one. Arguments and modules are those of `EagerModules`. Hugging Face's Trainer trains it with one sample per batch
-    and a data collator that returns that sample.
+    one. Arguments and modules are those of `EagerModules`.
+
+    Hugging Face's Trainer trains it with one sample per batch (`gradient_accumulation_steps` for more), whose tensors
+    may have a first dimension of 1. It saves and resumes; `save_checkpoint` writes what the build command reads. Its
+    `label_smoothing_factor` must be 0, since the logits are those of the last stage's rows and not of the labels.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None) -> None:
@@ -152,10 +155,11 @@ class EagerDpn(EagerModules):
         rows = hidden.unsqueeze(0)
         positions = torch.arange(start, start + rows.shape[1], device=rows.device).unsqueeze(0)
         rotary = model.rotary_emb(rows, position_ids=positions)
-        # sdpa needs no mask: it has a causal mode for a prefill, and a single row sees all cached rows.
-        options: dict[str, Any] = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary}
+        # sdpa needs no mask: it has a causal mode for a prefill, and a single row sees all cached rows. The cache is
+        # given by position, since its name differs between transformers' versions.
+        options: dict[str, Any] = {"use_cache": cache is not None, "position_embeddings": rotary}
         for layer in layers:
-            rows = model.layers[layer](rows, past_key_values=cache, use_cache=cache is not None, **options)
+            rows = model.layers[layer](rows, None, positions, cache, **options)
         return rows[0]
 
     def forward(
@@ -171,10 +175,11 @@ class EagerDpn(EagerModules):
         """Logits of every row, and the losses when `labels` are given.
 
         Args:
-            input_ids: [num_ids], one id -200 for the image.
-            pixel_values: [3, side, side] of the processed image; give this or `image_embeds`, not both.
+            input_ids: [num_ids] or [1, num_ids], one id -200 for the image.
+            pixel_values: [3, side, side] or [1, 3, side, side] of the processed image; give this or `image_embeds`,
+                not both.
             image_embeds: [num_visual, hidden_size], rows after the projector.
-            labels: [num_ids], not shifted; -100 where nothing is to be learned.
+            labels: [num_ids] or [1, num_ids], not shifted; -100 where nothing is to be learned.
             image_grid: rows and columns of `image_embeds`; None: a square.
             route: expert per boundary to force.
 
@@ -186,9 +191,11 @@ class EagerDpn(EagerModules):
         logits = self.lm_head(hidden)
         if labels is None:
             return EagerOutput(logits, trace)
-        if labels.shape != (len(as_token_list(input_ids)),):
-            raise RequestError(f"labels: expected one per prompt id, got shape {tuple(labels.shape)}")
-        language = training.language_loss(logits, training.expand_labels(labels.to(self.device), layout))
+        num_ids = len(as_token_list(input_ids))
+        if labels.shape not in ((num_ids,), (1, num_ids)):
+            raise RequestError(f"labels: expected shape [{num_ids}], one per prompt id, got {list(labels.shape)}")
+        labels = labels.reshape(num_ids).to(self.device)
+        language = training.language_loss(logits, training.expand_labels(labels, layout))
         routing = training.routing_loss([trace], self.routing_hinge_target).to(language.device)
         return EagerOutput(logits, trace, language + self.routing_loss_weight * routing, language, routing)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
@@ -45,6 +45,7 @@ class EagerModules(nn.Module):
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
         if decoder.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
+            weights.store_tied_head_once(self)
         else:
             nn.init.normal_(self.lm_head.weight, std=0.02)
         self.boundaries = nn.ModuleList()
@@ -122,6 +123,20 @@ class EagerModules(nn.Module):
         if config.decoder.tie_word_embeddings:
             model.lm_head.weight = model.language_model.embed_tokens.weight
         return model.eval()
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Compute activations again in the backward pass instead of keeping them: less memory, more time.
+
+        Args:
+            options: those of the method of this name of transformers' models.
+        """
+        hf_modules.checkpoint_activations(self.language_model, options)
+        if self.vision is not None:
+            hf_modules.checkpoint_activations(self.vision, options)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """`activation_checkpointing_enable`, as older transformers' Trainer calls it."""
+        self.activation_checkpointing_enable(activation_checkpointing_kwargs=gradient_checkpointing_kwargs)
 
     def name_map(self) -> NameMap:
         """Canonical weight name -> names of this model's parameters.

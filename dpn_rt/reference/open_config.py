@@ -29,16 +29,6 @@ class OpenConfig(ModelConfig):
         result.pad_token_id = None
         return result
 
-    # Defined here and not inherited: those of a frozen dataclass with slots fail for names that are no fields, since
-    # they refer to the class as it was before it got its slots.
-    def __setattr__(self, name: str, value: Any) -> None:
-        _refuse_field(name)
-        object.__setattr__(self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        _refuse_field(name)
-        object.__delattr__(self, name)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ModelConfig) and _values(self) == _values(other)
 
@@ -52,7 +42,7 @@ class OpenConfig(ModelConfig):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as loggers want them; the further attributes are among them."""
         values: dict[str, Any] = to_json(self)
-        return {**values, **vars(self)}
+        return {**vars(self), **values}
 
     def to_json_string(self) -> str:
         """`to_dict` as text."""
@@ -61,8 +51,3 @@ class OpenConfig(ModelConfig):
 
 def _values(config: ModelConfig) -> tuple[Any, ...]:
     return tuple(getattr(config, field.name) for field in dataclasses.fields(config))
-
-
-def _refuse_field(name: str) -> None:
-    if name in {field.name for field in dataclasses.fields(ModelConfig)}:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")

@@ -10,7 +10,7 @@ import torch
 from dpn_rt.reference.trace import PyramidTrace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EagerOutput:
     """One forward pass over one sample."""
 
@@ -28,7 +28,7 @@ class EagerOutput:
         return given[index]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EagerGeneration:
     """Greedy generation for one sample."""
 

@@ -119,8 +119,8 @@ class EagerReduced:
         hidden, positions = rows.hidden.unsqueeze(0), rows.positions.unsqueeze(0)
         rotary = self._model.language_model.rotary_emb(hidden, position_ids=positions)
         # sdpa needs no mask: it has a causal mode for a prefill, and a single row sees all cached rows.
-        options: dict[str, Any] = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary}
-        out = self._model.language_model.layers[layer](hidden, past_key_values=cache, use_cache=True, **options)
+        options: dict[str, Any] = {"use_cache": True, "position_embeddings": rotary}
+        out = self._model.language_model.layers[layer](hidden, None, positions, cache, **options)
         return cast(Tensor, out)[0]
 
     def _decode(self, token_id: int, step: int, next_positions: Sequence[int], cache: DynamicCache) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SampleLayout:
     """Rows of one sample in one stage: text before the image, visual rows in row-major order, text after it."""
 
@@ -39,7 +39,7 @@ class SampleLayout:
         return dataclasses.replace(self, num_rows=num_rows, grid=grid, router_rows=rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BoundaryRecord:
     """What one boundary did with one sample."""
 
@@ -52,7 +52,7 @@ class BoundaryRecord:
     """Rank of each expert by compression, for the routing loss."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PyramidTrace:
     """What all boundaries did with one sample; has the same fields as the runtime's `output.pyramid`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -44,6 +44,27 @@ def load_canonical(model: nn.Module, names: NameMap, weights: Iterable[tuple[str
     problems += [f"{name} is missing" for name in names if name not in seen]
     if problems:
         raise CheckpointError("weights do not fit the model:\n  " + "\n  ".join(problems))
+
+
+HEAD, EMBEDDINGS = "lm_head.weight", "language_model.embed_tokens.weight"
+
+
+def store_tied_head_once(model: Any) -> None:
+    """Let `state_dict` of a model with tied weights name their tensor once: safetensors refuses two names for one.
+
+    `load_state_dict` takes it with one name and with two.
+    """
+    model.register_state_dict_post_hook(_leave_out_head)
+    model.register_load_state_dict_pre_hook(_restore_head)
+
+
+def _leave_out_head(_: nn.Module, state: dict[str, Any], prefix: str, __: object) -> None:
+    state.pop(prefix + HEAD, None)
+
+
+def _restore_head(_: nn.Module, state: dict[str, Any], prefix: str, *__: object) -> None:
+    if prefix + EMBEDDINGS in state:
+        state.setdefault(prefix + HEAD, state[prefix + EMBEDDINGS])
 
 
 def canonical_weights(model: nn.Module, names: NameMap, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpn_rt.errors import RequestError
+from dpn_rt.schema.keywords import lists_keywords
 from dpn_rt.schema.text import check_unicode
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this temperature sampling is greedy, since a division by it could overflow. The bound is vLLM's."""
 
 
-@dataclass(frozen=True, slots=True)
+@lists_keywords(RequestError)
+@dataclass(frozen=True)
 class SamplingParams:
     """Sampling parameters of one request.
 
     Raises:
-        RequestError: a value is out of range, of the wrong type, or contradicts another.
+        RequestError: a name is unknown, or a value is out of range, of the wrong type, or contradicts another.
     """
 
     n: int = 1

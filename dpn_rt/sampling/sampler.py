@@ -95,7 +95,7 @@ class SamplingState:
         return self._counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SampledTokens:
     """One token per sequence."""
 

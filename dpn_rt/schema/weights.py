@@ -20,7 +20,7 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WeightSpec:
     """Shape and dtype of one canonical weight."""
 

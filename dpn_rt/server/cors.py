@@ -10,7 +10,7 @@ import httpx
 from dpn_rt.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CorsPolicy:
     """What a browser is told about requests from pages of other origins.
 

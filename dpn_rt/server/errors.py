@@ -39,7 +39,7 @@ class OverloadedError(HttpError):
         super().__init__(status, message, code="overloaded")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ErrorReply:
     """An HTTP reply that reports an error."""
 

@@ -85,7 +85,9 @@ def otlp_tracing(endpoint: str, model_name: str, service_name: str) -> Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError as error:
-        raise ConfigError(f"traces need the package {error.name}: pip install '.[otel]' in the repository") from error
+        raise ConfigError(
+            f"traces need the package {error.name}: in the repository, pip install --no-build-isolation -e '.[otel]'"
+        ) from error
     named = Resource.create({"service.name": service_name}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=named)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

@@ -56,9 +56,12 @@ def assert_same(actual: RequestOutput, expected: RequestOutput) -> None:
 
 
 def assert_same_tokens(actual: RequestOutput, expected: RequestOutput) -> None:
+    assert_tokens_are(actual, expected.outputs[0].token_ids, all_logprobs(expected))
+
+
+def assert_tokens_are(actual: RequestOutput, wanted: list[int], wanted_logprobs: torch.Tensor) -> None:
     """Up to the first token where two are equally probable within the error of float32: there either is right."""
-    ids, wanted = actual.outputs[0].token_ids, expected.outputs[0].token_ids
-    logprobs, wanted_logprobs = all_logprobs(actual), all_logprobs(expected)
+    ids, logprobs = actual.outputs[0].token_ids, all_logprobs(actual)
     assert len(ids) == len(wanted)
     end = next((i for i, pair in enumerate(zip(ids, wanted, strict=True)) if pair[0] != pair[1]), len(ids))
     torch.testing.assert_close(logprobs[: end + 1], wanted_logprobs[: end + 1], atol=1e-4, rtol=0)

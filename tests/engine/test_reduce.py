@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dpn_rt.errors import BatchError, ConfigError, RequestError
 from dpn_rt.model.decoder import Stage, StageBatch
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
+from tests.engine.margins import draw_clear_choices
 from tests.engine.models import MODEL, kv_bytes, random_images, write_random_engine
 from tests.engine.test_batching import GREEDY, all_logprobs, assert_pool_is_full, assert_same, assert_same_tokens
 
@@ -42,9 +43,7 @@ GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (1, 1), (10, 6)]
 
 @pytest.fixture
 def generator() -> np.random.Generator:
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(torch.initial_seed())
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +66,11 @@ def prompt(generator: np.random.Generator, spec: str | None, grids: list[tuple[i
     return {"prompt_token_ids": [*ids, *generator.integers(3, 99, 3).tolist()], "reduce": spec, **media}
 
 
-def prompts(generator: np.random.Generator) -> list[dict[str, Any]]:
-    """Each SPEC with an image, text alone, and several images."""
-    made = []
-    for number, spec in enumerate(SPECS):
-        grid = GRIDS[number % len(GRIDS)]
-        made.append(prompt(generator, spec, [grid] if grid else []))
-    made.append(prompt(generator, SPECS[1], [(4, 4), (5, 3)]))
-    made.append(prompt(generator, SPECS[3], [(2, 2), (1, 7), (6, 6)]))
-    made.append(prompt(generator, SPECS[11], [(4, 4), (6, 2)]))
-    return made
+def cases() -> list[tuple[str, list[tuple[int, int]]]]:
+    """Each SPEC with an image, text alone, and several images: the SPEC and the images' grids."""
+    grids = [[grid] if grid else [] for grid in itertools.islice(itertools.cycle(GRIDS), len(SPECS))]
+    several = [(SPECS[1], [(4, 4), (5, 3)]), (SPECS[3], [(2, 2), (1, 7), (6, 6)]), (SPECS[11], [(4, 4), (6, 2)])]
+    return [*zip(SPECS, grids, strict=True), *several]
 
 
 @pytest.mark.parametrize(
@@ -86,11 +80,15 @@ def prompts(generator: np.random.Generator) -> list[dict[str, Any]]:
 )
 def test_batch_equals_alone(engine_dir: Path, generator: np.random.Generator, options: dict[str, Any]) -> None:
     """Also an engine with the boundaries of one reduction alone against one with all of them."""
-    made = prompts(generator)
-    alone = []
-    for each in made:
-        llm = load(engine_dir, [each["reduce"]])
-        alone.append(llm.generate(each, GREEDY, use_tqdm=False)[0])
+    made, alone = [], []
+    for spec, grids in cases():
+        llm = load(engine_dir, [spec])
+        asked, output = draw_clear_choices(
+            partial(prompt, generator, spec, grids),
+            lambda asked, llm=llm: llm.generate(asked, GREEDY, use_tqdm=False)[0],
+        )
+        made.append(asked)
+        alone.append(output)
     llm = load(engine_dir, **options)
     for _ in range(2):
         order = generator.permutation(len(made))

@@ -1,4 +1,4 @@
-"""What Hugging Face's Trainer does with a model, access by access, since it needs a package (accelerate) for a run."""
+"""What Hugging Face's Trainer does with a model, access by access; `test_trainer_run.py` lets it run."""
 
 from __future__ import annotations
 

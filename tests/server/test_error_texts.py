@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -13,7 +14,7 @@ from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.engine.prefill import Prefill
 from dpn_rt.server.cors import CorsPolicy
 from dpn_rt.server.media.policy import MediaPolicy
-from tests.server.conftest import MODEL, Ask, RunningServer, StartServer
+from tests.server.conftest import MODEL, Ask, RunningServer, StartServer, data_url, png
 
 GOOD = Ask()
 LIBRARIES = re.compile(
@@ -107,7 +108,21 @@ def heard(caplog: pytest.LogCaptureFixture) -> Any:
     return caplog.at_level(logging.INFO, "dpn_rt")
 
 
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    GOOD.image.save(file, "JPEG")
+    return file.getvalue()
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><rect width="8" height="8"/></svg>'
+NO_IMAGES = [
+    "data:image/png;base64,AAAA", data_url(b""), data_url(SVG, "image/svg+xml"), data_url(b"%PDF-1.7\n%%EOF"),
+    data_url(jpeg()[:600], "image/jpeg"), data_url(jpeg()[: len(jpeg()) // 2], "image/jpeg"),
+    data_url(png(GOOD.image)[:200]), data_url(b"GIF89a\x01", "image/gif"),
+    data_url(b"RIFF\x10\0\0\0WEBPVP8 ", "image/webp"),
+]  # fmt: skip
 URLS = [
+    *NO_IMAGES,
     "data:image/png;base64,A", "data:image/png;base64,AAAA====", "data:image/png;base64,A@AA",
     "data:image/png;base64,AA==AA==", "data:image/png,%zz", "data:text/html;base64,AAAA", "data:", "http://[", "http://a:b",
     "https://localhost:1/a.png", "https://127.0.0.1/a.png", "http://nowhere.invalid/a.png", "http://" + "a" * 70 + "/",

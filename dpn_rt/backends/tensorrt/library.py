@@ -13,7 +13,7 @@ from dpn_rt.format.plans import Flavor
 
 MODULES: dict[Flavor, str] = {"rtx": "tensorrt_rtx_bindings", "enterprise": "tensorrt"}
 _INSTALL: dict[Flavor, str] = {
-    "rtx": "pip install '.[tensorrt]' in the repository (TensorRT-RTX 1.7.1 or newer)",
+    "rtx": "pip install --no-build-isolation -e '.[tensorrt]' in the repository (TensorRT-RTX 1.7.1 or newer)",
     "enterprise": "install TensorRT 10.15 or newer with its libraries",
 }
 _NEEDED = ("add_attention_v2", "add_kv_cache_update", "add_rotary_embedding")

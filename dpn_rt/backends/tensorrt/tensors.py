@@ -23,7 +23,7 @@ LAST_ROWS, COSINES, SINES = "last_rows", "rope.cos", "rope.sin"
 HIDDEN_OUT, LOGITS = "hidden_out", "logits"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlanTensor:
     """One input or output of a plan."""
 
@@ -37,7 +37,7 @@ class PlanTensor:
 Tensors = dict[str, PlanTensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StagePlan:
     """Identifies a plan: a stage of a model in one phase, within limits."""
 

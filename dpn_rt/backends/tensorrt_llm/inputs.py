@@ -20,7 +20,7 @@ NUM_PERF_KNOBS = 16
 Tensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SessionStage:
     """Sizes of one stage."""
 

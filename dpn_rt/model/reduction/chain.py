@@ -23,7 +23,7 @@ StepConfig = FastV | PyramidDrop | RandomKeep | Pool | DivPrune
 """The `method` of each tells them apart; a further method joins this union."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chain:
     """A `Reduction` without weights: each step reduces what the one before has left."""
 

@@ -13,7 +13,7 @@ from dpn_rt.model.reduction.grid import Grid, IntArray
 from dpn_rt.model.reduction.step import BEFORE_LLM, Scores, keeps_share, share_text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DivPrune:
     """A `Step`."""
 

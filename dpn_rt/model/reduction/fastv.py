@@ -10,7 +10,7 @@ from dpn_rt.model.reduction.grid import Grid, IntArray
 from dpn_rt.model.reduction.step import Scores, keeps_share, share_text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FastV:
     """A `Step`. The defaults are the paper's."""
 

@@ -10,7 +10,7 @@ from dpn_rt.model.reduction.grid import Grid, IntArray, pooled_grid
 from dpn_rt.model.reduction.step import Scores, has_layers_after
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pool:
     """A `Step`. A kernel that is higher or wider than an image's grid leaves the image as it is."""
 

@@ -32,7 +32,7 @@ SKIPPED = -1
 """Expert of an image that a boundary skips."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BoundaryConfig:
     """Routing and pooling on the output of decoder layer `layer`."""
 
@@ -88,7 +88,7 @@ class BoundaryConfig:
         return after if fits else grid
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PoolingConfig:
     """Visual tokens are pooled by an expert that a router picks (adaptive), the only one (static), or a drawn one
     (random)."""

@@ -12,7 +12,7 @@ from dpn_rt.model.reduction.grid import Grid, IntArray
 from dpn_rt.model.reduction.step import Scores, has_layers_after, keeps_share, share_text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RandomKeep:
     """A `Step`."""
 

@@ -103,7 +103,7 @@ class Reduction(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NoReduction:
     """A dense model: one stage."""
 

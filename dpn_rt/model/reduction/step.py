@@ -66,7 +66,7 @@ class Step(Protocol):
         """As a SPEC, with all keys."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cut:
     """One boundary of a step."""
 

@@ -25,7 +25,7 @@ Crop = tuple[Tensor, ...]
 """One view of each of an encoder's `view_shapes`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class EncodedImage:
     """One image after the projector."""
 

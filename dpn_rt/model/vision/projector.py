@@ -18,7 +18,7 @@ PROJECTOR_MODULES = ("projector.0", "projector.2")
 """Canonical names of its linear layers; 1 is the activation."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ProjectorConfig:
     """One or two linear layers, from the vision encoder's width to the decoder's."""
 

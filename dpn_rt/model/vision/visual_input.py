@@ -16,7 +16,7 @@ from dpn_rt.model.reduction.step import Step
 ViewShape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class BeforeLlm:
     """Reduction of an image before the decoder."""
 
@@ -27,7 +27,7 @@ class BeforeLlm:
     """`[n]` ascending rows that stay; None where rows are pooled, or their values decide."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class VisualInput:
     """One image: either views or embeddings."""
 

@@ -25,7 +25,7 @@ Product = Callable[[Tensor], Tensor]
 """`x` `[num_tokens, in_features]` -> `x @ weight.T + bias` `[num_tokens, out_features]`, accumulated in float32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Products:
     """The two products of one linear layer."""
 

@@ -11,7 +11,7 @@ from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.settings import EngineOptions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Load:
     """What the engine had to do when it last reported."""
 
@@ -49,7 +49,7 @@ class Load:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LogConfig:
     """Logs of the engine's process; the server's own are set up alike."""
 
@@ -57,7 +57,7 @@ class LogConfig:
     as_json: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EngineSource:
     """To the process, first of all: what to load. The sender verifies the files meanwhile."""
 
@@ -67,7 +67,7 @@ class EngineSource:
     logs: LogConfig = LogConfig()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Add:
     """To the process: queue a request. One update will refuse it, or one will have its output."""
 
@@ -77,14 +77,14 @@ class Add:
     priority: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Abort:
     """To the process: end a request before the next step. Without effect on a request that has ended."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loaded:
     """From the process, once: the engine is loaded, or why it cannot be."""
 
@@ -92,7 +92,7 @@ class Loaded:
     error: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Update:
     """From the process, after each step and after the messages that it handled between two steps."""
 

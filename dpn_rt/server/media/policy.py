@@ -18,7 +18,7 @@ class MediaTooLargeError(MediaError):
     """An image has more bytes than the server takes (HTTP 413)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MediaPolicy:
     """What may be loaded, and how much of it.
 

@@ -29,7 +29,7 @@ Activation = Literal["quick_gelu", "gelu"]
 SelectFeature = Literal["patch", "cls_patch"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClipConfig:
     """A CLIP ViT, cut after the layer whose hidden state is used. A `VisionEncoderConfig`."""
 
