@@ -34,6 +34,7 @@ from dpn_rt.model.reduction.chain import Chain
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
+from dpn_rt.model.weights.weight import QuantizedWeight
 from dpn_rt.reference import EagerDpn
 from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
 
@@ -135,13 +136,27 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     return subjects
 
 
+@dataclasses.dataclass(frozen=True)
+class EngineWeights:
+    """`CanonicalWeights` of an engine that is not quantised."""
+
+    tensors: dict[str, torch.Tensor]
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `CanonicalWeights`."""
+        return self.tensors[name]
+
+    def published_scale(self, name: str, form: type[QuantizedWeight]) -> None:
+        """None."""
+
+
 def load_quantized(options: argparse.Namespace, path: Path, model: ModelConfig, quantize: Quantize) -> Subject:
     """The runtime on an engine with the same weights, quantised."""
     quantized = dataclasses.replace(model, quantize=quantize)
     target = path.with_name(f"{path.name}-{quantize}")
     if not (target / "engine.json").exists():
-        weights = EngineDir.open(path, verify=False).load_weights()
-        tensors = stored_tensors(weight_spec(quantized), canonical_specs(model), quantize, weights.__getitem__)
+        weights = EngineWeights(EngineDir.open(path, verify=False).load_weights())
+        tensors = stored_tensors(weight_spec(quantized), canonical_specs(model), quantize, weights)
         write_engine(target, quantized, EngineSource("0" * 64, "synthetic"), tensors)
     return load_runtime(options, target, quantized)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,14 +12,25 @@ from dpn_rt.builders.layout import Note
 from dpn_rt.builders.quantized.checkpoint import QuantizedCheckpoint
 from dpn_rt.builders.weight_stream import WeightStream
 from dpn_rt.model.weights.forms import DENSE_SUFFIX, quantized_form, stored_specs
+from dpn_rt.model.weights.weight import QuantizedWeight
 from dpn_rt.schema.weights import DType, Quantize, WeightSpec
+
+
+class CanonicalWeights(Protocol):
+    """Where the weights of an engine come from."""
+
+    def read(self, name: str) -> Tensor:
+        """One canonical weight."""
+
+    def published_scale(self, name: str, form: type[QuantizedWeight]) -> Tensor | None:
+        """The scales that a weight is published with; None where there are none that fit `form`."""
 
 
 def stored_tensors(
     names: Mapping[str, WeightSpec],
     canonical: Mapping[str, WeightSpec],
     quantize: Quantize,
-    stream: WeightStream,
+    stream: CanonicalWeights,
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of an engine in the order of its file.
 
@@ -28,7 +40,7 @@ def stored_tensors(
         names: the engine's tensors, in the order of the file.
         canonical: the weights that they are made of.
         quantize: of the engine.
-        stream: gives the canonical weights, and scales that some of them are published with.
+        stream: of the canonical weights, each of which is read once.
     """
     owners = {stored: name for name, spec in canonical.items() for stored in stored_specs(name, spec, quantize)}
     ready: dict[str, Tensor] = {}
