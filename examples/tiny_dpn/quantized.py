@@ -1,6 +1,6 @@
 """What 8 and 4 bits cost: answers of quantised engines beside those of the same checkpoint in bfloat16.
 
-python -m examples.tiny_dpn.quantized --checkpoint examples/tiny_dpn/checkpoint --output docs/quantization
+python -m examples.tiny_dpn.quantized --checkpoint examples/tiny_dpn/checkpoint --output docs/tiny_dpn
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "versions": {name: version(name) for name in ("dpn_rt", "torch")},
         "rows": [asdict(row) for row in rows],
     }
-    (options.output / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (options.output / "accuracy.md").write_text(markdown(rows), encoding="utf-8")
+    (options.output / "quantized.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (options.output / "quantized.md").write_text(markdown(rows), encoding="utf-8")
     print(markdown(rows))
     return 0
 
