@@ -7,15 +7,14 @@ import dataclasses
 import importlib
 import inspect
 import pickle
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-import dpn_rt
 from benchmarks.shapes import SHAPES
 from dpn_rt import LLM, SamplingParams, errors
 from dpn_rt.errors import BatchError, ConfigError, DpnError, RequestError
@@ -26,10 +25,22 @@ from dpn_rt.settings import EngineOptions, resolve
 from tests.engine.models import MODEL, write_random_engine
 
 
+def modules() -> Iterator[ModuleType]:
+    """Every module of the package; its builders lie beside it."""
+    root = Path(__file__).resolve().parent.parent
+    for folder, prefix in (("dpn_rt", ""), ("builders", "dpn_rt.")):
+        for file in sorted((root / folder).rglob("*.py")):
+            name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+            yield importlib.import_module(prefix + name)
+
+
 def frozen_dataclasses() -> list[type]:
-    modules = [dpn_rt, *(importlib.import_module(m.name) for m in pkgutil.walk_packages(dpn_rt.__path__, "dpn_rt."))]
-    found = {cls for module in modules for _, cls in inspect.getmembers(module, dataclasses.is_dataclass)}
-    chosen = [cls for cls in found if cls.__module__.startswith("dpn_rt") and cls.__dataclass_params__.frozen]
+    members = [value for module in modules() for _, value in inspect.getmembers(module, inspect.isclass)]
+    chosen = {
+        cls
+        for cls in members
+        if dataclasses.is_dataclass(cls) and cls.__module__.startswith("dpn_rt.") and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    }
     return sorted(chosen, key=lambda cls: (cls.__module__, cls.__qualname__))
 
 
