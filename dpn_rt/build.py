@@ -178,9 +178,12 @@ def _one_interrupt() -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; ignore later ones, which would cut the cleanup short."""
     signals = (signal.SIGINT, signal.SIGTERM)
 
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         for later in signals:
-            signal.signal(later, signal.SIG_IGN)
+            signal.signal(later, ignore)  # SIG_IGN prints a line about a signal that has come already
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in signals}

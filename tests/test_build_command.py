@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.build import main
+from dpn_rt.build import _one_interrupt, main
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.reduction.spec import parse_spec
 from tests.builders.checkpoints import OriginalCheckpoint
@@ -151,3 +151,16 @@ def test_a_training_free_reduction(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["--checkpoint", str(dense), "--output", str(tmp_path / "y"), "--reduce", "fastv:k=99"]
     assert main(arguments) == 1 and "k=99: expected 1 to" in capsys.readouterr().err
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+def test_signals_that_come_together_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later one finds a handler that is being replaced. Where that is SIG_IGN, Python prints a line about it."""
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    signals = {signal.SIGINT, signal.SIGTERM}
+    with pytest.raises(KeyboardInterrupt), _one_interrupt():
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        for number in signals:
+            signal.raise_signal(number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    assert not printed
