@@ -177,11 +177,13 @@ def _describe(engine: EngineDir) -> str:
 def _one_interrupt() -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; ignore later ones, which would cut the cleanup short."""
     signals = (signal.SIGINT, signal.SIGTERM)
+    received: list[int] = []
 
     def ignore(number: int, frame: FrameType | None) -> None:
         pass
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for later in signals:
             signal.signal(later, ignore)  # SIG_IGN prints a line about a signal that has come already
         raise KeyboardInterrupt
@@ -189,6 +191,10 @@ def _one_interrupt() -> Iterator[None]:
     previous = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield
+    except Exception as error:
+        if received:  # a library that was interrupted says so by an error of its own
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

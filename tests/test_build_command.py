@@ -164,3 +164,13 @@ def test_signals_that_come_together_say_nothing(monkeypatch: pytest.MonkeyPatch)
             signal.raise_signal(number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     assert not printed
+
+
+def test_a_library_may_answer_an_interrupt_with_an_error_of_its_own() -> None:
+    with pytest.raises(KeyboardInterrupt), _one_interrupt():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+    with pytest.raises(ValueError, match="no signal"), _one_interrupt():
+        raise ValueError("no signal")
