@@ -48,7 +48,7 @@ __all__ = [
     "write_engine",
 ]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "engine.json"
 WEIGHTS = "weights.safetensors"
 PROCESSOR = "processor"

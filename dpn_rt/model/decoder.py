@@ -13,7 +13,8 @@ from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights, head_module
 from dpn_rt.model.linear import load_linear
 from dpn_rt.model.rope import rotate
-from dpn_rt.model.rows import embed_rows
+from dpn_rt.model.rows import place_rows
+from dpn_rt.model.weights.table import EmbeddingTable
 
 
 @dataclass(frozen=True)
@@ -275,8 +276,8 @@ class Decoder:
     ) -> None:
         """Takes an engine's weights; `cos_sin` `[max_length, head_dim]` as `rope.rope_table` makes it."""
         self._config = config
-        self._embedding = weights[f"{EMBED_TOKENS}.weight"]
         self._norm = weights[f"{FINAL_NORM}.weight"]
+        self._embedding = EmbeddingTable(weights, EMBED_TOKENS, config.hidden_size, self._norm.dtype)
         self._head = load_linear(weights, head_module(config), prepack=False)  # few rows: one for each sequence
         self.stages = [
             Stage(
@@ -307,11 +308,11 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """`[num_tokens]` -> `[num_tokens, hidden_size]`."""
-        return self._embedding.index_select(0, token_ids)
+        return self._embedding.rows(token_ids)
 
     def embed_rows(self, token_ids: Tensor, given: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Embeddings with other rows in some places, as `rows.embed_rows`."""
-        return embed_rows(self._embedding, token_ids, given, rows)
+        """Embeddings with other rows in some places, as `place_rows`."""
+        return place_rows(self.embed(token_ids), given, rows)
 
     def logits(self, x: Tensor) -> Tensor:
         """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine."""

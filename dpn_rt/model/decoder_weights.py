@@ -32,8 +32,8 @@ def head_module(config: DecoderConfig) -> str:
 
 def decoder_specs(config: DecoderConfig, dtype: torch.dtype) -> NamedSpecs:
     """Every weight of the decoder, all in `dtype`, in the order of the file."""
-    table = WeightSpec((config.vocab_size, config.hidden_size), dtype)
-    yield f"{EMBED_TOKENS}.weight", table
+    is_head, shape = config.tie_word_embeddings, (config.vocab_size, config.hidden_size)
+    yield f"{EMBED_TOKENS}.weight", WeightSpec(shape, dtype, least_bits=8, kept_by_int8=not is_head)
     for layer in range(config.num_layers):
         yield from _layer_specs(config, layer, dtype)
     yield f"{FINAL_NORM}.weight", WeightSpec((config.hidden_size,), dtype)

@@ -8,19 +8,17 @@ import torch
 from torch import Tensor
 
 
-def embed_rows(embedding: Tensor, token_ids: Tensor, given: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Embeddings with other rows in some places.
+def place_rows(x: Tensor, given: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Put other rows in some places of embeddings.
 
     Args:
-        embedding: `[vocab_size, hidden_size]`.
-        token_ids: `[num_rows]`; any id where a row is given.
+        x: `[num_rows, hidden_size]` embeddings, of any token where a row is given; may be overwritten.
         given: `[num_given]` int64, which rows are.
         rows: their `[..., hidden_size]` parts in order, of any dtype and device.
 
     Returns:
-        `[num_rows, hidden_size]`, dtype and device of the embedding.
+        `[num_rows, hidden_size]`, dtype and device of `x`.
     """
-    x = embedding.index_select(0, token_ids)
     if not rows:
         return x
     parts = [part.to(x.device, x.dtype, non_blocking=True) for part in rows]

@@ -30,6 +30,8 @@ class WeightSpec:
     """Rows of each published weight that this one holds, one below the other; empty: it holds one."""
     least_bits: int | None = field(default=None, compare=False)
     """Bits that the matrix of a linear layer may be quantised to, at least; None: it stays in its dtype."""
+    kept_by_int8: bool = field(default=False, compare=False)
+    """Whether it stays in its dtype where others have 8 bits: engines in 4 bits alone quantise it."""
 
     @property
     def num_bytes(self) -> int:

@@ -17,6 +17,8 @@ from dpn_rt.model.weights.forms import DENSE_SUFFIX, quantized_form
 from dpn_rt.schema.weights import Quantize
 from examples.tiny_dpn.answers import ask_runtime
 from examples.tiny_dpn.data import sample
+from tests.builders.test_huggingface_layout import save_model
+from tests.builders.test_quantized_samples import relative
 
 CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
 QUANTIZED: tuple[Quantize, ...] = ("int8", "int4")
@@ -32,7 +34,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[Quantize, EngineDi
 def test_an_engine_has_the_quantised_weights_of_the_checkpoint(
     engines: dict[Quantize, EngineDir], quantize: Quantize
 ) -> None:
-    """All else is as it is in the engine that is not quantised: routers, norms, embeddings, biases."""
+    """All else is as it is in the engine that is not quantised: routers, norms, patch embedding, biases."""
     engine, dense = engines[quantize], engines["none"].load_weights()
     assert engine.model.quantize == quantize and engine.model.dtype == "bfloat16"
     stored = engine.load_weights()
@@ -48,11 +50,12 @@ def test_an_engine_has_the_quantised_weights_of_the_checkpoint(
         for suffix, expected in form.quantize(dense[name]).items():
             assert torch.equal(stored.pop(f"{module}.{suffix}"), expected)
     assert not stored
-    assert forms == {("layers", quantize), ("vision", "int8"), ("projector", "int8"), ("lm_head", "int8")}
+    eight = ["vision", "projector", "lm_head", *(["embed_tokens"] if quantize == "int4" else [])]
+    assert forms == {("layers", quantize), *((part, "int8") for part in eight)}
 
 
 def test_how_large_the_file_is(engines: dict[Quantize, EngineDir]) -> None:
-    """As large as its bits say; the embeddings of this small model weigh more than those of a large one."""
+    """As large as its bits say."""
     specs = {quantize: weight_spec(engine.model) for quantize, engine in engines.items()}
     sizes = {quantize: sum(spec.num_bytes for spec in each.values()) for quantize, each in specs.items()}
     assert sizes["int8"] < 0.55 * sizes["none"] and sizes["int4"] < 0.75 * sizes["int8"]
@@ -81,6 +84,25 @@ def test_a_batch_equals_each_alone(engines: dict[Quantize, EngineDir], quantize:
         alone = llm.chat(conversation, params)[0]
         assert alone.outputs[0].token_ids == output.outputs[0].token_ids
         assert alone.pyramid == output.pyramid
+
+
+@pytest.mark.parametrize("quantize", QUANTIZED)
+def test_an_output_layer_that_is_tied_to_the_embedding(tmp_path: Path, quantize: Quantize) -> None:
+    """One table in 8 bits serves both."""
+    save_model(tmp_path / "checkpoint", tied=True)
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=-1, ignore_eos=True)
+    prompts = [{"prompt_token_ids": torch.randint(3, 90, (length,)).tolist()} for length in (1, 2, 9)]
+    logits = {}
+    for each in ("none", quantize):
+        engine = build_engine(tmp_path / "checkpoint", tmp_path / each, dtype="float32", quantize=each)
+        names = [name for name in engine.load_weights() if name.startswith(("embed_tokens", "lm_head"))]
+        assert sorted(names) == (
+            ["embed_tokens.weight"] if each == "none" else ["embed_tokens.int8", "embed_tokens.scale"]
+        )
+        outputs = LLM(engine.path).generate(prompts, params, use_tqdm=False)
+        tops = [output.outputs[0].logprobs[0] for output in outputs]
+        logits[each] = torch.tensor([[top[token].logprob for token in range(100)] for top in tops])
+    assert 0 < relative(logits[quantize], logits["none"]) < (0.02 if quantize == "int8" else 0.15)
 
 
 def test_what_is_refused(tmp_path: Path, engines: dict[Quantize, EngineDir]) -> None:

@@ -17,7 +17,7 @@ from dpn_rt.cache.block_allocator import Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import Chunk, IntArray
 from dpn_rt.model.reduction.reducer import Reducer
-from dpn_rt.model.rows import embed_rows
+from dpn_rt.model.rows import place_rows
 
 
 class PlanBackend:
@@ -49,7 +49,7 @@ class PlanBackend:
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """See `Backend.embed`."""
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
-        return embed_rows(self._embedding, token_ids, visual, image_rows)
+        return place_rows(self._embedding.index_select(0, token_ids), visual, image_rows)
 
     def run(self, stage: int, x: Tensor, keys: Tensor | None, chunk: Chunk, slots: Slots) -> StageRun:
         """See `Backend.run`. Sequences in consecutive slots go through the plan together.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,22 +19,24 @@ class DenseWeight:
     in memory.
     """
 
+    suffix: ClassVar[str] = "weight"
+
     def __init__(self, tensor: Tensor, *, prepack: bool = False) -> None:
         """`tensor` `[out_features, in_features]`; `prepack` only where `can_prepack`."""
         self._tensor = tensor
         self._packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(tensor) if prepack else None
 
-    @staticmethod
-    def specs(out_features: int, in_features: int, dtype: torch.dtype) -> dict[str, WeightSpec]:
+    @classmethod
+    def specs(cls, out_features: int, in_features: int, dtype: torch.dtype) -> dict[str, WeightSpec]:
         """One tensor."""
-        return {"weight": WeightSpec((out_features, in_features), dtype)}
+        return {cls.suffix: WeightSpec((out_features, in_features), dtype)}
 
     @classmethod
     def load(
         cls, tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)
     ) -> DenseWeight:
         """The tensor itself, not copied."""
-        return cls(tensors[f"{module}.weight"][rows], prepack=prepack)
+        return cls(tensors[f"{module}.{cls.suffix}"][rows], prepack=prepack)
 
     @property
     def num_bytes(self) -> int:

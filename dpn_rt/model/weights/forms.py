@@ -16,12 +16,12 @@ from dpn_rt.schema.weights import Quantize, WeightSpec
 QUANTIZED: dict[int, type[QuantizedWeight]] = {8: Int8Weight, 4: Int4Weight}
 """By bits."""
 BITS: dict[Quantize, int] = {"int8": 8, "int4": 4}
-DENSE_SUFFIX = ".weight"
+DENSE_SUFFIX = f".{DenseWeight.suffix}"
 
 
 def quantized_form(spec: WeightSpec, quantize: Quantize) -> type[QuantizedWeight] | None:
     """The form that a canonical weight takes in an engine; None: it stays in its dtype."""
-    if quantize == "none" or spec.least_bits is None:
+    if quantize == "none" or spec.least_bits is None or (quantize == "int8" and spec.kept_by_int8):
         return None
     bits = max(BITS[quantize], spec.least_bits)
     return QUANTIZED[bits if spec.shape[0] % TILE_ROWS == 0 else 8]

@@ -18,8 +18,8 @@ class Weight(Protocol):
     A further form is one class with these, a line in `forms.py`, and its choice of products in `product.py`.
     """
 
-    @staticmethod
-    def specs(out_features: int, in_features: int, dtype: torch.dtype) -> dict[str, WeightSpec]:
+    @classmethod
+    def specs(cls, out_features: int, in_features: int, dtype: torch.dtype) -> dict[str, WeightSpec]:
         """The tensors that an engine stores for it, by suffix: `weight` stands for `layers.0.o.weight`.
 
         Args:

@@ -12,6 +12,7 @@ from dpn_rt.model.linear import linear_specs, load_linear
 from dpn_rt.model.weights.forms import load_weight, quantized_form, stored_specs
 from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
+from dpn_rt.model.weights.table import EmbeddingTable
 from dpn_rt.model.weights.tiles import pack_int4, pack_int8, unpack_int4, unpack_int8
 from dpn_rt.model.weights.weight import QuantizedWeight, Weight
 from dpn_rt.schema.weights import WeightSpec
@@ -135,6 +136,22 @@ def test_given_scales_are_taken(form: type[QuantizedWeight], columns: int) -> No
     assert (actual - expected).abs().max() <= 1e-5 * (x.double().abs() @ weight.double().abs().T).max()
 
 
+@pytest.mark.parametrize("columns", [1, 4, 63, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_a_table(columns: int, dtype: torch.dtype) -> None:
+    """In 8 bits, and as the tensor that they are."""
+    weight = torch.randn(37, columns).to(dtype)
+    weight[5] = 0
+    ids = torch.tensor([36, 0, 5, 15, 16, 16, 31, 32])
+    stored = Int8Weight.quantize(weight)
+    expected = stored_values(Int8Weight, stored)[:, :columns].to(dtype)
+    tensors = {f"embed.{suffix}": each for suffix, each in stored.items()}
+    for index in (ids, ids.int(), ids[:1], ids[:0]):
+        rows = EmbeddingTable(tensors, "embed", columns, dtype).rows(index)
+        assert rows.dtype == dtype and rows.is_contiguous() and torch.equal(rows, expected[index])
+        assert torch.equal(EmbeddingTable({"embed.weight": weight}, "embed", columns, dtype).rows(index), weight[index])
+
+
 def test_which_form_a_weight_takes() -> None:
     specs = dict(linear_specs("o", 64, 48, torch.bfloat16, bias=True, least_bits=4))
     assert quantized_form(specs["o.weight"], "none") is None
@@ -145,6 +162,8 @@ def test_which_form_a_weight_takes() -> None:
     assert quantized_form(odd["o.weight"], "int4") is Int8Weight, "tiles of 4 bits hold whole rows of 16"
     head = dict(linear_specs("head", 64, 48, torch.bfloat16, bias=False, least_bits=8))
     assert quantized_form(head["head.weight"], "int4") is Int8Weight
+    table = WeightSpec((64, 48), torch.bfloat16, least_bits=8, kept_by_int8=True)
+    assert quantized_form(table, "int8") is None and quantized_form(table, "int4") is Int8Weight
     patches = dict(linear_specs("patches", 64, 48, torch.bfloat16, bias=False))
     assert stored_specs("patches.weight", patches["patches.weight"], "int8") == patches
     assert stored_specs("o.weight", specs["o.weight"], "int8") == {

@@ -1,0 +1,42 @@
+"""The table of token embeddings: rows are looked up in it, and nothing is multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dpn_rt.model.weights.dense import DenseWeight
+from dpn_rt.model.weights.int8 import Int8Weight
+from dpn_rt.model.weights.tiles import INT8_TILE, INT8_ZERO
+
+
+class EmbeddingTable:
+    """`[vocab_size, hidden_size]` in the form that the engine has: its dtype, or 8 bits with a scale for each row."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], module: str, hidden_size: int, dtype: torch.dtype) -> None:
+        """
+        Args:
+            tensors: of the engine, by canonical name; not copied.
+            module: canonical name of the table.
+            hidden_size: columns, without those that fill the last tile.
+            dtype: of the rows.
+        """
+        self._hidden_size, self._dtype = hidden_size, dtype
+        self._scale: Tensor | None = None
+        if f"{module}.{Int8Weight.suffix}" in tensors:
+            # The 4 bytes of a row in a tile move as one number.
+            self._stored = tensors[f"{module}.{Int8Weight.suffix}"].view(torch.int32).squeeze(-1)
+            self._scale = tensors[f"{module}.scale"]
+        else:
+            self._stored = tensors[f"{module}.{DenseWeight.suffix}"]
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """`[num_rows]` int32 or int64 -> `[num_rows, hidden_size]`."""
+        if self._scale is None:
+            return self._stored.index_select(0, token_ids)
+        height = INT8_TILE[0]
+        bytes_of_rows = self._stored[token_ids // height, :, token_ids % height].view(torch.uint8)
+        values = bytes_of_rows[:, : self._hidden_size].float().sub_(INT8_ZERO)
+        return values.mul_(self._scale.index_select(0, token_ids)[:, None]).to(self._dtype)
