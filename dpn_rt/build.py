@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TypeVar, get_args
 from tqdm import tqdm
 
 from dpn_rt.builders.native import build_engine
-from dpn_rt.errors import DpnError
+from dpn_rt.errors import ConfigError, DpnError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
@@ -36,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         check_text(options)
+        if options.report is not None and not options.report.parent.is_dir():
+            raise ConfigError(f"--report: {options.report.parent}: not a directory")
         with _one_interrupt():
             engine = _build(options)
+            if options.report is not None:
+                _report(options, engine)
         if not options.quiet:
             size = sum(record.bytes for record in engine.files.values())
             print(f"{options.output}: {size / 1e9:.2f} GB, {_describe(engine)}", flush=True)
@@ -79,6 +84,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=get_args(Quantize),
         help="int8: linear layers in 8 bits; int4: those of the decoder in 4, others in 8 (default: int8 for a W8A8 "
         "checkpoint, else none)",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write the error of each quantised layer, on a few prompts, as JSON; needs memory for the whole model",
     )
     _add_backend(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing engine")
@@ -160,6 +171,23 @@ def _build(options: argparse.Namespace) -> EngineDir:
             reduce=options.reduce,
             quantize=options.quantize,
         )
+
+
+def _report(options: argparse.Namespace, engine: EngineDir) -> None:
+    """Write `--report`; a line names the layer with the largest error."""
+    if engine.model.quantize == "none":
+        raise ConfigError(f"--report {options.report}: {options.output} is built, but none of its layers is quantised")
+    from dpn_rt.reference.model import EagerDpn
+    from dpn_rt.reference.quantization_report import quantization_report
+
+    dense = EagerDpn.from_checkpoint(
+        options.checkpoint, dtype=TORCH_DTYPES[engine.model.dtype], vision_tower=options.vision_tower
+    )
+    found = quantization_report(dense, engine)
+    options.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not options.quiet:
+        worst = found["layers"][0]
+        print(f"{options.report}: {len(found['layers'])} layers, at most {worst['error']:.1%} off ({worst['module']})")
 
 
 def _describe(engine: EngineDir) -> str:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     *("errors", "schema", "terminal", "_kernels", "ops", "device", "model", "format"),
     *("cache", "sampling", "outputs", "prompts", "settings", "backends", "drawing"),
-    *("engine", "llm", "server", "generate", "serve", "builders", "build", "reference", "eager"),
+    *("engine", "llm", "server", "generate", "serve", "builders", "reference", "build", "eager"),
 )
 """Packages and modules of `dpn_rt`: each imports only from those before it."""
 

@@ -81,7 +81,13 @@ class EagerModules(nn.Module):
         return cls.from_weights(engine.model, engine.load_weights().items(), dtype=dtype, copy=copy)
 
     @classmethod
-    def from_checkpoint(cls, path: str | PathLike[str], *, dtype: torch.dtype | None = None) -> Self:
+    def from_checkpoint(
+        cls,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        vision_tower: str | PathLike[str] | None = None,
+    ) -> Self:
         """The model of a checkpoint directory in any published layout, in eval mode.
 
         Builds a temporary engine directory and reads that, so that a checkpoint means the same here as in the runtime.
@@ -89,6 +95,7 @@ class EagerModules(nn.Module):
         Args:
             path: checkpoint directory.
             dtype: of the weights; None: the checkpoint's.
+            vision_tower: directory of a vision tower, for a checkpoint without one.
 
         Raises:
             CheckpointError, ConfigError: as `build_engine` does.
@@ -97,8 +104,10 @@ class EagerModules(nn.Module):
 
         name = None if dtype is None else cast(DType, str(dtype).removeprefix("torch."))
         with tempfile.TemporaryDirectory(prefix="dpn_rt-eager-") as directory:
-            build_engine(Path(path), Path(directory) / "engine", dtype=name, quantize="none")
-            return cls.from_engine(Path(directory) / "engine", verify=False)
+            target = Path(directory) / "engine"
+            tower = None if vision_tower is None else Path(vision_tower)
+            build_engine(Path(path), target, dtype=name, vision_tower=tower, quantize="none")
+            return cls.from_engine(target, verify=False)
 
     @classmethod
     def from_weights(

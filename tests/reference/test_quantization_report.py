@@ -1,0 +1,82 @@
+"""`python -m dpn_rt.build --quantize ... --report FILE`: how far each layer is from the checkpoint's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpn_rt import build as command
+from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.model.weights.int4 import Int4Weight
+from dpn_rt.model.weights.int8 import Int8Weight
+from dpn_rt.reference import EagerDpn
+from dpn_rt.reference.quantization_report import quantization_report
+from tests.builders.test_huggingface_layout import save_model
+from tests.model.weights.test_quantized import stored_values
+
+CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
+
+
+def report_of(checkpoint: Path, output: Path, quantize: str) -> dict[str, Any]:
+    file = output.with_suffix(".json")
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(output), "--quantize", quantize]
+    assert command.main([*arguments, "--dtype", "float32", "--report", str(file)]) == 0
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_every_quantised_layer_of_the_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(CHECKPOINT, tmp_path / "engine", "int4")
+    stored = EngineDir.open(tmp_path / "engine").load_weights()
+    layers = {layer["module"]: layer for layer in report["layers"]}
+    quantised = {name.rpartition(".")[0] for name in stored if name.endswith((".int8", ".int4"))}
+    assert set(layers) == quantised - {"embed_tokens"}, "the table is looked up, not multiplied"
+    errors = [layer["error"] for layer in report["layers"]]
+    assert errors == sorted(errors, reverse=True)
+    assert all(0 < layer["error"] < (0.12 if layer["bits"] == 4 else 0.02) for layer in report["layers"])
+    assert {layer["bits"] for layer in report["layers"]} == {4, 8} and layers["lm_head"]["bits"] == 8
+    assert (report["quantize"], report["prompts"], report["images"]) == ("int4", 4, 4)
+    worst = report["layers"][0]
+    line = f"{len(layers)} layers, at most {worst['error']:.1%} off ({worst['module']})"
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_errors_are_those_of_the_stored_weights(tmp_path: Path, quantize: str) -> None:
+    """Without a tokenizer too. Rows in 8 bits are a small part of the error of weights in 4."""
+    save_model(tmp_path / "checkpoint")
+    report = report_of(tmp_path / "checkpoint", tmp_path / "engine", quantize)
+    stored = EngineDir.open(tmp_path / "engine").load_weights()
+    dense = EagerDpn.from_checkpoint(tmp_path / "checkpoint", dtype=torch.float32)
+    weights = dict(dense.canonical_weights())
+    for layer in report["layers"]:
+        form = Int8Weight if layer["bits"] == 8 else Int4Weight
+        exact = weights[f"{layer['module']}.weight"]
+        parts = {name: stored[f"{layer['module']}.{name}"] for name in (form.suffix, "scale")}
+        values = stored_values(form, parts)[: exact.shape[0], : exact.shape[1]]
+        weight_error = float((values - exact).norm() / exact.norm())
+        assert 0.3 * weight_error < layer["error"] < 3 * weight_error + 0.02
+
+
+def test_a_damaged_layer_is_the_first(tmp_path: Path) -> None:
+    report_of(CHECKPOINT, tmp_path / "engine", "int8")
+    engine = EngineDir.open(tmp_path / "engine")
+    model = EagerDpn.from_checkpoint(CHECKPOINT, dtype=torch.float32)
+    with torch.no_grad():
+        model.get_parameter("language_model.layers.3.mlp.down_proj.weight").mul_(2)
+    worst = quantization_report(model, engine)["layers"][0]
+    assert worst["module"] == "layers.3.down" and worst["error"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_is_not_quantised_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(tmp_path / "engine")]
+    assert command.main([*arguments, "--report", str(tmp_path / "r.json")]) == 1
+    assert "none of its layers is quantised" in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+    missing = tmp_path / "missing" / "r.json"
+    assert command.main([*arguments, "--quantize", "int8", "--report", str(missing)]) == 1
+    assert f"{missing.parent}: not a directory" in capsys.readouterr().err
