@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
-.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench cuda-resources clean
+.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers cuda-resources clean
 
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
@@ -69,6 +69,16 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/latency.py --shape tiny
+
+# Other engines on the same weights, in an environment of its own (1.6 GB), and 12 GB of files beside it. torchvision is
+# taken out again: PyPI's build does not fit torch's for CPUs, and the export does without.
+PEERS := .venv-peers
+bench-peers: $(READY)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	$(BIN)/python benchmarks/latency.py --shape llava-1b --routes 222 --batch 1 8 --subjects transformers dpn_rt \
+	  --quantize int8 int4 --peers $(PEERS)/bin/python --cache build/peers --json $(RESULTS)/llava-1b-cpu-peers.json
 
 # Registers, shared memory and occupancy of the CUDA kernels; fails where registers are spilled.
 cuda-resources: $(READY)

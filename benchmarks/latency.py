@@ -45,6 +45,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quantize", nargs="+", default=[], choices=("int8", "int4"), help="dpn_rt on quantised engines too"
     )
+    parser.add_argument(
+        "--peers", type=Path, default=None, metavar="PYTHON", help="OpenVINO and llama.cpp too; `make bench-peers`"
+    )
     parser.add_argument("--compile", action="store_true", help="transformers under torch.compile too, where that works")
     parser.add_argument("--tensorrt", action="store_true", help="dpn_rt on TensorRT plans too, where that works")
     parser.add_argument("--mix", choices=MIXES, default="quarters", help="routes of a mixed batch")
@@ -61,6 +64,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.subjects.insert(0, "compiled")
     if options.tensorrt and "tensorrt" not in options.subjects:
         options.subjects.append("tensorrt")
+    if options.peers is not None and (options.device != "cpu" or options.dtype != "bfloat16"):
+        parser.error("--peers: rows of other engines are for --device cpu and --dtype bfloat16")
     if "tensorrt" in options.subjects and options.device != "cuda":
         parser.error("rows of TensorRT plans need --device cuda")
     if min(options.batch) < 1 or options.repeats < 1 or options.tokens < 1:

@@ -19,8 +19,10 @@ from tqdm import tqdm
 from benchmarks.dense_llava import dense_llava
 from benchmarks.limits import GemmLimit, ReadLimit
 from benchmarks.memory import peak_memory
+from benchmarks.peers.models import load_peer
+from benchmarks.peers.remote import Remote
 from benchmarks.plan_engine import write_plan_engine
-from benchmarks.rows import DENSE, DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row, plan, quantized_subject
+from benchmarks.rows import DENSE, DENSE_SUBJECTS, PEERS, REDUCED, REDUCED_EAGER, Row, plan, quantized_subject
 from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
 from benchmarks.subjects import Eager, EagerReducing, Request, Runtime, Subject, TransformersDense
 from benchmarks.summary import report
@@ -61,6 +63,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             subjects |= load_reduced(options, path, model)
         for quantize in options.quantize:
             subjects[quantized_subject(quantize)] = load_quantized(options, path, model, quantize)
+        if options.peers is not None:
+            subjects |= {subject: load_peer(subject, options.peers, path, model) for subject in PEERS}
         if "compiled" in subjects and (problem := compile_problem(subjects["compiled"], model)):
             print(f"no rows of torch.compile, which does not work here: {problem}", file=sys.stderr)
             del subjects["compiled"]
@@ -81,7 +85,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 else:
                     gemm.measure()
                     read.measure()
-    return report(options, model, rows, limits)
+        result = report(options, model, rows, limits)
+        result["peers"] = {name: each.settings for name, each in subjects.items() if isinstance(each, Remote)}
+        return result
 
 
 @contextlib.contextmanager
@@ -249,7 +255,7 @@ def run_row(subject: Subject, row: Row, model: ModelConfig, steps: int) -> None:
     row.add(
         vision=timing.vision,
         prefill=timing.prefill,
-        time_to_first_token=timing.vision + timing.prefill,
+        time_to_first_token=None if timing.vision is None else timing.vision + timing.prefill,
         decode_step=timing.decode_step,
         tokens_per_second=row.batch / timing.decode_step,
         prefill_flops_per_second=row.computed_flops / timing.prefill,

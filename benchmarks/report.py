@@ -10,7 +10,9 @@ Cell = Callable[[dict[str, Any]], str]
 
 def milliseconds(name: str) -> Cell:
     def cell(row: dict[str, Any]) -> str:
-        value = row[name]
+        value = row.get(name)
+        if value is None:
+            return "-"
         spread = (value["max"] - value["min"]) / 2 / value["median"] * 100 if value["median"] else 0.0
         return f"{value['median'] * 1e3:.4g} ±{spread:.0f}%"
 
@@ -72,6 +74,16 @@ RATIOS: dict[str, Cell] = {
     "vision / tf": ratio("transformers dense", "vision"),
     "prefill / tf": ratio("transformers dense", "prefill"),
     "step / tf": ratio("transformers dense", "decode_step"),
+    **{
+        f"{title} / {short}": ratio(f"{peer} dense", quantity)
+        for peer, short in {
+            "openvino int8": "ov8",
+            "openvino int4": "ov4",
+            "llama.cpp q8_0": "q8_0",
+            "llama.cpp q4_0": "q4_0",
+        }.items()
+        for title, quantity in {"vision": "vision", "prefill": "prefill", "step": "decode_step"}.items()
+    },
     "prefill / compiled": ratio("compiled dense", "prefill"),
     "step / compiled": ratio("compiled dense", "decode_step"),
     "prefill / eager": ratio("eager", "prefill"),

@@ -13,7 +13,9 @@ OPTIONAL_SUBJECTS = ("compiled", "tensorrt")
 """Subjects that run only on request."""
 REDUCED, REDUCED_EAGER = "reduced", "reduced eager"
 """Subjects of `--reduce`: the runtime, and plain PyTorch, on a stock model."""
-DENSE_SUBJECTS = ("transformers", "compiled")
+PEERS = ("openvino int8", "openvino int4", "llama.cpp q8_0", "llama.cpp q4_0")
+"""Other engines, in an environment of their own."""
+DENSE_SUBJECTS = ("transformers", "compiled", *PEERS)
 """Subjects without routes."""
 MIXES = {
     "quarters": ((2, 2, 2), (0, 1, 2), (1, 1, 1), (2, 0, 1)),
@@ -60,6 +62,8 @@ def plan(options: argparse.Namespace) -> list[Row]:
         same = [("".join(map(str, route)), (route,) * batch) for route in options.routes]
         groups = same if batch == 1 else [*same, ("mixed", mixed)]
         dense = [subject for subject in DENSE_SUBJECTS if subject in options.subjects]
+        if options.peers is not None:
+            dense += [subject for subject in PEERS if batch == 1 or not subject.startswith("llama.cpp")]
         rows += [Row(subject, "dense", batch, (DENSE,) * batch) for subject in dense]
         if "eager" in options.subjects:
             chosen = groups if batch == 1 else groups[-1:]

@@ -46,7 +46,8 @@ class Request:
 class Timing:
     """Times of one round of one subject, in seconds."""
 
-    vision: float
+    vision: float | None
+    """None: the subject has no tower."""
     prefill: float
     decode_step: float
     """One step, which decodes one token per request."""

@@ -83,6 +83,7 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
         found[name] = {
             quantity: paired_ratio(other.samples[quantity], row.samples[quantity]).to_json()
             for quantity in ("vision", "prefill", "time_to_first_token", "decode_step")
+            if quantity in other.samples
         }
         if other.subject == row.subject:  # the share of saved FLOPs that becomes saved time
             saving = Samples([value * row.flops / other.flops for value in found[name]["prefill"]["samples"]])
