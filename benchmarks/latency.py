@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--routes", nargs="*", default=["222"], metavar="ROUTE", help='one digit per boundary: "222"')
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="above 1: mixed routes")
     parser.add_argument(
-        "--subjects", nargs="+", choices=SUBJECTS, default=[s for s in SUBJECTS if s not in OPTIONAL_SUBJECTS]
+        "--subjects", nargs="*", choices=SUBJECTS, default=[s for s in SUBJECTS if s not in OPTIONAL_SUBJECTS]
     )
     parser.add_argument(
         "--reduce", nargs="+", default=[], metavar="SPEC", help="training-free reductions of the stock model too"

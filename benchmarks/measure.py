@@ -9,7 +9,7 @@ import gc
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from benchmarks.peers.models import load_peer
 from benchmarks.peers.remote import Remote
 from benchmarks.plan_engine import write_plan_engine
 from benchmarks.rows import DENSE, DENSE_SUBJECTS, PEERS, REDUCED, REDUCED_EAGER, Row, plan, quantized_subject
-from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
+from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, RandomWeights, prompt_token_ids, random_weights
 from benchmarks.subjects import Eager, EagerReducing, Request, Runtime, Subject, TransformersDense
 from benchmarks.summary import report
 from dpn_rt.builders.quantize import stored_tensors
@@ -36,7 +36,6 @@ from dpn_rt.model.reduction.chain import Chain
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
-from dpn_rt.model.weights.weight import QuantizedWeight
 from dpn_rt.reference import EagerDpn
 from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
 
@@ -56,8 +55,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         computed = flops.needed_prefill_flops if is_own else flops.prefill_flops
         row.computed_flops = sum(computed(shaped, stage) for stage in stages)
         row.kv_rows = sum(flops.kv_rows(shaped, stage) for stage in stages)
-    copies = 1 + ("tensorrt" in options.subjects) + bool(options.reduce) + len(options.quantize)
-    with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}", copies) as path:
+    copies = bool(options.subjects) + ("tensorrt" in options.subjects) + bool(options.reduce)
+    forms: list[Quantize] = ["none"] * copies + options.quantize
+    with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}", forms) as path:
         subjects = load_subjects(options, path, model)
         if options.reduce:
             subjects |= load_reduced(options, path, model)
@@ -91,31 +91,40 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def engine_directory(model: ModelConfig, cache: Path | None, name: str, copies: int = 1) -> Iterator[Path]:
-    """An engine with random weights, in `cache` if given, else in a temporary directory.
+def engine_directory(
+    model: ModelConfig, cache: Path | None, name: str, forms: Sequence[Quantize] = ("none",)
+) -> Iterator[Path]:
+    """Where engines with random weights are, in `cache` if given, else in a temporary directory.
 
-    `copies` is how often the weights will be written. There must be disk space for all of them.
+    `forms` are those in which the weights will be written, a form as often as there are copies. There must be disk
+    space for all of them. Here only the engine that is not quantised is written, if it is among them.
     """
-    total = sum(spec.num_bytes for spec in weight_spec(model).values())
-    needed = copies * total
+    specs = [weight_spec(dataclasses.replace(model, quantize=form)) for form in forms]
+    needed = sum(spec.num_bytes for each in specs for spec in each.values())
     with contextlib.ExitStack() as stack:
         root = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dpn_rt-benchmark-")))
+        root.mkdir(parents=True, exist_ok=True)
         path = root / name
-        if not (path / "engine.json").exists():
-            free = shutil.disk_usage(root if root.exists() else root.parent).free
+        if "none" in forms and not (path / "engine.json").exists():
+            free = shutil.disk_usage(root).free
             if free < needed + (1 << 30):
                 sys.exit(f"{root}: {needed / 1e9:.1f} GB of weights do not fit, {free / 1e9:.1f} GB are free")
-            root.mkdir(parents=True, exist_ok=True)
-            with tqdm(total=total, unit="B", unit_scale=True, desc="random weights", leave=False, disable=None) as bar:
-                write_engine(
-                    path, model, EngineSource("0" * 64, "synthetic"), random_weights(model), progress=bar.update
-                )
+            write(path, model, random_weights(model))
         yield path
+
+
+def write(path: Path, model: ModelConfig, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """An engine of `tensors`."""
+    total = sum(spec.num_bytes for spec in weight_spec(model).values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None) as bar:
+        write_engine(path, model, EngineSource("0" * 64, "synthetic"), tensors, progress=bar.update)
 
 
 def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
     """The subjects by name. They share the memory-mapped weights where they can."""
     subjects: dict[str, Subject] = {}
+    if not options.subjects:
+        return subjects
     weights = EngineDir.open(path, verify=False).load_weights()
     device = torch.device(options.device)
     dense = dense_llava(model, weights).to(device) if set(DENSE_SUBJECTS) & set(options.subjects) else None
@@ -142,28 +151,13 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     return subjects
 
 
-@dataclasses.dataclass(frozen=True)
-class EngineWeights:
-    """`CanonicalWeights` of an engine that is not quantised."""
-
-    tensors: dict[str, torch.Tensor]
-
-    def read(self, name: str) -> torch.Tensor:
-        """See `CanonicalWeights`."""
-        return self.tensors[name]
-
-    def published_scale(self, name: str, form: type[QuantizedWeight]) -> None:
-        """None."""
-
-
 def load_quantized(options: argparse.Namespace, path: Path, model: ModelConfig, quantize: Quantize) -> Subject:
     """The runtime on an engine with the same weights, quantised."""
     quantized = dataclasses.replace(model, quantize=quantize)
     target = path.with_name(f"{path.name}-{quantize}")
     if not (target / "engine.json").exists():
-        weights = EngineWeights(EngineDir.open(path, verify=False).load_weights())
-        tensors = stored_tensors(weight_spec(quantized), canonical_specs(model), quantize, weights)
-        write_engine(target, quantized, EngineSource("0" * 64, "synthetic"), tensors)
+        specs = weight_spec(quantized)
+        write(target, quantized, stored_tensors(specs, canonical_specs(model), quantize, RandomWeights(model)))
     return load_runtime(options, target, quantized)
 
 
@@ -211,7 +205,7 @@ def load_reduced(options: argparse.Namespace, path: Path, model: ModelConfig) ->
     stock = dataclasses.replace(model, reduction=NoReduction())
     dense_path = path.with_name(f"{path.name}-stock")
     if not (dense_path / "engine.json").exists():
-        write_engine(dense_path, stock, EngineSource("0" * 64, "synthetic"), random_weights(stock))
+        write(dense_path, stock, random_weights(stock))
     runtime = load_runtime(options, dense_path, stock, reduce=["none", *options.reduce])
     subjects: dict[str, Subject] = {REDUCED: runtime}
     if "eager" in options.subjects:

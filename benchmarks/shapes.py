@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig, PromptConfig
-from dpn_rt.format.engine_dir import weight_spec
+from dpn_rt.format.weight_spec import canonical_specs, weight_spec
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
+from dpn_rt.model.weights.weight import QuantizedWeight
 from dpn_rt.schema.weights import DType
 
 KERNELS = ((1, 1), (1, 2), (2, 2))
@@ -77,27 +79,41 @@ SHAPES = {
 }
 
 
-def random_weights(model: ModelConfig, seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
-    """Canonical weights in an engine's order, one at a time.
+class RandomWeights:
+    """`CanonicalWeights` of a model, made one at a time; each depends on its name and the seed alone.
 
     Matrices are cut from one block of normal numbers. Their values do not change how long a multiplication takes, and
     drawing billions of numbers would take longer than the benchmark. Routes are forced, so the values of the routers'
     weights do not matter either.
     """
-    generator = torch.Generator().manual_seed(seed)
-    block = torch.randn(1 << 22, generator=generator) * WEIGHT_STD
-    for name, spec in weight_spec(model).items():
+
+    def __init__(self, model: ModelConfig, seed: int = 0) -> None:
+        self._specs, self._seed = canonical_specs(model), seed
+        self._block = torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed)) * WEIGHT_STD
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `CanonicalWeights`."""
+        spec = self._specs[name]
         if "norm" in name:
             value = torch.ones if name.endswith("weight") else torch.zeros
-            yield name, value(spec.shape, dtype=spec.dtype)
-            continue
+            return value(spec.shape, dtype=spec.dtype)
         tensor = torch.empty(spec.shape, dtype=spec.dtype)
-        flat, source = tensor.view(-1), block.to(spec.dtype)
+        flat, source = tensor.view(-1), self._block.to(spec.dtype)
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         start = int(torch.randint(len(source) // 2, (), generator=generator))
         for offset in range(0, len(flat), len(source) - start):
             part = flat[offset : offset + len(source) - start]
             part.copy_(source[start : start + len(part)])
-        yield name, tensor
+        return tensor
+
+    def published_scale(self, name: str, form: type[QuantizedWeight]) -> None:
+        """None."""
+
+
+def random_weights(model: ModelConfig, seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of an engine that is not quantised, in its order."""
+    weights = RandomWeights(model, seed)
+    return ((name, weights.read(name)) for name in weight_spec(model))
 
 
 def prompt_token_ids(model: ModelConfig) -> list[int]:

@@ -260,7 +260,9 @@ def test_the_limit_is_the_products_or_the_weights() -> None:
 
 
 def test_mixes_hold_what_their_names_say() -> None:
-    options = argparse.Namespace(batch=[10], routes=[], subjects=["dpn_rt"], mix="40-40-20", reduce=[], quantize=[])
+    options = argparse.Namespace(
+        batch=[10], routes=[], subjects=["dpn_rt"], mix="40-40-20", reduce=[], quantize=[], peers=None
+    )
     (_, mixed) = plan(options)
     assert (mixed.label, len(mixed.routes)) == ("mixed", 10)
     assert [mixed.routes.count((kernel,) * 3) for kernel in (2, 1, 0)] == [4, 4, 2]
