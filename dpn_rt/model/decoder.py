@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,62 +13,8 @@ from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights,
 from dpn_rt.model.linear import load_linear
 from dpn_rt.model.rope import rotate
 from dpn_rt.model.rows import place_rows
+from dpn_rt.model.stage_batch import CacheView, NextAttention, StageBatch
 from dpn_rt.model.weights.table import EmbeddingTable
-
-
-@dataclass(frozen=True)
-class StageBatch:
-    """Where the rows of a batch stand in one stage."""
-
-    cu_seqlens: Tensor
-    """`[num_seqs + 1]` int32 offsets of each sequence's rows."""
-    positions: Tensor
-    """`[num_rows]` int32 rotary position of each row."""
-    cache_rows: Tensor
-    """`[num_rows]` int32 row of its sequence's KV cache that each row is stored in."""
-    context_lens: Tensor
-    """`[num_seqs]` int32 rows in the cache, the new ones included."""
-    block_tables: Tensor
-    """`[groups, num_seqs, max_blocks]` int32 KV blocks of each sequence."""
-    last_rows: Tensor | None
-    """`[num_ends]` int64 last row of each sequence that ends in this batch; None when each has one row (decoding)."""
-    last_seqs: Tensor | None = None
-    """`[num_ends]` int64 which sequences these are; None for all."""
-    queries_out: Tensor | None = None
-    """`[num_ends, num_heads, head_dim]` filled with the rotated queries of `last_rows` in the stage's last layer; None:
-    nothing reads them."""
-    keys: Tensor | None = None
-    """`[num_rows, num_kv_heads * head_dim]` keys of the rows in the stage's first layer, not rotated, where the
-    boundary before it has computed them already."""
-    extends: bool = False
-    """Whether rows before these are in the cache: attention then reads all of them there."""
-
-    @property
-    def is_decode(self) -> bool:
-        return self.last_rows is None
-
-
-@dataclass(frozen=True, eq=False)
-class NextAttention:
-    """What attention of some rows would read in the layer after a boundary."""
-
-    queries: Tensor
-    """`[num_queries, num_heads, head_dim]` rotated."""
-    keys: Tensor
-    """`[num_rows, num_kv_heads, head_dim]` rotated."""
-    plain_keys: Tensor
-    """`[num_rows, num_kv_heads * head_dim]` not rotated, as `StageBatch.keys`."""
-
-
-@dataclass(frozen=True)
-class CacheView:
-    """The KV blocks that a layer reads and writes."""
-
-    blocks: Tensor
-    """`[num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim]`."""
-    layer_in_block: int
-    block_table: Tensor
-    """`[num_seqs, max_blocks]` int32."""
 
 
 class Layer:
@@ -168,8 +113,10 @@ class Layer:
             last_rows: `[num_queries]` int64 rows that attend.
         """
         x = ops.rms_norm(x, self._weights.input_norm, self._config.rms_norm_eps)
-        q = self._weights.query(x.index_select(0, last_rows)).view(len(last_rows), -1, self._config.head_dim)
-        plain_keys = self._weights.key(x)
+        parts = self._weights.parts
+        assert parts is not None, "only the first layer after a boundary is asked"
+        q = parts.query(x.index_select(0, last_rows)).view(len(last_rows), -1, self._config.head_dim)
+        plain_keys = parts.key(x)
         k = plain_keys.view(len(x), -1, self._config.head_dim)
         positions = positions.long()
         return NextAttention(
@@ -182,7 +129,9 @@ class Layer:
         """`[num_rows, (num_heads + 2 * num_kv_heads) * head_dim]` queries, keys and values."""
         if keys is None:
             return self._weights.qkv(x)
-        return torch.cat((self._weights.query(x), keys, self._weights.value(x)), dim=1)
+        parts = self._weights.parts
+        assert parts is not None, "keys are known for the first layer after a boundary alone"
+        return torch.cat((parts.query(x), keys, parts.value(x)), dim=1)
 
     def _store(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> None:
         """Rotates queries and keys in place, and stores keys and values."""
@@ -283,7 +232,13 @@ class Decoder:
             Stage(
                 config,
                 [
-                    Layer(config, LayerWeights.load(weights, layer, config, prepack=prepack), cos_sin)
+                    Layer(
+                        config,
+                        LayerWeights.load(
+                            weights, layer, config, prepack=prepack, with_parts=index > 0 and layer == layers[0]
+                        ),
+                        cos_sin,
+                    )
                     for layer in layers
                 ],
                 layers_per_block,

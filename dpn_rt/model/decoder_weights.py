@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -61,6 +62,23 @@ def _layer_specs(config: DecoderConfig, layer: int, dtype: torch.dtype) -> Named
 
 
 @dataclass(frozen=True)
+class QkvParts:
+    """The parts of `qkv`, each a layer of its own."""
+
+    query: Linear  # [num_heads * head_dim, hidden_size]
+    key: Linear  # [num_kv_heads * head_dim, hidden_size]
+    value: Linear  # [num_kv_heads * head_dim, hidden_size]
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor], layer: int, config: DecoderConfig) -> QkvParts:
+        """Views of the fused weight, or copies where it is quantised and a tile holds rows of two parts."""
+        ends = list(accumulate((config.num_heads, config.num_kv_heads, config.num_kv_heads), initial=0))
+        rows = (slice(first * config.head_dim, end * config.head_dim) for first, end in pairwise(ends))
+        module = layer_module(layer, QKV)
+        return cls(*(load_linear(tensors, module, prepack=False, rows=part) for part in rows))
+
+
+@dataclass(frozen=True)
 class LayerWeights:
     """One decoder layer."""
 
@@ -70,24 +88,19 @@ class LayerWeights:
     post_norm: Tensor  # [hidden_size]
     gate_up: Linear  # [2 * intermediate_size, hidden_size]
     down: Linear  # [hidden_size, intermediate_size]
-    query: Linear  # the part of `qkv` that makes queries
-    key: Linear  # the part of `qkv` that makes keys
-    value: Linear  # the part of `qkv` that makes values
+    parts: QkvParts | None  # of the first layer after a boundary, whose queries and keys reducers ask for
 
     @classmethod
-    def load(cls, tensors: Mapping[str, Tensor], layer: int, config: DecoderConfig, *, prepack: bool) -> LayerWeights:
+    def load(
+        cls, tensors: Mapping[str, Tensor], layer: int, config: DecoderConfig, *, prepack: bool, with_parts: bool
+    ) -> LayerWeights:
         """Those of a layer among the tensors of an engine; `prepack` as of `Weight.load`."""
-        num_queries, num_keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        first_value = num_queries + num_keys
 
         def norm(part: str) -> Tensor:
             return tensors[f"{layer_module(layer, part)}.weight"]
 
         def linear(part: str) -> Linear:
             return load_linear(tensors, layer_module(layer, part), prepack=prepack)
-
-        def part(rows: slice) -> Linear:
-            return load_linear(tensors, layer_module(layer, QKV), prepack=False, rows=rows)
 
         return cls(
             norm(INPUT_NORM),
@@ -96,7 +109,5 @@ class LayerWeights:
             norm(POST_NORM),
             linear(GATE_UP),
             linear(DOWN),
-            part(slice(0, num_queries)),
-            part(slice(num_queries, first_value)),
-            part(slice(first_value, first_value + num_keys)),
+            QkvParts.load(tensors, layer, config) if with_parts else None,
         )

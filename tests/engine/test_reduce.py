@@ -14,9 +14,10 @@ import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import BatchError, ConfigError, RequestError
-from dpn_rt.model.decoder import Stage, StageBatch
+from dpn_rt.model.decoder import Stage
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
+from dpn_rt.model.stage_batch import StageBatch
 from tests.engine.margins import draw_clear_choices
 from tests.engine.models import MODEL, kv_bytes, random_images, write_random_engine
 from tests.engine.test_batching import GREEDY, all_logprobs, assert_pool_is_full, assert_same, assert_same_tokens

@@ -15,9 +15,10 @@ from dpn_rt.backends.kernels.scores import KernelScores
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
 from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
-from dpn_rt.model.decoder import Decoder, StageBatch
+from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.layout import Chunk, IntArray
 from dpn_rt.model.reduction.reducer import AttentionScores, DeviceInputs, Reduced, Reducer
+from dpn_rt.model.stage_batch import StageBatch
 
 
 class DecodeStep(Protocol):

@@ -16,9 +16,10 @@ from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.model.decoder import Decoder, StageBatch
+from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
+from dpn_rt.model.stage_batch import StageBatch
 from dpn_rt.model.vision.encoder import CropEncoder, ImageEncoder, VisionEncoder, load_encoder
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineSettings
