@@ -18,6 +18,7 @@ from dpn_rt.terminal import check_text, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.engine_client.process import EngineProcess
     from dpn_rt.settings import EngineOptions
 
 API_KEY_VARIABLE = "DPN_RT_API_KEY"
@@ -75,37 +76,44 @@ def _serve(options: argparse.Namespace) -> None:
         gc.freeze()
         settings = uvicorn_config(
             app,
+            config.connections.keep_alive_seconds,
             host=options.host,
             port=options.port,
             ssl_keyfile=options.ssl_keyfile,
             ssl_certfile=options.ssl_certfile,
         )
-        server = Server(settings, app.state.service)
+        server = Server(settings, app.state.service, lambda: _end_by_force(process))
         asyncio.run(server.serve())
         if server.failure is not None:
             raise StepError(f"the engine has stopped: {server.failure}")
 
 
+def _end_by_force(process: EngineProcess) -> None:
+    process.kill()
+    os._exit(0)
+
+
 def _server_config(options: argparse.Namespace) -> ServerConfig:
     from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.connections import ConnectionLimits
     from dpn_rt.server.cors import CorsPolicy
     from dpn_rt.server.media.policy import MediaPolicy
 
     model_name = options.served_model_name or options.engine.resolve().name
-    api_key = options.api_key or os.environ.get(API_KEY_VARIABLE) or None
     if not is_text(model_name):
         raise ConfigError(f"the engine's directory is {model_name!r}, not UTF-8: expected a --served-model-name")
-    if api_key is not None and not is_text(api_key):
-        raise ConfigError(f"{API_KEY_VARIABLE}: not UTF-8, expected a key in UTF-8")
     return ServerConfig(
         model_name=model_name,
-        api_key=api_key,
+        api_key=_api_key(options),
+        host=options.host,
+        allowed_hosts=_flat(options.allowed_hosts),
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_body_bytes=options.max_body_bytes,
         max_held_body_bytes=options.max_held_body_bytes,
         processed_image_bytes=options.reuse_bytes,
         workers=options.workers,
+        allow_client_priority=options.allow_client_priority,
         stall_timeout=options.stall_timeout,
         shutdown_timeout=options.shutdown_timeout,
         reduce=options.reduce,
@@ -121,7 +129,23 @@ def _server_config(options: argparse.Namespace) -> ServerConfig:
             allowed_headers=_flat(options.allowed_headers),
             allow_credentials=options.allow_credentials,
         ),
+        connections=ConnectionLimits(max_connections=options.max_connections),
     )
+
+
+def _api_key(options: argparse.Namespace) -> str | None:
+    """None where neither the option nor the variable is given: an empty one is refused, not taken for none."""
+    from dpn_rt.server.config import check_api_key
+
+    source, key = "--api-key", options.api_key
+    if key is None:
+        source, key = API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE)
+    if key is None:
+        return None
+    if not is_text(key):
+        raise ConfigError(f"{source}: not UTF-8, expected a key in UTF-8")
+    check_api_key(key, source)
+    return str(key)
 
 
 def _engine_options(options: argparse.Namespace) -> EngineOptions:
@@ -153,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda or auto")
     add("--served-model-name", metavar="NAME", help="name of the model in requests; default: the directory's")
     add("--api-key", metavar="KEY", help=f"bearer token asked of clients; better in ${API_KEY_VARIABLE}")
+    parser.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        type=_names,
+        default=[],
+        metavar="NAME",
+        help="names by which clients may address the server, * for all; default: with a key all, else those of --host",
+    )
     add("--ssl-keyfile", metavar="FILE", help="TLS key")
     add("--ssl-certfile", metavar="FILE", help="TLS certificate")
     _add_engine_limits(parser)
@@ -186,7 +218,7 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
 
 def _add_server_limits(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting prompts before 429")
+    add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting answers before 429")
     add("--max-queued-tokens", type=int, default=262_144, metavar="N", help="waiting tokens before 429")
     add("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="bytes of one request")
     add(
@@ -200,6 +232,8 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
     add("--allowed-media-domains", nargs="*", default=[], metavar="HOST", help="hosts that images are fetched from")
     add("--allowed-local-media-path", type=Path, metavar="DIR", help="folder that file: images are read from")
     add("--media-timeout", type=float, default=10.0, metavar="S", help="seconds for one image")
+    add("--max-connections", type=int, default=1024, metavar="N", help="requests sent or answered at a time before 503")
+    add("--allow-client-priority", action="store_true", help="requests may have a priority other than 0")
     add("--workers", type=int, default=2, metavar="N", help="threads that decode images and text")
     add("--stall-timeout", type=float, default=30.0, metavar="S", help="/health fails when a step takes longer")
     add("--shutdown-timeout", type=float, default=30.0, metavar="S", help="seconds for running requests at the end")
