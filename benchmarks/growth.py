@@ -2,8 +2,8 @@
 
 python -m benchmarks.growth --engine DIR --clients 32 --requests 10000 --json benchmarks/results/growth-tiny.json
 
-Starts a server and prints the resident memory of its two processes while it answers. The growth is that of their sum over
-the second half of the requests after the first `--warm` ones: mean of its last tenth over mean of its first tenth.
+Starts a server and prints the resident memory of its two processes while it answers. The growth is that of their sum
+over the second half of the requests after the first `--warm` ones: mean of its last tenth over mean of its first.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def _serve(options: argparse.Namespace) -> None:
     from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
     from dpn_rt.server.engine_client.process import EngineProcess
 
-    set_up_logs(options.log_level, as_json=options.log_json)
     config, engine_options = _server_config(options), _engine_options(options)
+    set_up_logs(options.log_level, as_json=options.log_json)
     logs = LogConfig(options.log_level, options.log_json)
     source = EngineSource(options.engine, options.device, engine_options, logs)
     with EngineProcess(source) as process:  # it loads the weights while the files are verified here
@@ -76,7 +76,6 @@ def _serve(options: argparse.Namespace) -> None:
         gc.freeze()
         settings = uvicorn_config(
             app,
-            config.connections.keep_alive_seconds,
             host=options.host,
             port=options.port,
             ssl_keyfile=options.ssl_keyfile,

@@ -1,7 +1,7 @@
 """Which names a server answers to: the Host header, as RFC 9112 (3.2) wants it, against a list of names.
 
-A page of the internet can let a name of its own resolve to the reader's machine (DNS rebinding). Its requests then reach a
-local server from the same origin, but with that name as their host.
+A page of the internet can let a name of its own resolve to the reader's machine (DNS rebinding). Its requests then
+reach a local server from the same origin, but with that name as their host.
 """
 
 from __future__ import annotations

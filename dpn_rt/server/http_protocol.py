@@ -217,7 +217,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Closes the connection, but not before its client has had time to read. Unread bytes would reset it at once."""
+        """Closes the connection, but not before its client can have read. Unread bytes would reset it at once."""
         self._counter.waits(self, self.transport.abort)
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -231,9 +231,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         seconds = self._limits.head_seconds
-        self._refuse(
-            HttpError(408, f"the request line and headers took more than {seconds:g} s: expected them at once")
-        )
+        self._refuse(HttpError(408, f"the request line and headers took more than {seconds:g} s: expected less"))
 
     def _check_progress(self, bytes_before: int) -> None:
         """Called while a body is being received, `body_seconds` after it had `bytes_before` bytes."""

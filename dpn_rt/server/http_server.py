@@ -29,8 +29,8 @@ LAST_RESORT = 1.7
 class Server(uvicorn.Server):
     """On SIGTERM or SIGINT it refuses new requests, lets the running ones end, aborts those left, and ends.
 
-    A second signal ends it at once, even if the engine stands still. The server also ends when the engine has failed, so
-    that a supervisor can start it again.
+    A second signal ends it at once, even if the engine stands still. The server also ends when the engine has failed,
+    so that a supervisor can start it again.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Server(uvicorn.Server):
     ) -> None:
         """Args: end_process: ends the process by force; called where a second signal has not ended it in time."""
         super().__init__(config)
+        config.timeout_keep_alive = service.config.connections.keep_alive_seconds  # type: ignore[assignment]
         self._service, self._end_process = service, end_process
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_hurried = False
@@ -145,7 +146,7 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
 
-def uvicorn_config(app: object, keep_alive_seconds: float = 30.0, **options: object) -> uvicorn.Config:
+def uvicorn_config(app: object, **options: object) -> uvicorn.Config:
     """Settings of uvicorn: logs as `set_up_logs` has them, HTTP/1.1 alone."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
@@ -154,7 +155,6 @@ def uvicorn_config(app: object, keep_alive_seconds: float = 30.0, **options: obj
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=keep_alive_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LAST_CHUNKS,
         **options,  # type: ignore[arg-type]
     )

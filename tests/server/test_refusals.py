@@ -132,7 +132,8 @@ def test_bodies_of_all_requests_share_a_limit(start_server: StartServer) -> None
     server = start_server(max_body_bytes=200_000, max_held_body_bytes=200_000)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 200000\r\n\r\n"
+        fields = f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: 200000\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\n{fields}"
         slow.sendall(head.encode() + b"x" * 199_000)
         refused = status_becomes(server, GOOD.body(), 429)
         assert refused.headers["Retry-After"] == "1" and "200000 together" in refused.json()["error"]["message"]

@@ -74,6 +74,11 @@ class EngineClient:
         return self.failure
 
     @property
+    def num_streams(self) -> int:
+        """Requests that were sent and have not ended."""
+        return len(self._streams)
+
+    @property
     def stalled_seconds(self) -> float:
         """Seconds for which the work at hand has waited for an update: 0 without work, endless after a failure."""
         if self.failure is not None:
