@@ -5,7 +5,43 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+
+
+LINES_A_SECOND = 50
+"""Of one kind: of one text before its values are filled in."""
+TRACEBACKS_A_SECOND = 3
+
+
+class Throttle(logging.Filter):
+    """Leaves out lines of a kind beyond a number per second, and says with the next line how many they were.
+
+    What clients do makes log lines, so clients could fill a disk with them.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock, self._lock = clock, threading.Lock()
+        self._second = 0
+        self._counts: Counter[tuple[str, str]] = Counter()
+        """Lines of each kind in this second."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        kind = (record.name, str(record.msg))
+        most = TRACEBACKS_A_SECOND if record.exc_info else LINES_A_SECOND
+        with self._lock:
+            if (second := int(self._clock())) != self._second:
+                left_out = sum(max(0, count - LINES_A_SECOND) for count in self._counts.values())
+                self._second = second
+                self._counts.clear()
+                if left_out:
+                    record.msg, record.args = f"{record.getMessage()} ({left_out} other lines were left out)", ()
+            self._counts[kind] += 1
+            return self._counts[kind] <= most
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,6 +62,7 @@ class JsonFormatter(logging.Formatter):
 def set_up_logs(level: str, *, as_json: bool) -> None:
     """Sends the logs of dpn_rt and uvicorn to standard error."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Throttle())
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name in ("dpn_rt", "uvicorn"):
         logger = logging.getLogger(name)

@@ -124,7 +124,7 @@ class EngineClient:
                 stream.leave()
                 self._writer.write(encode(Abort(request_id)))
 
-    async def abort_all(self, seconds: float) -> None:
+    async def abort_all(self, seconds: float = SECONDS_TO_ABORT) -> None:
         """Ends every request, and takes no new ones. Each stream gets its output, with finish reason "abort".
 
         Args:
