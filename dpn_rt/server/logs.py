@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-
 LINES_A_SECOND = 50
 """Of one kind: of one text before its values are filled in."""
 TRACEBACKS_A_SECOND = 3
