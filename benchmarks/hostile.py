@@ -2,8 +2,8 @@
 
 python -m benchmarks.hostile --engine DIR --seconds 5 --json benchmarks/results/hostile-tiny.json
 
-For each kind some clients attack for a few seconds while other processes ask /health and a good question. The table says how
-often it was tried and refused, whether the server was still right, the slowest /health, and the memory of its processes.
+For each kind some clients attack for a few seconds while others ask /health and good questions. The table says how
+often it was tried and refused, whether the server was still right, the slowest /health, and its processes' memory.
 Fails (exit status 1) if a good question was not answered as `LLM` answers it, or if there was a server error.
 """
 
@@ -30,7 +30,8 @@ from benchmarks.machine import machine
 from benchmarks.soak import ROOT, serving
 from dpn_rt.terminal import escape_output
 
-CLIENTS = 4
+Good = list[tuple[Question, str]]
+"""Questions with the answers of `LLM`."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Row:
         return not self.wrong and not self.health_failed and not errors and self.good > 0
 
 
-def attack(url: str, pid: int, kind: str, model: str, good: list[tuple[Question, str]], seconds: float) -> Row:
-    """Attacks for some seconds."""
+def attack(url: str, pid: int, kind: str, model: str, good: Good, seconds: float, clients: int) -> Row:
+    """Attacks for some seconds, and at least once."""
     address = urlsplit(url)
     target = Target(address.hostname or "", address.port or 0, model)
     outcomes: Counter[str] = Counter()
@@ -91,7 +92,7 @@ def attack(url: str, pid: int, kind: str, model: str, good: list[tuple[Question,
 
     command = [sys.executable, "-m", "benchmarks.watch", url, str(pid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as watch:
-        threads = [threading.Thread(target=hostile) for _ in range(CLIENTS)] + [threading.Thread(target=friendly)]
+        threads = [threading.Thread(target=hostile) for _ in range(clients)] + [threading.Thread(target=friendly)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -111,13 +112,13 @@ def attack(url: str, pid: int, kind: str, model: str, good: list[tuple[Question,
     )
 
 
-def hostile(engine: Path, kinds: Iterable[str], seconds: float, scenes: int = 2) -> list[Row]:
+def hostile(engine: Path, kinds: Iterable[str], seconds: float, clients: int) -> list[Row]:
     """Attacks of these kinds against a server of its own."""
-    good = questions(engine, scenes)
+    good = questions(engine, scenes=2)
     rows = []
-    with serving(engine, "--max-queued-requests", "512") as (url, pid):
+    with serving(engine) as (url, pid):
         for kind in kinds:
-            rows.append(attack(url, pid, kind, engine.resolve().name, good, seconds))
+            rows.append(attack(url, pid, kind, engine.resolve().name, good, seconds, clients))
             print(line(rows[-1]), flush=True)
     return rows
 
@@ -140,13 +141,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each kind")
+    parser.add_argument("--clients", type=int, default=4, help="that attack")
     parser.add_argument("--kinds", nargs="+", default=list(ATTACKS), choices=list(ATTACKS), metavar="KIND")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     print(TITLE)
-    rows = hostile(options.engine, options.kinds, options.seconds)
+    rows = hostile(options.engine, options.kinds, options.seconds, options.clients)
     if options.json:
-        result = {"machine": machine("cpu"), "seconds": options.seconds, "rows": [asdict(row) for row in rows]}
+        result = {
+            "machine": machine("cpu"),
+            "seconds": options.seconds,
+            "clients": options.clients,
+            "rows": [asdict(row) for row in rows],
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(row.survived for row in rows) else 1
 

@@ -14,9 +14,16 @@ MAX_PROMPTS = 4096
 MAX_TOKEN_IDS = 2**20
 MAX_KEYS = 256
 """Of one object. Requests have about a hundred fields."""
-MAX_COMMAS = MAX_TOKEN_IDS + 2**16
-MAX_OPENINGS = 2**17
-"""Of lists and objects; also of values of objects. Text may hold such characters as well, as code does."""
+MAX_MARKS = {
+    b",": (MAX_TOKEN_IDS + 2**16, "commas"),
+    b'"': (2**18, "quotation marks"),
+    b"[": (2**16, "lists"),
+    b"{": (2**16, "objects"),
+    b":": (2**16, "keys"),
+}
+"""How often a body may have a character, and what it usually stands for. Text may have them as well, as code does."""
+PIECE = 2**20
+"""Bytes that are counted at once. Between two pieces other threads run, such as the event loop."""
 
 
 def check_json(body: bytes) -> None:
@@ -25,22 +32,18 @@ def check_json(body: bytes) -> None:
     Raises:
         HttpError: 400, with what there is too much of.
     """
-    counts = {mark: body.count(mark) for mark in (b",", b"[", b"{", b":")}
-    if counts[b","] > MAX_COMMAS:
-        raise _too_many(f"{counts[b',']} commas", MAX_COMMAS)
-    for mark, name in ((b"[", "lists"), (b"{", "objects"), (b":", "keys")):
-        if counts[mark] > MAX_OPENINGS:
-            raise _too_many(f"{counts[mark]} {name}", MAX_OPENINGS)
+    counts = dict.fromkeys(MAX_MARKS, 0)
+    for start in range(0, len(body), PIECE):
+        for mark, (most, name) in MAX_MARKS.items():
+            counts[mark] += body.count(mark, start, start + PIECE)
+            if counts[mark] > most:
+                raise HttpError(
+                    400,
+                    f"the body has more than {most} {name}: expected at most {MAX_PROMPTS} prompts, messages or parts "
+                    f"of a message, and at most {MAX_TOKEN_IDS} token ids",
+                )
     if counts[b":"] > MAX_KEYS:
         _check_keys(body)
-
-
-def _too_many(what: str, limit: int) -> HttpError:
-    return HttpError(
-        400,
-        f"the body has {what}: expected at most {limit}. A request may have at most {MAX_PROMPTS} prompts, messages or "
-        f"parts of a message, and at most {MAX_TOKEN_IDS} token ids",
-    )
 
 
 def _check_keys(body: bytes) -> None:

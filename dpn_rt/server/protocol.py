@@ -19,6 +19,8 @@ from dpn_rt.server.neutral import (
 )
 
 Value = TypeVar("Value")
+StopString = Annotated[str, Field(max_length=4096)]
+"""Text is held back while it may be the beginning of one."""
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
@@ -44,7 +46,7 @@ class _Common(NamesModel, NeutralFields):
     temperature: float | None = 1.0
     top_p: float | None = 1.0
     n: Annotated[int, Field(ge=1, le=64)] | None = 1
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
     seed: int | None = None
     presence_penalty: float | None = 0.0
     frequency_penalty: float | None = 0.0

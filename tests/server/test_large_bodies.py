@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from dpn_rt.server.body_errors import describe
 from dpn_rt.server.errors import HttpError
-from dpn_rt.server.json_body import MAX_COMMAS, MAX_KEYS, MAX_OPENINGS, check_json
+from dpn_rt.server.json_body import MAX_KEYS, MAX_MARKS, check_json
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.service import _parsed
 from dpn_rt.server.tokenization import DetokenizeRequest, TokenizeRequest
@@ -39,12 +39,12 @@ BODIES: dict[str, tuple[type[BaseModel], bytes, str]] = {
     "8 million ids": (CompletionRequest, completion(listed(b"1", 8 * 10**6)), "at most 1048576 token ids"),
     "1.1 million ids": (CompletionRequest, completion(listed(b"1", 1_100_000)), "expected at most 1048576"),
     "a million lists of ids": (CompletionRequest, completion(listed(b"[1]", 10**6)), PROMPTS),
-    "100,000 lists of ids": (CompletionRequest, completion(listed(b"[1]", 10**5)), PROMPTS),
-    "lists in lists": (CompletionRequest, completion(b"[" * 10**5 + b"]" * 10**5), "not valid JSON"),
+    "60,000 lists of ids": (CompletionRequest, completion(listed(b"[1]", 60_000)), PROMPTS),
+    "lists in lists": (CompletionRequest, completion(b"[" * 60_000 + b"]" * 60_000), "not valid JSON"),
     "a million wrong prompts": (CompletionRequest, completion(listed(b"null", 10**6)), PROMPTS),
     "wrong ids": (CompletionRequest, completion(listed(b"1.5", 4000)), "prompt.0"),
-    "500,000 unknown keys": (CompletionRequest, b"{" + keys(500_000) + b"}", "keys: expected at most 131072"),
-    "100,000 unknown keys": (ChatRequest, b"{" + keys(100_000) + b"}", "100000 keys: expected at most 256"),
+    "500,000 unknown keys": (CompletionRequest, b"{" + keys(500_000) + b"}", "more than 65536 keys"),
+    "60,000 unknown keys": (ChatRequest, b"{" + keys(60_000) + b"}", "60000 keys: expected at most 256"),
     "1,000 keys of a hint": (ChatRequest, b'{"metadata": {' + keys(1000) + b"}}", "1000 keys: expected at most 256"),
     "1,000 keys of a message": (
         ChatRequest,
@@ -52,16 +52,16 @@ BODIES: dict[str, tuple[type[BaseModel], bytes, str]] = {
         "1000 keys: expected at most 256",
     ),
     "a million messages": (ChatRequest, b'{"messages": ' + listed(b"{}", 10**6) + b"}", PROMPTS),
-    "100,000 messages": (ChatRequest, b'{"model": "a", "messages": ' + listed(b"{}", 10**5) + b"}", "messages"),
+    "60,000 messages": (ChatRequest, b'{"model": "a", "messages": ' + listed(b"{}", 60_000) + b"}", "messages"),
     "parts of a message": (
         ChatRequest,
-        b'{"model": "a", "messages": [{"role": "user", "content": ' + listed(b"{}", 10**5) + b"}]}",
+        b'{"model": "a", "messages": [{"role": "user", "content": ' + listed(b"{}", 60_000) + b"}]}",
         "messages.0.content",
     ),
     "numbers in a field of none": (ChatRequest, b'{"user": ' + listed(b"1", 2 * 10**6) + b"}", "commas"),
     "images in a tokenize request": (TokenizeRequest, b'{"messages": ' + listed(b"{}", 10**6) + b"}", PROMPTS),
     "ids to a text": (DetokenizeRequest, b'{"tokens": ' + listed(b"1", 3 * 10**6) + b"}", "at most 1048576 token ids"),
-    "wrong ids to a text": (DetokenizeRequest, b'{"tokens": ' + listed(b'""', 10**6) + b"}", "tokens.0"),
+    "wrong ids to a text": (DetokenizeRequest, b'{"tokens": ' + listed(b'""', 10**5) + b"}", "tokens.0"),
     "an endless number": (ChatRequest, b'{"seed": ' + b"1" * 10**6 + b"}", "not valid JSON"),
 }
 
@@ -101,8 +101,18 @@ def test_requests_as_they_are_pass() -> None:
     ids = _parsed(CompletionRequest, completion(listed(b"1", 2**20))).prompts
     assert len(ids) == 1 and len(ids[0]) == 2**20
     assert len(_parsed(CompletionRequest, completion(listed(b'""', 4096))).prompts) == 4096
-    check_json(b"," * MAX_COMMAS)
-    check_json(b"[" * MAX_OPENINGS)
+    for mark, (most, name) in MAX_MARKS.items():
+        within = mark * most
+        if mark != b":":
+            check_json(within)
+        with pytest.raises(HttpError, match=f"more than {most} {name}"):
+            check_json(within + mark)
+
+
+@pytest.mark.parametrize("stop", ["a" * 4097, ["b", "a" * 8_000_000]])
+def test_a_stop_string_longer_than_any_use_is_refused(stop: Any) -> None:
+    message = message_of(ChatRequest, json.dumps(Ask().body(stop=stop)).encode())
+    assert "characters, expected at most 4096" in message
 
 
 def test_the_server_refuses_them_and_goes_on(server: RunningServer) -> None:
