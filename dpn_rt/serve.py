@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dpn_rt.errors import ConfigError, DpnError, StepError
 from dpn_rt.schema.text import is_text
+from dpn_rt.server.tls import check_tls
 from dpn_rt.terminal import check_text, escape_output
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_output()
     options = _parser().parse_args(arguments)
     try:
-        check_text(options, file_names=("ssl_keyfile", "ssl_certfile"))
+        check_text(options)
+        check_tls(options.ssl_certfile, options.ssl_keyfile)
         _serve(options)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -184,8 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names by which clients may address the server, * for all; default: with a key all, else those of --host",
     )
-    add("--ssl-keyfile", metavar="FILE", help="TLS key")
-    add("--ssl-certfile", metavar="FILE", help="TLS certificate")
+    add("--ssl-keyfile", type=Path, metavar="FILE", help="TLS key")
+    add("--ssl-certfile", type=Path, metavar="FILE", help="TLS certificate")
     _add_engine_limits(parser)
     _add_server_limits(parser)
     _add_cors(parser)

@@ -36,7 +36,7 @@ def serving(
         url = ""
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"running on (http://\S+)", line):
+            if found := re.search(r"running on (https?://\S+)", line):
                 url = found[1]
                 break
         assert url, "".join(lines)
