@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,22 @@ def _file(image: Image.Image, form: str) -> bytes:
     return file.getvalue()
 
 
-def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], max_tokens: int = 40) -> list[Case]:
-    """All images with all variants (fields of a prompt such as `route` and `reduce`), and their answers alone."""
+def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: int, max_tokens: int = 40) -> list[Case]:
+    """Images with variants (fields of a prompt such as `route` and `reduce`), and their answers alone.
+
+    Args:
+        per_image: how many of the variants each image has, the next image the next ones.
+    """
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     found = []
+    turns = cycle(variants)
     for _, file in images():
         picture = Image.open(io.BytesIO(file))
         content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
         prompt = llm.processor.chat([{"role": "user", "content": content}])
         part = {"type": "image_url", "image_url": {"url": data_url(file)}}
         messages = [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
-        for variant in variants:
+        for variant in islice(turns, per_image):
             output = llm.generate({**prompt, **variant}, params, use_tqdm=False)[0]
             fields = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, **variant}
             body = {"model": model, "messages": messages, **fields}
@@ -159,7 +165,7 @@ def main() -> int:
     llm = LLM(options.engine)
     boundaries = llm.processor.model.num_stages - 1
     variants = [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
-    given = cases(llm, options.engine.resolve().name, variants)
+    given = cases(llm, options.engine.resolve().name, variants, per_image=len(variants))
     with serving(options.engine, *TIGHT) as (url, _):
         outcome = ask_all(url, given, options.clients, options.requests, options.seed)
         metrics = httpx.get(f"{url}/metrics").text

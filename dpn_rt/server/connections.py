@@ -84,7 +84,7 @@ class ConnectionCounter:
         self.limits = limits
         self.max_open = limits.max_connections + limits.reserve
         self.open = 0
-        self._waiting: OrderedDict[object, Callable[[], None]] = OrderedDict()
+        self._waiting: OrderedDict[object, Callable[[], object]] = OrderedDict()
         """Connections without a request, the one that has waited longest first -> what closes it."""
         self.on_close: Callable[[], None] = lambda: None
         """Called after each connection that has ended."""
@@ -109,7 +109,7 @@ class ConnectionCounter:
         self.open -= 1
         self.on_close()
 
-    def waits(self, connection: object, close: Callable[[], None]) -> None:
+    def waits(self, connection: object, close: Callable[[], object]) -> None:
         """A connection waits for a request from now on."""
         self._waiting[connection] = close
         self._waiting.move_to_end(connection)

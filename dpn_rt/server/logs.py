@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import TextIO
 
 LINES_A_SECOND = 50
 """Of one kind: of one text before its values are filled in."""
@@ -43,6 +46,31 @@ class Throttle(logging.Filter):
             return self._counts[kind] <= most
 
 
+class PromptHandler(logging.StreamHandler[TextIO]):
+    """Writes what can be written at once. A pipe that nothing reads, or a full disk, must not stop the server."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line, or as much of it as there is room for."""
+        try:
+            line = (self.format(record) + self.terminator).encode("utf-8", "backslashreplace")
+            file = self.stream.fileno()
+        except (AttributeError, OSError):  # closed, or a stream of this process
+            super().emit(record)
+            return
+        poll = select.poll()
+        poll.register(file, select.POLLOUT)
+        for start in range(0, len(line), select.PIPE_BUF):  # so many bytes fit into a pipe that has room
+            try:
+                if not poll.poll(0):
+                    return
+                os.write(file, line[start : start + select.PIPE_BUF])
+            except OSError:
+                return
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Says nothing: there is no place to say it."""
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line."""
 
@@ -60,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logs(level: str, *, as_json: bool) -> None:
     """Sends the logs of dpn_rt and uvicorn to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = PromptHandler(sys.stderr)
     handler.addFilter(Throttle())
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name in ("dpn_rt", "uvicorn"):

@@ -16,7 +16,7 @@ TIGHT = EngineOptions(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2_000_000
 
 
 def check(server: RunningServer, llm: LLM, variants: list[dict[str, object]], requests: int) -> None:
-    outcome = ask_all(server.url, cases(llm, MODEL, variants), clients=12, requests=requests, seed=5)
+    outcome = ask_all(server.url, cases(llm, MODEL, variants, per_image=1), clients=12, requests=requests, seed=5)
     assert not outcome.wrong, outcome.wrong[:3]
     assert outcome.right + outcome.left == requests and outcome.left
     server.wait_until_idle()
@@ -28,13 +28,13 @@ def check(server: RunningServer, llm: LLM, variants: list[dict[str, object]], re
 def test_every_answer_is_the_answer_alone(start_server: StartServer, llm: LLM) -> None:
     server = start_server(TIGHT, processed_image_bytes=2_000_000)
     routes = [{}, {"route": [0, 1, 2]}, {"route": [2, None, 0]}, {"router_bias": 4.0}]
-    check(server, llm, list(routes), requests=120)
+    check(server, llm, list(routes), requests=60)
 
 
 def test_every_reduced_answer_is_the_answer_alone(dense_dir: Path) -> None:
     options = EngineOptions(**{**vars(TIGHT), "reduce": SPECS})
     server = run_server(dense_dir, options, reduce=SPECS, processed_image_bytes=2_000_000)
     try:
-        check(server, LLM(dense_dir, reduce=SPECS), [{"reduce": spec} for spec in SPECS], requests=100)
+        check(server, LLM(dense_dir, reduce=SPECS), [{"reduce": spec} for spec in SPECS], requests=60)
     finally:
         server.stop()

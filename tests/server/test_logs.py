@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
-from dpn_rt.server.logs import LINES_A_SECOND, TRACEBACKS_A_SECOND, Throttle
+from dpn_rt.server.logs import LINES_A_SECOND, TRACEBACKS_A_SECOND, PromptHandler, Throttle
 
 
 def record(text: str, *values: object, with_traceback: bool = False) -> logging.LogRecord:
@@ -35,6 +38,28 @@ def test_lines_of_one_kind_are_left_out_and_counted() -> None:
     ]
     now[0] = 102.5
     assert written(throttle, [record("request %s: 401", 7)]) == ["request 7: 401"]
+
+
+def test_a_pipe_that_nothing_reads_stops_nobody() -> None:
+    ends = os.pipe()
+    with os.fdopen(ends[0], "rb") as reading, os.fdopen(ends[1], "w") as writing:
+        handler = PromptHandler(writing)
+        for number in range(2000):  # far more than a pipe holds
+            handler.emit(record(f"{number} " + "x" * (number % 7) * 2000))
+        lines = os.read(reading.fileno(), 2**20).decode().splitlines()
+    assert lines[0] == "0 " and len(lines) > 5
+
+
+def test_a_line_goes_where_there_is_a_place_for_it() -> None:
+    for path in ("/dev/full", "/dev/null"):
+        with Path(path).open("w") as stream:
+            PromptHandler(stream).emit(record("lost"))
+    text = io.StringIO()
+    PromptHandler(text).emit(record("kept %s", "ü"))
+    assert text.getvalue() == "kept ü\n"
+    closed = io.StringIO()
+    closed.close()
+    PromptHandler(closed).emit(record("lost"))
 
 
 def test_tracebacks_are_written_less_often() -> None:

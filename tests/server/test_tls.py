@@ -1,4 +1,4 @@
-"""TLS files that cannot work are refused by name before anything is loaded; with those that can, replies are the same."""
+"""TLS files that cannot work are refused by name before anything is loaded; with others replies are the same."""
 
 from __future__ import annotations
 
