@@ -85,7 +85,7 @@ def _file(image: Image.Image, form: str) -> bytes:
     return file.getvalue()
 
 
-def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: int, max_tokens: int = 40) -> list[Case]:
+def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: int, max_tokens: int = 64) -> list[Case]:
     """Images with variants (fields of a prompt such as `route` and `reduce`), and their answers alone.
 
     Args:
