@@ -146,6 +146,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise self._refusal
         super().on_headers_complete()
         self._has_cycle = True
+        self.flow.resume_reading()  # paused for a request that has to wait: its client could leave unseen
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

@@ -213,8 +213,12 @@ def test_requests_of_one_connection_are_answered_in_turn_and_end_with_it(start_s
         answer = read_all(connection)
     assert answer.count(b"HTTP/1.1 200 OK") == 3
     with connected(server) as connection:
-        connection.sendall(post(Ask().body(max_tokens=600, ignore_eos=True), close=False) * 2)
+        request = post(Ask().body(max_tokens=600, ignore_eos=True), close=False)
+        connection.sendall(request)
         until(lambda: server.service.engine.load.running)
+        connection.sendall(GET + b"\r\n" + request[:1000])
+        time.sleep(0.1)
+    until(lambda: server.server.connections.open <= 1)
     server.wait_until_idle(5)
 
 
