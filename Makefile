@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
-.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers cuda-resources clean
+.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
 
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
@@ -65,6 +65,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
+
+# Load, hostile clients, answers under tight caches and memory, against servers of the small trained model; about an hour.
+SOAK_ENGINE := build/soak/tiny
+soak: $(READY)
+	$(BIN)/python -m dpn_rt.build --checkpoint examples/tiny_dpn/checkpoint --output $(SOAK_ENGINE) --dtype float32 --force
+	$(BIN)/python -m benchmarks.soak --engine $(SOAK_ENGINE) --clients 64 --requests 2000
+	$(BIN)/python -m benchmarks.hostile --engine $(SOAK_ENGINE) --json $(RESULTS)/hostile-tiny.json
+	$(BIN)/python -m benchmarks.identity --engine $(SOAK_ENGINE) --clients 32 --requests 5000
+	$(BIN)/python -m benchmarks.growth --engine $(SOAK_ENGINE) --json $(RESULTS)/growth-tiny.json
 
 bench: $(READY)
 	$(BIN)/python benchmarks/ops.py

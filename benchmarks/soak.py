@@ -153,7 +153,7 @@ def _attack(result: Result, model: str, name: str, question: Question) -> Callab
 
 async def _post(client: httpx.AsyncClient, body: Any) -> str:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    reply = await client.post("/v1/chat/completions", content=content)
+    reply = await client.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
     return str(reply.status_code)
 
 

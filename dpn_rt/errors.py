@@ -50,6 +50,10 @@ class DeviceError(StepError):
     """The device failed in a step. The engine has stopped, since no later result could be trusted."""
 
 
+class ShutdownError(StepError):
+    """The server has been told to stop, and ends requests that are left."""
+
+
 class BatchError(DpnError):
     """Some prompts of a list failed; the others were served.
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from dpn_rt.errors import ConfigError, DpnError, StepError
 from dpn_rt.schema.text import is_text
+from dpn_rt.server.tls import check_tls
 from dpn_rt.terminal import check_text, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.engine_client.process import EngineProcess
     from dpn_rt.settings import EngineOptions
 
 API_KEY_VARIABLE = "DPN_RT_API_KEY"
@@ -28,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_output()
     options = _parser().parse_args(arguments)
     try:
-        check_text(options, file_names=("ssl_keyfile", "ssl_certfile"))
+        check_text(options)
+        check_tls(options.ssl_certfile, options.ssl_keyfile)
         _serve(options)
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -59,8 +62,8 @@ def _serve(options: argparse.Namespace) -> None:
     from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
     from dpn_rt.server.engine_client.process import EngineProcess
 
-    set_up_logs(options.log_level, as_json=options.log_json)
     config, engine_options = _server_config(options), _engine_options(options)
+    set_up_logs(options.log_level, as_json=options.log_json)
     logs = LogConfig(options.log_level, options.log_json)
     source = EngineSource(options.engine, options.device, engine_options, logs)
     with EngineProcess(source) as process:  # it loads the weights while the files are verified here
@@ -80,32 +83,38 @@ def _serve(options: argparse.Namespace) -> None:
             ssl_keyfile=options.ssl_keyfile,
             ssl_certfile=options.ssl_certfile,
         )
-        server = Server(settings, app.state.service)
+        server = Server(settings, app.state.service, lambda: _end_by_force(process))
         asyncio.run(server.serve())
         if server.failure is not None:
             raise StepError(f"the engine has stopped: {server.failure}")
 
 
+def _end_by_force(process: EngineProcess) -> None:
+    process.kill()
+    os._exit(0)
+
+
 def _server_config(options: argparse.Namespace) -> ServerConfig:
     from dpn_rt.server.config import ServerConfig
+    from dpn_rt.server.connections import ConnectionLimits
     from dpn_rt.server.cors import CorsPolicy
     from dpn_rt.server.media.policy import MediaPolicy
 
     model_name = options.served_model_name or options.engine.resolve().name
-    api_key = options.api_key or os.environ.get(API_KEY_VARIABLE) or None
     if not is_text(model_name):
         raise ConfigError(f"the engine's directory is {model_name!r}, not UTF-8: expected a --served-model-name")
-    if api_key is not None and not is_text(api_key):
-        raise ConfigError(f"{API_KEY_VARIABLE}: not UTF-8, expected a key in UTF-8")
     return ServerConfig(
         model_name=model_name,
-        api_key=api_key,
+        api_key=_api_key(options),
+        host=options.host,
+        allowed_hosts=_flat(options.allowed_hosts),
         max_queued_requests=options.max_queued_requests,
         max_queued_tokens=options.max_queued_tokens,
         max_body_bytes=options.max_body_bytes,
         max_held_body_bytes=options.max_held_body_bytes,
         processed_image_bytes=options.reuse_bytes,
         workers=options.workers,
+        allow_client_priority=options.allow_client_priority,
         stall_timeout=options.stall_timeout,
         shutdown_timeout=options.shutdown_timeout,
         reduce=options.reduce,
@@ -121,7 +130,23 @@ def _server_config(options: argparse.Namespace) -> ServerConfig:
             allowed_headers=_flat(options.allowed_headers),
             allow_credentials=options.allow_credentials,
         ),
+        connections=ConnectionLimits(max_connections=options.max_connections),
     )
+
+
+def _api_key(options: argparse.Namespace) -> str | None:
+    """None where neither the option nor the variable is given: an empty one is refused, not taken for none."""
+    from dpn_rt.server.config import check_api_key
+
+    source, key = "--api-key", options.api_key
+    if key is None:
+        source, key = API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE)
+    if key is None:
+        return None
+    if not is_text(key):
+        raise ConfigError(f"{source}: not UTF-8, expected a key in UTF-8")
+    check_api_key(key, source)
+    return str(key)
 
 
 def _engine_options(options: argparse.Namespace) -> EngineOptions:
@@ -153,8 +178,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda or auto")
     add("--served-model-name", metavar="NAME", help="name of the model in requests; default: the directory's")
     add("--api-key", metavar="KEY", help=f"bearer token asked of clients; better in ${API_KEY_VARIABLE}")
-    add("--ssl-keyfile", metavar="FILE", help="TLS key")
-    add("--ssl-certfile", metavar="FILE", help="TLS certificate")
+    parser.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        type=_names,
+        default=[],
+        metavar="NAME",
+        help="names by which clients may address the server, * for all; default: with a key all, else those of --host",
+    )
+    add("--ssl-keyfile", type=Path, metavar="FILE", help="TLS key")
+    add("--ssl-certfile", type=Path, metavar="FILE", help="TLS certificate")
     _add_engine_limits(parser)
     _add_server_limits(parser)
     _add_cors(parser)
@@ -186,7 +219,7 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
 
 def _add_server_limits(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting prompts before 429")
+    add("--max-queued-requests", type=int, default=256, metavar="N", help="waiting answers before 429")
     add("--max-queued-tokens", type=int, default=262_144, metavar="N", help="waiting tokens before 429")
     add("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="bytes of one request")
     add(
@@ -200,6 +233,8 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
     add("--allowed-media-domains", nargs="*", default=[], metavar="HOST", help="hosts that images are fetched from")
     add("--allowed-local-media-path", type=Path, metavar="DIR", help="folder that file: images are read from")
     add("--media-timeout", type=float, default=10.0, metavar="S", help="seconds for one image")
+    add("--max-connections", type=int, default=1024, metavar="N", help="requests sent or answered at a time before 503")
+    add("--allow-client-priority", action="store_true", help="requests may have a priority other than 0")
     add("--workers", type=int, default=2, metavar="N", help="threads that decode images and text")
     add("--stall-timeout", type=float, default=30.0, metavar="S", help="/health fails when a step takes longer")
     add("--shutdown-timeout", type=float, default=30.0, metavar="S", help="seconds for running requests at the end")

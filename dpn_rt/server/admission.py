@@ -6,23 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dpn_rt.server.errors import OverloadedError
+from dpn_rt.server.errors import HttpError, OverloadedError
 
 
 @dataclass(eq=False)
 class Ticket:
-    """Places in the queue, one for each prompt of a request."""
+    """Places in the queue: for each prompt of a request as many as it has answers."""
 
     _admission: Admission
     prompts: int
+    answers: int
+    """Of each prompt."""
     tokens: int
     """Estimated for all these prompts together."""
 
     def leave(self) -> None:
-        """Gives one place back; to be called when its prompt begins to run."""
+        """Gives the places of one prompt back; to be called when it begins to run."""
         if self.prompts:
-            tokens = self.tokens // self.prompts
-            self._give_back(1, tokens)
+            self._give_back(1, self.tokens // self.prompts)
 
     def leave_all(self) -> None:
         """Gives all remaining places back."""
@@ -31,16 +32,17 @@ class Ticket:
     def _give_back(self, prompts: int, tokens: int) -> None:
         self.prompts -= prompts
         self.tokens -= tokens
-        self._admission.prompts -= prompts
+        self._admission.prompts -= prompts * self.answers
         self._admission.tokens -= tokens
 
 
 class Admission:
-    """Counts the prompts that wait. Used on one event loop."""
+    """Counts the answers that wait. Used on one event loop."""
 
     def __init__(self, max_prompts: int, max_tokens: int) -> None:
         self._max_prompts, self._max_tokens = max_prompts, max_tokens
         self.prompts = 0
+        """Answers that wait; a prompt counts as often as it is to be answered."""
         self.tokens = 0
         self.active = 0
         """Requests that have entered and not ended, whether they wait or run."""
@@ -48,21 +50,35 @@ class Admission:
         """No request may enter any more, since the server is shutting down."""
 
     @contextmanager
-    def enter(self, tokens: int, prompts: int = 1) -> Iterator[Ticket]:
-        """Takes places for a request's prompts. A request that finds the queue empty is never too large.
+    def enter(self, tokens: int, prompts: int = 1, answers: int = 1) -> Iterator[Ticket]:
+        """Takes places for a request's prompts.
 
         Args:
-            tokens: of all its prompts and answers, estimated.
+            tokens: of all its prompts and answers, estimated. One answer that finds the queue empty may have any.
             prompts: how many it has.
+            answers: of each prompt.
 
         Raises:
-            OverloadedError: the queue is full, or closed.
+            OverloadedError: the queue is full, or closed; HttpError: the request alone is more than the queue holds.
         """
         if self.is_closed:
             raise OverloadedError("the server is shutting down: try another one", status=503)
-        if self.prompts >= self._max_prompts or (self.prompts and self.prompts + prompts > self._max_prompts):
+        places = prompts * answers
+        if places > self._max_prompts:
+            raise HttpError(
+                400,
+                f"{prompts} prompts with n={answers} are {places} answers: expected at most {self._max_prompts} "
+                "answers in a request",
+            )
+        if places > 1 and tokens > self._max_tokens:
+            raise HttpError(
+                400,
+                f"{places} answers may need {tokens} tokens: expected at most {self._max_tokens} tokens in a request "
+                "of several answers",
+            )
+        if self.prompts + places > self._max_prompts:
             raise OverloadedError(
-                f"{self.prompts} prompts are waiting and the request has {prompts}: expected at most "
+                f"{self.prompts} answers are waiting and the request has {places}: expected at most "
                 f"{self._max_prompts} together"
             )
         if self.prompts and self.tokens + tokens > self._max_tokens:
@@ -71,9 +87,9 @@ class Admission:
                 f"{self._max_tokens} together"
             )
         self.active += 1
-        self.prompts += prompts
+        self.prompts += places
         self.tokens += tokens
-        ticket = Ticket(self, prompts, tokens)
+        ticket = Ticket(self, prompts, answers, tokens)
         try:
             yield ticket
         finally:

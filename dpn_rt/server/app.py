@@ -92,7 +92,11 @@ def create_app(
     app.state.service = service
     bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
     app.add_middleware(
-        AccessMiddleware, api_key=config.api_key, bodies=bodies, on_refusal=service.metrics.count_refusal
+        AccessMiddleware,
+        hosts=config.hosts,
+        api_key=config.api_key,
+        bodies=bodies,
+        on_refusal=service.metrics.count_refusal,
     )
     app.add_middleware(UniformMiddleware)
     if config.cors.allowed_origins:
@@ -134,12 +138,12 @@ def _add_tokenization_paths(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", openapi_extra=_body_schema(TokenizeRequest), responses=ERRORS)
     async def tokenize(request: Request) -> Response:
         """The ids of a text, or of a conversation."""
-        return JSONResponse(await service.tokens(await service.parse(TokenizeRequest, await request.body())))
+        return JSONResponse(await service.tokens(await service.parse(TokenizeRequest, await _json_body(request))))
 
     @app.post("/detokenize", openapi_extra=_body_schema(DetokenizeRequest), responses=ERRORS)
     async def detokenize(request: Request) -> Response:
         """The text of ids."""
-        return JSONResponse(await service.text(await service.parse(DetokenizeRequest, await request.body())))
+        return JSONResponse(await service.text(await service.parse(DetokenizeRequest, await _json_body(request))))
 
 
 def _add_operator_paths(app: FastAPI, service: Service) -> None:
@@ -170,10 +174,21 @@ def _add_operator_paths(app: FastAPI, service: Service) -> None:
         return HTMLResponse(text, headers=PAGE_HEADERS)
 
 
+async def _json_body(request: Request) -> bytes:
+    """The body, if it says that it is JSON.
+
+    Any page may post text or forms to any server. For JSON a browser asks first, and this server says no (CORS).
+    """
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != "application/json":
+        raise HttpError(415, f"Content-Type {given!r:.80}: expected application/json")
+    return await request.body()
+
+
 async def _respond(service: Service, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
     request_id = request.state.request_id
     started = time.monotonic()
-    parsed = await service.parse(kind, await request.body())
+    parsed = await service.parse(kind, await _json_body(request))
     if parsed.stream:
         events = service.stream(parsed)
         # Before the response begins, so that an error still has a status of its own.
@@ -279,6 +294,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "the API key is missing or wrong"},
     404: {"description": "a model of another name"},
     413: {"description": "body or image too large"},
+    415: {"description": "the body is not application/json"},
     429: {"description": "the queue is full; see Retry-After"},
     503: {"description": "the server is shutting down; see Retry-After"},
 }

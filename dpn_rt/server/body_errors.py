@@ -66,6 +66,8 @@ def _fault(error: Error, kinds: Sequence[str]) -> str:
             return f"type {_quoted(value['type'])}, expected one of {context['expected_tags']}"
         case "union_tag_not_found":
             return f'expected an object with a "type", got {_shown(value)}'
+        case "string_too_long":
+            return f"{len(value)} characters, expected at most {context['max_length']}"
         case "too_short":
             return f"{len(value)} items, expected at least {context['min_length']}"
         case "too_long":

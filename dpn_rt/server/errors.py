@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpn_rt.errors import CapacityError, DpnError, RequestError
+from dpn_rt.errors import CapacityError, DpnError, RequestError, ShutdownError
 from dpn_rt.server.body_errors import describe
 from dpn_rt.server.media.policy import MediaTooLargeError
 
@@ -53,9 +53,12 @@ ERROR_TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     422: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     503: "overloaded_error",
 }
 
@@ -72,6 +75,8 @@ def error_reply(error: BaseException) -> ErrorReply:
         return _reply(413, str(error))
     if isinstance(error, RequestError | CapacityError):
         return _reply(400, str(error))
+    if isinstance(error, ShutdownError):
+        return _reply(503, str(error), code="overloaded")
     if isinstance(error, DpnError):
         return _reply(500, str(error))
     return _reply(500, f"internal error ({type(error).__name__}); the server's log has it under the request's id")

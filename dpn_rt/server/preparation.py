@@ -63,8 +63,8 @@ class Preparation:
         return await self.run(self._process_chat, request, files)
 
     async def text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
-        """The prompts of a completion request."""
-        return await self.run(self._process_text, request)
+        """The prompts of a completion request, one after the other: a client may leave between two."""
+        return [await self.run(self._process_text, request, prompt) for prompt in request.prompts]
 
     def check(self, request: Conversation | CompletionRequest) -> None:
         """Checks what can be checked before anything is loaded or decoded.
@@ -119,12 +119,9 @@ class Preparation:
         name = f"image {index}"
         return self._processor.image(decode_image(io.BytesIO(file), name), name)
 
-    def _process_text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
-        keys = ["prompt" if isinstance(prompt, str) else "prompt_token_ids" for prompt in request.prompts]
-        return [
-            self._processor.process({key: prompt, **request.reduction})
-            for key, prompt in zip(keys, request.prompts, strict=True)
-        ]
+    def _process_text(self, request: CompletionRequest, prompt: str | list[int]) -> ProcessedPrompt:
+        key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
+        return self._processor.process({key: prompt, **request.reduction})
 
 
 def _message(message: ChatMessage, images: Iterator[VisualInput]) -> dict[str, Any]:

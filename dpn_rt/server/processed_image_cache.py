@@ -11,7 +11,7 @@ from dpn_rt.model.vision.visual_input import VisualInput
 
 
 class ProcessedImageCache:
-    """Prepared images by the hash of their file's bytes. Safe to use from several threads."""
+    """Prepared images by the SHA-256 of their file's bytes. Safe to use from several threads."""
 
     def __init__(self, max_bytes: int) -> None:
         """Args: max_bytes: of pixels; 0 keeps nothing."""
@@ -28,7 +28,7 @@ class ProcessedImageCache:
 
     def get(self, file: bytes, process: Callable[[bytes], VisualInput]) -> VisualInput:
         """The prepared image of a file. `process` makes it if it is not kept; what `process` raises is raised again."""
-        key = hashlib.blake2b(file, digest_size=32).digest()
+        key = hashlib.sha256(file).digest()
         with self._lock:
             known = self._images.find(key)
         if known is not None:

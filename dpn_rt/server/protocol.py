@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.server.json_body import MAX_PROMPTS, MAX_TOKEN_IDS
 from dpn_rt.server.neutral import (
     NeutralChatFields,
     NeutralCompletionFields,
@@ -17,9 +18,9 @@ from dpn_rt.server.neutral import (
     Strict,
 )
 
-MAX_LIST = 4096
-"""Items of a list in a request: far more than any use needs, far fewer than would slow the server down."""
 Value = TypeVar("Value")
+StopString = Annotated[str, Field(max_length=4096)]
+"""Text is held back while it may be the beginning of one."""
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
@@ -45,7 +46,7 @@ class _Common(NamesModel, NeutralFields):
     temperature: float | None = 1.0
     top_p: float | None = 1.0
     n: Annotated[int, Field(ge=1, le=64)] | None = 1
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
     seed: int | None = None
     presence_penalty: float | None = 0.0
     frequency_penalty: float | None = 0.0
@@ -56,14 +57,14 @@ class _Common(NamesModel, NeutralFields):
     min_p: float | None = 0.0
     repetition_penalty: float | None = 1.0
     min_tokens: int | None = 0
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LIST)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
     ignore_eos: bool | None = False
     skip_special_tokens: bool | None = True
     include_stop_str_in_output: bool | None = False
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = 0
     """Lower goes first."""
     # Our own additions.
-    route: Annotated[list[int | None], Field(max_length=64)] | None = None
+    route: Annotated[list[int | None], Field(max_length=64, fail_fast=True)] | None = None
     """Forced expert per boundary; null leaves the choice to the router."""
     router_bias: float | None = 0.0
     """Added to the routers' logits per level of compression: above 0 faster, below 0 more accurate."""
@@ -155,7 +156,7 @@ class ChatMessage(NeutralMessageFields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=MAX_LIST)] | None
+    content: str | Annotated[list[Part], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None
     """Null in an assistant's message stands for no text."""
     name: str | None = None
 
@@ -170,7 +171,7 @@ class ChatMessage(NeutralMessageFields):
         return [part for part in self.content if isinstance(part, ImagePart)] if isinstance(self.content, list) else []
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_LIST)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 
 
 class Conversation(NeutralTemplateFields):
@@ -214,15 +215,30 @@ class ChatRequest(Conversation, NeutralChatFields, _Common):
         return self._sampling(self.token_limit, (self.top_logprobs or 0) if self.logprobs else None)
 
 
+def _check_number(prompt: Any) -> Any:
+    """Before the items are looked at, of which each could be wrong in several ways."""
+    if isinstance(prompt, list) and prompt:
+        is_ids = isinstance(prompt[0], int)
+        most, what = (MAX_TOKEN_IDS, "token ids") if is_ids else (MAX_PROMPTS, "prompts")
+        if len(prompt) > most:
+            raise ValueError(f"{len(prompt)} items, expected at most {most} {what}")
+    return prompt
+
+
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
+Prompt = Annotated[
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    | Ids
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)],
+    BeforeValidator(_check_number),
+]
+
+
 class CompletionRequest(NeutralCompletionFields, _Common):
     """`POST /v1/completions`: continues text as it stands, without images."""
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_LIST)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_LIST)]
-    )
+    prompt: Prompt
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 

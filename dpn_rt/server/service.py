@@ -21,6 +21,7 @@ from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.engine_client.client import EngineClient
 from dpn_rt.server.engine_client.stream import Event
 from dpn_rt.server.errors import HttpError, error_reply
+from dpn_rt.server.json_body import check_json
 from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.preparation import Preparation
@@ -55,12 +56,10 @@ class Service:
         """The request in a body.
 
         Raises:
-            ValidationError: it is not JSON, or not a request of this kind; HttpError: it names another model.
+            ValidationError: it is not JSON, or not a request of this kind; HttpError: it has far too many values, or
+                names another model.
         """
-        if len(body) < LONG_BODY:
-            request = kind.model_validate_json(body)
-        else:
-            request = await self.preparation.run(kind.model_validate_json, body)
+        request = _parsed(kind, body) if len(body) < LONG_BODY else await self.preparation.run(_parsed, kind, body)
         expected = self.config.model_name
         if request.model not in (None, expected):
             message = f"model {request.model!r:.80}: expected {expected!r}"
@@ -128,8 +127,21 @@ class Service:
 
     def _enter(self, request: Request | Conversation) -> AbstractContextManager[Ticket]:
         """Checks a request without decoding anything, then takes its places in the queue."""
+        if isinstance(request, Request):
+            self._check_priority(request)
         self.preparation.check(request)
-        return self.admission.enter(self.preparation.estimated_tokens(request), request.num_prompts)
+        tokens = self.preparation.estimated_tokens(request)
+        answers = request.completions if isinstance(request, Request) else 1
+        return self.admission.enter(tokens, request.num_prompts, answers)
+
+    def _check_priority(self, request: Request) -> None:
+        if request.priority and not self.config.allow_client_priority:
+            raise HttpError(
+                400,
+                f"priority={request.priority}: expected 0 or none, since this server takes none from its clients (see "
+                "its option --allow-client-priority)",
+                param="priority",
+            )
 
     def _extra(self, prompt: ProcessedPrompt, output: RequestOutput) -> Json:
         return {"pyramid": pyramid(self.model, prompt, output), "timings": timings(output)}
@@ -190,3 +202,8 @@ class Service:
             top_logprobs=(request.top_logprobs or 0) if isinstance(request, ChatRequest) else 0,
             tokenizer=self.preparation.tokenizer,
         )
+
+
+def _parsed(kind: type[Parsed], body: bytes) -> Parsed:
+    check_json(body)
+    return kind.model_validate_json(body)

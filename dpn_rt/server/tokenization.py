@@ -12,12 +12,10 @@ from dpn_rt.errors import RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.prompts.markers import IMAGE_TEXT
 from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.server.json_body import MAX_TOKEN_IDS
 from dpn_rt.server.neutral import NoObject, NoTools, Unsupported
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import Conversation, Messages, NamesModel, TokenId
-
-MAX_TOKENS = 2**20
-"""Ids of one request."""
 
 
 class TokenizeRequest(NamesModel):
@@ -60,7 +58,7 @@ class TokenizeRequest(NamesModel):
 class DetokenizeRequest(NamesModel):
     """`POST /detokenize`."""
 
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ class LocalEngine(EngineProcess):
             thread.join()
         return "the engine's threads have ended"
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        self._channel.shut_down()
+
+    def stop(self, seconds: float | None = None) -> None:
         self._channel.shut_down()
         self.wait()
         self._channel.close()

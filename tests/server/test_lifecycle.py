@@ -82,7 +82,7 @@ def test_second_questions_about_an_image_find_it_computed(start_server: StartSer
 
 
 def test_urgent_requests_overtake(start_server: StartServer) -> None:
-    server = start_server(EngineOptions(max_num_seqs=1))
+    server = start_server(EngineOptions(max_num_seqs=1), allow_client_priority=True)
     finished: list[str] = []
 
     def ask(name: str, priority: int, max_tokens: int) -> None:

@@ -19,6 +19,7 @@ from dpn_rt.settings import EngineOptions
 from tests.server.conftest import MODEL, Ask, RunningServer, StartServer, data_url, png
 
 GOOD = Ask()
+AS_JSON = {"Content-Type": "application/json"}
 
 
 def with_url(url: Any) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def test_bad_request(server: RunningServer, name: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"\xff\xfe", b'"' + b"a" * 100_000])
 def test_no_json(server: RunningServer, body: bytes) -> None:
-    reply = server.client.post("/v1/chat/completions", content=body)
+    reply = server.client.post("/v1/chat/completions", content=body, headers=AS_JSON)
     assert reply.status_code == 400 and reply.json()["error"]["message"]
 
 
@@ -120,7 +121,7 @@ def test_large_bodies_are_refused_before_they_are_read(start_server: StartServer
     assert server.post(GOOD.body()).status_code == 200
     assert server.post(with_url("x" * 300_000)).status_code == 413
     endless = (b"x" * 65_536 for _ in range(100))  # no Content-Length: counted as it arrives
-    assert server.client.post("/v1/chat/completions", content=endless).status_code == 413
+    assert server.client.post("/v1/chat/completions", content=endless, headers=AS_JSON).status_code == 413
     server = start_server(media=MediaPolicy(max_image_bytes=1000))
     reply = server.post(GOOD.body())
     assert reply.status_code == 413 and "1000" in reply.json()["error"]["message"]
@@ -131,7 +132,8 @@ def test_bodies_of_all_requests_share_a_limit(start_server: StartServer) -> None
     server = start_server(max_body_bytes=200_000, max_held_body_bytes=200_000)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 200000\r\n\r\n"
+        fields = f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: 200000\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\n{fields}"
         slow.sendall(head.encode() + b"x" * 199_000)
         refused = status_becomes(server, GOOD.body(), 429)
         assert refused.headers["Retry-After"] == "1" and "200000 together" in refused.json()["error"]["message"]

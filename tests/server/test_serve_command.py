@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def serving(
         url = ""
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"running on (http://\S+)", line):
+            if found := re.search(r"running on (https?://\S+)", line):
                 url = found[1]
                 break
         assert url, "".join(lines)
@@ -113,6 +114,44 @@ def test_a_server_whose_engine_is_killed_ends_for_its_supervisor(engine_dir: Pat
         time.sleep(0.2)
     assert any("killed by SIGKILL" in line for line in lines)
     assert not any("Traceback" in line for line in lines if line.startswith("error:"))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_second_signal_ends_at_once_even_where_the_engine_stands_still(engine_dir: Path, stream: bool) -> None:
+    body = Ask().body(max_tokens=700, ignore_eos=True, stream=stream)
+    with serving(engine_dir, "--shutdown-timeout", "600") as (process, url, lines):
+        (engine,) = psutil.Process(process.pid).children()
+        with ThreadPoolExecutor(2) as pool:
+            running = pool.submit(post, url, body)
+            wait_until(lambda: 'num_requests_running{model_name="tiny"} 1.0' in httpx.get(f"{url}/metrics").text)
+            engine.suspend()
+            waiting = pool.submit(post, url, Ask(1).body())
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: any("no new requests" in line for line in lines))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            replies = running.result(), waiting.result()
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    events = replies[0].text.splitlines()
+    errors = [replies[1].json()["error"]]
+    if stream:
+        assert replies[0].status_code == 200 and [line for line in events if line][-1] == "data: [DONE]"
+        errors.append(json.loads([line for line in events if line][-2].removeprefix("data: "))["error"])
+    else:
+        assert replies[0].status_code == 503
+        errors.append(replies[0].json()["error"])
+    assert replies[1].status_code == 503
+    for error in errors:
+        assert set(error) == {"message", "type", "param", "code"} and error["type"] == "overloaded_error"
+    assert not any("Traceback" in line for line in lines)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come about"
+        time.sleep(0.02)
 
 
 def test_ctrl_c_drains_like_sigterm(engine_dir: Path) -> None:

@@ -40,7 +40,7 @@ class VisualInput:
     num_visual_tokens: int
     """Rows that replace the placeholder in the prompt."""
     key: bytes
-    """Hash of the content, the grid and what is done before the decoder: equal images have equal keys."""
+    """SHA-256 of the content, the grid and what is done before the decoder: equal images have equal keys."""
     before_llm: BeforeLlm | None = None
     """What is done with the encoder's rows before the decoder sees them; grid and number of visual tokens are those
     after it."""
@@ -70,7 +70,7 @@ class VisualInput:
         """
         known = known_rows(step, image, self.grid, kept)
         grid = step.grid_after(0, self.grid, self.grid)
-        digest = hashlib.blake2b(self.key + step.spec.encode(), digest_size=32)
+        digest = hashlib.sha256(b"reduced " + self.key + step.spec.encode() + b"\0")
         digest.update(b"" if known is None else known.tobytes())
         before = BeforeLlm(self, step, known)
         return VisualInput(self.views, self.embeds, grid, grid[0] * grid[1], digest.digest(), before)
@@ -103,7 +103,7 @@ def _describe(shapes: Sequence[Sequence[int]]) -> str:
 
 def _key(kind: str, content: Sequence[Tensor], grid: Grid) -> bytes:
     header = f"{kind} {grid} {[list(tensor.shape) for tensor in content]} "
-    digest = hashlib.blake2b(header.encode(), digest_size=32)
+    digest = hashlib.sha256(header.encode())
     for tensor in content:
         digest.update(tensor.contiguous().numpy().data)
     return digest.digest()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 
 from dpn_rt.engine.detokenizer import Detokenizer
-from dpn_rt.errors import RequestError, StepError
+from dpn_rt.errors import RequestError, ShutdownError, StepError
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -20,6 +19,8 @@ from dpn_rt.server.engine_client.stream import Event, RequestStream
 
 SECONDS_TO_ABORT = 5.0
 """At the end, for the step that runs."""
+SECONDS_IN_A_HURRY = 0.3
+"""The same after `hurry`, and for the process to end."""
 
 
 class EngineClient:
@@ -40,6 +41,7 @@ class EngineClient:
         self.failure: Exception | None = None
         """What ended the engine, unless that was `stop`."""
         self._told = "the engine has stopped: shutting down"
+        self._is_hurried = self._is_closed = False
         self._failed = asyncio.Event()
         self._is_stopping = False
         self._streams: dict[str, RequestStream] = {}
@@ -54,20 +56,27 @@ class EngineClient:
 
     async def stop(self) -> None:
         """Ends all requests and the process, even one that stands still."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SECONDS_TO_ABORT):
-                await self.abort_all()
+        await self.abort_all(SECONDS_IN_A_HURRY if self._is_hurried else SECONDS_TO_ABORT)
         self._is_stopping = True
         self._writer.transport.abort()  # `close` would wait until a process that stands still has read everything
-        await asyncio.to_thread(self._process.stop)
+        await asyncio.to_thread(self._process.stop, SECONDS_IN_A_HURRY if self._is_hurried else None)
         await self._receiving
         self._end_streams()
+
+    def hurry(self) -> None:
+        """`stop` is to wait for nothing. May be called from a signal handler."""
+        self._is_hurried = True
 
     async def failed(self) -> Exception:
         """Waits until the engine has failed; gives what ended it."""
         await self._failed.wait()
         assert self.failure is not None
         return self.failure
+
+    @property
+    def num_streams(self) -> int:
+        """Requests that were sent and have not ended."""
+        return len(self._streams)
 
     @property
     def stalled_seconds(self) -> float:
@@ -96,8 +105,8 @@ class EngineClient:
         """
         if request_id in self._streams:
             raise RequestError(f"request id {request_id!r} is in use")
-        if self._is_stopping or self.failure is not None:
-            raise StepError(self._told)
+        if self._is_closed or self.failure is not None:
+            raise self._stopped()
         stream = RequestStream(self._detokenizers(params), only_first)
         self._streams[request_id] = stream
         self._busy_since = self._busy_since or time.monotonic()
@@ -115,13 +124,22 @@ class EngineClient:
                 stream.leave()
                 self._writer.write(encode(Abort(request_id)))
 
-    async def abort_all(self) -> None:
-        """Ends every request; each stream gets its output, with finish reason "abort"."""
+    async def abort_all(self, seconds: float = SECONDS_TO_ABORT) -> None:
+        """Ends every request, and takes no new ones. Each stream gets its output, with finish reason "abort".
+
+        Args:
+            seconds: for the engine; then streams that are left end with an error.
+        """
+        self._is_closed = True
         streams = dict(self._streams)
         for request_id in streams:
             self._writer.write(encode(Abort(request_id)))
-        for stream in streams.values():
-            await stream.wait_until_ended()
+        try:
+            async with asyncio.timeout(seconds):
+                for stream in streams.values():
+                    await stream.wait_until_ended()
+        except TimeoutError:
+            self._end_streams()
 
     def _detokenizers(self, params: SamplingParams) -> list[Detokenizer] | None:
         """None where the engine makes the text itself, or no text is made."""
@@ -164,5 +182,8 @@ class EngineClient:
 
     def _end_streams(self) -> None:
         for stream in self._streams.values():
-            stream.fail(StepError(self._told))
+            stream.fail(self._stopped())
         self._streams.clear()
+
+    def _stopped(self) -> StepError:
+        return ShutdownError(self._told) if self.failure is None else StepError(self._told)

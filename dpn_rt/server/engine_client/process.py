@@ -74,11 +74,19 @@ class EngineProcess:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return f"the engine's process {how}"
 
-    def stop(self) -> None:
-        """Ends the process, in the middle of a step if need be, and waits until it has ended."""
+    def kill(self) -> None:
+        """Ends the process by force, without waiting."""
+        self._process.kill()
+
+    def stop(self, seconds: float | None = None) -> None:
+        """Ends the process, in the middle of a step if need be, and waits until it has ended.
+
+        Args:
+            seconds: for it to end by itself; None: a few.
+        """
         self._channel.shut_down()
         try:
-            self._process.wait(SECONDS_TO_END)
+            self._process.wait(SECONDS_TO_END if seconds is None else seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -10,11 +10,12 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.engine.loader import load_bare_engine
-from dpn_rt.errors import DpnError
+from dpn_rt.errors import DpnError, ShutdownError
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.server.engine_client.channel import Channel
 from dpn_rt.server.engine_client.messages import Abort, Add, EngineSource, Load, Loaded, Update
@@ -106,10 +107,10 @@ class EngineLoop:
         result = StepResult()
         refused: dict[str, Exception] = {}
         count = self._inbox.qsize() or int(not self._engine.num_unfinished)
-        for _ in range(count):
-            message = self._inbox.get()
-            if message is None:
-                return False
+        messages = [self._inbox.get() for _ in range(count)]
+        if None in messages:
+            return False
+        for message in _without_ended(messages, refused):
             if isinstance(message, Abort):
                 output = self._engine.abort(message.request_id)
                 result.finished.extend([] if output is None else [output])
@@ -121,6 +122,22 @@ class EngineLoop:
         if count:
             self._channel.send(Update(Load.of(self._engine), result, refused))
         return True
+
+
+def _without_ended(messages: Sequence[Add | Abort | None], refused: dict[str, Exception]) -> list[Add | Abort]:
+    """The messages without requests that were aborted before they were taken; these are added to `refused`."""
+    left: list[Add | Abort] = []
+    aborted: set[str] = set()
+    for message in reversed(messages):
+        if isinstance(message, Abort):
+            aborted.add(message.request_id)
+            left.append(message)
+        elif message is not None and message.request_id in aborted:
+            aborted.remove(message.request_id)
+            refused[message.request_id] = ShutdownError("the request was ended before it began")
+        elif message is not None:
+            left.append(message)
+    return left[::-1]
 
 
 def _reported(output: RequestOutput) -> RequestOutput:

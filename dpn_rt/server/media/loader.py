@@ -12,6 +12,9 @@ from dpn_rt.server.media.fetch import MAX_URL_LENGTH, Fetcher
 from dpn_rt.server.media.local_file import read_local_file
 from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError
 
+LONG_URL = 2**16
+"""Characters. Data of at least this size are decoded in a thread: 20 MB take some tenths of a second."""
+
 
 class MediaLoader:
     """Loads the images of requests. Used on one event loop.
@@ -45,7 +48,7 @@ class MediaLoader:
         if not isinstance(url, str):
             raise MediaError(f"image_url: expected a URL as a string, got {type(url).__name__}")
         if is_data_url(url):
-            return self._decode(url)
+            return await asyncio.to_thread(self._decode, url) if len(url) > LONG_URL else self._decode(url)
         if len(url) > MAX_URL_LENGTH:
             raise MediaError(f"image {shorten(url)}: {len(url)} characters, expected at most {MAX_URL_LENGTH}")
         if not url.isprintable():

@@ -1,0 +1,181 @@
+"""Hostile clients, each a function of an address that sends something once and says how the server took it."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.http_questions import data_url
+
+TIMEOUT = 60.0
+MEGABYTE = b"x" * 2**20
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server that is attacked."""
+
+    host: str
+    port: int
+    model: str
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=TIMEOUT)
+
+    def send(self, sent: bytes) -> str:
+        """The status of the reply to some bytes; "closed" without one."""
+        with self.connect() as connection:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(sent)
+            answer = b""
+            with suppress(ConnectionResetError):
+                while len(answer) < 12 and (part := connection.recv(4096)):
+                    answer += part
+        return answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else "closed"
+
+    def post(self, path: str, body: bytes | Mapping[str, Any], kind: str = "application/json") -> str:
+        content = body if isinstance(body, bytes) else json.dumps({"model": self.model, **body}).encode()
+        fields = (
+            f"Host: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        )
+        return self.send(f"POST {path} HTTP/1.1\r\n{fields}".encode() + content)
+
+
+Attack = Callable[[Target], str]
+"""Gives the status of the reply, or "left" where the attack is to leave, or "closed"."""
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+GET = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def listed(item: bytes, count: int) -> bytes:
+    return b"[" + b",".join([item] * count) + b"]"
+
+
+def body(content: bytes, path: str = COMPLETIONS) -> Attack:
+    """An attack by a prompt in JSON."""
+    return lambda target: target.post(path, b'{"model": "%b", "prompt": %b}' % (target.model.encode(), content))
+
+
+def unknown_keys(count: int) -> Attack:
+    content = b"{" + b", ".join(b'"k%d": 1' % i for i in range(count)) + b"}"
+    return lambda target: target.post(CHAT, content)
+
+
+def head(sent: bytes) -> Attack:
+    return lambda target: target.send(sent)
+
+
+def chat(text: str, **fields: Any) -> Attack:
+    messages = [{"role": "user", "content": text}]
+    return lambda target: target.post(CHAT, {"messages": messages, "max_tokens": 2, **fields})
+
+
+def image(content: bytes) -> Attack:
+    part = {"type": "image_url", "image_url": {"url": data_url(content)}}
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]
+    return lambda target: target.post(CHAT, {"messages": messages, "max_tokens": 2})
+
+
+def picture(size: tuple[int, int], form: str, frames: int = 1) -> bytes:
+    file = io.BytesIO()
+    images = [Image.new("L", size, number) for number in range(frames)]
+    options = {"save_all": True, "append_images": images[1:]} if frames > 1 else {}
+    images[0].save(file, form, **options)
+    return file.getvalue()
+
+
+def silent_sockets(target: Target) -> str:
+    """500 connections that send nothing."""
+    connections = []
+    with suppress(OSError):
+        for _ in range(500):
+            connections.append(target.connect())
+    time.sleep(1)
+    for connection in connections:
+        connection.close()
+    return "left"
+
+
+def slowly(first: bytes) -> Attack:
+    """A byte every tenth of a second, for two seconds."""
+
+    def attack(target: Target) -> str:
+        with target.connect() as connection:
+            connection.sendall(first)
+            for _ in range(20):
+                time.sleep(0.1)
+                with suppress(OSError):
+                    connection.send(b"x")
+        return "left"
+
+    return attack
+
+
+def leave_many_prompts(target: Target) -> str:
+    """As many answers as the queue takes, and away."""
+    content = json.dumps(
+        {"model": target.model, "prompt": ["a"] * 4, "n": 64, "temperature": 1, "max_tokens": 900}
+    ).encode()
+    with target.connect() as connection:
+        fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        connection.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\n{fields}".encode() + content)
+        time.sleep(0.3)
+    return "left"
+
+
+def garbage(target: Target) -> str:
+    """Random bytes."""
+    return target.send(random.randbytes(20_000) + b"\r\n\r\n")
+
+
+ATTACKS: Mapping[str, Attack] = {
+    "1 million empty prompts": body(listed(b'""', 10**6)),
+    "10 million empty prompts": body(listed(b'""', 10**7)),
+    "8 million ids": body(listed(b"1", 8 * 10**6)),
+    "a million lists": body(listed(b"[1]", 10**6)),
+    "60,000 lists": body(listed(b"[1]", 60_000)),
+    "lists in lists": body(b"[" * 10**5),
+    "500,000 unknown keys": unknown_keys(500_000),
+    "60,000 unknown keys": unknown_keys(60_000),
+    "120,000 empty prompts": body(listed(b'""', 120_000)),
+    "30 MB of text": body(b'"' + b"a" * (30 << 20) + b'"'),
+    "a header of 96 MB": head(GET + b"X: " + MEGABYTE * 96),
+    "20,000 headers": head(GET + b"X: 1\r\n" * 20_000 + b"\r\n"),
+    "a request line of 32 MB": head(b"GET /" + MEGABYTE * 32),
+    "silent connections": silent_sockets,
+    "headers byte by byte": slowly(GET),
+    "a body byte by byte": slowly(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"),
+    "random bytes": garbage,
+    "no Host": head(b"GET /v1/models HTTP/1.1\r\n\r\n"),
+    "another host": head(b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n"),
+    "HTTP/0.9": head(b"GET /v1/models\r\n\r\n"),
+    "text from a web page": lambda target: target.post(CHAT, b"{}", "text/plain"),
+    "4,096 prompts, 64 answers each": lambda target: target.post(
+        COMPLETIONS, {"prompt": ["a"] * 4096, "n": 64, "max_tokens": 1000, "priority": -1000}
+    ),
+    "a full queue that is left": leave_many_prompts,
+    "priority": chat("?", priority=-1000),
+    "a stop string of 8 MB": chat("?", stop="a" * (8 << 20)),
+    "16 stop strings of 500 kB": chat("?", stop=["ab" * 250_000] * 16),
+    "one character, 100 kB": chat("a" * 100_000),
+    "combining marks, 20 kB": chat("a" + "\u0301" * 20_000),
+    "a character that becomes 18 (NFKC)": chat("\ufdfa" * 5_000),
+    "template arguments": chat("?", chat_template_kwargs={"messages": [], "bos_token": "x" * 10**6}),
+    "a decompression bomb": image(picture((20_000, 20_000), "PNG")),
+    "an image of 1 x 60,000": image(picture((1, 60_000), "PNG")),
+    "an image of 400,000 x 10": image(picture((400_000, 10), "PNG")),
+    "an animation of 500 frames": image(picture((64, 64), "GIF", 500)),
+    "TIFF of 500 directories": image(picture((64, 64), "TIFF", 500)),
+    "JPEG 2000": image(b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 100),
+    "an icon": image(picture((32, 32), "ICO")),
+    "PostScript": image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+}

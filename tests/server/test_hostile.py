@@ -1,0 +1,22 @@
+"""Hostile clients of every kind, once each. `python -m benchmarks.hostile` is the long version, with times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.attacks import ATTACKS
+from benchmarks.hostile import hostile
+
+SERVED = ("an animation of 500 frames", "TIFF of 500 directories")
+"""Only their first picture is read."""
+
+
+def test_every_kind_of_attack_is_survived(engine_dir: Path) -> None:
+    rows = hostile(engine_dir, ATTACKS, seconds=0, clients=1)
+    assert [row.kind for row in rows] == list(ATTACKS)
+    for row in rows:
+        assert row.survived, row
+        if row.kind in SERVED:
+            assert set(row.outcomes) == {"200"}
+        elif "left" not in row.outcomes:
+            assert row.refused == row.tried, row

@@ -1,0 +1,40 @@
+"""Never a wrong image: `benchmarks/identity.py`, briefly, with caches that forget and sequences that are preempted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.identity import ask_all, cases
+from dpn_rt import LLM
+from dpn_rt.settings import EngineOptions
+from tests.server.conftest import MODEL, RunningServer, StartServer, run_server
+from tests.server.test_lifecycle import metrics
+from tests.server.test_reduce import SPECS, dense_dir
+
+_ = dense_dir
+TIGHT = EngineOptions(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2_000_000, kv_cache_bytes=4_600_000)
+
+
+def check(server: RunningServer, llm: LLM, variants: list[dict[str, object]], requests: int) -> None:
+    outcome = ask_all(server.url, cases(llm, MODEL, variants, per_image=1), clients=12, requests=requests, seed=5)
+    assert not outcome.wrong, outcome.wrong[:3]
+    assert outcome.right + outcome.left == requests and outcome.left
+    server.wait_until_idle()
+    seen = metrics(server)
+    assert seen["dpn_rt:num_preemptions_total"] > 0
+    assert seen["dpn_rt:image_cache_hits_total"] + seen["dpn_rt:prefix_cache_hits_total"] > 0
+
+
+def test_every_answer_is_the_answer_alone(start_server: StartServer, llm: LLM) -> None:
+    server = start_server(TIGHT, processed_image_bytes=2_000_000)
+    routes = [{"route": [2, 2, 2]}, {"route": [0, 1, 2]}, {"route": [2, None, 0]}, {"router_bias": 4.0}]
+    check(server, llm, list(routes), requests=50)
+
+
+def test_every_reduced_answer_is_the_answer_alone(dense_dir: Path) -> None:
+    options = EngineOptions(**{**vars(TIGHT), "reduce": SPECS})
+    server = run_server(dense_dir, options, reduce=SPECS, processed_image_bytes=2_000_000)
+    try:
+        check(server, LLM(dense_dir, reduce=SPECS), [{"reduce": spec} for spec in SPECS], requests=50)
+    finally:
+        server.stop()
