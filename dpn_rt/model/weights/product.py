@@ -16,7 +16,7 @@ from torch.nn import functional
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
 
-MOST_STREAMED_ROWS = {"avx512_bf16": 32, "avx512": 32, "avx2": 12, "portable": 4}[ops.cpu_isa()]
+MOST_STREAMED_ROWS = {"amx": 8, "avx512_bf16": 32, "avx512_vnni": 32, "avx512": 32, "avx2": 12, "portable": 4}[ops.cpu_isa()]
 """Rows up to which our kernel, which reads the weight once, beats oneDNN and MKL; measured by `benchmarks/ops.py`."""
 SIZES_PER_OCTAVE = 16
 """Of `few_sizes`: numbers of rows between two powers of two."""
