@@ -101,6 +101,27 @@ inline void multiply_bytes(int sum, int a, int b, bool a_signed, bool b_signed) 
   }
 }
 
+// First and second elements of pairs are summed apart from each other, from zero on, and added to the sum at the end.
+// Subnormal numbers are zeros here, also exact products of two numbers, which a processor does not round by themselves.
+NOT_INLINED void multiply_bf16(int sum, int a, int b) {
+  tiles.check_product(sum, a, b);
+  Floats first_b[kMostRows], second_b[kMostRows];
+  for (int k = 0; k < tiles.rows[b]; ++k) {
+    first_b[k] = cast<Floats>(tiles.row(b, k) << 16);
+    second_b[k] = cast<Floats>(tiles.row(b, k) & 0xFFFF0000u);
+  }
+  for (int m = 0; m < tiles.rows[sum]; ++m) {
+    Floats first = {}, second = {};
+    for (int k = 0; k < tiles.rows[b]; ++k) {
+      const std::uint32_t pair = tiles.element(a, m, k);
+      first += cast<float>(pair << 16) * first_b[k];
+      second += cast<float>(pair & 0xFFFF0000u) * second_b[k];
+    }
+    const Floats total = cast<Floats>(tiles.row(sum, m)) + (first + second);
+    tiles.set_row(sum, m, &total);
+  }
+}
+
 }  // namespace emulation
 
 inline void _tile_loadconfig(const void* config) {
@@ -132,18 +153,10 @@ inline void _tile_stored(int tile, void* base, long stride) {
 inline void _tile_dpbssd(int sum, int a, int b) { emulation::multiply_bytes(sum, a, b, true, true); }
 inline void _tile_dpbsud(int sum, int a, int b) { emulation::multiply_bytes(sum, a, b, true, false); }
 
-// First and second elements of pairs are summed apart from each other, from zero on, and added to the sum at the end.
 inline void _tile_dpbf16ps(int sum, int a, int b) {
-  using namespace emulation;
-  tiles.check_product(sum, a, b);
-  for (int m = 0; m < tiles.rows[sum]; ++m) {
-    Floats first = {}, second = {};
-    for (int k = 0; k < tiles.rows[b]; ++k) {
-      const Words x = Words{} + tiles.element(a, m, k), y = tiles.row(b, k);
-      first = multiply_add(first, first_of(x), first_of(y));
-      second = multiply_add(second, second_of(x), second_of(y));
-    }
-    const Floats total = flushed(flushed(cast<Floats>(tiles.row(sum, m))) + flushed(first + second));
-    tiles.set_row(sum, m, &total);
-  }
+  // DAZ and FTZ for the product, which therefore has to stay a function of its own.
+  const unsigned before = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(before | 0x8040);
+  emulation::multiply_bf16(sum, a, b);
+  __builtin_ia32_ldmxcsr(before);
 }

@@ -12,6 +12,9 @@ typedef short __m256bh __attribute__((vector_size(32), may_alias));
 typedef std::uint16_t __mmask16;
 typedef std::uint32_t __mmask32;
 
+// Compiled once, not at every use: kernels use some of them hundreds of times.
+#define NOT_INLINED [[gnu::noinline]] inline
+
 namespace emulation {
 
 using Floats = float __attribute__((vector_size(64)));
@@ -59,7 +62,7 @@ inline void _mm512_storeu_si512(void* target, __m512i value) { std::memcpy(targe
 
 inline void _mm512_storeu_ps(void* target, __m512 value) { std::memcpy(target, &value, sizeof value); }
 
-inline __m512i _mm512_maskz_loadu_epi16(__mmask32 mask, const void* source) {
+NOT_INLINED __m512i _mm512_maskz_loadu_epi16(__mmask32 mask, const void* source) {
   std::uint16_t lanes[32] = {};
   for (int i = 0; i < 32; ++i) {
     if (mask >> i & 1) std::memcpy(lanes + i, static_cast<const char*>(source) + 2 * i, 2);
@@ -71,7 +74,7 @@ inline __m512i _mm512_set1_epi32(int value) {
   return emulation::cast<__m512i>(emulation::Words{} + static_cast<std::uint32_t>(value));
 }
 
-inline __m512i _mm512_maskz_cvtepu16_epi32(__mmask16 mask, __m256i source) {
+NOT_INLINED __m512i _mm512_maskz_cvtepu16_epi32(__mmask16 mask, __m256i source) {
   std::uint16_t halves[16];
   std::memcpy(halves, &source, sizeof halves);
   std::uint32_t lanes[16];
@@ -80,7 +83,7 @@ inline __m512i _mm512_maskz_cvtepu16_epi32(__mmask16 mask, __m256i source) {
 }
 
 // Each quarter is shuffled in the same way.
-inline __m512 _mm512_maskz_permute_ps(__mmask16 mask, __m512 a, int control) {
+NOT_INLINED __m512 _mm512_maskz_permute_ps(__mmask16 mask, __m512 a, int control) {
   __m512 result = {};
   for (int i = 0; i < 16; ++i) {
     if (mask >> i & 1) result[i] = a[i / 4 * 4 + (control >> 2 * (i % 4) & 3)];
@@ -89,7 +92,7 @@ inline __m512 _mm512_maskz_permute_ps(__mmask16 mask, __m512 a, int control) {
 }
 
 // Two quarters of a, then two of b.
-inline __m512 _mm512_maskz_shuffle_f32x4(__mmask16 mask, __m512 a, __m512 b, int control) {
+NOT_INLINED __m512 _mm512_maskz_shuffle_f32x4(__mmask16 mask, __m512 a, __m512 b, int control) {
   __m512 result = {};
   for (int i = 0; i < 16; ++i) {
     const int source = (control >> 2 * (i / 4) & 3) * 4 + i % 4;
@@ -98,21 +101,21 @@ inline __m512 _mm512_maskz_shuffle_f32x4(__mmask16 mask, __m512 a, __m512 b, int
   return result;
 }
 
-inline __m256bh _mm512_cvtneps_pbh(__m512 x) {
+NOT_INLINED __m256bh _mm512_cvtneps_pbh(__m512 x) {
   __m256bh result;
   for (int i = 0; i < 16; ++i) result[i] = static_cast<short>(emulation::to_bf16(x[i]));
   return result;
 }
 
 // The lower half is from b.
-inline __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
+NOT_INLINED __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
   __m512bh result;
   for (int i = 0; i < 32; ++i) result[i] = static_cast<short>(emulation::to_bf16(i < 16 ? b[i] : a[i - 16]));
   return result;
 }
 
 // The second elements are added first.
-inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
+NOT_INLINED __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   using namespace emulation;
   const Words x = cast<Words>(a), y = cast<Words>(b);
   const Floats second = multiply_add(flushed(cast<Floats>(sum)), second_of(x), second_of(y));
@@ -120,7 +123,7 @@ inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 }
 
 // Unsigned bytes of a times signed bytes of b; sums wrap around.
-inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+NOT_INLINED __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
   using namespace emulation;
   using Signed = std::int32_t __attribute__((vector_size(64)));
   const Words x = cast<Words>(a);
@@ -131,7 +134,7 @@ inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
   return cast<__m512i>(total);
 }
 
-inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
+NOT_INLINED __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
   using namespace emulation;
   using Signed = std::int32_t __attribute__((vector_size(64)));
   const Signed low_a = cast<Signed>(cast<Words>(a) << 16) >> 16, high_a = cast<Signed>(a) >> 16;
