@@ -60,7 +60,7 @@ struct Tiles {
     require(bytes[sum] % 4 == 0 && bytes[a] % 4 == 0 && bytes[b] % 4 == 0, "a tile's width is no multiple of 4 bytes");
     require(rows[sum] == rows[a], "sum and a have different numbers of rows");
     require(bytes[sum] == bytes[b], "sum and b have different widths");
-    require(bytes[a] == 4 * rows[b], "a is as wide as b is not high");
+    require(bytes[a] == 4 * rows[b], "a has not as many elements of 4 bytes in a row as b has rows");
   }
 
   Words row(int tile, int index) const {
