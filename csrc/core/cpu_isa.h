@@ -1,5 +1,5 @@
-// Chooses the instruction set of the CPU kernels by cpuid, once. For the few ops where a newer one may be slower, another
-// one can be set.
+// Chooses the instruction set of the CPU kernels by cpuid, once. For the few ops where a newer one may be slower,
+// another one can be set.
 #pragma once
 
 namespace dpn {
@@ -88,10 +88,10 @@ void set_cpu_isa(TunedOp op, CpuIsa isa);
 #endif
 
 // Calls the kernel of an instruction set's base. Kernels that others have too try these first.
-#define DPN_CALL_CPU_KERNEL_OF(isa, kernel, params)     \
-  DPN_TRY_avx512_bf16(base_of(isa), kernel, params);    \
-  DPN_TRY_avx512(base_of(isa), kernel, params);         \
-  DPN_TRY_avx2(base_of(isa), kernel, params);           \
+#define DPN_CALL_CPU_KERNEL_OF(isa, kernel, params)  \
+  DPN_TRY_avx512_bf16(base_of(isa), kernel, params); \
+  DPN_TRY_avx512(base_of(isa), kernel, params);      \
+  DPN_TRY_avx2(base_of(isa), kernel, params);        \
   return portable::kernel(params);
 
 // Calls the kernel of the chosen instruction set.

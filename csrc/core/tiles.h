@@ -5,7 +5,7 @@
 
 namespace dpn::DPN_ISA {
 
-constexpr std::int64_t kTileSide = 16;  // rows of a tile, and elements of 4 bytes in a row
+constexpr std::int64_t kTileSide = 16;              // rows of a tile, and elements of 4 bytes in a row
 constexpr std::int64_t kTileBytes = 4 * kTileSide;  // of a row
 
 // Writes to memory are done before the next tile is loaded: gcc 12 does not know that _tile_loadconfig and _tile_loadd

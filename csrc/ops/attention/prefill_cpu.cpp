@@ -123,8 +123,8 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
                     (packed.kv_head * group + row % group) * p.q_stride[1],
                 p.head_dim);
   }
-  const Tile<U> tile{rows,           memory.q,   memory.sums,                  memory.maxima,
-                     memory.weights, p.head_dim, round_up(p.head_dim, kPanel)};
+  const Tile<U> tile{
+      rows, memory.q, memory.sums, memory.maxima, memory.weights, p.head_dim, round_up(p.head_dim, kPanel)};
   [[maybe_unused]] const AttendScope<U> scope;
   const std::int64_t keys = p.causal ? context + row_or_last(padded_rows) / group + 1 : head.keys;
   for (std::int64_t key = 0; key < keys; key += kKeyBlock) {

@@ -10,9 +10,8 @@ namespace {
 
 void run(const QuantizedLinearParams& params) {
   const CpuIsa isa = cpu_isa();
-  DPN_TRY_amx(isa, linear_int8_kernel, params)
-  DPN_TRY_avx512_vnni(isa, linear_int8_kernel, params)
-  DPN_CALL_CPU_KERNEL_OF(isa, linear_int8_kernel, params)
+  DPN_TRY_amx(isa, linear_int8_kernel, params) DPN_TRY_avx512_vnni(isa, linear_int8_kernel, params)
+      DPN_CALL_CPU_KERNEL_OF(isa, linear_int8_kernel, params)
 }
 
 }  // namespace

@@ -3,8 +3,9 @@
 // A form of weights F has
 //   F::columns(params)                                    how its columns are cut
 //   F::kQuadsPerLine                                      groups of 4 columns in 64 bytes of a panel
-//   F::multiply<Vectors, Rows>(params, tile, block, sums) a block of rows times the weights of a tile, 1 column at least
-//   F::row_scale(params)                                  [out_features], what is left to multiply sums with, or null
+//   F::multiply<Vectors, Rows>(params, tile, block, sums) a block of rows times the weights of a tile, 1 column at
+//   least F::row_scale(params)                                  [out_features], what is left to multiply sums with, or
+//   null
 #pragma once
 
 #include "ops/quantized/quantize_rows.h"

@@ -1,4 +1,5 @@
-// AMX on arrays, from the operation sections of Intel's manual. What a processor refuses ends the process with a message.
+// AMX on arrays, from the operation sections of Intel's manual. What a processor refuses ends the process with a
+// message.
 #pragma once
 
 #include <cstdio>

@@ -1,9 +1,9 @@
 // Products of emulated tiles against plain loops, or (with the name of a fault) one use that a processor refuses.
+#include "tiles.h"
+
 #include <cmath>
 #include <random>
 #include <string_view>
-
-#include "tiles.h"
 
 namespace {
 
