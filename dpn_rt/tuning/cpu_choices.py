@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -97,8 +98,9 @@ def parse(text: str) -> CpuChoices:
         if name not in names or not value:
             raise ConfigError(f"{VARIABLE} has {part!r}, expected default, or NAME=VALUE with {', '.join(names)}")
         is_number = name == "most_streamed_rows" and value.isascii() and value.isdecimal()
+        change: dict[str, Any] = {name: int(value) if is_number else value}
         try:
-            choices = replace(choices, **{name: int(value) if is_number else value})
+            choices = replace(choices, **change)
         except ConfigError as error:
             raise ConfigError(f"{VARIABLE}: {error}") from None
     return choices
