@@ -37,11 +37,26 @@ void register_errors() {
   });
 }
 
+// The value of an enumeration by its name. Throws ValueError, which lists the names.
+template <class Value, std::size_t kSize>
+Value by_name(const Value (&values)[kSize], const std::string& name) {
+  std::string names;
+  for (const Value value : values) {
+    if (name == dpn::name(value)) return value;
+    names += std::string(names.empty() ? "" : ", ") + dpn::name(value);
+  }
+  throw py::value_error("'" + name + "' is unknown, expected one of: " + names);
+}
+
 void bind_machine(py::module_& m) {
   m.def("cpu_isa", [] { return dpn::name(dpn::cpu_isa()); });
+  m.def("tuned_cpu_isa", [](const std::string& op) { return dpn::name(dpn::cpu_isa(by_name(dpn::kTunedOps, op))); });
+  m.def("tune_cpu_isa", [](const std::string& op, const std::string& isa) {
+    dpn::set_cpu_isa(by_name(dpn::kTunedOps, op), by_name(dpn::kCpuIsas, isa));
+  });
   m.def("available_cpu_isas", [] {
     std::vector<std::string> names;
-    for (auto isa : {dpn::CpuIsa::portable, dpn::CpuIsa::avx2, dpn::CpuIsa::avx512, dpn::CpuIsa::avx512_bf16}) {
+    for (const dpn::CpuIsa isa : dpn::kCpuIsas) {
       if (dpn::is_available(isa)) names.emplace_back(dpn::name(isa));
     }
     return names;

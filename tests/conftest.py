@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.places import place as place
@@ -10,6 +12,9 @@ from tests.seeds import pytest_runtest_setup as pytest_runtest_setup
 from tests.skips import pytest_addoption as pytest_addoption
 from tests.skips import pytest_sessionfinish as pytest_sessionfinish
 from tests.skips import pytest_terminal_summary as pytest_terminal_summary
+
+# No test measures the machine or writes into the user's cache directory, unless it is about that.
+os.environ.setdefault("DPN_RT_CPU_CHOICES", "default")
 
 LONGEST = ("tests/ops/test_isa.py", "tests/server/test_serve_command.py", "tests/server/test_engine_process.py")
 

@@ -54,16 +54,19 @@ int num_multiprocessors();
 #define DPN_CALL_CUDA_KERNEL(kernel, params, tensor, stream) (void)(params), (void)(tensor), (void)(stream);
 #endif
 
-// Calls the kernel for the device that holds `tensor`. Checker refuses CUDA tensors in builds without CUDA kernels.
+// Calls the CUDA kernel and returns if `tensor` is on a GPU. Checker refuses such tensors in builds without CUDA
+// kernels.
 #ifdef DPN_HAS_CUDA
-#define DPN_CALL_KERNEL(kernel, params, tensor, stream)    \
-  if ((tensor).device == Device::cuda) {                   \
-    const cuda::DeviceScope device((tensor).device_index); \
-    return cuda::kernel(params, stream);                   \
-  }                                                        \
-  DPN_CALL_CPU_KERNEL(kernel, params)
+#define DPN_TRY_CUDA_KERNEL(kernel, params, tensor, stream) \
+  if ((tensor).device == Device::cuda) {                    \
+    const cuda::DeviceScope device((tensor).device_index);  \
+    return cuda::kernel(params, stream);                    \
+  }
 #else
-#define DPN_CALL_KERNEL(kernel, params, tensor, stream) \
-  (void)(tensor), (void)(stream);                       \
-  DPN_CALL_CPU_KERNEL(kernel, params)
+#define DPN_TRY_CUDA_KERNEL(kernel, params, tensor, stream) (void)(tensor), (void)(stream);
 #endif
+
+// Calls the kernel for the device that holds `tensor`.
+#define DPN_CALL_KERNEL(kernel, params, tensor, stream) \
+  DPN_TRY_CUDA_KERNEL(kernel, params, tensor, stream)   \
+  DPN_CALL_CPU_KERNEL(kernel, params)

@@ -13,7 +13,7 @@ of a CUDA tensor, so they are not checked: an index out of range is undefined be
 from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
 from dpn_rt.ops.attention import attention, attention_decode, attention_extend
-from dpn_rt.ops.isa import available_cpu_isas, cpu_isa
+from dpn_rt.ops.isa import available_cpu_isas, cpu_isa, tune_cpu_isa, tuned_cpu_isa
 from dpn_rt.ops.kept_rows import kept_rows
 from dpn_rt.ops.last_row_scores import last_row_scores, last_row_scores_paged
 from dpn_rt.ops.linear import linear
@@ -53,4 +53,6 @@ __all__ = [
     "sample_greedy",
     "segmented_top_k",
     "silu_mul",
+    "tune_cpu_isa",
+    "tuned_cpu_isa",
 ]

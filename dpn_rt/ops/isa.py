@@ -6,7 +6,7 @@ from dpn_rt import _kernels
 
 
 def cpu_isa() -> str:
-    """`portable`, `avx2`, `avx512` or `avx512_bf16`: the best one that this processor runs.
+    """The best one that this processor runs: `portable`, `avx2`, `avx512`, `avx512_vnni`, `avx512_bf16` or `amx`.
 
     The environment variable `DPN_RT_CPU_ISA` selects one of `available_cpu_isas()`. It is read when `dpn_rt.ops` is
     imported.
@@ -17,3 +17,21 @@ def cpu_isa() -> str:
 def available_cpu_isas() -> list[str]:
     """Instruction sets that this build has and this processor runs, slowest first."""
     return list(_kernels.available_cpu_isas())
+
+
+def tune_cpu_isa(op: str, isa: str) -> None:
+    """From now on the kernels of an op use this instruction set instead of `cpu_isa()`.
+
+    Args:
+        op: `attention` (also with paged keys), `attention_decode` or `linear`.
+        isa: one of `available_cpu_isas()`.
+
+    Raises:
+        ValueError: the op or the instruction set is unknown, or cannot run here.
+    """
+    _kernels.tune_cpu_isa(op, isa)
+
+
+def tuned_cpu_isa(op: str) -> str:
+    """The instruction set of one of the ops that `tune_cpu_isa` takes."""
+    return str(_kernels.tuned_cpu_isa(op))

@@ -18,7 +18,20 @@ DTYPES = ATTENTION_DTYPES
 SHAPES = [(8, 1, 64), (4, 2, 128), (3, 1, 8)]
 OTHER_SHAPES = [(4, 4, 64), (2, 2, 16), (6, 2, 80), (2, 1, 256), (5, 5, 40)]
 # Lengths near multiples of the micro-kernel's 6 rows, 16 lanes, panels of 64 keys, tiles of 96 rows, 512 keys.
-LENGTHS = [[1], [5, 0, 6, 7], [15, 16, 17], [63, 64, 65], [95, 96, 97, 1], [511], [513, 3], [1030], [], [0], [2] * 20]
+LENGTHS = [
+    [1],
+    [5, 0, 6, 7],
+    [15, 16, 17],
+    [31, 32, 33],
+    [63, 64, 65],
+    [95, 96, 97, 1],
+    [511],
+    [513, 3],
+    [1030],
+    [],
+    [0],
+    [2] * 20,
+]
 CASES = [*product(SHAPES, LENGTHS), *product(OTHER_SHAPES, [[1, 17, 70], [600]])]
 
 
@@ -79,6 +92,21 @@ def test_nan_stays_in_its_sequence(generator: torch.Generator, dtype: torch.dtyp
     assert torch.equal(out[:33], clean[:33])
     assert torch.equal(out[67:], clean[67:])
     assert not out[50].isfinite().all()
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("head_dim", [8, 40, 64, 128])
+@pytest.mark.parametrize("length", [1, 17, 33, 70])
+def test_working_memory_of_earlier_calls_does_not_matter(
+    generator: torch.Generator, dtype: torch.dtype, head_dim: int, length: int
+) -> None:
+    q, k, v = (random_rows(generator, (length, 2, head_dim), dtype) for _ in range(3))
+    clean = ops.attention(q, k, v, offsets([length]), causal=True, scale=0.2)
+    for value in (float("nan"), float("inf")):
+        bad = torch.full((600, 2, 128), value, dtype=dtype)
+        ops.attention(bad, bad, bad, offsets([600]), causal=False, scale=0.2)
+        assert torch.equal(ops.attention(q, k, v, offsets([length]), causal=True, scale=0.2), clean)
+    assert clean.isfinite().all()
 
 
 def test_large_scores_do_not_overflow(generator: torch.Generator, dtype: torch.dtype) -> None:

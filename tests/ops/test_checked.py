@@ -11,14 +11,15 @@ import torch
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.model.weights.product import MOST_STREAMED_ROWS
+from dpn_rt.tuning.cpu_choices import default_choices
 from tests.ops.conftest import CPU_ONLY
 
 DEVICES = CPU_ONLY
+MOST = default_choices().most_streamed_rows
 
 
 def test_linear_never_resizes_its_output() -> None:
-    x, weight, out = torch.zeros(MOST_STREAMED_ROWS + 1, 8), torch.zeros(4, 8), torch.zeros(2, 4)
+    x, weight, out = torch.zeros(MOST + 1, 8), torch.zeros(4, 8), torch.zeros(2, 4)
     with pytest.raises(KernelArgumentError, match=r"out has shape \[2, 4\]"):
         ops.linear(x, weight, out=out)
     assert out.shape == (2, 4)
@@ -62,7 +63,7 @@ def test_a_wrong_call_stays_pythons_own_error() -> None:
         ops.rms_norm(torch.ones(2, 8))  # type: ignore[call-arg]
 
 
-ROWS = [2, MOST_STREAMED_ROWS + 1]
+ROWS = [2, MOST + 1]
 
 
 @pytest.mark.parametrize("rows", ROWS)

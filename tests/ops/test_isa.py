@@ -5,22 +5,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from dpn_rt import ops
 from tests.ops.conftest import CPU_ONLY
+from tests.ops.emulated_build import build_kernels
 from tests.skips import FORCED_ISA, UNSUPPORTED_BY_CPU
 
 DEVICES = CPU_ONLY
 HERE = Path(__file__).parent
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+QUANTIZED = ("test_linear_int8.py", "test_linear_int4.py")
+ATTENTION = ("test_attention.py", "test_attention_extend.py")
+# The files with tests of an instruction set's own kernels; none: it has all kernels.
+ISAS: dict[str, tuple[str, ...]] = {
+    "portable": (), "avx2": (), "avx512": (), "avx512_vnni": QUANTIZED, "avx512_bf16": (),
+    "amx": (*QUANTIZED, *ATTENTION),
+}  # fmt: skip
+# Other files have kernels that use no instruction of AVX-512 by name, only the compiler's vectors.
+EMULATED = (*QUANTIZED, *ATTENTION, "test_attention_decode.py", "test_linear.py", "test_last_row_scores.py")
 OTHERS = [
     pytest.param(isa, marks=pytest.mark.skipif(isa not in ops.available_cpu_isas(), reason=UNSUPPORTED_BY_CPU))
     for isa in ISAS
     if isa != ops.cpu_isa()
 ]
+MISSING = [isa for isa in ("avx512", "avx512_vnni", "avx512_bf16", "amx") if isa not in ops.available_cpu_isas()]
 
 
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,12 +54,25 @@ def test_the_best_instruction_set_is_the_default_and_portable_is_always_there() 
         assert ops.cpu_isa() == ops.available_cpu_isas()[-1]
 
 
+def run_tests(isa: str, files: Sequence[str], *options: str) -> None:
+    options = ("-q", "-x", "-p", "no:cacheprovider", *options, f"--ignore={__file__}")
+    result = run(isa, "-m", "pytest", *options, *(str(HERE / name) for name in files))
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+
+
 @pytest.mark.skipif(bool(os.environ.get("DPN_RT_CPU_ISA")), reason=FORCED_ISA)
 @pytest.mark.parametrize("isa", OTHERS)
 def test_kernels_pass_their_tests_with(isa: str) -> None:
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", f"--ignore={__file__}"]
-    result = run(isa, "-m", "pytest", *options, str(HERE))
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    run_tests(isa, ISAS[isa] or [""], "-m", "not gpu")
+
+
+@pytest.mark.skipif(bool(os.environ.get("DPN_RT_CPU_ISA")), reason=FORCED_ISA)
+@pytest.mark.parametrize("isa", MISSING)
+def test_kernels_pass_their_tests_with_emulated(isa: str) -> None:
+    """Where the processor lacks an instruction set, plain C++ stands for its instructions."""
+    build_kernels()
+    # Float32 goes the same way in all of them.
+    run_tests(isa, ISAS[isa] or EMULATED, "-m", "not gpu", "-k", "not float32", "-p", "tests.ops.emulated")
 
 
 @pytest.mark.parametrize("isa", OTHERS)

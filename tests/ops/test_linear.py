@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.model.weights.product import MOST_STREAMED_ROWS as MOST
+from dpn_rt.tuning.cpu_choices import default_choices
 from tests.ops.conftest import CPU_ONLY, assert_close_to_reference, poisoned, random_rows, seeded
+
+MOST = default_choices().most_streamed_rows
 
 DEVICES = CPU_ONLY
 

@@ -15,7 +15,7 @@ from tests.ops.quantized_reference import exact_product, int4_reference
 
 DEVICES = CPU_ONLY
 
-ROWS = [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 17, 31]
+ROWS = [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 32, 33]
 # (in_features, out_features): empty, one, and around lines of 8 columns, groups of 128, vectors and panels of rows
 SIZES = [
     (0, 5), (8, 0), (1, 1), (4, 15), (5, 16), (8, 17), (9, 31), (127, 32), (128, 33), (129, 100), (1000, 16),

@@ -14,9 +14,22 @@ from tests.ops.quantized_reference import exact_product, int8_reference
 
 DEVICES = CPU_ONLY
 
-ROWS = [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 17, 31]
+ROWS = [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 32, 33]
 # (in_features, out_features): empty, one, and around quads of columns, vectors and panels of rows
-SIZES = [(0, 5), (8, 0), (1, 1), (3, 15), (4, 16), (5, 17), (33, 31), (64, 32), (129, 33), (1000, 100), (2047, 257)]
+SIZES = [
+    (0, 5),
+    (8, 0),
+    (1, 1),
+    (3, 15),
+    (4, 16),
+    (5, 17),
+    (33, 31),
+    (64, 32),
+    (65, 49),
+    (129, 33),
+    (1000, 100),
+    (2047, 257),
+]
 
 
 def random_weight(generator: torch.Generator, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,13 @@ PrefillPlan plan_of(const Checker& check, const std::int32_t* offsets, const std
 }
 
 void run(const AttentionParams& params, const Tensor& q, Stream stream) {
-  DPN_CALL_KERNEL(attention_kernel, params, q, stream)
+  DPN_TRY_CUDA_KERNEL(attention_kernel, params, q, stream)
+  const CpuIsa isa = cpu_isa(TunedOp::attention);
+  DPN_TRY_amx(isa, attention_kernel, params) DPN_CALL_CPU_KERNEL_OF(isa, attention_kernel, params)
 }
 void run(const AttentionDecodeParams& params, const Tensor& q, Stream stream) {
-  DPN_CALL_KERNEL(attention_decode_kernel, params, q, stream)
+  DPN_TRY_CUDA_KERNEL(attention_decode_kernel, params, q, stream)
+  DPN_CALL_CPU_KERNEL_OF(cpu_isa(TunedOp::attention_decode), attention_decode_kernel, params)
 }
 
 // Number of splits on the GPU, from tensors whose shapes were checked. The CPU plans by itself.

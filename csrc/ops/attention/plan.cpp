@@ -45,7 +45,8 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
   for (std::int64_t s = 0; s < num_seqs; ++s) {
     const std::int64_t rows = cu_seqlens[s + 1] - cu_seqlens[s];
     const std::int64_t keys = context_lens[s];
-    const std::int64_t elements = round_up(keys, kKeyPadding) * (head_dim + round_up(head_dim, kKeyPadding));
+    const std::int64_t elements =
+        round_up(keys, kKeyPadding) * (round_up(head_dim, kHeadPadding) + round_up(head_dim, kKeyPadding));
     for (std::int64_t h = 0; h < num_kv_heads && rows > 0; ++h) {
       if (offset > 0 && offset + elements > kWaveElements) end_wave();
       const auto head = static_cast<std::int32_t>(plan.heads.size());

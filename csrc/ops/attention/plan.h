@@ -6,9 +6,10 @@
 
 namespace dpn {
 
-constexpr std::int64_t kKeyPadding = 64;  // a multiple of every instruction set's panel width
-constexpr std::int64_t kTileRows = 96;    // query rows of a prefill task: a multiple of the micro-kernel's rows
-constexpr std::int64_t kPackKeys = 256;   // keys that a packing task copies
+constexpr std::int64_t kKeyPadding = 64;   // a multiple of every instruction set's panel width
+constexpr std::int64_t kHeadPadding = 32;  // elements of a head's packed keys: a multiple of every kernel's kDepth
+constexpr std::int64_t kTileRows = 96;     // query rows of a prefill task: a multiple of the micro-kernel's rows
+constexpr std::int64_t kPackKeys = 256;    // keys that a packing task copies
 constexpr std::int64_t kKeyBlock = 512;  // keys that a tile goes through at once: K and V of 64 wide heads fill 128 KiB
 
 // `static`: every translation unit has its own copy, since they are compiled for different instruction sets.

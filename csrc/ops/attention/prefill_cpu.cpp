@@ -5,6 +5,9 @@
 #include "core/scratch.h"
 #include "ops/attention/attention.h"
 #include "ops/attention/prefill_pack.h"
+#if defined(__AMX_BF16__)
+#include "ops/attention/prefill_amx.h"
+#endif
 
 namespace dpn::DPN_ISA {
 
@@ -33,7 +36,7 @@ struct Head {
         keys(p.context_lens[head.sequence]),
         padded_keys(round_up(keys, kKeyPadding)) {
     packed_k = packed + head.offset / kUnitSize<Unit<T>>;
-    packed_v = packed_k + padded_keys * p.head_dim / kUnitSize<Unit<T>>;
+    packed_v = packed_k + padded_keys * row_units<Unit<T>>(p.head_dim);
     v_stride = padded_keys / kUnitSize<Unit<T>> * kPanel;
   }
 };
@@ -76,7 +79,7 @@ void pack(const AttentionParams& p, const Head<T>& head, std::int64_t key, T* co
   constexpr int kStep = kUnitSize<Unit<T>>;
   const std::int64_t count = head.keys - key < kPackKeys ? head.keys - key : kPackKeys;
   const Rows<T> k = rows_of(p, head, 0, key, count, copy);
-  pack_keys<T>(head.packed_k + key * p.head_dim / kStep, k.first, k.stride, count, p.head_dim);
+  pack_keys<T>(head.packed_k + key * row_units<Unit<T>>(p.head_dim), k.first, k.stride, count, p.head_dim);
   const Rows<T> v = rows_of(p, head, 1, key, count, copy);
   pack_values<T>(head.packed_v + key / kStep * kPanel, head.v_stride, v.first, v.stride, count, p.head_dim);
 }
@@ -90,7 +93,7 @@ struct TileMemory {
   float* weights;
 
   static std::int64_t bytes(std::int64_t head_dim) {
-    return 4 * kTileRows * (head_dim + round_up(head_dim, kPanel) + 2);
+    return 4 * kTileRows * (row_units<Unit<T>>(head_dim) + round_up(head_dim, kPanel) + 2);
   }
 
   TileMemory(std::byte* memory, std::int64_t head_dim) {
@@ -109,8 +112,8 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
   const std::int64_t context = head.keys - head.rows;  // number of keys before the first row of q
   const std::int64_t left = head.rows * group - first_row;
   const std::int64_t rows = left < kTileRows ? left : kTileRows;
-  const std::int64_t padded_rows = round_up(rows, kRows);
-  const std::int64_t q_units = p.head_dim / kUnitSize<U>;
+  const std::int64_t padded_rows = round_up(rows, kStepRows<U>);
+  const std::int64_t q_units = row_units<U>(p.head_dim);
   // Rows after the last one repeat it, which costs little and avoids a special case.
   const auto row_or_last = [&](std::int64_t r) { return first_row + (r < rows ? r : rows - 1); };
   for (std::int64_t r = 0; r < padded_rows; ++r) {
@@ -120,15 +123,17 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
                     (packed.kv_head * group + row % group) * p.q_stride[1],
                 p.head_dim);
   }
-  const Tile<U> tile{memory.q, memory.sums, memory.maxima, memory.weights, p.head_dim, round_up(p.head_dim, kPanel)};
+  const Tile<U> tile{
+      rows, memory.q, memory.sums, memory.maxima, memory.weights, p.head_dim, round_up(p.head_dim, kPanel)};
+  [[maybe_unused]] const AttendScope<U> scope;
   const std::int64_t keys = p.causal ? context + row_or_last(padded_rows) / group + 1 : head.keys;
   for (std::int64_t key = 0; key < keys; key += kKeyBlock) {
     const KeyBlock<U> block{head.packed_k + key * q_units, head.packed_v + key / kUnitSize<U> * kPanel, head.v_stride,
                             key == 0};
     const std::int64_t block_keys = keys - key < kKeyBlock ? keys - key : kKeyBlock;
-    for (std::int64_t r = 0; r < padded_rows; r += kRows) {
-      std::int64_t visible[kRows];
-      for (int i = 0; i < kRows; ++i) {
+    for (std::int64_t r = 0; r < padded_rows; r += kStepRows<U>) {
+      std::int64_t visible[kStepRows<U>];
+      for (int i = 0; i < kStepRows<U>; ++i) {
         const std::int64_t seen = p.causal ? context + row_or_last(r + i) / group + 1 - key : block_keys;
         visible[i] = seen < block_keys ? seen : block_keys;
       }

@@ -5,11 +5,13 @@
 
 namespace dpn::DPN_ISA {
 
-// Converts one row to units.
+// Converts one row to units, with zeros up to row_units.
 template <class T>
 inline void pack_row(Unit<T>* target, const T* source, std::int64_t head_dim) {
   constexpr int kStep = kUnitSize<Unit<T>>;
-  for (std::int64_t i = 0; i < head_dim / kStep; ++i) to_unit(target + i, source + i * kStep);
+  std::int64_t i = 0;
+  for (; i < head_dim / kStep; ++i) to_unit(target + i, source + i * kStep);
+  for (; i < row_units<Unit<T>>(head_dim); ++i) target[i] = {};
 }
 
 // Transposes: lane j of vector i becomes lane i of vector j.
@@ -51,11 +53,11 @@ struct PaddedRow {
   }
 };
 
-// Packs keys [0, count) as [panels, head_dim / kUnitSize, kPanel]. Lanes without a key are zero up to whole vectors.
+// Packs keys [0, count) as [panels, row_units, kPanel]. Lanes without a key are zero up to whole vectors.
 template <class T>
 inline void pack_keys(Unit<T>* target, const T* keys, std::int64_t stride, std::int64_t count, std::int64_t head_dim) {
   constexpr int kStep = kUnitSize<Unit<T>>;
-  const std::int64_t steps = head_dim / kStep;
+  const std::int64_t steps = row_units<Unit<T>>(head_dim);
   PaddedRow<T, kWidth * kStep> padded;
   for (std::int64_t key = 0; key < count; key += kWidth) {
     Unit<T>* panel = target + key / kPanel * steps * kPanel + key % kPanel;
@@ -76,12 +78,12 @@ inline void pack_keys(Unit<T>* target, const T* keys, std::int64_t stride, std::
 }
 
 // Packs the values of keys [0, count) as [panels of the head, keys / kUnitSize, kPanel], panels panel_stride units
-// apart. Elements after the data are zero, up to whole vectors of keys and to pairs of vectors of the head.
+// apart. Elements after the data are zero, up to whole vectors or kDepth of keys and to pairs of vectors of the head.
 template <class T>
 inline void pack_values(Unit<T>* target, std::int64_t panel_stride, const T* values, std::int64_t stride,
                         std::int64_t count, std::int64_t head_dim) {
   constexpr int kStep = kUnitSize<Unit<T>>, kRun = 2 * kWidth;
-  const std::int64_t padded_count = round_up(count, kWidth);
+  const std::int64_t padded_count = round_up(count, kDepth<Unit<T>> > kWidth ? kDepth<Unit<T>> : kWidth);
   T pair[2 * kRun];
   for (std::int64_t key = 0; key < padded_count; key += kStep) {
     for (std::int64_t column = 0; column < head_dim; column += kRun) {

@@ -3,6 +3,9 @@
 #pragma once
 
 #include "core/simd_dot.h"
+#if defined(__AMX_BF16__)
+#include "core/tiles.h"
+#endif
 #include "ops/attention/plan.h"
 
 namespace dpn::DPN_ISA {
@@ -12,10 +15,42 @@ constexpr int kColumns = kWidth == 16 ? 4 : 2;  // for each of them the vectors 
 constexpr std::int64_t kPanel = kColumns * kWidth;
 static_assert(kKeyPadding % kPanel == 0 && kTileRows % kRows == 0 && kKeyBlock % kKeyPadding == 0);
 
-// The running state of a tile's query rows; `rows` is a multiple of kRows.
+// Whether products of a unit go through tile registers (prefill_amx.h).
+template <class U>
+constexpr bool kHasTiles = false;
+#if defined(__AMX_BF16__)
+template <>
+inline constexpr bool kHasTiles<Pair> = true;
+#endif
+
+// Query rows that `attend` takes, and elements by which products advance: heads are filled up to them with zeros.
+template <class U>
+constexpr int kStepRows = kHasTiles<U> ? 32 : kRows;
+template <class U>
+constexpr int kDepth = kHasTiles<U> ? 32 : kUnitSize<U>;
+static_assert(kTileRows % 32 == 0 && kHeadPadding % 32 == 0);
+
+// Units of a packed row of a head.
+template <class U>
+constexpr std::int64_t row_units(std::int64_t head_dim) {
+  return round_up(head_dim, kDepth<U>) / kUnitSize<U>;
+}
+
+// What a thread needs while it attends.
+template <class U>
+struct AttendScope {};
+#if defined(__AMX_BF16__)
+template <>
+struct AttendScope<Pair> {
+  const ConfiguredTiles tiles;
+};
+#endif
+
+// The running state of a tile's query rows; memory has a multiple of kStepRows of them.
 template <class U>
 struct Tile {
-  const U* q;      // [rows, head_dim / kUnitSize]
+  std::int64_t rows;
+  const U* q;      // [rows, row_units]
   float* sums;     // [rows, padded_dim], weighted by 2^((score - maximum) * scale)
   float* maxima;   // [rows], highest score
   float* weights;  // [rows], sum of the weights
@@ -26,7 +61,7 @@ struct Tile {
 // Up to kKeyBlock keys and their values.
 template <class U>
 struct KeyBlock {
-  const U* k;  // [panels of keys, head_dim / kUnitSize, kPanel]: consecutive keys in consecutive lanes
+  const U* k;  // [panels of keys, row_units, kPanel]: consecutive keys in consecutive lanes
   const U* v;  // [panels of the head, keys / kUnitSize, kPanel], panels v_stride units apart
   std::int64_t v_stride;
   bool first;  // whether the tile's state is still empty

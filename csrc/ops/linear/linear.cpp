@@ -7,7 +7,7 @@ namespace dpn {
 
 namespace {
 
-void run(const LinearParams& params) { DPN_CALL_CPU_KERNEL(linear_kernel, params) }
+void run(const LinearParams& params) { DPN_CALL_CPU_KERNEL_OF(cpu_isa(TunedOp::linear), linear_kernel, params) }
 
 }  // namespace
 

@@ -1,13 +1,18 @@
 #include "ops/quantized/linear_int4.h"
 
 #include "core/check.h"
+#include "core/parallel.h"
 #include "core/scratch.h"
 
 namespace dpn {
 
 namespace {
 
-void run(const QuantizedLinearParams& params) { DPN_CALL_CPU_KERNEL(linear_int4_kernel, params) }
+void run(const QuantizedLinearParams& params) {
+  const CpuIsa isa = cpu_isa();
+  DPN_TRY_amx(isa, linear_int4_kernel, params) DPN_TRY_avx512_vnni(isa, linear_int4_kernel, params)
+      DPN_CALL_CPU_KERNEL_OF(isa, linear_int4_kernel, params)
+}
 
 }  // namespace
 
@@ -30,7 +35,7 @@ void linear_int4(const Tensor& out, const Tensor& x, const Tensor& weight, const
        .weight = weight.as<std::uint8_t>(),
        .scale = scale.data,
        .bias = as_or_null<void>(bias),
-       .scratch = scratch(quantized_scratch_bytes(num_tokens, in_features, groups)),
+       .scratch = scratch(quantized_scratch_bytes(num_tokens, in_features, groups, max_threads())),
        .num_tokens = num_tokens,
        .in_features = in_features,
        .out_features = out_features,

@@ -1,5 +1,5 @@
 #include "ops/quantized/linear_int4.h"
-#include "ops/quantized/multiply_tiles.h"
+#include "ops/quantized/multiply_all.h"
 
 namespace dpn::DPN_ISA {
 
@@ -42,6 +42,35 @@ struct Int4 {
       }
     }
   }
+
+#if defined(__AMX_INT8__)
+  static constexpr bool kSignedBytes = true;
+  static constexpr std::int64_t kGroupQuads = kInt4Group / 4;
+
+  static void unpack(const std::uint8_t* panel, std::int64_t lines, std::uint8_t* bytes) {
+    using Bytes = std::uint8_t __attribute__((vector_size(kLineBytes)));
+    for (std::int64_t line = 0; line < lines; ++line) {
+      Bytes both;
+      std::memcpy(&both, panel + line * kLineBytes, sizeof both);
+      const Bytes low = (both & 15) - 8, high = (both >> 4) - 8;
+      std::memcpy(bytes + line * 2 * kLineBytes, &low, sizeof low);
+      std::memcpy(bytes + (line * 2 + 1) * kLineBytes, &high, sizeof high);
+    }
+  }
+
+  static void add_group(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block, std::int64_t group,
+                        const AmxTotals& totals, AmxSums& sums) {
+    const std::int64_t groups = ceil_div(p.in_features, kInt4Group);
+    for (int n = 0; n < kAmxRows; n += kWidth) {
+      const VecF scale = scale_of(p, tile.first_row + n, group, groups);
+      for (std::int64_t m = 0; m < block.num_tokens; ++m) {
+        VecI total;
+        std::memcpy(&total, totals[m] + n, sizeof total);
+        store(sums[m] + n, load(sums[m] + n) + __builtin_convertvector(total, VecF) * scale);
+      }
+    }
+  }
+#endif
 
  private:
   // Of kWidth weight rows from `row` on; past the last panel those of the last one, for sums that are not stored.

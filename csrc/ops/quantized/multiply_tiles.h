@@ -3,8 +3,8 @@
 // A form of weights F has
 //   F::columns(params)                                    how its columns are cut
 //   F::kQuadsPerLine                                      groups of 4 columns in 64 bytes of a panel
-//   F::multiply<Vectors, Rows>(params, tile, block, sums) a block of rows times the weights of a tile, of 1 column or
-//   more F::row_scale(params)                                  [out_features], what is left to multiply sums with; or
+//   F::multiply<Vectors, Rows>(params, tile, block, sums) a block of rows times the weights of a tile, 1 column at
+//   least F::row_scale(params)                                  [out_features], what is left to multiply sums with, or
 //   null
 #pragma once
 
@@ -82,7 +82,7 @@ void store_columns(T* out, VecF value, int count) {
 
 template <class T, int Vectors>
 void store_sums(const QuantizedLinearParams& p, const float* row_scale, const Tile<Vectors>& tile, const Block& block,
-                const TileSums<Vectors>& sums) {
+                const float (*sums)[Tile<Vectors>::kRows]) {
   for (int v = 0; v < Vectors; ++v) {
     const std::int64_t n = tile.first_row + v * kWidth;
     if (n >= p.out_features) return;
@@ -130,19 +130,6 @@ void multiply_tiles(const QuantizedLinearParams& p) {
       }
     }
   });
-}
-
-// Few rows are multiplied in one block, with as wide a tile as the registers allow: memory is the limit then, and a
-// core reads eight panels at a time a third faster than two.
-template <class Form, class T>
-void multiply_all(const QuantizedLinearParams& p) {
-  if (p.num_tokens == 0 || p.out_features == 0) return;
-  if (p.num_tokens <= kMostRows<8>) return multiply_tiles<Form, T, 8>(p);
-  if (p.num_tokens <= kMostRows<4>) return multiply_tiles<Form, T, 4>(p);
-  if constexpr (Form::kQuadsPerLine == 1) {  // 4-bit weights are so few bytes that reading them twice is faster
-    if (p.num_tokens <= kMostRows<2>) return multiply_tiles<Form, T, 2>(p);
-  }
-  multiply_tiles<Form, T, Dot4::kManyRowsVectors>(p);
 }
 
 }  // namespace dpn::DPN_ISA

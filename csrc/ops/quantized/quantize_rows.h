@@ -22,18 +22,24 @@ struct QuantizedRows {
   Dot4::Activations* packed;  // block by block, each [quads, rows of the block]
   float* scales;              // [num_tokens]
   std::int32_t* starts;       // [num_tokens, groups], where the integer sums of a row start: -zero_point * its sum
+  std::uint8_t* rest;         // of the scratch memory
 
   std::int64_t first_of(std::int64_t block) const { return num_tokens * block / blocks; }
 };
 
-inline QuantizedRows rows_in_scratch(const QuantizedLinearParams& p, const Columns& columns, std::int64_t blocks) {
+// `packed` has room for a multiple of `row_padding` rows.
+inline QuantizedRows rows_in_scratch(const QuantizedLinearParams& p, const Columns& columns, std::int64_t blocks,
+                                     std::int64_t row_padding) {
   const auto whole_lines = [](std::int64_t bytes) { return ceil_div(bytes, 64) * 64; };
   char* memory = static_cast<char*>(p.scratch);
-  QuantizedRows rows{p.num_tokens, blocks, nullptr, nullptr, nullptr};
+  QuantizedRows rows{p.num_tokens, blocks, nullptr, nullptr, nullptr, nullptr};
+  const std::int64_t rows_in_memory = ceil_div(p.num_tokens, row_padding) * row_padding;
   rows.packed = reinterpret_cast<Dot4::Activations*>(memory);
-  memory += whole_lines(p.num_tokens * columns.quads * static_cast<std::int64_t>(sizeof(Dot4::Activations)));
+  memory += whole_lines(rows_in_memory * columns.quads * static_cast<std::int64_t>(sizeof(Dot4::Activations)));
   rows.scales = reinterpret_cast<float*>(memory);
-  rows.starts = reinterpret_cast<std::int32_t*>(memory + whole_lines(p.num_tokens * 4));
+  memory += whole_lines(p.num_tokens * 4);
+  rows.starts = reinterpret_cast<std::int32_t*>(memory);
+  rows.rest = reinterpret_cast<std::uint8_t*>(memory + whole_lines(p.num_tokens * columns.groups * 4));
   return rows;
 }
 
@@ -94,8 +100,9 @@ void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const 
 }
 
 template <class T>
-QuantizedRows quantize_rows(const QuantizedLinearParams& p, const Columns& columns, std::int64_t most_rows) {
-  const QuantizedRows rows = rows_in_scratch(p, columns, ceil_div(p.num_tokens, most_rows));
+QuantizedRows quantize_rows(const QuantizedLinearParams& p, const Columns& columns, std::int64_t most_rows,
+                            std::int64_t row_padding = 1) {
+  const QuantizedRows rows = rows_in_scratch(p, columns, ceil_div(p.num_tokens, most_rows), row_padding);
   // An element takes as long as reading 8 bytes.
   parallel_rows(rows.blocks, most_rows * p.in_features * 8, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t block = begin; block < end; ++block) {

@@ -23,6 +23,7 @@ from dpn_rt.model.stage_batch import StageBatch
 from dpn_rt.model.vision.encoder import CropEncoder, ImageEncoder, VisionEncoder, load_encoder
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineSettings
+from dpn_rt.tuning.cpu_choices import cpu_choices
 
 
 def load_kernel_backend(
@@ -49,6 +50,8 @@ def load_kernel_backend(
         CapacityError: the device has too little memory; says how much is needed and what to lower.
     """
     placed = place_weights(weights, device)
+    if device.torch_device.type == "cpu":
+        cpu_choices()  # also where no weight is dense
     try:
         return _build(model, placed, settings, device, prepack=prepack)
     except torch.OutOfMemoryError as error:

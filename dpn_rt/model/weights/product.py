@@ -15,9 +15,8 @@ from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
+from dpn_rt.tuning.cpu_choices import cpu_choices, default_choices
 
-MOST_STREAMED_ROWS = {"avx512_bf16": 32, "avx512": 32, "avx2": 12, "portable": 4}[ops.cpu_isa()]
-"""Rows up to which our kernel, which reads the weight once, beats oneDNN and MKL; measured by `benchmarks/ops.py`."""
 SIZES_PER_OCTAVE = 16
 """Of `few_sizes`: numbers of rows between two powers of two."""
 
@@ -60,7 +59,8 @@ def dense_products(weight: Tensor, packed: Tensor | None, bias: Tensor | None) -
         many_rows = partial(_torch_product, weight=weight, bias=bias)
     if weight.dtype not in (torch.bfloat16, torch.float32):
         return Products(many_rows, many_rows, most_few_rows=0)
-    return Products(partial(ops.linear, weight=weight, bias=bias), many_rows, MOST_STREAMED_ROWS)
+    choices = cpu_choices() if weight.dtype == torch.bfloat16 else default_choices()
+    return Products(partial(ops.linear, weight=weight, bias=bias), many_rows, choices.most_streamed_rows)
 
 
 def one_product(product: Product) -> Products:

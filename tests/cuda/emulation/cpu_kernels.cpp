@@ -19,6 +19,7 @@
 namespace dpn {
 
 CpuIsa cpu_isa() { throw std::logic_error("a CPU tensor in the emulation of the GPU"); }
+CpuIsa cpu_isa(TunedOp) { return cpu_isa(); }
 int max_threads() { return 1; }
 std::int64_t tasks_for_rows(std::int64_t, std::int64_t) { return 1; }
 

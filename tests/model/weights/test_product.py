@@ -16,9 +16,11 @@ from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
 from dpn_rt.model.linear import Linear
 from dpn_rt.model.weights.dense import DenseWeight, can_prepack
-from dpn_rt.model.weights.product import MOST_STREAMED_ROWS as MOST
 from dpn_rt.model.weights.product import SIZES_PER_OCTAVE, few_sizes
+from dpn_rt.tuning.cpu_choices import default_choices
 from tests.skips import NO_ONEDNN
+
+MOST = default_choices().most_streamed_rows
 
 
 @given(st.integers(1, 1 << 20))

@@ -1,0 +1,1 @@
+"""Choices between CPU kernels that depend on the processor's speed, not on its instructions alone."""
