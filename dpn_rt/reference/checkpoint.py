@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dpn_rt.builders.names import original_names, published_modules, weight_names
+from dpn_rt.builders.names import original_names, published_modules, tower_modules, weight_names
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
@@ -67,7 +67,8 @@ def original_weights(model: EagerModules) -> Iterator[tuple[str, torch.Tensor]]:
     """(published name, tensor) of every parameter of `model`."""
     projector = model.config.projector
     names = original_names("linear" if projector is None else projector.type)
-    published = weight_names(weight_spec(model.config), published_modules(model.config, names, TOWER_PREFIX))
+    tower = {} if model.config.vision is None else tower_modules(model.config.vision, TOWER_PREFIX)
+    published = weight_names(weight_spec(model.config), published_modules(model.config, names, tower))
     renamed = {
         own: theirs
         for canonical, parameters in model.name_map().items()
