@@ -70,18 +70,17 @@ def find_hr_tower(checkpoint: Checkpoint, config: Json, *, prepools: bool, note:
     trunk = TRUNK if any(name.startswith(f"{PREFIX}{HR_SLOW}{TRUNK}") for name in checkpoint.tensors) else ""
     family = "convnext_xxlarge" if "xxlarge" in value_of(config, "vision_tower_slow", str) else "convnext_large"
     start = f"{PREFIX}{HR_SLOW}{trunk}"
-    slow_weights = {
-        name.removeprefix(start): info for name, info in checkpoint.tensors.items() if name.startswith(start)
-    }
+    slow = {name.removeprefix(start): info for name, info in checkpoint.tensors.items() if name.startswith(start)}
     native = _fast_config(config)
     fast = replace(native, image_size=fast_image_size(size))
-    vision = HrConfig(size, _slow_config(slow_weights, family, start), fast, not is_frozen, prepools)
+    vision = HrConfig(size, _slow_config(slow, family, start), fast, not is_frozen, prepools)
     adapters = [name for name in checkpoint.tensors if name.startswith(f"{PREFIX}{HR_ADAPTERS}.")]
     if is_frozen and adapters:
         note(
-            f"config.json: freeze_vision is true: {len(adapters)} weights of adapters are left out, such as {adapters[0]}"
+            f"config.json: freeze_vision is true, so the model has no adapters: {len(adapters)} weights are left out, "
+            f"such as {adapters[0]}"
         )
-    is_gamma = any(name.endswith(".gamma") for name in slow_weights)
+    is_gamma = any(name.endswith(".gamma") for name in slow)
     return VisionTower(
         checkpoint,
         PREFIX,

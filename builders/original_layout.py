@@ -57,7 +57,7 @@ def _tower(checkpoint: Checkpoint, config: Json, directory: Path | None, note: N
     if is_hr(config):
         if directory is not None:
             raise CheckpointError(
-                f"--vision-tower {directory}: a LLaVA-HR checkpoint holds both paths of its tower, expected no directory"
+                f"--vision-tower {directory}: a LLaVA-HR checkpoint holds its own tower, expected no directory"
             )
         return find_hr_tower(checkpoint, config, prepools=prepooling(config), note=note)
     feature = choice_of(config, "mm_vision_select_feature", ("patch", "cls_patch"), "patch")

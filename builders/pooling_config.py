@@ -46,7 +46,7 @@ def reduction_config(values: Json, *, may_prepool: bool = False) -> ReductionCon
     router_version = choice_of(pooling, "router_version", ("v1", "v2"), "v1")
     choice_of(pooling, "pooling_location", ("post",), "post")
     if prepooling(values) and not may_prepool:
-        raise ConfigError(f"{name_of(pooling, 'prepooling')} is supported for LLaVA-HR alone, expected false")
+        raise ConfigError(f"{name_of(pooling, 'prepooling')} is not supported without a LLaVA-HR tower, expected false")
     layers = pooling.get("pooling_layers")
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
         raise ConfigError(f"{name_of(pooling, 'pooling_layers')}: expected a list of objects, got {layers!r}")

@@ -53,7 +53,7 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
     an output layer that is tied to the embedding, routers of a model with static or random pooling, and biases of
     quantised layers that are 0.
     """
-    model_weight = tuple(f"{layout.names.decoder}{root}." for root in LLAMA_ROOTS)
+    model_weight = (*(f"{layout.names.decoder}{root}." for root in LLAMA_ROOTS), layout.names.projector_prefix)
     if layout.tower is not None and layout.tower.prefix:
         model_weight += (layout.tower.prefix,)
     head = f"{layout.names.lm_head}.weight"
@@ -69,7 +69,7 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
         )
         if harmless:
             continue
-        if name.startswith(model_weight) or name.startswith(layout.names.projector_prefix) or name == head:
+        if name.startswith(model_weight) or name == head:
             unexpected.append(name)
         else:
             ignored.append(name)

@@ -99,7 +99,7 @@ class ClipTower:
             pixel_values: `[num_images, 3, image_size, image_size]`, any float dtype.
 
         Returns:
-            `[num_images * num_rows, hidden_size]` prefix rows and patch rows of every image, with positions, normalised.
+            `[num_images * num_rows, hidden_size]` rows of every image, prefix rows first, with positions, normalised.
         """
         size, dtype = self._config.patch_size, self._prefix_rows.dtype
         height, width = self._config.grid
