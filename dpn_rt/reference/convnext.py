@@ -66,7 +66,8 @@ class Block(nn.Module):
         """Shape [num_images, channels, height, width] is kept."""
         y = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))
         y = self.mlp["fc2"](F.gelu(self.mlp["fc1"](y)))
-        return x + (y * self.weight).permute(0, 3, 1, 2)
+        scaled: torch.Tensor = y * self.weight
+        return x + scaled.permute(0, 3, 1, 2)
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -94,7 +94,7 @@ class HrTower(nn.Module):
         features = mix["fast_proj"](y) + mix["slow_proj"](fitted)
         if not self.config.prepools:
             return cast(torch.Tensor, features)
-        image = features.transpose(1, 2).unflatten(2, (side, side))
+        image = features.transpose(1, 2).reshape(len(features), -1, side, side)
         return F.avg_pool2d(image, 2).flatten(2).transpose(1, 2)
 
 
@@ -112,10 +112,11 @@ class Adapter(nn.Module):
     def forward(self, y: torch.Tensor, slow: torch.Tensor, side: int) -> torch.Tensor:
         """Fast features [num_images, side * side, size] with slow ones [num_images, channels, ...]."""
         z = fit(self.slow_proj(F.gelu(self.slow_conv(slow))), side)
-        image = y.transpose(1, 2).unflatten(2, (side, side))
+        image = y.transpose(1, 2).reshape(len(y), -1, side, side)
         image = image + self.fast_proj(F.gelu(self.fast_conv(image)))
         gate = self.gate(torch.cat((image.mean((2, 3)), z.mean((2, 3))), dim=1))
-        return (image + gate[:, :, None, None] * z).flatten(2).transpose(1, 2)
+        gated: torch.Tensor = image + gate[:, :, None, None] * z
+        return gated.flatten(2).transpose(1, 2)
 
 
 def fit(slow: torch.Tensor, side: int) -> torch.Tensor:

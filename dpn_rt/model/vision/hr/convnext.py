@@ -101,16 +101,14 @@ class Block:
         """Adds the block's result to `x` `[num_images, side, side, channels]`, contiguous."""
         rows = x.view(-1, x.shape[-1])
         y = self._depthwise.forward(x).view_as(rows)
-        ops.layer_norm(y, *self._norm, self._eps, out=y)
-        step = rows_per_block(rows.shape[0], rows.shape[1], x.element_size()) if x.is_cpu else rows.shape[0]
-        for residual, part in zip(rows.split(step), y.split(step), strict=True):
-            hidden = self._fc1(part)
+        step = rows_per_block(rows.shape[1], x.element_size()) if x.is_cpu else max(1, rows.shape[0])
+        for residual, part in zip(torch.split(rows, step), torch.split(y, step), strict=True):
+            hidden = self._fc1(ops.layer_norm(part, *self._norm, self._eps, out=part))
             hidden = self._fc2(ops.activation(hidden, "gelu", out=hidden))
             torch.addcmul(residual, hidden, self._layer_scale, out=residual)
 
 
-def rows_per_block(num_rows: int, channels: int, element_size: int) -> int:
-    """Rows that go through an MLP together, in blocks of equal sizes."""
+def rows_per_block(channels: int, element_size: int) -> int:
+    """Rows that go through an MLP together: a power of two, so that products need no padding."""
     most = max(1, MLP_BLOCK_BYTES // (4 * channels * element_size))
-    blocks = -(-num_rows // most)
-    return -(-num_rows // blocks)
+    return 1 << (most.bit_length() - 1)
