@@ -86,7 +86,7 @@ def find_hr_tower(checkpoint: Checkpoint, config: Json, *, prepools: bool, note:
         PREFIX,
         vision,
         hr_modules(vision, PREFIX, trunk),
-        _forms(vision, native),
+        hr_forms(vision, native),
         suffixes={hr.LAYER_SCALE: "gamma"} if is_gamma else SUFFIXES,
         unused=re.compile(_UNUSED + (rf"|{HR_ADAPTERS}\..*" if is_frozen else "")),
     )
@@ -170,7 +170,7 @@ def _check_family(family: str, depths: tuple[int, ...], dims: tuple[int, ...]) -
             raise CheckpointError(f"the slow vision tower has {list(depths)} blocks, a {name} has {list(known.depths)}")
 
 
-def _forms(vision: HrConfig, native: ClipConfig) -> dict[str, PublishedForm]:
+def hr_forms(vision: HrConfig, native: ClipConfig) -> dict[str, PublishedForm]:
     """Convolutions and position embeddings."""
     forms = clip_forms(vision.fast)
     position_rows = 1 + native.num_patches
