@@ -3,7 +3,7 @@
     python benchmarks/large_build.py --shape llava-hr-x-13b --directory /tmp/large
 
 The checkpoint is written first: a megabyte of random numbers at the start of each weight, and a hole in the file after
-it, which reads as zeros. So it takes little space; the engine takes all of its own (28 GB for 13B in bfloat16). Both are
+it, which reads as zeros. It takes little space; the engine takes all of its own (28 GB for 13B in bfloat16). Both are
 removed at the end. Memory without mapped files is RssAnon of /proc/self/status.
 """
 
