@@ -23,8 +23,9 @@ if not __package__:  # run as a file: `benchmarks` is found in the repository's 
 
 from benchmarks.measure import measure
 from benchmarks.report import print_table
-from benchmarks.rows import MIXES, OPTIONAL_SUBJECTS, SUBJECTS
+from benchmarks.rows import DENSE_SUBJECTS, MIXES, OPTIONAL_SUBJECTS, SUBJECTS
 from benchmarks.shapes import SHAPES
+from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.schema.weights import DType
 from dpn_rt.terminal import escape_output
 
@@ -66,6 +67,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.subjects.append("tensorrt")
     if options.peers is not None and (options.device != "cpu" or options.dtype != "bfloat16"):
         parser.error("--peers: rows of other engines are for --device cpu and --dtype bfloat16")
+    if isinstance(SHAPES[options.shape].vision, HrConfig):  # transformers has no such model
+        options.subjects = [subject for subject in options.subjects if subject not in DENSE_SUBJECTS]
     if "tensorrt" in options.subjects and options.device != "cuda":
         parser.error("rows of TensorRT plans need --device cuda")
     if min(options.batch) < 1 or options.repeats < 1 or options.tokens < 1:

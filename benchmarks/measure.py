@@ -120,6 +120,12 @@ def write(path: Path, model: ModelConfig, tensors: Iterable[tuple[str, torch.Ten
         write_engine(path, model, EngineSource("0" * 64, "synthetic"), tensors, progress=bar.update)
 
 
+def visual_rows(model: ModelConfig) -> int:
+    """Of one image."""
+    assert model.vision is not None
+    return model.vision.num_visual_tokens
+
+
 def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
     """The subjects by name. They share the memory-mapped weights where they can."""
     subjects: dict[str, Subject] = {}
@@ -136,7 +142,7 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
         eager = EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False)
         subjects["eager"] = Eager(eager.to(device))
     batch = max(options.batch)
-    rows = NUM_TEXT_ROWS + 576 + options.tokens + 16
+    rows = NUM_TEXT_ROWS + visual_rows(model) + options.tokens + 16
     if "dpn_rt" in options.subjects:
         subjects["dpn_rt"] = load_runtime(options, path, model)
     if "tensorrt" in options.subjects:
@@ -166,7 +172,7 @@ def load_runtime(options: argparse.Namespace, path: Path, model: ModelConfig, **
     from dpn_rt import LLM
 
     batch = max(options.batch)
-    rows = NUM_TEXT_ROWS + 576 + options.tokens + 16
+    rows = NUM_TEXT_ROWS + visual_rows(model) + options.tokens + 16
     llm = LLM(
         path,
         device=options.device,

@@ -13,6 +13,8 @@ from dpn_rt.format.weight_spec import canonical_specs, weight_spec
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.hr.config import FastConfig, HrConfig, fast_image_size
+from dpn_rt.model.vision.hr.convnext_config import ConvNextConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.model.weights.weight import QuantizedWeight
 from dpn_rt.schema.weights import DType
@@ -37,7 +39,7 @@ class Shape:
     num_kv_heads: int
     vocab_size: int
     boundary_layers: tuple[int, int, int]
-    vision: ClipConfig
+    vision: ClipConfig | HrConfig
 
     def model(self, dtype: DType) -> ModelConfig:
         """The model with the released pooling recipe (adaptive, max, v1 routers)."""
@@ -71,11 +73,29 @@ class Shape:
 CLIP_L_336 = ClipConfig(1024, 4096, 23, 16, 336, 14, 1e-5, "quick_gelu", "patch")
 TINY_TOWER = ClipConfig(64, 128, 2, 4, 336, 14, 1e-5, "quick_gelu", "patch")
 
+CONVNEXT_L = ConvNextConfig((3, 3, 27, 3), (192, 384, 768, 1536), 1e-6)
+CONVNEXT_XXL = ConvNextConfig((3, 4, 30, 3), (384, 768, 1536, 3072), 1e-5)
+
+
+def hr_tower(slow: ConvNextConfig, image_size: int, fast: tuple[int, int, int, int]) -> HrConfig:
+    """A LLaVA-HR tower; `fast` is CLIP's width, width of its MLPs, layers and heads."""
+    clip = FastConfig(*fast, fast_image_size(image_size), 14, 1e-5, "quick_gelu", "patch")
+    return HrConfig(image_size, slow, clip, has_adapters=True, prepools=False)
+
+
+HR_L = hr_tower(CONVNEXT_L, 1024, (1024, 4096, 24, 16))
+HR_XXL = hr_tower(CONVNEXT_XXL, 1024, (1024, 4096, 24, 16))
+TINY_HR = hr_tower(ConvNextConfig((1, 1, 2, 1), (16, 32, 48, 64), 1e-6), 768, (64, 128, 4, 4))
+
 SHAPES = {
     "tiny": Shape(128, 352, 8, 4, 2, 512, (1, 3, 5), TINY_TOWER),
     "llava-1b": Shape(2048, 5632, 22, 32, 4, 32064, (5, 11, 17), CLIP_L_336),
     "llava-1.5-7b": Shape(4096, 11008, 32, 32, 32, 32064, (7, 15, 23), CLIP_L_336),
     "llava-1.5-13b": Shape(5120, 13824, 40, 40, 40, 32064, (9, 19, 29), CLIP_L_336),
+    "tiny-hr": Shape(128, 352, 8, 4, 2, 512, (1, 3, 5), TINY_HR),
+    "llava-hr-1b": Shape(2048, 5632, 22, 32, 4, 32064, (5, 11, 17), HR_L),
+    "llava-hr-7b": Shape(4096, 11008, 32, 32, 32, 32064, (7, 15, 23), HR_L),
+    "llava-hr-x-13b": Shape(5120, 13824, 40, 40, 40, 32064, (9, 19, 29), HR_XXL),
 }
 
 

@@ -48,7 +48,7 @@ def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], lim
             "flops_to_dense": row.flops / (dense * row.batch),
             "kv_bytes": kv_bytes,
             **{name: samples.to_json() for name, samples in row.samples.items()},
-            "ratios": ratios(row, rows, limits, step_bytes),
+            "ratios": ratios(model, row, rows, limits, step_bytes),
         }
         result["rows"].append(entry)
     return result
@@ -66,7 +66,7 @@ SAME_ROUTE: dict[str, tuple[str, ...]] = {
 """Subject -> the subjects that it is compared with on the same routes."""
 
 
-def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[str, Any]:
+def ratios(model: ModelConfig, row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[str, Any]:
     """Speed relative to the other rows of the same batch and to the limits; above 1 is faster."""
     found: dict[str, Any] = {}
     for other in rows:
@@ -87,7 +87,15 @@ def ratios(row: Row, rows: list[Row], limits: Row, step_bytes: float) -> dict[st
         }
         if other.subject == row.subject:  # the share of saved FLOPs that becomes saved time
             saving = Samples([value * row.flops / other.flops for value in found[name]["prefill"]["samples"]])
-            found["flop saving realised"] = {"prefill": saving.to_json()}
+            vision = flops.vision_flops(model) * row.batch
+            whole = [
+                value * (row.flops + vision) / (other.flops + vision)
+                for value in found[name]["time_to_first_token"]["samples"]
+            ]
+            found["flop saving realised"] = {
+                "prefill": saving.to_json(),
+                "time_to_first_token": Samples(whole).to_json(),
+            }
     fastest = limits.samples["gemm_flops_per_second"], limits.samples["read_bytes_per_second"]
     found["gemm limit"] = {"prefill": paired_ratio(row.samples["prefill_flops_per_second"], fastest[0]).to_json()}
     least = Samples([step_bytes / rate for rate in fastest[1].values])

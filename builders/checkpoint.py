@@ -94,6 +94,11 @@ def _find_shards(path: Path) -> tuple[list[Path], dict[str, str]]:
             return files, {}
     if any(path.glob("adapter_model.*")):
         raise CheckpointError(f"{path}: holds a LoRA adapter only: merge it into its base model first")
+    if (path / "mm_projector.bin").is_file():
+        raise CheckpointError(
+            f"{path}: holds a projector only (mm_projector.bin, the result of stage-1 pretraining), neither a decoder "
+            "nor vision towers: expected the checkpoint of the whole model"
+        )
     raise CheckpointError(f"{path}: no weights: expected *.safetensors or pytorch_model*.bin")
 
 

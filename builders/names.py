@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.config import ModelConfig, VisionConfig
 from dpn_rt.model import decoder_weights as decoder
 from dpn_rt.model.reduction import pooling_config as pooling
 from dpn_rt.model.vision.clip import names as clip
+from dpn_rt.model.vision.hr import names as hr
+from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.projector import PROJECTOR_MODULES
 
 Modules = dict[str, tuple[str, ...]]
@@ -59,6 +61,28 @@ CLIP_LAYER: Modules = {
     clip.FC2: ("mlp.fc2",),
 }
 
+HR_FAST, HR_SLOW = "fast_vision_tower.vision_tower.vision_model.", "slow_vision_tower.vision_tower."
+"""Prefixes of LLaVA-HR's two paths, below that of its tower."""
+HR_STEM: Modules = {hr.STEM: ("stem.0",), hr.STEM_NORM: ("stem.1",)}
+HR_DOWNSAMPLE: Modules = {hr.DOWNSAMPLE_NORM: ("downsample.0",), hr.DOWNSAMPLE: ("downsample.1",)}
+HR_BLOCK: Modules = {
+    hr.DEPTHWISE: ("conv_dw",),
+    hr.NORM: ("norm",),
+    hr.FC1: ("mlp.fc1",),
+    hr.FC2: ("mlp.fc2",),
+}
+HR_ADAPTERS, HR_MIX = "align_stages_latent", "align_stages.0"
+HR_ADAPTER: Modules = {
+    hr.SLOW_CONV: ("slow_conv",),
+    hr.SLOW_PROJ: ("slow_proj",),
+    hr.FAST_CONV: ("fast_conv",),
+    hr.FAST_PROJ: ("fast_proj",),
+    hr.GATE_HIDDEN: ("gate.0",),
+    hr.GATE: ("gate.2",),
+}
+SUFFIXES = {hr.LAYER_SCALE: "weight"}
+"""Published suffixes of weights that have another in an engine."""
+
 TENSORRT_LLM_LAYERS = "transformer.layers"
 TENSORRT_LLM_LAYER: Modules = {
     decoder.INPUT_NORM: ("input_layernorm",),
@@ -92,20 +116,18 @@ def original_names(projector_type: str) -> LayoutNames:
     return LayoutNames(prefix, "lm_head", projector, f"{prefix}{ORIGINAL_PROJECTORS['linear'][0]}.")
 
 
-def published_modules(model: ModelConfig, names: LayoutNames, tower_prefix: str) -> Modules:
+def published_modules(model: ModelConfig, names: LayoutNames, tower: Modules) -> Modules:
     """Canonical module -> published modules, for every module of a checkpoint.
 
     Args:
         names: of the checkpoint's layout.
-        tower_prefix: of the vision tower's modules.
+        tower: the vision tower's modules; none without a tower.
     """
     modules = llama_modules(model.decoder.num_layers, names.decoder, names.lm_head)
     if isinstance(model.reduction, pooling.PoolingConfig):
         modules |= pooling_modules(model.reduction, names.decoder)
     modules |= {module: (published,) for module, published in zip(PROJECTOR_MODULES, names.projector, strict=False)}
-    if model.vision is not None:
-        modules |= clip_modules(model.vision.num_layers, tower_prefix)
-    return modules
+    return modules | tower
 
 
 def llama_modules(num_layers: int, prefix: str, lm_head: str) -> Modules:
@@ -126,6 +148,39 @@ def pooling_modules(config: pooling.PoolingConfig, prefix: str) -> Modules:
         modules |= {pooling.router_module(index, part): router[part] for part in ROUTER_PARTS}
         for expert in range(boundary.num_experts):
             modules[pooling.expert_module(index, expert)] = (f"{layer}{EXPERTS}.{expert}",)
+    return modules
+
+
+def tower_modules(vision: VisionConfig, prefix: str) -> Modules:
+    """The modules of a vision tower under `prefix`."""
+    if isinstance(vision, HrConfig):
+        return hr_modules(vision, prefix)
+    return clip_modules(vision.num_layers, prefix)
+
+
+def hr_modules(config: HrConfig, prefix: str, trunk: str = "") -> Modules:
+    """The modules of a LLaVA-HR tower under `prefix`.
+
+    Args:
+        trunk: further prefix of the slow path's names.
+    """
+    slow = f"{prefix}{HR_SLOW}{trunk}"
+    modules = clip_modules(config.fast.num_layers, f"{prefix}{HR_FAST}") | _at(slow, HR_STEM)
+    for stage, depth in enumerate(config.slow.depths):
+        of_stage = f"{slow}stages.{stage}."
+        if stage > 0:
+            published = _at(of_stage, HR_DOWNSAMPLE)
+            modules |= {hr.stage_module(stage, part): published[part] for part in HR_DOWNSAMPLE}
+        for block in range(depth):
+            module = f"{of_stage}blocks.{block}"
+            published = _at(f"{module}.", HR_BLOCK)
+            modules |= {hr.block_module(stage, block, part): published[part] for part in HR_BLOCK}
+            modules[hr.block_module(stage, block)] = (module,)
+    for adapter in range(config.num_adapters):
+        published = _at(f"{prefix}{HR_ADAPTERS}.{adapter}.", HR_ADAPTER)
+        modules |= {hr.adapter_module(adapter, part): published[part] for part in HR_ADAPTER}
+    for part in (hr.FAST_PROJ, hr.SLOW_PROJ):
+        modules[hr.mix_module(part)] = (f"{prefix}{HR_MIX}.{part}",)
     return modules
 
 
@@ -160,11 +215,18 @@ def tensorrt_llm_modules(layers: range, head: str | None) -> Modules:
     return modules
 
 
-def weight_names(weights: Iterable[str], modules: Mapping[str, tuple[str, ...]]) -> NameMap:
-    """Published names of canonical weights. A module that is not in `modules` has the same name in both."""
+def weight_names(
+    weights: Iterable[str], modules: Mapping[str, tuple[str, ...]], suffixes: Mapping[str, str] = SUFFIXES
+) -> NameMap:
+    """Published names of canonical weights. A module that is not in `modules` has the same name in both.
+
+    Args:
+        suffixes: published suffixes of weights that have another in an engine.
+    """
     names: NameMap = {}
     for weight in weights:
         module, _, suffix = weight.rpartition(".")
+        suffix = suffixes.get(suffix, suffix)
         names[weight] = tuple(f"{published}.{suffix}" for published in modules.get(module, (module,)))
     return names
 

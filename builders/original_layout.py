@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import cast
 
 from dpn_rt.builders.checkpoint import Checkpoint
+from dpn_rt.builders.hr_tower import find_hr_tower, is_hr
 from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, projector_config
 from dpn_rt.builders.llama_config import decoder_config
 from dpn_rt.builders.names import ORIGINAL_PROJECTORS, original_names
-from dpn_rt.builders.pooling_config import reduction_config
+from dpn_rt.builders.pooling_config import prepooling, reduction_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
-from dpn_rt.errors import ConfigError
+from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.format.config import AspectRatio
 from dpn_rt.model.vision.projector import ProjectorType
 
@@ -26,10 +27,7 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
         CheckpointError, ConfigError: see `find_tower`, `decoder_config` and `reduction_config`.
     """
     _check_model_type(config)
-    feature = choice_of(config, "mm_vision_select_feature", ("patch", "cls_patch"), "patch")
-    select_layer = value_of(config, "mm_vision_select_layer", int, -2)
-    directory = tower_directory or _local_tower(checkpoint.path, config)
-    tower = find_tower(checkpoint, object_of(config, "vision_config"), directory, select_layer, feature, note)
+    tower = _tower(checkpoint, config, tower_directory, note)
     kind = cast(ProjectorType, _projector_type(checkpoint, config, tower))
     names = original_names(kind)
     _check_tower_width(config, tower)
@@ -44,7 +42,7 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
         kind="original",
         names=names,
         decoder=decoder_config(config, tie_word_embeddings=tied, sizes_may_be_absent=False),
-        reduction=reduction_config(config),
+        reduction=reduction_config(config, may_prepool=is_hr(config)),
         tower=tower,
         projector=projector_config(kind, names, checkpoint.tensors, tower),
         image_aspect_ratio=_aspect_ratio(config),
@@ -52,6 +50,20 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
         image_token_id=None,
         router_token_id=None if router is None else value_of(config, "router_token_id", int),
     )
+
+
+def _tower(checkpoint: Checkpoint, config: Json, directory: Path | None, note: Note) -> VisionTower | None:
+    """The vision tower; `directory` is one that the user named."""
+    if is_hr(config):
+        if directory is not None:
+            raise CheckpointError(
+                f"--vision-tower {directory}: a LLaVA-HR checkpoint holds its own tower, expected no directory"
+            )
+        return find_hr_tower(checkpoint, config, prepools=prepooling(config), note=note)
+    feature = choice_of(config, "mm_vision_select_feature", ("patch", "cls_patch"), "patch")
+    select_layer = value_of(config, "mm_vision_select_layer", int, -2)
+    directory = directory or _local_tower(checkpoint.path, config)
+    return find_tower(checkpoint, object_of(config, "vision_config"), directory, select_layer, feature, note)
 
 
 def _check_model_type(config: Json) -> None:

@@ -19,8 +19,21 @@ from dpn_rt.model.reduction.reduction import NoReduction
 Kernel = tuple[int, int]
 
 
-def reduction_config(values: Json) -> ReductionConfig:
+def prepooling(values: Json) -> bool:
+    """Whether visual features are averaged before the projector.
+
+    Raises:
+        ConfigError: the value is neither true nor false.
+    """
+    pooling = object_of(values, "pooling")
+    return pooling is not None and value_of(pooling, "prepooling", bool, False)
+
+
+def reduction_config(values: Json, *, may_prepool: bool = False) -> ReductionConfig:
     """The pooling of a checkpoint; without a `pooling` object the model is dense.
+
+    Args:
+        may_prepool: whether the vision tower can average features before the projector.
 
     Raises:
         ConfigError: a type, function, version or location is unknown, or a layer's kernels are invalid.
@@ -32,8 +45,8 @@ def reduction_config(values: Json) -> ReductionConfig:
     pooling_function = choice_of(pooling, "pooling_function", ("max", "avg", "conv"), "max")
     router_version = choice_of(pooling, "router_version", ("v1", "v2"), "v1")
     choice_of(pooling, "pooling_location", ("post",), "post")
-    if value_of(pooling, "prepooling", bool, False):
-        raise ConfigError(f"{name_of(pooling, 'prepooling')} is not supported, expected false")
+    if prepooling(values) and not may_prepool:
+        raise ConfigError(f"{name_of(pooling, 'prepooling')} is not supported without a LLaVA-HR tower, expected false")
     layers = pooling.get("pooling_layers")
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
         raise ConfigError(f"{name_of(pooling, 'pooling_layers')}: expected a list of objects, got {layers!r}")

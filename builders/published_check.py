@@ -8,6 +8,7 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.names import LLAMA_ROOTS, ROUTER
 from dpn_rt.builders.quantized.checkpoint import matrix_of
+from dpn_rt.builders.vision_tower import VisionTower
 from dpn_rt.builders.weight_sources import Part, WeightSource
 from dpn_rt.errors import CheckpointError
 
@@ -52,25 +53,33 @@ def _unused(checkpoint: Checkpoint, layout: Layout, used: set[str]) -> tuple[lis
     an output layer that is tied to the embedding, routers of a model with static or random pooling, and biases of
     quantised layers that are 0.
     """
-    model_weight = tuple(f"{layout.names.decoder}{root}." for root in LLAMA_ROOTS)
+    model_weight = (*(f"{layout.names.decoder}{root}." for root in LLAMA_ROOTS), layout.names.projector_prefix)
+    if layout.tower is not None and layout.tower.prefix:
+        model_weight += (layout.tower.prefix,)
     head = f"{layout.names.lm_head}.weight"
     unexpected, ignored = [], []
     for name in checkpoint.tensors:
         harmless = (
             name in used
             or name.endswith("rotary_emb.inv_freq")
-            or (layout.tower is not None and name.startswith(layout.tower.prefix) and layout.tower.prefix != "")
+            or _is_unused_in_tower(layout.tower, name)
             or (layout.decoder.tie_word_embeddings and name == head)
             or (f".{ROUTER}." in name and layout.reduction.layers and not layout.reduction.reads_router_rows)
             or _is_zero_bias(checkpoint, name)
         )
         if harmless:
             continue
-        if name.startswith(model_weight) or name.startswith(layout.names.projector_prefix) or name == head:
+        if name.startswith(model_weight) or name == head:
             unexpected.append(name)
         else:
             ignored.append(name)
     return unexpected, ignored
+
+
+def _is_unused_in_tower(tower: VisionTower | None, name: str) -> bool:
+    if tower is None or not tower.prefix or not name.startswith(tower.prefix):
+        return False
+    return tower.unused.fullmatch(name.removeprefix(tower.prefix)) is not None
 
 
 def _is_zero_bias(checkpoint: Checkpoint, name: str) -> bool:

@@ -1,18 +1,20 @@
-"""Finds a CLIP vision tower, in the checkpoint or in its own directory."""
+"""Finds a vision tower, in the checkpoint or in its own directory."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from dpn_rt.builders.arrangement import Arrangement
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.clip_config import clip_config, clip_values_from_shapes
 from dpn_rt.builders.json_values import Json, Section, object_of, read_json
-from dpn_rt.builders.names import clip_weight
+from dpn_rt.builders.names import SUFFIXES, Modules, clip_modules, clip_weight
 from dpn_rt.builders.quantized.checkpoint import open_checkpoint
 from dpn_rt.errors import CheckpointError
+from dpn_rt.format.config import VisionConfig
 from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.clip.config import ClipConfig
 
@@ -26,6 +28,15 @@ _OWN_WEIGHTS = (
 """Weights that only a CLIP vision tower has. The part of a name before one of these is the tower's prefix."""
 _ANY_LAYER = (re.escape(clip_weight(weight)).replace(r"\.0\.", r"\.\d+\.") for weight in _OWN_WEIGHTS)
 _TOWER_NAME = re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{'|'.join(_ANY_LAYER)})")
+_ANYTHING = re.compile(".*")
+
+
+@dataclass(frozen=True)
+class PublishedForm:
+    """A published tensor that is arranged in another way than the engine's."""
+
+    shape: tuple[int, ...]
+    arrangement: Arrangement
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,17 @@ class VisionTower:
 
     checkpoint: Checkpoint
     prefix: str
-    config: ClipConfig
-    directory: Path | None
+    """Of all names of the tower."""
+    config: VisionConfig
+    modules: Modules
+    """Canonical module -> published modules."""
+    forms: Mapping[str, PublishedForm]
+    """Canonical weight -> its published form, where that is not a matrix or vector of the same shape."""
+    suffixes: Mapping[str, str] = field(default_factory=lambda: SUFFIXES)
+    """See `weight_names`."""
+    unused: re.Pattern[str] = _ANYTHING
+    """What follows the prefix in names of weights that a tower may have and that do not run."""
+    directory: Path | None = None
     """The tower's own directory, where it has one."""
 
 
@@ -47,7 +67,7 @@ def find_tower(
     select_feature: str,
     note: Callable[[str], None],
 ) -> VisionTower | None:
-    """The vision tower of a checkpoint; None when there are no weights of one.
+    """The CLIP tower of a checkpoint; None when there are no weights of one.
 
     Weights in the checkpoint are preferred to those in `directory`, since they were trained with the decoder. The
     configuration is that of the directory, else `clip_values` (config.json's `vision_config`), else it is derived from
@@ -70,7 +90,15 @@ def find_tower(
         return None
     if clip_values is None:
         clip_values = clip_values_from_shapes(source.tensors, prefix, note)
-    return VisionTower(source, prefix, clip_config(clip_values, select_layer, select_feature), directory)
+    vision = clip_config(clip_values, select_layer, select_feature)
+    modules = clip_modules(vision.num_layers, prefix)
+    return VisionTower(source, prefix, vision, modules, clip_forms(vision), directory=directory)
+
+
+def clip_forms(vision: ClipConfig) -> dict[str, PublishedForm]:
+    """The patch embedding is published as a convolution."""
+    shape = (vision.hidden_size, 3, vision.patch_size, vision.patch_size)
+    return {f"{clip.PATCH_EMBEDDING}.weight": PublishedForm(shape, "rows")}
 
 
 def _own_config(directory: Path) -> Section:

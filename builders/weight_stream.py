@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from dpn_rt.builders.arrangement import arranged
 from dpn_rt.builders.quantized.checkpoint import matrix_of
 from dpn_rt.builders.weight_sources import WeightSource
 from dpn_rt.errors import CheckpointError
@@ -80,10 +81,7 @@ class WeightStream:
             tensor = part.checkpoint.read(part.name)
             self._digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
             self._digest.update(tensor_bytes(tensor))
-            if source.assembly == "taps":
-                tensor = tensor.flatten(1).t()  # [H, 1, kh, kw] -> [kh * kw, H]
-            elif len(spec.shape) == 2:
-                tensor = tensor.flatten(1)
+            tensor = arranged(tensor, source.arrangement, spec.shape)
             weight[row : row + tensor.shape[0]].copy_(tensor)
             row += tensor.shape[0]
         if not _is_finite(weight):

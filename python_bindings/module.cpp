@@ -9,6 +9,7 @@
 #include "core/parallel.h"
 #include "ops/activation/activation.h"
 #include "ops/attention/attention.h"
+#include "ops/convolution/depthwise_conv.h"
 #include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
 #include "ops/quantized/linear_int4.h"
@@ -75,6 +76,7 @@ void bind_ops(py::module_& m) {
   m.def("attention_decode", &dpn::attention_decode, release_gil());
   m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
   m.def("attention_extend", &dpn::attention_extend, release_gil());
+  m.def("depthwise_conv", &dpn::depthwise_conv, release_gil());
   m.def("kept_rows", &dpn::kept_rows, release_gil());
   m.def("last_row_scores", &dpn::last_row_scores, release_gil());
   m.def("last_row_scores_paged", &dpn::last_row_scores_paged, release_gil());

@@ -105,10 +105,12 @@ def test_the_decoder_sees_no_images() -> None:
 
 def test_few_files_name_an_encoder() -> None:
     """All others use the interface of encoders (`model/vision/encoder.py`), so a new encoder changes none of them."""
+    encoders = {path.parent.name for path in files("dpn_rt/model/vision/*/config.py")}
+    prefixes = tuple(f"dpn_rt.model.vision.{name}" for name in encoders)
     for path in product_files():
         relative = path.relative_to(ROOT)
-        names_one = any(name.startswith("dpn_rt.model.vision.clip") for name in imported_modules(path))
-        if not {"reference", "builders"} & set(relative.parts) and relative.parts[-2] != "clip":
+        names_one = any(name.startswith(prefixes) for name in imported_modules(path))
+        if not {"reference", "builders"} & set(relative.parts) and relative.parts[-2] not in encoders:
             assert names_one == (str(relative) == "dpn_rt/format/config.py"), path
 
 

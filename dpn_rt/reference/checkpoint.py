@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
-from dpn_rt.builders.names import original_names, published_modules, weight_names
+from dpn_rt.builders.hr_tower import FAMILIES
+from dpn_rt.builders.names import original_names, published_modules, tower_modules, weight_names
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
+from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.reference import hf_modules
 from dpn_rt.reference.boundary import Boundary
+from dpn_rt.reference.hr import HrTower
 
 if TYPE_CHECKING:
     from dpn_rt.reference.modules import EagerModules
@@ -33,6 +35,7 @@ TOWER_KEYS = (
     "layer_norm_eps",
     "hidden_act",
 )
+HR_PREFIX = "model.vision_tower."
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 
@@ -67,17 +70,40 @@ def original_weights(model: EagerModules) -> Iterator[tuple[str, torch.Tensor]]:
     """(published name, tensor) of every parameter of `model`."""
     projector = model.config.projector
     names = original_names("linear" if projector is None else projector.type)
-    published = weight_names(weight_spec(model.config), published_modules(model.config, names, TOWER_PREFIX))
+    vision = model.config.vision
+    prefix = HR_PREFIX if isinstance(vision, HrConfig) else TOWER_PREFIX
+    tower = {} if vision is None else tower_modules(vision, prefix)
+    published = weight_names(weight_spec(model.config), published_modules(model.config, names, tower))
     renamed = {
         own: theirs
         for canonical, parameters in model.name_map().items()
         for own, theirs in zip(parameters, published[canonical], strict=True)
     }
-    if model.vision is not None:  # LLaVA does not use the output of the tower's last norm, so no engine has that norm
-        for name, _ in cast(nn.Module, hf_modules.clip_core(model.vision)).named_parameters():
-            renamed.setdefault(f"vision.{hf_modules.clip_prefix(model.vision)}{name}", TOWER_PREFIX + name)
+    renamed |= _unused_names(model)
     for name, tensor in model.named_parameters():
-        yield renamed[name], tensor
+        yield renamed[name], _with_class_row(tensor) if _is_hr_grid(model, name) else tensor
+
+
+def _unused_names(model: EagerModules) -> dict[str, str]:
+    """Own and published names of the tower's weights that no engine has, since they do not run."""
+    if isinstance(model.vision, HrTower):
+        names = model.vision.published_names().items()
+        unused = ("class_embedding", "post_layernorm.weight", "post_layernorm.bias")
+        return {f"vision.{own}": HR_PREFIX + published for own, published in names if own.endswith(unused)}
+    if model.vision is None:
+        return {}
+    prefix = f"vision.{hf_modules.clip_prefix(model.vision)}"
+    norm = ("post_layernorm.weight", "post_layernorm.bias")
+    return {prefix + name: TOWER_PREFIX + name for name in norm}
+
+
+def _is_hr_grid(model: EagerModules, name: str) -> bool:
+    return isinstance(model.vision, HrTower) and name.endswith("position_embedding.weight")
+
+
+def _with_class_row(positions: torch.Tensor) -> torch.Tensor:
+    """Published position embeddings begin with the class token's, which LLaVA-HR does not use."""
+    return torch.cat((positions.new_zeros(1, positions.shape[1]), positions))
 
 
 def original_config(model: EagerModules) -> dict[str, Any]:
@@ -119,7 +145,9 @@ def original_config(model: EagerModules) -> dict[str, Any]:
         result["router_token_id"] = prompt.router_token_id
     if config.projector is not None:
         result |= {"mm_projector_type": config.projector.type, "mm_hidden_size": config.projector.input_size}
-    if config.vision is not None:
+    if isinstance(config.vision, HrConfig):
+        result |= _hr_config(config.vision)
+    elif config.vision is not None:
         tower = hf_modules.clip_config(config.vision).to_dict()
         result |= {
             "mm_vision_tower": "vision_config",
@@ -130,6 +158,20 @@ def original_config(model: EagerModules) -> dict[str, Any]:
     if isinstance(config.reduction, PoolingConfig):
         result["pooling"] = _pooling(model, config.reduction)
     return result
+
+
+def _hr_config(vision: HrConfig) -> dict[str, Any]:
+    """LLaVA-HR's keys. The fast path's position embeddings are written for its own grid."""
+    tower = hf_modules.clip_config(vision.fast).to_dict()
+    is_large = vision.slow.layer_norm_eps == FAMILIES["convnext_large"].layer_norm_eps
+    return {
+        "is_multipath_encoder": True,
+        "vision_tower_slow": "convnext_large" if is_large else "convnext_xxlarge",
+        "input_image_size": vision.image_size,
+        "freeze_vision": not vision.has_adapters,
+        "mm_vision_tower": "vision_config",
+        "vision_config": {key: tower[key] for key in TOWER_KEYS},
+    }
 
 
 def _pooling(model: EagerModules, pooling: PoolingConfig) -> dict[str, Any]:
@@ -143,7 +185,7 @@ def _pooling(model: EagerModules, pooling: PoolingConfig) -> dict[str, Any]:
         "pooling_layers": layers,
         "pooling_function": pooling.pooling_function,
         "pooling_location": "post",
-        "prepooling": False,
+        "prepooling": isinstance(model.config.vision, HrConfig) and model.config.vision.prepools,
         "use_special_token": pooling.use_router_token,
         "detach_cls_token_to_predict": any(cast(Boundary, b).detach_router_input for b in model.boundaries),
         "router_version": pooling.router_version,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -77,6 +77,13 @@ def clip_prefix(tower: CLIPVisionModel) -> str:
 def clip_core(tower: CLIPVisionModel) -> Any:
     """The module that holds `embeddings`, `pre_layrnorm`, `encoder` and `post_layernorm`."""
     return getattr(tower, "vision_model", tower)
+
+
+def run_clip_layer(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """One layer of a tower on [num_images, num_rows, hidden_size]; transformers 4 has more arguments and a tuple."""
+    masks = [name for name in inspect.signature(layer.forward).parameters if name.endswith("attention_mask")]
+    output: Any = layer(hidden, **dict.fromkeys(masks))
+    return cast(torch.Tensor, output[0] if isinstance(output, tuple) else output)
 
 
 def checkpoint_activations(model: Any, options: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from transformers import DynamicCache
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.model.reduction.grid import Grid
+from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.reference import training
+from dpn_rt.reference.hr import HrTower
 from dpn_rt.reference.modules import EagerModules
 from dpn_rt.reference.outputs import EagerGeneration, EagerOutput
 from dpn_rt.reference.prompt import Route, as_token_list, check_image_embeds, check_route, layout_prompt
@@ -62,8 +64,12 @@ class EagerDpn(EagerModules):
         expected = (1, 3, vision.image_size, vision.image_size)
         if tuple(pixels.shape) != expected:
             raise ImageError(f"pixel_values: expected shape {expected}, got {tuple(pixel_values.shape)}")
-        features = self.vision(pixels.to(self.device, self.vision.dtype)).last_hidden_state[0]
-        features = features[1:] if vision.select_feature == "patch" else features
+        if isinstance(self.vision, HrTower):
+            features = self.vision(pixels.to(self.device))[0]  # it scales the pixels before they are rounded
+        else:
+            assert isinstance(vision, ClipConfig)
+            features = self.vision(pixels.to(self.device, self.vision.dtype)).last_hidden_state[0]
+            features = features[1:] if vision.select_feature == "patch" else features
         return cast(torch.Tensor, features if self.projector is None else self.projector(features))
 
     def embed(
@@ -246,6 +252,7 @@ class EagerDpn(EagerModules):
             if IMAGE_PLACEHOLDER_ID not in as_token_list(input_ids):
                 raise ImageError(f"an image was given, but the prompt has no image placeholder {IMAGE_PLACEHOLDER_ID}")
             image_embeds = self.encode_image(pixel_values)
-            if self.config.vision is not None and self.config.vision.select_feature == "patch":
-                image_grid = self.config.vision.grid
+            vision = self.config.vision
+            if vision is not None and vision.grid[0] * vision.grid[1] == len(image_embeds):  # no class row
+                image_grid = vision.grid
         return self.embed(input_ids, image_embeds, image_grid)

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 from transformers import CLIPVisionModel, LlamaModel
 
-from dpn_rt.builders.names import NameMap, clip_modules, llama_modules, weight_names
-from dpn_rt.format.config import ModelConfig
+from dpn_rt.builders.names import NameMap, llama_modules, tower_modules, weight_names
+from dpn_rt.format.config import ModelConfig, VisionConfig
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
+from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.reference import hf_modules, weights
 from dpn_rt.reference.boundary import Boundary
+from dpn_rt.reference.hr import HrTower
 from dpn_rt.reference.open_config import OpenConfig
 from dpn_rt.schema.weights import DType
 
@@ -29,7 +31,7 @@ class EagerModules(nn.Module):
     """The modules of a DPN or dense LLaVA model; `EagerDpn` runs them.
 
     `language_model` (LlamaModel), `lm_head`, `boundaries[b].router|experts`, `projector`, `vision` (CLIPVisionModel,
-    cut after the layer that is used).
+    cut after the layer that is used, or HrTower).
 
     Args:
         config: the model. Weights are random until they are loaded.
@@ -53,7 +55,7 @@ class EagerModules(nn.Module):
             for each in config.reduction.boundaries:
                 self.boundaries.append(Boundary(each, config.reduction, decoder.hidden_size))
         self.projector = None if config.projector is None else _projector(config.projector, decoder.hidden_size)
-        self.vision = None if config.vision is None else CLIPVisionModel(hf_modules.clip_config(config.vision))
+        self.vision = None if config.vision is None else _tower(config.vision)
         self.stages = config.stage_layers
         self.to(dtype or getattr(torch, config.dtype))
         for boundary in self.boundaries:
@@ -126,7 +128,9 @@ class EagerModules(nn.Module):
         with torch.device("meta"):
             model = cls(config, dtype)
         hf_modules.restore_llama_buffers(model.language_model)
-        if model.vision is not None:
+        if isinstance(model.vision, HrTower):
+            model.vision.restore_unused()
+        elif model.vision is not None:
             hf_modules.restore_clip_buffers(model.vision)
         weights.load_canonical(model, model.name_map(), pairs, copy)
         if config.decoder.tie_word_embeddings:
@@ -141,7 +145,8 @@ class EagerModules(nn.Module):
         """
         hf_modules.checkpoint_activations(self.language_model, options)
         if self.vision is not None:
-            hf_modules.checkpoint_activations(self.vision, options)
+            clip = self.vision.clip if isinstance(self.vision, HrTower) else self.vision
+            hf_modules.checkpoint_activations(clip, options)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """`activation_checkpointing_enable`, as older transformers' Trainer calls it."""
@@ -153,8 +158,12 @@ class EagerModules(nn.Module):
         Routers, experts and projector have canonical names.
         """
         modules = llama_modules(self.config.decoder.num_layers, "language_model.", "lm_head")
+        if isinstance(self.vision, HrTower):
+            names = weight_names(weight_spec(self.config), modules | tower_modules(self.vision.config, ""))
+            own = {published: f"vision.{name}" for name, published in self.vision.published_names().items()}
+            return {canonical: tuple(own.get(part, part) for part in parts) for canonical, parts in names.items()}
         if self.vision is not None and self.config.vision is not None:
-            modules |= clip_modules(self.config.vision.num_layers, f"vision.{hf_modules.clip_prefix(self.vision)}")
+            modules |= tower_modules(self.config.vision, f"vision.{hf_modules.clip_prefix(self.vision)}")
         return weight_names(weight_spec(self.config), modules)
 
     def canonical_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -174,6 +183,10 @@ class EagerModules(nn.Module):
         from dpn_rt.reference.checkpoint import write_checkpoint
 
         write_checkpoint(self, Path(path), [Path(file) for file in extra_files])
+
+
+def _tower(config: VisionConfig) -> CLIPVisionModel | HrTower:
+    return HrTower(config) if isinstance(config, HrConfig) else CLIPVisionModel(hf_modules.clip_config(config))
 
 
 def _projector(config: ProjectorConfig, hidden_size: int) -> nn.Sequential:

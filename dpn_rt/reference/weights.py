@@ -12,6 +12,7 @@ from dpn_rt.builders.names import NameMap
 from dpn_rt.errors import CheckpointError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.model.vision.hr.names import is_strided
 
 
 def load_canonical(model: nn.Module, names: NameMap, weights: Iterable[tuple[str, torch.Tensor]], copy: bool) -> None:
@@ -33,11 +34,11 @@ def load_canonical(model: nn.Module, names: NameMap, weights: Iterable[tuple[str
             problems.append(f"{name} is not a weight of this model")
             continue
         parts = [model.get_parameter(part) for part in names[name]]
-        if list(tensor.shape) != _canonical_shape(parts):
-            problems.append(f"{name} has shape {list(tensor.shape)}, expected {_canonical_shape(parts)}")
+        if list(tensor.shape) != _canonical_shape(name, parts):
+            problems.append(f"{name} has shape {list(tensor.shape)}, expected {_canonical_shape(name, parts)}")
             continue
         if len(parts) == 1:
-            _assign(model, names[name][0], _to_parameter_shape(tensor, parts[0]), copy)
+            _assign(model, names[name][0], _to_parameter_shape(name, tensor, parts[0]), copy)
             continue
         for part, rows in zip(names[name], torch.split(tensor, [part.shape[0] for part in parts]), strict=True):
             _assign(model, part, rows, copy)
@@ -74,28 +75,38 @@ def canonical_weights(model: nn.Module, names: NameMap, config: ModelConfig) -> 
     """
     for name, spec in weight_spec(config).items():
         parts = [model.get_parameter(source).detach() for source in names[name]]
-        tensor = torch.cat(parts) if len(parts) > 1 else _to_canonical_shape(parts[0])
+        tensor = torch.cat(parts) if len(parts) > 1 else _to_canonical_shape(name, parts[0])
         yield name, tensor.to(spec.dtype).contiguous()
 
 
-def _is_expert(parameter: torch.Tensor) -> bool:
+def _is_depthwise(parameter: torch.Tensor) -> bool:
     return parameter.dim() == 4 and parameter.shape[1] == 1
 
 
-def _to_canonical_shape(parameter: torch.Tensor) -> torch.Tensor:
-    if _is_expert(parameter):  # [H, 1, kh, kw] -> [kh * kw, H]
+def _has_pixels(name: str) -> bool:
+    """Whether a canonical weight is a convolution whose columns are pixels of all channels."""
+    return is_strided(name.rpartition(".")[0]) and name.endswith(".weight")
+
+
+def _to_canonical_shape(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    if _is_depthwise(parameter):  # [H, 1, kh, kw] -> [kh * kw, H]
         return parameter.flatten(1).t()
+    if _has_pixels(name):  # [out, in, kh, kw] -> [out, kh * kw * in]
+        return parameter.permute(0, 2, 3, 1).flatten(1)
     return parameter.flatten(1) if parameter.dim() == 4 else parameter
 
 
-def _to_parameter_shape(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    if _is_expert(parameter):
+def _to_parameter_shape(name: str, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    if _is_depthwise(parameter):
         tensor = tensor.t().contiguous()
+    if _has_pixels(name):
+        out, channels, height, width = parameter.shape
+        return tensor.view(out, height, width, channels).permute(0, 3, 1, 2).contiguous()
     return tensor.reshape(parameter.shape)
 
 
-def _canonical_shape(parts: list[nn.Parameter]) -> list[int]:
-    shape = list(_to_canonical_shape(parts[0]).shape)
+def _canonical_shape(name: str, parts: list[nn.Parameter]) -> list[int]:
+    shape = list(_to_canonical_shape(name, parts[0]).shape)
     return shape if len(parts) == 1 else [sum(part.shape[0] for part in parts), *shape[1:]]
 
 

@@ -14,6 +14,7 @@ from dpn_rt.builders.names import (
     original_names,
     published_modules,
     tensorrt_llm_modules,
+    tower_modules,
     weight_names,
 )
 from dpn_rt.format.config import ModelConfig
@@ -36,13 +37,13 @@ TOWER = "vision_tower.vision_model."
 
 
 def published(model: ModelConfig, layout: LayoutNames) -> NameMap:
-    return weight_names(weight_spec(model), published_modules(model, layout, TOWER))
+    return weight_names(weight_spec(model), published_modules(model, layout, tower_modules(model.vision, TOWER)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_every_weight_has_published_names_of_its_own(model: ModelConfig, layout: LayoutNames) -> None:
-    spec, modules = weight_spec(model), published_modules(model, layout, TOWER)
+    spec, modules = weight_spec(model), published_modules(model, layout, tower_modules(model.vision, TOWER))
     assert {name.rpartition(".")[0] for name in spec} <= modules.keys()
     names = published(model, layout)
     assert names.keys() == spec.keys()

@@ -106,7 +106,8 @@ class ClipConfig:
     def weight_specs(self, dtype: torch.dtype) -> NamedSpecs:
         """All in `dtype`, in the order of the file."""
         hidden = self.hidden_size
-        yield names.CLASS_EMBEDDING, WeightSpec((hidden,), dtype)
+        if self.num_prefix_rows:
+            yield names.CLASS_EMBEDDING, WeightSpec((hidden,), dtype)
         yield from linear_specs(names.PATCH_EMBEDDING, hidden, 3 * self.patch_size**2, dtype, bias=False)
         yield f"{names.POSITION_EMBEDDING}.weight", WeightSpec((self.num_rows, hidden), dtype)
         yield from _norm_specs(names.PRE_NORM, hidden, dtype)

@@ -67,10 +67,12 @@ class ClipTower:
         self._config = config
         self._patch_embedding = load_linear(weights, names.PATCH_EMBEDDING, prepack=False)
         positions = weights[f"{names.POSITION_EMBEDDING}.weight"]
-        self._prefix_rows = weights[names.CLASS_EMBEDDING] + positions[: config.num_prefix_rows]
+        self._prefix_rows = positions[: config.num_prefix_rows]
+        if config.num_prefix_rows:
+            self._prefix_rows = weights[names.CLASS_EMBEDDING] + self._prefix_rows
         self._patch_positions = positions[config.num_prefix_rows :]
         self._pre_norm = load_norm(weights, names.PRE_NORM)
-        self._layers = [
+        self.layers = [
             load_layer(weights, f"{names.LAYERS}.{index}", prepack=prepack) for index in range(config.num_layers)
         ]
 
@@ -84,14 +86,21 @@ class ClipTower:
             `[num_images, num_visual_tokens, hidden_size]` in the engine's dtype.
         """
         config, num_images = self._config, pixel_values.shape[0]
-        x = ops.layer_norm(self._embed(pixel_values), *self._pre_norm, config.layer_norm_eps)
+        x = self.embed(pixel_values)
         num_rows = x.shape[0]
         cu_seqlens = torch.arange(0, num_rows + 1, config.num_rows, dtype=torch.int32, device=x.device)
-        hidden = run_layers(self._layers, x, cu_seqlens, config).view(num_images, config.num_rows, -1)
+        hidden = run_layers(self.layers, x, cu_seqlens, config).view(num_images, config.num_rows, -1)
         return hidden[:, config.num_dropped_rows :]
 
-    def _embed(self, pixel_values: Tensor) -> Tensor:
-        """Prefix rows and patch rows of every image, with positions: `[num_images * num_rows, hidden_size]`."""
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Hidden states before the first layer.
+
+        Args:
+            pixel_values: `[num_images, 3, image_size, image_size]`, any float dtype.
+
+        Returns:
+            `[num_images * num_rows, hidden_size]` rows of every image, prefix rows first, with positions, normalised.
+        """
         size, dtype = self._config.patch_size, self._prefix_rows.dtype
         height, width = self._config.grid
         cropped = pixel_values[:, :, : height * size, : width * size].to(dtype)
@@ -99,7 +108,8 @@ class ClipTower:
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size**2)
         embedded = self._patch_embedding(patches).view(len(pixel_values), height * width, -1)
         prefix_rows = self._prefix_rows.expand(len(pixel_values), -1, -1)
-        return torch.cat((prefix_rows, embedded + self._patch_positions), dim=1).flatten(0, 1)
+        x = torch.cat((prefix_rows, embedded + self._patch_positions), dim=1).flatten(0, 1)
+        return ops.layer_norm(x, *self._pre_norm, self._config.layer_norm_eps, out=x)
 
 
 def load_layer(weights: Mapping[str, Tensor], prefix: str, *, prepack: bool) -> ClipLayer:
