@@ -24,8 +24,11 @@ ISAS: dict[str, tuple[str, ...]] = {
     "portable": (), "avx2": (), "avx512": (), "avx512_vnni": QUANTIZED, "avx512_bf16": (),
     "amx": (*QUANTIZED, *ATTENTION),
 }  # fmt: skip
-# Other files have kernels that use no instruction of AVX-512 by name, only the compiler's vectors.
-EMULATED = (*QUANTIZED, *ATTENTION, "test_attention_decode.py", "test_linear.py", "test_last_row_scores.py")
+# Of an instruction set with all kernels. Other files have kernels that use no instruction of AVX-512 by name, only the
+# compiler's vectors; test_attention.py takes minutes, and extending a prefill is the same kernel.
+EMULATED = (
+    *QUANTIZED, "test_attention_extend.py", "test_attention_decode.py", "test_linear.py", "test_last_row_scores.py",
+)  # fmt: skip
 OTHERS = [
     pytest.param(isa, marks=pytest.mark.skipif(isa not in ops.available_cpu_isas(), reason=UNSUPPORTED_BY_CPU))
     for isa in ISAS
