@@ -46,7 +46,8 @@ macro(dpn_add_avx512_variant name sources)
   dpn_add_cpu_variant(${name} 16 "${sources}" ${flags})
 endmacro()
 
-dpn_add_cpu_variant(portable 4 "${cpu_kernel_sources}")
+# No test runs the portable kernels of an emulated build.
+dpn_add_cpu_variant(portable 4 "${cpu_kernel_sources}" $<$<BOOL:${DPN_RT_EMULATED_CPU}>:-O0>)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   check_cxx_compiler_flag("-march=x86-64-v3" DPN_COMPILER_HAS_V3)
   check_cxx_compiler_flag("-march=x86-64-v4 -mavx512vnni" DPN_COMPILER_HAS_V4)
