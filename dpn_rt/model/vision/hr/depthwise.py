@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +17,7 @@ class Depthwise:
     def __init__(self, weights: Mapping[str, Tensor], module: str) -> None:
         """Takes `weight` `[49, channels]` and `bias` `[channels]` of a module."""
         self.taps, self.bias = weights[f"{module}.weight"], weights[f"{module}.bias"]
-        self._convolve = ops.depthwise_conv
+        self._convolve: Callable[[Tensor, Tensor, Tensor], Tensor] = ops.depthwise_conv
         if not self.taps.is_cpu:
             self.use_torch()
 
