@@ -30,8 +30,8 @@ struct RowRing {
 // Channels `channel` to `channel` + `count` of an image.
 template <class T>
 struct Channels {
-  const T* x;         // first pixel of the image
-  T* out;             // first pixel of the image
+  const T* x;  // first pixel of the image
+  T* out;      // first pixel of the image
   std::int64_t height;
   std::int64_t width;
   std::int64_t stride;  // channels of a pixel
@@ -119,8 +119,8 @@ void compute_band(const DepthwiseConvParams& p, std::int64_t image, std::int64_t
   VecF bias[kVectors];
   for (int v = 0; v < kVectors; ++v) bias[v] = load(widened_bias + v * kWidth);
   const std::int64_t offset = image * p.height * p.width * p.channels + channel;
-  const Channels<T> c{static_cast<const T*>(p.x) + offset, static_cast<T*>(p.out) + offset, p.height, p.width,
-                      p.channels, count};
+  const Channels<T> c{
+      static_cast<const T*>(p.x) + offset, static_cast<T*>(p.out) + offset, p.height, p.width, p.channels, count};
   const RowRing ring{scratch, depthwise_row_pixels(p.width) * kGroup};
   std::memset(scratch, 0, static_cast<std::size_t>(kSide * ring.row_size) * sizeof(float));
   for (std::int64_t y = begin - kBorder; y < begin + kBorder; ++y) fill_row(c, y, ring);

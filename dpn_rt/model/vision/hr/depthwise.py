@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from torch.nn import functional
@@ -16,15 +16,22 @@ class Depthwise:
 
     def __init__(self, weights: Mapping[str, Tensor], module: str) -> None:
         """Takes `weight` `[49, channels]` and `bias` `[channels]` of a module."""
-        self._taps, self._bias = weights[f"{module}.weight"], weights[f"{module}.bias"]
-        self._filters: Tensor | None = None
-        if not self._taps.is_cpu:  # torch's own convolution runs there
-            self._filters = self._taps.t().reshape(-1, 1, KERNEL, KERNEL).contiguous()
+        self.taps, self.bias = weights[f"{module}.weight"], weights[f"{module}.bias"]
+        self._convolve: Callable[[Tensor, Tensor, Tensor], Tensor] = ops.depthwise_conv
+        if not self.taps.is_cpu:
+            self.use_torch()
+
+    def use_torch(self) -> None:
+        """Convolve by torch, as on a GPU, which our kernel does not know."""
+        filters = self.taps.t().reshape(-1, 1, KERNEL, KERNEL).contiguous()
+
+        def convolve(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
+            channels_first = x.permute(0, 3, 1, 2)
+            result = functional.conv2d(channels_first, filters, bias, padding=KERNEL // 2, groups=x.shape[-1])
+            return result.permute(0, 2, 3, 1).contiguous()
+
+        self._convolve = convolve
 
     def forward(self, x: Tensor) -> Tensor:
         """`[num_images, height, width, channels]`, contiguous -> the same."""
-        if self._filters is None:
-            return ops.depthwise_conv(x, self._taps, self._bias)
-        channels_first = x.permute(0, 3, 1, 2)
-        result = functional.conv2d(channels_first, self._filters, self._bias, padding=KERNEL // 2, groups=x.shape[-1])
-        return result.permute(0, 2, 3, 1).contiguous()
+        return self._convolve(x, self.taps, self.bias)
