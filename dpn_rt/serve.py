@@ -85,6 +85,8 @@ def _serve(options: argparse.Namespace) -> None:
         )
         server = Server(settings, app.state.service, lambda: _end_by_force(process))
         asyncio.run(server.serve())
+        if server.is_hurried:
+            _end_by_force(process)  # to take the interpreter down in order takes a while
         if server.failure is not None:
             raise StepError(f"the engine has stopped: {server.failure}")
 

@@ -93,7 +93,9 @@ def _name(field: str) -> str:
 
 
 def _is_form(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool", "ImageUrl"))
+    return isinstance(part, str) and (
+        "[" in part or part in ("str", "constrained-str", "int", "float", "bool", "ImageUrl")
+    )
 
 
 def _position(context: Mapping[str, Any]) -> str:

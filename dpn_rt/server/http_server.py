@@ -20,9 +20,9 @@ from dpn_rt.server.service import Service
 log = logging.getLogger(__name__)
 LAST_CHUNKS = 5
 """Seconds for aborted requests to send their last chunks, before connections are cut."""
-HURRY = 0.3
+HURRY = 0.2
 """The same after a second signal, also for the engine to end its requests."""
-LAST_RESORT = 1.7
+LAST_RESORT = 1.5
 """Seconds after a second signal until the process is ended by force, whatever it waits for."""
 
 
@@ -41,7 +41,8 @@ class Server(uvicorn.Server):
         config.timeout_keep_alive = service.config.connections.keep_alive_seconds  # type: ignore[assignment]
         self._service, self._end_process = service, end_process
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_hurried = False
+        self.is_hurried = False
+        """A second signal has come."""
         self.connections = ConnectionCounter(service.config.connections)
         self.failure: Exception | None = None
         """What ended the engine, if that ended the server."""
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal handler."""
         if self._service.admission.is_closed:
-            if not self._is_hurried:
+            if not self.is_hurried:
                 self._hurry()
             return
         self._service.admission.is_closed = True
@@ -58,10 +59,10 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin_shutdown, timeout)
 
     def _hurry(self) -> None:
-        self._is_hurried = True
+        self.is_hurried = True
         self._service.engine.hurry()
         self._loop.call_soon_threadsafe(lambda: self._start(self._abort(HURRY)))
-        self._loop.call_soon_threadsafe(self._loop.call_later, 2 * HURRY, setattr, self, "force_exit", True)
+        self._loop.call_soon_threadsafe(self._loop.call_later, 2 * HURRY, self._force)
         if self._end_process is not None:
             timer = threading.Timer(LAST_RESORT, self._end_process)
             timer.daemon = True
@@ -129,6 +130,10 @@ class Server(uvicorn.Server):
     def _begin_shutdown(self, timeout: float) -> None:
         self._loop.call_later(timeout, lambda: self._start(self._abort(LAST_CHUNKS)))
         self._start(self._drain())
+
+    def _force(self) -> None:
+        self.force_exit = True
+        self._service.engine.kill()
 
     async def _drain(self) -> None:
         while self._service.admission.active:

@@ -80,7 +80,8 @@ def test_what_is_wrong_with_a_body(server: RunningServer, caplog: pytest.LogCapt
     body, expected = BODIES[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     with heard(caplog):
-        reply = server.client.post("/v1/chat/completions", content=content)
+        headers = {"Content-Type": "application/json"}
+        reply = server.client.post("/v1/chat/completions", content=content, headers=headers)
     assert reply.status_code == 400
     message = reply.json()["error"]["message"]
     assert message.startswith(expected)

@@ -19,7 +19,7 @@ from dpn_rt.server.engine_client.stream import Event, RequestStream
 
 SECONDS_TO_ABORT = 5.0
 """At the end, for the step that runs."""
-SECONDS_IN_A_HURRY = 0.3
+SECONDS_IN_A_HURRY = 0.2
 """The same after `hurry`, and for the process to end."""
 
 
@@ -66,6 +66,10 @@ class EngineClient:
     def hurry(self) -> None:
         """`stop` is to wait for nothing. May be called from a signal handler."""
         self._is_hurried = True
+
+    def kill(self) -> None:
+        """Ends the process by force, without waiting."""
+        self._process.kill()
 
     async def failed(self) -> Exception:
         """Waits until the engine has failed; gives what ended it."""
