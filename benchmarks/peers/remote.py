@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Remote:
         """Starts the worker, which tries its settings, and waits for it."""
         command = [str(python), str(WORKERS / worker), *map(str, arguments)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        weakref.finalize(self, self._process.terminate)
         self.settings = self._read()
         """The peer's settings that were tried, with their seconds, and those that are used."""
 
