@@ -25,7 +25,7 @@ class Llama:
         self._request = core.compile_model(model, "CPU", config).create_infer_request()
         table = core.compile_model(core.read_model(directory / "openvino_text_embeddings_model.xml"), "CPU", config)
         self._table = table.create_infer_request()
-        self._layers = sum("key" in state.name for state in self._request.query_state())
+        self._layers = sum(state.name.endswith(".key") for state in self._request.query_state())
         self._batch = self._length = 0
 
     def prefill(self, batch: int, rows: int) -> int:
