@@ -65,7 +65,17 @@ def quantization_report(model: EagerDpn, engine: EngineDir) -> dict[str, Any]:
         "prompts": len(prompts),
         "images": sum(len(prompt.images) for prompt in prompts),
         "layers": [asdict(layer) for layer in layers],
+        "unmeasured": _unmeasured(engine, {layer.module for layer in layers}),
     }
+
+
+def _unmeasured(engine: EngineDir, measured: set[str]) -> list[str]:
+    """Modules of quantised weights that no linear layer of the checkpoint's model multiplies: tables, convolutions."""
+    quantize = engine.model.quantize
+    forms = {name: quantized_form(spec, quantize) for name, spec in canonical_specs(engine.model).items()}
+    return [
+        module for name, form in forms.items() if form and (module := name.removesuffix(DENSE_SUFFIX)) not in measured
+    ]
 
 
 def _prompts(engine: EngineDir) -> list[ProcessedPrompt]:

@@ -35,6 +35,7 @@ def test_every_quantised_layer_of_the_trained_model(tmp_path: Path, capsys: pyte
     layers = {layer["module"]: layer for layer in report["layers"]}
     quantised = {name.rpartition(".")[0] for name in stored if name.endswith((".int8", ".int4"))}
     assert set(layers) == quantised - {"embed_tokens"}, "the table is looked up, not multiplied"
+    assert report["unmeasured"] == ["embed_tokens"]
     errors = [layer["error"] for layer in report["layers"]]
     assert errors == sorted(errors, reverse=True)
     assert all(0 < layer["error"] < (0.12 if layer["bits"] == 4 else 0.02) for layer in report["layers"])
