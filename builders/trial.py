@@ -32,7 +32,7 @@ def try_processor(path: Path, files: Mapping[str, bytes], model: ModelConfig) ->
             (Path(directory) / name).write_bytes(data)
         try:
             processor = Processor(Path(directory) if files else None, model)
-            if model.vision is not None and model.prompt.has_image_processor:
+            if processor.takes_images:
                 processor.image(Image.new("RGB", (TRIAL_SIDE, TRIAL_SIDE), (200, 100, 50)))
         except DpnError as error:
             reason = str(error).replace(f"{directory}: ", "")

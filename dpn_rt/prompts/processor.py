@@ -177,6 +177,11 @@ class Processor:
             router_bias=_checked_bias(parts.router_bias, self.model),
         )
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether pictures can be prepared, and not embeddings alone."""
+        return self._preprocessor is not None
+
     def image(self, source: Image.Image | str | os.PathLike[str], name: str = "image 0") -> VisualInput:
         """An image prepared for the vision encoder. It may be given as `image` in any number of prompts.
 

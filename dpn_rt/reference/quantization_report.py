@@ -82,10 +82,9 @@ def _prompts(engine: EngineDir) -> list[ProcessedPrompt]:
     """A few questions, with a picture where the engine takes some."""
     config = engine.model.prompt
     processor = Processor(engine.processor_path, engine.model)
-    has_images = engine.model.vision is not None and config.has_image_processor
     prompts: list[dict[str, Any]] = []
     for index, question in enumerate(QUESTIONS):
-        picture = _picture(index) if has_images else None
+        picture = _picture(index) if processor.takes_images else None
         if config.has_tokenizer:
             image = [{"type": "image", "image": picture}] if picture is not None else []
             content = [*image, {"type": "text", "text": question}]
@@ -94,8 +93,10 @@ def _prompts(engine: EngineDir) -> list[ProcessedPrompt]:
             router = [] if config.router_token_id is None else [config.router_token_id]
             words = set(range(engine.model.decoder.vocab_size)) - {config.image_token_id, config.router_token_id}
             ids = np.random.default_rng(index).choice(sorted(words), NUM_IDS)
-            prompt = {"prompt_token_ids": [*([IMAGE_PLACEHOLDER_ID] if has_images else []), *ids.tolist(), *router]}
-            prompts.append(prompt | ({"multi_modal_data": {"image": picture}} if has_images else {}))
+            prompt = {
+                "prompt_token_ids": [*([IMAGE_PLACEHOLDER_ID] if picture is not None else []), *ids.tolist(), *router]
+            }
+            prompts.append(prompt | ({"multi_modal_data": {"image": picture}} if picture is not None else {}))
     return [processor.process(prompt) for prompt in prompts]
 
 

@@ -16,6 +16,7 @@ from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.quantization_report import quantization_report
 from tests.builders.test_huggingface_layout import save_model
+from tests.hr_cases import hr_case
 from tests.model.weights.test_quantized import stored_values
 
 CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
@@ -61,6 +62,20 @@ def test_errors_are_those_of_the_stored_weights(tmp_path: Path, quantize: str) -
         values = stored_values(form, parts)[: exact.shape[0], : exact.shape[1]]
         weight_error = float((values - exact).norm() / exact.norm())
         assert 0.3 * weight_error < layer["error"] < 3 * weight_error + 0.02
+
+
+def test_pictures_of_a_model_that_needs_no_settings_for_them(tmp_path: Path) -> None:
+    """LLaVA-HR: the linear layers of its tower are measured too; adapters multiply by convolutions there."""
+    report = report_of(hr_case("e01").write_checkpoint(tmp_path / "checkpoint"), tmp_path / "engine", "int8")
+    assert report["images"] == 4
+    measured = {layer["module"] for layer in report["layers"]}
+    assert {
+        "projector.0",
+        "vision.layers.0.qkv",
+        "vision.slow.stages.0.blocks.0.fc1",
+        "vision.mix.fast_proj",
+    } <= measured
+    assert all(module.startswith("vision.adapters.") for module in report["unmeasured"])
 
 
 def test_a_damaged_layer_is_the_first(tmp_path: Path) -> None:
