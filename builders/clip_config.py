@@ -12,7 +12,8 @@ from dpn_rt.builders.names import CLIP_LAYERS, clip_weight
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.model.vision.clip import names as clip
-from dpn_rt.model.vision.clip.config import Activation, ClipConfig, SelectFeature
+from dpn_rt.model.vision.clip.config import ClipConfig, SelectFeature
+from dpn_rt.schema.activation import Activation
 
 CLIP_VIT_HEAD_DIM = 64
 """Head size of all of OpenAI's CLIP ViTs; used only where no configuration has the number of heads."""

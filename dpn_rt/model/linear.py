@@ -11,22 +11,24 @@ from torch import Tensor
 from dpn_rt.model.weights.dense import DenseWeight
 from dpn_rt.model.weights.forms import load_weight
 from dpn_rt.model.weights.weight import Weight
+from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 
 class Linear:
-    """`x @ weight.T + bias`."""
+    """`activation(x @ weight.T + bias)`; without an activation the sum."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None = None, activation: Activation | None = None) -> None:
         """
         Args:
             weight: `[out_features, in_features]`.
             bias: `[out_features]`, dtype of the activations.
+            activation: applied to the result.
 
         Raises:
             KernelArgumentError: the two do not fit each other.
         """
-        products = weight.products(bias)
+        products = weight.products(bias, activation)
         self._few_rows, self._many_rows = products.few_rows, products.many_rows
         self._most_few_rows = products.most_few_rows
 
@@ -60,7 +62,15 @@ def linear_specs(
         yield f"{module}.bias", WeightSpec((out_features,), dtype, fused)
 
 
-def load_linear(tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)) -> Linear:
-    """The linear layer `module` of an engine; all arguments as of `Weight.load`."""
+def load_linear(
+    tensors: Mapping[str, Tensor],
+    module: str,
+    *,
+    prepack: bool,
+    rows: slice = slice(None),
+    activation: Activation | None = None,
+) -> Linear:
+    """The linear layer `module` of an engine, and an activation of its result; the rest as of `Weight.load`."""
     bias = tensors.get(f"{module}.bias")
-    return Linear(load_weight(tensors, module, prepack=prepack, rows=rows), None if bias is None else bias[rows])
+    weight = load_weight(tensors, module, prepack=prepack, rows=rows)
+    return Linear(weight, None if bias is None else bias[rows], activation)

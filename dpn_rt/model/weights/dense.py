@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.model.weights.product import Products, dense_products
+from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
 
@@ -43,9 +44,9 @@ class DenseWeight:
         """Of the tensor."""
         return self._tensor.nbytes
 
-    def products(self, bias: Tensor | None) -> Products:
+    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
         """See `dense_products`."""
-        return dense_products(self._tensor, self._packed, bias)
+        return dense_products(self._tensor, self._packed, bias, activation)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:

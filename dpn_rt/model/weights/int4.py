@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpn_rt import ops
-from dpn_rt.model.weights.product import Products, one_product
+from dpn_rt.model.weights.product import Product, Products, one_product
 from dpn_rt.model.weights.tiles import GROUP, INT4_TILE, pack_int4, tile_shape, unpack_int4
+from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
 LEAST, LARGEST = -8, 7
@@ -75,13 +76,14 @@ class Int4Weight:
         """Of tiles and scales."""
         return self._tiles.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None) -> Products:
+    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
         """One kernel for any number of rows."""
         num_rows, padding = self._num_rows, -self._num_rows % INT4_TILE[0]
         if bias is not None and padding:
             bias = functional.pad(bias, (0, padding))
         product = partial(ops.linear_int4, weight=self._tiles, scale=self._scale, bias=bias)
-        return one_product((lambda x: product(x)[:, :num_rows].contiguous()) if padding else product)
+        unpadded: Product = (lambda x: product(x)[:, :num_rows].contiguous()) if padding else product
+        return one_product(unpadded, activation)
 
 
 def _tiled(scale: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpn_rt import ops
 from dpn_rt.model.weights.product import Products, one_product
 from dpn_rt.model.weights.tiles import INT8_TILE, pack_int8, tile_shape, unpack_int8
+from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
 LEAST, LARGEST = -128, 127
@@ -62,6 +63,6 @@ class Int8Weight:
         """Of tiles and scales."""
         return self._tiles.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None) -> Products:
+    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
         """One kernel for any number of rows."""
-        return one_product(partial(ops.linear_int8, weight=self._tiles, scale=self._scale, bias=bias))
+        return one_product(partial(ops.linear_int8, weight=self._tiles, scale=self._scale, bias=bias), activation)

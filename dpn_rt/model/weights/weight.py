@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.model.weights.product import Products
+from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
 
@@ -43,11 +44,12 @@ class Weight(Protocol):
     def num_bytes(self) -> int:
         """Of the stored tensors, without a prepacked copy."""
 
-    def products(self, bias: Tensor | None) -> Products:
+    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
         """How rows are multiplied with it.
 
         Args:
             bias: `[out_features]`, dtype of the activations.
+            activation: applied to the result.
         """
 
 

@@ -170,3 +170,14 @@ def test_which_form_a_weight_takes() -> None:
         "o.int8": WeightSpec((4, 12, 16, 4), torch.uint8),
         "o.scale": WeightSpec((64,), torch.float32),
     }
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 24)])
+@pytest.mark.parametrize("form", FORMS)
+def test_activation_of_the_product(form: type[QuantizedWeight], rows: slice) -> None:
+    stored = {f"fc1.{name}": tensor for name, tensor in form.quantize(torch.randn(32, 300)).items()}
+    stored["fc1.bias"] = torch.randn(32)
+    x = torch.randn(5, 300)
+    plain = load_linear(stored, "fc1", prepack=False, rows=rows)
+    activated = load_linear(stored, "fc1", prepack=False, rows=rows, activation="gelu")
+    torch.testing.assert_close(activated(x), torch.nn.functional.gelu(plain(x)), rtol=1e-6, atol=1e-6)

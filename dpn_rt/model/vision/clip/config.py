@@ -23,9 +23,9 @@ from dpn_rt.model.vision.encoder import CropEncoder
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.projector import Projector
 from dpn_rt.model.vision.visual_input import ViewShape, VisualInput, check_view_shapes
+from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
-Activation = Literal["quick_gelu", "gelu"]
 SelectFeature = Literal["patch", "cls_patch"]
 
 

@@ -18,6 +18,7 @@ from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.encoder import EncodedImage
 from dpn_rt.model.vision.projector import Projector
 from dpn_rt.model.vision.visual_input import VisualInput
+from dpn_rt.schema.activation import Activation
 
 CROPS_PER_CALL = 4
 """Images that go through the tower together: enough rows for full speed, few enough to stay in the caches."""
@@ -34,7 +35,7 @@ class ClipLayer:
     qkv: Linear  # [3 * hidden_size, hidden_size]
     out: Linear  # [hidden_size, hidden_size]
     norm2: Affine
-    fc1: Linear  # [intermediate_size, hidden_size]
+    fc1: Linear  # [intermediate_size, hidden_size], and the activation
     fc2: Linear  # [hidden_size, intermediate_size]
 
 
@@ -73,7 +74,8 @@ class ClipTower:
         self._patch_positions = positions[config.num_prefix_rows :]
         self._pre_norm = load_norm(weights, names.PRE_NORM)
         self.layers = [
-            load_layer(weights, f"{names.LAYERS}.{index}", prepack=prepack) for index in range(config.num_layers)
+            load_layer(weights, config, f"{names.LAYERS}.{layer}", prepack=prepack)
+            for layer in range(config.num_layers)
         ]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -112,11 +114,11 @@ class ClipTower:
         return ops.layer_norm(x, *self._pre_norm, self._config.layer_norm_eps, out=x)
 
 
-def load_layer(weights: Mapping[str, Tensor], prefix: str, *, prepack: bool) -> ClipLayer:
+def load_layer(weights: Mapping[str, Tensor], config: ClipConfig, prefix: str, *, prepack: bool) -> ClipLayer:
     """One layer of an engine's weights; `prefix` without its dot."""
 
-    def linear(part: str) -> Linear:
-        return load_linear(weights, f"{prefix}.{part}", prepack=prepack)
+    def linear(part: str, activation: Activation | None = None) -> Linear:
+        return load_linear(weights, f"{prefix}.{part}", prepack=prepack, activation=activation)
 
     def norm(part: str) -> Affine:
         return load_norm(weights, f"{prefix}.{part}")
@@ -126,7 +128,7 @@ def load_layer(weights: Mapping[str, Tensor], prefix: str, *, prepack: bool) -> 
         qkv=linear(names.QKV),
         out=linear(names.OUT),
         norm2=norm(names.NORM2),
-        fc1=linear(names.FC1),
+        fc1=linear(names.FC1, config.activation),
         fc2=linear(names.FC2),
     )
 
@@ -157,8 +159,7 @@ def run_layers(layers: Sequence[ClipLayer], x: Tensor, cu_seqlens: Tensor, confi
             x = ops.add_layer_norm(output, residual, *layer.norm1, config.layer_norm_eps, out=output)
         x = layer.out(_attend(layer.qkv(x), cu_seqlens, config))
         x = ops.add_layer_norm(x, residual, *layer.norm2, config.layer_norm_eps, out=x)
-        x = layer.fc1(x)
-        output = layer.fc2(ops.activation(x, config.activation, out=x))
+        output = layer.fc2(layer.fc1(x))
     return residual if output is None else residual.add_(output)
 
 
