@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dpn_rt.builders.checkpoint import Checkpoint
+from dpn_rt.builders.decoder_config import decoder_config
+from dpn_rt.builders.decoder_families import FAMILIES
 from dpn_rt.builders.json_values import Json, Section, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, most_common_prefix, projector_config
-from dpn_rt.builders.llama_config import decoder_config
 from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, LLAMA_ROOTS, LayoutNames
 from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import find_tower
@@ -29,9 +30,6 @@ _DEFAULT_TOWER = {
     "patch_size": 14,
 }
 
-_DEFAULT_TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
-"""Defaults of transformers' LlamaConfig, which config.json leaves out."""
-
 
 def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
     """The model of a checkpoint in the Hugging Face layout.
@@ -42,7 +40,7 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     choice_of(config, "model_type", ("llava",), "llava")
     choice_of(config, "projector_hidden_act", ("gelu",), "gelu")
     text = object_of(config, "text_config") or Section({}, "config.json: text_config.")
-    choice_of(text, "model_type", ("llama",), "llama")
+    family = FAMILIES[choice_of(text, "model_type", tuple(FAMILIES), "llama")]
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
     strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), "default")
     feature = "patch" if strategy == "default" else "cls_patch"
@@ -55,12 +53,12 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     return Layout(
         kind="huggingface",
         names=names,
-        decoder=decoder_config(text, tie_word_embeddings=tied, sizes_may_be_absent=True),
+        decoder=decoder_config(text, family, tie_word_embeddings=tied, sizes_may_be_absent=True, note=note),
         reduction=reduction_config(pooled),
         tower=tower,
         projector=projector_config("mlp2x_gelu", names, checkpoint.tensors, tower),
         image_aspect_ratio="processor",
-        token_values=Section({**_DEFAULT_TOKENS, **text}, text.place),
+        token_values=Section({**family.defaults, **text}, text.place),
         image_token_id=_token_id(config, ("image_token_id", "image_token_index")),
         router_token_id=_token_id(config, ("router_token_id",)),
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import cast
 
 from dpn_rt.builders.checkpoint import Checkpoint
+from dpn_rt.builders.decoder_config import decoder_config
+from dpn_rt.builders.decoder_families import LLAMA
 from dpn_rt.builders.hr_tower import find_hr_tower, is_hr
 from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, projector_config
-from dpn_rt.builders.llama_config import decoder_config
 from dpn_rt.builders.names import ORIGINAL_PROJECTORS, original_names
 from dpn_rt.builders.pooling_config import prepooling, reduction_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
@@ -41,7 +42,7 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
     return Layout(
         kind="original",
         names=names,
-        decoder=decoder_config(config, tie_word_embeddings=tied, sizes_may_be_absent=False),
+        decoder=decoder_config(config, LLAMA, tie_word_embeddings=tied, sizes_may_be_absent=False, note=note),
         reduction=reduction_config(config, may_prepool=is_hr(config)),
         tower=tower,
         projector=projector_config(kind, names, checkpoint.tensors, tower),

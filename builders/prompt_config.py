@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpn_rt.builders.chat_template import check_chat_template
+from dpn_rt.builders.decoder_config import token_ids
 from dpn_rt.builders.json_values import Json, read_json
 from dpn_rt.builders.layout import Layout, Note
-from dpn_rt.builders.llama_config import token_ids
 from dpn_rt.builders.tokenizer_files import TokenizerFiles
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import PromptConfig

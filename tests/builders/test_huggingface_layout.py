@@ -167,8 +167,16 @@ def test_where_tie_flags_differ_the_weights_tell(
         ({"vision_feature_layer": "last"}, "vision_feature_layer: expected int, got 'last'"),
         ({"vision_feature_select_strategy": "none"}, "vision_feature_select_strategy"),
         (
-            {"text_config": {"model_type": "mistral"}},
-            "^config.json: text_config.model_type: expected one of llama; got 'mistral'",
+            {"text_config": {"model_type": "phi"}},
+            "^config.json: text_config.model_type: expected one of llama, mistral, qwen2; got 'phi'",
+        ),
+        (
+            {"text_config": {"model_type": "qwen2", "use_sliding_window": True}},
+            "^config.json: text_config.use_sliding_window is not supported",
+        ),
+        (
+            {"text_config": {"model_type": "mistral", "sliding_window": "all"}},
+            "^config.json: text_config.sliding_window: expected int, got 'all'",
         ),
         ({"text_config": {"hidden_size": "4096"}}, "^config.json: text_config.hidden_size: expected int, got '4096'"),
         ({"text_config": {"eos_token_id": "</s>"}}, "^config.json: text_config.eos_token_id: expected a token id"),

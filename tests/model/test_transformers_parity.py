@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
@@ -32,7 +33,19 @@ NEW_NAMES = [
 ]
 
 
-def save_checkpoint(path: Path, *, tied: bool, kv_heads: int, old_names: bool) -> LlavaForConditionalGeneration:
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def save_checkpoint(
+    path: Path, *, tied: bool, kv_heads: int, old_names: bool, family: str = "llama", **text: Any
+) -> LlavaForConditionalGeneration:
     """A random LLaVA with tokenizer and image processor in `path`, and the model itself."""
     tokenizer = make_tokenizer(path, router=False, image=True)
     config = LlavaConfig(
@@ -44,7 +57,8 @@ def save_checkpoint(path: Path, *, tied: bool, kv_heads: int, old_names: bool) -
             image_size=56,
             patch_size=14,
         ),
-        text_config=LlamaConfig(
+        text_config=AutoConfig.for_model(
+            family,
             vocab_size=tokenizer.vocab_size + 7,  # padded, as published models are
             hidden_size=64,
             intermediate_size=96,
@@ -53,6 +67,7 @@ def save_checkpoint(path: Path, *, tied: bool, kv_heads: int, old_names: bool) -
             num_key_value_heads=kv_heads,
             max_position_embeddings=256,
             tie_word_embeddings=tied,
+            **text,
         ),
         image_token_index=tokenizer.image_id,
         tie_word_embeddings=tied,
@@ -93,6 +108,39 @@ def save_checkpoint(path: Path, *, tied: bool, kv_heads: int, old_names: bool) -
 @pytest.mark.parametrize(("tied", "kv_heads"), [(False, 4), (True, 2), (False, 1)])
 def test_logits_of_transformers(tmp_path: Path, tied: bool, kv_heads: int, old_names: bool) -> None:
     model = save_checkpoint(tmp_path / "checkpoint", tied=tied, kv_heads=kv_heads, old_names=old_names)
+    check_logits(tmp_path, model)
+
+
+@pytest.mark.parametrize("old_names", [False, True], ids=["transformers5", "transformers4"])
+@pytest.mark.parametrize(
+    ("family", "tied", "kv_heads", "text"),
+    [
+        ("mistral", False, 2, {"sliding_window": None}),
+        ("mistral", False, 4, {"sliding_window": 128, "head_dim": 32, "rope_theta": 1e6}),
+        ("qwen2", True, 2, {"rope_theta": 1e6}),
+        ("qwen2", False, 4, {}),
+        ("llama", False, 2, {"rope_scaling": LLAMA3_ROPE}),
+    ],
+)
+def test_families_of_decoders(
+    tmp_path: Path, family: str, tied: bool, kv_heads: int, text: dict[str, Any], old_names: bool
+) -> None:
+    model = save_checkpoint(
+        tmp_path / "checkpoint", tied=tied, kv_heads=kv_heads, old_names=old_names, family=family, **text
+    )
+    check_logits(tmp_path, model)
+
+
+def test_positions_end_with_the_sliding_window(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", tied=False, kv_heads=4, old_names=False, family="mistral", sliding_window=128)
+    notes: list[str] = []
+    engine = build_engine(tmp_path / "c", tmp_path / "engine", note=notes.append)
+    assert engine.model.decoder.max_position_embeddings == 128
+    assert any("sliding_window is 128: prompt and answer may have 128 rows together" in note for note in notes)
+
+
+def check_logits(tmp_path: Path, model: LlavaForConditionalGeneration) -> None:
+    """`model` is saved in tmp_path/checkpoint."""
     build_engine(tmp_path / "checkpoint", tmp_path / "engine", dtype="float32")
     llm = LLM(tmp_path / "engine")
     image = Image.open(IMAGES / "cat.jpg")

@@ -1,36 +1,40 @@
-"""The decoder's configuration from LLaMA's keys in config.json, in either layout, spelled as in transformers 4 or 5."""
+"""The decoder's configuration from config.json, in either layout, spelled as in transformers 4 or 5."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 
+from dpn_rt.builders.decoder_families import Family
 from dpn_rt.builders.json_values import Json, Section, choice_of, name_of, object_of, value_of
 from dpn_rt.errors import ConfigError
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 
-# Defaults of transformers' LlamaConfig, which the Hugging Face layout leaves out.
-_DEFAULT_SIZES = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-}
 _ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
 
 
-def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_absent: bool) -> DecoderConfig:
-    """The decoder that LLaMA's keys in `values` describe.
+def decoder_config(
+    values: Json,
+    family: Family,
+    *,
+    tie_word_embeddings: bool,
+    sizes_may_be_absent: bool,
+    note: Callable[[str], None],
+) -> DecoderConfig:
+    """The decoder that the keys in `values` describe.
 
     Args:
-        sizes_may_be_absent: as in transformers, an absent size is that of LLaMA-7B; if False it is an error.
+        family: of the decoder.
+        sizes_may_be_absent: as in transformers, an absent size is the family's default; if False it is an error.
+        note: takes a line about a limit of positions that the configuration does not have.
 
     Raises:
         ConfigError: a key is missing, has the wrong type, or asks for something that the runtime does not support.
     """
+    defaults = family.defaults
 
     def size(key: str) -> int:
-        return value_of(values, key, int, _DEFAULT_SIZES[key] if sizes_may_be_absent else None)
+        return value_of(values, key, int, defaults[key] if sizes_may_be_absent else None)
 
     choice_of(values, "hidden_act", ("silu",), "silu")
     for key in ("mlp_bias", "use_sliding_window"):
@@ -48,15 +52,31 @@ def decoder_config(values: Json, *, tie_word_embeddings: bool, sizes_may_be_abse
         intermediate_size=size("intermediate_size"),
         num_layers=size("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=value_of(values, "num_key_value_heads", int, num_heads),
+        num_kv_heads=value_of(values, "num_key_value_heads", int, defaults.get("num_key_value_heads", num_heads)),
         head_dim=value_of(values, "head_dim", int, hidden_size // num_heads),
         rms_norm_eps=value_of(values, "rms_norm_eps", float, 1e-6),
         rope=_rope_config(values),
-        max_position_embeddings=value_of(values, "max_position_embeddings", int, 2048),
+        max_position_embeddings=_max_positions(values, defaults, note),
         tie_word_embeddings=tie_word_embeddings,
-        qkv_bias=attention_bias,
-        o_bias=attention_bias,
+        qkv_bias=attention_bias if family.has_qkv_bias is None else family.has_qkv_bias,
+        o_bias=attention_bias if family.has_qkv_bias is None else False,
     )
+
+
+def _max_positions(values: Json, defaults: Mapping[str, int], note: Callable[[str], None]) -> int:
+    """The model's positions, or as many as its sliding window has: until then each row attends to all before it."""
+    positions = value_of(values, "max_position_embeddings", int, defaults["max_position_embeddings"])
+    if "sliding_window" not in defaults:
+        return positions
+    given = "sliding_window" in values and values["sliding_window"] is None
+    window = positions if given else value_of(values, "sliding_window", int, defaults["sliding_window"])
+    if window >= positions:
+        return positions
+    note(
+        f"{name_of(values, 'sliding_window')} is {window}: prompt and answer may have {window} rows together, "
+        f"though the model has {positions} positions"
+    )
+    return window
 
 
 def _rope_config(values: Json) -> RopeConfig:
