@@ -33,12 +33,13 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 @checked_op
-def activation(x: Tensor, kind: Literal["quick_gelu", "gelu"], *, out: Tensor | None = None) -> Tensor:
+def activation(x: Tensor, kind: Literal["quick_gelu", "gelu", "gelu_tanh"], *, out: Tensor | None = None) -> Tensor:
     """An activation function of every element, computed in float32 and rounded once.
 
     Args:
         x: `[num_tokens, intermediate_size]`, float32 or bfloat16; rows may be strided.
-        kind: `quick_gelu` is `x * sigmoid(1.702 x)`; `gelu` is `x * Phi(x)`, exact (erf).
+        kind: `quick_gelu` is `x * sigmoid(1.702 x)`; `gelu` is `x * Phi(x)`, exact (erf); `gelu_tanh` is
+            torch's approximation of it by tanh.
         out: shape and dtype of `x`, rows may be strided; may be `x`.
 
     Returns:

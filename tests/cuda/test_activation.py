@@ -12,6 +12,7 @@ from tests.ops.conftest import random_rows
 FUNCTIONS = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
 }
 
 

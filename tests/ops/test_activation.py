@@ -21,7 +21,18 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-FUNCTIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
+def gelu_tanh(x: Tensor) -> Tensor:
+    """As torch's, which loses all digits of large negative inputs by cancellation, even in float64."""
+    return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+
+
+FUNCTIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu, "gelu_tanh": gelu_tanh}
+
+
+@pytest.mark.cpu_only
+def test_gelu_tanh_is_torchs() -> None:
+    x = torch.linspace(-4, 9, 1000)[None]
+    torch.testing.assert_close(ops.activation(x, "gelu_tanh"), functional.gelu(x, approximate="tanh"))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -90,7 +101,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
         (lambda: ops.silu_mul(x, out=x[:, 4:]), "out shares memory with gate_up"),
         (lambda: ops.silu_mul(x, out=torch.zeros(1, 4).expand(4, 4)), "rows of out overlap"),
         (lambda: ops.silu_mul(x.to("meta")), "gate_up is on "),
-        (lambda: ops.activation(x, "relu"), "kind is 'relu', expected 'quick_gelu' or 'gelu'"),
+        (lambda: ops.activation(x, "relu"), "kind is 'relu', expected 'quick_gelu', 'gelu' or 'gelu_tanh'"),
         (lambda: ops.activation(x[0], "gelu"), r"x has shape \[8\]"),
         (lambda: ops.activation(x.half(), "gelu"), "x has dtype float16"),
         (lambda: ops.activation(x[:, ::2], "gelu", out=torch.zeros(4, 4)), "x has stride 2"),

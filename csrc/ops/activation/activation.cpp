@@ -17,6 +17,13 @@ void check_aliasing(const Checker& check, const Tensor& out, const char* x_name,
   if (!in_place) check.no_overlap("out", out, x_name, x);
 }
 
+ActivationKind kind_named(const Checker& check, const std::string& kind) {
+  if (kind == "quick_gelu") return ActivationKind::quick_gelu;
+  if (kind == "gelu") return ActivationKind::gelu;
+  check.condition(kind == "gelu_tanh", "kind is '" + kind + "', expected 'quick_gelu', 'gelu' or 'gelu_tanh'");
+  return ActivationKind::gelu_tanh;
+}
+
 }  // namespace
 
 void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream) {
@@ -44,14 +51,13 @@ void activation(const Tensor& out, const Tensor& x, const std::string& kind, Str
   Dim num_tokens("num_tokens"), size("intermediate_size");
   check.tensor("x", x, {&num_tokens, &size}, check.floats()).tensor("out", out, {&num_tokens, &size}, {x.dtype});
   check_aliasing(check, out, "x", x);
-  check.condition(kind == "quick_gelu" || kind == "gelu", "kind is '" + kind + "', expected 'quick_gelu' or 'gelu'");
   run({.out = out.data,
        .x = x.data,
        .num_tokens = num_tokens,
        .size = size,
        .x_stride = x.strides[0],
        .out_stride = out.strides[0],
-       .kind = kind == "gelu" ? ActivationKind::gelu : ActivationKind::quick_gelu,
+       .kind = kind_named(check, kind),
        .dtype = x.dtype},
       x, stream);
 }

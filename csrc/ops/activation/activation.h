@@ -9,7 +9,7 @@
 
 namespace dpn {
 
-enum class ActivationKind { silu_mul, quick_gelu, gelu };
+enum class ActivationKind { silu_mul, quick_gelu, gelu, gelu_tanh };
 
 struct ActivationParams {
   void* out;      // [num_tokens, size], row stride out_stride

@@ -22,9 +22,21 @@ __device__ float sigmoid_linear(float x, float slope) {
   return clamped / (1.0f + expf(-slope * clamped));
 }
 
+// x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, without cancellation; clamp and precision as above.
+template <class T>
+__device__ float gelu_tanh(float x) {
+  const float clamped = x < -9.5f ? -9.5f : x;
+  const float slope = clamped * clamped * 0.07135481282553577f + 1.5957691216057308f;
+  if constexpr (sizeof(T) == 2) {
+    return __fdividef(clamped, 1.0f + exp2_approx(-kLog2E * slope * clamped));
+  }
+  return clamped / (1.0f + expf(-slope * clamped));
+}
+
 template <class T, ActivationKind kKind>
 __device__ float activate(float x) {
   if constexpr (kKind == ActivationKind::gelu) return gelu(x);
+  if constexpr (kKind == ActivationKind::gelu_tanh) return gelu_tanh<T>(x);
   return sigmoid_linear<T>(x, kKind == ActivationKind::quick_gelu ? 1.702f : 1.0f);
 }
 
@@ -71,6 +83,8 @@ void activation_kernel(const ActivationParams& p, Stream stream) {
       return run<ActivationKind::quick_gelu>("activation", p, stream);
     case ActivationKind::gelu:
       return run<ActivationKind::gelu>("activation", p, stream);
+    case ActivationKind::gelu_tanh:
+      return run<ActivationKind::gelu_tanh>("activation", p, stream);
   }
 }
 

@@ -18,6 +18,13 @@ inline VecF sigmoid_linear(VecF x, float slope) {
 inline VecF silu(VecF x) { return sigmoid_linear(x, 1.0f); }
 inline VecF quick_gelu(VecF x) { return sigmoid_linear(x, 1.702f); }
 
+// x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, without cancellation. For x below the clamp the true magnitude is
+// below 1e-31.
+inline VecF gelu_tanh(VecF x) {
+  const VecF clamped = at_least(x, -9.5f);
+  return clamped / (1.0f + exp(clamped * (clamped * clamped * -0.07135481282553577f + -1.5957691216057308f)));
+}
+
 // x Phi(x), where Phi is the normal distribution function, computed as max(x, 0) - |x| Phi(-|x|): without cancellation.
 // Phi(-a) = e^(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a / sqrt(2)); P is the minimax polynomial of degree 8 of
 // erfcx(a / sqrt(2)) / (2 t) for a <= 14, fitted with mpmath's chebyfit, error 2e-8. Absolute error of the whole below

@@ -54,14 +54,17 @@ def test_rows_are_what_they_are_alone(rows: int, dtype: torch.dtype, prepack: bo
     ("dtype", "prepack"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
 )
 @pytest.mark.parametrize("rows", [0, 1, MOST, MOST + 1, 131])
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_tanh"])
 def test_activation(rows: int, activation: Activation, dtype: torch.dtype, prepack: bool) -> None:
     if prepack and not can_prepack(dtype):
         pytest.skip(NO_ONEDNN)
     x, weight, bias = (values.to(dtype) for values in (torch.randn(rows, 48), torch.randn(40, 48), torch.randn(40)))
     result = Linear(DenseWeight(weight, prepack=prepack), bias, activation)(x)
     sums = x.double() @ weight.double().t() + bias.double()
-    expected = sums * torch.sigmoid(1.702 * sums) if activation == "quick_gelu" else functional.gelu(sums)
+    if activation == "quick_gelu":
+        expected = sums * torch.sigmoid(1.702 * sums)
+    else:
+        expected = functional.gelu(sums, approximate="tanh" if activation == "gelu_tanh" else "none")
     assert result.shape == (rows, 40) and result.is_contiguous() and result.dtype == dtype
     tolerance = {torch.bfloat16: 2**-7, torch.float32: 1e-6}[dtype]
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance * 20)
