@@ -1,10 +1,11 @@
-"""A CLIP vision tower's configuration, from its JSON values or from the shapes of its weights."""
+"""The configuration of a CLIP or SigLIP vision tower, from its JSON values or from the shapes of its weights."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 from dpn_rt.builders.json_values import Json, choice_of, name_of, square_side, value_of
@@ -13,24 +14,47 @@ from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.clip.config import ClipConfig, SelectFeature
+from dpn_rt.model.vision.siglip.config import SiglipConfig
 from dpn_rt.schema.activation import Activation
 
 CLIP_VIT_HEAD_DIM = 64
 """Head size of all of OpenAI's CLIP ViTs; used only where no configuration has the number of heads."""
 
 
+@dataclass(frozen=True)
+class TowerKind:
+    """A `model_type` of towers, and what transformers takes for keys that its configuration leaves out."""
+
+    config: type[ClipConfig]
+    patch_size: int
+    layer_norm_eps: float
+    activation: str
+    has_class_row: bool
+
+
+TOWER_KINDS = {
+    "clip_vision_model": TowerKind(ClipConfig, 32, 1e-5, "quick_gelu", has_class_row=True),
+    "siglip_vision_model": TowerKind(SiglipConfig, 16, 1e-6, "gelu_pytorch_tanh", has_class_row=False),
+}
+ACTIVATIONS: Mapping[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
 def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipConfig:
     """The tower up to the layer whose hidden state is used.
 
     Args:
-        values: CLIP's configuration.
+        values: CLIP's or SigLIP's configuration.
         select_layer: index into the hidden states of all layers, the embeddings first; may be negative.
-        select_feature: "patch" or "cls_patch".
+        select_feature: "patch" or "cls_patch"; the same for a tower without a class row.
 
     Raises:
         ConfigError: a value has the wrong type, or asks for something that the runtime does not support.
     """
-    choice_of(values, "model_type", ("clip_vision_model",), "clip_vision_model")
+    kind = TOWER_KINDS[choice_of(values, "model_type", tuple(TOWER_KINDS), "clip_vision_model")]
     if value_of(values, "num_channels", int, 3) != 3:
         raise ConfigError(f"{name_of(values, 'num_channels')}: expected 3, got {values['num_channels']}")
     num_layers = value_of(values, "num_hidden_layers", int, 12)
@@ -39,16 +63,16 @@ def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipCon
             f"config.json: vision select layer {select_layer} does not exist: a tower of {num_layers} layers has "
             f"hidden states {-num_layers - 1} to {num_layers}"
         )
-    return ClipConfig(  # absent values are those of transformers' CLIPVisionConfig
+    return kind.config(
         hidden_size=value_of(values, "hidden_size", int, 768),
         intermediate_size=value_of(values, "intermediate_size", int, 3072),
         num_layers=select_layer if select_layer >= 0 else num_layers + 1 + select_layer,
         num_heads=value_of(values, "num_attention_heads", int, 12),
         image_size=square_side(values, "image_size", 224),
-        patch_size=square_side(values, "patch_size", 32),
-        layer_norm_eps=value_of(values, "layer_norm_eps", float, 1e-5),
-        activation=cast(Activation, choice_of(values, "hidden_act", ("quick_gelu", "gelu"), "quick_gelu")),
-        select_feature=cast(SelectFeature, select_feature),
+        patch_size=square_side(values, "patch_size", kind.patch_size),
+        layer_norm_eps=value_of(values, "layer_norm_eps", float, kind.layer_norm_eps),
+        activation=ACTIVATIONS[choice_of(values, "hidden_act", tuple(ACTIVATIONS), kind.activation)],
+        select_feature=cast(SelectFeature, select_feature) if kind.has_class_row else "patch",
     )
 
 

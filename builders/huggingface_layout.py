@@ -14,6 +14,7 @@ from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, LLAMA_ROOTS, LayoutName
 from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import find_tower
 from dpn_rt.errors import ConfigError
+from dpn_rt.model.vision.siglip.config import SiglipConfig
 
 # Oldest first: transformers 4, transformers 5 (in memory), and a nesting that some converters write.
 _DECODERS = ("language_model.model.", "model.language_model.", "model.language_model.model.")
@@ -44,8 +45,13 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
     strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), "default")
     feature = "patch" if strategy == "default" else "cls_patch"
-    clip_values = object_of(config, "vision_config") or _DEFAULT_TOWER
-    tower = find_tower(checkpoint, clip_values, tower_directory, _select_layer(config), feature, note)
+    tower_values = object_of(config, "vision_config") or _DEFAULT_TOWER
+    tower = find_tower(checkpoint, tower_values, tower_directory, _select_layer(config), feature, note)
+    if tower is not None and strategy == "default" and isinstance(tower.config, SiglipConfig):
+        raise ConfigError(
+            "config.json: vision_feature_select_strategy: default would leave out the first patch of a SigLIP tower, "
+            "which has no class token: expected full"
+        )
     if tower is None:
         note("no weights of a vision tower: the engine takes image embeddings only (--vision-tower DIR names a tower)")
     tied = _tied(config, text, f"{names.lm_head}.weight" in checkpoint.tensors)

@@ -9,6 +9,7 @@ from dpn_rt.builders.json_values import Json, json_bytes, read_json
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.preprocessing import load_image_processor
+from dpn_rt.model.vision.siglip.config import SiglipConfig
 
 _IMAGE_PROCESSOR = "preprocessor_config.json"
 _TYPE = "image_processor_type"
@@ -16,10 +17,11 @@ _CLIP_TYPE = "CLIPImageProcessor"
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_SIGLIP_MEAN_AND_STD = (0.5, 0.5, 0.5)
 
 
 def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig) -> dict[str, bytes]:
-    """Its name and content: the checkpoint's, else the vision tower's, else CLIP's settings for the tower's image size.
+    """Its name and content: the checkpoint's, else the vision tower's, else the settings of its kind of tower.
 
     Raises:
         ConfigError: it makes images of another size than the tower takes.
@@ -29,7 +31,7 @@ def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig
         if directory is not None and settings is not None:
             _check_image_size(settings, vision.image_size)
             return {_IMAGE_PROCESSOR: json_bytes(_with_type(settings, directory))}
-    return {_IMAGE_PROCESSOR: json_bytes(_clip_image_processor(vision.image_size))}
+    return {_IMAGE_PROCESSOR: json_bytes(_default_settings(vision))}
 
 
 def _read_image_processor(directory: Path) -> Json | None:
@@ -66,9 +68,24 @@ def _check_image_size(settings: Json, image_size: int) -> None:
         )
 
 
-def _clip_image_processor(image_size: int) -> dict[str, Any]:
+def _default_settings(vision: ClipConfig) -> dict[str, Any]:
+    """As the towers were trained: CLIP on a square out of the middle, SigLIP on the whole image, made square."""
+    square = {"height": vision.image_size, "width": vision.image_size}
+    if isinstance(vision, SiglipConfig):
+        return {
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": _SIGLIP_MEAN_AND_STD,
+            _TYPE: "SiglipImageProcessor",
+            "image_std": _SIGLIP_MEAN_AND_STD,
+            "resample": 3,  # bicubic
+            "rescale_factor": 1 / 255,
+            "size": square,
+        }
     return {
-        "crop_size": {"height": image_size, "width": image_size},
+        "crop_size": square,
         "do_center_crop": True,
         "do_convert_rgb": True,
         "do_normalize": True,
@@ -79,5 +96,5 @@ def _clip_image_processor(image_size: int) -> dict[str, Any]:
         "image_std": _CLIP_STD,
         "resample": 3,  # bicubic
         "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": image_size},
+        "size": {"shortest_edge": vision.image_size},
     }

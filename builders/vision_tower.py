@@ -25,7 +25,7 @@ _OWN_WEIGHTS = (
     f"{clip.PRE_NORM}.weight",
     f"{clip.layer_module(0, clip.NORM1)}.weight",
 )
-"""Weights that only a CLIP vision tower has. The part of a name before one of these is the tower's prefix."""
+"""Weights that only a CLIP or SigLIP vision tower has. The part of a name before one of these is the tower's prefix."""
 _ANY_LAYER = (re.escape(clip_weight(weight)).replace(r"\.0\.", r"\.\d+\.") for weight in _OWN_WEIGHTS)
 _TOWER_NAME = re.compile(rf"(?P<prefix>(?:.*\.)?)(?:{'|'.join(_ANY_LAYER)})")
 _ANYTHING = re.compile(".*")
@@ -61,16 +61,16 @@ class VisionTower:
 
 def find_tower(
     checkpoint: Checkpoint,
-    clip_values: Json | None,
+    values: Json | None,
     directory: Path | None,
     select_layer: int,
     select_feature: str,
     note: Callable[[str], None],
 ) -> VisionTower | None:
-    """The CLIP tower of a checkpoint; None when there are no weights of one.
+    """The CLIP or SigLIP tower of a checkpoint; None when there are no weights of one.
 
     Weights in the checkpoint are preferred to those in `directory`, since they were trained with the decoder. The
-    configuration is that of the directory, else `clip_values` (config.json's `vision_config`), else it is derived from
+    configuration is that of the directory, else `values` (config.json's `vision_config`), else it is derived from
     the shapes of the weights.
 
     Raises:
@@ -79,18 +79,18 @@ def find_tower(
     """
     if directory is not None:
         config = _own_config(directory)
-        clip_values = object_of(config, "vision_config") or config
+        values = object_of(config, "vision_config") or config
     source, prefix = checkpoint, _find_prefix(checkpoint)
     if prefix is None and directory is not None:
         source = open_checkpoint(directory, _own_config(directory))
         prefix = _find_prefix(source)
         if prefix is None:
-            raise CheckpointError(f"{directory}: holds no weights of a CLIP vision tower")
+            raise CheckpointError(f"{directory}: holds no weights of a CLIP or SigLIP vision tower")
     if prefix is None:
         return None
-    if clip_values is None:
-        clip_values = clip_values_from_shapes(source.tensors, prefix, note)
-    vision = clip_config(clip_values, select_layer, select_feature)
+    if values is None:
+        values = clip_values_from_shapes(source.tensors, prefix, note)
+    vision = clip_config(values, select_layer, select_feature)
     modules = clip_modules(vision.num_layers, prefix)
     return VisionTower(source, prefix, vision, modules, clip_forms(vision), directory=directory)
 

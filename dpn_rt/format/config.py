@@ -15,12 +15,13 @@ from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
+from dpn_rt.model.vision.siglip.config import SiglipConfig
 from dpn_rt.schema.weights import DType, Quantize
 
 AspectRatio = Literal["pad", "processor"]
 PromptTemplate = Literal["vicuna_v1", "tokenizer"]
 
-VisionConfig = ClipConfig | HrConfig
+VisionConfig = ClipConfig | SiglipConfig | HrConfig
 """Configurations of vision encoders, distinguished by their `type`; add a new encoder to this union."""
 ReductionConfig = PoolingConfig | Chain | NoReduction
 """Configurations of reducers, distinguished by their `method`; add a new reducer to this union."""

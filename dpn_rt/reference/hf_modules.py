@@ -8,13 +8,23 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.siglip.config import SiglipConfig
 
 ATTENTION = "sdpa"
+_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
+"""transformers' names where they differ."""
 
 
 def llama_config(decoder: DecoderConfig) -> LlamaConfig:
@@ -53,9 +63,14 @@ def drop_biases(model: LlamaModel, decoder: DecoderConfig) -> None:
             linear.bias = None
 
 
-def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> CLIPVisionConfig:
-    """transformers' configuration of the vision tower; `num_layers` overrides the number of layers that run."""
-    config = CLIPVisionConfig(
+Tower = CLIPVisionModel | SiglipVisionModel
+
+
+def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> Any:
+    """transformers' CLIPVisionConfig or SiglipVisionConfig of a vision tower; `num_layers` overrides its own."""
+    is_siglip = isinstance(vision, SiglipConfig)
+    kind: Any = SiglipVisionConfig if is_siglip else CLIPVisionConfig
+    config = kind(
         hidden_size=vision.hidden_size,
         intermediate_size=vision.intermediate_size,
         num_hidden_layers=vision.num_layers if num_layers is None else num_layers,
@@ -63,18 +78,31 @@ def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> CLIPVis
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         layer_norm_eps=vision.layer_norm_eps,
-        hidden_act=vision.activation,
+        hidden_act=_ACTIVATIONS.get(vision.activation, vision.activation),
+        **({"vision_use_head": False} if is_siglip else {}),
     )
     config._attn_implementation = ATTENTION
     return config
 
 
-def clip_prefix(tower: CLIPVisionModel) -> str:
+def clip_tower(vision: ClipConfig) -> Tower:
+    """transformers' vision tower, with random weights."""
+    config = clip_config(vision)
+    return SiglipVisionModel(config) if isinstance(vision, SiglipConfig) else CLIPVisionModel(config)
+
+
+def last_hidden(tower: Tower, pixels: torch.Tensor) -> torch.Tensor:
+    """Hidden states after the last layer, without the norm that follows it in SigLIP."""
+    output: Any = tower(pixels, output_hidden_states=True)
+    return cast(torch.Tensor, output.hidden_states[-1])
+
+
+def clip_prefix(tower: Tower) -> str:
     """Prefix of the tower's weight names: transformers 4 nests them one level deeper than transformers 5."""
     return "vision_model." if hasattr(tower, "vision_model") else ""
 
 
-def clip_core(tower: CLIPVisionModel) -> Any:
+def clip_core(tower: Tower) -> Any:
     """The module that holds `embeddings`, `pre_layrnorm`, `encoder` and `post_layernorm`."""
     return getattr(tower, "vision_model", tower)
 
@@ -106,7 +134,7 @@ def restore_llama_buffers(model: LlamaModel) -> None:
         model.rotary_emb = LlamaRotaryEmbedding(config=model.config)
 
 
-def restore_clip_buffers(tower: CLIPVisionModel) -> None:
+def restore_clip_buffers(tower: Tower) -> None:
     """As `restore_llama_buffers`. Also resets the last layer norm, which no engine has: LLaVA does not use it."""
     core = clip_core(tower)
     positions = torch.arange(core.embeddings.num_positions).expand((1, -1))

@@ -17,6 +17,7 @@ from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.reference import training
+from dpn_rt.reference.hf_modules import last_hidden
 from dpn_rt.reference.hr import HrTower
 from dpn_rt.reference.modules import EagerModules
 from dpn_rt.reference.outputs import EagerGeneration, EagerOutput
@@ -68,8 +69,8 @@ class EagerDpn(EagerModules):
             features = self.vision(pixels.to(self.device))[0]  # it scales the pixels before they are rounded
         else:
             assert isinstance(vision, ClipConfig)
-            features = self.vision(pixels.to(self.device, self.vision.dtype)).last_hidden_state[0]
-            features = features[1:] if vision.select_feature == "patch" else features
+            features = last_hidden(self.vision, pixels.to(self.device, self.vision.dtype))[0]
+            features = features[vision.num_dropped_rows :]
         return cast(torch.Tensor, features if self.projector is None else self.projector(features))
 
     def embed(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
-from transformers import CLIPVisionModel, LlamaModel
+from transformers import LlamaModel
 
 from dpn_rt.builders.names import NameMap, llama_modules, tower_modules, weight_names
 from dpn_rt.format.config import ModelConfig, VisionConfig
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class EagerModules(nn.Module):
     """The modules of a DPN or dense LLaVA model; `EagerDpn` runs them.
 
-    `language_model` (LlamaModel), `lm_head`, `boundaries[b].router|experts`, `projector`, `vision` (CLIPVisionModel,
-    cut after the layer that is used, or HrTower).
+    `language_model` (LlamaModel), `lm_head`, `boundaries[b].router|experts`, `projector`, `vision` (CLIPVisionModel or
+    SiglipVisionModel, cut after the layer that is used, or HrTower).
 
     Args:
         config: the model. Weights are random until they are loaded.
@@ -185,8 +185,8 @@ class EagerModules(nn.Module):
         write_checkpoint(self, Path(path), [Path(file) for file in extra_files])
 
 
-def _tower(config: VisionConfig) -> CLIPVisionModel | HrTower:
-    return HrTower(config) if isinstance(config, HrConfig) else CLIPVisionModel(hf_modules.clip_config(config))
+def _tower(config: VisionConfig) -> hf_modules.Tower | HrTower:
+    return HrTower(config) if isinstance(config, HrConfig) else hf_modules.clip_tower(config)
 
 
 def _projector(config: ProjectorConfig, hidden_size: int) -> nn.Sequential:

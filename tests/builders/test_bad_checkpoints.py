@@ -285,7 +285,7 @@ def test_vision_tower_directories(tmp_path: Path) -> None:
     assert "mm_hidden_size is 24, the vision tower's hidden size 12" in message
     other = OriginalCheckpoint()
     other.config["vision_config"] = None
-    assert "holds no weights of a CLIP vision tower" in message_of_path(
+    assert "holds no weights of a CLIP or SigLIP vision tower" in message_of_path(
         path, tmp_path, vision_tower=other.fill().write(tmp_path / "other")
     )
 
@@ -378,10 +378,10 @@ def test_pooling_layers(tmp_path: Path, changes: dict[str, object], message: str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "siglip_vision_model"}, "model_type: expected one of clip_vision_model"),
+        ({"model_type": "dinov2"}, "model_type: expected one of clip_vision_model, siglip_vision_model; got 'dinov2'"),
         ({"image_size": [28, 56]}, "image_size: only square sizes are supported, got [28, 56]"),
         ({"patch_size": {"height": 7, "width": 7}}, "patch_size: only square sizes are supported"),
-        ({"hidden_act": "relu"}, "hidden_act: expected one of quick_gelu, gelu; got 'relu'"),
+        ({"hidden_act": "relu"}, "hidden_act: expected one of quick_gelu, gelu, gelu_pytorch_tanh; got 'relu'"),
         ({"num_channels": 4}, "num_channels: expected 3, got 4"),
         ({"num_attention_heads": 5}, "vision hidden_size 24 is not a multiple of its num_heads 5"),
         ({"patch_size": 0}, "vision patch_size must be positive, got 0"),

@@ -191,8 +191,12 @@ def test_where_tie_flags_differ_the_weights_tell(
             "^config.json: text_config.rope_parameters.rope_theta: expected float, got 'big'",
         ),
         (
-            {"vision_config": {"model_type": "siglip_vision_model"}},
-            "^config.json: vision_config.model_type: expected one of clip_vision_model; got 'siglip_vision_model'",
+            {"vision_config": {"model_type": "dinov2"}},
+            "^config.json: vision_config.model_type: expected one of clip_vision_model, siglip.*; got 'dinov2'",
+        ),
+        (
+            {"vision_config": {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 7}},
+            "vision_feature_select_strategy: default would leave out the first patch of a SigLIP tower",
         ),
         ({"vision_config": {"image_size": [1, 2]}}, "^config.json: vision_config.image_size: only square sizes"),
         ({"pooling": {"pooling_type": "odd"}}, "^config.json: pooling.pooling_type: expected one of adaptive"),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipImageProcessor
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
+from dpn_rt.reference import EagerDpn
 from tests.tiny_tokenizer import make_tokenizer
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
@@ -44,19 +45,22 @@ LLAMA3_ROPE = {
 
 
 def save_checkpoint(
-    path: Path, *, tied: bool, kv_heads: int, old_names: bool, family: str = "llama", **text: Any
+    path: Path, *, tied: bool, kv_heads: int, old_names: bool, family: str = "llama", tower: str = "clip", **text: Any
 ) -> LlavaForConditionalGeneration:
     """A random LLaVA with tokenizer and image processor in `path`, and the model itself."""
     tokenizer = make_tokenizer(path, router=False, image=True)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
+        vision_config=AutoConfig.for_model(
+            f"{tower}_vision_model",
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=4,
             num_attention_heads=2,
             image_size=56,
             patch_size=14,
+            **({"vision_use_head": False} if tower == "siglip" else {}),
         ),
+        vision_feature_select_strategy="full" if tower == "siglip" else "default",
         text_config=AutoConfig.for_model(
             family,
             vocab_size=tokenizer.vocab_size + 7,  # padded, as published models are
@@ -79,6 +83,19 @@ def save_checkpoint(
         if tied:
             model.tie_weights()
     model.save_pretrained(path)
+    if tower == "siglip":
+        SiglipImageProcessor(size={"height": 56, "width": 56}).save_pretrained(path)
+    else:
+        write_clip_processor(path)
+    weights = load_file(path / "model.safetensors")
+    for pattern, name in OLD_NAMES if old_names else NEW_NAMES:
+        weights = {re.sub(pattern, name, key): tensor for key, tensor in weights.items()}
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    assert any(name.startswith("language_model." if old_names else "model.language_model.") for name in weights)
+    return model
+
+
+def write_clip_processor(path: Path) -> None:
     (path / "preprocessor_config.json").write_text(
         json.dumps(
             {
@@ -96,12 +113,6 @@ def save_checkpoint(
             }
         )
     )
-    weights = load_file(path / "model.safetensors")
-    for pattern, name in OLD_NAMES if old_names else NEW_NAMES:
-        weights = {re.sub(pattern, name, key): tensor for key, tensor in weights.items()}
-    save_file(weights, path / "model.safetensors", {"format": "pt"})
-    assert any(name.startswith("language_model." if old_names else "model.language_model.") for name in weights)
-    return model
 
 
 @pytest.mark.parametrize("old_names", [False, True], ids=["transformers5", "transformers4"])
@@ -131,6 +142,14 @@ def test_families_of_decoders(
     check_logits(tmp_path, model)
 
 
+@pytest.mark.parametrize("old_names", [False, True], ids=["transformers5", "transformers4"])
+def test_siglip_and_qwen2(tmp_path: Path, old_names: bool) -> None:
+    model = save_checkpoint(
+        tmp_path / "checkpoint", tied=True, kv_heads=2, old_names=old_names, family="qwen2", tower="siglip"
+    )
+    check_logits(tmp_path, model)
+
+
 def test_positions_end_with_the_sliding_window(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", tied=False, kv_heads=4, old_names=False, family="mistral", sliding_window=128)
     notes: list[str] = []
@@ -140,7 +159,7 @@ def test_positions_end_with_the_sliding_window(tmp_path: Path) -> None:
 
 
 def check_logits(tmp_path: Path, model: LlavaForConditionalGeneration) -> None:
-    """`model` is saved in tmp_path/checkpoint."""
+    """The engine of tmp_path/checkpoint, where `model` is saved, answers as `model` and as the eager reference."""
     build_engine(tmp_path / "checkpoint", tmp_path / "engine", dtype="float32")
     llm = LLM(tmp_path / "engine")
     image = Image.open(IMAGES / "cat.jpg")
@@ -149,6 +168,12 @@ def check_logits(tmp_path: Path, model: LlavaForConditionalGeneration) -> None:
     output = llm.generate(prompt, params, use_tqdm=False)[0]
 
     processed = llm.processor.process(prompt)
+    visual = EagerDpn.from_engine(tmp_path / "engine").encode_image(processed.images[0].views[0])
+    with torch.inference_mode():
+        features = model.model.get_image_features(pixel_values=processed.images[0].views[0][None])
+    expected = getattr(features, "pooler_output", features)[0]
+    torch.testing.assert_close(visual, expected, atol=1e-5, rtol=1e-5)
+
     ids: list[int] = []
     for token_id in output.prompt_token_ids:
         ids += [model.config.image_token_id] * 16 if token_id == -200 else [token_id]

@@ -67,6 +67,15 @@ class ClipConfig:
         return 1
 
     @property
+    def has_pre_norm(self) -> bool:
+        """Whether the rows are normed before the first layer."""
+        return True
+
+    @property
+    def has_patch_bias(self) -> bool:
+        return False
+
+    @property
     def num_rows(self) -> int:
         """Rows of one image inside the tower; each has a position embedding."""
         return self.num_prefix_rows + self.num_patches
@@ -108,9 +117,10 @@ class ClipConfig:
         hidden = self.hidden_size
         if self.num_prefix_rows:
             yield names.CLASS_EMBEDDING, WeightSpec((hidden,), dtype)
-        yield from linear_specs(names.PATCH_EMBEDDING, hidden, 3 * self.patch_size**2, dtype, bias=False)
+        yield from linear_specs(names.PATCH_EMBEDDING, hidden, 3 * self.patch_size**2, dtype, bias=self.has_patch_bias)
         yield f"{names.POSITION_EMBEDDING}.weight", WeightSpec((self.num_rows, hidden), dtype)
-        yield from _norm_specs(names.PRE_NORM, hidden, dtype)
+        if self.has_pre_norm:
+            yield from _norm_specs(names.PRE_NORM, hidden, dtype)
         for layer in range(self.num_layers):
             yield from self._layer_specs(layer, dtype)
 

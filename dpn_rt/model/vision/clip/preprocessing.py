@@ -29,6 +29,7 @@ class ClipPreprocessor:
         """
         self._config, self._pads, self._max_pixels = config, pads, max_pixels
         self._processor = load_image_processor(directory)
+        self._keeps_aspect = "shortest_edge" in self._processor.size
 
     def __call__(self, image: Image.Image) -> VisualInput:
         """One view `[3, image_size, image_size]` of an RGB image.
@@ -42,7 +43,7 @@ class ClipPreprocessor:
         side = self._config.image_size
         # CLIP scales the short side to its input: a very long image would grow without bound on the way.
         scaled = side**2 * max(width, height) // min(width, height)
-        if scaled > self._max_pixels:
+        if self._keeps_aspect and scaled > self._max_pixels:
             raise ImageError(
                 f"image of {width} x {height}: scaled to a short side of {side} it has {scaled} pixels, "
                 f"expected at most {self._max_pixels}"

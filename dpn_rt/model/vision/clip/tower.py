@@ -72,7 +72,7 @@ class ClipTower:
         if config.num_prefix_rows:
             self._prefix_rows = weights[names.CLASS_EMBEDDING] + self._prefix_rows
         self._patch_positions = positions[config.num_prefix_rows :]
-        self._pre_norm = load_norm(weights, names.PRE_NORM)
+        self._pre_norm = load_norm(weights, names.PRE_NORM) if config.has_pre_norm else None
         self.layers = [
             load_layer(weights, config, f"{names.LAYERS}.{layer}", prepack=prepack)
             for layer in range(config.num_layers)
@@ -101,7 +101,8 @@ class ClipTower:
             pixel_values: `[num_images, 3, image_size, image_size]`, any float dtype.
 
         Returns:
-            `[num_images * num_rows, hidden_size]` rows of every image, prefix rows first, with positions, normalised.
+            `[num_images * num_rows, hidden_size]` rows of every image, prefix rows first, with positions, normed if the
+            tower norms them.
         """
         size, dtype = self._config.patch_size, self._prefix_rows.dtype
         height, width = self._config.grid
@@ -111,6 +112,8 @@ class ClipTower:
         embedded = self._patch_embedding(patches).view(len(pixel_values), height * width, -1)
         prefix_rows = self._prefix_rows.expand(len(pixel_values), -1, -1)
         x = torch.cat((prefix_rows, embedded + self._patch_positions), dim=1).flatten(0, 1)
+        if self._pre_norm is None:
+            return x
         return ops.layer_norm(x, *self._pre_norm, self._config.layer_norm_eps, out=x)
 
 
