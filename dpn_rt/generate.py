@@ -80,7 +80,7 @@ def _output_failed(error: OSError) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dpn_rt.generate", description="Answer one prompt with an engine.")
     parser.add_argument("--engine", required=True, metavar="DIR", help="engine directory made by dpn_rt.build")
-    parser.add_argument("--image", metavar="FILE", help="the image that the prompt is about")
+    parser.add_argument("--image", nargs="+", action="extend", metavar="FILE", help="images that the prompt is about")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="question; or a whole prompt holding <image>")
     parser.add_argument("--raw", action="store_true", help="take the prompt as it is, without chat template")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens at most (default 256)")
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=DEFAULT_DRAWING,
         metavar="FILE",
-        help="draw what each stage saw over the image (default FILE: the image's name with -pyramid.png, here)",
+        help="draw what each stage saw over the image (default FILE: the first image's name with -pyramid.png, here)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
@@ -126,7 +126,7 @@ def _drawing(options: argparse.Namespace) -> Path | None:
     if not options.image:
         raise RequestError("--show-pyramid: there is no image to draw over, expected --image")
     if path == DEFAULT_DRAWING:
-        path = Path(f"{Path(options.image).stem}-pyramid.png")
+        path = Path(f"{Path(options.image[0]).stem}-pyramid.png")
     if path.suffix.lower() not in DRAWING_SUFFIXES:
         raise RequestError(f"--show-pyramid {path}: expected a name that ends in {' or '.join(DRAWING_SUFFIXES)}")
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
@@ -159,8 +159,8 @@ def _prompt(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _chat(llm: LLM, options: argparse.Namespace) -> dict[str, Any]:
-    image = [{"type": "image", "image": options.image}] if options.image else []
-    content = [*image, {"type": "text", "text": options.prompt}]
+    images = [{"type": "image", "image": file} for file in options.image or ()]
+    content = [*images, {"type": "text", "text": options.prompt}]
     return llm.processor.chat([{"role": "user", "content": content}])
 
 
@@ -197,8 +197,10 @@ def _run(llm: LLM, prompt: dict[str, Any], params: SamplingParams, silent: bool)
 
 def _rows(output: RequestOutput) -> list[int]:
     """Rows of the prompt per stage."""
+    from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
+
     visual = output.pyramid.visual_tokens
-    text = len(output.prompt_token_ids) - (1 if any(visual) else 0)
+    text = len(output.prompt_token_ids) - output.prompt_token_ids.count(IMAGE_PLACEHOLDER_ID)
     return [text + count for count in visual]
 
 

@@ -88,6 +88,7 @@ class LLM:
         gpu_memory_utilization: float = 0.9,
         reuse_bytes: int = 0,
         block_size: int = 16,
+        limit_mm_per_prompt: Mapping[str, int] | None = None,
         prepack_weights: bool | None = None,
         reduce: Spec | Sequence[Spec] | None = None,
         verify: bool = True,
@@ -107,6 +108,7 @@ class LLM:
             reuse_bytes: memory for the rows of images that may come again; 0: neither images nor keys and values of
                 prompts' prefixes are reused. Answers with reuse are the same up to rounding.
             block_size: rows per KV block.
+            limit_mm_per_prompt: `{"image": N}`, images of one prompt, at most; default: 16.
             prepack_weights: keep a second copy of the weights for a faster prefill; default: if it takes less than a
                 third of the free memory.
             reduce: SPECs of training-free reductions that prompts may ask for, such as "fastv:k=2,ratio=0.5"; the first
@@ -127,6 +129,7 @@ class LLM:
             gpu_memory_utilization=gpu_memory_utilization,
             reuse_bytes=reuse_bytes,
             block_size=block_size,
+            limit_mm_per_prompt=limit_mm_per_prompt,
             prepack_weights=prepack_weights,
             reduce=reduce,
         )

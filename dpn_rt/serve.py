@@ -163,6 +163,7 @@ def _engine_options(options: argparse.Namespace) -> EngineOptions:
         gpu_memory_utilization=options.gpu_memory_utilization,
         reuse_bytes=options.reuse_bytes,
         max_image_pixels=options.max_image_pixels,
+        limit_mm_per_prompt=options.limit_mm_per_prompt,
         reduce=options.reduce,
     )
 
@@ -232,6 +233,7 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-image-bytes", type=int, default=20 * 2**20, metavar="N", help="bytes of one image")
     add("--max-image-pixels", type=int, default=40_000_000, metavar="N", help="pixels of one image")
+    add("--limit-mm-per-prompt", type=_counts, metavar="image=N", help="images of one request; default 16")
     add("--allowed-media-domains", nargs="*", default=[], metavar="HOST", help="hosts that images are fetched from")
     add("--allowed-local-media-path", type=Path, metavar="DIR", help="folder that file: images are read from")
     add("--media-timeout", type=float, default=10.0, metavar="S", help="seconds for one image")
@@ -260,6 +262,16 @@ def _names(text: str) -> list[str]:
     if not all(isinstance(name, str) for name in names):
         raise ValueError
     return list(names)
+
+
+def _counts(text: str) -> dict[str, int]:
+    """`image=4`, or `{"image": 4}`, the two ways in which vLLM takes it."""
+    try:
+        if text.startswith("{"):
+            return dict(json.loads(text))
+        return {name: int(count) for name, _, count in (item.partition("=") for item in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected image=N") from None
 
 
 def _flat(names: list[list[str] | str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dpn_rt.errors import ConfigError
@@ -10,6 +10,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import PlanLimits
 from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.prompts.image import MAX_PIXELS
+from dpn_rt.prompts.prompt import MAX_IMAGES
 
 LEAST_BATCHED_TOKENS = 8192
 """Default of `max_num_batched_tokens` for models that are shorter."""
@@ -43,6 +44,8 @@ class EngineOptions:
     """Part of a GPU's memory that may be taken in all."""
     max_image_pixels: int = MAX_PIXELS
     """Pixels of one image, at most."""
+    limit_mm_per_prompt: Mapping[str, int] | None = None
+    """`{"image": N}`: images of one prompt, at most. Default: 16."""
     prepack_weights: bool | None = None
     """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: if the copy takes
     less than a third of the free memory."""
@@ -59,6 +62,19 @@ class EngineOptions:
             self._check_count(name, is_optional=False)
         for name in ("max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"):
             self._check_count(name, is_optional=True)
+        _ = self.max_images  # raises if the limit is none
+
+    @property
+    def max_images(self) -> int:
+        """Images of one prompt, at most."""
+        limits = {} if self.limit_mm_per_prompt is None else self.limit_mm_per_prompt
+        expected = 'expected {"image": N} with a whole number N of at least 0'
+        if not isinstance(limits, Mapping) or set(limits) - {"image"}:
+            raise ConfigError(f"limit_mm_per_prompt={limits!r}: {expected}")
+        value = limits.get("image", MAX_IMAGES)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"limit_mm_per_prompt={dict(limits)!r}: {expected}")
+        return value
 
     def _check_count(self, name: str, *, is_optional: bool) -> None:
         value = getattr(self, name)
@@ -93,6 +109,8 @@ class EngineSettings:
     """Part of a GPU's memory that may be taken in all."""
     max_image_pixels: int
     """Pixels of one image, at most."""
+    max_images: int
+    """Images of one prompt, at most."""
     prepack_weights: bool | None
     """Whether a second copy of the weights is kept in oneDNN's layout; None: if it takes less than a third of the
     memory that is free when they are loaded."""
@@ -130,6 +148,7 @@ def resolve(model: ModelConfig, options: EngineOptions, plans: PlanLimits | None
         block_size=options.block_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
         max_image_pixels=options.max_image_pixels,
+        max_images=options.max_images,
         prepack_weights=options.prepack_weights,
     )
 

@@ -172,6 +172,7 @@ def _processor(opened: OpenedEngine) -> Processor:
         opened.model,
         max_model_len=opened.settings.max_model_len,
         max_pixels=opened.settings.max_image_pixels,
+        max_images=opened.settings.max_images,
     )
 
 

@@ -19,8 +19,8 @@ given, the ids count, and the text is what is shown."""
 
 _KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "image_grid", "route", "router_bias", "reduce", "kept")
 _IMAGE_KEYS = ("image", "image_embeds", "image_grid")
-MAX_IMAGES = 1
-"""Of one request, unless its `Processor` allows more."""
+MAX_IMAGES = 16
+"""Of one prompt, unless `limit_mm_per_prompt` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def check_num_images(num_images: int, max_images: int, found: str) -> None:
         ImageError: there are more than `max_images`.
     """
     if num_images > max_images:
-        expected = "one image per request for now" if max_images == 1 else f"expected at most {max_images} images"
-        raise ImageError(f"{found}: {expected}")
+        raise ImageError(f"{found}: expected at most {max_images} per prompt (limit_mm_per_prompt)")
 
 
 def _get(mapping: Mapping[str, Any], key: str, default: Any = None) -> Any:

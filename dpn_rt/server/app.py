@@ -64,7 +64,7 @@ def create_app(
         config,
         processor.model,
         engine,
-        Preparation(processor, media, ProcessedImageCache(config.processed_image_bytes), config.max_images, workers),
+        Preparation(processor, media, ProcessedImageCache(config.processed_image_bytes), workers),
         Admission(config.max_queued_requests, config.max_queued_tokens),
         Metrics(config.model_name, lambda: engine.load, reductions),
         reductions,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.model.reduction.spec import Spec
-from dpn_rt.prompts.prompt import MAX_IMAGES
 from dpn_rt.server.connections import ConnectionLimits
 from dpn_rt.server.cors import CorsPolicy
 from dpn_rt.server.hosts import AllowedHosts
@@ -38,8 +37,6 @@ class ServerConfig:
     max_held_body_bytes: int | None = None
     """For the bodies of all unanswered requests; a request that would exceed it is refused with 429. Default: 1 GiB, or
     `max_body_bytes` if that is larger."""
-    max_images: int = MAX_IMAGES
-    """Of one request, checked before any of them is loaded."""
     processed_image_bytes: int = 2**26
     """For the pixels of images that came before, so that they are not decoded again; 0 keeps none."""
     workers: int = 2
@@ -69,7 +66,7 @@ class ServerConfig:
         return AllowedHosts.of_address(self.host) if self.api_key is None else AllowedHosts.of("*")
 
     def __post_init__(self) -> None:
-        for name in ("max_queued_requests", "max_queued_tokens", "max_body_bytes", "max_images", "workers"):
+        for name in ("max_queued_requests", "max_queued_tokens", "max_body_bytes", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.max_held_body_bytes is not None and self.max_held_body_bytes < self.max_body_bytes:

@@ -13,6 +13,7 @@ from dpn_rt.errors import RequestError
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.prompts.image import decode_image
 from dpn_rt.prompts.processor import ProcessedPrompt, Processor
+from dpn_rt.prompts.prompt import check_num_images
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
@@ -29,11 +30,9 @@ class Preparation:
     """Makes the prompts of one engine."""
 
     def __init__(
-        self, processor: Processor, media: MediaLoader, images: ProcessedImageCache, max_images: int, workers: Executor
+        self, processor: Processor, media: MediaLoader, images: ProcessedImageCache, workers: Executor
     ) -> None:
-        """Args: max_images: of one request."""
         self._processor, self._media, self._images, self._workers = processor, media, images, workers
-        self._max_images = max_images
 
     @property
     def processor(self) -> Processor:
@@ -84,8 +83,7 @@ class Preparation:
             return
         self._processor.check_text(sum(len(text) for message in request.messages for text in _texts(message)))
         count = sum(len(message.images) for message in request.messages)
-        if count > self._max_images:
-            raise RequestError(f"messages: {count} images, expected at most {self._max_images}")
+        check_num_images(count, self._processor.max_images, f"messages: {count} images")
 
     def estimated_tokens(self, request: Conversation | CompletionRequest) -> int:
         """Tokens of prompts and answers, estimated from lengths alone."""

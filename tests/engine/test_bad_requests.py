@@ -54,7 +54,7 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     ({"prompt_token_ids": [3] * 600}, "600 rows"),
     ("What is this?", "no tokenizer"),
     (with_image([3, ROUTER_ID]), "no placeholder"),
-    (with_image([-200, -200, ROUTER_ID]), "one image per request"),
+    (with_image([*[-200] * 17, ROUTER_ID]), "17 image placeholders: expected at most 16 per prompt"),
     (with_image([3, -200, 4]), "<ROUTER>"),
     (with_image([ROUTER_ID, -200, 4]), "before the image"),
     (with_image([-200, ROUTER_ID], torch.zeros(16, 65)), "image_embeds"),

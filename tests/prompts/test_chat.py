@@ -159,8 +159,8 @@ def test_a_data_url(original: Setup) -> None:
         ([user({"type": "video"})], r"messages\[0\]\.content\[0\]: expected"),
         ([user({"type": "text"})], r"messages\[0\]\.content\[0\]: expected"),
         ([user({"type": "image"})], r"messages\[0\]\.content\[0\]: expected"),
-        ([user(IMAGE, IMAGE, text("a"))], "got 2 images: one image per request for now"),
-        ([user(IMAGE, text("a")), assistant("b"), user(IMAGE, text("c"))], "one image per request for now"),
+        ([user(*[IMAGE] * 17, text("a"))], "got 17 images: expected at most 16 per prompt"),
+        ([user(*[IMAGE] * 9, text("a")), assistant("b"), user(*[IMAGE] * 8, text("c"))], "got 17 images"),
         (
             [{"role": "system", "content": [IMAGE]}, user(text("a"))],
             r"messages\[0\]: an image in a message of role system",

@@ -212,13 +212,13 @@ EMBEDS = {"image_embeds": embeds()}
         ({"prompt": "a", "multi_modal_data": IMAGE}, "no placeholder: expected <image>"),
         ({"prompt": "<image> a"}, "placeholder, but no image was given"),
         (
-            {"prompt": "<image> <image> a", "multi_modal_data": IMAGE},
-            "2 image placeholders: one image per request for now",
+            {"prompt": "<image>" * 17 + " a", "multi_modal_data": IMAGE},
+            "17 image placeholders: expected at most 16 per prompt",
         ),
-        ({"prompt_token_ids": [-200, -200], "multi_modal_data": IMAGE}, "one image per request for now"),
+        ({"prompt_token_ids": [-200, -200], "multi_modal_data": IMAGE}, "2 image placeholders for 1 images"),
         (
-            {"prompt": "<image> a", "multi_modal_data": {"image": [picture(), picture()]}},
-            "one image per request for now",
+            {"prompt": "<image> a", "multi_modal_data": {"image": [picture()] * 17}},
+            "17 images: expected at most 16 per prompt",
         ),
         ({"prompt": "<image> a", "multi_modal_data": {**IMAGE, **EMBEDS}}, "both image and image_embeds"),
         ({"prompt": "<image> a", "multi_modal_data": IMAGE}, "not the router token"),
@@ -333,7 +333,7 @@ def test_several_images_go_to_their_placeholders_in_order(several: Processor) ->
 @pytest.mark.parametrize(
     ("ids", "count", "grids", "message"),
     [
-        ([-200] * 4 + [199], 4, None, "4 image placeholders: expected at most 3 images"),
+        ([-200] * 4 + [199], 4, None, "4 image placeholders: expected at most 3 per prompt"),
         ([-200, 5, -200, 199], 1, None, "2 image placeholders for 1 images"),
         ([-200, 199], 2, None, "1 image placeholders for 2 images"),
         ([5, 199], 2, None, "no placeholder"),

@@ -54,7 +54,7 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "role": (GOOD.body(messages=[{"role": "tool", "content": "x"}]), 400, "role"),
     "last role": (GOOD.body(messages=[{"role": "assistant", "content": "x"}]), 400, "expected user"),
     "too long": (GOOD.body(messages=[{"role": "user", "content": "word " * 3000}]), 400, "rows"),
-    "two images": (GOOD.body(messages=GOOD.messages + GOOD.messages), 400, "2 images"),
+    "17 images": (GOOD.body(messages=GOOD.messages * 17), 400, "17 images: expected at most 16 per prompt"),
     "no data": (with_url("data:image/png;base64,"), 400, "image"),
     "bad base64": (with_url("data:image/png;base64,@@@@"), 400, "base64"),
     "no image": (with_url(data_url(b"hello")), 400, "not an image"),
