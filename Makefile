@@ -52,7 +52,7 @@ gpu-bench-13b: gpu-build
 	$(PYTHON) $(GPU_LATENCY) --shape llava-1.5-13b --repeats 3 --json $(RESULTS)/llava-1.5-13b-cuda.json
 
 # mypy sees the package as the build lays it out, with builders/ as dpn_rt.builders.
-TYPECHECK := rm -rf build/typecheck && mkdir -p build/typecheck && cp -r dpn_rt pyproject.toml build/typecheck && \
+TYPECHECK := rm -rf build/typecheck && mkdir -p build/typecheck && cp -r dpn_rt benchmarks examples pyproject.toml build/typecheck && \
   cp -r builders build/typecheck/dpn_rt && (cd build/typecheck && $(abspath $(BIN))/mypy --cache-dir ../mypy-cache)
 
 lint: $(READY)

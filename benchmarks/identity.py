@@ -1,10 +1,10 @@
-"""Never a wrong image: the same question about many images of one size, in every way that requests can meet each other.
+"""Never a wrong image: one question about many images of one size, or two of them, however requests meet each other.
 
 python -m benchmarks.identity --engine DIR --clients 32 --requests 5000
 
 Starts a server with caches that hold a few images and a KV cache that makes sequences preempt each other. Requests
 stream or not, force routes or not, and some clients leave. Each answer must be the one that `LLM`, without any cache,
-gives to that image alone: the same text and route, and the routers' probabilities within 1e-3. The engine should be in
+gives to these images: the same text and route, and the routers' probabilities within 1e-3. The engine should be in
 float32. Fails (exit status 1) if an answer is another one.
 """
 
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from examples.tiny_dpn import data
 
 QUESTION = "What color is the background?"
 TOLERANCE = 1e-3
-TIGHT = ("--max-num-seqs", "8", "--max-chunk-tokens", "64", "--reuse-bytes", "2000000", "--kv-cache-bytes", "4600000")
+TIGHT = ("--max-num-seqs", "8", "--max-chunk-tokens", "64", "--reuse-bytes", "2000000", "--kv-cache-bytes", "8000000")
 """Options of a server that must forget and preempt."""
 
 
@@ -79,6 +79,13 @@ def images() -> list[tuple[str, bytes]]:
     return found
 
 
+def asked() -> list[tuple[bytes, ...]]:
+    """The images of each prompt: every one alone, and neighbours in both orders."""
+    files = [file for _, file in images()]
+    pairs = list(pairwise(files))[::3]
+    return [*((file,) for file in files), *pairs, *((other, one) for one, other in pairs)]
+
+
 def _file(image: Image.Image, form: str) -> bytes:
     file = io.BytesIO()
     image.save(file, form)
@@ -86,7 +93,7 @@ def _file(image: Image.Image, form: str) -> bytes:
 
 
 def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: int, max_tokens: int = 64) -> list[Case]:
-    """Images with variants (fields of a prompt such as `route` and `reduce`), and their answers alone.
+    """Images, one or two in a prompt, with variants (fields of a prompt such as `route`), and their answers alone.
 
     Args:
         per_image: how many of the variants each image has, the next image the next ones.
@@ -94,12 +101,12 @@ def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: i
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     found = []
     turns = cycle(variants)
-    for _, file in images():
-        picture = Image.open(io.BytesIO(file))
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
-        prompt = llm.processor.chat([{"role": "user", "content": content}])
-        part = {"type": "image_url", "image_url": {"url": data_url(file)}}
-        messages = [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
+    for files in asked():
+        question = {"type": "text", "text": QUESTION}
+        pictures = [{"type": "image", "image": Image.open(io.BytesIO(file))} for file in files]
+        prompt = llm.processor.chat([{"role": "user", "content": [*pictures, question]}])
+        parts = [{"type": "image_url", "image_url": {"url": data_url(file)}} for file in files]
+        messages = [{"role": "user", "content": [*parts, question]}]
         for variant in islice(turns, per_image):
             output = llm.generate({**prompt, **variant}, params, use_tqdm=False)[0]
             fields = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, **variant}
@@ -163,7 +170,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     llm = LLM(options.engine)
-    boundaries = llm.processor.model.num_stages - 1
+    boundaries = len(llm.model.reduction.layers)
     variants = [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
     given = cases(llm, options.engine.resolve().name, variants, per_image=len(variants))
     with serving(options.engine, *TIGHT) as (url, _):

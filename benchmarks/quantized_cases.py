@@ -37,7 +37,7 @@ def _case(bits: int, rows: int, in_features: int, out_features: int, dtype: torc
 
 
 def _torch_product(x: Tensor, weight: Tensor) -> Run:
-    if x.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if x.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return lambda: F.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
     return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")

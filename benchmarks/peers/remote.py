@@ -38,6 +38,6 @@ class Remote:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}")  # type: ignore[arg-type]
+            sys.exit(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}")
         found: dict[str, Any] = json.loads(line)
         return found

@@ -12,7 +12,7 @@ from tests.server.test_lifecycle import metrics
 from tests.server.test_reduce import SPECS, dense_dir
 
 _ = dense_dir
-TIGHT = EngineOptions(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2_000_000, kv_cache_bytes=4_600_000)
+TIGHT = EngineOptions(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2_000_000, kv_cache_bytes=8_000_000)
 
 
 def check(server: RunningServer, llm: LLM, variants: list[dict[str, object]], requests: int) -> None:
