@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpn_rt.builders.json_values import Json, read_json
+from dpn_rt.builders.json_values import Json, read_json_if_there
 from dpn_rt.errors import CheckpointError, RequestError
 from dpn_rt.prompts.template import JinjaTemplate
+from dpn_rt.schema.files import TEXT_BYTES, is_there, read_text
 
 _DEFAULT = "default"
 
@@ -21,10 +22,10 @@ def find_chat_template(path: Path, tokenizer_settings: Json) -> str | None:
     Raises:
         CheckpointError: there are several, and none of them is the default; or one is no text.
     """
-    if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    if is_there(path / "chat_template.jinja"):
+        return read_text(path / "chat_template.jinja", CheckpointError, TEXT_BYTES)
     for name in ("chat_template.json", "processor_config.json"):
-        template = read_json(path / name).get("chat_template") if (path / name).is_file() else None
+        template = read_json_if_there(path / name).get("chat_template")
         if template is not None:
             return _one_of(template, path / name)
     template = tokenizer_settings.get("chat_template")

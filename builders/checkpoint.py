@@ -12,12 +12,16 @@ from torch import Tensor
 from dpn_rt.builders.json_values import read_json
 from dpn_rt.builders.shards import Shard, TensorInfo, open_shard
 from dpn_rt.errors import CheckpointError
+from dpn_rt.schema.files import is_there
+from dpn_rt.schema.text import few, shown
 
 # An index, a single file, and shards without an index (named by `save_pretrained`); the first kind found is read.
 _KINDS = (
     ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
 )
+MAX_SHARDS = 10_000
+"""Files of one checkpoint; the largest published ones have about 200."""
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)")
 
 
@@ -54,7 +58,7 @@ class CheckpointFiles:
             self._add(open_shard(file))
         absent = [f"{name} ({file})" for name, file in sorted(indexed.items()) if name not in self._tensors]
         if absent:
-            raise CheckpointError(f"{path}: the index names weights that are not in its shards: {', '.join(absent)}")
+            raise CheckpointError(f"{path}: the index names weights that are not in its shards: {few(absent)}")
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -84,9 +88,9 @@ def _find_shards(path: Path) -> tuple[list[Path], dict[str, str]]:
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
     for index_name, single_name, pattern in _KINDS:
-        if (path / index_name).is_file():
+        if is_there(path / index_name):
             return _indexed_shards(path, path / index_name)
-        if (path / single_name).is_file():
+        if is_there(path / single_name):
             return [path / single_name], {}
         files = sorted(file for file in path.glob(pattern) if not file.name.startswith("adapter_"))
         if files:
@@ -94,7 +98,7 @@ def _find_shards(path: Path) -> tuple[list[Path], dict[str, str]]:
             return files, {}
     if any(path.glob("adapter_model.*")):
         raise CheckpointError(f"{path}: holds a LoRA adapter only: merge it into its base model first")
-    if (path / "mm_projector.bin").is_file():
+    if is_there(path / "mm_projector.bin"):
         raise CheckpointError(
             f"{path}: holds a projector only (mm_projector.bin, the result of stage-1 pretraining), neither a decoder "
             "nor vision towers: expected the checkpoint of the whole model"
@@ -107,12 +111,12 @@ def _indexed_shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must map names of weights to files")
     names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name]
+    outside = [shown(name) for name in names if Path(name).name != name or name in ("", "..")]
     if outside:
-        raise CheckpointError(f"{index}: shards must lie in the checkpoint directory, got {', '.join(outside)}")
-    missing = [name for name in names if not (path / name).is_file()]
+        raise CheckpointError(f"{index}: shards must lie in the checkpoint directory, got {few(outside)}")
+    missing = [name for name in names if not is_there(path / name)]
     if missing:
-        raise CheckpointError(f"{path}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
+        raise CheckpointError(f"{path}: {len(missing)} of {len(names)} shards are missing: {few(missing)}")
     return [path / name for name in names], weight_map
 
 
@@ -126,7 +130,9 @@ def _check_complete(path: Path, files: list[Path]) -> None:
         raise CheckpointError(f"{path}: which shards belong together? {', '.join(file.name for file in files)}")
     stem, total, suffix = sets[0]
     present = {int(match["number"]) for match in matches}
+    if int(total) > MAX_SHARDS:
+        raise CheckpointError(f"{path}: {files[0].name}: one of {int(total)} shards, expected at most {MAX_SHARDS}")
     missing = [number for number in range(1, int(total) + 1) if number not in present]
     if missing:
-        names = ", ".join(f"{stem}-{number:0{len(total)}d}-of-{total}{suffix}" for number in missing)
+        names = few([f"{stem}-{number:0{len(total)}d}-of-{total}{suffix}" for number in missing])
         raise CheckpointError(f"{path}: {len(missing)} of {int(total)} shards are missing: {names}")

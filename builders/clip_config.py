@@ -16,6 +16,7 @@ from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.clip.config import ClipConfig, SelectFeature
 from dpn_rt.model.vision.siglip.config import SiglipConfig
 from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.bounds import bounded
 
 CLIP_VIT_HEAD_DIM = 64
 """Head size of all of OpenAI's CLIP ViTs; used only where no configuration has the number of heads."""
@@ -63,7 +64,7 @@ def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipCon
             f"config.json: vision select layer {select_layer} does not exist: a tower of {num_layers} layers has "
             f"hidden states {-num_layers - 1} to {num_layers}"
         )
-    return kind.config(
+    config = kind.config(
         hidden_size=value_of(values, "hidden_size", int, 768),
         intermediate_size=value_of(values, "intermediate_size", int, 3072),
         num_layers=select_layer if select_layer >= 0 else num_layers + 1 + select_layer,
@@ -74,6 +75,7 @@ def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipCon
         activation=ACTIVATIONS[choice_of(values, "hidden_act", tuple(ACTIVATIONS), kind.activation)],
         select_feature=cast(SelectFeature, select_feature) if kind.has_class_row else "patch",
     )
+    return bounded(config, "vision ")
 
 
 def clip_values_from_shapes(tensors: Mapping[str, TensorInfo], prefix: str, note: Callable[[str], None]) -> Json:
@@ -95,8 +97,8 @@ def clip_values_from_shapes(tensors: Mapping[str, TensorInfo], prefix: str, note
         return info.shape
 
     hidden, _, patch, _ = shape(clip.PATCH_EMBEDDING, 4)
-    side = math.isqrt(shape(clip.POSITION_EMBEDDING, 2)[0] - 1)
-    in_layer = re.compile(re.escape(f"{prefix}{CLIP_LAYERS}.") + r"(\d+)\.")
+    side = math.isqrt(max(shape(clip.POSITION_EMBEDDING, 2)[0] - 1, 0))
+    in_layer = re.compile(re.escape(f"{prefix}{CLIP_LAYERS}.") + r"(\d{1,6})\.")
     numbers = [int(found[1]) for name in tensors if (found := in_layer.match(name))]
     values = {
         "hidden_size": hidden,

@@ -9,6 +9,8 @@ from dpn_rt.builders.decoder_families import Family
 from dpn_rt.builders.json_values import Json, Section, choice_of, name_of, object_of, value_of
 from dpn_rt.errors import ConfigError
 from dpn_rt.model.config import DecoderConfig, RopeConfig
+from dpn_rt.schema.bounds import FEW, bounded
+from dpn_rt.schema.text import shown
 
 _ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
 
@@ -46,7 +48,7 @@ def decoder_config(
             f"{name_of(values, 'hidden_size')} {hidden_size} is not a multiple of num_attention_heads {num_heads}"
         )
     attention_bias = value_of(values, "attention_bias", bool, False)
-    return DecoderConfig(
+    config = DecoderConfig(
         vocab_size=size("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=size("intermediate_size"),
@@ -61,6 +63,7 @@ def decoder_config(
         qkv_bias=attention_bias if family.has_qkv_bias is None else family.has_qkv_bias,
         o_bias=attention_bias if family.has_qkv_bias is None else False,
     )
+    return bounded(config, name_of(values, ""))
 
 
 def _max_positions(values: Json, defaults: Mapping[str, int], note: Callable[[str], None]) -> int:
@@ -94,7 +97,8 @@ def _rope_config(values: Json) -> RopeConfig:
         return RopeConfig(theta)
     if rope_type not in _ROPE_TYPES:
         raise ConfigError(
-            f"{name_of(scaling, 'rope_type')}: expected one of default, {', '.join(_ROPE_TYPES)}; got {rope_type!r}"
+            f"{name_of(scaling, 'rope_type')}: expected one of default, {', '.join(_ROPE_TYPES)}; "
+            f"got {shown(rope_type)}"
         )
     return RopeConfig(theta, json.dumps(scaling, sort_keys=True))
 
@@ -103,10 +107,12 @@ def token_ids(values: Json, key: str) -> tuple[int, ...]:
     """`values[key]`, a token id or a list of them, each once; empty where there is none.
 
     Raises:
-        ConfigError: an id is not an integer.
+        ConfigError: an id is not an integer, or there are too many.
     """
     value = values.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
+    if len(ids) > FEW.most:
+        raise ConfigError(f"{name_of(values, key)}: {len(ids):,} token ids, expected at most {FEW.most}")
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise ConfigError(f"{name_of(values, key)}: expected a token id or a list of them, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected a token id or a list of them, got {shown(value)}")
     return tuple(dict.fromkeys(ids))

@@ -18,11 +18,12 @@ from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.hr import names as hr
 from dpn_rt.model.vision.hr.config import FastConfig, HrConfig, fast_image_size, size_problem
 from dpn_rt.model.vision.hr.convnext_config import KERNEL, NUM_STAGES, STEM_STRIDE, ConvNextConfig
+from dpn_rt.schema.bounds import bounded
 
 PREFIX = "model.vision_tower."
 TRUNK = "visual.trunk."
 """In open_clip's files all names of a ConvNeXt begin with it."""
-_BLOCK = re.compile(r"stages\.(?P<stage>\d+)\.blocks\.(?P<block>\d+)\.")
+_BLOCK = re.compile(r"stages\.(?P<stage>\d{1,6})\.blocks\.(?P<block>\d{1,6})\.")
 _UNUSED = (
     rf"{re.escape(HR_SLOW)}(?:{re.escape(TRUNK)})?head\..*|"
     rf"{re.escape(HR_FAST)}(?:embeddings\.(?:class_embedding|position_ids)|post_layernorm\..*)|"
@@ -73,7 +74,7 @@ def find_hr_tower(checkpoint: Checkpoint, config: Json, *, prepools: bool, note:
     slow = {name.removeprefix(start): info for name, info in checkpoint.tensors.items() if name.startswith(start)}
     native = _fast_config(config)
     fast = replace(native, image_size=fast_image_size(size))
-    vision = HrConfig(size, _slow_config(slow, family, start), fast, not is_frozen, prepools)
+    vision = bounded(HrConfig(size, _slow_config(slow, family, start), fast, not is_frozen, prepools), "vision ")
     adapters = [name for name in checkpoint.tensors if name.startswith(f"{PREFIX}{HR_ADAPTERS}.")]
     if is_frozen and adapters:
         note(

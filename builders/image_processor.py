@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpn_rt.builders.json_values import Json, json_bytes, read_json
+from dpn_rt.builders.json_values import Json, json_bytes, read_json, read_json_if_there
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.preprocessing import load_image_processor
 from dpn_rt.model.vision.siglip.config import SiglipConfig
+from dpn_rt.schema.files import is_there
+from dpn_rt.schema.text import shown
 
 _IMAGE_PROCESSOR = "preprocessor_config.json"
 _TYPE = "image_processor_type"
@@ -35,12 +37,11 @@ def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig
 
 
 def _read_image_processor(directory: Path) -> Json | None:
-    if (directory / _IMAGE_PROCESSOR).is_file():
+    if is_there(directory / _IMAGE_PROCESSOR):
         return read_json(directory / _IMAGE_PROCESSOR)
-    if (directory / "processor_config.json").is_file():  # transformers 5 keeps it inside the processor's file
-        nested = read_json(directory / "processor_config.json").get("image_processor")
-        return nested if isinstance(nested, dict) else None
-    return None
+    # transformers 5 keeps it inside the processor's file
+    nested = read_json_if_there(directory / "processor_config.json").get("image_processor")
+    return nested if isinstance(nested, dict) else None
 
 
 def _with_type(settings: Json, directory: Path) -> Json:
@@ -64,7 +65,7 @@ def _check_image_size(settings: Json, image_size: int) -> None:
     sides = value.values() if isinstance(value, dict) else [value]
     if any(side != image_size for side in sides if side is not None):
         raise ConfigError(
-            f"{_IMAGE_PROCESSOR}: {key} is {value!r}, but the vision tower takes images of {image_size} pixels"
+            f"{_IMAGE_PROCESSOR}: {key} is {shown(value)}, but the vision tower takes images of {image_size} pixels"
         )
 
 

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.schema.bounds import LARGEST_INT
+from dpn_rt.schema.files import SETTINGS_BYTES, is_there
+from dpn_rt.schema.json_text import read_json as read_any_json
+from dpn_rt.schema.text import shown
 
 T = TypeVar("T", int, float, bool, str)
 Json = Mapping[str, Any]
@@ -31,17 +35,17 @@ def read_json(path: Path) -> Section:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, or holds something other than an object.
+        CheckpointError: the file is missing, no regular file or too large, or holds something other than an object.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON (truncated?): {error}") from error
+    value = read_any_json(path, CheckpointError, SETTINGS_BYTES)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return Section(value, f"{path.name}: ")
+
+
+def read_json_if_there(path: Path) -> Json:
+    """As `read_json`; empty where there is nothing of this name."""
+    return read_json(path) if is_there(path) else {}
 
 
 def json_bytes(value: Json) -> bytes:
@@ -53,17 +57,23 @@ def value_of(values: Json, key: str, kind: type[T], default: T | None = None) ->
     """`values[key]` as `kind`; the default where the key is absent or null.
 
     Raises:
-        ConfigError: the value has another type, or is absent and there is no default.
+        ConfigError: the value has another type, is no number that can be computed with, or is absent and there is no
+            default.
     """
     value = values.get(key)
     if value is None:
         if default is None:
             raise ConfigError(f"{name_of(values, key)} is missing")
         return default
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and not -LARGEST_INT <= value <= LARGEST_INT:
+        raise ConfigError(
+            f"{name_of(values, key)}: expected a finite number of at most {LARGEST_INT:,}, got {shown(value)}"
+        )
+    if kind is float and is_number:
         return kind(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name_of(values, key)}: expected {kind.__name__}, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected {kind.__name__}, got {shown(value)}")
     return value
 
 
@@ -75,7 +85,7 @@ def choice_of(values: Json, key: str, known: tuple[str, ...], default: str | Non
     """
     value = value_of(values, key, str, default)
     if value not in known:
-        raise ConfigError(f"{name_of(values, key)}: expected one of {', '.join(known)}; got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected one of {', '.join(known)}; got {shown(value)}")
     return value
 
 
@@ -87,7 +97,7 @@ def object_of(values: Json, key: str) -> Section | None:
     """
     value = values.get(key)
     if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{name_of(values, key)}: expected an object, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: expected an object, got {shown(value)}")
     return None if value is None else Section(value, f"{name_of(values, key)}.")
 
 
@@ -101,5 +111,5 @@ def square_side(values: Json, key: str, default: int | None = None) -> int:
     if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
         return value_of(Section({key: value[0]}, name_of(values, "")), key, int)
     if isinstance(value, list | tuple | dict):
-        raise ConfigError(f"{name_of(values, key)}: only square sizes are supported, got {value!r}")
+        raise ConfigError(f"{name_of(values, key)}: only square sizes are supported, got {shown(value)}")
     return value_of(values, key, int, default)

@@ -29,6 +29,7 @@ from dpn_rt.format.weight_spec import canonical_specs
 from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.schema.files import SETTINGS_BYTES, read_file
 from dpn_rt.schema.text import is_text
 from dpn_rt.schema.weights import DType, Quantize
 
@@ -94,7 +95,7 @@ def build_engine(
         raise ConfigError(f"reduce={reduce!r}: TensorRT plans have no boundaries for it, expected none")
     plans = None if make_plans is None else make_plans(model)
     specs, canonical = weight_spec(model), canonical_specs(model)
-    stream = WeightStream((path / "config.json").read_bytes(), sources, canonical)
+    stream = WeightStream(read_file(path / "config.json", CheckpointError, SETTINGS_BYTES), sources, canonical)
     total = sum(spec.num_bytes for spec in specs.values())
     engine = write_engine(
         output,

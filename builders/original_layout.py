@@ -17,6 +17,7 @@ from dpn_rt.builders.vision_tower import VisionTower, find_tower
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.format.config import AspectRatio
 from dpn_rt.model.vision.projector import ProjectorType
+from dpn_rt.schema.files import is_directory
 
 _ASPECT_RATIOS: dict[str, AspectRatio] = {"pad": "pad", "square": "processor"}
 
@@ -81,7 +82,7 @@ def _local_tower(path: Path, config: Json) -> Path | None:
     """The directory that `mm_vision_tower` names, absolute or inside the checkpoint; None if there is none."""
     name = value_of(config, "mm_vision_tower", str, "")
     directory = path / name  # an absolute name replaces the path
-    return directory if name and directory.is_dir() else None
+    return directory if name and is_directory(directory) else None
 
 
 def _projector_type(checkpoint: Checkpoint, config: Json, tower: VisionTower | None) -> str:

@@ -15,6 +15,8 @@ from dpn_rt.model.reduction.pooling_config import (
     RouterVersion,
 )
 from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.schema.bounds import FEW, bounded
+from dpn_rt.schema.text import shown
 
 Kernel = tuple[int, int]
 
@@ -49,7 +51,9 @@ def reduction_config(values: Json, *, may_prepool: bool = False) -> ReductionCon
         raise ConfigError(f"{name_of(pooling, 'prepooling')} is not supported without a LLaVA-HR tower, expected false")
     layers = pooling.get("pooling_layers")
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-        raise ConfigError(f"{name_of(pooling, 'pooling_layers')}: expected a list of objects, got {layers!r}")
+        raise ConfigError(f"{name_of(pooling, 'pooling_layers')}: expected a list of objects, got {shown(layers)}")
+    if len(layers) > FEW.most:
+        raise ConfigError(f"{name_of(pooling, 'pooling_layers')}: {len(layers):,} layers, expected at most {FEW.most}")
     is_static = pooling_type == "static"
     boundaries = tuple(
         _boundary(Section(layer, name_of(pooling, f"pooling_layers[{position}].")), is_static)
@@ -57,13 +61,14 @@ def reduction_config(values: Json, *, may_prepool: bool = False) -> ReductionCon
     )
     if not boundaries:
         return NoReduction()
-    return PoolingConfig(
+    config = PoolingConfig(
         boundaries=boundaries,
         pooling_type=cast(PoolingType, pooling_type),
         pooling_function=cast(PoolingFunction, pooling_function),
         router_version=cast(RouterVersion, router_version),
         use_router_token=value_of(pooling, "use_special_token", bool, False),
     )
+    return bounded(config, name_of(pooling, ""))
 
 
 def _boundary(layer: Json, static: bool) -> BoundaryConfig:
@@ -84,7 +89,7 @@ def _kernels(layer: Json, key: str, static: bool) -> tuple[Kernel, ...]:
     pairs = [value] if static and _is_pair(value) else value
     if not isinstance(pairs, list) or not pairs or not all(_is_pair(pair) for pair in pairs):
         wanted = "[height, width]" if static else "a list of [height, width]"
-        raise ConfigError(f"{name_of(layer, key)}: expected {wanted}, got {value!r}")
+        raise ConfigError(f"{name_of(layer, key)}: expected {wanted}, got {shown(value)}")
     return tuple((pair[0], pair[1]) for pair in pairs)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpn_rt.builders.chat_template import check_chat_template
 from dpn_rt.builders.decoder_config import token_ids
-from dpn_rt.builders.json_values import Json, read_json
+from dpn_rt.builders.json_values import Json, read_json_if_there
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.tokenizer_files import TokenizerFiles
 from dpn_rt.errors import ConfigError
@@ -29,7 +29,7 @@ def prompt_config(
         CheckpointError: the chat template cannot be used.
         ConfigError: ids contradict each other, or the id of `<ROUTER>` is missing.
     """
-    generation = read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    generation = read_json_if_there(path / "generation_config.json")
     bos, eos = special_ids(layout.token_values, generation, tokenizer, note)
     image_token_id = layout.image_token_id
     if tokenizer is None:

@@ -11,6 +11,7 @@ from dpn_rt.builders.quantized.checkpoint import matrix_of
 from dpn_rt.builders.vision_tower import VisionTower
 from dpn_rt.builders.weight_sources import Part, WeightSource
 from dpn_rt.errors import CheckpointError
+from dpn_rt.schema.text import few
 
 _FLOAT_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -31,10 +32,10 @@ def check_published(checkpoint: Checkpoint, layout: Layout, sources: Mapping[str
     if any(problems.values()):
         raise CheckpointError(
             f"{checkpoint.path}: the weights do not match config.json: "
-            + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+            + "; ".join(f"{kind}: {few(names)}" for kind, names in problems.items() if names)
         )
     if ignored:
-        note(f"{len(ignored)} weights are not part of the model and are left out: {', '.join(ignored)}")
+        note(f"{len(ignored)} weights are not part of the model and are left out: {few(ignored)}")
 
 
 def _mismatch(part: Part) -> str | None:

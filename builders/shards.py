@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dpn_rt.builders.archive import check_archive
 from dpn_rt.errors import CheckpointError
+from dpn_rt.format.safetensors_header import read_header
+from dpn_rt.schema.files import open_file
 
 GIT_LFS_MARK = b"version https://git-lfs"
 _SAFETENSORS_DTYPES = {
@@ -61,11 +63,8 @@ def open_shard(path: Path) -> Shard:
     Raises:
         CheckpointError: the file is missing, empty, or a Git LFS pointer instead of the weights.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(GIT_LFS_MARK))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    with open_file(path, CheckpointError) as file:
+        start = file.read(len(GIT_LFS_MARK))
     if not start:
         raise CheckpointError(f"{path}: the file is empty")
     if start == GIT_LFS_MARK:
@@ -89,16 +88,8 @@ class SafetensorsShard:
         Raises:
             CheckpointError: the file is truncated or damaged.
         """
-        tensors = {}
-        try:
-            with safe_open(self.path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    view = file.get_slice(name)
-                    dtype = view.get_dtype()
-                    tensors[name] = TensorInfo(tuple(view.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype.lower()))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path}: truncated or damaged: {error}") from error
-        return tensors
+        found = read_header(self.path, CheckpointError).tensors.items()
+        return {name: TensorInfo(each.shape, _dtype_name(each.dtype)) for name, each in found}
 
     def read(self, name: str) -> Tensor:
         """One tensor, a view of the mapped file.
@@ -111,7 +102,10 @@ class SafetensorsShard:
                 tensor: Tensor = file.get_tensor(name)
                 return tensor
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path}: {name} cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{self.path}: {name} cannot be read: the file has changed, or has a tensor of a dtype that "
+                "safetensors does not know"
+            ) from error
 
     def close(self) -> None:
         """Nothing to do: no mapping is kept."""
@@ -146,33 +140,35 @@ class PickleShard:
     def _open(self) -> dict[str, Tensor]:
         if self._tensors is None:
             content = self._load(mmap=True)
-            if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            if not isinstance(content, dict) or not all(
+                isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+            ):
                 raise CheckpointError(
                     f"{self.path}: expected a dictionary of tensors, as torch.save writes a state dict"
                 )
+            other = next((name for name, tensor in content.items() if not _is_plain(tensor)), None)
+            if other is not None:
+                raise CheckpointError(f"{self.path}: {other}: expected a dense tensor whose values are in the file")
             self._tensors = content
         return self._tensors
 
     def _load(self, mmap: bool) -> object:
+        check_archive(self.path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings about pickle protocols; failures are raised
                 return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
-        except pickle.UnpicklingError as error:
-            # "Unsupported": names and instructions that tensors do not need, or the bytes of a file that is no pickle.
-            if "unsupported" in str(error).lower() and self._is_pickle():
-                raise CheckpointError(
-                    f"{self.path}: refused: the pickle holds more than tensors, and loading it could run code; "
-                    "convert the checkpoint to safetensors where you trust it"
-                ) from error
-            raise CheckpointError(f"{self.path}: truncated or damaged: not a file that torch.save wrote") from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except Exception as error:  # of any kind: bytes that were changed lead the library anywhere
             if mmap and "_use_new_zipfile_serialization" in str(error):
                 return self._load(mmap=False)  # written before torch 1.6: the shard is read into memory
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{self.path}: truncated or damaged: {reason}") from error
+            raise CheckpointError(f"{self.path}: truncated or damaged: not a file that torch.save wrote") from error
 
-    def _is_pickle(self) -> bool:
-        """Whether the file starts like a zip archive of `torch.save`, or like a pickle of protocol 2 or later."""
-        with self.path.open("rb") as file:
-            return file.read(2).startswith((b"PK", b"\x80"))
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its values are bytes of the file, as those of sparse, quantised and empty ("meta") tensors are not."""
+    is_dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+    return is_dense and tensor.device.type == "cpu" and not tensor.is_neg()
+
+
+def _dtype_name(name: str) -> str:
+    return _SAFETENSORS_DTYPES.get(name, name.lower()[:40])

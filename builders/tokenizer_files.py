@@ -6,7 +6,6 @@ The runtime tokenises with `tokenizer.json` alone. `special_tokens_map.json` has
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,14 @@ from typing import Any
 import tokenizers
 
 from dpn_rt.builders.chat_template import find_chat_template
-from dpn_rt.builders.json_values import Json, json_bytes, read_json
+from dpn_rt.builders.json_values import Json, json_bytes, read_json_if_there
 from dpn_rt.builders.layout import Note
+from dpn_rt.builders.temporary_files import temporary_files
 from dpn_rt.errors import CheckpointError
 from dpn_rt.prompts.markers import IMAGE_TEXT
+from dpn_rt.schema.files import VOCABULARY_BYTES, is_there, read_file, read_text
+from dpn_rt.schema.json_text import MAX_DIGITS
+from dpn_rt.schema.text import shown
 
 ROUTER_TOKEN = "<ROUTER>"
 
@@ -74,10 +77,10 @@ def read_tokenizer(path: Path, note: Note) -> TokenizerFiles | None:
     Raises:
         CheckpointError: a file is damaged, or they make no tokenizer.
     """
-    if not any((path / name).is_file() for name in _VOCABULARIES):
+    if not any(is_there(path / name) for name in _VOCABULARIES):
         return None
-    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
-    backend = _read_json(path) if (path / "tokenizer.json").is_file() else _converted(path, settings)
+    settings = read_json_if_there(path / "tokenizer_config.json")
+    backend = _read_json(path) if is_there(path / "tokenizer.json") else _converted(path, settings)
     _add_missing_tokens(backend, path, settings, note)
     special_tokens = _special_tokens(path, settings, backend)
     template = find_chat_template(path, settings)
@@ -94,8 +97,9 @@ def read_tokenizer(path: Path, note: Note) -> TokenizerFiles | None:
 
 def _read_json(path: Path) -> tokenizers.Tokenizer:
     """`tokenizer.json` as it is: transformers' classes would replace parts of it."""
+    text = read_text(path / "tokenizer.json", CheckpointError, VOCABULARY_BYTES)
     try:
-        return tokenizers.Tokenizer.from_str((path / "tokenizer.json").read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(
             f"{path / 'tokenizer.json'}: damaged, or written by a newer version of the tokenizers library"
@@ -107,15 +111,14 @@ def _converted(path: Path, settings: Json) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
     is_sentencepiece = (path / "tokenizer.model").is_file()
-    files = {name: (path / name).read_bytes() for name in _SOURCES if (path / name).is_file()}
+    found = [name for name in _SOURCES if is_there(path / name)]
+    files = {name: read_file(path / name, CheckpointError, VOCABULARY_BYTES) for name in found}
     if "tokenizer_class" not in settings:  # transformers would look into config.json
         kind = "LlamaTokenizer" if is_sentencepiece else "PreTrainedTokenizerFast"
         files["tokenizer_config.json"] = json_bytes({**settings, "tokenizer_class": kind})
     # True is LLaMA's default. transformers 5 does not apply it to a sentencepiece model without this setting.
     options = {"add_bos_token": settings.get("add_bos_token", True)} if is_sentencepiece else {}
-    with tempfile.TemporaryDirectory() as directory:
-        for name, data in files.items():
-            (Path(directory) / name).write_bytes(data)
+    with temporary_files(files) as directory:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False, **options
@@ -151,17 +154,22 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Jso
         CheckpointError: a token cannot get the id that its file gives it.
     """
     listed: dict[int, tokenizers.AddedToken] = {}
-    if (path / "added_tokens.json").is_file():
-        for text, token_id in read_json(path / "added_tokens.json").items():
-            listed[int(token_id)] = tokenizers.AddedToken(text, normalized=False, special=True)
-    decoder = settings.get("added_tokens_decoder")
-    for token_id, token in decoder.items() if isinstance(decoder, dict) else ():
+    file = path / "added_tokens.json"
+    for text, token_id in read_json_if_there(file).items():
+        listed[_id(token_id, text, file)] = tokenizers.AddedToken(text, normalized=False, special=True)
+    decoder, file = settings.get("added_tokens_decoder"), path / "tokenizer_config.json"
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        content = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(content, str):
+            raise CheckpointError(f"{file}: added_tokens_decoder: {shown(token)}, expected an object with a content")
         flags = {key: bool(token.get(key)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-        listed[int(token_id)] = tokenizers.AddedToken(token["content"], **flags)
-    for token_id, added in sorted(listed.items()):
-        found = backend.token_to_id(added.content)
+        listed[_id(number, content, file)] = tokenizers.AddedToken(content, **flags)
+    tokens = sorted(listed.items())
+    known = {added.content: backend.token_to_id(added.content) for _, added in tokens}
+    backend.add_tokens([added for _, added in tokens if known[added.content] is None])  # at once: each call takes long
+    for token_id, added in tokens:
+        found = known[added.content]
         if found is None:
-            backend.add_tokens([added])
             if backend.token_to_id(added.content) != token_id:
                 raise CheckpointError(
                     f"{path}: the token {added.content!r} has the id {token_id}, which is not the next one after "
@@ -171,10 +179,17 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Jso
             note(f"the token {added.content!r} has the id {token_id}, but {found} in tokenizer.json, which is used")
 
 
+def _id(value: object, text: str, file: Path) -> int:
+    """A token id as JSON has it: a number, or the digits of one as a key."""
+    token_id = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < MAX_DIGITS else value
+    if type(token_id) is not int or token_id < 0:
+        raise CheckpointError(f"{file}: the token {shown(text)} has the id {shown(value)}, expected a whole number")
+    return token_id
+
+
 def _special_tokens(path: Path, settings: Json, backend: tokenizers.Tokenizer) -> dict[str, str]:
     """Name -> text of the tokens such as `bos_token`: of tokenizer_config.json, else of special_tokens_map.json."""
-    has_map = (path / "special_tokens_map.json").is_file()
-    sources = [settings, read_json(path / "special_tokens_map.json") if has_map else {}]
+    sources = [settings, read_json_if_there(path / "special_tokens_map.json")]
     if "Llama" in str(settings.get("tokenizer_class", "Llama")):
         sources.append({name: text for name, text in _LLAMA_TOKENS.items() if backend.token_to_id(text) is not None})
     found: dict[str, str] = {}

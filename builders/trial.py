@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
 
+from dpn_rt.builders.temporary_files import temporary_files
 from dpn_rt.errors import CheckpointError, DpnError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.prompts.processor import Processor
@@ -27,15 +27,13 @@ def try_processor(path: Path, files: Mapping[str, bytes], model: ModelConfig) ->
     Raises:
         CheckpointError: something cannot be loaded, or the tower cannot take what the image processor makes.
     """
-    with tempfile.TemporaryDirectory(prefix="dpn_rt-build-") as directory:
-        for name, data in files.items():
-            (Path(directory) / name).write_bytes(data)
+    with temporary_files(files) as directory:
         try:
-            processor = Processor(Path(directory) if files else None, model)
+            processor = Processor(directory if files else None, model)
             if processor.takes_images:
                 processor.image(Image.new("RGB", (TRIAL_SIDE, TRIAL_SIDE), (200, 100, 50)))
         except DpnError as error:
-            reason = str(error).replace(f"{directory}: ", "")
+            reason = str(error).replace(f"{directory}: ", "").replace(f"{directory}/", "")
             raise CheckpointError(f"{path}: an engine with these files would not work: {reason}") from error
         except Exception as error:  # of any kind: transformers checks some settings only when it uses them
             raise CheckpointError(

@@ -14,6 +14,7 @@ from dpn_rt.builders.quantized.layer import Layer
 from dpn_rt.builders.quantized.matrix import Matrix
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError
+from dpn_rt.schema.text import few
 
 
 class QuantizedCheckpoint:
@@ -100,5 +101,5 @@ def _matrices(layers: list[Layer], form: Format, path: Path) -> dict[str, Matrix
         except CheckpointError as error:
             faults.append(str(error))
     if faults:
-        raise CheckpointError(f"{path}: tensors of quantised weights do not fit each other: {'; '.join(faults)}")
+        raise CheckpointError(f"{path}: tensors of quantised weights do not fit each other: {few(faults, '; ')}")
     return matrices

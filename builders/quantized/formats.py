@@ -13,6 +13,7 @@ from dpn_rt.builders.quantized.gptq import Gptq
 from dpn_rt.builders.quantized.layer import Layer
 from dpn_rt.builders.quantized.matrix import Matrix
 from dpn_rt.errors import CheckpointError, ConfigError
+from dpn_rt.schema.files import is_there
 
 READ = "compressed-tensors (int-quantized, pack-quantized, 8-bit floats), AWQ (gemm), GPTQ (without act-order)"
 """Formats of quantised checkpoints, for messages."""
@@ -111,7 +112,7 @@ def _section(path: Path, config: Json) -> Section | None:
             if (section := object_of(values, key)) is not None:
                 return section
     for name, method in FILES.items():
-        if (path / name).is_file():
+        if is_there(path / name):
             section = read_json(path / name)
             return Section({"quant_method": method, **section}, section.place)
     return None

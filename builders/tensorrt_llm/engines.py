@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -11,6 +10,9 @@ from dpn_rt.backends.tensorrt_llm.contract import Engine, Surface, load_surface
 from dpn_rt.builders.tensorrt_llm.stage_model import make_stage_model
 from dpn_rt.errors import EngineError
 from dpn_rt.format.plans import PlanLimits
+from dpn_rt.format.safetensors_header import read_header
+from dpn_rt.schema.files import SETTINGS_BYTES
+from dpn_rt.schema.json_text import read_json
 
 
 def build_stages(
@@ -31,11 +33,9 @@ def build_stages(
     package = surface or load_surface()
     directories = []
     for stage, (checkpoint, max_rows) in enumerate(zip(checkpoints, limits.stage_rows, strict=True)):
-        try:
-            config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-            weights = load_file(checkpoint / "rank0.safetensors")
-        except OSError as error:
-            raise EngineError(f"{checkpoint}: not a stage's checkpoint: {error}") from error
+        config = read_json(checkpoint / "config.json", EngineError, SETTINGS_BYTES)
+        read_header(checkpoint / "rank0.safetensors", EngineError)
+        weights = load_file(checkpoint / "rank0.safetensors")
         model = make_stage_model(package, package.LLaMAConfig(**config), stage == len(checkpoints) - 1)
         model.load(weights)
         engine: Engine = package.build(model=model, build_config=build_config(package, limits.max_batch, max_rows))

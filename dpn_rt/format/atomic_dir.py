@@ -20,6 +20,8 @@ from pathlib import Path
 from dpn_rt.errors import EngineError
 from dpn_rt.format.swapped_files import Swap, own_files, partial_directories
 
+_APPEARED = "files have appeared there meanwhile, as of another build"
+
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, num_bytes: int, replace: bool, seal: str) -> Iterator[Path]:
@@ -49,17 +51,36 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool, seal: str) -
             yield partial
             sync_directory(partial)
             if exists:
-                if not replace and any(own_files(target)):
-                    raise FileExistsError(errno.ENOTEMPTY, "files have appeared there meanwhile")
-                Swap(target, mark, seal).run()
+                with _locked(target):  # two builds that swap at the same time would mix their files
+                    if not replace and any(own_files(target)):
+                        raise FileExistsError(errno.ENOTEMPTY, _APPEARED)
+                    Swap(target, mark, seal).run()
             else:
                 partial.rename(target)
         sync_directory(partial.parent)
     except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise EngineError(f"{target}: cannot be written: {reason}; nothing was left behind") from error
+        raise EngineError(
+            f"{target}: cannot be written: {_reason(error, partial, num_bytes)}; nothing was left behind"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reason(error: OSError, partial: Path, num_bytes: int) -> str:
+    """Why a directory cannot be written. Half-written files in `partial` are still there and count as free."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+        free = shutil.disk_usage(partial.parent).free + written
+        return f"the disk is full: about {num_bytes:,} bytes are needed, {free:,} were free"
+    if error.errno == errno.EFBIG:
+        return (
+            f"File too large: about {num_bytes:,} bytes are needed, more than the disk or this process may hold in one"
+        )
+    if isinstance(error, BlockingIOError):
+        return "another build is putting its files there: build again"
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return _APPEARED
+    return error.strerror or type(error).__name__
 
 
 def settle(target: Path, seal: str) -> None:
@@ -117,4 +138,4 @@ def _locked(directory: Path) -> Iterator[None]:
 def _check_space(target: Path, existing: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
-        raise EngineError(f"{target}: {num_bytes:,} bytes are needed, the disk has {free:,} free")
+        raise EngineError(f"{target}: {num_bytes:,} bytes are needed, the disk has {free:,} free: make room there")

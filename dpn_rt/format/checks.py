@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.reduction.chain import Chain, chain_problems
 from dpn_rt.model.rope import rope_frequencies
+from dpn_rt.schema.bounds import bound_problems
 
 
 def check_model(model: ModelConfig) -> None:
@@ -17,7 +18,12 @@ def check_model(model: ModelConfig) -> None:
     Raises:
         ConfigError: lists every problem.
     """
+    problems = list(bound_problems(model))
+    if problems:
+        raise ConfigError("; ".join(problems))
     problems = [*_decoder(model.decoder), *_boundaries(model.reduction.layers, model.decoder)]
+    if isinstance(model.reduction, Chain):
+        problems += chain_problems(model.reduction, model.decoder.num_layers)
     if model.vision is not None:
         problems += model.vision.problems(needs_grid=model.reduction.needs_grid)
         if model.projector is None:
@@ -27,7 +33,7 @@ def check_model(model: ModelConfig) -> None:
                 f"the projector takes {model.projector.input_size} features, the vision tower gives "
                 f"{model.vision.hidden_size}"
             )
-    problems += _router_token(model)
+    problems += _token_ids(model)
     if model.quantize != "none" and model.dtype == "float16":
         problems.append(
             f"quantize {model.quantize}: weights in 8 and 4 bits are multiplied with float32 or bfloat16, "
@@ -40,27 +46,24 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def _router_token(model: ModelConfig) -> Iterator[str]:
+def _token_ids(model: ModelConfig) -> Iterator[str]:
     router = model.prompt.router_token_id
     if router is None and model.reduction.reads_router_rows and model.reduction.use_router_token:
         yield "the router reads a <ROUTER> token, but the model has no router_token_id"
-    if router is not None and not 0 <= router < model.decoder.vocab_size:
-        yield f"router_token_id {router} is outside the vocabulary of {model.decoder.vocab_size}"
+    size, prompt = model.decoder.vocab_size, model.prompt
+    ids = {"router_token_id": [router], "bos_token_id": [prompt.bos_token_id], "eos_token_ids": prompt.eos_token_ids}
+    for name, values in ids.items():  # an image's own id is replaced before it would be embedded
+        for value in values:
+            if value is not None and value >= size:
+                yield f"{name} {value} is outside the vocabulary of {size}"
 
 
 def _decoder(config: DecoderConfig) -> Iterator[str]:
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-    for name in (*sizes, "max_position_embeddings", "rms_norm_eps"):
-        if not 0 < getattr(config, name) < math.inf:
-            yield f"{name} must be positive, got {getattr(config, name)}"
-            return
     if config.num_heads % config.num_kv_heads:
         yield f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
     if config.head_dim % 2:
         yield f"head_dim must be even (rotary embedding turns pairs), got {config.head_dim}"
-    if not 0 < config.rope.theta < math.inf:
-        yield f"rope theta must be positive, got {config.rope.theta}"
-    elif config.rope.scaling_json:
+    if config.rope.scaling_json:
         try:
             rope_frequencies(config)
         except ConfigError as error:

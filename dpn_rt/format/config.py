@@ -6,7 +6,7 @@ Every class maps to one object of `engine.json`. The parts of a model define the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.reduction.chain import Chain
@@ -16,6 +16,7 @@ from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.model.vision.siglip.config import SiglipConfig
+from dpn_rt.schema.bounds import FEW, TokenId
 from dpn_rt.schema.weights import DType, Quantize
 
 AspectRatio = Literal["pad", "processor"]
@@ -39,11 +40,11 @@ class PromptConfig:
 
     template: PromptTemplate
     image_aspect_ratio: AspectRatio
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    image_token_id: int | None
+    bos_token_id: TokenId | None
+    eos_token_ids: Annotated[tuple[TokenId, ...], FEW]
+    image_token_id: TokenId | None
     """The tokenizer's own id of `<image>`, where it has one."""
-    router_token_id: int | None
+    router_token_id: TokenId | None
     has_tokenizer: bool
     has_image_processor: bool
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -30,8 +31,11 @@ from dpn_rt.format.plans import BuiltPlans, PlanConfig, check_limits, plan_files
 from dpn_rt.format.swapped_files import own_files, unfinished_swap
 from dpn_rt.format.weight_file import CHUNK_BYTES, check_weights, map_weights, tensor_bytes, write_weights
 from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.schema.bounds import FileBytes
+from dpn_rt.schema.files import SETTINGS_BYTES, VOCABULARY_BYTES, is_there, open_file, read_file
+from dpn_rt.schema.json_text import read_json
 from dpn_rt.schema.json_values import from_json, to_json
-from dpn_rt.schema.text import is_text
+from dpn_rt.schema.text import is_text, shown
 from dpn_rt.schema.weights import TORCH_DTYPES, WeightSpec
 
 __all__ = [
@@ -52,6 +56,8 @@ FORMAT_VERSION = 5
 MANIFEST = "engine.json"
 WEIGHTS = "weights.safetensors"
 PROCESSOR = "processor"
+MAX_FILES = 2048
+"""Of one engine; those with plans have two files per stage."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class FileRecord:
     """Size and sha256 of one file of an engine directory."""
 
     sha256: str
-    bytes: int
+    bytes: FileBytes
 
 
 @dataclass(frozen=True)
@@ -157,12 +163,13 @@ def write_engine(
     settle(target, MANIFEST)
     spec = weight_spec(model)
     built = {} if plans is None else plans.files
-    num_bytes = sum(weight.num_bytes for weight in spec.values()) + sum(len(data) for data in built.values())
+    others = [*built.values(), *(each for each in (processor_files or {}).values() if isinstance(each, bytes))]
+    num_bytes = sum(weight.num_bytes for weight in spec.values()) + sum(map(len, others))
     with replaced_directory(target, num_bytes, _check_target(target, force), MANIFEST) as partial:
         sha256 = write_weights(partial / WEIGHTS, spec, weights, progress or (lambda _: None))
         files = {WEIGHTS: FileRecord(sha256, (partial / WEIGHTS).stat().st_size)}
         for name, content in sorted((processor_files or {}).items()):
-            data = content if isinstance(content, bytes) else content.read_bytes()
+            data = content if isinstance(content, bytes) else read_file(content, EngineError, VOCABULARY_BYTES)
             write_file(partial / PROCESSOR / name, data)
             files[f"{PROCESSOR}/{name}"] = FileRecord(hashlib.sha256(data).hexdigest(), len(data))
         if processor_files:
@@ -187,9 +194,9 @@ def write_engine(
 def is_engine(path: str | Path) -> bool:
     """Whether the directory is an engine, of any format version, and holds no other files."""
     try:
-        manifest = json.loads((Path(path) / MANIFEST).read_bytes())
+        manifest = read_json(Path(path) / MANIFEST, EngineError, SETTINGS_BYTES)
         known = {MANIFEST, *manifest["files"]} if "format_version" in manifest else set()
-    except (OSError, ValueError, TypeError, KeyError):
+    except (EngineError, TypeError, KeyError):
         return False
     return set(own_files(Path(path))) <= known
 
@@ -227,36 +234,36 @@ def _builder_version() -> str:
 
 def _read_manifest(path: Path) -> EngineDir:
     file = path / MANIFEST
-    try:
-        manifest: Any = json.loads(file.read_bytes())
-    except OSError as error:
+    if not is_there(file):
         aside = unfinished_swap(path)
         hint = "" if aside is None else f"; a build was killed there: build again, or move the files of {aside} back"
-        raise EngineError(f"{path}: not an engine directory: {MANIFEST}: {error.strerror}{hint}") from error
-    except (ValueError, RecursionError) as error:
-        raise EngineError(f"{file}: not JSON: {error}") from error
+        raise EngineError(f"{path}: not an engine directory: {MANIFEST}: No such file or directory{hint}")
+    manifest: Any = read_json(file, EngineError, SETTINGS_BYTES)
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
     if found != FORMAT_VERSION or isinstance(found, bool):
         raise EngineError(
-            f"{file}: engine format version {found!r}; this version reads {FORMAT_VERSION}: build the engine again"
+            f"{file}: engine format version {shown(found)}; this version reads {FORMAT_VERSION}: build the engine again"
         )
     keys = {"format_version", "builder_version", "source", "model", "files"}
     if set(manifest) - {"plans"} != keys or not isinstance(manifest["files"], dict):
-        raise EngineError(f"{file}: expected the keys {sorted(keys)}, got {sorted(manifest)}")
+        raise EngineError(f"{file}: expected the keys {sorted(keys)}, got {shown(sorted(manifest))}")
+    if len(manifest["files"]) > MAX_FILES:
+        raise EngineError(f"{file}: files has {len(manifest['files']):,} entries, expected at most {MAX_FILES:,}")
     try:
         model = from_json(ModelConfig, manifest["model"], "model")
         check_model(model)
+        builder_version = from_json(str, manifest["builder_version"], "builder_version")
         source = from_json(EngineSource, manifest["source"], "source")
         files = {name: from_json(FileRecord, value, f"files.{name}") for name, value in manifest["files"].items()}
     except ConfigError as error:
         raise EngineError(f"{file}: {error}") from error
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise EngineError(f"{file}: file name {name!r} leaves the engine directory")
+            raise EngineError(f"{file}: file name {shown(name)} leaves the engine directory")
     if WEIGHTS not in files:
         raise EngineError(f"{file}: files: {WEIGHTS} is missing")
     plans = _read_plans(file, model, manifest["plans"], files) if "plans" in manifest else None
-    return EngineDir(path, model, source, str(manifest["builder_version"]), files, plans)
+    return EngineDir(path, model, source, builder_version, files, plans)
 
 
 def _read_plans(file: Path, model: ModelConfig, value: Any, files: Mapping[str, FileRecord]) -> PlanConfig:
@@ -275,9 +282,10 @@ def _read_plans(file: Path, model: ModelConfig, value: Any, files: Mapping[str, 
 def _check_files(engine: EngineDir, verify: bool) -> None:
     for name, record in engine.files.items():
         file = engine.path / name
-        if not file.is_file():
-            raise EngineError(f"{file}: missing, but {MANIFEST} lists it")
-        size = file.stat().st_size
+        if not is_there(file):
+            raise EngineError(f"{str(file)[:200]}: missing, but {MANIFEST} lists it")
+        with open_file(file, EngineError) as opened:
+            size = os.fstat(opened.fileno()).st_size
         if size != record.bytes:
             raise EngineError(f"{file}: expected {record.bytes} bytes, the file has {size}: truncated or changed")
     for name, record in engine.files.items() if verify else ():
@@ -290,7 +298,7 @@ def _check_files(engine: EngineDir, verify: bool) -> None:
 
 def _sha256(file: Path) -> str:
     digest, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
-    with file.open("rb", buffering=0) as stream:
+    with open_file(file, EngineError) as stream:
         while size := stream.readinto(buffer):
             digest.update(memoryview(buffer)[:size])
     return digest.hexdigest()

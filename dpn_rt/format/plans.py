@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.schema.bounds import Count, Positions
 
 Flavor = Literal["rtx", "enterprise"]
 Phase = Literal["prefill", "decode"]
@@ -17,11 +18,11 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class PlanLimits:
     """Largest inputs that the plans were built for."""
 
-    max_batch: int
+    max_batch: Count
     """Sequences that decode together; also the number of slots of the KV caches."""
-    max_prefill_batch: int
+    max_prefill_batch: Count
     """Sequences that are prefilled together."""
-    stage_rows: tuple[int, ...]
+    stage_rows: tuple[Positions, ...]
     """Per stage, rows of one sequence with prompt and answer: the length of the stage's KV caches."""
 
 

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from dpn_rt.errors import EngineError
+from dpn_rt.format.safetensors_header import StoredTensor, read_header
 from dpn_rt.format.weight_spec import TENSOR_ALIGNMENT
+from dpn_rt.schema.text import few
 from dpn_rt.schema.weights import WeightSpec
-
-HEADER_LIMIT = 100_000_000
-"""Largest header in bytes that the safetensors format allows."""
 
 CHUNK_BYTES = 16 << 20
 """Bytes that are written, hashed and reported at a time; small enough for smooth progress and a quick Ctrl-C."""
@@ -113,59 +112,35 @@ def check_weights(path: Path, spec: Mapping[str, WeightSpec]) -> int:
     """Compare the file's header and size with `spec`, and return the first tensor's offset in bytes.
 
     Raises:
-        EngineError: the header is damaged, or names, shapes, dtypes, order or size differ. The message lists all
+        EngineError: the header is damaged, or names, shapes, dtypes, order or size differ. The message lists
             differences of the first of these kinds that is found.
     """
-    entries, start = _read_header(path)
-    found = {name: _parse_entry(path, name, entry) for name, entry in entries.items()}
+    header = read_header(path, EngineError)
+    found = {name: WeightSpec(tensor.shape, _dtype(path, name, tensor)) for name, tensor in header.tensors.items()}
     problems = [f"{name} is missing" for name in spec if name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in spec]
     problems += [
-        f"{name}: expected {describe(weight)}, got {describe(found[name][0])}"
+        f"{name}: expected {describe(weight)}, got {describe(found[name])}"
         for name, weight in spec.items()
-        if name in found and found[name][0] != weight
+        if name in found and found[name] != weight
     ]
     offset = 0
     for name, weight in spec.items() if not problems else ():
-        if found[name][1] != (offset, offset + weight.num_bytes):
-            problems.append(f"{name}: expected bytes {offset} to {offset + weight.num_bytes}, got {found[name][1]}")
+        place = header.tensors[name].begin, header.tensors[name].end
+        if place != (offset, offset + weight.num_bytes):
+            problems.append(f"{name}: expected bytes {offset} to {offset + weight.num_bytes}, got {place}")
         offset += weight.num_bytes
-    size = path.stat().st_size
-    if not problems and size != start + offset:
-        problems.append(f"expected {start + offset} bytes, the file has {size}")
+    if not problems and header.size % TENSOR_ALIGNMENT:
+        problems.append(f"tensors start at byte {header.size}, expected a multiple of {TENSOR_ALIGNMENT}")
     if problems:
-        raise EngineError(f"{path}: {'; '.join(problems)}")
-    return start
+        raise EngineError(f"{path}: {few(problems, '; ')}")
+    return header.size
 
 
-def _read_header(path: Path) -> tuple[dict[str, object], int]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(HEADER_LIMIT, path.stat().st_size):
-                raise EngineError(f"{path}: header of {length} bytes in a file of {path.stat().st_size} bytes: damaged")
-            entries = json.loads(file.read(length))
-    except OSError as error:
-        raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise EngineError(f"{path}: header is not JSON: damaged") from error
-    if not isinstance(entries, dict):
-        raise EngineError(f"{path}: header is not a JSON object: damaged")
-    entries.pop("__metadata__", None)
-    if (8 + length) % TENSOR_ALIGNMENT:
-        raise EngineError(f"{path}: tensors start at byte {8 + length}, expected a multiple of {TENSOR_ALIGNMENT}")
-    return entries, 8 + length
-
-
-def _parse_entry(path: Path, name: str, entry: object) -> tuple[WeightSpec, tuple[int, int]]:
-    try:
-        if not isinstance(entry, dict):
-            raise TypeError
-        shape = tuple(int(size) for size in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-        return WeightSpec(shape, _DTYPES[entry["dtype"]]), (begin, end)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineError(f"{path}: header entry of {name} is damaged: {entry!r}") from error
+def _dtype(path: Path, name: str, tensor: StoredTensor) -> torch.dtype:
+    if tensor.dtype not in _DTYPES:
+        raise EngineError(f"{path}: {name} has the dtype {tensor.dtype!r:.40}, expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[tensor.dtype]
 
 
 def describe(weight: WeightSpec) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dpn_rt.schema.bounds import Epsilon, HeadDim, Heads, Layers, Positions, Theta, Vocabulary, Width
+
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding: `theta`, and transformers' `rope_scaling` dictionary as JSON text (empty: none)."""
 
-    theta: float
+    theta: Theta
     scaling_json: str = ""
 
 
@@ -17,16 +19,16 @@ class RopeConfig:
 class DecoderConfig:
     """LLaMA decoder."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_layers: Layers
+    num_heads: Heads
+    num_kv_heads: Heads
+    head_dim: HeadDim
+    rms_norm_eps: Epsilon
     rope: RopeConfig
-    max_position_embeddings: int
+    max_position_embeddings: Positions
     tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool

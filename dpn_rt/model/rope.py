@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.schema.json_text import parse_json
+from dpn_rt.schema.text import shown
 
 
 def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
@@ -48,14 +50,22 @@ def rope_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
     """
     if not config.rope.scaling_json:
         return _unscaled(config), 1.0
+    name = f"rope scaling {config.rope.scaling_json:.200}"
+    scaling = parse_json(config.rope.scaling_json, name, ConfigError)
+    if not isinstance(scaling, dict):
+        raise ConfigError(f"{name}: expected a JSON object")
     try:
-        scaling = json.loads(config.rope.scaling_json)
         frequencies, scale = _scaled(config, scaling)
-        if frequencies.shape != (config.head_dim // 2,) or not bool(frequencies.isfinite().all()):
-            raise ValueError(f"gives the frequencies {frequencies.tolist()}")
     except Exception as error:  # transformers' rules raise whatever a wrong parameter leads to
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"rope scaling {config.rope.scaling_json}: {reason}") from error
+        is_missing = isinstance(error, KeyError) and error.args and error.args[0] not in scaling.values()
+        reason = (
+            f"{error} is missing" if is_missing else "no frequencies can be computed, expected transformers' values"
+        )
+        raise ConfigError(f"{name}: {reason}") from error
+    if frequencies.shape != (config.head_dim // 2,) or not bool(frequencies.isfinite().all()):
+        raise ConfigError(f"{name}: gives the frequencies {shown(frequencies.tolist())}")
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"{name}: gives the attention factor {scale}, expected a positive number")
     return frequencies, scale
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.gray import eight_bits, gray_range, is_wide_gray
 from dpn_rt.prompts.image_metadata import without_metadata
+from dpn_rt.schema.files import open_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are read, header first. Pillow's readers of other formats decode at once or run programs."""
@@ -46,11 +47,8 @@ def load_image(
     # Reading a device or pipe would block, and URLs are never fetched.
     if not _is_file(source):
         raise ImageError(f"{name}: no such file (expected a PIL image or the path of an image file)")
-    try:
-        with Path(source).open("rb") as file, decode_image(file, name, max_pixels) as image:
-            return _to_rgb(image, name, max_pixels)
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read: {error.strerror}") from error
+    with open_file(Path(source), ImageError) as file, decode_image(file, name, max_pixels) as image:
+        return _to_rgb(image, name, max_pixels)
 
 
 def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -12,6 +12,7 @@ from dpn_rt.errors import EngineError, RequestError
 from dpn_rt.prompts.markers import IMAGE_TEXT
 from dpn_rt.prompts.messages import Marker, Turn
 from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.schema.files import TEXT_BYTES, read_text
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -204,8 +205,8 @@ def load_template(directory: Path, tokenizer: Tokenizer, image_token_id: int | N
     """
     path = directory / "chat_template.jinja"
     image_token = None if image_token_id is None else tokenizer.token(image_token_id)
+    source = read_text(path, EngineError, TEXT_BYTES)
     try:
-        source = path.read_text(encoding="utf-8")
         return JinjaTemplate(source, tokenizer.special_tokens, image_token)
-    except (OSError, RequestError) as error:
-        raise EngineError(f"{path}: missing, or no template that can be used: build the engine again") from error
+    except RequestError as error:
+        raise EngineError(f"{path}: no template that can be used: build the engine again") from error

@@ -12,6 +12,9 @@ import tokenizers
 from dpn_rt.errors import EngineError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.prompts.markers import IMAGE_TEXT, Typed
+from dpn_rt.schema.files import SETTINGS_BYTES, VOCABULARY_BYTES, is_there, read_text
+from dpn_rt.schema.json_text import read_json
+from dpn_rt.schema.text import shown
 
 WORD_START = "▁"
 """The character for a space in vocabularies of sentencepiece."""
@@ -51,14 +54,16 @@ class Tokenizer:
         Raises:
             EngineError: a file is missing or cannot be read.
         """
+        file = directory / "tokenizer.json"
+        text = read_text(file, EngineError, VOCABULARY_BYTES) if is_there(file) else ""
         try:
-            backend = tokenizers.Tokenizer.from_str((directory / "tokenizer.json").read_text(encoding="utf-8"))
+            backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # tokenizers raises bare Exception
-            raise EngineError(
-                f"{directory / 'tokenizer.json'}: missing, or no tokenizer: build the engine again"
-            ) from error
+            raise EngineError(f"{file}: missing, or no tokenizer: build the engine again") from error
         path = directory / "special_tokens_map.json"
-        special_tokens = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        special_tokens = read_json(path, EngineError, SETTINGS_BYTES) if is_there(path) else {}
+        if not isinstance(special_tokens, dict) or not all(isinstance(text, str) for text in special_tokens.values()):
+            raise EngineError(f"{path}: {shown(special_tokens)}, expected an object of texts: build the engine again")
         return cls(backend, special_tokens)
 
     def encode(self, text: str, image_token_id: int | None = None) -> list[int]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpn_rt.errors import RequestError
+
+MAX_SHOWN = 200
+"""Characters of a value in an error message."""
+MAX_ITEMS = 40
+"""Items of a list in an error message."""
 
 
 def check_unicode(text: str, name: str) -> None:
@@ -33,3 +39,15 @@ def is_text(value: str | Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def shown(value: object) -> str:
+    """A value in an error message: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def few(items: Sequence[str], separator: str = ", ") -> str:
+    """Items in an error message: all of them, or the first ones and how many more there are."""
+    more = len(items) - MAX_ITEMS
+    return separator.join(items[:MAX_ITEMS]) + (f"{separator}and {more:,} more" if more > 0 else "")

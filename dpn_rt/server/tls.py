@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.schema.files import TEXT_BYTES, is_there, read_file
 
 _EXPIRED, _NOT_YET = 10, 9
 """OpenSSL's codes: X509_V_ERR_CERT_HAS_EXPIRED, X509_V_ERR_CERT_NOT_YET_VALID."""
@@ -23,8 +24,13 @@ def check_tls(certificate: Path | None, key: Path | None) -> None:
             raise ConfigError("--ssl-keyfile without --ssl-certfile: expected the certificate as well")
         return
     for path, option in ((certificate, "--ssl-certfile"), (key, "--ssl-keyfile")):
-        if path is not None and not path.is_file():
+        if path is not None and not is_there(path):
             raise ConfigError(f"{option} {path}: no such file")
+        if path is not None:
+            try:
+                read_file(path, ConfigError, TEXT_BYTES)
+            except ConfigError as error:
+                raise ConfigError(f"{option} {error}") from error
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     names = f"--ssl-certfile {certificate}, --ssl-keyfile {key or certificate}"
     try:

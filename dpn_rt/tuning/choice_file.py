@@ -9,6 +9,10 @@ import platform
 import tempfile
 from pathlib import Path
 
+from dpn_rt.errors import ConfigError
+from dpn_rt.schema.files import SETTINGS_BYTES
+from dpn_rt.schema.json_text import read_json
+
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -70,7 +74,7 @@ def add(path: Path | None, machine: str, values: dict[str, object]) -> dict[str,
 
 def _read_all(path: Path | None) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path, ConfigError, SETTINGS_BYTES) if path is not None else {}
+    except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}

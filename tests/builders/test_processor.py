@@ -310,9 +310,12 @@ def test_image_processor_of_an_older_feature_extractor(tmp_path: Path) -> None:
     [
         ({"image_processor_type": "NoSuchProcessor"}, "has image_processor_type='NoSuchProcessor', expected one that"),
         ({"image_processor_type": 3}, "has image_processor_type=3, expected one that"),
-        ({"size": "large", "do_resize": True}, "has image_processor_type='CLIPImageProcessor', expected one that"),
+        (
+            {"size": "large", "do_resize": True},
+            "preprocessor_config.json: size is 'large', expected whole numbers from 1 to",
+        ),
         ({"image_mean": [0.5]}, "the image processor fails on a picture"),
-        ({"resample": 99}, "the image processor fails on a picture"),
+        ({"resample": 99}, "preprocessor_config.json: resample is 99, expected one of Pillow's filters, 0 to 5"),
         ({"do_resize": False, "do_center_crop": False}, "gave pixel values .*, the vision tower takes"),
     ],
 )

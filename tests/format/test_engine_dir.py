@@ -482,7 +482,7 @@ BOUNDARY = BoundaryConfig(0, ((1, 1), (2, 2)))
         ({"boundaries": (BOUNDARY, BOUNDARY)}, r"must rise without repetition, got \[0, 0\]"),
         ({"boundaries": (BoundaryConfig(1, ((1, 1),)), BOUNDARY)}, r"must rise without repetition, got \[1, 0\]"),
         ({"boundaries": (BoundaryConfig(0, ()),)}, "pooling layer 0 has no kernels"),
-        ({"boundaries": (BoundaryConfig(0, ((0, 2),)),)}, "kernel sides must be positive"),
+        ({"boundaries": (BoundaryConfig(0, ((0, 2),)),)}, r"kernels\[0\]\[0\] must be positive, got 0"),
         (
             {"boundaries": (BoundaryConfig(0, ((1, 1), (5, 1))),)},
             r"kernel \[5, 1\] does not fit the visual grid \(4x4\)",

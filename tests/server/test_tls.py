@@ -28,7 +28,9 @@ BOTH = Path(__file__).parent / "media" / "images_test.pem"
         ("valid.crt", "secret.key", "the key has a password"),
         ("expired.crt", "valid.key", "expected one valid now"),
         (str(Path(__file__)), "valid.key", "expected a certificate and its key as PEM files"),
-        (".", "valid.key", "no such file"),
+        (".", "valid.key", "a directory, expected a regular file"),
+        ("/dev/zero", "valid.key", "--ssl-certfile /dev/zero: a device, expected a regular file"),
+        ("valid.crt", "/dev/zero", "--ssl-keyfile /dev/zero: a device, expected a regular file"),
     ],
 )
 def test_files_that_cannot_work(

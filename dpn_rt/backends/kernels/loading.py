@@ -14,6 +14,7 @@ from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
+from dpn_rt.device.host import free_memory
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.decoder import Decoder
@@ -24,6 +25,9 @@ from dpn_rt.model.vision.encoder import CropEncoder, ImageEncoder, VisionEncoder
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineSettings
 from dpn_rt.tuning.cpu_choices import cpu_choices
+
+ANGLE_COPIES = 3
+"""Of the table of rotary angles, while it is made."""
 
 
 def load_kernel_backend(
@@ -87,6 +91,7 @@ def _build(
     prepack: bool,
 ) -> tuple[KernelBackend, VisionEncoder | None]:
     geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
+    check_length(settings, model.decoder.head_dim, sum(geometry.layer_groups))
     angles = rope_table(model.decoder, settings.max_model_len).to(device.torch_device)
     decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_block, prepack=prepack)
     reducers = load_reducers(model.reduction, weights, device)
@@ -102,6 +107,27 @@ def _build(
         step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
     backend = KernelBackend(decoder, reducers, cache, pool, step, device)
     return backend, image_encoder(encoder, device)
+
+
+def check_length(settings: EngineSettings, head_dim: int, num_groups: int) -> None:
+    """Refuse a length whose tables alone take more than the host's free memory, before they are made.
+
+    Args:
+        settings: the engine's limits.
+        head_dim: of the decoder, whose rotary angles are in a table of their own.
+        num_groups: layer groups, each with a block table.
+
+    Raises:
+        CapacityError: with what is needed and what is free.
+    """
+    length = settings.max_model_len
+    angles = ANGLE_COPIES * 4 * length * head_dim
+    tables = 4 * num_groups * (settings.max_num_seqs + 1) * -(-length // settings.block_size)
+    if angles + tables > (free := free_memory()):
+        raise CapacityError(
+            f"max_model_len={length:,}: rotary angles and block tables take {angles + tables:,} bytes, {free:,} are "
+            f"free: lower max_model_len, or max_num_seqs={settings.max_num_seqs}"
+        )
 
 
 def image_encoder(encoder: CropEncoder | None, device: Device) -> VisionEncoder | None:

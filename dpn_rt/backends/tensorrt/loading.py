@@ -22,6 +22,7 @@ from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LAYERS, LM_HE
 from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.vision.encoder import VisionEncoder, load_encoder
+from dpn_rt.schema.files import open_file
 
 EMBEDDING = f"{EMBED_TOKENS}.weight"
 
@@ -98,6 +99,7 @@ def between_plans(weights: Mapping[str, Tensor], device: Device) -> dict[str, Te
 
 
 def _load(engine: EngineDir, reader: PlanReader, spec: StagePlan) -> LoadedPlan:
-    plan = reader.open((engine.path / plan_file(spec.stage, spec.phase)).read_bytes(), spec)
+    with open_file(engine.path / plan_file(spec.stage, spec.phase), EngineError) as file:
+        plan = reader.open(file.read(), spec)
     check_signature(plan, spec)
     return LoadedPlan(spec, plan)

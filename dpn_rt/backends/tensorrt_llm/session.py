@@ -18,6 +18,7 @@ from dpn_rt.backends.tensorrt_llm.inputs import (
     output_names,
 )
 from dpn_rt.errors import PlanError
+from dpn_rt.schema.files import is_there, open_file
 
 
 class StageSession:
@@ -38,10 +39,10 @@ class StageSession:
             PlanError: the package or the engine cannot be loaded.
         """
         self._surface = surface or load_surface()
-        try:
-            data = (engine / "rank0.engine").read_bytes()
-        except OSError as error:
-            raise PlanError(f"{engine / 'rank0.engine'}: {error.strerror}: build the stage first") from error
+        if not is_there(engine / "rank0.engine"):
+            raise PlanError(f"{engine / 'rank0.engine'}: No such file or directory: build the stage first")
+        with open_file(engine / "rank0.engine", PlanError) as file:
+            data = file.read()
         self._name = str(engine)
         self._session: Session = self._surface.Session.from_serialized_engine(data)
         self._stage = stage

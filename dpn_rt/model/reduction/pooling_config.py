@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import torch
 from dpn_rt.model.reduction.choice import UNFORCED, Choice
 from dpn_rt.model.reduction.grid import Grid, IntArray, num_visual, pooled_grid, pooled_grids
 from dpn_rt.model.reduction.reduction import Asked
+from dpn_rt.schema.bounds import FEW, Side
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 PoolingType = Literal["adaptive", "static", "random"]
@@ -37,7 +38,7 @@ class BoundaryConfig:
     """Routing and pooling on the output of decoder layer `layer`."""
 
     layer: int
-    kernels: tuple[tuple[int, int], ...]
+    kernels: Annotated[tuple[tuple[Side, Side], ...], FEW]
     """(kernel height, kernel width) per expert; stride equals kernel."""
 
     @property
@@ -93,7 +94,7 @@ class PoolingConfig:
     """Visual tokens are pooled by an expert that a router picks (adaptive), the only one (static), or a drawn one
     (random)."""
 
-    boundaries: tuple[BoundaryConfig, ...]
+    boundaries: Annotated[tuple[BoundaryConfig, ...], FEW]
     pooling_type: PoolingType = "adaptive"
     pooling_function: PoolingFunction = "max"
     router_version: RouterVersion = "v1"
@@ -176,8 +177,6 @@ class PoolingConfig:
         for boundary in self.boundaries:
             if not boundary.kernels:
                 yield f"pooling layer {boundary.layer} has no kernels"
-            if any(side <= 0 for kernel in boundary.kernels for side in kernel):
-                yield f"pooling layer {boundary.layer}: kernel sides must be positive, got {list(boundary.kernels)}"
             if self.pooling_type == "static" and len(boundary.kernels) != 1:
                 yield f"pooling layer {boundary.layer}: static pooling has one kernel, got {list(boundary.kernels)}"
 

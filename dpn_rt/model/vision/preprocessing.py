@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +9,13 @@ from typing import Any, Protocol
 from PIL import Image
 
 from dpn_rt.errors import EngineError, ImageError
+from dpn_rt.model.vision.image_settings import check_image_settings
 from dpn_rt.model.vision.visual_input import VisualInput
+from dpn_rt.schema.files import SETTINGS_BYTES, is_there, read_file
+from dpn_rt.schema.json_text import read_json
 
+SETTINGS = "preprocessor_config.json"
+OTHERS = ("processor_config.json", "config.json", "tokenizer_config.json")
 CLIP_MEAN_COLOUR = (122, 116, 104)
 """CLIP's mean colour. LLaVA pads images with it, whatever the encoder."""
 
@@ -60,6 +64,9 @@ def load_image_processor(directory: Path) -> Any:
     Raises:
         EngineError: it cannot be loaded.
     """
+    settings = _read_settings(directory)
+    if settings is not None:
+        check_image_settings(settings, directory / SETTINGS)
     try:
         from transformers import AutoImageProcessor  # takes seconds
 
@@ -69,20 +76,27 @@ def load_image_processor(directory: Path) -> Any:
         loader: Any = AutoImageProcessor
         return loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **choice)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError here
-        raise EngineError(f"{directory}: cannot load the image processor: {_reason(directory)}") from error
+        reason = f"{SETTINGS} is missing" if settings is None else _reason(settings.get("image_processor_type"))
+        raise EngineError(f"{directory}: cannot load the image processor: {reason}") from error
 
 
-def _reason(directory: Path) -> str:
+def _read_settings(directory: Path) -> dict[str, Any] | None:
+    """The settings; None where the directory has no file of them. Other files that transformers looks into are checked
+    as files, so that it finds no pipe."""
+    for name in OTHERS:
+        if is_there(directory / name):
+            read_file(directory / name, EngineError, SETTINGS_BYTES)
+    if not is_there(directory / SETTINGS):
+        return None
+    settings = read_json(directory / SETTINGS, EngineError, SETTINGS_BYTES)
+    if not isinstance(settings, dict):
+        raise EngineError(f"{directory}: cannot load the image processor: {SETTINGS} is not a JSON object")
+    return settings
+
+
+def _reason(kind: object) -> str:
     """Why transformers may have refused an image processor, in our words."""
-    file = directory / "preprocessor_config.json"
-    try:
-        settings = json.loads(file.read_bytes())
-        kind = settings.get("image_processor_type")
-    except OSError:
-        return f"{file.name} is missing"
-    except (ValueError, AttributeError):
-        return f"{file.name} is not a JSON object"
     return (
-        f"{file.name} has image_processor_type={kind!r:.80}, expected one that transformers knows, such as "
+        f"{SETTINGS} has image_processor_type={kind!r:.80}, expected one that transformers knows, such as "
         "'CLIPImageProcessor', and settings that it takes"
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpn_rt.model.linear import linear_specs, load_linear
+from dpn_rt.schema.bounds import Width
 from dpn_rt.schema.weights import NamedSpecs
 
 ProjectorType = Literal["mlp2x_gelu", "linear"]
@@ -23,7 +24,7 @@ class ProjectorConfig:
     """One or two linear layers, from the vision encoder's width to the decoder's."""
 
     type: ProjectorType
-    input_size: int
+    input_size: Width
     """Features of a visual token before the projector."""
 
     @property

@@ -178,5 +178,5 @@ def test_each_stage_is_built_with_its_own_length(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="not a stage's checkpoint"):
+    with pytest.raises(EngineError, match="config.json: cannot be read"):
         build_stages([tmp_path], tmp_path / "out", PlanLimits(4, 4, (64,)), played_surface())

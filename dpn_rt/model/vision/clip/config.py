@@ -6,7 +6,6 @@ every `VisionEncoderConfig` answers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.projector import Projector
 from dpn_rt.model.vision.visual_input import ViewShape, VisualInput, check_view_shapes
 from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.bounds import Epsilon, Heads, LayerCount, Side, Width
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 SelectFeature = Literal["patch", "cls_patch"]
@@ -33,15 +33,15 @@ SelectFeature = Literal["patch", "cls_patch"]
 class ClipConfig:
     """A CLIP ViT, cut after the layer whose hidden state is used. A `VisionEncoderConfig`."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
+    hidden_size: Width
+    intermediate_size: Width
+    num_layers: LayerCount
     """Layers that run (select layer -2 of a 24-layer tower: 23)."""
-    num_heads: int
-    image_size: int
+    num_heads: Heads
+    image_size: Side
     """Pixels per side of the one view; those beyond a whole number of patches are not read."""
-    patch_size: int
-    layer_norm_eps: float
+    patch_size: Side
+    layer_norm_eps: Epsilon
     activation: Activation
     select_feature: SelectFeature
     """Which rows are used: those of the patches, or the class row before them too."""
@@ -143,12 +143,6 @@ class ClipConfig:
 
     def problems(self, *, needs_grid: bool) -> Iterator[str]:
         """Sizes that do not fit together, or a class row where every visual token needs a place in the grid."""
-        for name in ("hidden_size", "intermediate_size", "num_heads", "image_size", "patch_size", "layer_norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                yield f"vision {name} must be positive, got {getattr(self, name)}"
-                return
-        if self.num_layers < 0:
-            yield f"vision num_layers must not be negative, got {self.num_layers}"
         if self.hidden_size % self.num_heads:
             yield f"vision hidden_size {self.hidden_size} is not a multiple of its num_heads {self.num_heads}"
         if self.image_size < self.patch_size:

@@ -20,6 +20,7 @@ from dpn_rt.model.vision.hr.convnext_config import KERNEL, STRIDE, ConvNextConfi
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.projector import Projector
 from dpn_rt.model.vision.visual_input import ViewShape, VisualInput, check_view_shapes
+from dpn_rt.schema.bounds import Side
 from dpn_rt.schema.weights import NamedSpecs
 
 NUM_QUARTERS = 4
@@ -61,7 +62,7 @@ class FastConfig(ClipConfig):
 class HrConfig:
     """LLaVA-HR's tower. A `VisionEncoderConfig`."""
 
-    image_size: int
+    image_size: Side
     """Pixels per side of the one view, which both paths see."""
     slow: ConvNextConfig
     fast: FastConfig

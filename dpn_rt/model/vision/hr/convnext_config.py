@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 
 from dpn_rt.model.linear import linear_specs
 from dpn_rt.model.vision.hr import names
+from dpn_rt.schema.bounds import Epsilon, Layers, Width
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 NUM_STAGES = 4
@@ -25,11 +25,11 @@ MLP_RATIO = 4
 class ConvNextConfig:
     """A ConvNeXt in timm's form, without its last norm and head."""
 
-    depths: tuple[int, ...]
+    depths: tuple[Layers, ...]
     """Blocks of each stage."""
-    dims: tuple[int, ...]
+    dims: tuple[Width, ...]
     """Channels of each stage."""
-    layer_norm_eps: float
+    layer_norm_eps: Epsilon
 
     def side(self, image_size: int, stage: int = NUM_STAGES - 1) -> int:
         """Pixels per side after a stage: convolutions with a stride leave out what does not fill it."""
@@ -69,11 +69,6 @@ class ConvNextConfig:
         """Sizes that make no network."""
         if len(self.depths) != NUM_STAGES or len(self.dims) != NUM_STAGES:
             yield f"slow tower: expected {NUM_STAGES} stages, got depths {self.depths} and dims {self.dims}"
-        for name, values in (("depths", self.depths), ("dims", self.dims)):
-            if not all(value > 0 for value in values):
-                yield f"slow tower: {name} must be positive, got {values}"
-        if not 0 < self.layer_norm_eps < math.inf:
-            yield f"slow tower: layer_norm_eps must be positive, got {self.layer_norm_eps}"
 
 
 def _block_specs(stage: int, block: int, dim: int, dtype: torch.dtype) -> NamedSpecs:
