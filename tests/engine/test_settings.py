@@ -29,6 +29,7 @@ def test_defaults() -> None:
         block_size=16,
         gpu_memory_utilization=0.9,
         max_image_pixels=MAX_PIXELS,
+        max_images=16,
         prepack_weights=None,
     )
 
@@ -44,12 +45,25 @@ def test_what_was_asked_for_is_taken() -> None:
         "block_size": 19,
         "gpu_memory_utilization": 1,
         "max_image_pixels": 23,
+        "limit_mm_per_prompt": {"image": 29},
         "prepack_weights": False,
     }
     settings = resolve(MODEL, EngineOptions(**asked))
-    assert dataclasses.asdict(settings) == asked
     options = {field.name for field in dataclasses.fields(EngineOptions)}
     assert asked.keys() == options - {"reduce"}, "every option is here, but what becomes part of the model"
+    assert asked.pop("limit_mm_per_prompt") == {"image": settings.max_images}
+    assert dataclasses.asdict(settings) == {**asked, "max_images": 29}
+
+
+@pytest.mark.parametrize("value", [{"video": 1}, {"image": -1}, {"image": True}, {"image": "2"}, 3, ["image"]])
+def test_limits_of_images(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"limit_mm_per_prompt=.*: expected {\"image\": N} with a whole number N"):
+        EngineOptions(limit_mm_per_prompt=value)
+
+
+def test_no_images_at_all() -> None:
+    assert EngineOptions(limit_mm_per_prompt={"image": 0}).max_images == 0
+    assert EngineOptions(limit_mm_per_prompt={}).max_images == 16
 
 
 def test_the_python_interface_has_the_same_defaults() -> None:
