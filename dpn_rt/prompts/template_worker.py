@@ -4,9 +4,8 @@ A template is a program of strangers, so the system ends this process where it t
 memory. The process imports nothing of the product: it starts in a tenth of a second and has no weights or keys to lose.
 
 Reads JSON, a line at a time: first the template's source, then the variables of each rendering. Writes a JSON object
-for each rendering: `text`; or `raised` (what the template says is wrong), `line` (no valid Jinja), `characters` (of a text
-that is too long), `memory` (there was not enough), or
-nothing, for any other failure.
+for each rendering: `text`; or `raised` (what the template says is wrong), `line` (no valid Jinja), `characters` (of a
+text that is too long), `memory` (there was not enough), or nothing, for any other failure.
 """
 
 from __future__ import annotations
