@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import DpnError, RequestError
-from dpn_rt.terminal import check_text, escape_output
+from dpn_rt.terminal import check_text, escape_output, output_failed
 
 if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
@@ -65,16 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        return _output_failed(error)
+        return output_failed(error)
     return 0
-
-
-def _output_failed(error: OSError) -> int:
-    """The exit status after standard output failed: the reader of a pipe has gone, or a disk is full."""
-    with contextlib.suppress(OSError):  # Python flushes once more when it ends, and would report the error again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
-    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
