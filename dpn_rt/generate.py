@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpn_rt.errors import DpnError, RequestError
+from dpn_rt.errors import CapacityError, DpnError, RequestError
+from dpn_rt.memory import lacks_memory, not_enough_memory
 from dpn_rt.terminal import check_text, escape_output, output_failed
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(answers[0] if len(answers) == 1 else {"answers": answers}), flush=True)
         elif drawing is not None:
             print(f"picture         {drawing}", flush=True)
-    except DpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DpnError, MemoryError, RuntimeError, ImportError) as error:
+        is_memory = lacks_memory(error) and not isinstance(error, CapacityError)
+        if not is_memory and not isinstance(error, DpnError):
+            raise
+        print(f"error: {not_enough_memory(Path(options.engine)) if is_memory else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -51,7 +51,7 @@ def _open_closed_streams() -> None:
             # It gets the lowest number that is free. An answer that nothing takes is an error, a message is none.
             os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def output_failed(error: OSError) -> int:

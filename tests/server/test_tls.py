@@ -29,6 +29,7 @@ BOTH = Path(__file__).parent / "media" / "images_test.pem"
         ("expired.crt", "valid.key", "expected one valid now"),
         (str(Path(__file__)), "valid.key", "expected a certificate and its key as PEM files"),
         (".", "valid.key", "no such file"),
+        ("valid.crt", "/dev/null", "/dev/null: no such file"),
     ],
 )
 def test_files_that_cannot_work(
@@ -39,6 +40,17 @@ def test_files_that_cannot_work(
     assert serve.main(["--engine", "nowhere", *options]) == 1
     told = capsys.readouterr().err
     assert told.startswith("error: --ssl-") and message in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("content", [b"", b"\n" * 10**6, b"\0" * 99, b"-----BEGIN CERTIFICATE-----\n"])
+@pytest.mark.parametrize("is_key", [True, False])
+def test_empty_and_cut_files(content: bytes, is_key: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = tmp_path / "cut.pem"
+    cut.write_bytes(content)
+    certificate, key = (FILES / "valid.crt", cut) if is_key else (cut, FILES / "valid.key")
+    assert serve.main(["--engine", "nowhere", f"--ssl-certfile={certificate}", f"--ssl-keyfile={key}"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: --ssl-") and "expected a certificate and its key as PEM files" in told
 
 
 @pytest.mark.parametrize(
