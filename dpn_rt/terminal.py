@@ -39,7 +39,7 @@ def escape_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     if type(sys.stderr) is io.TextIOWrapper:  # not what a notebook or a test has put there
         file = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
-        sys.stderr = LossyText(file, "utf-8", "backslashreplace", write_through=True)  # type: ignore[arg-type]
+        sys.stderr = LossyText(file, "utf-8", "backslashreplace", write_through=True)
 
 
 def _open_closed_streams() -> None:
