@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             size = sum(record.bytes for record in engine.files.values())
             try:
                 print(f"{options.output}: {size / 1e9:.2f} GB, {_describe(engine)}", flush=True)
-            except OSError as error:  # the engine is built nevertheless
-                return output_failed(error)
+            except OSError as error:
+                output_failed(error)  # told, but the engine is built
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
