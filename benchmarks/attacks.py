@@ -137,6 +137,16 @@ def garbage(target: Target) -> str:
     return target.send(random.randbytes(20_000) + b"\r\n\r\n")
 
 
+def among(content: bytes, inserted: bytes, place: int) -> bytes:
+    """A file with something in it."""
+    return content[:place] + inserted + content[place:]
+
+
+def many_ids(target: Target) -> str:
+    """As many ids as a body may have, to be made text."""
+    return target.post("/detokenize", b'{"tokens": %b}' % listed(b"9", 2**20))
+
+
 ATTACKS: Mapping[str, Attack] = {
     "1 million empty prompts": body(listed(b'""', 10**6)),
     "10 million empty prompts": body(listed(b'""', 10**7)),
@@ -175,6 +185,13 @@ ATTACKS: Mapping[str, Attack] = {
     "an image of 400,000 x 10": image(picture((400_000, 10), "PNG")),
     "an animation of 500 frames": image(picture((64, 64), "GIF", 500)),
     "TIFF of 500 directories": image(picture((64, 64), "TIFF", 500)),
+    "PPM of 15 MB as text": image(b"P3 64 64 255\n" + b"#\n" * (15 << 19)),
+    "PPM of 15 MB of spaces": image(b"P6" + b" " * (15 << 20)),
+    "GIF of 3 million comments": image(among(picture((8, 8), "GIF"), b"!\xfe\1a\0" * (3 << 20), 25)),
+    "JPEG of 4 million comments": image(among(picture((8, 8), "JPEG"), b"\xff\xfe\0\2" * (4 << 20), 2)),
+    "JPEG of 200,000 tables": image(among(picture((8, 8), "JPEG"), (b"\xff\xdb\0\x43\0" + b"\1" * 64) * 200_000, 2)),
+    "PNG of a million chunks": image(among(picture((8, 8), "PNG"), b"\0\0\0\0IDAT\x35\xaf\x06\x1e" * (1 << 20), 33)),
+    "a million ids to text": many_ids,
     "JPEG 2000": image(b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 100),
     "an icon": image(picture((32, 32), "ICO")),
     "PostScript": image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),

@@ -23,7 +23,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
 from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
-from dpn_rt.terminal import check_text, escape_output
+from dpn_rt.terminal import check_text, escape_output, output_failed
 
 T = TypeVar("T")
 
@@ -45,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _report(options, engine)
         if not options.quiet:
             size = sum(record.bytes for record in engine.files.values())
-            print(f"{options.output}: {size / 1e9:.2f} GB, {_describe(engine)}", flush=True)
+            try:
+                print(f"{options.output}: {size / 1e9:.2f} GB, {_describe(engine)}", flush=True)
+            except OSError as error:
+                output_failed(error)  # told, but the engine is built
     except DpnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -11,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpn_rt.errors import DpnError, RequestError
-from dpn_rt.terminal import check_text, escape_output
+from dpn_rt.errors import CapacityError, DpnError, RequestError
+from dpn_rt.memory import lacks_memory, not_enough_memory
+from dpn_rt.terminal import check_text, escape_output, output_failed
 
 if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
@@ -58,23 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(answers[0] if len(answers) == 1 else {"answers": answers}), flush=True)
         elif drawing is not None:
             print(f"picture         {drawing}", flush=True)
-    except DpnError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DpnError, MemoryError, RuntimeError, ImportError) as error:
+        is_memory = lacks_memory(error) and not isinstance(error, CapacityError)
+        if not is_memory and not isinstance(error, DpnError):
+            raise
+        print(f"error: {not_enough_memory(Path(options.engine)) if is_memory else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        return _output_failed(error)
+        return output_failed(error)
     return 0
-
-
-def _output_failed(error: OSError) -> int:
-    """The exit status after standard output failed: the reader of a pipe has gone, or a disk is full."""
-    with contextlib.suppress(OSError):  # Python flushes once more when it ends, and would report the error again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
-    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,10 +9,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpn_rt.errors import ConfigError, DpnError, StepError
+from dpn_rt.errors import CapacityError, ConfigError, DpnError, StepError
+from dpn_rt.memory import lacks_memory, not_enough_memory
 from dpn_rt.schema.text import is_text
 from dpn_rt.server.tls import check_tls
 from dpn_rt.terminal import check_text, escape_output
@@ -33,13 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_text(options)
         check_tls(options.ssl_certfile, options.ssl_keyfile)
         _serve(options)
-    except DpnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: --host {options.host} --port {options.port}: {error.strerror or error}", file=sys.stderr)
-        return 1
+    except (DpnError, MemoryError, RuntimeError, OSError, ImportError) as error:
+        return _failed(error, options)
     return 0
+
+
+def _failed(error: Exception, options: argparse.Namespace) -> int:
+    """The exit status after an error, which is told."""
+    if lacks_memory(error) and not isinstance(error, CapacityError):
+        print(f"error: {not_enough_memory(options.engine)}", file=sys.stderr)
+    elif isinstance(error, DpnError):
+        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, OSError):
+        print(f"error: --host {options.host} --port {options.port}: {error.strerror or error}", file=sys.stderr)
+    else:
+        raise error
+    return 1
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -48,7 +59,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     try:
         from dpn_rt.server.app import create_app
-        from dpn_rt.server.http_server import Server, uvicorn_config
+        from dpn_rt.server.http_server import Server, bind, uvicorn_config
         from dpn_rt.server.logs import set_up_logs
         from dpn_rt.server.tracing import otlp_tracing
     except ModuleNotFoundError as error:
@@ -66,7 +77,13 @@ def _serve(options: argparse.Namespace) -> None:
     set_up_logs(options.log_level, as_json=options.log_json)
     logs = LogConfig(options.log_level, options.log_json)
     source = EngineSource(options.engine, options.device, engine_options, logs)
-    with EngineProcess(source) as process:  # it loads the weights while the files are verified here
+    if not 0 <= options.port < 2**16:
+        raise ConfigError(f"--port {options.port}: expected 0 to 65535")
+    with ExitStack() as stack:
+        sockets = bind(options.host, options.port)  # first of all: to load an engine takes longer than to find this out
+        for sock in sockets:
+            stack.enter_context(sock)
+        process = stack.enter_context(EngineProcess(source))  # it loads the weights while the files are verified here
         processor = load_processor(source.path, source.device, engine_options, verify=not options.skip_verify)
         process.wait_until_loaded()
         endpoint = options.otlp_traces_endpoint
@@ -84,7 +101,7 @@ def _serve(options: argparse.Namespace) -> None:
             ssl_certfile=options.ssl_certfile,
         )
         server = Server(settings, app.state.service, lambda: _end_by_force(process))
-        asyncio.run(server.serve())
+        asyncio.run(server.serve(sockets))
         if server.is_hurried:
             _end_by_force(process)  # to take the interpreter down in order takes a while
         if server.failure is not None:

@@ -1,20 +1,65 @@
-"""What every command does about the encoding of its arguments and of its output."""
+"""What every command does about its standard streams, and about the encoding of its arguments and of its output."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.schema.text import is_text
 
 
+class LossyText(io.TextIOWrapper):
+    """Loses what there is no room for: a message that cannot be written must not end what it tells about."""
+
+    def write(self, text: str) -> int:
+        """As any stream, without errors."""
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As any stream, without errors."""
+        with suppress(OSError):
+            super().flush()
+
+
 def escape_output() -> None:
-    """From now on standard output escapes the characters that it cannot encode, as standard error does."""
+    """From now on standard output escapes the characters that it cannot encode, as standard error does.
+
+    Standard error loses what cannot be written, and everything where it is closed. Writing to a standard output that is
+    closed is an `OSError`.
+    """
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if type(sys.stderr) is io.TextIOWrapper:  # not what a notebook or a test has put there
+        file = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
+        sys.stderr = LossyText(file, "utf-8", "backslashreplace", write_through=True)
+
+
+def _open_closed_streams() -> None:
+    """Otherwise the next file or socket would get a closed stream's number, and what is written to the stream."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest number that is free. An answer that nothing takes is an error, a message is none.
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def output_failed(error: OSError) -> int:
+    """The exit status after standard output failed: the reader of a pipe has gone, a disk is full, or it is closed."""
+    with suppress(OSError):  # Python flushes once more when it ends, and would report the error again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+    return 1
 
 
 def check_text(options: argparse.Namespace, file_names: Collection[str] = ()) -> None:

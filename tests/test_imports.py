@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    *("errors", "schema", "terminal", "_kernels", "ops", "tuning", "device", "model", "format"),
+    *("errors", "memory", "schema", "terminal", "_kernels", "ops", "tuning", "device", "model", "format"),
     *("cache", "sampling", "outputs", "prompts", "settings", "backends", "drawing"),
     *("engine", "llm", "server", "generate", "serve", "builders", "reference", "build", "eager"),
 )

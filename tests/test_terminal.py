@@ -99,3 +99,44 @@ def test_an_engine_whose_name_is_not_utf8(tmp_path: Path, capsys: pytest.Capture
         EngineDir.open(tmp_path / NOT_UTF8)
     assert serve(["--engine", str(tmp_path / NOT_UTF8)]) == 1
     assert "expected a --served-model-name" in capsys.readouterr().err
+
+
+STREAMS = """
+import sys
+from dpn_rt.terminal import escape_output, output_failed
+
+def main():
+    escape_output()
+    first = open("/dev/null")
+    print("note", file=sys.stderr)
+    try:
+        print("answer", flush=True)
+    except OSError as error:
+        return output_failed(error)
+    return 0 if first.fileno() > 2 else 9
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "told"),
+    [
+        ("", 0, "answer"),
+        ("2>&-", 0, "answer"),
+        ("2>/dev/full", 0, "answer"),
+        ("2>&- <&-", 0, "answer"),
+        (">/dev/full", 1, "note\nerror: standard output: No space left on device"),
+        (">&-", 1, "note\nerror: standard output: Bad file descriptor"),
+        (">&- <&-", 1, "note\nerror: standard output: Bad file descriptor"),
+        (">&- 2>&- <&-", 1, ""),
+        (">/dev/full 2>/dev/full", 1, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(streams: str, status: int, told: str) -> None:
+    """What commands open gets none of their numbers, an answer that nothing takes is an error, and a message is not."""
+    command = ["bash", "-c", f'exec "$0" -c "$1" {streams}', sys.executable, STREAMS]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert ended.returncode == status
+    expected = f"note\n{told}" if told == "answer" and "2>" not in streams else told
+    assert (ended.stderr + ended.stdout).strip() == expected

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.gray import eight_bits, gray_range, is_wide_gray
+from dpn_rt.prompts.image_blocks import TooManyBlocksError, check_blocks
 from dpn_rt.prompts.image_metadata import without_metadata
 from dpn_rt.schema.files import open_file
 
@@ -58,12 +59,15 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
         name: of the image in messages.
 
     Raises:
-        ImageError: it is not an image, or far too large.
+        ImageError: it is not an image, far too large, or made to take long.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            check_blocks(file)
             return Image.open(without_metadata(file), formats=FORMATS)
+    except TooManyBlocksError as error:
+        raise ImageError(f"{name}: {error}: it would take too long to read") from error
     except Image.DecompressionBombError as error:
         bound = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ImageError(f"{name}: more than {bound} pixels, expected at most {max_pixels}") from error

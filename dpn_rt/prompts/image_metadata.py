@@ -8,11 +8,14 @@ frame.
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import BinaryIO
+
+from dpn_rt.prompts.image_blocks import MOST_BLOCKS, MOST_SKIPPED, TooManyBlocksError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -21,16 +24,19 @@ MOST_BYTES = 1 << 20
 MOST_SPANS = 10_000
 """Of the bytes that are kept. In real files pixels stand together, in tens of spans at most."""
 
+MOST_SCANS = 100
+"""Of a JPEG. Progressive ones have about ten, and each goes over the whole picture."""
+
+_PNG_CHUNK = re.compile(rb"\w{4}")
+"""Kinds that Pillow takes."""
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+"""Among pixels: 0xFF is followed by 0, or by a number for each restart."""
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
-_COMMENT = 0xFE
+_COMMENT, _SCAN = 0xFE, 0xDA
 
 Span = tuple[int, int]
 """First byte and end of a part of a file."""
-
-
-class TooManySpansError(ValueError):
-    """A file whose parts that are kept alternate with others thousands of times."""
 
 
 def without_metadata(file: BinaryIO) -> BinaryIO:
@@ -39,7 +45,7 @@ def without_metadata(file: BinaryIO) -> BinaryIO:
     Time is linear in the size of the metadata, and memory bounded.
 
     Raises:
-        TooManySpansError: the file is made to cost memory.
+        TooManyBlocksError: the file is made to cost time or memory.
     """
     file.seek(0)
     head = file.read(len(PNG_SIGNATURE))
@@ -86,11 +92,13 @@ class _Spans(io.RawIOBase):
 
 def _merged(spans: Iterator[Span]) -> list[Span]:
     merged: list[Span] = []
-    for start, end in spans:
+    for count, (start, end) in enumerate(spans):
+        if count > MOST_BLOCKS:
+            raise TooManyBlocksError(f"a PNG or JPEG of more than {MOST_BLOCKS} blocks")
         if merged and merged[-1][1] == start:
             merged[-1] = (merged[-1][0], end)
         elif len(merged) == MOST_SPANS:
-            raise TooManySpansError
+            raise TooManyBlocksError(f"pixels in more than {MOST_SPANS} places")
         else:
             merged.append((start, end))
     return merged
@@ -108,12 +116,14 @@ def _png_spans(file: BinaryIO) -> Iterator[Span]:
     size = _size(file)
     start, budget, kind = len(PNG_SIGNATURE), MOST_BYTES, b""
     yield 0, start
-    while start < size and kind != b"IEND":
+    for _ in range(MOST_SKIPPED):
+        if start >= size or kind == b"IEND":
+            return
         file.seek(start)
         header = file.read(8)
         length, kind = int.from_bytes(header[:4]), header[4:]
         end = start + length + 12
-        if len(header) < 8 or not kind.isalpha() or end > size:  # damaged: Pillow decides whether too early
+        if len(header) < 8 or not _PNG_CHUNK.match(kind) or end > size:  # damaged: Pillow decides whether too early
             yield start, size
             return
         is_critical = not kind[0] & 0x20
@@ -123,6 +133,7 @@ def _png_spans(file: BinaryIO) -> Iterator[Span]:
             budget -= cost
             yield start, end
         start = end
+    raise TooManyBlocksError(f"a PNG of more than {MOST_SKIPPED} chunks")
 
 
 def _cost_of_turning(file: BinaryIO, kind: bytes, length: int) -> int | None:
@@ -160,27 +171,60 @@ def _jpeg_spans(file: BinaryIO) -> Iterator[Span]:
     size = _size(file)
     start, turning_budget, colour_budget = 2, MOST_BYTES, MOST_BYTES
     yield 0, start
-    while True:
+    for _ in range(MOST_SKIPPED):
         file.seek(start)
         header = file.read(4)
+        code = header[1] if len(header) == 4 else 0
+        length = 2 + int.from_bytes(header[2:])
         if header[:2] == b"\xff\xff":
             start += _padding(file, start)
             continue
-        is_block = len(header) == 4 and header[0] == 0xFF and 0xC0 <= header[1] <= _COMMENT
-        length = 2 + int.from_bytes(header[2:])
-        if not is_block or 0xD0 <= header[1] <= 0xDA or length < 4 or start + length > size:
+        if len(header) == 4 and (header[0] != 0xFF or not code):  # bytes between blocks
+            start = _next_ff(file, start + 1, size)
+            continue
+        if 0xD0 <= code <= 0xD9:  # a marker alone
+            yield start, start + 2
+            start += 2
+            continue
+        if code < 0xC0 or code == _SCAN or length < 4 or start + length > size:
+            _check_scans(file, start)
             yield start, size  # from where the pixels begin, or something that is no block
             return
         is_kept = True
-        if 0xE0 <= header[1] <= 0xEF or header[1] == _COMMENT:
+        if 0xE0 <= code <= 0xEF or code == _COMMENT:
             data = file.read(min(length - 4, 32))
-            is_colour, is_turn = _names_colours(header[1], data), _can_turn(header[1], data)
+            is_colour, is_turn = _names_colours(code, data), _can_turn(code, data)
             is_kept = (is_colour and length <= colour_budget) or (is_turn and length <= turning_budget)
             colour_budget -= length if is_colour and is_kept else 0
             turning_budget -= length if is_turn and is_kept else 0
         if is_kept:
             yield start, start + length
         start += length
+    raise TooManyBlocksError(f"a JPEG of more than {MOST_SKIPPED} blocks")
+
+
+def _next_ff(file: BinaryIO, start: int, size: int) -> int:
+    """Where the next byte of 0xFF is; the end of the file where there is none."""
+    file.seek(start)
+    while block := file.read(io.DEFAULT_BUFFER_SIZE):
+        if (place := block.find(b"\xff")) >= 0:
+            return start + place
+        start += len(block)
+    return size
+
+
+def _check_scans(file: BinaryIO, start: int) -> None:
+    """Refuses a picture in far too many scans, walking from the first one's marker to the picture's end."""
+    file.seek(start)
+    data = file.read()
+    place, scans = 0, 0
+    while (marker := _JPEG_MARKER.search(data, place)) and marker[1] != b"\xd9":
+        place = marker.end()
+        if marker[1] != b"\x01" and marker[1] != b"\xd8":
+            place += max(2, int.from_bytes(data[place : place + 2]))
+        scans += marker[1] == b"\xda"
+        if scans > MOST_SCANS:
+            raise TooManyBlocksError(f"a JPEG of more than {MOST_SCANS} scans")
 
 
 def _padding(file: BinaryIO, start: int) -> int:

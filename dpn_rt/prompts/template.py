@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from dpn_rt.errors import EngineError, RequestError
 from dpn_rt.prompts.markers import IMAGE_TEXT
 from dpn_rt.prompts.messages import Marker, Turn
+from dpn_rt.prompts.template_process import TemplateLimitError, TemplateProcess
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.schema.files import TEXT_BYTES, read_text
 
@@ -19,6 +20,7 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 _END = "</s>"
+_CONTINUED = "DpnContinuesHere "
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ class JinjaTemplate:
             image_token: what stands for an image in the text, besides `<image>`; None: nothing does.
 
         Raises:
-            RequestError: the template cannot be rendered.
+            RequestError: the template cannot be rendered; EngineError: nor any other.
         """
-        self._source, self._special_tokens = source, dict(special_tokens)
+        self._process, self._special_tokens = TemplateProcess(source), dict(special_tokens)
         self._roles_with_parts = self._find_roles_with_parts([IMAGE_TEXT, *([image_token] if image_token else [])])
 
     def render(self, turns: Sequence[Turn], router: str, options: ChatOptions) -> str:
@@ -87,19 +89,18 @@ class JinjaTemplate:
         return self._render(messages, options)
 
     def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            rendered = render_jinja_template(
-                conversations=[messages],
-                chat_template=self._source,
-                add_generation_prompt=options.add_generation_prompt,
-                continue_final_message=options.continue_final_message,
-                **{**self._special_tokens, **options.template_kwargs},
-            )
-        except Exception as error:  # a template may raise anything
-            raise RequestError(f"messages do not suit the model's chat template{_reason(error)}") from error
-        return str(rendered[0][0])  # one conversation's text, beside what training asks for
+        """Of a message that is continued, a mark at its end is rendered too: the prompt is what stands before it."""
+        is_continued = options.continue_final_message
+        variables = {
+            **self._special_tokens,
+            "tools": None,
+            "documents": None,
+            **options.template_kwargs,
+            "messages": [*messages[:-1], _marked(messages[-1])] if is_continued else messages,
+            "add_generation_prompt": options.add_generation_prompt,
+        }
+        text = self._process.render(variables)
+        return _before_mark(text) if is_continued else text
 
     def _find_roles_with_parts(self, image_markers: Sequence[str]) -> frozenset[str]:
         """The roles whose contents are to be lists of parts.
@@ -111,6 +112,8 @@ class JinjaTemplate:
         for roles in _subsets(("user", "assistant")):
             try:
                 fits = self._fits(roles, image_markers)
+            except TemplateLimitError:
+                raise
             except RequestError as error:
                 failure = failure or error
                 continue
@@ -175,6 +178,26 @@ def _message(turn: Turn, router: str, takes_parts: bool) -> dict[str, Any]:
     return {"role": turn.role, "content": parts}
 
 
+def _marked(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with the mark at the end of its text."""
+    if isinstance(message["content"], str):
+        return {**message, "content": message["content"] + _CONTINUED}
+    parts = list(message["content"])
+    last = next((i for i, part in reversed(list(enumerate(parts))) if part["type"] == "text"), None)
+    if last is None:
+        raise RequestError("continue_final_message: the last message has no text to continue")
+    parts[last] = {**parts[last], "text": parts[last]["text"] + _CONTINUED}
+    return {**message, "content": parts}
+
+
+def _before_mark(text: str) -> str:
+    place = text.rfind(_CONTINUED.strip())
+    if place < 0:
+        raise RequestError("continue_final_message: the model's chat template leaves out the end of the last message")
+    is_whole = text.startswith(_CONTINUED, place)  # else the template trims messages, and the last one as well
+    return text[:place] if is_whole else text[:place].rstrip()
+
+
 def _in_order(words: Sequence[str], text: str) -> bool:
     """Whether each word is in the text once, one after the other, and no list of parts is printed as Python or JSON."""
     places = [text.find(word) for word in words]
@@ -186,15 +209,6 @@ def _subsets(roles: tuple[str, ...]) -> list[frozenset[str]]:
     """Largest first: lists of parts say more than strings."""
     counts = range(len(roles), -1, -1)
     return [frozenset(subset) for count in counts for subset in itertools.combinations(roles, count)]
-
-
-def _reason(error: Exception) -> str:
-    """What the template itself says; it raises its own text through `raise_exception`."""
-    from jinja2.exceptions import TemplateError, TemplateSyntaxError
-
-    if isinstance(error, TemplateSyntaxError):
-        return f": its line {error.lineno} is no valid Jinja"
-    return f": {error.message}" if type(error) is TemplateError and error.message else ""
 
 
 def load_template(directory: Path, tokenizer: Tokenizer, image_token_id: int | None) -> JinjaTemplate:

@@ -20,6 +20,11 @@ WORD_START = "▁"
 """The character for a space in vocabularies of sentencepiece."""
 
 
+LONG = 2**12
+"""Characters or ids. At least so many are encoded or decoded as a batch of one, during which other threads run: the
+library keeps Python's lock otherwise, for seconds where a text has a million characters."""
+
+
 def _byte_characters() -> dict[str, int]:
     """The character by which GPT-2 represents a byte -> the byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -115,7 +120,7 @@ class Tokenizer:
         return copy
 
     def _ids(self, text: str) -> list[int]:
-        return self._backend.encode(text).ids
+        return _encoded(self._backend, text)
 
     def _joined(self, pieces: list[list[int]]) -> list[int]:
         """Pieces around images, each of which may begin with the start token; it is kept in the first one alone."""
@@ -132,7 +137,9 @@ class Tokenizer:
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Text of token ids, with all its spaces."""
-        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        if len(token_ids) < LONG:
+            return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes that one token adds to a text. They may be only a part of a character."""
@@ -206,5 +213,9 @@ class _Renamed:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, as the original numbers them."""
-        ids = self._backend.encode(text).ids
+        ids = _encoded(self._backend, text)
         return [self._original_id.get(token_id, token_id) for token_id in ids]
+
+
+def _encoded(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    return backend.encode(text).ids if len(text) < LONG else backend.encode_batch([text])[0].ids

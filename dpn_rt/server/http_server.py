@@ -69,12 +69,12 @@ class Server(uvicorn.Server):
             timer.start()
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
-        """Binds the port, starts the application, listens.
+        """Starts the application and listens on sockets of `bind`.
 
         Raises:
-            OSError: the port cannot be bound; ConfigError: the process may open hardly any files.
+            OSError: the port is taken; ConfigError: the process may open hardly any files.
         """
-        bound = list(sockets) if sockets is not None else await self._bind()
+        bound = list(sockets or [])
         self.connections.max_open = within_open_files(self.connections.limits)
         await self.lifespan.startup()
         if self.lifespan.should_exit:
@@ -86,18 +86,8 @@ class Server(uvicorn.Server):
 
         listener = Listener(bound, make_protocol, self.connections, config.ssl, config.backlog)
         self.servers = [listener]  # type: ignore[list-item]
-        if sockets is None:
-            self._log_started_message(bound)
+        self._log_started_message(bound)
         self.started = True
-
-    async def _bind(self) -> list[socket.socket]:
-        """Sockets of all addresses of the host, as asyncio binds them."""
-        host, port = self.config.host, self.config.port
-        server = await self._loop.create_server(asyncio.Protocol, host, port, start_serving=False)
-        try:
-            return [sock.dup() for sock in server.sockets]
-        finally:
-            server.close()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Runs until a signal."""
@@ -149,6 +139,24 @@ class Server(uvicorn.Server):
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets of all addresses of a host, as asyncio binds them. They do not listen yet.
+
+    Raises:
+        OSError: the host has no address here, or the port is taken.
+    """
+
+    async def bound() -> list[socket.socket]:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
+        try:
+            return [sock.dup() for sock in server.sockets]
+        finally:
+            server.close()
+
+    return asyncio.run(bound())
 
 
 def uvicorn_config(app: object, **options: object) -> uvicorn.Config:

@@ -9,6 +9,7 @@ import select
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import TextIO
@@ -87,7 +88,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logs(level: str, *, as_json: bool) -> None:
-    """Sends the logs of dpn_rt and uvicorn to standard error."""
+    """Sends the logs of dpn_rt and uvicorn to standard error, where Pillow's warnings about images do not go."""
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # clients make them, and each would be a line and be kept
     handler = PromptHandler(sys.stderr)
     handler.addFilter(Throttle())
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

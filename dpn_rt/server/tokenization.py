@@ -79,11 +79,12 @@ class Tokenization:
             ids = await self.preparation.run(self._encode, request.prompt, adds)
         else:
             ids = list((await self.preparation.chat(conversation)).prompt_token_ids)
+        entries = await self.preparation.run(self._entries, ids) if request.return_token_strs else None
         return {
             "count": len(ids),
             "max_model_len": self.preparation.max_model_len,
             "tokens": ids,
-            "token_strs": [self._entry(token_id) for token_id in ids] if request.return_token_strs else None,
+            "token_strs": entries,
         }
 
     async def text(self, request: DetokenizeRequest) -> dict[str, Any]:
@@ -122,8 +123,9 @@ class Tokenization:
                 )
         return IMAGE_TEXT.join(tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces)
 
-    def _entry(self, token_id: int) -> str:
-        return IMAGE_TEXT if token_id == IMAGE_PLACEHOLDER_ID else self._tokenizer.token(token_id) or ""
+    def _entries(self, token_ids: Sequence[int]) -> list[str]:
+        tokenizer = self._tokenizer
+        return [IMAGE_TEXT if i == IMAGE_PLACEHOLDER_ID else tokenizer.token(i) or "" for i in token_ids]
 
 
 def _without_added(ids: list[int], text: str, tokenizer: Tokenizer) -> list[int]:

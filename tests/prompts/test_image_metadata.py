@@ -169,7 +169,7 @@ def alternating_jpeg() -> bytes:
 
 @pytest.mark.parametrize("make", [alternating_png, alternating_jpeg])
 def test_a_file_that_is_made_to_cost_memory_is_refused(make: Callable[[], bytes]) -> None:
-    with pytest.raises(ImageError, match="image 0: not an image that can be read"):
+    with pytest.raises(ImageError, match="image 0: .*: it would take too long to read"):
         loaded(make())
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 
-from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.prompts.markers import Typed
+from dpn_rt.prompts.tokenizer import LONG, Tokenizer
 from tests.tiny_tokenizer import KINDS, Kind, make_tokenizer
 
 TEXTS = ["Hello world, how are you?", "  two  spaces ", "Größe 猫 naïve", "a<ROUTER>b", "\U0001f600 x", "1"]
@@ -40,3 +44,43 @@ def test_special_tokens_and_ids_beyond_the_vocabulary(tokenizer: Tokenizer) -> N
 def test_no_token_stands_for_more_characters_than_the_longest_entry(tokenizer: Tokenizer) -> None:
     for text in TEXTS:
         assert len(text) <= len(tokenizer.encode(text)) * tokenizer.longest_entry
+
+
+@pytest.mark.parametrize("text", [*TEXTS, " ", "a\u0301"])
+@pytest.mark.parametrize("length", [LONG - 1, LONG, LONG + 1])
+def test_long_texts_are_like_short_ones(tokenizer: Tokenizer, tmp_path: Path, text: str, length: int) -> None:
+    backend = tokenizers.Tokenizer.from_str((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    long = (text * length)[:length]
+    ids = backend.encode(long).ids
+    assert tokenizer.encode(long) == ids
+    many = (ids * length)[:length]
+    for skips in (True, False):
+        assert tokenizer.decode(many, skips) == backend.decode(many, skip_special_tokens=skips)
+
+
+def turns_of_others(work: Callable[[], object]) -> int:
+    """How often another thread ran during some work."""
+    has_begun, has_ended, count = threading.Event(), threading.Event(), 0
+
+    def run() -> None:
+        nonlocal count
+        has_begun.set()
+        while not has_ended.wait(0.001):
+            count += 1
+
+    other = threading.Thread(target=run)
+    other.start()
+    has_begun.wait()
+    work()
+    has_ended.set()
+    other.join()
+    return count
+
+
+def test_other_threads_run_while_a_long_text_is_taken(tokenizer: Tokenizer) -> None:
+    text = "a" * 2**18
+    assert turns_of_others(lambda: tokenizer.encode(text)) > 3
+    typed = Typed.of(tokenizer.marker_texts(None), ["<s>"])
+    assert typed is not None
+    assert turns_of_others(lambda: tokenizer.encode_typed(text, typed)) > 3
+    assert turns_of_others(lambda: tokenizer.decode([9] * 2**20, False)) > 3

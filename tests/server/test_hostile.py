@@ -7,8 +7,8 @@ from pathlib import Path
 from benchmarks.attacks import ATTACKS
 from benchmarks.hostile import hostile
 
-SERVED = ("an animation of 500 frames", "TIFF of 500 directories")
-"""Only their first picture is read."""
+SERVED = ("an animation of 500 frames", "TIFF of 500 directories", "a million ids to text")
+"""Only the first picture of a file is read."""
 
 
 def test_every_kind_of_attack_is_survived(engine_dir: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.server.conftest import MODEL, Ask
+from tests.server.conftest import Ask
 
 
 @contextmanager
@@ -195,9 +196,15 @@ def test_wrong_options_are_refused_by_name(engine_dir: Path, options: list[str],
     assert ended.returncode == 1 and message in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_a_port_in_use_is_refused(engine_dir: Path) -> None:
-    with serving(engine_dir) as (_, url, _):
-        command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine_dir), "--port", url.rsplit(":", 1)[1]]
+@pytest.mark.parametrize(
+    ("port", "message"), [(None, "already in use"), ("70000", "--port 70000: expected 0 to 65535"), ("-1", "--port -1")]
+)
+def test_a_port_in_use_is_refused_before_an_engine_is_loaded(port: str | None, message: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = port or str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "dpn_rt.serve", "--engine", "nowhere", f"--port={number}"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 1 and "already in use" in ended.stderr and "Traceback" not in ended.stderr
-    assert MODEL in str(engine_dir)
+    assert ended.returncode == 1 and message in ended.stderr and "nowhere" not in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -31,6 +31,7 @@ BOTH = Path(__file__).parent / "media" / "images_test.pem"
         (".", "valid.key", "a directory, expected a regular file"),
         ("/dev/zero", "valid.key", "--ssl-certfile /dev/zero: a device, expected a regular file"),
         ("valid.crt", "/dev/zero", "--ssl-keyfile /dev/zero: a device, expected a regular file"),
+        ("valid.crt", "/dev/null", "/dev/null: a device, expected a regular file"),
     ],
 )
 def test_files_that_cannot_work(
@@ -41,6 +42,17 @@ def test_files_that_cannot_work(
     assert serve.main(["--engine", "nowhere", *options]) == 1
     told = capsys.readouterr().err
     assert told.startswith("error: --ssl-") and message in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("content", [b"", b"\n" * 10**6, b"\0" * 99, b"-----BEGIN CERTIFICATE-----\n"])
+@pytest.mark.parametrize("is_key", [True, False])
+def test_empty_and_cut_files(content: bytes, is_key: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = tmp_path / "cut.pem"
+    cut.write_bytes(content)
+    certificate, key = (FILES / "valid.crt", cut) if is_key else (cut, FILES / "valid.key")
+    assert serve.main(["--engine", "nowhere", f"--ssl-certfile={certificate}", f"--ssl-keyfile={key}"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: --ssl-") and "expected a certificate and its key as PEM files" in told
 
 
 @pytest.mark.parametrize(

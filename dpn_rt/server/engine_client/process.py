@@ -14,6 +14,10 @@ from dpn_rt.server.engine_client import worker
 from dpn_rt.server.engine_client.channel import Channel
 from dpn_rt.server.engine_client.messages import EngineSource, Load, Loaded
 
+LIKELY_CAUSES = {
+    "SIGBUS": " (was a file of the engine cut while it ran?)",
+    "SIGKILL": " (by the system, if there was too little memory)",
+}
 SECONDS_TO_END = 5.0
 """For the process, before it is killed."""
 
@@ -71,8 +75,10 @@ class EngineProcess:
     def wait(self) -> str:
         """Waits until the process has ended; says how it did."""
         status = self._process.wait()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"the engine's process {how}"
+        if status >= 0:
+            return f"the engine's process ended with status {status}"
+        name = signal.Signals(-status).name
+        return f"the engine's process was killed by {name}{LIKELY_CAUSES.get(name, '')}"
 
     def kill(self) -> None:
         """Ends the process by force, without waiting."""

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from dpn_rt.engine.engine import Engine, StepResult
 from dpn_rt.engine.loader import load_bare_engine
-from dpn_rt.errors import DpnError, ShutdownError
+from dpn_rt.errors import CapacityError, DpnError, ShutdownError
+from dpn_rt.memory import lacks_memory, not_enough_memory
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.server.engine_client.channel import Channel
 from dpn_rt.server.engine_client.messages import Abort, Add, EngineSource, Load, Loaded, Update
@@ -60,12 +61,13 @@ def _load(source: EngineSource, channel: Channel) -> Engine | None:
     set_up_logs(source.logs.level, as_json=source.logs.as_json)
     try:
         engine = load_bare_engine(source.path, source.device, source.options, verify=False)
-    except DpnError as error:
-        channel.send(Loaded(Load(), error))
+    except Exception as error:
+        known = CapacityError(not_enough_memory(source.path)) if lacks_memory(error) else error
+        if not isinstance(known, DpnError):
+            log.exception("the engine cannot be loaded")
+            os._exit(1)
+        channel.send(Loaded(Load(), error if isinstance(error, CapacityError) else known))
         return None
-    except Exception:
-        log.exception("the engine cannot be loaded")
-        os._exit(1)
     # What is loaded by now stays. A full pass of the garbage collector over it would stop every stream.
     gc.collect()
     gc.freeze()
