@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -36,6 +37,10 @@ def checked_op(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
             raise
         except (AttributeError, IndexError, TypeError, RuntimeError) as error:
             given = signature.bind(*args, **kwargs).arguments
+            for name, value in given.items():
+                for field, found in vars(value).items() if is_dataclass(value) else ():  # of tensors, as a layout is
+                    if fault := _fault(found):
+                        raise KernelArgumentError(f"{function.__name__}: {name}.{field} {fault}") from error
             for name in tensors:
                 found = given.get(name)
                 fault = None if found is None and optional[name] else _fault(found)

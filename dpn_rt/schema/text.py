@@ -6,6 +6,9 @@ from pathlib import Path
 
 from dpn_rt.errors import RequestError
 
+MAX_SHOWN = 200
+"""Characters of a value in an error message."""
+
 
 def check_unicode(text: str, name: str) -> None:
     """Refuses a text with half of a surrogate pair, as broken JSON escapes or undecodable bytes leave it.
@@ -33,3 +36,9 @@ def is_text(value: str | Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def shown(value: object) -> str:
+    """A value in an error message: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
