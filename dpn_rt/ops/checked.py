@@ -28,6 +28,7 @@ def checked_op(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     signature = inspect.signature(function)
     optional = {name: "None" in str(parameter.annotation) for name, parameter in signature.parameters.items()}
     tensors = [name for name, parameter in signature.parameters.items() if "Tensor" in str(parameter.annotation)]
+    lists = [name for name in tensors if "Sequence" in str(signature.parameters[name].annotation)]
 
     @wraps(function)
     def explained(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -43,7 +44,7 @@ def checked_op(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
                         raise KernelArgumentError(f"{function.__name__}: {name}.{field} {fault}") from error
             for name in tensors:
                 found = given.get(name)
-                fault = None if found is None and optional[name] else _fault(found)
+                fault = None if found is None and optional[name] else _fault(found, is_list=name in lists)
                 if fault is not None:
                     raise KernelArgumentError(f"{function.__name__}: {name} {fault}") from error
             raise
@@ -51,10 +52,11 @@ def checked_op(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     return explained
 
 
-def _fault(value: object) -> str | None:
-    """End of the error message for a value that should be a tensor or a list of tensors; None if it is one."""
+def _fault(value: object, is_list: bool = False) -> str | None:
+    """End of the error message for a value that should be a tensor, or a list of tensors; None if it is one."""
     if isinstance(value, list | tuple):
-        return next(filter(None, map(_fault, value)), None)
+        fault = next(filter(None, map(_fault, value)), None)
+        return fault if fault or is_list else f"is of type {type(value).__name__}, expected a tensor"
     if not isinstance(value, Tensor):
         return f"is of type {type(value).__name__}, expected a tensor"
     if value.layout != torch.strided:

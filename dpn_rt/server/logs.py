@@ -9,6 +9,7 @@ import select
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import TextIO
@@ -87,7 +88,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logs(level: str, *, as_json: bool) -> None:
-    """Sends the logs of dpn_rt and uvicorn to standard error."""
+    """Sends the logs of dpn_rt and uvicorn to standard error, and nothing of Pillow.
+
+    Pillow warns of damaged images, with numbers of the file. Python would print each new text, and keep it for ever.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     handler = PromptHandler(sys.stderr)
     handler.addFilter(Throttle())
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

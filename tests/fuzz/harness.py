@@ -12,6 +12,7 @@ import hashlib
 import os
 import random
 import re
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ SECONDS = float(os.environ.get("DPN_RT_FUZZ_SECONDS", "1.5"))
 """For each surface."""
 STALL_SECONDS = 30
 """After which one input ends the process."""
+MOST_MEMORY = 4 << 30
+"""Bytes that the process may ask for beyond what it has, so that one input does not take the machine's."""
 MOST_FAILURES = 20
 """That one run collects."""
 CORPUS = Path(__file__).parent / "corpus"
@@ -70,7 +73,7 @@ def fuzz(surface: Surface, seconds: float = SECONDS) -> int:
     pool = [*(path.read_bytes() for path in surface.corpus), *surface.seeds]
     failures: dict[str, str] = {}
     count = 0
-    with _watched(surface) as running:
+    with _limited_memory(), _watched(surface) as running:
         deadline = time.monotonic() + seconds
         for data in _inputs(surface, pool, rng):
             running(data)
@@ -118,6 +121,20 @@ def _watched(surface: Surface) -> Iterator[Callable[[bytes], None]]:
             faulthandler.cancel_dump_traceback_later()
     path.unlink()
     Path(log.name).unlink()
+
+
+@contextmanager
+def _limited_memory() -> Iterator[None]:
+    if "asan" in os.environ.get("LD_PRELOAD", ""):  # AddressSanitizer maps terabytes, of which it uses little
+        yield
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MOST_MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _kept(surface: Surface, data: bytes, error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Coroutine, Iterator
@@ -17,13 +18,15 @@ from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
 from tests.fuzz.harness import Surface, assert_own_words, fuzz
 from tests.fuzz.json_mutations import encode, mutate_json
-from tests.server.conftest import MODEL, OPTIONS, Ask, engine_dir  # noqa: F401  (a fixture)
+from tests.server.conftest import MODEL, OPTIONS, Ask, data_url, engine_dir, png  # noqa: F401  (a fixture)
 from tests.server.local_engine import LocalEngine
 
 Result = TypeVar("Result")
-MOST_TOKENS = 3
+MOST_TOKENS = 2
 """Of an answer, only to be quick."""
-CHAT = Ask().body()
+URL = data_url(png(Ask().image.resize((8, 8))))
+CHAT = Ask().body(messages=[{"role": "user", "content": [
+    {"type": "image_url", "image_url": {"url": URL}}, {"type": "text", "text": "What color?"}]}])  # fmt: skip
 TEXT = {"model": MODEL, "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]}
 COMPLETION = {"model": MODEL, "prompt": "The background is", "temperature": 0}
 ALL_FIELDS = {
@@ -105,10 +108,8 @@ def split(data: bytes) -> tuple[str, bytes]:
 def mutate(data: bytes, rng: Any) -> bytes:
     path, body = split(data)
     changed = mutate_json(body, rng)
-    try:
+    with contextlib.suppress(ValueError, RecursionError):  # bytes that are not JSON are an input as well
         changed = encode(quick(path, json.loads(changed)))
-    except (ValueError, RecursionError):
-        pass  # bytes that are not JSON are an input as well
     return path.encode() + b"\n" + changed
 
 

@@ -74,7 +74,12 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
             return encode(mutate_value(call, rng))
         change_tensor(rng.choice(tensors), rng)
         return encode(call)
-    except (ValueError, TypeError, KeyError, RecursionError):  # an earlier change has left nothing that these can change
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ):  # an earlier change has left nothing that these can change
         return data
 
 
