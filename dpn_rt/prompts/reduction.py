@@ -50,8 +50,8 @@ def checked_reduction(spec: Any, model: ModelConfig) -> Chain | NoReduction | No
     if missing:
         loaded = ", ".join(str(layer + 1) for layer in model.reduction.layers) or "none"
         raise RequestError(
-            f"reduce={shown(spec)}: the engine has no boundary before layer {missing[0] + 1} (it has: {loaded}); load it "
-            f"with this reduction too"
+            f"reduce={shown(spec)}: the engine has no boundary before layer {missing[0] + 1} (it has: {loaded}); "
+            f"load it with this reduction too"
         )
     return chain
 

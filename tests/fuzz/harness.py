@@ -31,9 +31,11 @@ MOST_FAILURES = 20
 """That one run collects."""
 CORPUS = Path(__file__).parent / "corpus"
 FAILURES = Path(__file__).parents[2] / "build" / "fuzz"
+Mutate = Callable[[bytes, random.Random], bytes]
 LIBRARY_TEXT = re.compile(
-    r"0x[0-9a-f]{6}|<[\w.]+ object|Traceback|BytesIO|pydantic|validation error|Input should|Extra inputs|Field required|"
-    r"Invalid JSON|tagged-union|constrained|\[Errno|Incorrect padding|Excess data|Only base64|httpx|httpcore|torch\.|"
+    r"0x[0-9a-f]{6}|<[\w.]+ object|Traceback|BytesIO|pydantic|validation error|Input should|Extra inputs|"
+    r"Field required|Invalid JSON|"
+    r"tagged-union|constrained|\[Errno|Incorrect padding|Excess data|Only base64|httpx|httpcore|torch\.|"
     r"tensor\(|safetensors_rust|jinja2|UndefinedError|is undefined|codec can't"
 )
 """What no message of the product has: words of libraries, objects and addresses."""
@@ -46,7 +48,7 @@ class Surface:
     name: str
     seeds: Sequence[bytes]
     """Real inputs."""
-    mutate: Callable[[bytes, random.Random], bytes]
+    mutate: Mutate
     """Changes an input. It also gets inputs that were changed before."""
     check: Callable[[bytes], object]
     """Raises whatever should not happen."""
@@ -102,7 +104,7 @@ def _inputs(surface: Surface, pool: Sequence[bytes], rng: random.Random) -> Iter
 
 @contextmanager
 def _watched(surface: Surface) -> Iterator[Callable[[bytes], None]]:
-    """Keeps the input that is being checked in a file, for the case that the process ends, and ends what stands still."""
+    """Keeps the input that is being checked in a file, in case the process ends, and ends what stands still."""
     path = surface.failures / f"running-{os.getpid()}"
     watched_from = 0.0
 

@@ -17,17 +17,20 @@ NUMBERS = [
 ]  # fmt: skip
 NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
 TEXTS = [
-    "", " ", "\0", "a\0b", "\n", "\x1b[2J", "\ud800", "\udfff\ud800", "\ufeff", "\u202e", "\u0130\u0307", "e\u0301" * 50,
+    "", " ", "\0", "a\0b", "\n", "\x1b[2J", "\ud800", "\udfff\ud800", "\ufeff", "\u202e", "\u0130\u0307", "\uffff",
+    "e\u0301" * 50,
     "\U0001f468\u200d\U0001f469\u200d\U0001f467", "ﷺ" * 30, "a" * 5000, "-1", "NaN", "null", "../../etc/passwd", "%s%n",
-    "{{ 7 * 7 }}", "<image>", "<ROUTER>", "</s>", "<s>", "__class__", "data:image/png;base64,", "\u00a0", "\uffff",
+    "{{ 7 * 7 }}", "<image>", "<ROUTER>", "</s>", "<s>", "__class__", "data:image/png;base64,", "\u00a0",
 ]  # fmt: skip
 LONG_LIST = 3000
+MOST_BYTES = 1 << 18
+"""Of a document that grows."""
 
 
 def mutate_json(data: bytes, rng: random.Random) -> bytes:
     """One change of a document; seldom one of its bytes, which may end it."""
-    if rng.random() < 0.05:
-        return mutate_bytes(data, rng)
+    if len(data) > MOST_BYTES or rng.random() < 0.05:
+        return mutate_bytes(data[:MOST_BYTES], rng)
     try:
         return encode(mutate_value(json.loads(data), rng))
     except (ValueError, RecursionError):  # it was changed to something else, or nested deeply
@@ -109,7 +112,7 @@ def _nested(value: Any, rng: random.Random) -> Any:
 
 
 def _grown(value: Any, rng: random.Random) -> Any:
-    many = rng.choice((10, 300, LONG_LIST))
+    many = min(rng.choice((10, 300, LONG_LIST)), MOST_BYTES // len(json.dumps(value)))
     if isinstance(value, list):
         return (value * many)[:LONG_LIST]
     if isinstance(value, dict):

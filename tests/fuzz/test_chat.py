@@ -30,7 +30,8 @@ CONVERSATIONS: list[dict[str, Any]] = [
 ]
 BLOCKS = [
     "{{ 1 / 0 }}", "{{ messages[99] }}", "{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}", "{{ range(10) }}",
-    "{{ self }}", "{% if %}", "{{ messages | tojson }}", "{{ messages[0].content.x.y }}", "{{ cycler }}", "{{ '\\ud800' }}",
+    "{{ self }}", "{% if %}", "{{ messages | tojson }}", "{{ messages[0].content.x.y }}", "{{ cycler }}",
+    "{{ '\\ud800' }}",
     "{% generation %}a{% endgeneration %}", "{{ strftime_now('%Y') }}", "{% break %}", "{{ messages | attr('pop') }}",
     "{% set ns = namespace(x=1) %}{{ ns }}", "{{ messages[0] }}", "{{ lipsum.__globals__ }}", "{{ bos_token * 3 }}",
 ]  # fmt: skip

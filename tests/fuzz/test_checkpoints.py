@@ -1,4 +1,4 @@
-"""Checkpoints: an engine is built of their config.json and the headers of their weights, or there is an error of our own."""
+"""Checkpoints with changed config.json and headers of weights: an engine is built, or there is an error of our own."""
 
 from __future__ import annotations
 

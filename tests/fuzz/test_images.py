@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dpn_rt.errors import ImageError
-from dpn_rt.prompts.image import decode_image, load_image
+from dpn_rt.prompts.image import TIFF_COMPRESSIONS, decode_image, load_image
 from tests.fuzz.byte_mutations import mutate_bytes
 from tests.fuzz.harness import Surface, assert_own_words, fuzz
 
@@ -99,7 +99,7 @@ def seeds() -> list[bytes]:
         written(smooth.convert("CMYK"), "JPEG"), written(smooth.convert("L"), "JPEG", restart_marker_blocks=2),
         *(written(image, "WEBP", lossless=lossless) for image in (smooth, alpha) for lossless in (False, True)),
         written(rgb, "WEBP", **frames), written(palette, "GIF"), written(palette, "GIF", **frames),
-        *(written(rgb, "TIFF", compression=kind) for kind in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")),
+        *(written(rgb, "TIFF", compression=kind) for kind in TIFF_COMPRESSIONS),
         written(wide, "TIFF"), written(rgb.convert("1"), "TIFF", compression="group3"), written(rgb, "TIFF", **frames),
         written(rgb, "BMP"), written(palette, "BMP"), written(rgb, "PPM"), written(rgb.convert("1"), "PPM"),
         written(wide, "PPM"), b"P3\n2 2\n255\n" + b"1 2 3 " * 4,
