@@ -69,8 +69,18 @@ def test_what_is_no_tensor_in_a_list_of_them_or_in_a_layout() -> None:
         if name == "advance_layout":
             arguments = arguments_of(call)
             layout = ops.DeviceLayout(**{**arguments.pop("layout"), "cu_seqlens": [0, 20, 25]})
-            with pytest.raises(KernelArgumentError, match=r"advance_layout: layout\.cu_seqlens is of type list"):
+            with pytest.raises(
+                KernelArgumentError, match=r"advance_layout: layout\.cu_seqlens is of type int, expected a tensor"
+            ):
                 ops.advance_layout(layout, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["activation", "pool"])
+def test_names_in_messages_are_cut(kind: str) -> None:
+    name, call = next(item for item in CALLS if item[0] == kind)
+    changed = {**arguments_of(call), {"activation": "kind", "pool": "function"}[kind]: "a" * 5000}
+    with pytest.raises(KernelArgumentError, match=f"{name}: .* is 'a{{37}}\\.\\.\\.', expected '"):
+        getattr(ops, name)(**changed)
 
 
 def test_a_wrong_call_stays_pythons_own_error() -> None:

@@ -13,13 +13,11 @@ from dpn_rt.model.reduction.fastv import FastV
 from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.pyramiddrop import PyramidDrop
 from dpn_rt.model.reduction.random import RandomKeep
-from dpn_rt.schema.text import shown
+from dpn_rt.schema.text import MAX_SHOWN, shown
 
 Spec = str | Mapping[str, Any]
 """`method:key=value,...`, several of them joined by +; or one of them as {"method": ..., "key": value}."""
 
-MOST_PROBLEMS = 5
-"""That a message names."""
 _NONE = "none"
 _METHODS: dict[str, type[StepConfig]] = {
     "fastv": FastV,
@@ -49,8 +47,13 @@ def parse_spec(spec: Any, num_layers: int) -> Chain:
     chain = Chain.of(*(_step(method, values, spec) for method, values in parts))
     problems = list(chain_problems(chain, num_layers))
     if problems:
-        raise ConfigError(f"reduce={shown(spec)}: " + "; ".join(problems[:MOST_PROBLEMS]))
+        raise ConfigError(f"reduce={shown(spec)}: " + "; ".join(_cut(problem) for problem in problems[:5]))
     return chain
+
+
+def _cut(problem: str) -> str:
+    """A problem for a message: its end says what would be right, and its values may be many."""
+    return problem if len(problem) <= MAX_SHOWN else f"{problem[: MAX_SHOWN // 2]}...{problem[-MAX_SHOWN // 2 :]}"
 
 
 def _split(part: str, spec: str) -> tuple[str, dict[str, str]]:
