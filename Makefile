@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
-.PHONY: demo test gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
+.PHONY: demo test sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
 
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
@@ -17,6 +17,15 @@ TEST_PROCESSES ?= 2
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	  $(PYTEST_OPTIONS)
+
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set of this processor.
+sanitize: $(READY)
+	$(BIN)/python cmake/sanitize.py
+
+# Random changes of real inputs, SECONDS for each surface; `make test` does it for a second or two.
+SECONDS ?= 60
+fuzz: $(READY)
+	DPN_RT_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/fuzz
 
 # The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use.
 GPU_TESTS := tests/ops tests/device tests/backends/kernels tests/engine tests/sampling tests/backends/tensorrt/test_on_gpu.py

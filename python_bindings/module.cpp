@@ -46,7 +46,7 @@ Value by_name(const Value (&values)[kSize], const std::string& name) {
     if (name == dpn::name(value)) return value;
     names += std::string(names.empty() ? "" : ", ") + dpn::name(value);
   }
-  throw py::value_error("'" + name + "' is unknown, expected one of: " + names);
+  throw py::value_error(dpn::quoted(name) + " is unknown, expected one of: " + names);
 }
 
 void bind_machine(py::module_& m) {

@@ -184,6 +184,11 @@ const Checker& Checker::no_overlap(NamedTensors written, NamedTensors read) cons
   return *this;
 }
 
+std::string quoted(const std::string& text) {
+  constexpr std::size_t kShown = 40;
+  return "'" + (text.size() <= kShown ? text : text.substr(0, kShown - 3) + "...") + "'";
+}
+
 std::string at(const char* argument, std::int64_t index) {
   return std::string(argument) + "[" + std::to_string(index) + "]";
 }

@@ -70,6 +70,9 @@ class Checker {
   std::int32_t device_index_ = 0;
 };
 
+// A text in quotation marks, cut where it is long, for messages.
+std::string quoted(const std::string& text);
+
 // "argument[index]", for messages.
 std::string at(const char* argument, std::int64_t index);
 

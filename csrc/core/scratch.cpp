@@ -5,6 +5,10 @@
 #include <memory>
 #include <new>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace dpn {
 
 namespace {
@@ -32,6 +36,11 @@ void* scratch(std::int64_t bytes) {
     buffer.memory.reset(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(grown), kAlignment)));
     buffer.bytes = grown;
   }
+#ifdef __SANITIZE_ADDRESS__
+  // The bytes that were not asked for count as out of bounds.
+  ASAN_UNPOISON_MEMORY_REGION(buffer.memory.get(), bytes);
+  ASAN_POISON_MEMORY_REGION(buffer.memory.get() + bytes, buffer.bytes - bytes);
+#endif
   return buffer.memory.get();
 }
 

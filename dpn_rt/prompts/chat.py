@@ -11,6 +11,7 @@ from dpn_rt.prompts.messages import Marker, Message, Turn, parse_messages
 from dpn_rt.prompts.prompt import check_num_images
 from dpn_rt.prompts.template import ChatOptions, ChatTemplate
 from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.schema.text import shown
 
 _OWN_VARIABLES = ("add_generation_prompt", "chat_template", "continue_final_message", "conversations", "documents",
                   "messages", "return_assistant_tokens_mask", "tools")  # fmt: skip
@@ -29,7 +30,7 @@ def chat_options(
     values = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
     for name, value in values.items():
         if value is not None and not isinstance(value, bool):
-            raise RequestError(f"{name}={value!r}: expected true or false")
+            raise RequestError(f"{name}={shown(value)}: expected true or false")
     if continue_final_message and add_generation_prompt:
         raise RequestError("continue_final_message and add_generation_prompt are both set: expected one of them")
     if template_kwargs is not None and not isinstance(template_kwargs, Mapping):

@@ -18,6 +18,10 @@ from dpn_rt.schema.files import open_file
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are read, header first. Pillow's readers of other formats decode at once or run programs."""
 
+TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg")
+"""As Pillow names them. libtiff writes a line to standard error for each row of a damaged fax, and more seldom ones are
+little tried."""
+
 MAX_PIXELS = 89_478_485
 """Largest number of pixels, in the file and after padding: Pillow's bound for suspicious images, 256 MiB of RGB."""
 
@@ -65,7 +69,7 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             check_blocks(file)
-            return Image.open(without_metadata(file), formats=FORMATS)
+            image = Image.open(without_metadata(file), formats=FORMATS)
     except TooManyBlocksError as error:
         raise ImageError(f"{name}: {error}: it would take too long to read") from error
     except Image.DecompressionBombError as error:
@@ -73,6 +77,10 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
         raise ImageError(f"{name}: more than {bound} pixels, expected at most {max_pixels}") from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and others on bad files
         raise ImageError(f"{name}: not an image that can be read, expected one of {', '.join(FORMATS)}") from error
+    compression = image.info.get("compression", "raw") if image.format == "TIFF" else "raw"
+    if compression not in TIFF_COMPRESSIONS:
+        raise ImageError(f"{name}: TIFF compressed as {compression!r:.40}, expected {', '.join(TIFF_COMPRESSIONS)}")
+    return image
 
 
 def _is_file(source: str | os.PathLike[str]) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.prompts.data_url import decode_data_url, is_data_url, shorten
 from dpn_rt.prompts.image import decode_image
-from dpn_rt.schema.text import check_unicode
+from dpn_rt.schema.text import check_unicode, shown
 
 Message = Mapping[str, Any]
 """{"role": "system" | "developer" | "user" | "assistant", "content": text, or a list of parts}."""
@@ -60,16 +60,16 @@ def parse_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
         RequestError: a message has the wrong form; ImageError: an image has.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise RequestError(f"messages: expected a list of messages, got {messages!r:.80}")
+        raise RequestError(f"messages: expected a list of messages, got {shown(messages)}")
     turns: list[Turn] = []
     images: list[Any] = []
     for position, message in enumerate(messages):
         name = f"messages[{position}]"
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise RequestError(f'{name}: expected a dict with "role" and "content", got {message!r:.80}')
+            raise RequestError(f'{name}: expected a dict with "role" and "content", got {shown(message)}')
         role = "system" if message["role"] == "developer" else message["role"]
         if role not in _ROLES or (role == "system" and turns and turns[-1].role != "system"):
-            raise RequestError(f"{name}: role {message['role']!r}, expected user or assistant (or system, first)")
+            raise RequestError(f"{name}: role {shown(message['role'])}, expected user or assistant (or system, first)")
         parts, found = _content(message["content"], role, name)
         if found and role != "user":
             raise ImageError(f"{name}: an image in a message of role {role}, expected it in one of role user")
@@ -106,7 +106,7 @@ def _content(content: Any, role: str, name: str) -> tuple[tuple[str | Marker, ..
             parts.append(Marker.IMAGE)
             images.append(_image_of_url(url, f"{name}.content[{position}]", len(images)))
         else:
-            raise RequestError(f"{name}.content[{position}]: expected {_PARTS}, got {part!r:.80}")
+            raise RequestError(f"{name}.content[{position}]: expected {_PARTS}, got {shown(part)}")
     return tuple(parts), images
 
 

@@ -30,6 +30,7 @@ from dpn_rt.prompts.reduction import checked_reduction, reduced_images
 from dpn_rt.prompts.template import ChatTemplate, VicunaTemplate, load_template
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.prompts.visual_input import check_image_grid, check_views, from_embeds
+from dpn_rt.schema.text import shown
 
 Route = tuple[int | None, ...]
 """A forced expert per boundary; None leaves the choice to the router."""
@@ -326,12 +327,12 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
     if isinstance(route, np.ndarray):
         route = route.tolist()  # of an array without dimensions it makes a number, which is refused
     if isinstance(route, str) or not isinstance(route, Sequence) or len(route) != len(counts):
-        raise RequestError(f"route={route!r}: expected a list of {len(counts)} experts, one per boundary")
+        raise RequestError(f"route={shown(route)}: expected a list of {len(counts)} experts, one per boundary")
     result: list[int | None] = []
     for position, (expert, count) in enumerate(zip(route, counts, strict=True)):
         index = _expert(expert)
         if expert is not None and (index is None or not 0 <= index < count):
-            raise RequestError(f"route[{position}]={expert!r}: expected an expert from 0 to {count - 1}, or None")
+            raise RequestError(f"route[{position}]={shown(expert)}: expected an expert from 0 to {count - 1}, or None")
         result.append(index)
     return tuple(result)
 
@@ -340,9 +341,9 @@ def _checked_bias(bias: Any, model: ModelConfig) -> float:
     if bias is None:
         return 0.0
     if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or not abs(float(bias)) <= MAX_ROUTER_BIAS:
-        raise RequestError(f"router_bias={bias!r}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}")
+        raise RequestError(f"router_bias={shown(bias)}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}")
     if bias and not model.reduction.reads_router_rows:
-        raise RequestError(f"router_bias={bias!r}: this model has no routers, expected 0 or none")
+        raise RequestError(f"router_bias={shown(bias)}: this model has no routers, expected 0 or none")
     return float(bias)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dpn_rt.errors import ImageError, RequestError
-from dpn_rt.schema.text import check_unicode
+from dpn_rt.schema.text import check_unicode, shown
 
 Prompt = str | Mapping[str, Any]
 """A string, or a mapping with "prompt" or "prompt_token_ids", and optionally images and a forced route. Where both are
@@ -96,7 +96,7 @@ def _get(mapping: Mapping[str, Any], key: str, default: Any = None) -> Any:
 def _check_keys(name: str, mapping: Mapping[str, Any], known: tuple[str, ...]) -> None:
     unknown = [key for key in mapping if key not in known]
     if unknown:
-        raise RequestError(f"{name}: unknown keys {unknown}, expected some of {list(known)}")
+        raise RequestError(f"{name}: unknown keys {shown(unknown)}, expected some of {list(known)}")
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:
@@ -118,7 +118,7 @@ def _grids(value: Any, num_images: int) -> tuple[Any, ...]:
         is_list_of_grids = isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple)
         return (value[0] if is_list_of_grids else value,)[:num_images]
     if not isinstance(value, list | tuple) or len(value) != num_images:
-        raise ImageError(f"image_grid={value!r}: expected a list of {num_images} grids, one per image")
+        raise ImageError(f"image_grid={shown(value)}: expected a list of {num_images} grids, one per image")
     return tuple(value)
 
 
@@ -134,5 +134,5 @@ def _token_ids(ids: Any) -> tuple[int, ...]:
                 raise TypeError
             result.append(operator.index(token_id))
         except TypeError:
-            raise RequestError(f"prompt_token_ids[{position}]={token_id!r}: expected an integer") from None
+            raise RequestError(f"prompt_token_ids[{position}]={shown(token_id)}: expected an integer") from None
     return tuple(result)

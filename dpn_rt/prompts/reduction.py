@@ -18,6 +18,7 @@ from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.model.reduction.step import Cut
 from dpn_rt.model.vision.visual_input import VisualInput
+from dpn_rt.schema.text import shown
 
 Kept = tuple[tuple[IntArray, ...], ...]
 
@@ -40,15 +41,17 @@ def checked_reduction(spec: Any, model: ModelConfig) -> Chain | NoReduction | No
     except ConfigError as error:
         raise RequestError(str(error)) from error
     if trained and chain.steps:
-        raise RequestError(f"reduce={spec!r}: the model has a trained reduction of its own, expected 'none' or nothing")
+        raise RequestError(
+            f"reduce={shown(spec)}: the model has a trained reduction of its own, expected 'none' or nothing"
+        )
     if trained:
         return NoReduction()
     missing = [layer for layer in chain.boundaries if layer not in model.reduction.layers]
     if missing:
         loaded = ", ".join(str(layer + 1) for layer in model.reduction.layers) or "none"
         raise RequestError(
-            f"reduce={spec!r}: the engine has no boundary before layer {missing[0] + 1} (it has: {loaded}); load it "
-            f"with this reduction too"
+            f"reduce={shown(spec)}: the engine has no boundary before layer {missing[0] + 1} (it has: {loaded}); "
+            f"load it with this reduction too"
         )
     return chain
 
@@ -88,7 +91,7 @@ def _relative(kept: Any, cuts: Sequence[Cut], images: Sequence[VisualInput]) -> 
     if not cuts or not images:
         raise RequestError("kept: the request has no reduction that keeps rows of an image, expected none")
     if not isinstance(kept, Sequence) or isinstance(kept, str) or len(kept) != len(cuts):
-        raise RequestError(f"kept: expected a list of {len(cuts)} entries, one per boundary, got {kept!r:.60}")
+        raise RequestError(f"kept: expected a list of {len(cuts)} entries, one per boundary, got {shown(kept)}")
     grids = [image.grid for image in images]
     first, remaining = list(grids), [np.arange(height * width) for height, width in grids]
     found: list[list[IntArray | None]] = []
@@ -122,7 +125,7 @@ def _rows(name: str, given: Any, remaining: np.ndarray, after: Grid) -> np.ndarr
     try:
         ids = np.array([operator.index(row) for row in given], dtype=np.int64)
     except (TypeError, OverflowError):
-        raise RequestError(f"{name}: expected a list of {count} row numbers, got {given!r:.60}") from None
+        raise RequestError(f"{name}: expected a list of {count} row numbers, got {shown(given)}") from None
     if len(ids) != count:
         raise RequestError(f"{name}: {len(ids)} rows, expected {count}")
     if (np.diff(ids) <= 0).any():

@@ -14,6 +14,7 @@ from dpn_rt.errors import ImageError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.visual_input import VisualInput, describe_content
+from dpn_rt.schema.text import shown
 
 
 def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig, needs_grid: bool) -> VisualInput:
@@ -57,7 +58,7 @@ def check_views(image: VisualInput, model: ModelConfig) -> None:
 def check_image_grid(image_grid: Any, grid: Grid) -> None:
     """Raise ImageError unless a grid that was given with an image is the tower's own."""
     if image_grid is not None and _pair(image_grid) != grid:
-        raise ImageError(f"image_grid={image_grid!r}: the vision tower makes {grid} of an image; leave it out")
+        raise ImageError(f"image_grid={shown(image_grid)}: the vision tower makes {grid} of an image; leave it out")
 
 
 def _grid(image_grid: Any, count: int, pools: bool) -> Grid:
@@ -65,7 +66,7 @@ def _grid(image_grid: Any, count: int, pools: bool) -> Grid:
         height, width = _pair(image_grid)
         if height < 1 or width < 1 or height * width != count:
             raise ImageError(
-                f"image_grid={image_grid!r} for image_embeds of {count} rows: expected (h, w) with h * w = {count}"
+                f"image_grid={shown(image_grid)} for image_embeds of {count} rows: expected (h, w) with h * w = {count}"
             )
         return height, width
     side = math.isqrt(count)
@@ -81,4 +82,4 @@ def _pair(image_grid: Any) -> Grid:
         height, width = image_grid
         return operator.index(height), operator.index(width)
     except (TypeError, ValueError):
-        raise ImageError(f"image_grid={image_grid!r}: expected (rows, columns), two integers") from None
+        raise ImageError(f"image_grid={shown(image_grid)}: expected (rows, columns), two integers") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpn_rt.errors import RequestError
 from dpn_rt.schema.keywords import lists_keywords
-from dpn_rt.schema.text import check_unicode
+from dpn_rt.schema.text import check_unicode, shown
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this temperature sampling is greedy, since a division by it could overflow. The bound is vLLM's."""
@@ -71,7 +71,7 @@ class SamplingParams:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name}={getattr(self, name)!r}: expected True or False")
+                raise RequestError(f"{name}={shown(getattr(self, name))}: expected True or False")
         object.__setattr__(self, "stop", _strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         object.__setattr__(self, "seed", None if self.seed == -1 else self.seed)
@@ -126,7 +126,7 @@ class SamplingParams:
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise RequestError(f"{name}={value!r}: expected {expected}")
+        raise RequestError(f"{name}={shown(value)}: expected {expected}")
 
 
 def _integer(name: str, value: Any) -> int:
@@ -136,27 +136,27 @@ def _integer(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise RequestError(f"{name}={value!r}: expected an integer, got {type(value).__name__}") from None
+        raise RequestError(f"{name}={shown(value)}: expected an integer, got {type(value).__name__}") from None
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise RequestError(f"{name}={value!r}: expected a number, got {type(value).__name__}")
+        raise RequestError(f"{name}={shown(value)}: expected a number, got {type(value).__name__}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise RequestError(f"{name}={value!r:.80}: expected a finite number")
+        raise RequestError(f"{name}={shown(value)}: expected a finite number")
     return number
 
 
 def _strings(stop: Any) -> tuple[str, ...]:
     items = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(items, Sequence) or not all(isinstance(item, str) for item in items):
-        raise RequestError(f"stop={stop!r}: expected a string or a list of strings")
+        raise RequestError(f"stop={shown(stop)}: expected a string or a list of strings")
     if not all(items):
-        raise RequestError(f"stop={stop!r}: expected non-empty strings (an empty one would match at once)")
+        raise RequestError(f"stop={shown(stop)}: expected non-empty strings (an empty one would match at once)")
     for item in items:
         check_unicode(item, "stop")
     return tuple(items)
@@ -165,8 +165,8 @@ def _strings(stop: Any) -> tuple[str, ...]:
 def _token_ids(ids: Any) -> tuple[int, ...]:
     items = () if ids is None else ids
     if isinstance(items, str) or not isinstance(items, Sequence):
-        raise RequestError(f"stop_token_ids={ids!r}: expected a list of token ids")
+        raise RequestError(f"stop_token_ids={shown(ids)}: expected a list of token ids")
     result = tuple(_integer("stop_token_ids", item) for item in items)
     if any(item < 0 for item in result):
-        raise RequestError(f"stop_token_ids={ids!r}: expected token ids of 0 and more")
+        raise RequestError(f"stop_token_ids={shown(ids)}: expected token ids of 0 and more")
     return result

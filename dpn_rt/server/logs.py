@@ -88,8 +88,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logs(level: str, *, as_json: bool) -> None:
-    """Sends the logs of dpn_rt and uvicorn to standard error, where Pillow's warnings about images do not go."""
-    warnings.filterwarnings("ignore", module=r"PIL\b")  # clients make them, and each would be a line and be kept
+    """Sends the logs of dpn_rt and uvicorn to standard error, and nothing of Pillow.
+
+    Pillow warns of damaged images, with numbers of the file. Python would print each new text, and keep it for ever.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     handler = PromptHandler(sys.stderr)
     handler.addFilter(Throttle())
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

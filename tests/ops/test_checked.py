@@ -12,6 +12,7 @@ import torch
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
 from dpn_rt.tuning.cpu_choices import default_choices
+from tests.fuzz.kernel_calls import CALLS, arguments_of
 from tests.ops.conftest import CPU_ONLY
 
 DEVICES = CPU_ONLY
@@ -47,15 +48,39 @@ def test_pool_allocates_no_more_rows_than_it_was_given() -> None:
     [
         (None, "rms_norm: x is of type NoneType, expected a tensor"),
         ([[1.0]], "rms_norm: x is of type float, expected a tensor"),
+        ([], "rms_norm: x is of type list, expected a tensor"),
+        ([torch.zeros(2, 8)], "rms_norm: x is of type list, expected a tensor"),
         (np.zeros((2, 8), dtype=np.float32), "rms_norm: x is of type ndarray, expected a tensor"),
         (torch.zeros(()), "rms_norm: x"),
         (torch.zeros(2, 8).to_sparse(), "rms_norm: x has layout torch.sparse_coo, expected torch.strided"),
     ],
-    ids=["none", "list", "numpy", "0-d", "sparse"],
+    ids=["none", "list", "empty", "of tensors", "numpy", "0-d", "sparse"],
 )
 def test_what_is_no_tensor_of_rows(argument: Any, message: str) -> None:
     with pytest.raises(KernelArgumentError, match=re.escape(message)):
         ops.rms_norm(argument, torch.ones(8), 1e-5)
+
+
+def test_what_is_no_tensor_in_a_list_of_them_or_in_a_layout() -> None:
+    arguments = arguments_of(next(call for name, call in CALLS if name == "pool" and "conv_weights" in call))
+    with pytest.raises(KernelArgumentError, match="pool: conv_weights is of type list, expected a tensor"):
+        ops.pool(**{**arguments, "conv_weights": [[]]})
+    for name, call in CALLS:
+        if name == "advance_layout":
+            arguments = arguments_of(call)
+            layout = ops.DeviceLayout(**{**arguments.pop("layout"), "cu_seqlens": [0, 20, 25]})
+            with pytest.raises(
+                KernelArgumentError, match=r"advance_layout: layout\.cu_seqlens is of type int, expected a tensor"
+            ):
+                ops.advance_layout(layout, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["activation", "pool"])
+def test_names_in_messages_are_cut(kind: str) -> None:
+    name, call = next(item for item in CALLS if item[0] == kind)
+    changed = {**arguments_of(call), {"activation": "kind", "pool": "function"}[kind]: "a" * 5000}
+    with pytest.raises(KernelArgumentError, match=f"{name}: .* is 'a{{37}}\\.\\.\\.', expected '"):
+        getattr(ops, name)(**changed)
 
 
 def test_a_wrong_call_stays_pythons_own_error() -> None:

@@ -250,3 +250,18 @@ def test_variables_of_the_template(huggingface: Setup, interleaving: Processor) 
 def test_halves_of_surrogate_pairs(original: Setup, messages: Any) -> None:
     with pytest.raises(RequestError, match="half of a surrogate pair"):
         original.processor.chat(messages)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ({"role": ["user"] * 5000, "content": "a"}, {}),
+        ({"role": "user", "content": [{"type": "text" * 5000}]}, {}),
+        ({"role": "user", "content": "a"}, {"add_generation_prompt": "a" * 5000}),
+    ],
+    ids=["role", "part", "option"],
+)
+def test_messages_do_not_repeat_long_values(original: Setup, message: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        original.processor.chat([message], **options)
+    assert len(str(caught.value)) < 400

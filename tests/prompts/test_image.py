@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpn_rt.errors import ImageError
-from dpn_rt.prompts.image import FORMATS, decode_image, load_image
+from dpn_rt.prompts.image import FORMATS, TIFF_COMPRESSIONS, decode_image, load_image
 
 
 def random_rgb(width: int = 13, height: int = 7) -> Image.Image:
@@ -153,6 +153,26 @@ def test_messages_have_no_words_of_libraries(name: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         load_image(decode_image(io.BytesIO(BAD_FILES[name]), "image 3"), name="image 3")
     assert str(caught.value) in [f"image 3: {text}" for text in allowed]
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_faxes_are_refused(compression: str) -> None:
+    """libtiff would write a line to standard error for each row of a damaged one."""
+    buffer = io.BytesIO()
+    random_rgb(64, 64).convert("1").save(buffer, "TIFF", compression=compression)
+    with pytest.raises(ImageError, match=f"^image 0: TIFF compressed as '{compression}', expected raw, tiff_lzw, "):
+        decode_image(buffer, "image 0")
+
+
+@pytest.mark.parametrize("compression", TIFF_COMPRESSIONS)
+def test_other_tiffs_are_read(compression: str) -> None:
+    buffer = io.BytesIO()
+    image = random_rgb()
+    image.save(buffer, "TIFF", compression=compression)
+    loaded = load_image(decode_image(buffer, "image 0"))
+    assert loaded.size == image.size
+    if compression != "jpeg":
+        np.testing.assert_array_equal(pixels(loaded), pixels(image))
 
 
 def test_a_picture_far_too_large_is_refused_in_our_words(tmp_path: Path) -> None:

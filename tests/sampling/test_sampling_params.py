@@ -22,6 +22,16 @@ def test_defaults() -> None:
         params.n = 2  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stop", ["a" * 5000, ""]), ("stop_token_ids", [-1] * 5000), ("temperature", "b" * 5000), ("seed", 10**4000)],
+)
+def test_messages_do_not_repeat_long_values(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"^{name}=") as caught:
+        SamplingParams(**{name: value})
+    assert len(str(caught.value)) < 400
+
+
 def test_values_are_normalised() -> None:
     params = SamplingParams(stop="END", stop_token_ids=[np.int64(3)], temperature=0, top_k=np.int32(5), seed=-1)
     assert params.stop_strings == ("END",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,22 @@ def record(text: str, *values: object, with_traceback: bool = False) -> logging.
 
 def written(throttle: Throttle, records: Iterable[logging.LogRecord]) -> list[str]:
     return [each.getMessage() for each in records if throttle.filter(each)]
+
+
+def test_damaged_images_write_no_lines_of_pillow() -> None:
+    """In a process of its own, as a server sets its logs up. Python would keep each text that it has shown."""
+    code = """
+import warnings
+from dpn_rt.server.logs import set_up_logs
+set_up_logs("info", as_json=False)
+registry = {}
+for i in range(3):
+    warnings.warn_explicit(f"Skipping tag {i}", UserWarning, "a.py", 1, "PIL.TiffImagePlugin", registry)
+assert not {key for key in registry if key != "version"}, registry
+warnings.warn("another")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "another" in result.stderr and "Skipping" not in result.stderr, result.stderr
 
 
 def test_lines_of_one_kind_are_left_out_and_counted() -> None:

@@ -20,7 +20,7 @@ void check_aliasing(const Checker& check, const Tensor& out, const char* x_name,
 ActivationKind kind_named(const Checker& check, const std::string& kind) {
   if (kind == "quick_gelu") return ActivationKind::quick_gelu;
   if (kind == "gelu") return ActivationKind::gelu;
-  check.condition(kind == "gelu_tanh", "kind is '" + kind + "', expected 'quick_gelu', 'gelu' or 'gelu_tanh'");
+  check.condition(kind == "gelu_tanh", "kind is " + quoted(kind) + ", expected 'quick_gelu', 'gelu' or 'gelu_tanh'");
   return ActivationKind::gelu_tanh;
 }
 

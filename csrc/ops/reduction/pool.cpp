@@ -11,7 +11,7 @@ void run(const PoolParams& params, const Tensor& x, Stream stream){DPN_CALL_KERN
 
 PoolFunction function_of(const Checker& check, const std::string& name) {
   check.condition(name == "max" || name == "avg" || name == "conv",
-                  "function is '" + name + "', expected 'max', 'avg' or 'conv'");
+                  "function is " + quoted(name) + ", expected 'max', 'avg' or 'conv'");
   return name == "max" ? PoolFunction::max : name == "avg" ? PoolFunction::avg : PoolFunction::conv;
 }
 

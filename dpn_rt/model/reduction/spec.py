@@ -13,6 +13,7 @@ from dpn_rt.model.reduction.fastv import FastV
 from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.pyramiddrop import PyramidDrop
 from dpn_rt.model.reduction.random import RandomKeep
+from dpn_rt.schema.text import MAX_SHOWN, shown
 
 Spec = str | Mapping[str, Any]
 """`method:key=value,...`, several of them joined by +; or one of them as {"method": ..., "key": value}."""
@@ -40,14 +41,19 @@ def parse_spec(spec: Any, num_layers: int) -> Chain:
     elif isinstance(spec, Mapping):
         parts = [(spec.get("method"), {key: value for key, value in spec.items() if key != "method"})]
     else:
-        raise ConfigError(f"reduce={spec!r:.80}: expected a text such as 'fastv:k=2,ratio=0.5', or an object")
+        raise ConfigError(f"reduce={shown(spec)}: expected a text such as 'fastv:k=2,ratio=0.5', or an object")
     if [method for method, _ in parts] == [_NONE] and not parts[0][1]:
         return Chain.of()
     chain = Chain.of(*(_step(method, values, spec) for method, values in parts))
     problems = list(chain_problems(chain, num_layers))
     if problems:
-        raise ConfigError(f"reduce={spec!r}: " + "; ".join(problems))
+        raise ConfigError(f"reduce={shown(spec)}: " + "; ".join(_cut(problem) for problem in problems[:5]))
     return chain
+
+
+def _cut(problem: str) -> str:
+    """A problem for a message: its end says what would be right, and its values may be many."""
+    return problem if len(problem) <= MAX_SHOWN else f"{problem[: MAX_SHOWN // 2]}...{problem[-MAX_SHOWN // 2 :]}"
 
 
 def _split(part: str, spec: str) -> tuple[str, dict[str, str]]:
@@ -56,7 +62,7 @@ def _split(part: str, spec: str) -> tuple[str, dict[str, str]]:
     for item in rest.split(",") if rest else ():
         key, equals, value = (text.strip() for text in item.partition("="))
         if not equals or not key or not value or key in values:
-            raise ConfigError(f"reduce={spec!r}: {item!r}, expected key=value, each key once")
+            raise ConfigError(f"reduce={shown(spec)}: {shown(item)}, expected key=value, each key once")
         values[key] = value
     return method.strip(), values
 
@@ -64,14 +70,17 @@ def _split(part: str, spec: str) -> tuple[str, dict[str, str]]:
 def _step(method: Any, values: Mapping[str, Any], spec: Any) -> StepConfig:
     kind = _METHODS.get(method) if isinstance(method, str) else None
     if kind is None:
-        raise ConfigError(f"reduce={spec!r}: method {method!r}, expected one of {[*_METHODS, _NONE]}")
+        raise ConfigError(f"reduce={shown(spec)}: method {shown(method)}, expected one of {[*_METHODS, _NONE]}")
     names = {_key(field.name, kind): field.name for field in fields(kind) if field.name != "method"}
     unknown = [key for key in values if key not in names]
     if unknown:
-        raise ConfigError(f"reduce={spec!r}: {method} has no {unknown[0]!r}, expected some of {list(names)}")
+        raise ConfigError(f"reduce={shown(spec)}: {method} has no {shown(unknown[0])}, expected some of {list(names)}")
     hints = get_type_hints(kind)
     return kind(
-        **{names[key]: _value(hints[names[key]], value, f"reduce={spec!r}: {key}") for key, value in values.items()}
+        **{
+            names[key]: _value(hints[names[key]], value, f"reduce={shown(spec)}: {key}")
+            for key, value in values.items()
+        }
     )
 
 
@@ -86,13 +95,13 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise ConfigError(f"{name}={value!r}, expected {' or '.join(args)}")
+        raise ConfigError(f"{name}={shown(value)}, expected {' or '.join(args)}")
     if origin is tuple:
         separator = "x" if args == (int, int) else "-"
         items = value.split(separator) if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or (separator == "x" and len(items) != len(args)):
             wanted = "height and width" if separator == "x" else "numbers"
-            raise ConfigError(f"{name}={value!r}, expected {wanted} joined by {separator}")
+            raise ConfigError(f"{name}={shown(value)}, expected {wanted} joined by {separator}")
         return tuple(_value(args[0], item, name) for item in items)
     try:
         number = None if isinstance(value, bool) else hint(value)
@@ -100,4 +109,4 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ConfigError(f"{name}={value!r}, expected a {'whole ' if hint is int else ''}number")
+    raise ConfigError(f"{name}={shown(value)}, expected a {'whole ' if hint is int else ''}number")

@@ -48,3 +48,17 @@ def test_what_is_printed_reads_as_the_same(step: FastV) -> None:
 def test_layers_that_no_decoder_has(layer: str) -> None:
     with pytest.raises(ConfigError, match=r"expected layers from 1 to 31|expected numbers|expected a whole number"):
         parse_spec(f"pyramiddrop:layers={layer},ratios=0.5", 32)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "a" * 5000, "fastv:" + "a" * 5000, "fastv:k=" + "a" * 5000, "pyramiddrop:layers=" + "-".join(["40"] * 3000),
+        {"method": ["fastv"] * 5000}, {"method": "fastv", "x" * 5000: 1}, {"method": "fastv", "k": [1] * 5000},
+        [1] * 5000,
+    ],
+)  # fmt: skip
+def test_messages_do_not_repeat_long_specs(spec: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_spec(spec, 32)
+    assert len(str(caught.value)) < 2000
