@@ -27,7 +27,6 @@ if not __package__:  # run as a file: `benchmarks` is found in the repository's 
 
 from benchmarks.clock import Run, seconds
 from benchmarks.machine import machine
-from benchmarks.memory import peak_memory
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import SHAPES, random_weights
 from dpn_rt.format import flops
@@ -195,24 +194,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 spent = limit.measure()
                 if repeat >= 0:
                     samples.add(spent)
-        peak: int | None = None
-        for row in rows:
-            if (row.subject, row.part) == ("dpn_rt", "tower"):
-                with peak_memory() as memory:
-                    row.run()
-                peak = memory.extra
-    return summary(options, rows, {part: samples for part, (_, samples) in limits.items()}, peak)
+    return summary(options, rows, {part: samples for part, (_, samples) in limits.items()})
 
 
-def summary(
-    options: argparse.Namespace, rows: Sequence[Row], limits: dict[str, Samples], peak: int | None
-) -> dict[str, Any]:
+def summary(options: argparse.Namespace, rows: Sequence[Row], limits: dict[str, Samples]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "benchmark": "tower",
         "shape": options.shape,
         "dtype": options.dtype,
         "machine": machine("cpu"),
-        "peak_extra_bytes": peak,
         "limits": {part: samples.to_json() for part, samples in limits.items()},
         "rows": [],
     }
@@ -229,7 +219,7 @@ def summary(
 
 
 def print_rows(result: dict[str, Any]) -> None:
-    print(f"{result['shape']} {result['dtype']}, peak of one image +{(result['peak_extra_bytes'] or 0) / 1e6:.0f} MB")
+    print(f"{result['shape']} {result['dtype']}")
     print(f"{'subject':<20} {'part':<13} {'ms':>8} {'TFLOP/s':>8} {'of limit':>8} {'speedup':>8}")
     for row in result["rows"]:
         median = row["seconds"]["median"]
