@@ -203,8 +203,8 @@ def test_a_long_image_is_refused_before_it_grows(size: tuple[int, int], pads: bo
         ({"fast": {"patch_size": 16}}, "patch_size must be 14, got 16"),
         ({"fast": {"num_heads": 5}}, "is not a multiple of its num_heads 5"),
         ({"slow": {"depths": (1, 1, 1)}}, "expected 4 stages"),
-        ({"slow": {"dims": (8, 16, 0, 40)}}, "dims must be positive"),
-        ({"slow": {"layer_norm_eps": float("nan")}}, "layer_norm_eps must be positive"),
+        ({"slow": {"dims": (8, 16, 0, 40)}}, r"dims\[2\] must be positive, got 0"),
+        ({"slow": {"layer_norm_eps": float("nan")}}, "layer_norm_eps must be a finite number, got nan"),
     ],
     ids=str,
 )
