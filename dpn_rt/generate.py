@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpn_rt.errors import CapacityError, DpnError, RequestError
+from dpn_rt.errors import DpnError, RequestError
 from dpn_rt.memory import lacks_memory, not_enough_memory
 from dpn_rt.terminal import check_text, escape_output, output_failed
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif drawing is not None:
             print(f"picture         {drawing}", flush=True)
     except (DpnError, MemoryError, RuntimeError, ImportError) as error:
-        is_memory = lacks_memory(error) and not isinstance(error, CapacityError)
+        is_memory = lacks_memory(error)
         if not is_memory and not isinstance(error, DpnError):
             raise
         print(f"error: {not_enough_memory(Path(options.engine)) if is_memory else error}", file=sys.stderr)

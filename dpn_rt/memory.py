@@ -6,13 +6,17 @@ import errno
 from contextlib import suppress
 from pathlib import Path
 
+from dpn_rt.errors import CapacityError
+
 _TEXTS = ("can't allocate memory", "not enough memory", "failed to map segment", "std::bad_alloc")
 """Of torch's allocator, oneDNN, the loader of libraries, and C++."""
 _MOST_CAUSES = 20
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, comes of too little memory."""
+    """Whether an error, or one that led to it, comes of too little memory, which it does not say in our words yet."""
+    if isinstance(error, CapacityError):
+        return False
     for _ in range(_MOST_CAUSES):
         if error is None:
             return False

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpn_rt.errors import CapacityError, ConfigError, DpnError, StepError
+from dpn_rt.errors import ConfigError, DpnError, StepError
 from dpn_rt.memory import lacks_memory, not_enough_memory
 from dpn_rt.schema.text import is_text
 from dpn_rt.server.tls import check_tls
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: Exception, options: argparse.Namespace) -> int:
     """The exit status after an error, which is told."""
-    if lacks_memory(error) and not isinstance(error, CapacityError):
+    if lacks_memory(error):
         print(f"error: {not_enough_memory(options.engine)}", file=sys.stderr)
     elif isinstance(error, DpnError):
         print(f"error: {error}", file=sys.stderr)

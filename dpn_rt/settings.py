@@ -11,6 +11,7 @@ from dpn_rt.format.plans import PlanLimits
 from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.prompt import MAX_IMAGES
+from dpn_rt.schema.text import shown
 
 LEAST_BATCHED_TOKENS = 8192
 """Default of `max_num_batched_tokens` for models that are shorter."""
@@ -70,10 +71,10 @@ class EngineOptions:
         limits = {} if self.limit_mm_per_prompt is None else self.limit_mm_per_prompt
         expected = 'expected {"image": N} with a whole number N of at least 0'
         if not isinstance(limits, Mapping) or set(limits) - {"image"}:
-            raise ConfigError(f"limit_mm_per_prompt={limits!r}: {expected}")
+            raise ConfigError(f"limit_mm_per_prompt={shown(limits)}: {expected}")
         value = limits.get("image", MAX_IMAGES)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"limit_mm_per_prompt={dict(limits)!r}: {expected}")
+            raise ConfigError(f"limit_mm_per_prompt={shown(dict(limits))}: {expected}")
         return value
 
     def _check_count(self, name: str, *, is_optional: bool) -> None:

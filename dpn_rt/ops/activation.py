@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, empty_like
 
 from dpn_rt import _kernels
 from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
+from dpn_rt.schema.activation import Activation
 
 
 @checked_op
@@ -33,13 +32,12 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 @checked_op
-def activation(x: Tensor, kind: Literal["quick_gelu", "gelu", "gelu_tanh"], *, out: Tensor | None = None) -> Tensor:
+def activation(x: Tensor, kind: Activation, *, out: Tensor | None = None) -> Tensor:
     """An activation function of every element, computed in float32 and rounded once.
 
     Args:
         x: `[num_tokens, intermediate_size]`, float32 or bfloat16; rows may be strided.
-        kind: `quick_gelu` is `x * sigmoid(1.702 x)`; `gelu` is `x * Phi(x)`, exact (erf); `gelu_tanh` is
-            torch's approximation of it by tanh.
+        kind: see `Activation`.
         out: shape and dtype of `x`, rows may be strided; may be `x`.
 
     Returns:

@@ -18,13 +18,15 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from dpn_rt.builders.clip_config import ACTIVATIONS
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.siglip.config import SiglipConfig
 
+Tower = CLIPVisionModel | SiglipVisionModel
+
 ATTENTION = "sdpa"
-_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
-"""transformers' names where they differ."""
+_PUBLISHED_ACTIVATIONS = {own: published for published, own in ACTIVATIONS.items()}
 
 
 def llama_config(decoder: DecoderConfig) -> LlamaConfig:
@@ -63,9 +65,6 @@ def drop_biases(model: LlamaModel, decoder: DecoderConfig) -> None:
             linear.bias = None
 
 
-Tower = CLIPVisionModel | SiglipVisionModel
-
-
 def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> Any:
     """transformers' CLIPVisionConfig or SiglipVisionConfig of a vision tower; `num_layers` overrides its own."""
     is_siglip = isinstance(vision, SiglipConfig)
@@ -78,7 +77,7 @@ def clip_config(vision: ClipConfig, *, num_layers: int | None = None) -> Any:
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         layer_norm_eps=vision.layer_norm_eps,
-        hidden_act=_ACTIVATIONS.get(vision.activation, vision.activation),
+        hidden_act=_PUBLISHED_ACTIVATIONS[vision.activation],
         **({"vision_use_head": False} if is_siglip else {}),
     )
     config._attn_implementation = ATTENTION

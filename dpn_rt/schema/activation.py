@@ -1,5 +1,7 @@
 """Activation functions of vision towers."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]

@@ -69,12 +69,13 @@ class Server(uvicorn.Server):
             timer.start()
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
-        """Starts the application and listens on sockets of `bind`.
+        """Starts the application and listens on sockets of `bind`, which uvicorn lets callers leave out.
 
         Raises:
             OSError: the port is taken; ConfigError: the process may open hardly any files.
         """
-        bound = list(sockets or [])
+        assert sockets, "expected the sockets of `bind`"
+        bound = list(sockets)
         self.connections.max_open = within_open_files(self.connections.limits)
         await self.lifespan.startup()
         if self.lifespan.should_exit:

@@ -66,7 +66,7 @@ def _load(source: EngineSource, channel: Channel) -> Engine | None:
         if not isinstance(known, DpnError):
             log.exception("the engine cannot be loaded")
             os._exit(1)
-        channel.send(Loaded(Load(), error if isinstance(error, CapacityError) else known))
+        channel.send(Loaded(Load(), known))
         return None
     # What is loaded by now stays. A full pass of the garbage collector over it would stop every stream.
     gc.collect()

@@ -18,7 +18,7 @@ from dpn_rt.model.vision.hr.convnext_config import STEM_STRIDE, ConvNextConfig
 from dpn_rt.model.vision.hr.depthwise import Depthwise
 
 MLP_BLOCK_BYTES = 16 << 20
-"""Of the widest activation of an MLP: it is computed for so many rows at a time. 8 or 64 MiB cost 3 % of the time."""
+"""Of the widest activation of an MLP: it is computed for so many rows at a time, so that it takes little memory."""
 
 
 class ConvNext:
