@@ -40,37 +40,59 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool, seal: str) -
             start.
     """
     target = target.resolve()
-    mark = secrets.token_hex(4)  # the names exist before the directories do, so an interrupt always removes them
     exists = target.is_dir()
-    partial = target / f".{mark}.partial" if exists else target.parent / f".{target.name}.{mark}.partial"
+    parent, prefix = (target, ".") if exists else (target.parent, f".{target.name}.")
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(target, partial.parent, num_bytes)
-        partial.mkdir()
-        with _locked(partial):
+        parent.mkdir(parents=True, exist_ok=True)
+        _check_space(target, parent, num_bytes)
+        with _own_directory(parent, prefix) as partial:
             yield partial
             sync_directory(partial)
             if exists:
                 with _locked(target):  # two builds that swap at the same time would mix their files
                     if not replace and any(own_files(target)):
                         raise FileExistsError(errno.ENOTEMPTY, _APPEARED)
-                    Swap(target, mark, seal).run()
+                    Swap(target, _mark(partial), seal).run()
             else:
                 partial.rename(target)
-        sync_directory(partial.parent)
+        sync_directory(parent)
     except OSError as error:
         raise EngineError(
-            f"{target}: cannot be written: {_reason(error, partial, num_bytes)}; nothing was left behind"
+            f"{target}: cannot be written: {_reason(error, parent, num_bytes)}; nothing was left behind"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _reason(error: OSError, partial: Path, num_bytes: int) -> str:
-    """Why a directory cannot be written. Half-written files in `partial` are still there and count as free."""
+@contextlib.contextmanager
+def _own_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new, locked directory, removed at the end of the block unless it was renamed.
+
+    Until it is locked, the `settle` of another build takes it for one whose writer was killed; then there is a next.
+    """
+    while True:
+        # The name exists before the directory does, so an interrupt always removes it.
+        path = parent / f"{prefix}{secrets.token_hex(4)}.partial"
+        try:
+            path.mkdir()
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(_locked(path))
+                except (BlockingIOError, FileNotFoundError):
+                    continue
+                if path.is_dir():
+                    yield path
+                    return
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _mark(partial: Path) -> str:
+    return partial.name.split(".")[-2]
+
+
+def _reason(error: OSError, parent: Path, num_bytes: int) -> str:
+    """Why a directory cannot be written. What was written of it is gone by now."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
-        free = shutil.disk_usage(partial.parent).free + written
+        free = shutil.disk_usage(parent).free
         return f"the disk is full: about {num_bytes:,} bytes are needed, {free:,} were free"
     if error.errno == errno.EFBIG:
         return (
@@ -94,7 +116,7 @@ def settle(target: Path, seal: str) -> None:
             shutil.rmtree(partial, ignore_errors=True)
     for partial in partial_directories(target):
         with contextlib.suppress(OSError), _locked(partial):
-            Swap(target, partial.name.split(".")[1], seal).settle()
+            Swap(target, _mark(partial), seal).settle()
             shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import re
 import resource
 import subprocess
@@ -10,13 +12,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dpn_rt.errors import DpnError, EngineError
-from dpn_rt.format.atomic_dir import replaced_directory
-from dpn_rt.format.engine_dir import EngineDir, write_engine
+from dpn_rt.format.atomic_dir import replaced_directory, settle
+from dpn_rt.format.engine_dir import MANIFEST, EngineDir, write_engine
 from tests.format.test_engine_dir import MODEL, SOURCE, names, random_weights
 
 
@@ -53,6 +56,36 @@ def test_two_builds_at_the_same_time(tmp_path: Path, state: str) -> None:
     assert names(target) == ["engine.json", "processor", "weights.safetensors"]
     assert names(target / "processor") in (["a.json"], ["b.json"])
     assert names(tmp_path) == ["engine"]
+
+
+@pytest.mark.parametrize("state", ["absent", "empty"])
+@pytest.mark.parametrize("moment", ["before its lock", "with its lock"])
+def test_a_build_that_begins_as_another_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, moment: str
+) -> None:
+    """A new directory that is not locked yet looks like one whose writer was killed."""
+    target, mkdir, cleaned, held = tmp_path / "engine", Path.mkdir, [], []
+    if state == "empty":
+        target.mkdir()
+
+    def mkdir_and_clean(self: Path, *args: Any, **kwargs: Any) -> None:
+        mkdir(self, *args, **kwargs)
+        if self.name.endswith(".partial") and not cleaned:
+            cleaned.append(self)
+            if moment == "with its lock":
+                held.append(os.open(self, os.O_RDONLY))
+                fcntl.flock(held[0], fcntl.LOCK_EX)
+            else:
+                settle(target, MANIFEST)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_and_clean)
+    write_engine(target, MODEL, SOURCE, random_weights().items())
+    monkeypatch.undo()
+    for descriptor in held:
+        os.close(descriptor)
+    assert len(cleaned) == 1 and not cleaned[0].exists()
+    EngineDir.open(target)
+    assert names(tmp_path) == ["engine"] and names(target) == ["engine.json", "weights.safetensors"]
 
 
 def test_a_swap_that_another_one_holds_up(tmp_path: Path) -> None:
