@@ -32,8 +32,9 @@ from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, weight_spec, write_engine
 from dpn_rt.format.weight_spec import canonical_specs
+from dpn_rt.model.reduction.before_llm import segments_before_llm
 from dpn_rt.model.reduction.chain import Chain
-from dpn_rt.model.reduction.grid import Grid
+from dpn_rt.model.reduction.grid import Segments, num_visual
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.reference import EagerDpn
@@ -188,11 +189,11 @@ def reduced_stages(model: ModelConfig, spec: str, num_text: int = NUM_TEXT_ROWS)
     """The stock model with one reduction's stages, and the rows of one request in each."""
     chain = parse_spec(spec, model.decoder.num_layers)
     assert model.vision is not None
-    grid = model.vision.grid
+    segments: Segments = (model.vision.grid,)
     if chain.before_llm is not None:
-        grid = chain.before_llm.grid_after(0, grid, grid)
-    asked = StageRequest(None, chain, (grid,), None)
-    rows = chain.most_rows(num_text + grid[0] * grid[1], asked.grids, chain.choices(asked, None))
+        segments = segments_before_llm(chain.before_llm, segments)
+    asked = StageRequest(None, chain, (segments,), None)
+    rows = chain.most_rows(num_text + num_visual(segments), asked.segments, chain.choices(asked, None))
     return dataclasses.replace(model, reduction=chain), rows
 
 
@@ -202,7 +203,7 @@ class StageRequest:
 
     route: None
     reduction: Chain
-    grids: tuple[Grid, ...]
+    segments: tuple[Segments, ...]
     kept: None
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from dpn_rt.builders.anyres_config import next_config, onevision_config
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.decoder_config import decoder_config
 from dpn_rt.builders.decoder_families import FAMILIES
@@ -14,11 +17,14 @@ from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, LLAMA_ROOTS, LayoutName
 from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import find_tower
 from dpn_rt.errors import ConfigError
+from dpn_rt.model.vision.anyres.config import AnyresConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.siglip.config import SiglipConfig
 
 # Oldest first: transformers 4, transformers 5 (in memory), and a nesting that some converters write.
 _DECODERS = ("language_model.model.", "model.language_model.", "model.language_model.model.")
 _PROJECTORS = ("multi_modal_projector.", "model.multi_modal_projector.")
+_NEWLINES = ("image_newline", "model.image_newline")
 _HEADS = ("language_model.lm_head", "lm_head", "model.language_model.lm_head")
 
 # The vision tower of transformers' LlavaConfig without a vision_config: CLIP ViT-L/14 at 336.
@@ -30,6 +36,34 @@ _DEFAULT_TOWER = {
     "image_size": 336,
     "patch_size": 14,
 }
+_ONEVISION_TOWER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """A `model_type` of transformers, and what its configuration takes for keys that are left out."""
+
+    in_tiles: Callable[[Json, ClipConfig], AnyresConfig] | None = None
+    """How images are made tiles; None: they are not."""
+    tower: Json = field(default_factory=lambda: _DEFAULT_TOWER)
+    family: str = "llama"
+    select_layer: int = -2
+    select_feature: str = "default"
+
+
+MODEL_KINDS = {
+    "llava": ModelKind(),
+    "llava_next": ModelKind(next_config),
+    "llava_onevision": ModelKind(onevision_config, _ONEVISION_TOWER, "qwen2", -1, "full"),
+}
 
 
 def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
@@ -38,20 +72,23 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     Raises:
         CheckpointError, ConfigError: see `find_tower`, `decoder_config` and `reduction_config`.
     """
-    choice_of(config, "model_type", ("llava",), "llava")
+    kind = MODEL_KINDS[choice_of(config, "model_type", tuple(MODEL_KINDS), "llava")]
     choice_of(config, "projector_hidden_act", ("gelu",), "gelu")
     text = object_of(config, "text_config") or Section({}, "config.json: text_config.")
-    family = FAMILIES[choice_of(text, "model_type", tuple(FAMILIES), "llama")]
+    family = FAMILIES[choice_of(text, "model_type", tuple(FAMILIES), kind.family)]
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
-    strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), "default")
+    strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), kind.select_feature)
     feature = "patch" if strategy == "default" else "cls_patch"
-    tower_values = object_of(config, "vision_config") or _DEFAULT_TOWER
-    tower = find_tower(checkpoint, tower_values, tower_directory, _select_layer(config), feature, note)
+    tower_values = object_of(config, "vision_config") or kind.tower
+    select_layer = _select_layer(config, kind.select_layer)
+    tower = find_tower(checkpoint, tower_values, tower_directory, select_layer, feature, note)
     if tower is not None and strategy == "default" and isinstance(tower.config, SiglipConfig):
         raise ConfigError(
             "config.json: vision_feature_select_strategy: default would leave out the first patch of a SigLIP tower, "
             "which has no class token: expected full"
         )
+    if tower is not None and kind.in_tiles is not None:
+        tower = replace(tower, config=kind.in_tiles(config, cast(ClipConfig, tower.config)))
     if tower is None:
         note("no weights of a vision tower: the engine takes image embeddings only (--vision-tower DIR names a tower)")
     tied = _tied(config, text, f"{names.lm_head}.weight" in checkpoint.tensors)
@@ -76,10 +113,11 @@ def _names(checkpoint: Checkpoint, projector_bias: bool) -> LayoutNames:
     spelled = _HEADS[0] if decoder == _DECODERS[0] else _HEADS[1]
     head = next((name for name in _HEADS if f"{name}.weight" in checkpoint.tensors), spelled)
     linears = tuple(projector + name for name in HUGGINGFACE_PROJECTOR)
-    return LayoutNames(decoder, head, linears, projector, projector_bias)
+    newline = next((name for name in _NEWLINES if name in checkpoint.tensors), _NEWLINES[0])
+    return LayoutNames(decoder, head, linears, projector, projector_bias, newline)
 
 
-def _select_layer(config: Json) -> int:
+def _select_layer(config: Json, default: int) -> int:
     value: Any = config.get("vision_feature_layer")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -87,7 +125,7 @@ def _select_layer(config: Json) -> int:
         raise ConfigError(
             f"config.json: vision_feature_layer: features of several layers are not supported, got {value}"
         )
-    return value_of({"vision_feature_layer": value}, "vision_feature_layer", int, -2)
+    return value_of({"vision_feature_layer": value}, "vision_feature_layer", int, default)
 
 
 def _tied(config: Json, text: Json, has_head: bool) -> bool:

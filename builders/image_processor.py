@@ -7,6 +7,7 @@ from typing import Any
 
 from dpn_rt.builders.json_values import Json, json_bytes, read_json, read_json_if_there
 from dpn_rt.errors import ConfigError, EngineError
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.preprocessing import load_image_processor
 from dpn_rt.model.vision.siglip.config import SiglipConfig
@@ -16,24 +17,43 @@ from dpn_rt.schema.text import shown
 _IMAGE_PROCESSOR = "preprocessor_config.json"
 _TYPE = "image_processor_type"
 _CLIP_TYPE = "CLIPImageProcessor"
+_PINPOINTS = "image_grid_pinpoints"
+_TILED_TYPES = {"tiled": "LlavaNextImageProcessor", "whole": "LlavaOnevisionImageProcessor"}
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _SIGLIP_MEAN_AND_STD = (0.5, 0.5, 0.5)
 
 
-def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig) -> dict[str, bytes]:
+def image_processor_file(path: Path, tower_path: Path | None, vision: ClipConfig | AnyresConfig) -> dict[str, bytes]:
     """Its name and content: the checkpoint's, else the vision tower's, else the settings of its kind of tower.
 
     Raises:
-        ConfigError: it makes images of another size than the tower takes.
+        ConfigError: it makes images of another size than the tower takes, or other tiles than config.json says.
     """
+    tower = vision.tower if isinstance(vision, AnyresConfig) else vision
+    settings = _settings(path, tower_path, tower)
+    return {_IMAGE_PROCESSOR: json_bytes(_in_tiles(settings, vision) if isinstance(vision, AnyresConfig) else settings)}
+
+
+def _settings(path: Path, tower_path: Path | None, tower: ClipConfig) -> Json:
     for directory in (path, tower_path):
         settings = None if directory is None else _read_image_processor(directory)
         if directory is not None and settings is not None:
-            _check_image_size(settings, vision.image_size)
-            return {_IMAGE_PROCESSOR: json_bytes(_with_type(settings, directory))}
-    return {_IMAGE_PROCESSOR: json_bytes(_default_settings(vision))}
+            _check_image_size(settings, tower.image_size)
+            return _with_type(settings, directory)
+    return _default_settings(tower)
+
+
+def _in_tiles(settings: Json, vision: AnyresConfig) -> Json:
+    """The settings with the class that makes tiles, and the tilings that the model takes."""
+    resolutions = [list(each) for each in vision.resolutions]
+    given = settings.get(_PINPOINTS)
+    if given is not None and given != resolutions:
+        raise ConfigError(
+            f"{_IMAGE_PROCESSOR}: {_PINPOINTS} is {shown(given)}, but config.json has {shown(resolutions)}"
+        )
+    return {**settings, _TYPE: _TILED_TYPES[vision.several_images], _PINPOINTS: resolutions}
 
 
 def _read_image_processor(directory: Path) -> Json | None:

@@ -12,6 +12,7 @@ from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.builders.vision_tower import VisionTower
 from dpn_rt.format.config import AspectRatio, ReductionConfig
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.projector import ProjectorConfig, ProjectorType
 
 Note = Callable[[str], None]
@@ -42,7 +43,7 @@ def projector_config(
 ) -> ProjectorConfig | None:
     """The projector of a checkpoint; None without a vision tower and without weights of a projector."""
     if tower is not None:
-        return ProjectorConfig(kind, tower.config.hidden_size)
+        return ProjectorConfig(kind, tower.config.hidden_size, has_newline=isinstance(tower.config, AnyresConfig))
     if not any(name.startswith(names.projector_prefix) for name in tensors):
         return None
     first = tensors.get(f"{names.projector[0]}.weight")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dpn_rt.format.config import ModelConfig, VisionConfig
 from dpn_rt.model import decoder_weights as decoder
 from dpn_rt.model.reduction import pooling_config as pooling
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip import names as clip
 from dpn_rt.model.vision.hr import names as hr
 from dpn_rt.model.vision.hr.config import HrConfig
@@ -107,6 +108,8 @@ class LayoutNames:
     projector_prefix: str
     """Prefix of all names of the projector."""
     projector_bias: bool = True
+    newline: str = "model.image_newline"
+    """Of the row that ends the lines of images in tiles."""
 
 
 def original_names(projector_type: str) -> LayoutNames:
@@ -155,7 +158,8 @@ def tower_modules(vision: VisionConfig, prefix: str) -> Modules:
     """The modules of a vision tower under `prefix`."""
     if isinstance(vision, HrConfig):
         return hr_modules(vision, prefix)
-    return clip_modules(vision.num_layers, prefix)
+    tower = vision.tower if isinstance(vision, AnyresConfig) else vision
+    return clip_modules(tower.num_layers, prefix)
 
 
 def hr_modules(config: HrConfig, prefix: str, trunk: str = "") -> Modules:

@@ -28,6 +28,7 @@ from dpn_rt.format.plans import BuiltPlans
 from dpn_rt.format.weight_spec import canonical_specs
 from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.model.reduction.spec import Spec, parse_spec
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.schema.files import SETTINGS_BYTES, read_file
 from dpn_rt.schema.text import is_text
@@ -165,7 +166,7 @@ def read_layout(checkpoint: Checkpoint, config: Json, tower_directory: Path | No
 def _image_processor_files(path: Path, layout: Layout) -> dict[str, bytes]:
     """The image processor's file, for a tower that needs one."""
     tower = layout.tower
-    if tower is None or not isinstance(tower.config, ClipConfig):
+    if tower is None or not isinstance(tower.config, ClipConfig | AnyresConfig):
         return {}
     return image_processor_file(path, tower.directory, tower.config)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from dpn_rt.builders.anyres_config import original_anyres_config
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.decoder_config import decoder_config
 from dpn_rt.builders.decoder_families import LLAMA
@@ -16,10 +18,12 @@ from dpn_rt.builders.pooling_config import prepooling, reduction_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.format.config import AspectRatio
+from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.projector import ProjectorType
 from dpn_rt.schema.files import is_directory
 
-_ASPECT_RATIOS: dict[str, AspectRatio] = {"pad": "pad", "square": "processor"}
+_IN_TILES = "anyres"
+_ASPECT_RATIOS: dict[str, AspectRatio] = {"pad": "pad", "square": "processor", _IN_TILES: "processor"}
 
 
 def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | None, note: Note) -> Layout:
@@ -65,7 +69,10 @@ def _tower(checkpoint: Checkpoint, config: Json, directory: Path | None, note: N
     feature = choice_of(config, "mm_vision_select_feature", ("patch", "cls_patch"), "patch")
     select_layer = value_of(config, "mm_vision_select_layer", int, -2)
     directory = directory or _local_tower(checkpoint.path, config)
-    return find_tower(checkpoint, object_of(config, "vision_config"), directory, select_layer, feature, note)
+    tower = find_tower(checkpoint, object_of(config, "vision_config"), directory, select_layer, feature, note)
+    if tower is None or config.get("image_aspect_ratio") != _IN_TILES:
+        return tower
+    return replace(tower, config=original_anyres_config(config, cast(ClipConfig, tower.config)))
 
 
 def _check_model_type(config: Json) -> None:

@@ -12,7 +12,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.weight_spec import canonical_specs
 from dpn_rt.model.reduction.pooling_config import PoolingConfig, expert_module
 from dpn_rt.model.vision.clip.names import TOWER
-from dpn_rt.model.vision.projector import PROJECTOR_MODULES
+from dpn_rt.model.vision.projector import NEWLINE, PROJECTOR_MODULES
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def weight_sources(
         sources[name] = WeightSource(parts, "rows" if form is None else form.arrangement)
     if not layout_names.projector_bias:
         sources |= {f"{module}.bias": WeightSource(()) for module in PROJECTOR_MODULES if f"{module}.bias" in specs}
+    if NEWLINE in specs:
+        sources[NEWLINE] = WeightSource((Part(checkpoint, layout_names.newline, specs[NEWLINE].shape),))
     return sources
 
 

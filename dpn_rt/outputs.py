@@ -60,8 +60,11 @@ class Pyramid:
     reduction: str | None = None
     """SPEC of the training-free reduction, with all keys; None for a trained one, or for a model without any."""
     image_grid: tuple[int, int] | None = None
-    """(rows, columns) of the image's patches, each of which is one visual row before any reduction; None without an
-    image."""
+    """(rows, columns) of the image's patches, each of which is one visual row before any reduction; those of the
+    overview of an image in tiles. None without an image."""
+    image_segments: list[tuple[int, int]] = field(default_factory=list)
+    """(rows, columns) of each part of the image, in the order of their visual rows: `image_grid`, and the grid of all
+    tiles together where there are any."""
     patches_per_token: list[tuple[int, int]] = field(default_factory=list)
     """(rows, columns) of the patches that one visual token stands for, per stage."""
     flops: PrefillFlops | None = None

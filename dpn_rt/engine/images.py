@@ -20,9 +20,9 @@ class ImageResult:
     """What the decoder gets of an image."""
 
     rows: Tensor
-    """`[num_visual_tokens, hidden_size]`."""
+    """`[num_rows, hidden_size]`."""
     kept: IntArray | None = None
-    """`[num_visual_tokens]` which of the encoder's rows these are; None for all of them, or pooled ones."""
+    """`[num_visual_tokens]` which of the encoder's visual tokens these are; None for all of them, or pooled ones."""
 
 
 class ImageRows:
@@ -62,4 +62,5 @@ def _reduced(image: VisualInput, rows: Tensor | None) -> ImageResult:
     before = image.before_llm
     if before is None:
         return ImageResult(rows)
-    return ImageResult(*reduce_image(rows, before.step, before.source.grid, before.known))
+    source = before.source
+    return ImageResult(*reduce_image(rows, before.step, source.segments, image.source_newlines, before.known))

@@ -81,6 +81,7 @@ class Prefill:
                 return
             if self._x is None:
                 self._x = self._embed()
+                self._layouts[0] = self._layouts[0].with_newline_rows(self._newline_rows())
             self._run(None if max_work is None else max(1, max_work // self._backend.stage_sizes[self._stage]))
             if self._crossing is None and self._row == self._layout.num_rows:
                 self._end_stage()
@@ -130,6 +131,15 @@ class Prefill:
             ids.append(sequence.row_token_ids()[prefix.num_rows + prefix.num_stage_0_rows :])
             images += [sequence.image_rows[image.key].rows for image in sequence.prompt.images[prefix.num_images :]]
         return self._backend.embed(np.concatenate(ids), images)
+
+    def _newline_rows(self) -> list[IntArray]:
+        """Of each image of the first layout, once it is known which of its rows the decoder sees."""
+        return [
+            image.newline_rows(kept)
+            for index, sequence in enumerate(self.sequences)
+            if sequence.image_starts
+            for image, kept in zip(sequence.prompt.images, self._kept_before_llm(index), strict=True)
+        ]
 
     # Stages
 

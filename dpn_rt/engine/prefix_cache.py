@@ -256,7 +256,7 @@ class _Keys:
         pieces = np.split(ids, np.flatnonzero(ids == IMAGE_PLACEHOLDER_ID))  # each but the first begins with an image
         before = pieces[0][start:]
         for image, first_row, after in zip(prompt.images, prompt.image_starts, pieces[1:], strict=True):
-            end = first_row + image.num_visual_tokens
+            end = first_row + image.num_rows
             if end == prompt.num_rows:
                 break
             key = hashlib.sha256(b"image" + key + before.tobytes() + b"|" + image.key).digest()

@@ -45,7 +45,8 @@ def pyramid_of(
         kept=_kept(prompt, outcomes, kept_before_llm),
         steps=_steps(prompt, outcomes),
         reduction=None if prompt.reduction is None else prompt.reduction.spec,
-        image_grid=prompt.images[0].given.grid if prompt.images else None,
+        image_grid=prompt.images[0].given.segments[0] if prompt.images else None,
+        image_segments=list(prompt.images[0].given.segments) if prompt.images else [],
         patches_per_token=_patches_per_token(prompt, grids, kernels),
     )
 

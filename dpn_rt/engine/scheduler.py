@@ -68,7 +68,7 @@ class Scheduler:
         Raises:
             CapacityError: it needs more blocks than there are, or is longer than a sequence may be.
         """
-        lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.choices)
+        lengths = self._reduction.most_rows(sequence.num_rows, sequence.segments, sequence.choices)
         # The last token has no row: no token follows that would need it.
         self._cache.check_fits(tuple(length + sequence.max_tokens - 1 for length in lengths), sequence.max_tokens)
 
@@ -155,7 +155,7 @@ class Scheduler:
         while self._waiting and len(self._running) + len(admitted) < self._settings.max_num_seqs:
             sequence = self._waiting[0]
             rows += sequence.num_rows
-            lengths = self._reduction.most_rows(sequence.num_rows, sequence.grids, sequence.choices)
+            lengths = self._reduction.most_rows(sequence.num_rows, sequence.segments, sequence.choices)
             # With room for one new row, else the sequence could be preempted before its first decode step.
             blocks = self._cache.blocks_for(tuple(length + 1 for length in lengths))
             is_alone = not self._running and not admitted  # then it fits: `check_fits` has counted its rows

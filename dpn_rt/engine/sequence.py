@@ -12,6 +12,7 @@ from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.images import ImageResult
 from dpn_rt.errors import DpnError
 from dpn_rt.model.reduction.choice import Choice
+from dpn_rt.model.reduction.grid import Grid, Segments, as_grid
 from dpn_rt.outputs import CompletionOutput, FinishReason, Pyramid
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.sampling.logprobs import Logprob
@@ -77,9 +78,14 @@ class Sequence:
         return () if self.prompt.is_dense else self.prompt.image_starts
 
     @property
-    def grids(self) -> tuple[tuple[int, int], ...]:
+    def segments(self) -> tuple[Segments, ...]:
+        """Grids of visual tokens of each image that boundaries may reduce."""
+        return () if self.prompt.is_dense else self.prompt.segments
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
         """Rows and columns of visual tokens of each image that boundaries may reduce."""
-        return () if self.prompt.is_dense else self.prompt.grids
+        return tuple(map(as_grid, self.segments))
 
     @property
     def router_rows(self) -> npt.NDArray[np.int32]:

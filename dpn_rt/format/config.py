@@ -12,6 +12,7 @@ from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.reduction.chain import Chain
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
@@ -22,7 +23,7 @@ from dpn_rt.schema.weights import DType, Quantize
 AspectRatio = Literal["pad", "processor"]
 PromptTemplate = Literal["vicuna_v1", "tokenizer"]
 
-VisionConfig = ClipConfig | SiglipConfig | HrConfig
+VisionConfig = ClipConfig | SiglipConfig | HrConfig | AnyresConfig
 """Configurations of vision encoders, distinguished by their `type`; add a new encoder to this union."""
 ReductionConfig = PoolingConfig | Chain | NoReduction
 """Configurations of reducers, distinguished by their `method`; add a new reducer to this union."""

@@ -36,10 +36,11 @@ def stage_rows(model: ModelConfig, route: Route | None, num_text: int) -> StageR
     """
     assert model.vision is not None
     grid = model.vision.grid
+    assert grid is not None, "an image in tiles has no grid of its own"
     num_visual = grid[0] * grid[1]
     rows = [num_text + num_visual] * len(model.stage_layers)
     if route is not None:
-        rows = list(model.reduction.most_rows(num_text + num_visual, [grid], [Choice(expert) for expert in route]))
+        rows = list(model.reduction.most_rows(num_text + num_visual, [(grid,)], [Choice(expert) for expert in route]))
     return StageRows(tuple(rows), tuple(n - num_text for n in rows))
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dpn_rt.model.reduction.newlines import NO_NEWLINES
+
 IntArray = npt.NDArray[np.int32]
 
 
@@ -80,7 +82,7 @@ class Layout:
     image_starts: IntArray
     """`[num_images]` first visual row of each image among the computed rows of its sequence."""
     grids: IntArray
-    """`[num_images, 2]` rows and columns of each image's visual tokens."""
+    """`[num_images, 2]` rows and columns of each image's visual tokens; (1, n) where they are no grid, or several."""
     router_rows: IntArray
     """`[num_router_rows]` rows that the routers read, among the computed rows of their sequence."""
     cu_router_rows: IntArray
@@ -90,6 +92,8 @@ class Layout:
     rows of each sequence count on."""
     num_skipped: IntArray | None = None
     """`[num_seqs]` positions that no row has any more; None: none."""
+    newline_rows: tuple[IntArray, ...] = ()
+    """Of each image its rows, ascending, that are newlines and no visual tokens; empty: no image has any."""
 
     @classmethod
     def of_prompts(cls, prompts: Sequence[PromptRows], num_cached: Sequence[int] | None = None) -> Layout:
@@ -132,6 +136,23 @@ class Layout:
         """`[num_seqs]` visual tokens of all images of each sequence."""
         return np.diff(cumulative(self.grids.prod(axis=1))[self.cu_images])
 
+    @cached_property
+    def image_lengths(self) -> IntArray:
+        """`[num_images]` rows of each image: visual tokens and newlines."""
+        lengths: IntArray = self.grids.prod(axis=1, dtype=np.int32)
+        if self.newline_rows:
+            lengths += _int_array([len(rows) for rows in self.newline_rows])
+        return lengths
+
+    @property
+    def packed_image_starts(self) -> IntArray:
+        """`[num_images]` first packed row of each image."""
+        return self.image_starts + np.repeat(self.cu_seqlens[:-1], np.diff(self.cu_images))
+
+    def newlines_of(self, image: int) -> IntArray:
+        """Rows of an image that are newlines, ascending."""
+        return self.newline_rows[image] if self.newline_rows else NO_NEWLINES
+
     @property
     def kv_lengths(self) -> IntArray:
         """`[num_seqs]` rows of each sequence that attention sees."""
@@ -162,25 +183,28 @@ class Layout:
         shrunk = cumulative((self.grids.prod(axis=1) - grids.prod(axis=1)).astype(np.int32))  # by images before
         before = shrunk[self.cu_images]  # by images of sequences before
         num_images, num_router_rows = np.diff(self.cu_images), np.diff(self.cu_router_rows)
-        packed_starts = self.image_starts + np.repeat(self.cu_seqlens[:-1], num_images)
-        images_before = np.searchsorted(packed_starts, self.router_rows_from(self.cu_seqlens))
+        images_before = np.searchsorted(self.packed_image_starts, self.router_rows_from(self.cu_seqlens))
         return replace(
             self,
             lengths=self.lengths - np.diff(before),
             image_starts=self.image_starts - (shrunk[:-1] - np.repeat(before[:-1], num_images)),
             grids=grids,
             router_rows=self.router_rows - (shrunk[images_before] - np.repeat(before[:-1], num_router_rows)),
-            kept_positions=None if self.kept_positions is None else self._positions_with(grids, packed_starts),
+            kept_positions=None if self.kept_positions is None else self._positions_with(grids),
         )
 
-    def _positions_with(self, grids: IntArray, packed_starts: IntArray) -> IntArray:
+    def _positions_with(self, grids: IntArray) -> IntArray:
         """Kept positions after the images shrank: rows are missing at the end of each."""
         assert self.kept_positions is not None
         is_left = np.ones(self.num_rows, dtype=bool)
-        ends = packed_starts + self.grids.prod(axis=1)
+        ends = self.packed_image_starts + self.image_lengths
         for end, removed in zip(ends, self.grids.prod(axis=1) - grids.prod(axis=1), strict=True):
             is_left[end - removed : end] = False
         return self.kept_positions[is_left]
+
+    def with_newline_rows(self, newline_rows: Sequence[IntArray]) -> Layout:
+        """The layout with what is known of its images' newline rows, see `newline_rows`."""
+        return replace(self, newline_rows=tuple(newline_rows) if any(map(len, newline_rows)) else ())
 
     def with_kept_positions(self, positions: IntArray, num_skipped: IntArray) -> Layout:
         """The layout with the positions that rows had before some of them were left out.
@@ -221,6 +245,7 @@ class Layout:
             cu_router_rows=cu_router_rows,
             kept_positions=None if self.kept_positions is None else self.kept_positions[rows],
             num_skipped=None if self.num_skipped is None else self.num_skipped[kept],
+            newline_rows=tuple(self.newline_rows[image] for image in images) if self.newline_rows else (),
         )
 
     def chunk(self, start: int, end: int) -> Chunk:

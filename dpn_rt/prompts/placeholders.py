@@ -10,7 +10,7 @@ from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.prompts.markers import IMAGE_TEXT
 
 
-def place_images(ids: Sequence[int], image_token_id: int | None, num_visual_tokens: Sequence[int]) -> list[int]:
+def place_images(ids: Sequence[int], image_token_id: int | None, num_rows: Sequence[int]) -> list[int]:
     """Ids with one placeholder (-200) per image.
 
     The tokenizer's image token may stand there once per image or, as transformers' processors write it, once per row.
@@ -18,12 +18,12 @@ def place_images(ids: Sequence[int], image_token_id: int | None, num_visual_toke
     Args:
         ids: of the prompt.
         image_token_id: the tokenizer's image token; None where it has none.
-        num_visual_tokens: of each image.
+        num_rows: of each image.
 
     Raises:
         ImageError: the prompt has more or fewer placeholders than there are images.
     """
-    num_images = len(num_visual_tokens)
+    num_images = len(num_rows)
     markers = {IMAGE_PLACEHOLDER_ID, image_token_id}
     if sum(token_id in markers for token_id in ids) == num_images:
         return [IMAGE_PLACEHOLDER_ID if token_id in markers else token_id for token_id in ids]
@@ -32,7 +32,7 @@ def place_images(ids: Sequence[int], image_token_id: int | None, num_visual_toke
     for token_id, group in groupby(ids):
         length = len(list(group))
         if token_id == image_token_id:
-            count = _num_images_of_run(length, num_visual_tokens[image:])
+            count = _num_images_of_run(length, num_rows[image:])
         else:
             count = length if token_id == IMAGE_PLACEHOLDER_ID else 0
         result += [IMAGE_PLACEHOLDER_ID] * count or [token_id] * length
@@ -41,17 +41,17 @@ def place_images(ids: Sequence[int], image_token_id: int | None, num_visual_toke
     return result
 
 
-def _num_images_of_run(length: int, num_visual_tokens: Sequence[int]) -> int:
-    """How many images a run of the tokenizer's image token stands for, the first of `num_visual_tokens`."""
-    if length == 1 or not num_visual_tokens:
+def _num_images_of_run(length: int, num_rows: Sequence[int]) -> int:
+    """How many images a run of the tokenizer's image token stands for, the first of `num_rows`."""
+    if length == 1 or not num_rows:
         return 1
     rows = count = 0
-    while rows < length and count < len(num_visual_tokens):
-        rows, count = rows + num_visual_tokens[count], count + 1
+    while rows < length and count < len(num_rows):
+        rows, count = rows + num_rows[count], count + 1
     if rows != length:
         raise ImageError(
             f"the prompt repeats the image token {length} times: expected it once, "
-            f"or once per visual token ({num_visual_tokens[0]})"
+            f"or once per visual token ({num_rows[0]})"
         )
     return count
 

@@ -17,7 +17,7 @@ from PIL import Image
 from dpn_rt.errors import EngineError, ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.model.reduction.chain import Chain
-from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.grid import Grid, IntArray, Segments
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.visual_input import VisualInput
@@ -79,11 +79,16 @@ class ProcessedPrompt:
     @property
     def num_text_rows(self) -> int:
         """Rows that no boundary removes."""
-        return self.num_rows - self.num_visual_tokens
+        return self.num_rows - self.num_visual_tokens  # newlines of images among them
+
+    @property
+    def segments(self) -> tuple[Segments, ...]:
+        """Grids of the visual tokens of each image."""
+        return tuple(image.segments for image in self.images)
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """(rows, columns) of the visual tokens of each image."""
+        """(rows, columns) of the visual tokens of each image; (1, n) for one in tiles."""
         return tuple(image.grid for image in self.images)
 
     @property
@@ -152,13 +157,13 @@ class Processor:
         chain = asked if isinstance(asked, Chain) else None
         images, kept = reduced_images(self._images(parts, chain), chain, parts.kept)
         image_token_id = self.model.prompt.image_token_id
-        ids = place_images(ids, image_token_id, [image.num_visual_tokens for image in images])
+        ids = place_images(ids, image_token_id, [image.num_rows for image in images])
         token_ids = np.array(ids, dtype=np.int64)
         token_ids.setflags(write=False)
         first_rows = np.cumsum([0, *_rows_of_ids(token_ids, images)])  # of each id in stage 0, and the number of rows
         num_rows = int(first_rows[-1])
         if num_rows >= self.max_model_len:
-            of_images = " and ".join(str(image.num_visual_tokens) for image in images)
+            of_images = " and ".join(str(image.num_rows) for image in images)
             raise RequestError(
                 f"prompt has {num_rows} rows ({len(ids)} token ids"
                 + (f", the image{'s' * (len(images) > 1)} as {of_images} rows" if images else "")
@@ -183,19 +188,22 @@ class Processor:
         """Whether pictures can be prepared, and not embeddings alone."""
         return self._preprocessor is not None
 
-    def image(self, source: Image.Image | str | os.PathLike[str], name: str = "image 0") -> VisualInput:
+    def image(
+        self, source: Image.Image | str | os.PathLike[str], name: str = "image 0", num_images: int = 1
+    ) -> VisualInput:
         """An image prepared for the vision encoder. It may be given as `image` in any number of prompts.
 
         Args:
             source: as `load_image` takes it.
             name: of an image without a file name in messages.
+            num_images: of its prompt: some models see an image among others in less detail.
 
         Raises:
             ImageError: it cannot be read, or the engine has no vision encoder.
         """
         if self._preprocessor is None:
             raise ImageError(f"{name}: this engine has no vision tower, expected image_embeds")
-        return self._preprocessor(load_image(source, self._max_pixels, name))
+        return self._preprocessor(load_image(source, self._max_pixels, name), num_images)
 
     def seen_image(self, prompt: Prompt) -> Image.Image:
         """The first image of a prompt as the vision encoder sees it, padded or cropped and scaled, in RGB.
@@ -285,10 +293,11 @@ class Processor:
             embeds = zip(parts.image_embeds, parts.image_grids, strict=True)
             return tuple(from_embeds(rows, grid, self.model, needs_grid) for rows, grid in embeds)
         given = zip(parts.images, parts.image_grids, strict=True)
-        return tuple(self._prepared(image, grid, f"image {index}") for index, (image, grid) in enumerate(given))
+        count = len(parts.images)
+        return tuple(self._prepared(image, grid, f"image {index}", count) for index, (image, grid) in enumerate(given))
 
-    def _prepared(self, image: Any, grid: Any, name: str) -> VisualInput:
-        visual = image if isinstance(image, VisualInput) else self.image(image, name)
+    def _prepared(self, image: Any, grid: Any, name: str, num_images: int) -> VisualInput:
+        visual = image if isinstance(image, VisualInput) else self.image(image, name, num_images)
         check_views(visual, self.model)
         check_image_grid(grid, visual.grid)
         return visual
@@ -316,7 +325,7 @@ class Processor:
 def _rows_of_ids(ids: npt.NDArray[np.int64], images: Sequence[VisualInput]) -> npt.NDArray[np.int64]:
     """`[num_ids]` rows that each id has in stage 0."""
     rows = np.ones(len(ids), dtype=np.int64)
-    rows[ids == IMAGE_PLACEHOLDER_ID] = [image.num_visual_tokens for image in images]
+    rows[ids == IMAGE_PLACEHOLDER_ID] = [image.num_rows for image in images]
     return rows
 
 

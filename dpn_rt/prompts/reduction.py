@@ -12,7 +12,7 @@ import numpy as np
 from dpn_rt.errors import ConfigError, RequestError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.chain import Chain
-from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.grid import IntArray, num_visual
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
@@ -92,36 +92,35 @@ def _relative(kept: Any, cuts: Sequence[Cut], images: Sequence[VisualInput]) -> 
         raise RequestError("kept: the request has no reduction that keeps rows of an image, expected none")
     if not isinstance(kept, Sequence) or isinstance(kept, str) or len(kept) != len(cuts):
         raise RequestError(f"kept: expected a list of {len(cuts)} entries, one per boundary, got {shown(kept)}")
-    grids = [image.grid for image in images]
-    first, remaining = list(grids), [np.arange(height * width) for height, width in grids]
+    before = [image.segments for image in images]
+    first, remaining = before, [np.arange(num_visual(segments)) for segments in before]
     found: list[list[IntArray | None]] = []
     for position, (cut, given) in enumerate(zip(cuts, kept, strict=True)):
-        first = grids if cut.index == 0 else first
-        after = [cut.step.grid_after(cut.index, *pair) for pair in zip(first, grids, strict=True)]
+        first = before if cut.index == 0 else first
+        after = [cut.segments_after(*pair) for pair in zip(first, before, strict=True)]
         if cut.step.needs_grid:
             if given is not None:
                 raise RequestError(f"kept[{position}]: {cut.step.method} pools rows, expected null")
             found.append([None] * len(images))
-            remaining = [np.arange(height * width) for height, width in after]
+            remaining = [np.arange(num_visual(segments)) for segments in after]
         else:
             lists = given if len(images) > 1 else [given]
             if not isinstance(lists, Sequence) or len(lists) != len(images):
                 raise RequestError(f"kept[{position}]: expected {len(images)} lists, one per image")
             checked = [
-                _rows(f"kept[{position}]", ids, rows, grid)
-                for ids, rows, grid in zip(lists, remaining, after, strict=True)
+                _rows(f"kept[{position}]", ids, rows, num_visual(segments))
+                for ids, rows, segments in zip(lists, remaining, after, strict=True)
             ]
             found.append(
                 [np.searchsorted(rows, ids).astype(np.int32) for rows, ids in zip(remaining, checked, strict=True)]
             )
             remaining = checked
-        grids = after
+        before = after
     return found
 
 
-def _rows(name: str, given: Any, remaining: np.ndarray, after: Grid) -> np.ndarray:
+def _rows(name: str, given: Any, remaining: np.ndarray, count: int) -> np.ndarray:
     """Checked rows of one image."""
-    count = after[0] * after[1]
     try:
         ids = np.array([operator.index(row) for row in given], dtype=np.int64)
     except (TypeError, OverflowError):

@@ -117,7 +117,7 @@ class Boundary(nn.Module):
             return int(probs.argmax())
         # The published code draws again until enough tokens are left. That equals one draw among the experts that leave
         # enough. Where no expert does (16 or 17 tokens) the published loop does not end; here the mildest one is taken.
-        left = [num_visual([pooled_grid(grid, kernel)[0]]) for kernel in self.config.kernels]
+        left = [num_visual((pooled_grid(grid, kernel)[0],)) for kernel in self.config.kernels]
         allowed = torch.tensor([n >= self.min_drawn_visual_tokens for n in left], device=probs.device)
         if not allowed.any():
             return max(range(len(left)), key=left.__getitem__)

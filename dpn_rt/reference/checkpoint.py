@@ -16,6 +16,7 @@ from dpn_rt.builders.names import original_names, published_modules, tower_modul
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.reference import hf_modules
 from dpn_rt.reference.boundary import Boundary
@@ -147,7 +148,7 @@ def original_config(model: EagerModules) -> dict[str, Any]:
         result |= {"mm_projector_type": config.projector.type, "mm_hidden_size": config.projector.input_size}
     if isinstance(config.vision, HrConfig):
         result |= _hr_config(config.vision)
-    elif config.vision is not None:
+    elif config.vision is not None and not isinstance(config.vision, AnyresConfig):
         tower = hf_modules.clip_config(config.vision).to_dict()
         result |= {
             "mm_vision_tower": "vision_config",

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from dpn_rt.errors import ImageError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.model.reduction.grid import Grid
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.reference import training
 from dpn_rt.reference.hf_modules import last_hidden
@@ -59,7 +60,7 @@ class EagerDpn(EagerModules):
             ImageError: the model has no vision tower, or the pixels have the wrong shape.
         """
         vision = self.config.vision
-        if self.vision is None or vision is None:
+        if self.vision is None or vision is None or isinstance(vision, AnyresConfig):
             raise ImageError("this model has no vision tower; give image_embeds instead of pixel_values")
         pixels = pixel_values if pixel_values.dim() == 4 else pixel_values.unsqueeze(0)
         expected = (1, 3, vision.image_size, vision.image_size)
@@ -254,6 +255,7 @@ class EagerDpn(EagerModules):
                 raise ImageError(f"an image was given, but the prompt has no image placeholder {IMAGE_PLACEHOLDER_ID}")
             image_embeds = self.encode_image(pixel_values)
             vision = self.config.vision
-            if vision is not None and vision.grid[0] * vision.grid[1] == len(image_embeds):  # no class row
-                image_grid = vision.grid
+            grid = None if vision is None else vision.grid
+            if grid is not None and grid[0] * grid[1] == len(image_embeds):  # no class row
+                image_grid = grid
         return self.embed(input_ids, image_embeds, image_grid)

@@ -12,9 +12,11 @@ from torch import nn
 from transformers import LlamaModel
 
 from dpn_rt.builders.names import NameMap, llama_modules, tower_modules, weight_names
+from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig, VisionConfig
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.reference import hf_modules, weights
@@ -186,6 +188,8 @@ class EagerModules(nn.Module):
 
 
 def _tower(config: VisionConfig) -> hf_modules.Tower | HrTower:
+    if isinstance(config, AnyresConfig):
+        raise ConfigError("vision: the reference sees no images in tiles, expected None and image_embeds")
     return HrTower(config) if isinstance(config, HrConfig) else hf_modules.clip_tower(config)
 
 

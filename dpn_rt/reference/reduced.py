@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dpn_rt.model.reduction.chain import Chain
-from dpn_rt.model.reduction.grid import Grid
+from dpn_rt.model.reduction.grid import Grid, Segments, as_grid, num_visual
 from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.step import BEFORE_LLM, Cut
 from dpn_rt.reference.model import EagerDpn
@@ -43,16 +43,13 @@ class _Rows:
     """`[num_rows, hidden_size]`."""
     positions: Tensor
     """`[num_rows]`."""
-    image_start: int
+    visual: Tensor
+    """`[num_visual]` ascending rows that are visual tokens."""
     ids: Tensor
-    """`[num_visual]` number of each visual row at the start, or after the last pooling."""
-    grid: Grid
-    """Of the visual rows; (1, n) where they are no grid."""
+    """`[num_visual]` number of each visual token at the start, or after the last pooling."""
+    segments: Segments
+    """Grids of the visual tokens; one (1, n) where they are no grid."""
     next_position: int
-
-    @property
-    def image_end(self) -> int:
-        return self.image_start + len(self.ids)
 
 
 class EagerReduced:
@@ -69,6 +66,8 @@ class EagerReduced:
         image_embeds: Tensor | None = None,
         *,
         image_grid: Grid | None = None,
+        image_segments: Segments | None = None,
+        newline_rows: Sequence[int] = (),
         kept: Sequence[Sequence[int] | None] | None = None,
         max_new_tokens: int = 32,
     ) -> ReducedGeneration:
@@ -76,25 +75,30 @@ class EagerReduced:
 
         Args:
             input_ids: with one id -200 for the image.
-            image_embeds: `[num_visual, hidden_size]`, rows after the projector; None without an image.
-            image_grid: rows and columns of `image_embeds`; None: a square.
+            image_embeds: `[num_rows, hidden_size]`, rows after the projector; None without an image.
+            image_grid: rows and columns of `image_embeds`; None: a square, or what `image_segments` says.
+            image_segments: grids of an image with several parts.
+            newline_rows: rows of `image_embeds` that belong to no grid.
             kept: forced rows per boundary, as in `ReducedGeneration`; None: the chain decides.
             max_new_tokens: at least 1.
         """
+        if image_segments is not None and image_embeds is not None:
+            image_grid = (1, len(image_embeds))
         embeds, layout = self._model.embed(input_ids, image_embeds, image_grid)
-        grid = layout.grid or (0, 0)
+        rows_of_image = () if layout.grid is None else range(layout.grid[0] * layout.grid[1])
+        visual = [layout.image_start + row for row in rows_of_image if row not in set(newline_rows)]
         rows = _Rows(
             embeds,
             torch.arange(len(embeds), device=embeds.device),
-            layout.image_start,
-            torch.arange(grid[0] * grid[1], device=embeds.device),
-            grid,
+            torch.tensor(visual, dtype=torch.int64, device=embeds.device),
+            torch.arange(len(visual), device=embeds.device),
+            image_segments or (layout.grid or (0, 0),),
             len(embeds),
         )
         cache = DynamicCache()
         found: list[list[int] | None] = []
         next_positions: list[int] = []
-        first = rows.grid
+        first = rows.segments
         cuts = list(enumerate(self._chain.cuts if layout.grid else ()))
         for layer in range(BEFORE_LLM, self._model.config.decoder.num_layers):
             before = rows
@@ -103,7 +107,7 @@ class EagerReduced:
                 next_positions.append(rows.next_position)
             for index, cut in cuts:
                 if cut.layer == layer:
-                    first = rows.grid if cut.index == 0 else first
+                    first = rows.segments if cut.index == 0 else first
                     forced = None if kept is None else kept[index]
                     rows, ids = self._reduce(cut, first, before, rows, forced)
                     found.append(ids)
@@ -128,53 +132,47 @@ class EagerReduced:
         nothing = torch.empty(0, dtype=torch.int64)
         for layer, position in enumerate(next_positions):
             positions = torch.tensor([position + step], device=hidden.device)
-            hidden = self._run(layer, _Rows(hidden, positions, 0, nothing, (0, 0), 0), cache)
+            hidden = self._run(layer, _Rows(hidden, positions, nothing, nothing, (), 0), cache)
         return self._logits(hidden)
 
     def _logits(self, row: Tensor) -> Tensor:
         return cast(Tensor, self._model.lm_head(self._model.language_model.norm(row)))[0]
 
     def _reduce(
-        self, cut: Cut, first: Grid, before: _Rows, rows: _Rows, forced: Sequence[int] | None
+        self, cut: Cut, first: Segments, before: _Rows, rows: _Rows, forced: Sequence[int] | None
     ) -> tuple[_Rows, list[int] | None]:
         """Rows after one boundary, and which visual rows these are.
 
         Args:
             cut: of the chain.
-            first: grid when the cut's step began.
+            first: segments when the cut's step began.
             before: that entered the layer before the boundary.
             rows: that left it.
             forced: visual rows that are to stay, by their numbers at the start; None: the cut decides.
         """
-        grid = cut.step.grid_after(cut.index, first, rows.grid)
+        after = cut.segments_after(first, rows.segments)
         if isinstance(cut.step, Pool):
-            return self._pool(cut.step, grid, rows), None
-        count = grid[0] * grid[1]
+            return self._pool(cut.step, after, rows), None
+        count = num_visual(after)
         if forced is not None:
             chosen = torch.tensor([rows.ids.tolist().index(row) for row in forced], dtype=torch.int64)
         elif cut.step.scores is not None:
             layer = cut.layer if cut.step.scores == "here" else cut.layer + 1
             scores = self._scores(layer, before if cut.step.scores == "here" else rows)
-            order = torch.sort(scores[rows.image_start : rows.image_end], descending=True, stable=True).indices
+            order = torch.sort(scores[rows.visual], descending=True, stable=True).indices
             chosen = order[:count].sort().values
         else:
-            known = cut.step.choose(0, rows.grid, count)
-            visual = rows.hidden[rows.image_start : rows.image_end]
-            chosen = _farthest_points(visual, count) if known is None else torch.from_numpy(known).long()
+            known = cut.step.choose(0, as_grid(rows.segments), count)
+            chosen = _farthest_points(rows.hidden[rows.visual], count) if known is None else torch.tensor(known).long()
         chosen = chosen.to(rows.hidden.device)
-        picked = torch.cat(
-            (
-                torch.arange(rows.image_start, device=chosen.device),
-                rows.image_start + chosen,
-                torch.arange(rows.image_end, len(rows.hidden), device=chosen.device),
-            )
-        )
+        picked = _without(len(rows.hidden), rows.visual, rows.visual[chosen])
         ids = rows.ids[chosen]
         positions = rows.positions[picked]
         if not cut.step.keeps_positions:
             positions = torch.arange(len(picked), device=chosen.device)
         end = rows.next_position if cut.step.keeps_positions else len(picked)
-        return _Rows(rows.hidden[picked], positions, rows.image_start, ids, grid, end), ids.tolist()
+        visual = torch.searchsorted(picked, rows.visual[chosen])
+        return _Rows(rows.hidden[picked], positions, visual, ids, after, end), ids.tolist()
 
     def _scores(self, layer: int, rows: _Rows) -> Tensor:
         """`[num_rows]` float32 attention of the last row in a layer, mean over the heads."""
@@ -188,16 +186,33 @@ class EagerReduced:
         weights = (q[:, :, -1:].float() @ k.float().transpose(2, 3)) * size**-0.5
         return cast(Tensor, weights.softmax(-1)[0, :, 0].mean(0))
 
-    def _pool(self, step: Pool, grid: Grid, rows: _Rows) -> _Rows:
-        visual = rows.hidden[rows.image_start : rows.image_end]
-        if grid != rows.grid:
-            pool = torch.nn.functional.avg_pool2d if step.function == "avg" else torch.nn.functional.max_pool2d
-            visual = pool(visual.T.reshape(1, -1, *rows.grid).float(), step.kernel)[0].flatten(1).T
-        hidden = torch.cat(
-            (rows.hidden[: rows.image_start], visual.to(rows.hidden.dtype), rows.hidden[rows.image_end :])
-        )
-        numbers = torch.arange(len(hidden), device=hidden.device)
-        return _Rows(hidden, numbers, rows.image_start, numbers[: len(visual)], grid, len(hidden))
+    def _pool(self, step: Pool, after: Segments, rows: _Rows) -> _Rows:
+        """Each grid by itself; what a window leaves takes the place of its first token."""
+        hidden, firsts = rows.hidden.clone(), []
+        start = 0
+        for before, grid in zip(rows.segments, after, strict=True):
+            numbers = rows.visual[start : start + num_visual((before,))]
+            start += len(numbers)
+            if grid != before:
+                pool = torch.nn.functional.avg_pool2d if step.function == "avg" else torch.nn.functional.max_pool2d
+                pooled = pool(rows.hidden[numbers].T.reshape(1, -1, *before).float(), step.kernel)[0].flatten(1).T
+                lines = numbers.view(before)[:: step.kernel[0], :: step.kernel[1]]
+                numbers = lines[: grid[0], : grid[1]].flatten()
+                hidden[numbers] = pooled.to(hidden.dtype)
+            firsts.append(numbers)
+        stay = torch.cat(firsts)
+        picked = _without(len(hidden), rows.visual, stay)
+        positions = torch.arange(len(picked), device=hidden.device)
+        ids = torch.arange(len(stay), device=hidden.device)
+        return _Rows(hidden[picked], positions, torch.searchsorted(picked, stay), ids, after, len(picked))
+
+
+def _without(num_rows: int, visual: Tensor, stay: Tensor) -> Tensor:
+    """Ascending rows: all but the visual tokens that do not stay."""
+    is_left = torch.ones(num_rows, dtype=torch.bool, device=visual.device)
+    is_left[visual] = False
+    is_left[stay] = True
+    return is_left.nonzero()[:, 0]
 
 
 def _farthest_points(rows: Tensor, count: int) -> Tensor:

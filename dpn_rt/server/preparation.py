@@ -101,7 +101,13 @@ class Preparation:
         return min(max_tokens or DEFAULT_ANSWER_TOKENS, self.max_model_len)
 
     def _process_chat(self, request: Conversation, files: list[bytes]) -> ProcessedPrompt:
-        images = iter([self._images.get(file, partial(self._image, i)) for i, file in enumerate(files)])
+        count = len(files)
+        images = iter(
+            [
+                self._images.get(file, partial(self._image, index, count), among_others=count > 1)
+                for index, file in enumerate(files)
+            ]
+        )
         messages = [_message(message, images) for message in request.messages]
         prompt = self._processor.chat(
             messages,
@@ -113,9 +119,9 @@ class Preparation:
             prompt |= request.reduction
         return self._processor.process(prompt)
 
-    def _image(self, index: int, file: bytes) -> VisualInput:
+    def _image(self, index: int, num_images: int, file: bytes) -> VisualInput:
         name = f"image {index}"
-        return self._processor.image(decode_image(io.BytesIO(file), name), name)
+        return self._processor.image(decode_image(io.BytesIO(file), name), name, num_images)
 
     def _process_text(self, request: CompletionRequest, prompt: str | list[int]) -> ProcessedPrompt:
         key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"

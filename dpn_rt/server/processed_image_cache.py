@@ -26,9 +26,17 @@ class ProcessedImageCache:
     def hits(self) -> int:
         return self._images.hits
 
-    def get(self, file: bytes, process: Callable[[bytes], VisualInput]) -> VisualInput:
-        """The prepared image of a file. `process` makes it if it is not kept; what `process` raises is raised again."""
-        key = hashlib.sha256(file).digest()
+    def get(self, file: bytes, process: Callable[[bytes], VisualInput], *, among_others: bool = False) -> VisualInput:
+        """The prepared image of a file. `process` makes it if it is not kept; what `process` raises is raised again.
+
+        Args:
+            file: its bytes.
+            process: makes the prepared image.
+            among_others: the prompt has several images, see `Processor.image`.
+        """
+        digest = hashlib.sha256(b"among others " if among_others else b"alone ")
+        digest.update(file)
+        key = digest.digest()
         with self._lock:
             known = self._images.find(key)
         if known is not None:

@@ -322,7 +322,7 @@ def test_vision_tower_directories(tmp_path: Path) -> None:
         ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature: expected one of patch, cls_patch; got 'cls'"),
         ({"mm_vision_select_feature": "cls_patch"}, "pooling needs a grid of visual tokens"),
         ({"mm_vision_select_layer": 4}, "vision select layer 4 does not exist: a tower of 3 layers"),
-        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio: expected one of pad, square; got 'anyres'"),
+        ({"image_aspect_ratio": "wide"}, "image_aspect_ratio: expected one of pad, square, anyres; got 'wide'"),
         ({"router_token_id": None}, "use_special_token is set, but neither the tokenizer"),
         ({"router_token_id": 120}, "router_token_id 120 is outside the vocabulary of 120"),
         ({"pooling": []}, "pooling: expected an object, got []"),

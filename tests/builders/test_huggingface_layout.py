@@ -160,7 +160,7 @@ def test_where_tie_flags_differ_the_weights_tell(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llava_next"}, "model_type: expected one of llava; got 'llava_next'"),
+        ({"model_type": "llama"}, "model_type: expected one of llava, llava_next, llava_onevision; got 'llama'"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
         ({"vision_feature_layer": [-2, -5]}, "features of several layers are not supported"),
         ({"vision_feature_layer": -9}, "vision select layer -9 does not exist: a tower of 3 layers"),

@@ -65,4 +65,6 @@ def _margin(scores: Tensor, count: int) -> list[float]:
     if not 0 < count < len(scores):
         return []
     best = scores.sort(descending=True).values
+    if best[count - 1].isinf():  # rows that always stay are all that stay
+        return []
     return [((best[count - 1] - best[count]) / best[count - 1]).item()]

@@ -111,7 +111,7 @@ def make(num_blocks: int = 100, **changes: Any) -> tuple[Scheduler, FakeAllocato
 
 
 def sequence(name: str, num_rows: int = 5, max_tokens: int = 100, priority: int = 0) -> Sequence:
-    prompt: Any = SimpleNamespace(num_rows=num_rows, grids=(), image_starts=(), is_dense=False)
+    prompt: Any = SimpleNamespace(num_rows=num_rows, segments=(), image_starts=(), is_dense=False)
     nothing: Any = None
     return Sequence(name, 0, prompt, nothing, nothing, None, max_tokens, [], priority)
 

@@ -53,7 +53,7 @@ class KernelScores:
             layout.kv_lengths[chosen],
             segments.astype(np.int32),
             layout.image_starts[images] + first_rows[segments],
-            cumulative(layout.grids[images].prod(axis=1)),
+            cumulative(layout.image_lengths[images]),
             chosen,
         )
         return ops.last_row_scores_paged(
@@ -76,7 +76,7 @@ class KernelScores:
         of_query, starts, cu_scores, cu_seqlens, positions, last_rows = self._device.upload(
             owners,
             layout.image_starts[images] + layout.first_cache_rows[owners],
-            cumulative(layout.grids[images].prod(axis=1)),
+            cumulative(layout.image_lengths[images]),
             cumulative(layout.kv_lengths),
             layout.positions,
             layout.cu_seqlens[1:].astype(np.int64) - 1,
@@ -95,7 +95,7 @@ class KernelScores:
         return NextScores(scores, attention.plain_keys)
 
     def _scores_out(self, layout: Layout, images: IntArray) -> Tensor:
-        count = int(layout.grids[images].prod(axis=1).sum())
+        count = int(layout.image_lengths[images].sum())
         return torch.empty(count, dtype=torch.float32, device=self._device.torch_device)
 
     def _with_cached_keys(self, keys: Tensor, layout: Layout) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.model.reduction.divprune import DivPrune
 from dpn_rt.model.reduction.fastv import FastV
-from dpn_rt.model.reduction.grid import Grid, num_visual
+from dpn_rt.model.reduction.grid import Grid, Segments, num_visual
 from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.pyramiddrop import PyramidDrop
 from dpn_rt.model.reduction.random import RandomKeep
@@ -91,23 +91,23 @@ class Chain:
     def choices(self, asked: Asked, seed: int | None) -> Sequence[Choice]:
         """Per boundary, with the rows that it leaves; a random step has its own seed."""
         chain = asked.reduction or self
-        first = grids = tuple(asked.grids)
+        first = before = tuple(asked.segments)
         found = {}
         cuts = [cut for cut in chain.cuts if cut.layer != BEFORE_LLM]
         for position, cut in enumerate(cuts):
-            first = grids if cut.index == 0 else first
-            grids = tuple(cut.step.grid_after(cut.index, *pair) for pair in zip(first, grids, strict=True))
+            first = before if cut.index == 0 else first
+            after = tuple(cut.segments_after(*pair) for pair in zip(first, before, strict=True))
             kept = None if asked.kept is None or cut.step.needs_grid else tuple(asked.kept[position])
-            found[cut.layer] = Choice(cut=cut, grids=grids, kept=kept)
+            found[cut.layer] = Choice(cut=cut, before=before, after=after, kept=kept)
+            before = after
         return [found.get(layer, Choice()) for layer in self.boundaries]
 
-    def most_rows(self, num_rows: int, grids: Sequence[Grid], choices: Sequence[Choice]) -> tuple[int, ...]:
+    def most_rows(self, num_rows: int, images: Sequence[Segments], choices: Sequence[Choice]) -> tuple[int, ...]:
         """See `Reduction`; exact."""
         rows = [num_rows]
         for choice in choices:
-            after = grids if choice.cut is None else choice.grids
-            rows.append(rows[-1] - num_visual(grids) + num_visual(after))
-            grids = after
+            removed = sum(map(num_visual, choice.before)) - sum(map(num_visual, choice.after))
+            rows.append(rows[-1] - removed)
         return tuple(rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.grid import IntArray, Segments
 from dpn_rt.model.reduction.step import Cut
 
 UNFORCED = -1
@@ -19,8 +19,10 @@ class Choice:
     """Expert of a routed boundary that is forced."""
     cut: Cut | None = None
     """What a training-free method does here; None: nothing."""
-    grids: tuple[Grid, ...] = ()
-    """Visual rows of each image after the cut; (1, n) where they are no grid."""
+    before: tuple[Segments, ...] = ()
+    """Visual rows of each image before the cut."""
+    after: tuple[Segments, ...] = ()
+    """Visual rows of each image after the cut."""
     kept: tuple[IntArray, ...] | None = None
     """`[n]` ascending rows of each image that stay, counted among those that reach the boundary; None: the cut
     decides."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Grid = tuple[int, int]
-"""Rows and columns of the visual tokens of one image; (1, n) for n tokens that are no grid."""
+"""Rows and columns of visual tokens; (1, n) for n tokens that are no grid."""
+Segments = tuple[Grid, ...]
+"""Grids of one image's visual tokens, in the order of their rows: one, or those of its overview and of its tiles."""
 IntArray = npt.NDArray[np.int32]
 Side = TypeVar("Side", int, IntArray)
 
@@ -42,6 +43,11 @@ def pooled_grid(grid: Grid, kernel: tuple[int, int]) -> tuple[Grid, bool]:
     return after, min(after) > 0
 
 
-def num_visual(grids: Sequence[Grid]) -> int:
-    """Visual tokens of all images."""
-    return sum(height * width for height, width in grids)
+def num_visual(segments: Segments) -> int:
+    """Visual tokens of one image."""
+    return sum(height * width for height, width in segments)
+
+
+def as_grid(segments: Segments) -> Grid:
+    """The grid of an image with one segment, else (1, n)."""
+    return segments[0] if len(segments) == 1 else (1, num_visual(segments))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dpn_rt.model.reduction.choice import UNFORCED, Choice
-from dpn_rt.model.reduction.grid import Grid, IntArray, num_visual, pooled_grid, pooled_grids
+from dpn_rt.model.reduction.grid import Grid, IntArray, Segments, as_grid, num_visual, pooled_grid, pooled_grids
 from dpn_rt.model.reduction.reduction import Asked
 from dpn_rt.schema.bounds import FEW, Side
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
@@ -149,14 +149,15 @@ class PoolingConfig:
             drawn = [int(expert) for expert in np.random.default_rng(seed).integers(self.num_experts)]
         return [Choice(d if expert is None else expert) for expert, d in zip(route, drawn, strict=True)]
 
-    def most_rows(self, num_rows: int, grids: Sequence[Grid], choices: Sequence[Choice]) -> tuple[int, ...]:
+    def most_rows(self, num_rows: int, images: Sequence[Segments], choices: Sequence[Choice]) -> tuple[int, ...]:
         """See `Reduction`. After a boundary whose choice is open any grid is possible: no more pooling is counted."""
         rows = [num_rows]
+        grids = tuple(map(as_grid, images))
         for boundary, choice in zip(self.boundaries, choices, strict=True):
             known = 0 if boundary.num_experts == 1 else choice.expert
             if known == UNFORCED:
                 grids = ()
-            after = [boundary.grid_after(grid, known) for grid in grids]
+            after = tuple(boundary.grid_after(grid, known) for grid in grids)
             rows.append(rows[-1] - num_visual(grids) + num_visual(after))
             grids = after
         return tuple(rows)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 
 from dpn_rt.model.reduction.choice import Choice
-from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.grid import Grid, IntArray, Segments
 from dpn_rt.model.reduction.step import Cut
 from dpn_rt.schema.weights import NamedSpecs
 
@@ -34,8 +34,8 @@ class Asked(Protocol):
         """None: what the engine's configuration says."""
 
     @property
-    def grids(self) -> Sequence[Grid]:
-        """Of the images, at stage 0."""
+    def segments(self) -> Sequence[Segments]:
+        """Of each image, at stage 0."""
 
     @property
     def kept(self) -> Sequence[Sequence[IntArray]] | None:
@@ -93,12 +93,12 @@ class Reduction(Protocol):
             seed: of the request, for what is drawn.
         """
 
-    def most_rows(self, num_rows: int, grids: Sequence[Grid], choices: Sequence[Choice]) -> tuple[int, ...]:
+    def most_rows(self, num_rows: int, images: Sequence[Segments], choices: Sequence[Choice]) -> tuple[int, ...]:
         """Rows that a sequence has at most in each stage: exact where all choices are known beforehand.
 
         Args:
             num_rows: at stage 0.
-            grids: of its images, at stage 0.
+            images: grids of each, at stage 0.
             choices: per boundary.
         """
 
@@ -145,6 +145,6 @@ class NoReduction:
         """There is no boundary."""
         return ()
 
-    def most_rows(self, num_rows: int, grids: Sequence[Grid], choices: Sequence[Choice]) -> tuple[int, ...]:
+    def most_rows(self, num_rows: int, images: Sequence[Segments], choices: Sequence[Choice]) -> tuple[int, ...]:
         """All rows."""
         return (num_rows,)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.grid import Grid, IntArray, Segments, as_grid
 
 Scores = Literal["here", "next"]
 """Attention of the last prompt row: in the boundary's own layer, or as it would be in the layer after it."""
@@ -76,6 +76,18 @@ class Cut:
     @property
     def layer(self) -> int:
         return self.step.layers[self.index]
+
+    def segments_after(self, first: Segments, segments: Segments) -> Segments:
+        """Visual rows of one image after the boundary. Grids are pooled one by one; a method that leaves no grid takes
+        its share of the whole image, so that rows of all segments compete.
+
+        Args:
+            first: when the step began.
+            segments: before this boundary.
+        """
+        if self.step.needs_grid:
+            return tuple(self.step.grid_after(self.index, *pair) for pair in zip(first, segments, strict=True))
+        return (self.step.grid_after(self.index, as_grid(first), as_grid(segments)),)
 
 
 def keeps_share(name: str, value: float) -> Iterator[str]:

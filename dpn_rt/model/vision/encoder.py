@@ -30,9 +30,9 @@ class EncodedImage:
     """One image after the projector."""
 
     rows: Tensor
-    """`[num_visual_tokens, hidden_size]` decoder rows, in the engine's dtype."""
+    """`[num_rows, hidden_size]` decoder rows, in the engine's dtype."""
     grid: Grid
-    """Rows and columns of the visual tokens."""
+    """Rows and columns of the visual tokens; (1, n) for an image in tiles."""
 
 
 class VisionEncoder(Protocol):
@@ -193,7 +193,7 @@ def encode_images(
     for image in images:
         num_crops = len(image.views) // views_per_crop
         result = encoder.assemble(image, rows[first : first + num_crops])
-        made, promised = (result.grid, len(result.rows)), (image.grid, image.num_visual_tokens)
+        made, promised = (result.grid, len(result.rows)), (image.grid, image.num_rows)
         assert made == promised, f"grid and rows {made}, but the preprocessor said {promised}"
         encoded.append(result)
         first += num_crops

@@ -6,7 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from dpn_rt.errors import EngineError, ImageError
 from dpn_rt.model.vision.image_settings import check_image_settings
@@ -23,8 +25,12 @@ CLIP_MEAN_COLOUR = (122, 116, 104)
 class Preprocessor(Protocol):
     """Makes images ready for one vision encoder. Safe to call from several threads."""
 
-    def __call__(self, image: Image.Image) -> VisualInput:
+    def __call__(self, image: Image.Image, num_images: int = 1) -> VisualInput:
         """The views of an RGB image.
+
+        Args:
+            image: of any size.
+            num_images: of its prompt: some models see an image among others in less detail.
 
         Raises:
             ImageError: the encoder cannot take it.
@@ -51,6 +57,21 @@ def pad_to_square(image: Image.Image, max_pixels: int) -> Image.Image:
     square = Image.new("RGB", (side, side), CLIP_MEAN_COLOUR)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def picture_of(pixels: Tensor, settings: Any) -> Image.Image:
+    """The RGB picture that pixel values show.
+
+    Args:
+        pixels: `[3, height, width]` float32.
+        settings: the image processor that made them.
+    """
+    if settings.do_normalize:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.image_mean, settings.image_std))
+        pixels = pixels * std + mean
+    if settings.do_rescale:
+        pixels = pixels / settings.rescale_factor
+    return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy(), "RGB")
 
 
 def load_image_processor(directory: Path) -> Any:

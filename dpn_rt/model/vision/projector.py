@@ -12,11 +12,13 @@ from torch.nn import functional
 
 from dpn_rt.model.linear import linear_specs, load_linear
 from dpn_rt.schema.bounds import Width
-from dpn_rt.schema.weights import NamedSpecs
+from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 ProjectorType = Literal["mlp2x_gelu", "linear"]
 PROJECTOR_MODULES = ("projector.0", "projector.2")
 """Canonical names of its linear layers; 1 is the activation."""
+NEWLINE = "projector.image_newline"
+"""Canonical name of the row that ends a line of visual tokens."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class ProjectorConfig:
     type: ProjectorType
     input_size: Width
     """Features of a visual token before the projector."""
+    has_newline: bool = False
+    """Whether there is a row that ends the lines of images in tiles."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -38,6 +42,8 @@ class ProjectorConfig:
         for module in self.modules:
             yield from linear_specs(module, hidden_size, in_features, dtype, bias=True, least_bits=8)
             in_features = hidden_size
+        if self.has_newline:
+            yield NEWLINE, WeightSpec((hidden_size,), dtype)
 
     def flops(self, num_visual_tokens: int, hidden_size: int) -> int:
         """FLOPs of one image with so many visual tokens; `hidden_size` is the decoder's."""
@@ -51,6 +57,8 @@ class Projector:
     def __init__(self, config: ProjectorConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
         """Takes `projector.*` from an engine's weights."""
         self._linears = [load_linear(weights, module, prepack=prepack) for module in config.modules]
+        self.newline = weights[NEWLINE] if config.has_newline else None
+        """`[decoder hidden_size]`; None for a model whose images have no tiles."""
 
     def forward(self, features: Tensor) -> Tensor:
         """`[num_tokens, input_size]` -> `[num_tokens, decoder hidden_size]`."""

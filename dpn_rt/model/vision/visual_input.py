@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from dpn_rt.errors import ImageError
-from dpn_rt.model.reduction.before_llm import known_rows
-from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.before_llm import known_tokens, newlines_before_llm, segments_before_llm
+from dpn_rt.model.reduction.grid import Grid, IntArray, Segments, as_grid, num_visual
+from dpn_rt.model.reduction.newlines import NO_NEWLINES
 from dpn_rt.model.reduction.step import Step
 
 ViewShape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the crops of a large image after the first, which is the overview, cover it."""
+
+    tiles: Grid
+    """Rows and columns of tiles."""
+    unpadded: Grid
+    """Rows and columns of visual tokens that lie on the image, in the middle of those of all tiles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +35,7 @@ class BeforeLlm:
     """The image with all its rows."""
     step: Step
     known: IntArray | None
-    """`[n]` ascending rows that stay; None where rows are pooled, or their values decide."""
+    """`[n]` ascending visual tokens that stay; None where they are pooled, or their values decide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,26 +45,63 @@ class VisualInput:
     views: tuple[Tensor, ...]
     """Float32 tensors on the CPU, in the shapes that the encoder's configuration names; none if `embeds` is given."""
     embeds: Tensor | None
-    """`[num_visual_tokens, hidden_size]` float32 decoder rows; None if there are views."""
-    grid: Grid
-    """Rows and columns of the visual tokens."""
-    num_visual_tokens: int
+    """`[num_rows, hidden_size]` float32 decoder rows; None if there are views."""
+    segments: Segments
+    """Grids of the visual tokens."""
+    num_rows: int
     """Rows that replace the placeholder in the prompt."""
     key: bytes
-    """SHA-256 of the content, the grid and what is done before the decoder: equal images have equal keys."""
+    """SHA-256 of the content, the grids and what is done before the decoder: equal images have equal keys."""
+    tiling: Tiling | None = None
+    """None for an image of one crop."""
+    num_newlines: int = 0
+    """Rows that are no visual tokens but end lines of the grid."""
     before_llm: BeforeLlm | None = None
-    """What is done with the encoder's rows before the decoder sees them; grid and number of visual tokens are those
-    after it."""
+    """What is done with the encoder's rows before the decoder sees them; segments and rows are those after it."""
+    source_newlines: IntArray = field(default_factory=lambda: NO_NEWLINES)
+    """`[num_newlines]` ascending rows that are newlines, before anything is left out."""
 
     @classmethod
-    def of_views(cls, views: Sequence[Tensor], grid: Grid, num_visual_tokens: int) -> VisualInput:
-        """An image for the encoder, with its key."""
-        return cls(tuple(views), None, grid, num_visual_tokens, _key("views", views, grid))
+    def of_views(cls, views: Sequence[Tensor], grid: Grid, num_rows: int) -> VisualInput:
+        """An image of one crop for the encoder, with its key."""
+        return cls(tuple(views), None, (grid,), num_rows, _key("views", views, grid))
+
+    @classmethod
+    def of_crops(
+        cls, views: Sequence[Tensor], tiling: Tiling | None, segments: Segments, newline_rows: IntArray
+    ) -> VisualInput:
+        """An image with newline rows for the encoder, with its key."""
+        key = _key(f"crops {tiling} {newline_rows.tolist()}", views, segments)
+        num_newlines = len(newline_rows)
+        num_rows = num_visual(segments) + num_newlines
+        return cls(tuple(views), None, segments, num_rows, key, tiling, num_newlines, source_newlines=newline_rows)
 
     @classmethod
     def of_embeds(cls, embeds: Tensor, grid: Grid) -> VisualInput:
         """Decoder rows that stand for an image, with their key."""
-        return cls((), embeds, grid, embeds.shape[0], _key("embeds", [embeds], grid))
+        return cls((), embeds, (grid,), embeds.shape[0], _key("embeds", [embeds], grid))
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of the visual tokens; (1, n) where they are no grid, or several."""
+        return as_grid(self.segments)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Rows that are no newlines."""
+        return self.num_rows - self.num_newlines
+
+    def newline_rows(self, kept: IntArray | None) -> IntArray:
+        """`[num_newlines]` ascending rows that are newlines.
+
+        Args:
+            kept: `[num_visual_tokens]` the encoder's visual tokens that are left; None for all, or pooled ones.
+        """
+        before = self.before_llm
+        if before is None or not self.num_newlines:
+            return self.source_newlines
+        source = before.source
+        return newlines_before_llm(before.step, source.segments, source.num_rows, self.source_newlines, kept)
 
     @property
     def given(self) -> VisualInput:
@@ -66,14 +114,19 @@ class VisualInput:
         Args:
             step: whose only boundary is before the decoder.
             image: place among the images of its prompt.
-            kept: `[n]` ascending rows that are to stay; None: the step decides.
+            kept: `[n]` ascending visual tokens that are to stay; None: the step decides.
         """
-        known = known_rows(step, image, self.grid, kept)
-        grid = step.grid_after(0, self.grid, self.grid)
+        known = known_tokens(step, image, self.segments, kept)
+        segments = segments_before_llm(step, self.segments)
         digest = hashlib.sha256(b"reduced " + self.key + step.spec.encode() + b"\0")
         digest.update(b"" if known is None else known.tobytes())
-        before = BeforeLlm(self, step, known)
-        return VisualInput(self.views, self.embeds, grid, grid[0] * grid[1], digest.digest(), before)
+        return replace(
+            self,
+            segments=segments,
+            num_rows=num_visual(segments) + self.num_newlines,
+            key=digest.digest(),
+            before_llm=BeforeLlm(self, step, known),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -101,7 +154,7 @@ def _describe(shapes: Sequence[Sequence[int]]) -> str:
     return " and ".join(str(list(shape)) for shape in shapes)
 
 
-def _key(kind: str, content: Sequence[Tensor], grid: Grid) -> bytes:
+def _key(kind: str, content: Sequence[Tensor], grid: Grid | Segments) -> bytes:
     header = f"{kind} {grid} {[list(tensor.shape) for tensor in content]} "
     digest = hashlib.sha256(header.encode())
     for tensor in content:

@@ -246,6 +246,6 @@ def test_most_rows_bound_every_route(
             PoolingReducer(config, index, {}, HostDevice()), x, layout, np.array([expert], dtype=np.int32)
         )
         lengths.append(int(layout.lengths[0]))
-    bound = config.most_rows(prompt.num_rows, prompt.grids, choices(known))
+    bound = config.most_rows(prompt.num_rows, [(grid,) for grid in prompt.grids], choices(known))
     assert all(length <= most for length, most in zip(lengths, bound, strict=True))
-    assert config.most_rows(prompt.num_rows, prompt.grids, choices(taken)) == tuple(lengths)
+    assert config.most_rows(prompt.num_rows, [(grid,) for grid in prompt.grids], choices(taken)) == tuple(lengths)

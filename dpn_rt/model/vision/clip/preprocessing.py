@@ -9,7 +9,7 @@ from PIL import Image
 
 from dpn_rt.errors import ImageError
 from dpn_rt.model.vision.clip.config import ClipConfig
-from dpn_rt.model.vision.preprocessing import load_image_processor, pad_to_square
+from dpn_rt.model.vision.preprocessing import load_image_processor, pad_to_square, picture_of
 from dpn_rt.model.vision.visual_input import VisualInput
 
 
@@ -31,7 +31,7 @@ class ClipPreprocessor:
         self._processor = load_image_processor(directory)
         self._keeps_aspect = "shortest_edge" in self._processor.size
 
-    def __call__(self, image: Image.Image) -> VisualInput:
+    def __call__(self, image: Image.Image, num_images: int = 1) -> VisualInput:
         """One view `[3, image_size, image_size]` of an RGB image.
 
         Raises:
@@ -59,11 +59,4 @@ class ClipPreprocessor:
 
     def picture(self, image: VisualInput) -> Image.Image:
         """The RGB picture [image_size, image_size] that the pixel values show the tower."""
-        (pixels,) = image.views
-        settings = self._processor
-        if settings.do_normalize:
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.image_mean, settings.image_std))
-            pixels = pixels * std + mean
-        if settings.do_rescale:
-            pixels = pixels / settings.rescale_factor
-        return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy(), "RGB")
+        return picture_of(image.views[0], self._processor)

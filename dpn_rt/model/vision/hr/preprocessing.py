@@ -31,7 +31,7 @@ class HrPreprocessor:
         """
         self._config, self._pads, self._max_pixels = config, pads, max_pixels
 
-    def __call__(self, image: Image.Image) -> VisualInput:
+    def __call__(self, image: Image.Image, num_images: int = 1) -> VisualInput:
         """One view `[3, image_size, image_size]` of an RGB image.
 
         Raises:
