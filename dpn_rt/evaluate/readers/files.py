@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,11 @@ def read_json_file(path: Path) -> Any:
     Raises:
         EvaluationError: it cannot be read, or is not JSON.
     """
-    return parse_json(read_file(path, EvaluationError, MAX_JSON_BYTES), str(path), EvaluationError)
+    try:
+        return json.loads(read_file(path, EvaluationError, MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        where = f": line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise EvaluationError(f"{path}: not JSON (truncated?){where}") from error
 
 
 def _lines(path: Path) -> Iterator[Row | BadRow]:
@@ -73,7 +78,8 @@ def _json_rows(path: Path) -> Iterator[Row | BadRow]:
     with open_file(path, EvaluationError) as file:
         size = os.fstat(file.fileno()).st_size
         first_line = file.readline(1 << 20)
-    is_lines = first_line.lstrip().startswith(b"{") and first_line.rstrip().endswith(b"}") and len(first_line) < size
+    is_object = first_line.lstrip().startswith(b"{") and first_line.endswith((b"}\n", b"}\r\n"))
+    is_lines = is_object and len(first_line) < size
     if is_lines:
         yield from _lines(path)
         return

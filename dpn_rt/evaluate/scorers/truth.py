@@ -139,15 +139,12 @@ def pair(
             uses[name] += 1
     pairs = []
     for truth in truths:
-        found = [
-            answer
-            for name in dict.fromkeys(truth.ids)
-            for answer in by_id.get(name, ())
-            if uses[name] == 1 or _same(asked(truth.text), asked(answer.prompt))
-        ]
-        rounds = [answer.round_id for answer in found]
-        if len(set(rounds)) < len(rounds):
-            raise EvaluationError(f"question {truth.ids[0]!r:.100} has {len(rounds)} answers: expected one")
+        names = list(dict.fromkeys(truth.ids))
+        found = [answer for name in names for answer in by_id.get(name, ())]
+        if any(uses[name] > 1 for name in names) or _has_two(found):
+            found = [answer for answer in found if _same(asked(truth.text), asked(answer.prompt))]
+        if _has_two(found):
+            raise EvaluationError(f"question {names[0]!r:.100} has {len(found)} answers: expected one")
         pairs.append((truth, tuple(found)))
     if not any(found for _, found in pairs):
         wanted, got = (few([repr(name) for name in names][:3]) for names in ([t.ids[0] for t in truths], list(by_id)))
@@ -155,6 +152,11 @@ def pair(
             f"no answer belongs to any of {len(truths)} questions: expected question_ids such as {wanted}, got {got}"
         )
     return pairs
+
+
+def _has_two(answers: Sequence[Answer]) -> bool:
+    """Whether there are two of one round."""
+    return len({answer.round_id for answer in answers}) < len(answers)
 
 
 def _same(first: str, second: str) -> bool:
