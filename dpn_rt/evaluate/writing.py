@@ -76,7 +76,7 @@ def xlsx(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
         columns: of the sheet.
         rows: a value a column; one that is missing or None is an empty cell.
     """
-    table = [list(columns), *([row.get(column) for column in columns] for row in rows)]
+    table: list[list[Any]] = [list(columns), *([row.get(column) for column in columns] for row in rows)]
     lines = "".join(_line(number, values) for number, values in enumerate(table, 1))
     sheet = f'<worksheet xmlns="{_MAIN}"><sheetData>{lines}</sheetData></worksheet>'
     buffer = io.BytesIO()

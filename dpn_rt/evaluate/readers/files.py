@@ -66,9 +66,9 @@ def _lines(path: Path) -> Iterator[Row | BadRow]:
             if not line.strip():
                 continue
             try:
-                value = parse_json(line, place, EvaluationError)
+                value = parse_json(line.rstrip(), place, EvaluationError)
             except EvaluationError as error:
-                yield BadRow(place, None, str(error).removeprefix(f"{place}: "))
+                yield BadRow(place, None, str(error).removeprefix(f"{place}: ").replace("line 1, column", "column"))
                 continue
             yield _row(place, value)
 
