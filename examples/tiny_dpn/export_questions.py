@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from dpn_rt.terminal import escape_output
 from examples.tiny_dpn.data import sample
 
 
@@ -29,13 +32,15 @@ def export(folder: Path, scenes: int) -> Path:
     return path
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    escape_output()
     parser = argparse.ArgumentParser(description="Write held-out questions as LLaVA's question file.")
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--scenes", type=int, default=200, metavar="N", help="ten questions each (default 200)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(export(options.folder, options.scenes))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
