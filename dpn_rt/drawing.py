@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dpn_rt.model.reduction.grid import Grid
-from dpn_rt.outputs import Pyramid
 
 LINE = (255, 255, 255)
 DROPPED = 0.65
@@ -23,8 +23,56 @@ MAX_LINES = 3
 GAP = 8
 
 
+class Saved(Protocol):
+    """What `Drawable` needs of FLOPs."""
+
+    @property
+    def saved(self) -> float: ...
+
+
+class Step(Protocol):
+    """What `Drawable` needs of a boundary of a training-free reduction."""
+
+    @property
+    def stage(self) -> int: ...
+
+    @property
+    def spec(self) -> str: ...
+
+
+class Drawable(Protocol):
+    """What is drawn: see `dpn_rt.outputs.Pyramid`, which knows how to draw itself."""
+
+    @property
+    def kernels(self) -> Sequence[Grid | None]: ...
+
+    @property
+    def visual_tokens(self) -> Sequence[int]: ...
+
+    @property
+    def grids(self) -> Sequence[Grid | None]: ...
+
+    @property
+    def kept(self) -> Sequence[list[int] | list[list[int]] | None]: ...
+
+    @property
+    def steps(self) -> Sequence[Step]: ...
+
+    @property
+    def reduction(self) -> str | None: ...
+
+    @property
+    def image_grid(self) -> Grid | None: ...
+
+    @property
+    def patches_per_token(self) -> Sequence[Grid]: ...
+
+    @property
+    def flops(self) -> Saved | None: ...
+
+
 def draw_pyramid(
-    image: Image.Image, pyramid: Pyramid, side: int = 336, question: str = "", answer: str = ""
+    image: Image.Image, pyramid: Drawable, side: int = 336, question: str = "", answer: str = ""
 ) -> Image.Image:
     """Draws one panel per stage, from left to right, below the question, the reduction and the answer.
 
@@ -61,7 +109,7 @@ def draw_pyramid(
 
 
 def draw_pyramids(
-    image: Image.Image, answers: Sequence[tuple[Pyramid, str]], side: int = 336, question: str = ""
+    image: Image.Image, answers: Sequence[tuple[Drawable, str]], side: int = 336, question: str = ""
 ) -> Image.Image:
     """Draws the answers to one question, one below the other, so that the panels of a stage stand in a column.
 
@@ -84,7 +132,7 @@ def draw_pyramids(
     return sheet
 
 
-def kept_tokens(pyramid: Pyramid, stage: int) -> list[int] | None:
+def kept_tokens(pyramid: Drawable, stage: int) -> list[int] | None:
     """Visual tokens of the first image that a stage sees, ascending, by their numbers on its grid of
     `patches_per_token`; None: all of that grid."""
     pairs = zip(pyramid.steps, pyramid.kept, strict=False)  # a trained reduction has no steps
@@ -95,7 +143,7 @@ def kept_tokens(pyramid: Pyramid, stage: int) -> list[int] | None:
     return of_images[0] if of_images else [row for row in kept if isinstance(row, int)]
 
 
-def _heading(pyramid: Pyramid) -> str:
+def _heading(pyramid: Drawable) -> str:
     """The reduction and what it saves; empty where it was trained."""
     if pyramid.reduction is None:
         return ""
@@ -104,7 +152,7 @@ def _heading(pyramid: Pyramid) -> str:
     return f"{pyramid.reduction} saves {100 * pyramid.flops.saved:.1f} % of the prefill's FLOPs"
 
 
-def _caption(pyramid: Pyramid, stage: int) -> str:
+def _caption(pyramid: Drawable, stage: int) -> str:
     count = pyramid.visual_tokens[stage]
     tokens = f"{count} visual token{'s' * (count != 1)}"
     if pyramid.reduction is not None:

@@ -54,6 +54,10 @@ class ShutdownError(StepError):
     """The server has been told to stop, and ends requests that are left."""
 
 
+class EvaluationError(DpnError):
+    """A file of questions, answers or annotations cannot be used, or what is asked of an evaluation contradicts it."""
+
+
 class BatchError(DpnError):
     """Some prompts of a list failed; the others were served.
 

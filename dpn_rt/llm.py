@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.prompt import Prompt
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.schema.keywords import lists_keywords
+from dpn_rt.schema.text import shown
 from dpn_rt.settings import EngineOptions
 
 MakePrompt = Callable[[], ProcessedPrompt]
@@ -40,29 +42,25 @@ class _Inbox:
 
 @dataclass(eq=False)
 class _Run:
-    """The prompts of one call of `generate` or `chat`, on their way to results."""
+    """The prompts of one call, on their way to results."""
 
-    waiting: deque[tuple[int, tuple[Prompt | MakePrompt, SamplingParams]]]
+    waiting: Iterator[tuple[int, tuple[Prompt | MakePrompt, SamplingParams]]]
     """Position and prompt of those that have not been submitted."""
+    is_fed: bool = False
+    """Whether all prompts have been submitted."""
     running: dict[str, tuple[int, _Inbox]] = field(default_factory=dict)
     """Position and inbox of each request."""
-    results: dict[int, RequestOutput | DpnError] = field(default_factory=dict)
-    """By position."""
+    ended: list[tuple[int, RequestOutput | DpnError]] = field(default_factory=list)
+    """Position and result of those that the caller has not got yet."""
 
-    @classmethod
-    def of(cls, prompts: Sequence[Prompt | MakePrompt], params: list[SamplingParams]) -> _Run:
-        return cls(deque(enumerate(zip(prompts, params, strict=True))))
-
-    @property
-    def num_ended(self) -> int:
-        return len(self.results)
-
-    def collect(self) -> None:
-        """Takes the results of the requests that have ended."""
+    def take_ended(self) -> list[tuple[int, RequestOutput | DpnError]]:
+        """The results of the requests that have ended since the last call."""
         for request_id, (position, inbox) in list(self.running.items()):
             if inbox.output is not None:
                 del self.running[request_id]
-                self.results[position] = inbox.output.error or inbox.output
+                self.ended.append((position, inbox.output.error or inbox.output))
+        ended, self.ended = self.ended, []
+        return ended
 
 
 @lists_keywords(ConfigError)
@@ -164,17 +162,16 @@ class LLM:
         if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
             raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
         items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        run = _Run.of(items, _params_of_each(sampling_params, len(items)))
-        with tqdm(total=len(items), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
-            try:
-                while run.waiting or run.running:
-                    self._feed(run)
-                    self._step()
-                    run.collect()
-                    bar.update(run.num_ended - bar.n)
-            finally:
-                self._withdraw(run.running)  # only when interrupted: what is left must free its KV blocks
-        results = [run.results[position] for position in range(len(items))]
+        params = _params_of_each(sampling_params, len(items))
+        by_position: dict[int, RequestOutput | DpnError] = {}
+        with (
+            tqdm(total=len(items), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar,
+            closing(self.as_completed(items, params)) as ended,
+        ):
+            for position, result in ended:
+                by_position[position] = result
+                bar.update()
+        results = [by_position[position] for position in range(len(items))]
         errors = {i: result for i, result in enumerate(results) if isinstance(result, DpnError)}
         if errors and len(results) == 1:
             raise errors[0]
@@ -229,6 +226,36 @@ class LLM:
         items = [partial(make_prompt, each) for each in cast(Sequence[Sequence[Message]], conversations)]
         return self.generate(cast(Sequence[Prompt], items), sampling_params, use_tqdm=use_tqdm)
 
+    def as_completed(
+        self,
+        prompts: Iterable[Prompt | MakePrompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+    ) -> Generator[tuple[int, RequestOutput | DpnError]]:
+        """Completions of any number of prompts, batched, each as soon as it is there.
+
+        Prompts are taken one after the other while the engine has room, so that their images are never all in memory.
+        Closing the generator aborts what still runs.
+
+        Args:
+            prompts: as in `generate`; or functions that make one when its turn comes, such as
+                `lambda: llm.processor.process(prompt)`.
+            sampling_params: for all prompts, or one for each.
+
+        Yields:
+            Position of a prompt, and its output; or the error, where the prompt was refused or failed.
+
+        Raises:
+            RequestError: there are fewer sampling parameters than prompts.
+        """
+        run = _Run(enumerate(_with_params(prompts, sampling_params)))
+        try:
+            while not run.is_fed or run.running:
+                self._feed(run)
+                self._step()
+                yield from run.take_ended()
+        finally:
+            self._withdraw(run.running)  # only when it ends early: what is left must free its KV blocks
+
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """The completion of one prompt, piece by piece; each delta is a string.
 
@@ -258,15 +285,19 @@ class LLM:
 
     def _feed(self, run: _Run) -> None:
         """Submits prompts while the engine has room, so that the images of a long list are not all held at once."""
-        while run.waiting and self.engine.num_waiting < self.engine.max_num_seqs:
-            position, (prompt, sampling) = run.waiting.popleft()
+        while not run.is_fed and self.engine.num_waiting < self.engine.max_num_seqs:
+            taken = next(run.waiting, None)
+            if taken is None:
+                run.is_fed = True
+                return
+            position, (prompt, sampling) = taken
             request_id, inbox = next(self._request_ids), _Inbox()
             run.running[request_id] = position, inbox  # first: Ctrl-C may come as soon as the engine has it
             try:
                 self._submit(request_id, self._processed(prompt), sampling, inbox)
             except DpnError as error:
                 del run.running[request_id]
-                run.results[position] = error
+                run.ended.append((position, error))
 
     def _processed(self, prompt: Prompt | MakePrompt) -> ProcessedPrompt:
         return prompt() if callable(prompt) else self.processor.process(prompt)
@@ -294,6 +325,19 @@ class LLM:
             for request_id in request_ids:
                 self._inboxes.pop(request_id, None)
                 self.engine.abort(request_id)
+
+
+def _with_params(
+    prompts: Iterable[Prompt | MakePrompt], params: SamplingParams | Iterable[SamplingParams] | None
+) -> Iterator[tuple[Prompt | MakePrompt, SamplingParams]]:
+    """Prompts with their parameters, each taken when it is asked for."""
+    is_shared = params is None or isinstance(params, SamplingParams)
+    each = itertools.repeat(params or SamplingParams()) if is_shared else iter(cast(Iterable[SamplingParams], params))
+    for position, prompt in enumerate(prompts):
+        own = next(each, None)
+        if not isinstance(own, SamplingParams):
+            raise RequestError(f"sampling_params of prompt {position}: expected SamplingParams, got {shown(own)}")
+        yield prompt, own
 
 
 def _params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
+from PIL import Image
+
+from dpn_rt.drawing import draw_pyramid
 from dpn_rt.errors import DpnError
 from dpn_rt.sampling.logprobs import Logprob
 
@@ -70,6 +74,28 @@ class Pyramid:
     flops: PrefillFlops | None = None
     """None for a request that was not prefilled."""
 
+    def draw(self, image: Image.Image, side: int = 336, question: str = "", answer: str = "") -> Image.Image:
+        """Draws what each stage saw, from left to right: cells of visual tokens over the image.
+
+        Args:
+            image: the first one, as the vision encoder saw it (`LLM.processor.seen_image`); any other is scaled.
+            side: width and height of a stage's panel in pixels.
+            question: stands above the panels; may be empty, as `answer`.
+            answer: of the model.
+
+        Returns:
+            An RGB image, which notebooks show; empty if there were no visual tokens.
+        """
+        return draw_pyramid(image, self, side, question, answer)
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the cells over plain gray; None without an image."""
+        if self.image_grid is None:
+            return None
+        buffer = io.BytesIO()
+        self.draw(Image.new("RGB", (1, 1), "gray")).save(buffer, "PNG")
+        return buffer.getvalue()
+
 
 @dataclass(frozen=True)
 class RequestMetrics:
@@ -127,6 +153,35 @@ class RequestOutput:
     error: DpnError | None = None
     num_cached_tokens: int = 0
     """Rows of the prompt at stage 0 that were taken from the prefix cache."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as values that `json.dumps` takes, in all depths.
+
+        An error is {"type": ..., "message": ...}; log-probabilities of a token are an object with the tokens' ids, as
+        texts, and {"logprob": ..., "rank": ..., "decoded_token": ...}. `metrics` has `time_to_first_token` and
+        `latency` too.
+        """
+        return {
+            "request_id": self.request_id,
+            "prompt_token_ids": list(self.prompt_token_ids),
+            "outputs": [
+                {each.name: _plain(getattr(output, each.name)) for each in fields(output)} for output in self.outputs
+            ],
+            "metrics": asdict(self.metrics)
+            | {"time_to_first_token": self.metrics.time_to_first_token, "latency": self.metrics.latency},
+            "pyramid": _plain(asdict(self.pyramid)),
+            "error": None if self.error is None else {"type": type(self.error).__name__, "message": str(self.error)},
+            "num_cached_tokens": self.num_cached_tokens,
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, and texts for the keys of mappings."""
+    if isinstance(value, Logprob):
+        return {"logprob": value.logprob, "rank": value.rank, "decoded_token": value.decoded_token}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class StreamDelta(str):

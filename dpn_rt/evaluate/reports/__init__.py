@@ -1,0 +1,1 @@
+"""Scored answers files -> tables, plots and a page."""
