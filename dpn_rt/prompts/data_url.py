@@ -11,6 +11,8 @@ from dpn_rt.errors import ImageError
 
 SHOWN_LENGTH = 80
 """Approximate length of a URL in a message, in characters."""
+MOST_SEARCHED = 2**13
+"""Characters. The rest of a longer URL, which none may be, is not looked at for a message."""
 MOST_HEADER = 2**12
 """Characters before the comma of a data URL."""
 PIECE = 2**18
@@ -41,8 +43,10 @@ def shorten(url: str) -> str:
     elif ":" not in url and not url.startswith("/"):
         return f"of {len(url)} characters without a scheme"
     else:
-        # Cut last: a cut before the "@" would leave the password.
-        shown = re.sub(r"//[^/?#]*@", "//…@", re.sub(r"[?#].*", "…", url, flags=re.DOTALL))
+        # Cut to its length last: a cut before the "@" would leave the password.
+        is_long = len(url) > MOST_SEARCHED
+        shown = re.sub(r"[?#].*", "…", url[:MOST_SEARCHED], flags=re.DOTALL)
+        shown = re.sub(r"//[^/?#]*(@|\Z)" if is_long else r"//[^/?#]*@", "//…@", shown)
         shown = shown if len(shown) <= SHOWN_LENGTH else f"{shown[: SHOWN_LENGTH - 1]}…"
     return repr(shown)
 
