@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import binascii
+import io
 import re
+from collections.abc import Iterable, Iterator
 
 from dpn_rt.errors import ImageError
 
 SHOWN_LENGTH = 80
 """Approximate length of a URL in a message, in characters."""
+MOST_SEARCHED = 2**13
+"""Characters. The rest of a longer URL, which none may be, is not looked at for a message."""
+MOST_HEADER = 2**12
+"""Characters before the comma of a data URL."""
+PIECE = 2**18
+"""Characters that are read at once. Python's lock is free between two pieces only."""
+MOST_KEPT = 2**20
+"""Digits that are kept because there was a =, after which there can be no more than another one."""
 _IMAGE_TYPE = re.compile(r"(image/[\w.+-]+|application/octet-stream)?", re.ASCII | re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PLAIN = bytes(range(ord("!"), ord("~") + 1)).replace(b"%", b"")
+"""Characters that stand for themselves."""
 _SPACES = b" \t\r\n\f\v"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
@@ -27,13 +39,14 @@ def is_data_url(url: str) -> bool:
 def shorten(url: str) -> str:
     """`url` for messages: quoted, cut, and without parts that may be secret (data, user and password, query)."""
     if is_data_url(url[:SHOWN_LENGTH].lstrip()):
-        head, comma, _ = url.partition(",")
-        shown = f"{head[: SHOWN_LENGTH - 2]},…" if comma else "data:…"
+        shown = f"{url[: min(url.index(','), SHOWN_LENGTH - 2)]},…" if "," in url else "data:…"
     elif ":" not in url and not url.startswith("/"):
         return f"of {len(url)} characters without a scheme"
     else:
-        # Cut last: a cut before the "@" would leave the password.
-        shown = re.sub(r"//[^/?#]*@", "//…@", re.sub(r"[?#].*", "…", url, flags=re.DOTALL))
+        # Cut to its length last: a cut before the "@" would leave the password.
+        is_long = len(url) > MOST_SEARCHED
+        shown = re.sub(r"[?#].*", "…", url[:MOST_SEARCHED], flags=re.DOTALL)
+        shown = re.sub(r"//[^/?#]*(@|\Z)" if is_long else r"//[^/?#]*@", "//…@", shown)
         shown = shown if len(shown) <= SHOWN_LENGTH else f"{shown[: SHOWN_LENGTH - 1]}…"
     return repr(shown)
 
@@ -49,27 +62,46 @@ def decode_data_url(url: str, max_bytes: int) -> bytes:
         DataUrlTooLargeError: more than `max_bytes`, where possible by the length of the text, so before decoding.
     """
     name = f"image {shorten(url)}"
-    header, comma, text = url[len("data:") :].partition(",")
-    if not comma:
+    comma = url.find(",")
+    if comma < 0:
         raise ImageError(f"{name}: no comma, expected 'data:image/png;base64,' and the data")
-    media_type, *parameters = header.split(";")
+    if comma > MOST_HEADER:
+        raise ImageError(f"{name}: {comma} characters before the comma, expected at most {MOST_HEADER}")
+    media_type, *parameters = url[len("data:") : comma].split(";")
     if not _IMAGE_TYPE.fullmatch(media_type):
         raise ImageError(f"{name}: expected the media type image/*, application/octet-stream or none")
+    start = comma + 1
     is_base64 = bool(parameters) and parameters[-1].lower() == "base64"
+    fewest = _fewest_base64_bytes if is_base64 else _fewest_bytes
+    _check_size(name, fewest(url, start, max_bytes), max_bytes)
+    data = io.BytesIO()
+    pieces = _unescaped(url, start, name, skips_spaces=is_base64)
     if is_base64:
-        _check_size(name, _fewest_bytes(text), max_bytes)
-        data = _decode_base64(_unescape(_without_spaces(text), name), name)
+        _write_base64(data, pieces, name)
     else:
-        _check_size(name, len(text) - 2 * text.count("%"), max_bytes)
-        data = _unescape(text, name)
-    _check_size(name, len(data), max_bytes)
-    return data
+        data.writelines(pieces)
+    _check_size(name, data.tell(), max_bytes)
+    return data.getvalue()
 
 
-def _fewest_bytes(text: str) -> int:
-    """Bytes that base64 text stands for, if all that may be a line break, an escape or padding is."""
-    num_spaces = sum(text.count(space) for space in _SPACES.decode())
-    return max(0, (len(text) - num_spaces - 3 * text.count("%")) * 3 // 4 - 2)
+def _fewest_bytes(url: str, start: int, enough: int) -> int:
+    """Bytes that the text from `start` on stands for if every % begins an escape. Counted only if it may be more than
+    `enough`."""
+    length = len(url) - start
+    return length - 2 * _count(url, start, "%") if length > enough else 0
+
+
+def _fewest_base64_bytes(url: str, start: int, enough: int) -> int:
+    """The same for base64, if all that may be a line break, an escape or padding is."""
+    length = len(url) - start
+    if length * 3 // 4 - 2 <= enough:
+        return 0
+    num_spaces = sum(_count(url, start, space) for space in _SPACES.decode())
+    return max(0, (length - num_spaces - 3 * _count(url, start, "%")) * 3 // 4 - 2)
+
+
+def _count(url: str, start: int, character: str) -> int:
+    return sum(url.count(character, place, place + PIECE) for place in range(start, len(url), PIECE))
 
 
 def _check_size(name: str, num_bytes: int, max_bytes: int) -> None:
@@ -77,8 +109,21 @@ def _check_size(name: str, num_bytes: int, max_bytes: int) -> None:
         raise DataUrlTooLargeError(f"{name}: {num_bytes} bytes, expected at most {max_bytes}")
 
 
-def _without_spaces(text: str) -> str:
-    return text if text.isprintable() and " " not in text else "".join(text.split())
+def _unescaped(url: str, start: int, name: str, *, skips_spaces: bool) -> Iterator[bytes]:
+    """The text from `start` on in pieces, without its escapes, of which one may stand in two pieces. Between two pieces
+    other threads run, such as a server's event loop."""
+    rest = ""
+    for place in range(start, len(url), PIECE):
+        piece = url[place : place + PIECE]
+        if not rest and piece.isascii() and not piece.encode("ascii").translate(None, _PLAIN):
+            yield piece.encode("ascii")
+            continue
+        text = rest + ("".join(piece.split()) if skips_spaces else piece)
+        percent = text.find("%", max(0, len(text) - 2))
+        end = percent if percent >= 0 else len(text)
+        rest = text[end:]
+        yield _unescape(text[:end], name)
+    yield _unescape(rest, name)
 
 
 def _unescape(text: str, name: str) -> bytes:
@@ -93,14 +138,28 @@ def _unescape(text: str, name: str) -> bytes:
     return binascii.a2b_qp(text.replace("=", "=3D").replace("%", "="))
 
 
-def _decode_base64(text: bytes, name: str) -> bytes:
-    digits = text.translate(_STANDARD_ALPHABET, _SPACES)
+def _write_base64(data: io.BytesIO, pieces: Iterable[bytes], name: str) -> None:
+    digits = bytearray()
+    """Those that are not decoded yet. From the first = on they are kept: only the end of all may have some."""
+    for piece in pieces:
+        digits += piece.translate(_STANDARD_ALPHABET, _SPACES)
+        if b"=" not in digits:
+            whole = len(digits) - len(digits) % 4
+            data.write(_decoded(digits[:whole], name))
+            del digits[:whole]
+        elif len(digits) > MOST_KEPT:
+            raise ImageError(_bad_base64(name, "an = long before the end"))
     body = digits.rstrip(b"=")
     num_padding = len(digits) - len(body)
     if len(body) % 4 == 1 or (num_padding and len(digits) % 4) or num_padding > 2:
-        raise ImageError(_bad_base64(name, f"{len(body)} digits and {num_padding} ="))
+        num_digits = data.tell() // 3 * 4 + len(body)
+        raise ImageError(_bad_base64(name, f"{num_digits} digits and {num_padding} ="))
+    data.write(_decoded(body + b"=" * (-len(body) % 4), name))
+
+
+def _decoded(digits: bytearray, name: str) -> bytes:
     try:
-        return binascii.a2b_base64(body + b"=" * (-len(body) % 4), strict_mode=True)
+        return binascii.a2b_base64(digits, strict_mode=True)
     except binascii.Error:
         raise ImageError(_bad_base64(name, "another character among the digits")) from None
 

@@ -43,6 +43,8 @@ def is_text(value: str | Path) -> bool:
 
 def shown(value: object) -> str:
     """A value in an error message: as Python writes it, cut where it is long."""
+    if isinstance(value, str | bytes | list | tuple) and len(value) > MAX_SHOWN:
+        value = value[: MAX_SHOWN + 1]  # first, since a value may have millions of items
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 

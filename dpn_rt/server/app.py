@@ -37,6 +37,7 @@ from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
 from dpn_rt.server.protocol import ChatRequest, CompletionRequest
 from dpn_rt.server.reductions import Reductions
+from dpn_rt.server.replies import encoded
 from dpn_rt.server.service import Service
 from dpn_rt.server.tokenization import DetokenizeRequest, TokenizeRequest
 from dpn_rt.server.tracing import Tracing
@@ -57,7 +58,8 @@ def create_app(
         process: has loaded the engine.
     """
     workers = ThreadPoolExecutor(config.workers, thread_name_prefix="dpn_rt-worker")
-    media = MediaLoader(config.media)
+    reader = ThreadPoolExecutor(1, thread_name_prefix="dpn_rt-reader")
+    media = MediaLoader(config.media, reader=reader)
     engine = EngineClient(process, processor.tokenizer)
     reductions = Reductions.of(processor.model, config.reduce)
     service = Service(
@@ -68,6 +70,7 @@ def create_app(
         Admission(config.max_queued_requests, config.max_queued_tokens),
         Metrics(config.model_name, lambda: engine.load, reductions),
         reductions,
+        reader,
         tracing,
     )
 
@@ -81,7 +84,8 @@ def create_app(
             await media.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
-            workers.shutdown(cancel_futures=True)
+            for executor in (reader, workers):
+                executor.shutdown(cancel_futures=True)
 
     app = FastAPI(
         title="dpn_rt",
@@ -138,12 +142,14 @@ def _add_tokenization_paths(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", openapi_extra=_body_schema(TokenizeRequest), responses=ERRORS)
     async def tokenize(request: Request) -> Response:
         """The ids of a text, or of a conversation."""
-        return JSONResponse(await service.tokens(await service.parse(TokenizeRequest, await _json_body(request))))
+        reply = await service.tokens(await service.parse(TokenizeRequest, await _json_body(request)))
+        return Response(await service.preparation.run(encoded, reply), media_type="application/json")
 
     @app.post("/detokenize", openapi_extra=_body_schema(DetokenizeRequest), responses=ERRORS)
     async def detokenize(request: Request) -> Response:
         """The text of ids."""
-        return JSONResponse(await service.text(await service.parse(DetokenizeRequest, await _json_body(request))))
+        reply = await service.text(await service.parse(DetokenizeRequest, await _json_body(request)))
+        return Response(await service.preparation.run(encoded, reply), media_type="application/json")
 
 
 def _add_operator_paths(app: FastAPI, service: Service) -> None:
@@ -174,7 +180,7 @@ def _add_operator_paths(app: FastAPI, service: Service) -> None:
         return HTMLResponse(text, headers=PAGE_HEADERS)
 
 
-async def _json_body(request: Request) -> bytes:
+async def _json_body(request: Request) -> bytearray:
     """The body, if it says that it is JSON.
 
     Any page may post text or forms to any server. For JSON a browser asks first, and this server says no (CORS).
@@ -182,7 +188,10 @@ async def _json_body(request: Request) -> bytes:
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != "application/json":
         raise HttpError(415, f"Content-Type {given!r:.80}: expected application/json")
-    return await request.body()
+    body = bytearray()
+    async for part in request.stream():  # `request.body()` would keep all parts, and then the body
+        body += part
+    return body
 
 
 async def _respond(service: Service, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:

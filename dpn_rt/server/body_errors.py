@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,8 +57,6 @@ def _fault(error: Error, kinds: Sequence[str]) -> str:
             return str(context["error"])
         case "missing":
             return "missing, expected it in the request"
-        case "json_invalid":
-            return f"not valid JSON{_position(context)}, expected an object with the request's fields"
         case "literal_error":
             return f"{_quoted(value)}, expected {context['expected']}"
         case "union_tag_invalid":
@@ -88,6 +85,7 @@ def _place(location: Sequence[int | str]) -> str | None:
 
 def _name(field: str) -> str:
     """A field's name, which a client may have chosen: cut, and without line breaks, since it is logged."""
+    field = field[: SHOWN_LENGTH + 1]  # of millions of characters perhaps
     shown = field if field.isprintable() else repr(field)
     return shown if len(shown) <= SHOWN_LENGTH else f"{shown[: SHOWN_LENGTH - 1]}…"
 
@@ -96,11 +94,6 @@ def _is_form(part: int | str) -> bool:
     return isinstance(part, str) and (
         "[" in part or part in ("str", "constrained-str", "int", "float", "bool", "ImageUrl")
     )
-
-
-def _position(context: Mapping[str, Any]) -> str:
-    found = re.search(r"line \d+ column \d+", str(context.get("error", "")))
-    return f" at {found[0]}" if found else ""
 
 
 def _shown(value: Any) -> str:
@@ -112,4 +105,4 @@ def _shown(value: Any) -> str:
 
 
 def _quoted(value: Any) -> str:
-    return f"{value!r:.{SHOWN_LENGTH}}" if isinstance(value, str) else _shown(value)
+    return f"{value[:SHOWN_LENGTH]!r:.{SHOWN_LENGTH}}" if isinstance(value, str) else _shown(value)

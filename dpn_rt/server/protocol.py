@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.server.json_body import MAX_PROMPTS, MAX_TOKEN_IDS
@@ -22,6 +22,24 @@ Value = TypeVar("Value")
 StopString = Annotated[str, Field(max_length=4096)]
 """Text is held back while it may be the beginning of one."""
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+IDS_AT_ONCE = 2**14
+"""Ids that are checked at once. A million would keep Python's lock for some tens of milliseconds."""
+
+
+def _check_in_pieces(ids: Any, check_whole: ValidatorFunctionWrapHandler) -> Any:
+    """A list of right ids as it is; anything else goes to `check_whole`, which says what is wrong."""
+    if isinstance(ids, list) and len(ids) > IDS_AT_ONCE:
+        pieces = (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
+        if len(ids) <= MAX_TOKEN_IDS and all(_are_ids(piece) for piece in pieces):
+            return ids
+    return check_whole(ids)
+
+
+def _are_ids(items: list[Any]) -> bool:
+    return set(map(type, items)) == {int} and min(items) >= -(2**31) and max(items) < 2**31
+
+
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True), WrapValidator(_check_in_pieces)]
 
 
 class StreamOptions(Strict):
@@ -225,7 +243,7 @@ def _check_number(prompt: Any) -> Any:
     return prompt
 
 
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
+Ids = Annotated[TokenIds, Field(min_length=1)]
 Prompt = Annotated[
     str
     | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
@@ -245,11 +263,8 @@ class CompletionRequest(NeutralCompletionFields, _Common):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts as a list, also when there is one."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        texts_or_ids = [item for item in self.prompt if not isinstance(item, int)]
-        ids = [item for item in self.prompt if isinstance(item, int)]
-        return [*texts_or_ids, ids] if ids else [*texts_or_ids]
+        is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return cast("list[str | list[int]]", [self.prompt] if is_one else self.prompt)
 
     @property
     def num_prompts(self) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic_core import to_json
+
 from dpn_rt.engine.engine import Progress
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
@@ -16,6 +18,8 @@ from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.logprobs import Logprob
 
 Json = dict[str, Any]
+ITEMS_AT_ONCE = 2**14
+"""Items of a list that are encoded at once."""
 
 
 def usage(prompts: Sequence[ProcessedPrompt], outputs: Sequence[RequestOutput]) -> Json:
@@ -192,3 +196,16 @@ def sse(data: Json | str) -> bytes:
     """One server-sent event."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
+
+
+def encoded(reply: Json) -> bytes:
+    """A reply as JSON. Its lists may have millions of items; other threads run between two pieces of them."""
+    fields = (to_json(key) + b":" + _encoded_value(value) for key, value in reply.items())
+    return b"{" + b",".join(fields) + b"}"
+
+
+def _encoded_value(value: Any) -> bytes:
+    if not isinstance(value, list):
+        return to_json(value)
+    starts = range(0, len(value), ITEMS_AT_ONCE)
+    return b"[" + b",".join(to_json(value[start : start + ITEMS_AT_ONCE])[1:-1] for start in starts) + b"]"

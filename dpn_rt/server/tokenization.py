@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from dpn_rt.errors import RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.prompts.markers import IMAGE_TEXT
 from dpn_rt.prompts.tokenizer import Tokenizer
-from dpn_rt.server.json_body import MAX_TOKEN_IDS
 from dpn_rt.server.neutral import NoObject, NoTools, Unsupported
 from dpn_rt.server.preparation import Preparation
-from dpn_rt.server.protocol import Conversation, Messages, NamesModel, TokenId
+from dpn_rt.server.protocol import Conversation, Messages, NamesModel, TokenIds
 
 
 class TokenizeRequest(NamesModel):
@@ -58,7 +57,7 @@ class TokenizeRequest(NamesModel):
 class DetokenizeRequest(NamesModel):
     """`POST /detokenize`."""
 
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
+    tokens: TokenIds
 
 
 @dataclass(frozen=True)
@@ -107,25 +106,30 @@ class Tokenization:
         ids = tokenizer.encode(text, processor.model.prompt.image_token_id)
         return ids if with_special_tokens else _without_added(ids, text, tokenizer)
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
+    def _decode(self, token_ids: list[int]) -> str:
         tokenizer = self._tokenizer
         vocab_size = self.preparation.processor.model.decoder.vocab_size
-        pieces: list[list[int]] = [[]]
         for position, token_id in enumerate(token_ids):
-            if token_id == IMAGE_PLACEHOLDER_ID:
-                pieces.append([])
-            elif 0 <= token_id < vocab_size:
-                pieces[-1].append(token_id)
-            else:
+            if not 0 <= token_id < vocab_size and token_id != IMAGE_PLACEHOLDER_ID:
                 raise RequestError(
                     f"tokens.{position}: {token_id}, expected 0 to {vocab_size - 1}, "
                     f"or {IMAGE_PLACEHOLDER_ID} for an image"
                 )
-        return IMAGE_TEXT.join(tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces)
+        pieces = _between_images(token_ids)
+        return IMAGE_TEXT.join(tokenizer.decode(piece, skip_special_tokens=False) if piece else "" for piece in pieces)
 
     def _entries(self, token_ids: Sequence[int]) -> list[str]:
         tokenizer = self._tokenizer
         return [IMAGE_TEXT if i == IMAGE_PLACEHOLDER_ID else tokenizer.token(i) or "" for i in token_ids]
+
+
+def _between_images(token_ids: list[int]) -> Iterator[list[int]]:
+    start = 0
+    for _ in range(token_ids.count(IMAGE_PLACEHOLDER_ID)):
+        end = token_ids.index(IMAGE_PLACEHOLDER_ID, start)
+        yield token_ids[start:end]
+        start = end + 1
+    yield token_ids[start:]
 
 
 def _without_added(ids: list[int], text: str, tokenizer: Tokenizer) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
+from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpn_rt.errors import ImageError
+from dpn_rt.prompts import data_url
 from dpn_rt.prompts.data_url import DataUrlTooLargeError, decode_data_url
 
 
@@ -17,9 +20,9 @@ def load(url: str, max_image_bytes: int = 2**20) -> bytes:
     return decode_data_url(url, max_image_bytes)
 
 
-def refused(url: str) -> str:
+def refused(url: str, max_image_bytes: int = 2**20) -> str:
     with pytest.raises(ImageError) as caught:
-        load(url)
+        load(url, max_image_bytes)
     return str(caught.value)
 
 
@@ -167,3 +170,75 @@ def test_messages_do_not_show_the_data(url: str) -> None:
     with pytest.raises(ImageError) as caught:
         load(url, max_image_bytes=100)
     assert "SECRET" not in str(caught.value)
+
+
+WRONG = [
+    "Q",
+    "QQ=",
+    "QUJD====",
+    "QQ==QQ==",
+    "QQ==x",
+    "QQ==QUJD",
+    "=QQ=",
+    "Q!JD",
+    "QUJD" * 9 + "%4",
+    "%%41",
+    "QUJD" * 9 + "Q",
+]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 7])
+@given(st.binary(max_size=40), st.data())
+def test_the_size_of_pieces_changes_nothing(piece: int, data: bytes, draw: st.DataObject) -> None:
+    """Neither an escape, a line break nor a group of digits is cut."""
+    newline = draw.draw(st.sampled_from(["", "\n", "\r\n ", "%0d%0A"]))
+    encoded = base64.b64encode(data).decode()
+    if draw.draw(st.booleans()):
+        encoded = "".join(f"%{ord(c):02x}" for c in encoded)
+    urls = [
+        "data:image/png;base64," + "".join(c + newline for c in encoded)
+        if "%" not in encoded
+        else f"data:;base64,{encoded}",
+        "data:image/png," + quote(data),
+    ]
+    with patch.object(data_url, "PIECE", piece):
+        assert [load(url, max_image_bytes=max(1, len(data))) for url in urls] == [data, data]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("text", WRONG)
+def test_the_size_of_pieces_changes_no_message(piece: int, text: str) -> None:
+    url = f"data:image/png;base64,{text}"
+    whole = refused(url)
+    with patch.object(data_url, "PIECE", piece):
+        assert refused(url) == whole
+
+
+def test_digits_after_an_end_are_not_kept() -> None:
+    for tail in ("=" * 2**21, "=" + "QUJD" * 2**19):
+        assert "an = long before the end" in refused(f"data:image/png;base64,QUJD{tail}", 2**24)
+
+
+@pytest.mark.parametrize("header", ["image/" + "a" * 5000, "image/png" + ";" * 5000, "image/png;a=" + "b" * 5000])
+def test_a_header_longer_than_any(header: str) -> None:
+    """Its parts would cost as much as the data: a list of millions of parameters, or a long search."""
+    assert f"{len(header) + 5} characters before the comma, expected at most 4096" in refused(f"data:{header},QUJD")
+
+
+@pytest.mark.parametrize("form", ["digits", "lines", "escapes", "all escapes"])
+def test_memory_is_that_of_the_data(form: str) -> None:
+    data = bytes(range(256)) * 2**14
+    text = base64.b64encode(data).decode()
+    match form:
+        case "lines":
+            text = "\r\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+        case "escapes":
+            text = text.replace("/", "%2F")
+        case "all escapes":
+            text = "%41" * (3 * 2**20)
+    url = f"data:image/png;base64,{text}"
+    tracemalloc.start()
+    load(url, max_image_bytes=2**23)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * len(data) + 12 * data_url.PIECE

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.server.replies import ITEMS_AT_ONCE, encoded
 from tests.server.conftest import MODEL, Ask, RunningServer, StartServer
 
 TEXTS = ["a red circle", " two  spaces ", "é 猫 \n", "<s>begin", "a <image> b", "</s>", ""]
@@ -110,3 +112,23 @@ def test_conversations_wait_in_the_queue(start_server: StartServer) -> None:
         assert server.post({"messages": Ask().messages}, "/tokenize").status_code == 429
         assert tokenize(server, prompt="a")["count"] > 0
         assert server.post({"tokens": [5]}, "/detokenize").status_code == 200
+
+
+@pytest.mark.parametrize("tokens", [[-200], [-200, -200], [5, -200], [-200, 5], [5, -200, -200, 6, -200]])
+def test_images_among_ids(server: RunningServer, llm: LLM, tokens: list[int]) -> None:
+    tokenizer = llm.processor.tokenizer
+    assert tokenizer is not None
+    expected = "".join("<image>" if i == -200 else tokenizer.decode([i], skip_special_tokens=False) for i in tokens)
+    assert server.post({"tokens": tokens}, "/detokenize").json()["prompt"].replace(" ", "") == expected.replace(" ", "")
+
+
+@pytest.mark.parametrize("count", [0, 1, ITEMS_AT_ONCE - 1, ITEMS_AT_ONCE, ITEMS_AT_ONCE + 1, 3 * ITEMS_AT_ONCE])
+def test_long_replies_are_encoded_in_pieces(count: int) -> None:
+    texts = ["", '"', "\\", "\n", "\0", "\u2028", "é", "\U0001f600"]
+    reply = {
+        "count": count,
+        "tokens": list(range(count)),
+        "token_strs": [texts[i % 8] for i in range(count)],
+        "a": None,
+    }
+    assert json.loads(encoded(reply)) == reply

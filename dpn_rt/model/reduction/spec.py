@@ -18,6 +18,8 @@ from dpn_rt.schema.text import MAX_SHOWN, shown
 Spec = str | Mapping[str, Any]
 """`method:key=value,...`, several of them joined by +; or one of them as {"method": ..., "key": value}."""
 
+MOST_CHARACTERS = 4096
+"""Of a SPEC; of an object also its items."""
 _NONE = "none"
 _METHODS: dict[str, type[StepConfig]] = {
     "fastv": FastV,
@@ -35,6 +37,8 @@ def parse_spec(spec: Any, num_layers: int) -> Chain:
         ConfigError: a method or key is unknown, a value has the wrong form or is out of range, or steps contradict
             each other.
     """
+    if (size := _size(spec)) > MOST_CHARACTERS:
+        raise ConfigError(f"reduce: {size} characters or items or more, expected at most {MOST_CHARACTERS}")
     parts: list[tuple[Any, Mapping[str, Any]]]
     if isinstance(spec, str):
         parts = [_split(part, spec) for part in spec.split("+")]
@@ -49,6 +53,19 @@ def parse_spec(spec: Any, num_layers: int) -> Chain:
     if problems:
         raise ConfigError(f"reduce={shown(spec)}: " + "; ".join(_cut(problem) for problem in problems[:5]))
     return chain
+
+
+def _size(value: Any, depth: int = 0) -> int:
+    """Characters and items of a value; of a large part its own length alone. What is nested deeper than any value of a
+    SPEC is too large."""
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, Mapping | list | tuple):
+        return 1
+    if len(value) > MOST_CHARACTERS or depth > 2:
+        return max(len(value), MOST_CHARACTERS + 1)
+    parts = (part for item in value.items() for part in item) if isinstance(value, Mapping) else value
+    return sum(_size(part, depth + 1) for part in parts)
 
 
 def _cut(problem: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from concurrent.futures import Executor
 
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.data_url import DataUrlTooLargeError, decode_data_url, is_data_url, shorten
@@ -13,7 +14,7 @@ from dpn_rt.server.media.local_file import read_local_file
 from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError
 
 LONG_URL = 2**16
-"""Characters. Data of at least this size are decoded in a thread: 20 MB take some tenths of a second."""
+"""Characters. Data of at least this size are decoded in a thread: 20 MB take a tenth of a second."""
 
 
 class MediaLoader:
@@ -25,6 +26,7 @@ class MediaLoader:
         is_allowed_address: whether the server may connect to an address.
         ssl_context: for https; None: that of httpx, which verifies certificates and host names (and reads
             `SSL_CERT_FILE`).
+        reader: decodes long data URLs; None: the event loop's own executor.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class MediaLoader:
         resolve: Resolve = resolve_host,
         is_allowed_address: IsAllowedAddress = is_public_address,
         ssl_context: ssl.SSLContext | None = None,
+        reader: Executor | None = None,
     ) -> None:
-        self._policy = policy
+        self._policy, self._reader = policy, reader
         self._fetcher = Fetcher(policy, resolve, is_allowed_address, ssl_context)
 
     async def load(self, url: str) -> bytes:
@@ -48,7 +51,9 @@ class MediaLoader:
         if not isinstance(url, str):
             raise MediaError(f"image_url: expected a URL as a string, got {type(url).__name__}")
         if is_data_url(url):
-            return await asyncio.to_thread(self._decode, url) if len(url) > LONG_URL else self._decode(url)
+            if len(url) <= LONG_URL:
+                return self._decode(url)
+            return await asyncio.get_running_loop().run_in_executor(self._reader, self._decode, url)
         if len(url) > MAX_URL_LENGTH:
             raise MediaError(f"image {shorten(url)}: {len(url)} characters, expected at most {MAX_URL_LENGTH}")
         if not url.isprintable():

@@ -50,6 +50,24 @@ def test_layers_that_no_decoder_has(layer: str) -> None:
         parse_spec(f"pyramiddrop:layers={layer},ratios=0.5", 32)
 
 
+_DEEP: list[object] = []
+_DEEP.append(_DEEP)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "a" * 5000, "a+" * 2**20, "pyramiddrop:layers=" + "8-" * 2**20, "fastv:" + "k=2," * 2**20,
+        {"method": "pyramiddrop", "layers": list(range(1, 2**20)), "ratios": [1.0]}, {"a" * 2**20: 1},
+        {"method": "fastv", "k": [[1] * 3000] * 3000}, {"method": "fastv", "k": _DEEP}, {"method": {"a": "b" * 5000}},
+    ],
+)  # fmt: skip
+def test_longer_than_any_spec(spec: object) -> None:
+    """Such a one took minutes to check, since every problem of a million layers was told."""
+    with pytest.raises(ConfigError, match=r"reduce: \d+ characters or items or more, expected at most 4096"):
+        parse_spec(spec, 32)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

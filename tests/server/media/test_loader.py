@@ -86,6 +86,10 @@ def test_secrets_are_left_out(url: str, shown: str) -> None:
 
 def test_a_long_password_is_left_out() -> None:
     assert "secret" not in shorten(f"http://user:{'secret' * 3000}@images.test/")
+    for start in ("http://user:secret", "http://images.test//user:secret", "http:////user:secret"):
+        assert "secret" not in shorten(start + "a" * 2**20 + "@images.test/")
+    assert "secret" not in shorten("http://images.test/a?" + "secret" * 2**20)
+    assert shorten("http://images.test/" + "a" * 2**20).startswith("'http://images.test/aaa")
 
 
 @given(st.text())
