@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import processor_name
+from benchmarks.machine import cpu_name
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
@@ -164,7 +164,7 @@ def main() -> None:
             found[name].append(measure(subjects[name], options.tokens))
     result = {
         "model": options.model,
-        "processor": processor_name(),
+        "processor": cpu_name(),
         "threads": torch.get_num_threads(),
         "crops": len(image.views),
         "visual_tokens": image.num_visual_tokens,

@@ -204,6 +204,8 @@ def _panel(image: Image.Image, patches: Grid, token_size: Grid, kept: Sequence[i
     seen = Image.new("L", panel.size)
     boxes = []
     for token in range(rows * columns) if kept is None else kept:
+        if token >= rows * columns:  # of the tiles, which are drawn nowhere
+            break
         row, column = divmod(token, columns)
         left, top, right, bottom = column * width, row * height, (column + 1) * width, (row + 1) * height
         boxes.append(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.flops import prefill_flops
 from dpn_rt.model.layout import Layout
-from dpn_rt.model.reduction.grid import Grid, IntArray
+from dpn_rt.model.reduction.grid import Grid, IntArray, pooled_grid
 from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.reducer import Outcome
 from dpn_rt.model.reduction.step import BEFORE_LLM
@@ -47,7 +47,7 @@ def pyramid_of(
         reduction=None if prompt.reduction is None else prompt.reduction.spec,
         image_grid=prompt.images[0].given.segments[0] if prompt.images else None,
         image_segments=list(prompt.images[0].given.segments) if prompt.images else [],
-        patches_per_token=_patches_per_token(prompt, grids, kernels),
+        patches_per_token=_patches_per_token(prompt, kernels),
     )
 
 
@@ -61,19 +61,19 @@ def _steps(prompt: ProcessedPrompt, outcomes: Sequence[Outcome]) -> list[Reducti
     return [ReductionStep(stages.get(cut.layer, 0), cut.step.spec) for cut in prompt.reduction.cuts]
 
 
-def _patches_per_token(
-    prompt: ProcessedPrompt, grids: Sequence[Grid | None], kernels: Sequence[Grid | None]
-) -> list[Grid]:
-    """Per stage, of the first image: a kernel counts where it fitted, and so made the grid smaller."""
-    before = prompt.images[0].before_llm if prompt.images else None
+def _patches_per_token(prompt: ProcessedPrompt, kernels: Sequence[Grid | None]) -> list[Grid]:
+    """Per stage, of the first image's first segment: a kernel counts where it fitted."""
+    if not prompt.images:
+        return [(1, 1)] * (1 + len(kernels))
+    before = prompt.images[0].before_llm
     first = before.step.kernel if before is not None and isinstance(before.step, Pool) else None
-    sizes, size = [], (1, 1)
-    grid = prompt.images[0].given.grid if prompt.images else None
-    for kernel, after in zip([first, *kernels], grids, strict=True):
-        if kernel is not None and after != grid:
-            size = size[0] * kernel[0], size[1] * kernel[1]
+    sizes, size, grid = [], (1, 1), prompt.images[0].given.segments[0]
+    for kernel in [first, *kernels]:
+        if kernel is not None:
+            after, fits = pooled_grid(grid, kernel)
+            if fits:
+                size, grid = (size[0] * kernel[0], size[1] * kernel[1]), after
         sizes.append(size)
-        grid = after
     return sizes
 
 

@@ -8,7 +8,9 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.reduction.chain import Chain, chain_problems
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.rope import rope_frequencies
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.schema.bounds import bound_problems
 
 
@@ -24,6 +26,8 @@ def check_model(model: ModelConfig) -> None:
     problems = [*_decoder(model.decoder), *_boundaries(model.reduction.layers, model.decoder)]
     if isinstance(model.reduction, Chain):
         problems += chain_problems(model.reduction, model.decoder.num_layers)
+    if isinstance(model.vision, AnyresConfig) and isinstance(model.reduction, PoolingConfig):
+        problems.append("trained pooling needs one grid of visual tokens per image, but images come in tiles (anyres)")
     if model.vision is not None:
         problems += model.vision.problems(needs_grid=model.reduction.needs_grid)
         if model.projector is None:

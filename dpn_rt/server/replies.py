@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from dpn_rt.engine.engine import Progress
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def pyramid(model: ModelConfig, prompt: ProcessedPrompt, output: RequestOutput) 
         return None
     return {
         **asdict(output.pyramid),
-        "image_fit": "pad" if model.prompt.image_aspect_ratio == "pad" else "crop",
+        "image_fit": _image_fit(model),
     }
 
 
@@ -209,3 +210,10 @@ def _encoded_value(value: Any) -> bytes:
         return to_json(value)
     starts = range(0, len(value), ITEMS_AT_ONCE)
     return b"[" + b",".join(to_json(value[start : start + ITEMS_AT_ONCE])[1:-1] for start in starts) + b"]"
+
+
+def _image_fit(model: ModelConfig) -> str:
+    """How a picture becomes the square whose visual tokens are drawn."""
+    if isinstance(model.vision, AnyresConfig):
+        return "stretch"
+    return "pad" if model.prompt.image_aspect_ratio == "pad" else "crop"

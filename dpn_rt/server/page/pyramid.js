@@ -30,6 +30,10 @@ function asTheEncoderSawIt(image, fit) {
   const scale = SIDE / (fit === "crop" ? Math.min(width, height) : Math.max(width, height));
   const canvas = element("canvas", { width: SIDE, height: SIDE });
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  if (fit === "stretch") {
+    context.drawImage(image, 0, 0, SIDE, SIDE);
+    return canvas;
+  }
   context.fillStyle = PADDING;
   context.fillRect(0, 0, SIDE, SIDE);
   const [left, top] = [(SIDE - width * scale) / 2, (SIDE - height * scale) / 2];
@@ -44,7 +48,7 @@ function drawStage(background, pixels, pyramid, stage) {
   const boxes = Array.from({ length: grid[0] * grid[1] }, (_, token) => {
     return { x: (token % grid[1]) * width, y: Math.floor(token / grid[1]) * height, width, height };
   });
-  const kept = keptTokens(pyramid, stage);
+  const kept = keptTokens(pyramid, stage)?.filter((token) => token < boxes.length); // those of tiles are drawn nowhere
   const shape = `${grid[0]} rows and ${grid[1]} columns of rectangles`;
   const label = `The image under ${shape}${kept ? `, of which ${kept.length} are kept` : ""}`;
   const drawing = svg("svg", { viewBox: `0 0 ${SIDE} ${SIDE}`, role: "img", "aria-label": label });

@@ -82,7 +82,7 @@ def test_pyramid_is_drawn(page: Page, wide_image: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fit", "top", "left", "right"),
-    [("pad", PADDING, RED, BLUE), (None, PADDING, RED, BLUE), ("crop", RED, RED, BLUE)],
+    [("pad", PADDING, RED, BLUE), (None, PADDING, RED, BLUE), ("crop", RED, RED, BLUE), ("stretch", RED, RED, BLUE)],
 )
 def test_image_is_shown_as_the_tower_saw_it(
     page: Page, wide_image: Path, fit: str | None, top: tuple[int, ...], left: tuple[int, ...], right: tuple[int, ...]

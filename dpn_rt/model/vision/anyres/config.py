@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpn_rt.errors import ImageError
 from dpn_rt.model.reduction.grid import Grid, IntArray, Segments, num_visual
-from dpn_rt.model.vision.anyres.tiling import newline_rows, tiled_segments
+from dpn_rt.model.vision.anyres.tiling import MUCH_LARGER, newline_rows, tiled_segments
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.encoder import CropEncoder
 from dpn_rt.model.vision.preprocessing import Preprocessor
@@ -52,14 +52,16 @@ class AnyresConfig:
 
     @property
     def max_visual_tokens(self) -> int:
-        """Rows of the largest image, newlines included."""
-        return max(num_visual(segments) + len(newline_rows(segments)) for segments in self._largest)
-
-    @property
-    def _largest(self) -> Iterator[Segments]:
-        """Of images that fill each resolution."""
+        """Rows of an image, newlines included."""
+        overview = num_visual((self.tower.grid,))
+        most = 0
         for tiles in self.tilings:
-            yield self.segments(Tiling(tiles, self.covered(tiles)))
+            grid = self.covered(tiles)
+            tokens = num_visual((grid,))
+            if self.max_tiles is not None:
+                tokens = min(tokens, int(MUCH_LARGER**2 * self.max_tiles * overview))
+            most = max(most, overview + tokens + grid[0])
+        return most
 
     @property
     def tilings(self) -> list[Grid]:
