@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import evaluate as evaluate_benchmark
 from dpn_rt import LLM
 from dpn_rt.evaluate.__main__ import main
 from dpn_rt.evaluate.trace import pyramid_of
@@ -168,3 +169,10 @@ def test_sampled_answers_do_not_depend_on_the_batch(tiny: Tiny, tmp_path: Path) 
         assert main(arguments) == 0
         texts.append(without_times(path))
     assert texts[0] == texts[1]
+
+
+def test_the_benchmark_compares_equal_answers(tiny: Tiny, tmp_path: Path) -> None:
+    """No time is asserted."""
+    result = evaluate_benchmark.measure(tiny.engine, tmp_path, scenes=1, repeats=1)
+    assert result["same_answers"] == 1 and result["questions"] == 10
+    assert evaluate_benchmark.ratio({"chat": [2.0, 3.0, 9.0], "evaluate": [1.0, 2.0, 9.0]}) == 1.5
