@@ -10,7 +10,6 @@ from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.reduction.chain import Chain, chain_problems
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.rope import rope_frequencies
-from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.schema.bounds import bound_problems
 
 
@@ -26,8 +25,6 @@ def check_model(model: ModelConfig) -> None:
     problems = [*_decoder(model.decoder), *_boundaries(model.reduction.layers, model.decoder)]
     if isinstance(model.reduction, Chain):
         problems += chain_problems(model.reduction, model.decoder.num_layers)
-    if isinstance(model.vision, AnyresConfig) and isinstance(model.reduction, PoolingConfig):
-        problems.append("trained pooling needs one grid of visual tokens per image, but images come in tiles (anyres)")
     if model.vision is not None:
         problems += model.vision.problems(needs_grid=model.reduction.needs_grid)
         if model.projector is None:
@@ -45,6 +42,8 @@ def check_model(model: ModelConfig) -> None:
         )
     # The grid of a vision tower is known only where its sizes, checked above, make sense.
     grid = None if problems or model.vision is None or not model.reduction.layers else model.vision.grid
+    if not problems and isinstance(model.reduction, PoolingConfig) and model.vision is not None and grid is None:
+        problems.append("trained pooling needs one grid of visual tokens per image, but images come in tiles (anyres)")
     problems += model.reduction.problems(model.decoder.hidden_size, grid)
     if problems:
         raise ConfigError("; ".join(problems))

@@ -12,7 +12,6 @@ from pydantic_core import to_json
 
 from dpn_rt.engine.engine import Progress
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -214,6 +213,6 @@ def _encoded_value(value: Any) -> bytes:
 
 def _image_fit(model: ModelConfig) -> str:
     """How a picture becomes the square whose visual tokens are drawn."""
-    if isinstance(model.vision, AnyresConfig):
+    if model.vision is not None and model.vision.grid is None:  # tiles, whose overview is drawn
         return "stretch"
     return "pad" if model.prompt.image_aspect_ratio == "pad" else "crop"
