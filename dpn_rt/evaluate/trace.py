@@ -24,6 +24,7 @@ def trace_of(output: RequestOutput) -> dict[str, Any]:
         trace |= {"flops": pyramid.flops.prefill, "dense_flops": pyramid.flops.dense_prefill}
     trace["pyramid"] = {
         "image_grid": pyramid.image_grid,
+        "image_segments": pyramid.image_segments,
         "grids": pyramid.grids,
         "patches_per_token": pyramid.patches_per_token,
         "steps": [
@@ -59,6 +60,7 @@ def pyramid_of(trace: Mapping[str, Any]) -> Pyramid:
         steps=[ReductionStep(step["stage"], step["spec"]) for step in detail["steps"]],
         reduction=trace.get("reduction"),
         image_grid=None if detail["image_grid"] is None else _pair(detail["image_grid"]),
+        image_segments=[_pair(grid) for grid in detail["image_segments"]],
         patches_per_token=[_pair(size) for size in detail["patches_per_token"]],
         flops=flops,
     )

@@ -64,7 +64,16 @@ def test_a_trace_is_a_pyramid_again(llm: LLM, answers: Path) -> None:
         {"type": "image", "image": sample("test", 0).image}, {"type": "text", "text": read_lines(answers)[0]["prompt"]}
     ]}])[0].pyramid  # fmt: skip
     made = pyramid_of(read_lines(answers)[0]["metadata"])
-    for name in ("kernels", "visual_tokens", "kv_lengths", "grids", "image_grid", "patches_per_token", "reduction"):
+    for name in (
+        "kernels",
+        "visual_tokens",
+        "kv_lengths",
+        "grids",
+        "image_grid",
+        "image_segments",
+        "patches_per_token",
+        "reduction",
+    ):
         assert getattr(made, name) == getattr(expected, name), name
     assert made.flops == expected.flops
 
