@@ -22,6 +22,7 @@ from benchmarks.machine import cpu_name
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
+from dpn_rt.terminal import escape_output
 
 NUM_TEXT_ROWS = 60
 PICTURE = (1000, 1000)
@@ -131,6 +132,7 @@ def measure(answer: Callable[[int], Any], num_tokens: int) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="onevision-0.5b")
     parser.add_argument("--cache", type=Path, required=True, help="directory that keeps checkpoint and engine")

@@ -119,7 +119,7 @@ class Scored(EagerReduced):
 
     def _reduce(self, cut: Cut, first: Any, before: Any, rows: Any, forced: Any) -> Any:
         layer, entering = (cut.layer, before) if cut.step.scores == "here" else (cut.layer + 1, rows)
-        self.scores.append(self._scores(layer, entering)[rows.image_start : rows.image_end])
+        self.scores.append(self._scores(layer, entering)[rows.visual])
         return super()._reduce(cut, first, before, rows, forced)
 
 
