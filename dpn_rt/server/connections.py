@@ -90,6 +90,11 @@ class ConnectionCounter:
         """Called after each connection that has ended."""
 
     @property
+    def room(self) -> int:
+        """Connections that may be accepted before one must go."""
+        return self.max_open - self.open
+
+    @property
     def busy(self) -> int:
         """Connections with a request that is sent or answered."""
         return self.open - len(self._waiting)
@@ -124,7 +129,7 @@ class ConnectionCounter:
         Returns:
             Whether there is room now. A connection that is closed makes room a moment later.
         """
-        if self.open < self.max_open:
+        if self.room > 0:
             return True
         if self._waiting:
             _, close = self._waiting.popitem(last=False)

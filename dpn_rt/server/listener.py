@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from dpn_rt.server.connections import ConnectionCounter
 from dpn_rt.server.http_protocol import GuardedProtocol
@@ -55,10 +56,11 @@ class Listener:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _accept(self, sock: socket.socket) -> None:
-        for _ in range(ACCEPT_AT_ONCE):
-            if not self._counter.make_room():
-                self._pause()  # until a connection has ended
-                return
+        if not self._counter.make_room():
+            self._pause()  # until a connection has ended
+            return
+        # No more than there is room for: whether a further one waits, for which another must go, the loop tells.
+        for _ in range(min(ACCEPT_AT_ONCE, self._counter.room)):
             try:
                 connection, _ = sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -70,15 +72,16 @@ class Listener:
                 return
             self._counter.accepted()
             connection.setblocking(False)
-            task = self._loop.create_task(self._connect(connection))
-            self._counter.waits(task, task.cancel)
+            protocol = self._make_protocol()
+            task = self._loop.create_task(self._connect(connection, protocol))
+            # Soon, which is after the task's first step: one that is cancelled before it would never close anything.
+            self._counter.waits(task, partial(self._loop.call_soon, _drop, task, protocol))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, connection: socket.socket) -> None:
-        """Makes the protocol of a connection, after its TLS handshake if there is one."""
+    async def _connect(self, connection: socket.socket, protocol: GuardedProtocol) -> None:
+        """Gives a connection to its protocol, after its TLS handshake if there is one."""
         seconds = self._counter.limits.head_seconds if self._ssl is not None else None
-        protocol = self._make_protocol()
         task = asyncio.current_task()
         try:
             await self._loop.connect_accepted_socket(
@@ -103,3 +106,11 @@ class Listener:
             self._is_waiting = False
             for sock in self.sockets:
                 self._loop.add_reader(sock, self._accept, sock)
+
+
+def _drop(task: asyncio.Task[None], protocol: GuardedProtocol) -> None:
+    """Closes a connection that is being made, or has just been."""
+    if protocol.transport is None:
+        task.cancel()
+    else:
+        protocol.transport.abort()
