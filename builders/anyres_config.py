@@ -7,7 +7,7 @@ from typing import Any
 
 from dpn_rt.builders.json_values import Json, choice_of, name_of, value_of
 from dpn_rt.errors import ConfigError
-from dpn_rt.model.vision.anyres.config import AnyresConfig
+from dpn_rt.model.vision.anyres.config import AnyresConfig, SeveralImages
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.schema.bounds import bounded
 from dpn_rt.schema.text import shown
@@ -53,7 +53,12 @@ def original_anyres_config(config: Json, tower: ClipConfig) -> AnyresConfig:
 
 
 def _anyres(
-    config: Json, tower: ClipConfig, default: tuple[tuple[int, int], ...], max_tiles: int | None, *, several: Any
+    config: Json,
+    tower: ClipConfig,
+    default: tuple[tuple[int, int], ...],
+    max_tiles: int | None,
+    *,
+    several: SeveralImages,
 ) -> AnyresConfig:
     if tower.select_feature != "patch":
         raise ConfigError("config.json: images in tiles need a grid of visual tokens, but the class token is kept")

@@ -137,8 +137,11 @@ def kept_tokens(pyramid: Drawable, stage: int) -> list[int] | None:
     `patches_per_token`; None: all of that grid."""
     pairs = zip(pyramid.steps, pyramid.kept, strict=False)  # a trained reduction has no steps
     kept = next((kept for step, kept in reversed(list(pairs)) if step.stage <= stage), None)
-    if kept is None:
-        return None
+    return None if kept is None else of_first_image(kept)
+
+
+def of_first_image(kept: list[int] | list[list[int]]) -> list[int]:
+    """An entry of `Pyramid.kept` without those of further images."""
     of_images = [rows for rows in kept if isinstance(rows, list)]
     return of_images[0] if of_images else [row for row in kept if isinstance(row, int)]
 

@@ -136,10 +136,7 @@ def _draw_pyramids(
 
     try:
         seen, answers = llm.processor.seen_image(prompt), [(each.pyramid, each.outputs[0].text) for each in outputs]
-        pyramid, answer = answers[0]
-        is_one = len(answers) == 1
-        picture = pyramid.draw(seen, 336, question, answer) if is_one else draw_pyramids(seen, answers, 336, question)
-        picture.save(path)
+        draw_pyramids(seen, answers, question=question).save(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "its format cannot hold a picture of this size"
         raise RequestError(f"--show-pyramid {path}: cannot be written: {reason}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpn_rt.drawing import of_first_image
 from dpn_rt.outputs import PrefillFlops, Pyramid, ReductionStep, RequestOutput
 
 TIMES = "seconds"
@@ -71,11 +72,6 @@ def _pair(values: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _first_image(kept: list[int] | list[list[int]]) -> list[int]:
-    lists = [rows for rows in kept if isinstance(rows, list)]
-    return lists[0] if lists else [row for row in kept if isinstance(row, int)]
-
-
 def _count(kept: list[int] | list[list[int]] | None) -> int | None:
     """Rows that a boundary left of all images; None where it pooled."""
     if kept is None:
@@ -85,7 +81,7 @@ def _count(kept: list[int] | list[list[int]] | None) -> int | None:
 
 def _mask(kept: list[int] | list[list[int]] | None) -> str | None:
     """Rows of the first image as bits of a hexadecimal number: a tenth of the digits that a list would take."""
-    return None if kept is None else f"{sum(1 << row for row in _first_image(kept)):x}"
+    return None if kept is None else f"{sum(1 << row for row in of_first_image(kept)):x}"
 
 
 def _rows(mask: str | None) -> list[int] | None:

@@ -86,7 +86,8 @@ class EagerReduced:
             image_grid = (1, len(image_embeds))
         embeds, layout = self._model.embed(input_ids, image_embeds, image_grid)
         rows_of_image = () if layout.grid is None else range(layout.grid[0] * layout.grid[1])
-        visual = [layout.image_start + row for row in rows_of_image if row not in set(newline_rows)]
+        newlines = set(newline_rows)
+        visual = [layout.image_start + row for row in rows_of_image if row not in newlines]
         rows = _Rows(
             embeds,
             torch.arange(len(embeds), device=embeds.device),

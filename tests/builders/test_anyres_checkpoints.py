@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,6 @@ from dpn_rt.errors import ConfigError, DpnError, ImageError, RequestError
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from tests.builders.checkpoints import OriginalCheckpoint
 from tests.model.test_anyres_parity import save_anyres
-
-SIDE = 28
-"""Pixels of the original checkpoint's tower."""
 
 
 def original(**changes: Any) -> OriginalCheckpoint:
@@ -90,8 +88,6 @@ def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_that_disagree_about_tiles(onevision: Path, tmp_path: Path) -> None:
-    import shutil
-
     path = shutil.copytree(onevision / "checkpoint", tmp_path / "c")
     settings = json.loads((path / "preprocessor_config.json").read_text())
     (path / "preprocessor_config.json").write_text(json.dumps({**settings, "image_grid_pinpoints": [[56, 56]]}))

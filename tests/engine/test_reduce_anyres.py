@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import RequestError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.reduction.grid import num_visual
@@ -48,8 +49,6 @@ SIZES = [(300, 200), (90, 500), (56, 56), (230, 231)]
 
 @pytest.fixture(scope="module", params=["next-mistral", "onevision"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    from dpn_rt.builders.native import build_engine
-
     path = tmp_path_factory.mktemp(request.param)
     model = save_anyres(path / "checkpoint", request.param)
     build_engine(path / "checkpoint", path / "engine", dtype="float32")

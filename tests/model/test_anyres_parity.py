@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
@@ -22,7 +21,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.outputs import RequestOutput
-from tests.model.test_transformers_parity import IMAGES
+from tests.model.test_transformers_parity import IMAGES, decoder_config, tower_config
 from tests.tiny_tokenizer import make_tokenizer
 
 NUM_TOKENS = 16
@@ -48,23 +47,10 @@ def save_anyres(path: Path, kind: str) -> Any:
     onevision = kind.startswith("onevision")
     tokenizer = make_tokenizer(path, router=False, image=True)
     shared: dict[str, Any] = {
-        "vision_config": AutoConfig.for_model(
-            f"{tower}_vision_model",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            image_size=SIDE,
-            patch_size=14,
-            **({"vision_use_head": False} if onevision else {}),
-        ),
-        "text_config": AutoConfig.for_model(
+        "vision_config": tower_config(tower),
+        "text_config": decoder_config(
             family,
             vocab_size=tokenizer.vocab_size + 7,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
             num_key_value_heads=kv_heads,
             max_position_embeddings=1024,
             tie_word_embeddings=tied,

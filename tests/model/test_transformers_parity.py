@@ -50,26 +50,12 @@ def save_checkpoint(
     """A random LLaVA with tokenizer and image processor in `path`, and the model itself."""
     tokenizer = make_tokenizer(path, router=False, image=True)
     config = LlavaConfig(
-        vision_config=AutoConfig.for_model(
-            f"{tower}_vision_model",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            image_size=56,
-            patch_size=14,
-            **({"vision_use_head": False} if tower == "siglip" else {}),
-        ),
+        vision_config=tower_config(tower),
         vision_feature_select_strategy="full" if tower == "siglip" else "default",
-        text_config=AutoConfig.for_model(
+        text_config=decoder_config(
             family,
             vocab_size=tokenizer.vocab_size + 7,  # padded, as published models are
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
             num_key_value_heads=kv_heads,
-            max_position_embeddings=256,
             tie_word_embeddings=tied,
             **text,
         ),
@@ -93,6 +79,19 @@ def save_checkpoint(
     save_file(weights, path / "model.safetensors", {"format": "pt"})
     assert any(name.startswith("language_model." if old_names else "model.language_model.") for name in weights)
     return model
+
+
+def tower_config(kind: str) -> Any:
+    """Of a small CLIP or SigLIP tower for images of 56 pixels: 4 x 4 visual tokens."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    head = {"vision_use_head": False} if kind == "siglip" else {}
+    return AutoConfig.for_model(f"{kind}_vision_model", image_size=56, patch_size=14, **sizes, **head)
+
+
+def decoder_config(family: str, **values: Any) -> Any:
+    """Of a small decoder."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return AutoConfig.for_model(family, **{"max_position_embeddings": 256, **sizes, **values})
 
 
 def write_clip_processor(path: Path) -> None:

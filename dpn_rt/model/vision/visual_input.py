@@ -54,12 +54,11 @@ class VisualInput:
     """SHA-256 of the content, the grids and what is done before the decoder: equal images have equal keys."""
     tiling: Tiling | None = None
     """None for an image of one crop."""
-    num_newlines: int = 0
-    """Rows that are no visual tokens but end lines of the grid."""
     before_llm: BeforeLlm | None = None
     """What is done with the encoder's rows before the decoder sees them; segments and rows are those after it."""
     source_newlines: IntArray = field(default_factory=lambda: NO_NEWLINES)
-    """`[num_newlines]` ascending rows that are newlines, before anything is left out."""
+    """`[num_newlines]` ascending rows that are no visual tokens but end lines of the grid, before anything is left
+    out; all of them stay."""
 
     @classmethod
     def of_views(cls, views: Sequence[Tensor], grid: Grid, num_rows: int) -> VisualInput:
@@ -72,9 +71,8 @@ class VisualInput:
     ) -> VisualInput:
         """An image with newline rows for the encoder, with its key."""
         key = _key(f"crops {tiling} {newline_rows.tolist()}", views, segments)
-        num_newlines = len(newline_rows)
-        num_rows = num_visual(segments) + num_newlines
-        return cls(tuple(views), None, segments, num_rows, key, tiling, num_newlines, source_newlines=newline_rows)
+        num_rows = num_visual(segments) + len(newline_rows)
+        return cls(tuple(views), None, segments, num_rows, key, tiling, source_newlines=newline_rows)
 
     @classmethod
     def of_embeds(cls, embeds: Tensor, grid: Grid) -> VisualInput:
@@ -85,6 +83,11 @@ class VisualInput:
     def grid(self) -> Grid:
         """Rows and columns of the visual tokens; (1, n) where they are no grid, or several."""
         return as_grid(self.segments)
+
+    @property
+    def num_newlines(self) -> int:
+        """Rows that are newlines."""
+        return len(self.source_newlines)
 
     @property
     def num_visual_tokens(self) -> int:

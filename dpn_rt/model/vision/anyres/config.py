@@ -23,6 +23,8 @@ from dpn_rt.model.vision.visual_input import Tiling, ViewShape, VisualInput, che
 from dpn_rt.schema.bounds import FEW, Count, Side
 from dpn_rt.schema.weights import NamedSpecs
 
+SeveralImages = Literal["tiled", "whole"]
+
 
 @dataclass(frozen=True)
 class AnyresConfig:
@@ -33,7 +35,7 @@ class AnyresConfig:
     """Height and width in pixels of all tiles together: an image takes the one that fits it best."""
     max_tiles: Count | None
     """The tiles of one image have about as many visual tokens as so many whole ones, at most; None: any number."""
-    several_images: Literal["tiled", "whole"]
+    several_images: SeveralImages
     """Of a prompt with more than one image: each in tiles, or each as one crop, padded to a square."""
     type: Literal["anyres"] = "anyres"
 
