@@ -77,9 +77,8 @@ def _boundary(layer: Json, static: bool) -> BoundaryConfig:
     if layer.get("stride") is not None:
         strides = _kernels(layer, "stride", static)
         if strides != kernels:
-            raise ConfigError(
-                f"{name_of(layer, 'stride')} must equal kernel_size {_lists(kernels)}, got {_lists(strides)}"
-            )
+            wanted, got = shown(_lists(kernels)), shown(_lists(strides))
+            raise ConfigError(f"{name_of(layer, 'stride')} must equal kernel_size {wanted}, got {got}")
     return BoundaryConfig(index, kernels)
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MAX_MESSAGE = 2000
+"""Characters of a message, since files and requests may hold values of any length."""
+
 
 class DpnError(Exception):
-    """Base of every error that dpn_rt raises on purpose."""
+    """Base of every error that dpn_rt raises on purpose.
+
+    A message of more than MAX_MESSAGE characters is cut in its middle: its start says where, its end what is expected.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_cut(message))
 
 
 class ConfigError(DpnError, ValueError):
@@ -72,3 +81,10 @@ class BatchError(DpnError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.errors, self.outputs)
+
+
+def _cut(message: str) -> str:
+    if len(message) <= MAX_MESSAGE:
+        return message
+    half = MAX_MESSAGE // 2 - len(" ... ")
+    return f"{message[:half]} ... {message[-half:]}"

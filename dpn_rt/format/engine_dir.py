@@ -291,9 +291,8 @@ def _check_files(engine: EngineDir, verify: bool) -> None:
     for name, record in engine.files.items() if verify else ():
         sha256 = _sha256(engine.path / name)
         if sha256 != record.sha256:
-            raise EngineError(
-                f"{engine.path / name}: expected sha256 {record.sha256}, got {sha256}: damaged or changed"
-            )
+            wanted = shown(record.sha256)
+            raise EngineError(f"{engine.path / name}: expected sha256 {wanted}, got {sha256}: damaged or changed")
 
 
 def _sha256(file: Path) -> str:

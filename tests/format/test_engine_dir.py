@@ -169,12 +169,19 @@ def edit_manifest(path: Path, **changes: object) -> None:
         (lambda p: (p / "weights.safetensors").write_bytes(b"1234"), "expected .* bytes, the file has 4"),
         (lambda p: flip_last_byte(p / "weights.safetensors"), "weights.safetensors: expected sha256 .*, got"),
         (lambda p: flip_last_byte(p / "processor" / "a.json"), "a.json: expected sha256"),
+        (lambda p: lengthen_sha256(p, "weights.safetensors"), r"expected sha256 '[0-9a-f]+\.\.\., got [0-9a-f]{64}: dam"),
     ],
 )
 def test_damage_has_a_name(engine: EngineDir, damage: Callable[[Path], None], message: str) -> None:
     damage(engine.path)
     with pytest.raises(EngineError, match=message):
         EngineDir.open(engine.path)
+
+
+def lengthen_sha256(path: Path, name: str) -> None:
+    files = json.loads((path / "engine.json").read_text())["files"]
+    files[name]["sha256"] *= 1000
+    edit_manifest(path, files=files)
 
 
 def test_verification_can_be_skipped(engine: EngineDir) -> None:
