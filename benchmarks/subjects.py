@@ -257,12 +257,12 @@ class StageClock:
         for index, stage in enumerate(stages):
             stage.forward = functools.partial(self._timed, index, stage.forward)
 
-    def _timed(self, index: int, forward: Any, x: torch.Tensor, batch: Any, blocks: torch.Tensor) -> Any:
+    def _timed(self, index: int, forward: Any, x: torch.Tensor, batch: Any, *pool: Any) -> Any:
         if batch.is_decode:
-            return forward(x, batch, blocks)
+            return forward(x, batch, *pool)
         if self._last is not None and self._last[0] == index - 1:
             self.clock.add(self._last[1], self.clock.mark())
-        result = forward(x, batch, blocks)
+        result = forward(x, batch, *pool)
         self._last = index, self.clock.mark()
         return result
 

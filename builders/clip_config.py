@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from dpn_rt.builders.json_values import Json, choice_of, name_of, square_side, value_of
+from dpn_rt.builders.json_values import Json, choice_of, model_type_of, name_of, square_side, value_of
 from dpn_rt.builders.names import CLIP_LAYERS, clip_weight
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.errors import CheckpointError, ConfigError
@@ -56,7 +56,7 @@ def clip_config(values: Json, select_layer: int, select_feature: str) -> ClipCon
     Raises:
         ConfigError: a value has the wrong type, or asks for something that the runtime does not support.
     """
-    kind = TOWER_KINDS[choice_of(values, "model_type", tuple(TOWER_KINDS), "clip_vision_model")]
+    kind = TOWER_KINDS[model_type_of(values, tuple(TOWER_KINDS), "clip_vision_model")]
     if value_of(values, "num_channels", int, 3) != 3:
         raise ConfigError(f"{name_of(values, 'num_channels')}: expected 3, got {values['num_channels']}")
     num_layers = value_of(values, "num_hidden_layers", int, 12)

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from dpn_rt.builders.decoder_families import Family
+from dpn_rt.builders.decoder_windows import decoder_windows
 from dpn_rt.builders.json_values import Json, Section, choice_of, name_of, object_of, value_of
 from dpn_rt.errors import ConfigError
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.schema.bounds import FEW, bounded
 from dpn_rt.schema.text import shown
 
-_ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+"""Rules of rotary angles. Those of `dynamic` are the plain ones up to the model's positions, beyond which no sequence
+goes here. `longrope` is none of them: all its angles change when a sequence grows past a length."""
 
 
 def decoder_config(
-    values: Json,
-    family: Family,
-    *,
-    tie_word_embeddings: bool,
-    sizes_may_be_absent: bool,
-    note: Callable[[str], None],
+    values: Json, family: Family, *, tie_word_embeddings: bool, sizes_may_be_absent: bool
 ) -> DecoderConfig:
     """The decoder that the keys in `values` describe.
 
     Args:
         family: of the decoder.
         sizes_may_be_absent: as in transformers, an absent size is the family's default; if False it is an error.
-        note: takes a line about a limit of positions that the configuration does not have.
 
     Raises:
         ConfigError: a key is missing, has the wrong type, or asks for something that the runtime does not support.
@@ -39,11 +36,11 @@ def decoder_config(
         return value_of(values, key, int, defaults[key] if sizes_may_be_absent else None)
 
     choice_of(values, "hidden_act", ("silu",), "silu")
-    for key in ("mlp_bias", "use_sliding_window"):
-        if value_of(values, key, bool, False):
-            raise ConfigError(f"{name_of(values, key)} is not supported, expected false")
+    if value_of(values, "mlp_bias", bool, False):
+        raise ConfigError(f"{name_of(values, 'mlp_bias')} is not supported, expected false")
     hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
-    if num_heads <= 0 or (values.get("head_dim") is None and hidden_size % num_heads):
+    head_dim = defaults.get("head_dim")
+    if num_heads <= 0 or (head_dim is None and values.get("head_dim") is None and hidden_size % num_heads):
         raise ConfigError(
             f"{name_of(values, 'hidden_size')} {hidden_size} is not a multiple of num_attention_heads {num_heads}"
         )
@@ -55,31 +52,17 @@ def decoder_config(
         num_layers=size("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=value_of(values, "num_key_value_heads", int, defaults.get("num_key_value_heads", num_heads)),
-        head_dim=value_of(values, "head_dim", int, hidden_size // num_heads),
+        head_dim=value_of(values, "head_dim", int, hidden_size // num_heads if head_dim is None else head_dim),
         rms_norm_eps=value_of(values, "rms_norm_eps", float, 1e-6),
         rope=_rope_config(values),
-        max_position_embeddings=_max_positions(values, defaults, note),
+        max_position_embeddings=value_of(values, "max_position_embeddings", int, defaults["max_position_embeddings"]),
         tie_word_embeddings=tie_word_embeddings,
         qkv_bias=attention_bias if family.has_qkv_bias is None else family.has_qkv_bias,
         o_bias=attention_bias if family.has_qkv_bias is None else False,
+        qk_norm=family.qk_norm,
     )
-    return bounded(config, name_of(values, ""))
-
-
-def _max_positions(values: Json, defaults: Mapping[str, int], note: Callable[[str], None]) -> int:
-    """The model's positions, or as many as its sliding window has: until then each row attends to all before it."""
-    positions = value_of(values, "max_position_embeddings", int, defaults["max_position_embeddings"])
-    if "sliding_window" not in defaults:
-        return positions
-    given = "sliding_window" in values and values["sliding_window"] is None
-    window = positions if given else value_of(values, "sliding_window", int, defaults["sliding_window"])
-    if window >= positions:
-        return positions
-    note(
-        f"{name_of(values, 'sliding_window')} is {window}: prompt and answer may have {window} rows together, "
-        f"though the model has {positions} positions"
-    )
-    return window
+    config = bounded(config, name_of(values, ""))
+    return replace(config, windows=decoder_windows(values, family, config.num_layers, config.max_position_embeddings))
 
 
 def _rope_config(values: Json) -> RopeConfig:
@@ -93,13 +76,15 @@ def _rope_config(values: Json) -> RopeConfig:
         raise ConfigError(f"{name_of(scaling, 'partial_rotary_factor')} is not supported, expected 1")
     old_name = scaling.pop("type", "default")
     rope_type = scaling.setdefault("rope_type", old_name)
+    if rope_type not in ROPE_TYPES:
+        raise ConfigError(
+            f"{name_of(scaling, 'rope_type')}: expected one of {', '.join(ROPE_TYPES)}; got {shown(rope_type)}"
+        )
+    nested = [key for key, value in scaling.items() if isinstance(value, dict)]
+    if nested:
+        raise ConfigError(f"{name_of(scaling, nested[0])}: expected one rule for all layers, got an object of its own")
     if rope_type == "default":
         return RopeConfig(theta)
-    if rope_type not in _ROPE_TYPES:
-        raise ConfigError(
-            f"{name_of(scaling, 'rope_type')}: expected one of default, {', '.join(_ROPE_TYPES)}; "
-            f"got {shown(rope_type)}"
-        )
     return RopeConfig(theta, json.dumps(scaling, sort_keys=True))
 
 

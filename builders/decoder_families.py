@@ -1,12 +1,15 @@
-"""Families of decoders: what transformers takes for keys that config.json leaves out, and which biases there are.
+"""Families of decoders: what transformers takes for keys that config.json leaves out, and how layers differ.
 
-A family whose layers are LLaMA's but for biases is one row here.
+A family whose layers are LLaMA's but for biases, windows and norms of heads is one row here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Windows = Literal["never", "always", "on request"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,13 @@ class Family:
     has_qkv_bias: bool | None = None
     """Bias of queries, keys and values, and none of attention's output; None: config.json's `attention_bias` says
     whether all four have one."""
+    windows: Windows = "never"
+    """Which layers have `sliding_window`: none; all; or, where `use_sliding_window` is true, those that `layer_types`
+    or `max_window_layers` names."""
+    qk_norm: bool = False
+    """Whether heads of queries and keys are normed."""
+    original_names: tuple[str, ...] = ()
+    """Its `model_type` in the original layout."""
 
 
 _LLAMA_SIZES = {
@@ -29,8 +39,17 @@ _LLAMA_SIZES = {
     "max_position_embeddings": 2048,
 }
 _LLAMA_TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
+_QWEN_SIZES = {
+    **_LLAMA_SIZES,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
-LLAMA = Family({**_LLAMA_SIZES, **_LLAMA_TOKENS})
+LLAMA = Family({**_LLAMA_SIZES, **_LLAMA_TOKENS}, original_names=("llava_llama", "llava"))
 FAMILIES: Mapping[str, Family] = {
     "llama": LLAMA,
     "mistral": Family(
@@ -43,14 +62,18 @@ FAMILIES: Mapping[str, Family] = {
             "sliding_window": 4096,
         },
         has_qkv_bias=False,
+        windows="always",
+        original_names=("llava_mistral",),
     ),
-    "qwen2": Family(
-        {
-            **_LLAMA_SIZES,
-            "vocab_size": 151936,
-            "intermediate_size": 22016,
-            "max_position_embeddings": 32768,
-        },
-        has_qkv_bias=True,
+    "qwen2": Family(_QWEN_SIZES, has_qkv_bias=True, windows="on request", original_names=("llava_qwen", "llava_qwen2")),
+    "qwen3": Family(
+        {**_QWEN_SIZES, "head_dim": 128},
+        windows="on request",
+        qk_norm=True,
+        original_names=("llava_qwen3",),
     ),
 }
+ORIGINAL_FAMILIES: Mapping[str, Family] = {
+    name: family for family in FAMILIES.values() for name in family.original_names
+}
+"""By the `model_type` of the original layout."""

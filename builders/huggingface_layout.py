@@ -11,7 +11,7 @@ from dpn_rt.builders.anyres_config import next_config, onevision_config
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.decoder_config import decoder_config
 from dpn_rt.builders.decoder_families import FAMILIES
-from dpn_rt.builders.json_values import Json, Section, choice_of, object_of, value_of
+from dpn_rt.builders.json_values import Json, Section, choice_of, model_type_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, most_common_prefix, projector_config
 from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, LLAMA_ROOTS, LayoutNames
 from dpn_rt.builders.pooling_config import reduction_config
@@ -72,10 +72,10 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     Raises:
         CheckpointError, ConfigError: see `find_tower`, `decoder_config` and `reduction_config`.
     """
-    kind = MODEL_KINDS[choice_of(config, "model_type", tuple(MODEL_KINDS), "llava")]
+    kind = MODEL_KINDS[model_type_of(config, tuple(MODEL_KINDS), "llava")]
     choice_of(config, "projector_hidden_act", ("gelu",), "gelu")
     text = object_of(config, "text_config") or Section({}, "config.json: text_config.")
-    family = FAMILIES[choice_of(text, "model_type", tuple(FAMILIES), kind.family)]
+    family = FAMILIES[model_type_of(text, tuple(FAMILIES), kind.family)]
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
     strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), kind.select_feature)
     feature = "patch" if strategy == "default" else "cls_patch"
@@ -96,12 +96,13 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     return Layout(
         kind="huggingface",
         names=names,
-        decoder=decoder_config(text, family, tie_word_embeddings=tied, sizes_may_be_absent=True, note=note),
+        decoder=decoder_config(text, family, tie_word_embeddings=tied, sizes_may_be_absent=True),
         reduction=reduction_config(pooled),
         tower=tower,
         projector=projector_config("mlp2x_gelu", names, checkpoint.tensors, tower),
         image_aspect_ratio="processor",
         token_values=Section({**family.defaults, **text}, text.place),
+        has_own_template=True,
         image_token_id=_token_id(config, ("image_token_id", "image_token_index")),
         router_token_id=_token_id(config, ("router_token_id",)),
     )

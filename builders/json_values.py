@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from dpn_rt.schema.files import SETTINGS_BYTES, is_there
 from dpn_rt.schema.json_text import read_json as read_any_json
 from dpn_rt.schema.text import shown
 
+MOST_COMPARED = 100
+"""Characters of a value that are compared with known ones."""
 T = TypeVar("T", int, float, bool, str)
 Json = Mapping[str, Any]
 
@@ -86,6 +89,22 @@ def choice_of(values: Json, key: str, known: tuple[str, ...], default: str | Non
     value = value_of(values, key, str, default)
     if value not in known:
         raise ConfigError(f"{name_of(values, key)}: expected one of {', '.join(known)}; got {shown(value)}")
+    return value
+
+
+def model_type_of(values: Json, known: tuple[str, ...], default: str | None = None) -> str:
+    """`values["model_type"]`, which must be one of `known`.
+
+    Raises:
+        ConfigError: the value is not one of `known`, or is absent and there is no default; names the nearest ones.
+    """
+    value = value_of(values, "model_type", str, default)
+    if value not in known:
+        close = get_close_matches(value[:MOST_COMPARED], known)
+        raise ConfigError(
+            f"{name_of(values, 'model_type')}: expected one of {', '.join(known)}; got {shown(value)}"
+            f"{', nearest to ' + ', '.join(close) if close else ''} (--list-models says what each is)"
+        )
     return value
 
 

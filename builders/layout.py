@@ -34,6 +34,8 @@ class Layout:
     image_aspect_ratio: AspectRatio
     token_values: Json
     """The part of config.json with the ids that start and end a sequence."""
+    has_own_template: bool
+    """Whether conversations are written by the tokenizer's chat template, where it has one; if not, as Vicuna's."""
     image_token_id: int | None
     router_token_id: int | None
 

@@ -30,6 +30,8 @@ LLAMA_ROOTS = (*(published for (published,) in LLAMA.values()), LLAMA_LAYERS)
 LLAMA_LAYER: Modules = {
     decoder.INPUT_NORM: ("input_layernorm",),
     decoder.QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    decoder.Q_NORM: ("self_attn.q_norm",),
+    decoder.K_NORM: ("self_attn.k_norm",),
     decoder.O_PROJ: ("self_attn.o_proj",),
     decoder.POST_NORM: ("post_attention_layernorm",),
     decoder.GATE_UP: ("mlp.gate_proj", "mlp.up_proj"),

@@ -9,9 +9,9 @@ from typing import cast
 from dpn_rt.builders.anyres_config import original_anyres_config
 from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.decoder_config import decoder_config
-from dpn_rt.builders.decoder_families import LLAMA
+from dpn_rt.builders.decoder_families import LLAMA, ORIGINAL_FAMILIES, Family
 from dpn_rt.builders.hr_tower import find_hr_tower, is_hr
-from dpn_rt.builders.json_values import Json, choice_of, object_of, value_of
+from dpn_rt.builders.json_values import Json, choice_of, model_type_of, object_of, value_of
 from dpn_rt.builders.layout import Layout, Note, projector_config
 from dpn_rt.builders.names import ORIGINAL_PROJECTORS, original_names
 from dpn_rt.builders.pooling_config import prepooling, reduction_config
@@ -32,7 +32,7 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
     Raises:
         CheckpointError, ConfigError: see `find_tower`, `decoder_config` and `reduction_config`.
     """
-    _check_model_type(config)
+    family = _family(config)
     tower = _tower(checkpoint, config, tower_directory, note)
     kind = cast(ProjectorType, _projector_type(checkpoint, config, tower))
     names = original_names(kind)
@@ -47,12 +47,13 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
     return Layout(
         kind="original",
         names=names,
-        decoder=decoder_config(config, LLAMA, tie_word_embeddings=tied, sizes_may_be_absent=False, note=note),
+        decoder=decoder_config(config, family, tie_word_embeddings=tied, sizes_may_be_absent=False),
         reduction=reduction_config(config, may_prepool=is_hr(config)),
         tower=tower,
         projector=projector_config(kind, names, checkpoint.tensors, tower),
         image_aspect_ratio=_aspect_ratio(config),
         token_values=config,
+        has_own_template=family is not LLAMA,
         image_token_id=None,
         router_token_id=None if router is None else value_of(config, "router_token_id", int),
     )
@@ -75,14 +76,16 @@ def _tower(checkpoint: Checkpoint, config: Json, directory: Path | None, note: N
     return replace(tower, config=original_anyres_config(config, cast(ClipConfig, tower.config)))
 
 
-def _check_model_type(config: Json) -> None:
+def _family(config: Json) -> Family:
+    """Of the decoder, by the name that the original code gives to the whole model."""
     model_type = value_of(config, "model_type", str, "llava_llama")
-    if model_type != "llava" and "llama" not in model_type:
-        raise ConfigError(f"config.json: model_type: expected llava or a name with llama in it, got {model_type!r}")
+    is_llama = "llama" in model_type  # DPN's and others' names for the same model
+    family = LLAMA if is_llama else ORIGINAL_FAMILIES[model_type_of(config, tuple(ORIGINAL_FAMILIES))]
     if value_of(config, "mm_use_im_start_end", bool, False):
         raise ConfigError(
             "config.json: mm_use_im_start_end is not supported: images stand between no tokens of their own"
         )
+    return family
 
 
 def _local_tower(path: Path, config: Json) -> Path | None:

@@ -57,7 +57,7 @@ class Kernel:
     @property
     def shared(self) -> int:
         """Static and dynamic shared memory of a block; the dynamic part as prefill_cuda.cuh computes it."""
-        prefill = re.match(r"attention_kernel<.*, (\d+), (\d+), \w+>", self.name)
+        prefill = re.match(r"attention_kernel<.*, (\d+), (\d+), \w+, \w+>", self.name)
         if prefill is None:
             return self.static_shared
         head_dim, tiles = map(int, prefill.groups())

@@ -29,7 +29,7 @@ OPS = [
 # With the best instruction set alone: the same runtime around the same kernels.
 GOLDEN = ["tests/test_golden_runtime.py", "tests/test_golden_reducers.py", "tests/test_golden_hr.py"]
 QUANTIZED = ["tests/ops/test_linear_int8.py", "tests/ops/test_linear_int4.py"]
-ATTENTION = ["tests/ops/test_attention.py", "tests/ops/test_attention_extend.py"]
+ATTENTION = [f"tests/ops/test_attention{which}.py" for which in ("", "_extend", "_windows")]
 # Instruction sets that have only some kernels of their own.
 PARTS = {"avx512_vnni": QUANTIZED, "amx": [*QUANTIZED, *ATTENTION]}
 OPTIONS = [

@@ -15,7 +15,16 @@ def max_threads() -> int: ...
 def activation(out: Tensor, x: Tensor, kind: str, stream: int, /) -> None: ...
 def silu_mul(out: Tensor, gate_up: Tensor, stream: int, /) -> None: ...
 def attention(
-    out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, scale: float, stream: int, /
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    first_keys: Tensor | None,
+    causal: bool,
+    scale: float,
+    stream: int,
+    /,
 ) -> None: ...
 def attention_extend(
     out: Tensor,
@@ -25,6 +34,7 @@ def attention_extend(
     block_table: Tensor,
     cu_seqlens: Tensor,
     context_lens: Tensor,
+    first_keys: Tensor | None,
     scale: float,
     stream: int,
     /,
@@ -36,6 +46,7 @@ def attention_decode(
     layer_in_block: int,
     block_table: Tensor,
     context_lens: Tensor,
+    first_keys: Tensor | None,
     scale: float,
     workspace: Tensor | None,
     stream: int,
@@ -62,6 +73,9 @@ def rope_store(
     cu_seqlens: Tensor,
     num_heads: int,
     num_kv_heads: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
     stream: int,
     /,
 ) -> None: ...
@@ -109,6 +123,7 @@ def last_row_scores(
     segment_queries: Tensor,
     segment_starts: Tensor,
     cu_scores: Tensor,
+    first_keys: Tensor | None,
     scale: float,
     workspace: Tensor | None,
     stream: int,
@@ -124,6 +139,7 @@ def last_row_scores_paged(
     segment_queries: Tensor,
     segment_starts: Tensor,
     cu_scores: Tensor,
+    first_keys: Tensor | None,
     scale: float,
     workspace: Tensor | None,
     stream: int,

@@ -18,6 +18,7 @@ from typing import TypeVar, get_args
 from tqdm import tqdm
 
 from dpn_rt.builders.native import build_engine
+from dpn_rt.builders.supported import supported_models
 from dpn_rt.errors import ConfigError, DpnError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
@@ -95,9 +96,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="write the error of each quantised layer, on a few prompts, as JSON; needs memory for the whole model",
     )
     _add_backend(parser)
+    parser.add_argument("--list-models", action=_ListModels, help="print the models that are supported, and end")
     parser.add_argument("--force", action="store_true", help="replace an existing engine")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     return parser.parse_args(arguments)
+
+
+class _ListModels(argparse.Action):
+    """Prints the tables of supported models in place of a build."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Takes what argparse gives to every action."""
+        try:
+            print(supported_models(), flush=True)
+        except OSError as error:
+            parser.exit(output_failed(error))
+        parser.exit()
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:

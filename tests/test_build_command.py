@@ -13,6 +13,7 @@ import pytest
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.build import _one_interrupt, main
+from dpn_rt.builders import clip_config, decoder_families, hr_tower, huggingface_layout
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.reduction.spec import parse_spec
 from tests.builders.checkpoints import OriginalCheckpoint
@@ -38,6 +39,31 @@ def test_build_and_build_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert EngineDir.open(tmp_path / "e").model.dtype == "float32"
     assert capsys.readouterr() == ("", "")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "e"]
+
+
+def test_models_are_listed_from_the_tables_themselves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(clip_config.TOWER_KINDS, "new_vision_model", clip_config.TOWER_KINDS["clip_vision_model"])
+    monkeypatch.setitem(decoder_families.FAMILIES, "new_decoder", decoder_families.FAMILIES["qwen3"])
+    for arguments in (["--list-models"], ["--quiet", "--list-models", "--dtype", "float32"]):
+        with pytest.raises(SystemExit) as info:
+            main(arguments)
+        assert info.value.code == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        tables = {
+            table.split(":")[0]: [line.split()[0] for line in table.splitlines()[1:]] for table in out.split("\n\n")
+        }
+        assert list(tables) == ["models", "decoders", "towers", "rotary rules"]
+        original = [*decoder_families.ORIGINAL_FAMILIES, "(any"]
+        assert tables["models"] == [*huggingface_layout.MODEL_KINDS, *original]
+        assert tables["decoders"] == list(decoder_families.FAMILIES) and "new_decoder" in tables["decoders"]
+        assert tables["towers"] == [*clip_config.TOWER_KINDS, *hr_tower.FAMILIES]
+        assert "new_vision_model" in tables["towers"]
+        assert max(map(len, out.splitlines())) <= 120 and not [
+            line for line in out.splitlines() if line != line.rstrip()
+        ]
 
 
 def test_the_working_directory_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from dpn_rt.format.plans import (
     check_limits,
     plan_file,
 )
+from dpn_rt.model.config import DecoderConfig
 
 OPTIMAL_BATCH = 1
 """Batch size that the plans are tuned for, which favours the latency of a single request."""
@@ -45,6 +46,7 @@ def build_plans(
         PlanError: the library is missing, or refuses; the message has the library's own.
     """
     check_limits(limits, len(model.stage_layers), model.decoder.max_position_embeddings)
+    _check_decoder(model.decoder, limits)
     if model.dtype == "float32":
         raise ConfigError("TensorRT has no float32 attention kernels: expected --dtype bfloat16 or float16")
     library = load_library(flavor)
@@ -57,6 +59,25 @@ def build_plans(
             files[name] = build_plan(library, StagePlan(model, limits, stage, phase), targets)
             progress(name)
     return BuiltPlans(PlanConfig(flavor, library.__version__, targets, limits), files)
+
+
+def _check_decoder(decoder: DecoderConfig, limits: PlanLimits) -> None:
+    """Refuse what the networks of stages do not compute.
+
+    Raises:
+        ConfigError: names it, and the rows with which a sliding window hides nothing.
+    """
+    if decoder.qk_norm:
+        raise ConfigError(
+            "TensorRT plans have no norms of heads, which the decoder needs (Qwen3): use --backend native"
+        )
+    windows = decoder.for_length(max(limits.stage_rows)).windows
+    if windows:
+        shortest = min(filter(None, windows))
+        raise ConfigError(
+            f"TensorRT plans have no sliding windows: rows per stage {list(limits.stage_rows)}, expected at most the "
+            f"window of {shortest}; or use --backend native"
+        )
 
 
 def build_plan(library: ModuleType, plan: StagePlan, compute_capabilities: Sequence[str]) -> bytes:

@@ -72,9 +72,13 @@ def stage_config(model: ModelConfig, layers: range) -> dict[str, Any]:
     TensorRT-LLM's pipeline ranks do not fit: they communicate inside the model and split the layers evenly.
 
     Raises:
-        ConfigError: a scaled rotary embedding, whose rules differ, or a bias of one attention projection alone.
+        ConfigError: a scaled rotary embedding, whose rules differ, a bias of one attention projection alone, sliding
+            windows, or norms of heads.
     """
     decoder = model.decoder
+    for what, is_there in (("sliding windows", any(decoder.windows)), ("norms of heads", decoder.qk_norm)):
+        if is_there:
+            raise ConfigError(f"the decoder has {what}: expected none for an export to TensorRT-LLM")
     if decoder.rope.scaling_json:
         raise ConfigError(f"rope scaling {decoder.rope.scaling_json}: expected none for an export to TensorRT-LLM")
     if decoder.qkv_bias != decoder.o_bias:

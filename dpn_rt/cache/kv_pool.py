@@ -28,11 +28,13 @@ class KvGeometry:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    has_windows: bool = False
+    """Whether the pool knows the position of each row, for layers with a sliding window."""
 
     @classmethod
     def of_model(cls, decoder: DecoderConfig, stage_layers: Sequence[range], dtype: torch.dtype) -> KvGeometry:
         sizes = tuple(len(layers) for layers in stage_layers)
-        return cls(sizes, decoder.num_kv_heads, decoder.head_dim, dtype)
+        return cls(sizes, decoder.num_kv_heads, decoder.head_dim, dtype, any(decoder.windows))
 
     @property
     def layers_per_block(self) -> int:
@@ -50,7 +52,8 @@ class KvGeometry:
 
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one KV block."""
-        return math.prod(self.block_shape(block_size)) * self.dtype.itemsize
+        positions = block_size * torch.int32.itemsize if self.has_windows else 0
+        return math.prod(self.block_shape(block_size)) * self.dtype.itemsize + positions
 
 
 class KvPool:
@@ -67,6 +70,9 @@ class KvPool:
             self.blocks: Tensor = device.pool((num_blocks + 1, *geometry.block_shape(block_size)), geometry.dtype)
             """`[num_blocks + 1, layers_per_block, 2, num_kv_heads, block_size, head_dim]`; the last one is
             `BlockAllocator.padding_block`."""
+            self.positions = device.pool((num_blocks + 1, block_size), torch.int32) if geometry.has_windows else None
+            """`[num_blocks + 1, block_size]` rotary position of each row, in the blocks of a stage's first layer group.
+            None: no layer has a window. Rows that no window reaches any more stay in the cache."""
         except (RuntimeError, MemoryError) as error:
             raise CapacityError(
                 f"the memory has no room for a KV cache of {num_blocks * geometry.block_bytes(block_size):,} bytes: "
@@ -76,4 +82,6 @@ class KvPool:
     def copy(self, sources: BlockIds, targets: BlockIds) -> None:
         """Copies blocks `sources` `[num_copies]` to `targets` `[num_copies]`, which are different blocks."""
         source, target = self._device.upload(sources, targets)
-        self.blocks.index_copy_(0, target.long(), self.blocks.index_select(0, source))
+        for pool in (self.blocks, self.positions):
+            if pool is not None:
+                pool.index_copy_(0, target.long(), pool.index_select(0, source))

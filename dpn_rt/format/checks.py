@@ -64,6 +64,8 @@ def _token_ids(model: ModelConfig) -> Iterator[str]:
 def _decoder(config: DecoderConfig) -> Iterator[str]:
     if config.num_heads % config.num_kv_heads:
         yield f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
+    if len(config.windows) not in (0, config.num_layers):
+        yield f"windows has {len(config.windows)} entries, expected none or one for each of {config.num_layers} layers"
     if config.head_dim % 2:
         yield f"head_dim must be even (rotary embedding turns pairs), got {config.head_dim}"
     if config.rope.scaling_json:

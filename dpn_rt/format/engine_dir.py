@@ -53,6 +53,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 6
+READABLE_VERSIONS = (5, FORMAT_VERSION)
+"""Version 6 has fields with defaults that version 5 lacks."""
 MANIFEST = "engine.json"
 WEIGHTS = "weights.safetensors"
 PROCESSOR = "processor"
@@ -240,9 +242,10 @@ def _read_manifest(path: Path) -> EngineDir:
         raise EngineError(f"{path}: not an engine directory: {MANIFEST}: No such file or directory{hint}")
     manifest: Any = read_json(file, EngineError, SETTINGS_BYTES)
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if found != FORMAT_VERSION or isinstance(found, bool):
+    if found not in READABLE_VERSIONS or isinstance(found, bool):
+        readable = " and ".join(map(str, READABLE_VERSIONS))
         raise EngineError(
-            f"{file}: engine format version {shown(found)}; this version reads {FORMAT_VERSION}: build the engine again"
+            f"{file}: engine format version {shown(found)}; this version reads {readable}: build the engine again"
         )
     keys = {"format_version", "builder_version", "source", "model", "files"}
     if set(manifest) - {"plans"} != keys or not isinstance(manifest["files"], dict):

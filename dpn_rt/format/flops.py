@@ -51,9 +51,14 @@ def layer_weights(config: DecoderConfig) -> int:
     return matrices + 3 * config.intermediate_size * config.hidden_size
 
 
-def causal_attention(config: DecoderConfig, rows: int) -> int:
-    """FLOPs of one layer's causal attention over `rows` rows: row i sees i + 1 rows. A multiply-add counts as 2."""
-    return 4 * config.num_heads * config.head_dim * rows * (rows + 1) // 2
+def causal_attention(config: DecoderConfig, rows: int, window: int | None = None) -> int:
+    """FLOPs of one layer's causal attention over `rows` rows. A multiply-add counts as 2.
+
+    Row i sees i + 1 rows, or `window` of them where that is less: as many as with positions that have no gaps.
+    """
+    window = rows if window is None else min(window, rows)
+    seen = window * (window + 1) // 2 + (rows - window) * window
+    return 4 * config.num_heads * config.head_dim * seen
 
 
 def prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
@@ -61,7 +66,8 @@ def prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
     decoder = model.decoder
     total = 2 * decoder.vocab_size * decoder.hidden_size
     for layers, num_rows in zip(model.stage_layers, rows, strict=True):
-        total += len(layers) * (2 * layer_weights(decoder) * num_rows + causal_attention(decoder, num_rows))
+        total += len(layers) * 2 * layer_weights(decoder) * num_rows
+        total += sum(causal_attention(decoder, num_rows, decoder.window(layer)) for layer in layers)
     return total
 
 
@@ -72,7 +78,9 @@ def needed_prefill_flops(model: ModelConfig, rows: Sequence[int]) -> int:
     """
     decoder, others = model.decoder, rows[-1] - 1
     kept = 2 * decoder.qkv_size * decoder.hidden_size * others
-    attention = causal_attention(decoder, rows[-1]) - 4 * decoder.num_heads * decoder.head_dim * rows[-1]
+    window = decoder.window(decoder.num_layers - 1)
+    of_last_row = 4 * decoder.num_heads * decoder.head_dim * (rows[-1] if window is None else min(window, rows[-1]))
+    attention = causal_attention(decoder, rows[-1], window) - of_last_row
     return prefill_flops(model, rows) - (2 * layer_weights(decoder) * others - kept) - attention
 
 

@@ -15,15 +15,18 @@ from dpn_rt.model.rope import rotate
 from dpn_rt.model.rows import place_rows
 from dpn_rt.model.stage_batch import CacheView, NextAttention, StageBatch
 from dpn_rt.model.weights.table import EmbeddingTable
+from dpn_rt.model.windows import first_keys
 
 
 class Layer:
     """Attention and MLP on packed rows, each with its norm and residual."""
 
-    def __init__(self, config: DecoderConfig, weights: LayerWeights, cos_sin: Tensor) -> None:
+    def __init__(self, config: DecoderConfig, weights: LayerWeights, cos_sin: Tensor, window: int | None) -> None:
         self._config = config
         self._weights = weights
         self._cos_sin = cos_sin
+        self.window = window
+        """Positions that a row sees, its own included; None: all before it."""
         self._scale = config.head_dim**-0.5
 
     def attend(
@@ -54,7 +57,13 @@ class Layer:
             queries_out.copy_(q.index_select(0, batch.last_rows))
         if batch.is_decode:
             return ops.attention_decode(
-                q, cache.blocks, cache.layer_in_block, cache.block_table, batch.context_lens, scale=self._scale
+                q,
+                cache.blocks,
+                cache.layer_in_block,
+                cache.block_table,
+                batch.context_lens,
+                scale=self._scale,
+                first_keys=cache.first_keys,
             )
         if batch.extends:
             return ops.attention_extend(
@@ -65,8 +74,9 @@ class Layer:
                 batch.cu_seqlens,
                 batch.context_lens,
                 scale=self._scale,
+                first_keys=cache.first_keys,
             )
-        return ops.attention(q, k, v, batch.cu_seqlens, causal=True, scale=self._scale)
+        return ops.attention(q, k, v, batch.cu_seqlens, causal=True, scale=self._scale, first_keys=cache.first_keys)
 
     def attend_last(
         self, x: Tensor, cache: CacheView, batch: StageBatch, last_rows: Tensor, *, keys: Tensor | None = None
@@ -84,7 +94,10 @@ class Layer:
         if batch.last_seqs is not None:
             table, context_lens = (each.index_select(0, batch.last_seqs) for each in (table, context_lens))
         q = self._split(qkv.index_select(0, last_rows))[0]
-        return ops.attention_decode(q, cache.blocks, cache.layer_in_block, table, context_lens, scale=self._scale)
+        firsts = None if cache.first_keys is None else cache.first_keys.index_select(0, last_rows)
+        return ops.attention_decode(
+            q, cache.blocks, cache.layer_in_block, table, context_lens, scale=self._scale, first_keys=firsts
+        )
 
     def mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
         """Attention's output layer, and the MLP.
@@ -115,15 +128,21 @@ class Layer:
         x = ops.rms_norm(x, self._weights.input_norm, self._config.rms_norm_eps)
         parts = self._weights.parts
         assert parts is not None, "only the first layer after a boundary is asked"
-        q = parts.query(x.index_select(0, last_rows)).view(len(last_rows), -1, self._config.head_dim)
+        q = self._heads(parts.query(x.index_select(0, last_rows)), self._weights.q_norm)
         plain_keys = parts.key(x)
-        k = plain_keys.view(len(x), -1, self._config.head_dim)
+        k = self._heads(plain_keys, self._weights.k_norm)
         positions = positions.long()
         return NextAttention(
             rotate(q, self._cos_sin, positions.index_select(0, last_rows)),
             rotate(k, self._cos_sin, positions),
             plain_keys,
         )
+
+    def _heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """`[num_rows, heads * head_dim]` -> `[num_rows, heads, head_dim]`, normed where there is a weight."""
+        heads = x.view(-1, self._config.head_dim)
+        heads = heads if weight is None else ops.rms_norm(heads, weight, self._config.rms_norm_eps)
+        return heads.view(len(x), -1, self._config.head_dim)
 
     def _project(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """`[num_rows, (num_heads + 2 * num_kv_heads) * head_dim]` queries, keys and values."""
@@ -134,7 +153,7 @@ class Layer:
         return torch.cat((parts.query(x), keys, parts.value(x)), dim=1)
 
     def _store(self, qkv: Tensor, cache: CacheView, batch: StageBatch) -> None:
-        """Rotates queries and keys in place, and stores keys and values."""
+        """Norms heads where the model does, rotates queries and keys in place, and stores keys and values."""
         ops.rope_store(
             qkv,
             batch.positions,
@@ -146,6 +165,9 @@ class Layer:
             batch.cu_seqlens,
             self._config.num_heads,
             self._config.num_kv_heads,
+            q_norm=self._weights.q_norm,
+            k_norm=self._weights.k_norm,
+            eps=self._config.rms_norm_eps,
         )
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,6 +185,7 @@ class Stage:
         self._layers = layers
         self._layers_per_block = layers_per_block
         self._is_last = is_last
+        self._windows = sorted({layer.window for layer in layers if layer.window is not None})
 
     @property
     def num_layers(self) -> int:
@@ -173,29 +196,39 @@ class Stage:
         return self._layers[0]
 
     @property
+    def last_layer(self) -> Layer:
+        return self._layers[-1]
+
+    @property
     def last_layer_place(self) -> tuple[int, int]:
         """Group of KV blocks of the last layer, and its place within a block."""
         return divmod(len(self._layers) - 1, self._layers_per_block)
 
-    def forward(self, x: Tensor, batch: StageBatch, blocks: Tensor) -> Tensor:
+    def forward(self, x: Tensor, batch: StageBatch, blocks: Tensor, key_positions: Tensor | None = None) -> Tensor:
         """Rows through the stage's layers.
 
         Args:
             x: `[num_rows, hidden_size]`; overwritten.
             batch: where the rows stand.
             blocks: of the KV pool.
+            key_positions: of the KV pool; may be None where no layer has a window.
 
         Returns:
             `[num_rows, hidden_size]`; from the last stage of a prefill `[num_ends, hidden_size]`, the last row of each
             sequence that ends in the batch.
         """
         residual = x
+        firsts: dict[int, Tensor] = {}
+        if self._windows:
+            assert key_positions is not None, "the KV pool of a model with windows has positions"
+            firsts = first_keys(batch, key_positions, self._windows)
         x = ops.rms_norm(x, self._layers[0].input_norm, self._config.rms_norm_eps)
         for index, layer in enumerate(self._layers):
             if index > 0:
                 x = ops.add_rms_norm(x, residual, layer.input_norm, self._config.rms_norm_eps, out=x)
             group, layer_in_block = divmod(index, self._layers_per_block)
-            cache = CacheView(blocks, layer_in_block, batch.block_tables[group])
+            layer_firsts = None if layer.window is None else firsts[layer.window]
+            cache = CacheView(blocks, layer_in_block, batch.block_tables[group], layer_firsts)
             keys, is_last = batch.keys if index == 0 else None, index == len(self._layers) - 1
             if self._is_last and is_last and batch.last_rows is not None:
                 residual = residual.index_select(0, batch.last_rows)
@@ -238,6 +271,7 @@ class Decoder:
                             weights, layer, config, prepack=prepack, with_parts=index > 0 and layer == layers[0]
                         ),
                         cos_sin,
+                        config.window(layer),
                     )
                     for layer in layers
                 ],
@@ -281,6 +315,7 @@ class Decoder:
         block_tables: Sequence[Tensor],
         cu_seqlens: Tensor,
         blocks: Tensor,
+        key_positions: Tensor | None = None,
     ) -> Tensor:
         """One new row for each sequence through all stages.
 
@@ -291,6 +326,7 @@ class Decoder:
             block_tables: per stage `[groups, num_seqs, max_blocks]` int32.
             cu_seqlens: `[num_seqs + 1]` int32, 0 to num_seqs.
             blocks: of the KV pool.
+            key_positions: see `Stage.forward`.
 
         Returns:
             Logits `[num_seqs, vocab_size]`, dtype of the engine.
@@ -301,5 +337,5 @@ class Decoder:
             batch = StageBatch(
                 cu_seqlens, positions[index], cache_rows[index], kv_lengths[index], tables, last_rows=None
             )
-            x = stage.forward(x, batch, blocks)
+            x = stage.forward(x, batch, blocks, key_positions)
         return self.logits(x)

@@ -18,7 +18,8 @@ from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 EMBED_TOKENS, LAYERS, FINAL_NORM, LM_HEAD = "embed_tokens", "layers", "norm", "lm_head"
 INPUT_NORM, QKV, O_PROJ, POST_NORM, GATE_UP, DOWN = "input_norm", "qkv", "o", "post_norm", "gate_up", "down"
-"""Parts of a layer."""
+Q_NORM, K_NORM = "q_norm", "k_norm"
+"""Parts of a layer; the last two of decoders whose heads are normed."""
 
 
 def layer_module(layer: int, part: str) -> str:
@@ -46,8 +47,8 @@ def _layer_specs(config: DecoderConfig, layer: int, dtype: torch.dtype) -> Named
     hidden, inter = config.hidden_size, config.intermediate_size
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-    def norm(part: str) -> NamedSpecs:
-        yield f"{layer_module(layer, part)}.weight", WeightSpec((hidden,), dtype)
+    def norm(part: str, size: int = hidden) -> NamedSpecs:
+        yield f"{layer_module(layer, part)}.weight", WeightSpec((size,), dtype)
 
     def linear(part: str, rows: tuple[int, ...], columns: int, bias: bool = False) -> NamedSpecs:
         module = layer_module(layer, part)
@@ -55,6 +56,8 @@ def _layer_specs(config: DecoderConfig, layer: int, dtype: torch.dtype) -> Named
 
     yield from norm(INPUT_NORM)
     yield from linear(QKV, (query, key, key), hidden, config.qkv_bias)
+    for part in (Q_NORM, K_NORM) if config.qk_norm else ():
+        yield from norm(part, config.head_dim)
     yield from linear(O_PROJ, (hidden,), query, config.o_bias)
     yield from norm(POST_NORM)
     yield from linear(GATE_UP, (inter, inter), hidden)
@@ -89,6 +92,8 @@ class LayerWeights:
     gate_up: Linear  # [2 * intermediate_size, hidden_size]
     down: Linear  # [hidden_size, intermediate_size]
     parts: QkvParts | None  # of the first layer after a boundary, whose queries and keys reducers ask for
+    q_norm: Tensor | None  # [head_dim]; None: heads are not normed
+    k_norm: Tensor | None  # [head_dim]
 
     @classmethod
     def load(
@@ -110,4 +115,6 @@ class LayerWeights:
             linear(GATE_UP),
             linear(DOWN),
             QkvParts.load(tensors, layer, config) if with_parts else None,
+            norm(Q_NORM) if config.qk_norm else None,
+            norm(K_NORM) if config.qk_norm else None,
         )

@@ -60,3 +60,5 @@ class CacheView:
     layer_in_block: int
     block_table: Tensor
     """`[num_seqs, max_blocks]` int32."""
+    first_keys: Tensor | None = None
+    """`[num_rows]` int32 first cache row that each row of the batch sees; None: the layer has no window."""

@@ -1,7 +1,8 @@
 """Softmax attention over packed sequences and over the paged KV cache, with grouped-query heads.
 
 Which rows a row sees depends only on the order of the rows in the packed batch or in the cache. It does not depend on
-rotary positions, which `rope_store` has already applied to queries and keys.
+rotary positions, which `rope_store` has already applied to queries and keys. A sliding window is given as the first key
+that each row sees, since the rows of a window are consecutive wherever rows were left out.
 
 Each function raises `KernelArgumentError` where an argument has the wrong shape, dtype, device, layout or content.
 """
@@ -18,7 +19,15 @@ from dpn_rt.ops.stream import stream_of
 
 @checked_op
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, scale: float, out: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    first_keys: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Attention of every sequence over its own rows; query head h reads key/value head `h * num_kv_heads // num_heads`.
 
@@ -35,13 +44,16 @@ def attention(
             `cu_seqlens[s + 1]`; it may be empty.
         causal: whether row i of a sequence sees only rows up to i.
         scale: of the scores before softmax, positive.
+        first_keys: `[num_tokens]`, int32, for attention with a sliding window: the first key of its sequence that each
+            row sees, from 0 to the row's own; it never falls within a sequence. None: key 0 for
+            all. Only with `causal`.
         out: `[num_tokens, num_heads * head_dim]`, contiguous, no memory shared with the inputs.
 
     Returns:
         `[num_tokens, num_heads * head_dim]`.
     """
     out = _empty_output(q) if out is None else out
-    _kernels.attention(out, q, k, v, cu_seqlens, causal, scale, stream_of(q))
+    _kernels.attention(out, q, k, v, cu_seqlens, first_keys, causal, scale, stream_of(q))
     return out
 
 
@@ -55,6 +67,7 @@ def attention_extend(
     context_lens: Tensor,
     *,
     scale: float,
+    first_keys: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the new rows of every sequence over all rows of the sequence in the paged cache.
@@ -71,6 +84,8 @@ def attention_extend(
         cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows `cu_seqlens[s]` to `cu_seqlens[s + 1] - 1` of `q`.
         context_lens: `[num_seqs]`, int32 rows of each sequence in the cache, at least 1 and at least the new ones.
         scale: of the scores before softmax, positive.
+        first_keys: `[num_tokens]`, int32, for attention with a sliding window: the first cache row of its sequence
+            that each row sees, from 0 to the row's own; it never falls within a sequence. None: 0 for all.
         out: `[num_tokens, num_heads * head_dim]`, contiguous, no memory shared with `q` or `kv_cache`.
 
     Returns:
@@ -78,7 +93,9 @@ def attention_extend(
     """
     out = _empty_output(q) if out is None else out
     stream = stream_of(q)
-    _kernels.attention_extend(out, q, kv_cache, layer_in_block, block_table, cu_seqlens, context_lens, scale, stream)
+    _kernels.attention_extend(
+        out, q, kv_cache, layer_in_block, block_table, cu_seqlens, context_lens, first_keys, scale, stream
+    )
     return out
 
 
@@ -91,6 +108,7 @@ def attention_decode(
     context_lens: Tensor,
     *,
     scale: float,
+    first_keys: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attention of one row per sequence over the rows that the paged cache holds for it.
@@ -107,6 +125,8 @@ def attention_decode(
         block_table: `[num_seqs, max_blocks]`, int32; entries after those that a sequence uses are not read.
         context_lens: `[num_seqs]`, int32 rows that each sequence sees, 1 to `max_blocks * block_size`.
         scale: of the scores before softmax, positive.
+        first_keys: `[num_seqs]`, int32, for attention with a sliding window: the first cache row that is seen, 0 to
+            `context_lens[s] - 1`. None: 0 for all.
         out: `[num_seqs, num_heads * head_dim]`, contiguous, no memory shared with `q` or `kv_cache`.
 
     Returns:
@@ -118,7 +138,9 @@ def attention_decode(
         stream = stream_of(q)
         if size := _kernels.attention_decode_workspace_size(q, kv_cache, block_table):
             workspace = torch.empty(size, dtype=torch.float32, device=q.device)
-    _kernels.attention_decode(out, q, kv_cache, layer_in_block, block_table, context_lens, scale, workspace, stream)
+    _kernels.attention_decode(
+        out, q, kv_cache, layer_in_block, block_table, context_lens, first_keys, scale, workspace, stream
+    )
     return out
 
 

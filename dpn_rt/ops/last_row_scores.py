@@ -25,6 +25,7 @@ def last_row_scores(
     cu_scores: Tensor,
     *,
     scale: float,
+    first_keys: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Mean over query heads of each visual row's weight in the softmax of a query over all keys of its sequence.
@@ -45,6 +46,9 @@ def last_row_scores(
         segment_starts: `[num_segments]` int32 first row of each segment, relative to its sequence.
         cu_scores: `[num_segments + 1]` int32 first score of each segment, then `num_scores`.
         scale: of the products before softmax, positive.
+        first_keys: `[num_queries]` int32, for attention with a sliding window: the first key of its sequence that each
+            query sees, below the number of its keys. The keys before it have no part in the softmax, and the score 0.
+            None: 0 for all.
         out: `[num_scores]` float32, contiguous, no memory shared with the other arguments. On the GPU the op does not
             know `num_scores`, so `out` must be given and may have more entries; those after the first `num_scores` are
             not written.
@@ -59,7 +63,7 @@ def last_row_scores(
     out = _output("last_row_scores", cu_scores, num_tokens) if out is None else out
     workspace = _workspace(q, num_kv_heads, num_tokens)
     segments = (segment_queries, segment_starts, cu_scores)
-    _kernels.last_row_scores(out, q, k, cu_seqlens, *segments, scale, workspace, stream_of(q))
+    _kernels.last_row_scores(out, q, k, cu_seqlens, *segments, first_keys, scale, workspace, stream_of(q))
     return out
 
 
@@ -75,6 +79,7 @@ def last_row_scores_paged(
     cu_scores: Tensor,
     *,
     scale: float,
+    first_keys: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """As `last_row_scores`, over the keys that the paged cache holds.
@@ -93,6 +98,7 @@ def last_row_scores_paged(
         segment_starts: `[num_segments]` int32 first cache row of each segment.
         cu_scores: `[num_segments + 1]` int32 first score of each segment, then `num_scores`.
         scale: of the products before softmax, positive.
+        first_keys: as in `last_row_scores`.
         out: as in `last_row_scores`.
 
     Returns:
@@ -107,7 +113,7 @@ def last_row_scores_paged(
     workspace = _workspace(q, num_kv_heads, most_keys)
     segments = (segment_queries, segment_starts, cu_scores)
     _kernels.last_row_scores_paged(
-        out, q, blocks, layer_in_block, block_table, kv_lengths, *segments, scale, workspace, stream_of(q)
+        out, q, blocks, layer_in_block, block_table, kv_lengths, *segments, first_keys, scale, workspace, stream_of(q)
     )
     return out
 

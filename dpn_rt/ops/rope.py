@@ -1,4 +1,4 @@
-"""Rotary position embedding, fused with storing keys and values in the paged cache."""
+"""Rotary position embedding, fused with a norm of heads before it and with storing keys and values in the cache."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ def rope_store(
     cu_seqlens: Tensor,
     num_heads: int,
     num_kv_heads: int,
+    *,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
 ) -> None:
     """Rotate queries and keys in place, then write keys and values to the cache.
 
@@ -28,6 +32,9 @@ def rope_store(
     in float32 and rounded once. Keys and values of row t of sequence b are stored in row `cache_rows[t] % block_size`
     of the block `block_table[b, cache_rows[t] // block_size]`. A row's position and cache row differ where earlier rows
     were dropped and the remaining ones kept their positions.
+
+    With `q_norm` and `k_norm` every head of queries and keys is first divided by its root mean square,
+    sqrt(mean(x^2) + eps), and multiplied by the weight, as in Qwen3.
 
     Args:
         qkv: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`, float32 or bfloat16: query heads, key heads,
@@ -43,6 +50,9 @@ def rope_store(
         cu_seqlens: `[num_seqs + 1]` int32, first row of every sequence in `qkv`, then `num_tokens`.
         num_heads: a multiple of `num_kv_heads`.
         num_kv_heads: at least 1.
+        q_norm: `[head_dim]` weight of the norm of each query head, dtype of `qkv`; None: no norm.
+        k_norm: `[head_dim]` of each key head; given together with `q_norm`. On the GPU with head_dim up to 512.
+        eps: of both norms, at least 0.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, layout or content; nothing was written.
@@ -58,5 +68,8 @@ def rope_store(
         cu_seqlens,
         num_heads,
         num_kv_heads,
+        q_norm,
+        k_norm,
+        eps,
         stream_of(qkv),
     )

@@ -114,10 +114,14 @@ def original_config(model: EagerModules) -> dict[str, Any]:
     configuration in the directory that `mm_vision_tower` names; here it is in `vision_config`.
 
     Raises:
-        ConfigError: only one of qkv and o has biases, which LLaMA's config.json cannot express.
+        ConfigError: only one of qkv and o has biases, or heads are normed, or layers have sliding windows: LLaMA's
+            config.json cannot express these.
     """
     config = model.config
     decoder, prompt = config.decoder, config.prompt
+    if decoder.qk_norm or decoder.windows:
+        what = "normed heads" if decoder.qk_norm else "sliding windows"
+        raise ConfigError(f"the decoder has {what}: the original layout is LLaMA's, which has none")
     if decoder.qkv_bias != decoder.o_bias:
         raise ConfigError(f"qkv_bias {decoder.qkv_bias}, o_bias {decoder.o_bias}: expected both or none in config.json")
     result: dict[str, Any] = {

@@ -13,10 +13,11 @@ from transformers import (
     CLIPVisionModel,
     LlamaConfig,
     LlamaModel,
+    Qwen3Config,
+    Qwen3Model,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dpn_rt.builders.clip_config import ACTIVATIONS
 from dpn_rt.model.config import DecoderConfig
@@ -24,20 +25,21 @@ from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.siglip.config import SiglipConfig
 
 Tower = CLIPVisionModel | SiglipVisionModel
+TextModel = LlamaModel | Qwen3Model
 
 ATTENTION = "sdpa"
 _PUBLISHED_ACTIVATIONS = {own: published for published, own in ACTIVATIONS.items()}
 
 
-def llama_config(decoder: DecoderConfig) -> LlamaConfig:
-    """transformers' configuration of the decoder, with sdpa attention."""
+def llama_config(decoder: DecoderConfig) -> LlamaConfig | Qwen3Config:
+    """transformers' configuration of the decoder, with sdpa attention. Windows are given to its layers as masks."""
     scaling: dict[str, Any] = json.loads(decoder.rope.scaling_json) if decoder.rope.scaling_json else {}
     if "type" in scaling:
         scaling.setdefault("rope_type", scaling.pop("type"))
     rope: dict[str, Any] = {"rope_theta": decoder.rope.theta, "rope_scaling": scaling or None}
     if "rope_parameters" in inspect.signature(LlamaConfig.__init__).parameters:  # transformers 5
         rope = {"rope_parameters": {"rope_type": "default", **scaling, "rope_theta": decoder.rope.theta}}
-    config = LlamaConfig(
+    config = (Qwen3Config if decoder.qk_norm else LlamaConfig)(
         vocab_size=decoder.vocab_size,
         hidden_size=decoder.hidden_size,
         intermediate_size=decoder.intermediate_size,
@@ -56,7 +58,33 @@ def llama_config(decoder: DecoderConfig) -> LlamaConfig:
     return config
 
 
-def drop_biases(model: LlamaModel, decoder: DecoderConfig) -> None:
+def text_model(decoder: DecoderConfig) -> TextModel:
+    """transformers' model of the decoder, with random weights."""
+    config = llama_config(decoder)
+    model = Qwen3Model(config) if isinstance(config, Qwen3Config) else LlamaModel(config)
+    _drop_biases(model, decoder)
+    return model
+
+
+def window_mask(positions: torch.Tensor, key_positions: torch.Tensor, window: int | None) -> torch.Tensor | None:
+    """What rows see of keys in a layer with a sliding window, by transformers' rule.
+
+    Args:
+        positions: `[num_rows]`.
+        key_positions: `[num_keys]` of all keys; those of the rows are the last.
+        window: None: the layer has none.
+
+    Returns:
+        `[1, 1, num_rows, num_keys]` bool; None where no row needs a mask: sdpa has a causal mode for a prefill, and a
+        single row sees all cached rows.
+    """
+    if window is None or int(positions[-1] - key_positions[0]) < window:
+        return None
+    q_idx, kv_idx = positions[:, None], key_positions[None]
+    return ((kv_idx > q_idx - window) & (kv_idx <= q_idx))[None, None]
+
+
+def _drop_biases(model: TextModel, decoder: DecoderConfig) -> None:
     """Remove the attention biases that the decoder does not have: transformers' LLaMA has all of them or none."""
     for layer in model.layers:
         attention: Any = layer.self_attn
@@ -127,10 +155,10 @@ def checkpoint_activations(model: Any, options: dict[str, Any]) -> None:
         model.gradient_checkpointing_enable(**renamed)
 
 
-def restore_llama_buffers(model: LlamaModel) -> None:
-    """Recompute the buffers of a model that was made on the meta device; checkpoints do not hold them."""
+def restore_llama_buffers(model: Any) -> None:
+    """Recompute the buffers of a `TextModel` that was made on the meta device; checkpoints do not hold them."""
     with torch.device("cpu"):
-        model.rotary_emb = LlamaRotaryEmbedding(config=model.config)
+        model.rotary_emb = type(model.rotary_emb)(config=model.config)
 
 
 def restore_clip_buffers(tower: Tower) -> None:

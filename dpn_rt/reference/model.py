@@ -17,7 +17,7 @@ from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
-from dpn_rt.reference import training
+from dpn_rt.reference import hf_modules, training
 from dpn_rt.reference.hf_modules import last_hidden
 from dpn_rt.reference.hr import HrTower
 from dpn_rt.reference.modules import EagerModules
@@ -163,11 +163,12 @@ class EagerDpn(EagerModules):
         rows = hidden.unsqueeze(0)
         positions = torch.arange(start, start + rows.shape[1], device=rows.device).unsqueeze(0)
         rotary = model.rotary_emb(rows, position_ids=positions)
-        # sdpa needs no mask: it has a causal mode for a prefill, and a single row sees all cached rows. The cache is
-        # given by position, since its name differs between transformers' versions.
+        # The cache is given by position, since its name differs between transformers' versions.
         options: dict[str, Any] = {"use_cache": cache is not None, "position_embeddings": rotary}
+        keys = torch.arange(start + rows.shape[1], device=rows.device)
         for layer in layers:
-            rows = model.layers[layer](rows, None, positions, cache, **options)
+            mask = hf_modules.window_mask(positions[0], keys, self.config.decoder.window(layer))
+            rows = model.layers[layer](rows, mask, positions, cache, **options)
         return rows[0]
 
     def forward(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
-from transformers import LlamaModel
 
 from dpn_rt.builders.names import NameMap, llama_modules, tower_modules, weight_names
 from dpn_rt.errors import ConfigError
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 class EagerModules(nn.Module):
     """The modules of a DPN or dense LLaVA model; `EagerDpn` runs them.
 
-    `language_model` (LlamaModel), `lm_head`, `boundaries[b].router|experts`, `projector`, `vision` (CLIPVisionModel or
-    SiglipVisionModel, cut after the layer that is used, or HrTower).
+    `language_model` (LlamaModel or Qwen3Model), `lm_head`, `boundaries[b].router|experts`, `projector`, `vision`
+    (CLIPVisionModel or SiglipVisionModel, cut after the layer that is used, or HrTower).
 
     Args:
         config: the model. Weights are random until they are loaded.
@@ -44,8 +43,7 @@ class EagerModules(nn.Module):
         super().__init__()
         self.config = OpenConfig.of(config)
         decoder = config.decoder
-        self.language_model = LlamaModel(hf_modules.llama_config(decoder))
-        hf_modules.drop_biases(self.language_model, decoder)
+        self.language_model = hf_modules.text_model(decoder)
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
         if decoder.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight

@@ -19,6 +19,7 @@ from dpn_rt.model.reduction.chain import Chain
 from dpn_rt.model.reduction.grid import Grid, Segments, as_grid, num_visual
 from dpn_rt.model.reduction.pool import Pool
 from dpn_rt.model.reduction.step import BEFORE_LLM, Cut
+from dpn_rt.reference.hf_modules import window_mask
 from dpn_rt.reference.model import EagerDpn
 
 
@@ -50,6 +51,14 @@ class _Rows:
     segments: Segments
     """Grids of the visual tokens; one (1, n) where they are no grid."""
     next_position: int
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """Keys and values, and the position of each row of a layer that is there."""
+
+    rows: DynamicCache
+    positions: dict[int, Tensor]
 
 
 class EagerReduced:
@@ -96,7 +105,7 @@ class EagerReduced:
             image_segments or (layout.grid or (0, 0),),
             len(embeds),
         )
-        cache = DynamicCache()
+        cache = _Cache(DynamicCache(), {})
         found: list[list[int] | None] = []
         next_positions: list[int] = []
         first = rows.segments
@@ -112,7 +121,7 @@ class EagerReduced:
                     forced = None if kept is None else kept[index]
                     rows, ids = self._reduce(cut, first, before, rows, forced)
                     found.append(ids)
-        lengths = tuple(cache.get_seq_length(layer) for layer in range(len(next_positions)))
+        lengths = tuple(cache.rows.get_seq_length(layer) for layer in range(len(next_positions)))
         logits = [self._logits(rows.hidden[-1:])]
         token_ids = [int(logits[0].argmax())]
         while len(token_ids) < max_new_tokens:
@@ -120,15 +129,17 @@ class EagerReduced:
             token_ids.append(int(logits[-1].argmax()))
         return ReducedGeneration(token_ids, torch.stack(logits), found, lengths)
 
-    def _run(self, layer: int, rows: _Rows, cache: DynamicCache) -> Tensor:
+    def _run(self, layer: int, rows: _Rows, cache: _Cache) -> Tensor:
         hidden, positions = rows.hidden.unsqueeze(0), rows.positions.unsqueeze(0)
         rotary = self._model.language_model.rotary_emb(hidden, position_ids=positions)
-        # sdpa needs no mask: it has a causal mode for a prefill, and a single row sees all cached rows.
         options: dict[str, Any] = {"use_cache": True, "position_embeddings": rotary}
-        out = self._model.language_model.layers[layer](hidden, None, positions, cache, **options)
+        keys = torch.cat((cache.positions.get(layer, rows.positions[:0]), rows.positions))
+        mask = window_mask(rows.positions, keys, self._model.config.decoder.window(layer))
+        out = self._model.language_model.layers[layer](hidden, mask, positions, cache.rows, **options)
+        cache.positions[layer] = keys
         return cast(Tensor, out)[0]
 
-    def _decode(self, token_id: int, step: int, next_positions: Sequence[int], cache: DynamicCache) -> Tensor:
+    def _decode(self, token_id: int, step: int, next_positions: Sequence[int], cache: _Cache) -> Tensor:
         hidden = self._model.language_model.embed_tokens(torch.tensor([token_id], device=self._model.device))
         nothing = torch.empty(0, dtype=torch.int64)
         for layer, position in enumerate(next_positions):
@@ -180,11 +191,16 @@ class EagerReduced:
         module: Any = self._model.language_model.layers[layer]
         x = module.input_layernorm(rows.hidden).unsqueeze(0)
         size, attention = self._model.config.decoder.head_dim, module.self_attn
-        q, k = (each(x).view(1, len(x[0]), -1, size).transpose(1, 2) for each in (attention.q_proj, attention.k_proj))
+        q, k = (each(x).view(1, len(x[0]), -1, size) for each in (attention.q_proj, attention.k_proj))
+        if self._model.config.decoder.qk_norm:
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
         cos, sin = self._model.language_model.rotary_emb(x, position_ids=rows.positions.unsqueeze(0))
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         weights = (q[:, :, -1:].float() @ k.float().transpose(2, 3)) * size**-0.5
+        mask = window_mask(rows.positions[-1:], rows.positions, self._model.config.decoder.window(layer))
+        weights = weights if mask is None else weights.masked_fill(~mask, float("-inf"))
         return cast(Tensor, weights.softmax(-1)[0, :, 0].mean(0))
 
     def _pool(self, step: Pool, after: Segments, rows: _Rows) -> _Rows:

@@ -1,4 +1,7 @@
-"""Frozen dataclasses to JSON values and back. Unknown and missing keys are errors that name them."""
+"""Frozen dataclasses to JSON values and back. Unknown and missing keys are errors that name them.
+
+A key may be missing where its field has a default: what was written before the field was there means the default.
+"""
 
 from __future__ import annotations
 
@@ -94,8 +97,10 @@ def _parse_dataclass(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected an object, got {shown(value)}")
     hints = typing.get_type_hints(kind, include_extras=True)
-    names = [field.name for field in dataclasses.fields(kind)]
-    missing, unknown = [n for n in names if n not in value], [n for n in value if n not in names]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    missing = [name for name, field in fields.items() if name not in value and field.default is dataclasses.MISSING]
+    unknown = [name for name in value if name not in fields]
     if missing or unknown:
         raise ConfigError(f"{path}: missing keys {missing}, unknown keys {shown(unknown)}")
-    return kind(**{name: _parse(hints[name], value[name], f"{path}.{name}") for name in names})
+    given = [name for name in fields if name in value]
+    return kind(**{name: _parse(hints[name], value[name], f"{path}.{name}") for name in given})

@@ -296,7 +296,16 @@ def test_vision_tower_directories(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llava_mistral"}, "model_type: expected llava or a name with llama in it, got 'llava_mistral'"),
+        (
+            {"model_type": "llava_mixtral"},
+            "model_type: expected one of llava_llama, llava, llava_mistral, llava_qwen, llava_qwen2, llava_qwen3; "
+            "got 'llava_mixtral', nearest to llava_mistral",
+        ),
+        ({"model_type": "gpt2"}, "llava_qwen3; got 'gpt2'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+            "rope_parameters.full_attention: expected one rule for all layers, got an object of its own",
+        ),
         ({"model_type": 3}, "model_type: expected str, got 3"),
         ({"hidden_act": "gelu"}, "hidden_act: expected one of silu; got 'gelu'"),
         ({"hidden_size": None}, "hidden_size is missing"),

@@ -122,8 +122,10 @@ def test_sizes(tmp_path: Path, key: str, value: object) -> None:
         ({"vision_config": {"image_size": 10**9}}, "vision image_size must be at most 4096, got 1000000000"),
         (
             {"rope_scaling": {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 9999, "long_factor": [1.0]}},
-            "rope scaling {",
+            "rope_scaling.rope_type: expected one of default, linear, dynamic, yarn, llama3; got 'longrope'",
         ),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": [1.0] * 9999}}, "rope scaling {"),
+        ({"model_type": "l" * 10**6}, "model_type: expected one of llava_llama, llava, llava_mistral"),
         ({"is_multipath_encoder": True, "input_image_size": 10**90}, "input_image_size: expected a finite number"),
     ],
 )

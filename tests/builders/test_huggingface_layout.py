@@ -168,10 +168,13 @@ def test_where_tie_flags_differ_the_weights_tell(
         ({"vision_feature_select_strategy": "none"}, "vision_feature_select_strategy"),
         (
             {"text_config": {"model_type": "phi"}},
-            "^config.json: text_config.model_type: expected one of llama, mistral, qwen2; got 'phi'",
+            "^config.json: text_config.model_type: expected one of llama, mistral, qwen2, qwen3; got 'phi' .--list",
         ),
+        ({"text_config": {"model_type": "ministral"}}, "got 'ministral', nearest to mistral "),
+        ({"text_config": {"model_type": "qwen2_vl_text"}}, "got 'qwen2_vl_text'"),
+        ({"model_type": "llava_nexd"}, "model_type: expected one of llava.*got 'llava_nexd', nearest to .*llava"),
         (
-            {"text_config": {"model_type": "qwen2", "use_sliding_window": True}},
+            {"text_config": {"model_type": "llama", "use_sliding_window": True}},
             "^config.json: text_config.use_sliding_window is not supported",
         ),
         (

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
+from dpn_rt.errors import CheckpointError
 from dpn_rt.format.engine_dir import EngineDir, weight_spec
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from tests.builders.checkpoints import TOWER, OriginalCheckpoint, expected_weights, write_tower
+from tests.tiny_tokenizer import make_tokenizer
 
 
 def assert_weights(engine: EngineDir, expected: dict[str, torch.Tensor]) -> None:
@@ -155,6 +161,81 @@ def test_rope_of_transformers_4_and_5(tmp_path: Path, scaling: dict[str, object]
     checkpoint.config.update(scaling)
     rope = build_engine(checkpoint.fill().write(tmp_path / "c"), tmp_path / "e").model.decoder.rope
     assert (rope.theta, rope.scaling_json) == (10000.0, stored)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "windows", "norms"),
+    [
+        ("llava_mistral", {"sliding_window": 9}, (9,) * 4, False),
+        ("llava_mistral", {}, (), False),
+        (
+            "llava_qwen",
+            {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
+            (*[None] * 3, 9),
+            False,
+        ),
+        ("llava_qwen3", {"head_dim": 16}, (), True),
+        ("llava", {}, (), False),
+        ("tiny_llama_llava", {}, (), False),
+    ],
+)
+def test_other_decoders(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], windows: tuple[int | None, ...], norms: bool
+) -> None:
+    checkpoint = OriginalCheckpoint()
+    checkpoint.config.update(model_type=model_type, **changes)
+    checkpoint.fill()
+    head_dim = changes.get("head_dim", 8)
+    for layer in range(4):
+        prefix = f"model.layers.{layer}.self_attn."
+        if norms:
+            checkpoint.weights |= {f"{prefix}{name}_norm.weight": torch.randn(head_dim) for name in "qk"}
+        if model_type == "llava_qwen":
+            rows = {"q": 4 * head_dim, "k": 2 * head_dim, "v": 2 * head_dim}
+            checkpoint.weights |= {f"{prefix}{name}_proj.bias": torch.randn(count) for name, count in rows.items()}
+    engine = build_engine(checkpoint.write(tmp_path / "c"), tmp_path / "e")
+    decoder, weights = engine.model.decoder, engine.load_weights()
+    assert (decoder.windows, decoder.qk_norm, decoder.head_dim) == (windows, norms, head_dim)
+    assert decoder.max_position_embeddings == 512
+    for layer in range(4):
+        theirs = checkpoint.weights
+        for name in "qk" if norms else "":
+            published = theirs[f"model.layers.{layer}.self_attn.{name}_norm.weight"]
+            assert torch.equal(weights[f"layers.{layer}.{name}_norm.weight"], published)
+        assert (f"layers.{layer}.qkv.bias" in weights) == (model_type == "llava_qwen")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "written"),
+    [("llava_mistral", "<s>[INST] <image>\nHello [/INST]"), ("llava_llama", "ASSISTANT:")],
+)
+def test_conversations_of_other_decoders_are_written_by_their_own_template(
+    tmp_path: Path, model_type: str, written: str
+) -> None:
+    tokenizer = make_tokenizer(tmp_path / "c")
+    settings = json.loads((tmp_path / "c/tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
+        "[INST] {{ message.content }} [/INST]{% else %}{{ message.content }}</s>{% endif %}{% endfor %}"
+    )
+    (tmp_path / "c/tokenizer_config.json").write_text(json.dumps(settings))
+    checkpoint = OriginalCheckpoint()
+    checkpoint.config.update(model_type=model_type, pooling=None, vocab_size=tokenizer.vocab_size)
+    checkpoint.config["router_token_id"] = tokenizer.router_id
+    build_engine(checkpoint.fill().write(tmp_path / "c"), tmp_path / "e")
+    llm = LLM(tmp_path / "e")
+    content = [{"type": "image", "image": Image.new("RGB", (30, 20))}, {"type": "text", "text": "Hello"}]
+    ids = llm.processor.chat([{"role": "user", "content": content}])["prompt_token_ids"]
+    before, after = ids[: ids.index(-200)], ids[ids.index(-200) + 1 :]
+    text = "<image>".join(llm.processor.tokenizer.decode(part, True) for part in (before, after))
+    assert text.replace(" ", "").endswith(written.replace(" ", "").removeprefix("<s>"))
+
+
+def test_norms_of_heads_are_no_part_of_other_decoders(tmp_path: Path) -> None:
+    checkpoint = OriginalCheckpoint().fill()
+    checkpoint.weights["model.layers.0.self_attn.q_norm.weight"] = torch.randn(8)
+    with pytest.raises(CheckpointError, match=r"unexpected .*: model.layers.0.self_attn.q_norm.weight"):
+        build_engine(checkpoint.write(tmp_path / "c"), tmp_path / "e")
 
 
 def test_engine_without_vision_takes_embeddings_only(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from examples.tiny_dpn.answers import ask_runtime
 from examples.tiny_dpn.data import sample
 from tests.builders.test_huggingface_layout import save_model
 from tests.builders.test_quantized_samples import relative
+from tests.model.test_transformers_parity import save_checkpoint
 
 CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
 QUANTIZED: tuple[Quantize, ...] = ("int8", "int4")
@@ -121,3 +122,22 @@ def test_the_command_says_what_it_built(tmp_path: Path, capsys: pytest.CaptureFi
     assert "int8 and bfloat16, 8 layers" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main([*arguments, "--quantize", "int3"])
+
+
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.2), ("int4", 0.6)])
+@pytest.mark.parametrize("reduce", [None, "fastv:k=1,ratio=0.5"])
+def test_normed_heads_and_windows(tmp_path: Path, quantize: Quantize, bound: float, reduce: str | None) -> None:
+    """Norms of heads stay as they are; queries and keys of a layer after a boundary come from parts of its weight."""
+    text = {"head_dim": 32, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+    save_checkpoint(tmp_path / "c", tied=False, kv_heads=2, old_names=False, family="qwen3", **text)
+    ids = [*range(3, 20), -200, *range(40, 60)]
+    media = {"image_embeds": torch.randn(16, 64), "image_grid": (4, 4)}
+    prompt, found = {"prompt_token_ids": ids, "multi_modal_data": media}, {}
+    for form in ("none", quantize):
+        engine = build_engine(tmp_path / "c", tmp_path / form, dtype="float32", quantize=form, reduce=reduce)
+        output = LLM(engine.path).generate(prompt, SamplingParams(max_tokens=1, logprobs=-1), use_tqdm=False)[0]
+        assert output.outputs[0].logprobs is not None
+        entry = output.outputs[0].logprobs[0]
+        found[form] = torch.tensor([[entry[token].logprob for token in range(len(entry))]])
+        assert engine.load_weights()["layers.0.q_norm.weight"].dtype == torch.float32
+    assert relative(found[quantize], found["none"]) < bound

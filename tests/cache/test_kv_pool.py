@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,6 +50,21 @@ def test_copies_change_their_targets_alone() -> None:
     for source, target in ((7, 3), (0, 8), (7, 1)):
         expected[target] = before[source]
     assert torch.equal(pool.blocks, expected)
+
+
+def test_positions_of_rows_are_there_where_a_layer_has_a_window() -> None:
+    windowed = dataclasses.replace(GEOMETRY, has_windows=True)
+    assert windowed.block_bytes(4) == GEOMETRY.block_bytes(4) + 4 * 4
+    assert KvPool(GEOMETRY, 9, 4, HostDevice()).positions is None
+    pool = KvPool(windowed, 9, 4, HostDevice())
+    assert pool.positions is not None and pool.positions.shape == (10, 4)
+    pool.positions.copy_(torch.arange(40).view(10, 4))
+    pool.copy(np.array([7, 0], dtype=np.int32), np.array([3, 8], dtype=np.int32))
+    assert pool.positions[[3, 8]].tolist() == pool.positions[[7, 0]].tolist() == [[28, 29, 30, 31], [0, 1, 2, 3]]
+    stages = stage_layers(PYRAMID.layers, 7)
+    for windows, expected in ((), False), ((None,) * 7, False), ((None,) * 6 + (9,), True):
+        decoder = dataclasses.replace(DECODER, windows=windows)
+        assert KvGeometry.of_model(decoder, stages, torch.bfloat16).has_windows == expected
 
 
 class FullDevice(HostDevice):

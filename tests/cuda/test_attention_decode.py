@@ -8,6 +8,7 @@ from tests.cuda.emulated import KernelError, Kernels
 from tests.cuda.test_attention import HEAD_DIMS, reference
 from tests.ops.attention_reference import PagedCache
 from tests.ops.conftest import random_rows
+from tests.ops.window_cases import WindowCase
 
 
 def run(
@@ -25,7 +26,7 @@ def run(
     out = guards.poisoned(len(contexts), heads * head_dim, dtype=dtype)
     scale = head_dim**-0.5
     kernels.attention_decode(
-        out, q, kv_cache, cache.layer_in_block, block_table, guards.put(cache.context_lens), scale, workspace
+        out, q, kv_cache, cache.layer_in_block, block_table, guards.put(cache.context_lens), None, scale, workspace
     )
     expected = reference(q, k, v, [1] * len(contexts), contexts, False, scale)
     assert_near(out, expected, 1.0, 1e-4)
@@ -51,6 +52,29 @@ def test_splits_of_the_keys(
     run(kernels, guards, generator, dtype, contexts, 2, 2, head_dim, 7, unused_blocks)
 
 
+@pytest.mark.parametrize("window", [1, 63, 64, 130, 700])
+@pytest.mark.parametrize("gaps", [0, 60])
+@pytest.mark.parametrize("unused_blocks", [0, 100])
+@pytest.mark.parametrize("heads", [(2, 2), (6, 1)], ids=str)
+def test_windows(
+    kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, heads: tuple[int, int],
+    unused_blocks: int, gaps: int, window: int,
+) -> None:  # fmt: skip
+    case = WindowCase.of(generator, [(count, 1) for count in (1, 600, 129, 64)], (*heads, 64), dtype, window, gaps)
+    cache = case.cache(7)
+    padding = cache.block_table.new_full((4, unused_blocks), -1)
+    block_table = guards.put(torch.cat([cache.block_table, padding], 1))
+    kv_cache = guards.put(cache.kv_cache)
+    size = kernels.number("attention_decode_workspace_size", case.q, kv_cache, block_table)
+    workspace = guards.poisoned(size, dtype=torch.float32) if size else None
+    out = guards.poisoned(4, heads[0] * 64, dtype=dtype)
+    kernels.attention_decode(
+        out, guards.put(case.q), kv_cache, cache.layer_in_block, block_table, guards.put(cache.context_lens),
+        guards.put(case.first_keys), case.scale, workspace,
+    )  # fmt: skip
+    assert_near(out, case.reference(torch.float64), 1.0, 1e-4)
+
+
 @pytest.mark.parametrize("max_blocks", [1, 40])
 def test_padding_without_keys_gets_zeros(kernels: Kernels, dtype: torch.dtype, max_blocks: int) -> None:
     cache = torch.ones(40, 1, 2, 1, 16, 16, dtype=dtype)
@@ -58,7 +82,7 @@ def test_padding_without_keys_gets_zeros(kernels: Kernels, dtype: torch.dtype, m
     table = torch.arange(max_blocks, dtype=torch.int32).repeat(2, 1)
     workspace = torch.full((kernels.number("attention_decode_workspace_size", q, cache, table),), float("nan"))
     contexts = torch.tensor([3, 0], dtype=torch.int32)
-    kernels.attention_decode(out, q, cache, 0, table, contexts, 1.0, workspace)
+    kernels.attention_decode(out, q, cache, 0, table, contexts, None, 1.0, workspace)
     assert (out[0] == 1).all()
     assert (out[1] == 0).all()
 
@@ -70,6 +94,6 @@ def test_a_missing_or_short_workspace_is_refused(kernels: Kernels, dtype: torch.
     needed = kernels.number("attention_decode_workspace_size", q, cache, table)
     assert needed > 0
     with pytest.raises(KernelError, match="workspace is None"):
-        kernels.attention_decode(out, q, cache, 0, table, contexts, 1.0, None)
+        kernels.attention_decode(out, q, cache, 0, table, contexts, None, 1.0, None)
     with pytest.raises(KernelError, match=f"workspace_size is {needed - 1}, expected {needed} to"):
-        kernels.attention_decode(out, q, cache, 0, table, contexts, 1.0, torch.zeros(needed - 1))
+        kernels.attention_decode(out, q, cache, 0, table, contexts, None, 1.0, torch.zeros(needed - 1))

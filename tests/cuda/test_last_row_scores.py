@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.cuda.conftest import HALVES, Guards, assert_near
 from tests.cuda.emulated import KernelError, Kernels
-from tests.ops.last_row_cases import HEADS, OTHER_HEADS, RAGGED, Batch, Heads, Prompt, Segment, one_image, text
+from tests.ops.last_row_cases import HEADS, OTHER_HEADS, RAGGED, Batch, Heads, Prompt, Segment, int32, one_image, text
 
 SEGMENTS = ("segment_queries", "segment_starts", "cu_scores")
 
@@ -27,7 +27,8 @@ def run(kernels: Kernels, guards: Guards, batch: Batch, is_paged: bool, unused_b
     workspace = guards.poisoned(size, dtype=torch.float32)
     out = guards.poisoned(batch.num_scores + 3, dtype=torch.float32)
     op = kernels.last_row_scores_paged if is_paged else kernels.last_row_scores
-    op(out, *put.values(), batch.scale, workspace)
+    first_keys = None if batch.first_keys is None else guards.put(batch.first_keys)
+    op(out, *put.values(), first_keys, batch.scale, workspace)
     assert out[batch.num_scores :].isnan().all(), "scores after the batch were written"
     return out[: batch.num_scores]
 
@@ -57,6 +58,17 @@ def test_parts_of_the_keys(
 ) -> None:
     for dtype in HALVES:
         check(kernels, guards, Batch([one_image(rows)], Heads(8, 2, 64), dtype, generator), unused_blocks)
+
+
+@pytest.mark.parametrize("unused_blocks", [0, 100])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_windows(
+    kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, share: float, unused_blocks: int
+) -> None:
+    prompts = [one_image(600), text(9), one_image(1), Prompt(((5, 70), (5, 70)), 0)]
+    batch = Batch(prompts, Heads(8, 2, 64), dtype, generator)
+    batch.first_keys = int32([int(share * (length - 1)) for length in batch.lengths])
+    check(kernels, guards, batch, unused_blocks)
 
 
 def test_segments_in_any_order(kernels: Kernels, guards: Guards, generator: torch.Generator) -> None:
@@ -96,12 +108,12 @@ def test_what_the_gpu_cannot_take_is_refused(kernels: Kernels, generator: torch.
     arguments, out = batch.packed_arguments, torch.zeros(3)
     needed = kernels.number("last_row_scores_workspace_size", batch.q, 1, len(batch.k))
     with pytest.raises(KernelError, match="last_row_scores: workspace is None"):
-        kernels.last_row_scores(out, *arguments.values(), 1.0, None)
+        kernels.last_row_scores(out, *arguments.values(), None, 1.0, None)
     with pytest.raises(KernelError, match=f"workspace_size is {needed - 1}, expected {needed} to"):
-        kernels.last_row_scores(out, *arguments.values(), 1.0, torch.zeros(needed - 1))
+        kernels.last_row_scores(out, *arguments.values(), None, 1.0, torch.zeros(needed - 1))
     wide = Batch([one_image(3)], Heads(1, 1, 136), torch.float32, generator).packed_arguments
     with pytest.raises(KernelError, match="head_dim on cuda is 136, expected 8 to 128"):
-        kernels.last_row_scores(out, *wide.values(), 1.0, torch.zeros(1000))
+        kernels.last_row_scores(out, *wide.values(), None, 1.0, torch.zeros(1000))
     odd = torch.zeros(63, 1, 20, dtype=torch.float16)[..., 4:]
     with pytest.raises(KernelError, match="k is not aligned"):
-        kernels.last_row_scores(out, *{**arguments, "k": odd}.values(), 1.0, torch.zeros(1000))
+        kernels.last_row_scores(out, *{**arguments, "k": odd}.values(), None, 1.0, torch.zeros(1000))

@@ -67,4 +67,6 @@ def _margin(scores: Tensor, count: int) -> list[float]:
     best = scores.sort(descending=True).values
     if best[count - 1].isinf():  # rows that always stay are all that stay
         return []
+    if best[count - 1] == best[count] == 0:  # of rows before a sliding window: the first of them are kept
+        return []
     return [((best[count - 1] - best[count]) / best[count - 1]).item()]

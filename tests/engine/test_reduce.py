@@ -299,11 +299,11 @@ def test_keys_that_rank_rows_are_not_computed_again(
     forward = Stage.forward
     width = MODEL.decoder.num_kv_heads * MODEL.decoder.head_dim
 
-    def spied(stage: Stage, x: torch.Tensor, batch: StageBatch, blocks: torch.Tensor) -> torch.Tensor:
+    def spied(stage: Stage, x: torch.Tensor, batch: StageBatch, *pool: torch.Tensor | None) -> torch.Tensor:
         if not batch.is_decode:
             assert batch.keys is None or batch.keys.shape == (len(x), width)
             seen[stages.setdefault(stage, len(stages))] = batch.keys is not None
-        return forward(stage, x, batch, blocks)
+        return forward(stage, x, batch, *pool)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Stage, "forward", spied)
 

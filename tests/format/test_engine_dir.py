@@ -149,14 +149,45 @@ def edit_manifest(path: Path, **changes: object) -> None:
     (path / "engine.json").write_text(json.dumps({**manifest, **changes}))
 
 
+@pytest.mark.parametrize("version", [5, 6])
+def test_engines_from_before_a_field_was_there_mean_its_default(engine: EngineDir, version: int) -> None:
+    manifest = json.loads((engine.path / "engine.json").read_text())
+    decoder = manifest["model"]["decoder"]
+    assert (decoder.pop("windows"), decoder.pop("qk_norm")) == ([], False)
+    edit_manifest(engine.path, model=manifest["model"], format_version=version)
+    assert EngineDir.open(engine.path).model == engine.model
+    del decoder["o_bias"]
+    edit_manifest(engine.path, model=manifest["model"])
+    with pytest.raises(EngineError, match=r"model.decoder: missing keys \['o_bias'\]"):
+        EngineDir.open(engine.path)
+
+
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        ([9, 9], "windows has 2 entries, expected none or one for each of 3 layers"),
+        ([9, 0, None], r"decoder.windows\[1\] must be positive, got 0"),
+        ([9, "9", None], r"decoder.windows\[1\]: expected int, got '9'"),
+        ([9, 2**30, None], r"decoder.windows\[1\] must be at most 16777216"),
+        (9, "decoder.windows: expected a list, got 9"),
+    ],
+)
+def test_windows_that_cannot_be(engine: EngineDir, windows: object, message: str) -> None:
+    manifest = json.loads((engine.path / "engine.json").read_text())
+    manifest["model"]["decoder"]["windows"] = windows
+    edit_manifest(engine.path, model=manifest["model"])
+    with pytest.raises(EngineError, match=message):
+        EngineDir.open(engine.path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda p: (p / "engine.json").unlink(), "not an engine directory: engine.json: No such file"),
         (lambda p: (p / "engine.json").write_text("{"), "engine.json: not JSON"),
         (lambda p: (p / "engine.json").write_text("[" * 100_000), "engine.json: not JSON"),
-        (lambda p: (p / "engine.json").write_text("[]"), "engine format version None; this version reads 6"),
-        (lambda p: edit_manifest(p, format_version=1), "engine format version 1; this version reads 6"),
+        (lambda p: (p / "engine.json").write_text("[]"), "engine format version None; this version reads 5 and 6"),
+        (lambda p: edit_manifest(p, format_version=1), "engine format version 1; this version reads 5 and 6"),
         (lambda p: edit_manifest(p, format_version=True), "engine format version True"),
         (lambda p: edit_manifest(p, extra=1), "expected the keys"),
         (lambda p: edit_manifest(p, model={}), "model: missing keys"),

@@ -86,11 +86,22 @@ ROUTER = {
 CALLS: list[tuple[str, Json]] = [
     ("attention", {**HEADS, "causal": True, "scale": 0.25}),
     ("attention", {**HEADS, "causal": False, "scale": 0.25, "out": floats(7, 64)}),
+    ("attention", {**HEADS, "causal": True, "scale": 0.25, "first_keys": ints(0, 1, 0, 0, 1, 1, 4)}),
     (
         "attention_extend",
-        {"q": HEADS["q"], **PAGED, "cu_seqlens": ints(0, 2, 7), "context_lens": ints(9, 5), "scale": 0.25},
+        {
+            "q": HEADS["q"],
+            **PAGED,
+            "cu_seqlens": ints(0, 2, 7),
+            "context_lens": ints(9, 5),
+            "scale": 0.25,
+            "first_keys": ints(6, 7, 0, 0, 1, 1, 4),
+        },
     ),
-    ("attention_decode", {"q": floats(2, 4, 16), **PAGED, "context_lens": ints(12, 1), "scale": 0.25}),
+    (
+        "attention_decode",
+        {"q": floats(2, 4, 16), **PAGED, "context_lens": ints(12, 1), "scale": 0.25, "first_keys": ints(5, 0)},
+    ),
     (
         "last_row_scores",
         {"q": floats(2, 4, 16), "k": HEADS["k"], "cu_seqlens": ints(0, 2, 7), **SEGMENTS, "scale": 0.3},
@@ -105,6 +116,7 @@ CALLS: list[tuple[str, Json]] = [
             "kv_lengths": ints(12, 6),
             **SEGMENTS,
             "scale": 0.3,
+            "first_keys": ints(1, 4),
         },
     ),
     (
@@ -118,6 +130,9 @@ CALLS: list[tuple[str, Json]] = [
             "cu_seqlens": ints(0, 2, 7),
             "num_heads": 4,
             "num_kv_heads": 2,
+            "q_norm": floats(16),
+            "k_norm": floats(16),
+            "eps": 1e-6,
         },
     ),
     (

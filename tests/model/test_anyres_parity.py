@@ -30,6 +30,7 @@ SIDE = 56
 KINDS = {  # family of decoders, tower, KV heads, tied embeddings
     "next-vicuna": ("llama", "clip", 4, False),
     "next-mistral": ("mistral", "clip", 2, False),
+    "next-mistral-window": ("mistral", "clip", 2, False),
     "onevision": ("qwen2", "siglip", 2, True),
     "onevision-7b": ("qwen2", "siglip", 4, False),
 }
@@ -54,7 +55,7 @@ def save_anyres(path: Path, kind: str) -> Any:
             num_key_value_heads=kv_heads,
             max_position_embeddings=1024,
             tie_word_embeddings=tied,
-            **({"sliding_window": None} if family == "mistral" else {}),
+            **({"sliding_window": 21 if "window" in kind else None} if family == "mistral" else {}),
         ),
         "image_token_index": tokenizer.image_id,
         "tie_word_embeddings": tied,

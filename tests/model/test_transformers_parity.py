@@ -44,6 +44,14 @@ LLAMA3_ROPE = {
 }
 
 
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+}
+
+
 def save_checkpoint(
     path: Path, *, tied: bool, kv_heads: int, old_names: bool, family: str = "llama", tower: str = "clip", **text: Any
 ) -> LlavaForConditionalGeneration:
@@ -127,9 +135,18 @@ def test_logits_of_transformers(tmp_path: Path, tied: bool, kv_heads: int, old_n
     [
         ("mistral", False, 2, {"sliding_window": None}),
         ("mistral", False, 4, {"sliding_window": 128, "head_dim": 32, "rope_theta": 1e6}),
+        ("mistral", False, 2, {"sliding_window": 9}),
         ("qwen2", True, 2, {"rope_theta": 1e6}),
         ("qwen2", False, 4, {}),
+        ("qwen2", False, 2, {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+        ("qwen3", False, 2, {"head_dim": 32}),
+        ("qwen3", True, 4, {"head_dim": 8, "attention_bias": True, "rope_theta": 1e6}),
+        ("qwen3", False, 1, {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
         ("llama", False, 2, {"rope_scaling": LLAMA3_ROPE}),
+        ("qwen3", False, 2, {"head_dim": 32, "rope_scaling": LLAMA3_ROPE}),
+        ("llama", False, 2, {"rope_scaling": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+        ("llama", False, 2, {"rope_scaling": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
+        ("qwen2", False, 2, {"rope_scaling": YARN_ROPE}),
     ],
 )
 def test_families_of_decoders(
@@ -147,14 +164,6 @@ def test_siglip_and_qwen2(tmp_path: Path, old_names: bool) -> None:
         tmp_path / "checkpoint", tied=True, kv_heads=2, old_names=old_names, family="qwen2", tower="siglip"
     )
     check_logits(tmp_path, model)
-
-
-def test_positions_end_with_the_sliding_window(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", tied=False, kv_heads=4, old_names=False, family="mistral", sliding_window=128)
-    notes: list[str] = []
-    engine = build_engine(tmp_path / "c", tmp_path / "engine", note=notes.append)
-    assert engine.model.decoder.max_position_embeddings == 128
-    assert any("sliding_window is 128: prompt and answer may have 128 rows together" in note for note in notes)
 
 
 def check_logits(tmp_path: Path, model: LlavaForConditionalGeneration) -> None:

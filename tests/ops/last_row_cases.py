@@ -65,6 +65,8 @@ class Batch:
         self.q = random_rows(generator, (len(prompts), heads.queries, heads.dim), dtype, 2.0)
         self.k = random_rows(generator, (sum(self.lengths), heads.keys, heads.dim), dtype)
         self.scale = heads.dim**-0.5
+        self.first_keys: Tensor | None = None
+        """`[num_queries]` int32 first key that each query sees; None: key 0."""
         self.segments = [
             Segment(query, start, rows)
             for query, prompt in enumerate(prompts)
@@ -109,6 +111,8 @@ class Batch:
         group = self.heads.queries // self.heads.keys
         keys = keys.to(dtype).repeat_interleave(group, dim=1)
         scores = torch.einsum("hd,khd->hk", self.q[query].to(dtype), keys) * self.scale
+        if self.first_keys is not None:
+            scores[:, : self.first_keys[query]] = -float("inf")
         return scores.softmax(-1).mean(0)
 
 

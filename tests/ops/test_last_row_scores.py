@@ -40,14 +40,15 @@ def floor(batch: Batch) -> float:
 
 def packed(batch: Batch) -> Tensor:
     out = poisoned((batch.num_scores,), torch.float32)
-    assert ops.last_row_scores(**batch.packed_arguments, scale=batch.scale, out=out) is out
+    assert ops.last_row_scores(**batch.packed_arguments, scale=batch.scale, first_keys=batch.first_keys, out=out) is out
     return out
 
 
 def paged(batch: Batch, block_size: int = 16) -> Tensor:
     out = poisoned((batch.num_scores,), torch.float32)
     arguments = batch.paged_arguments(block_size)
-    assert ops.last_row_scores_paged(**arguments, scale=batch.scale, out=out) is out  # type: ignore[arg-type]
+    options = {"scale": batch.scale, "first_keys": batch.first_keys, "out": out}
+    assert ops.last_row_scores_paged(**arguments, **options) is out  # type: ignore[arg-type]
     return out
 
 
@@ -86,6 +87,22 @@ def test_large_scores_do_not_overflow(generator: torch.Generator, dtype: torch.d
     reference, same_precision = batch.reference(torch.float64), batch.reference(torch.float32)
     for out in (packed(batch), paged(batch)):
         assert_close_to_reference(out, reference, same_precision, floor(batch))
+
+
+@pytest.mark.parametrize("heads", [Heads(8, 2, 16), Heads(3, 3, 64), Heads(17, 1, 32)], ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99, 1.0])
+def test_windows(generator: torch.Generator, dtype: torch.dtype, heads: Heads, share: float) -> None:
+    prompts = [one_image(600), text(9), one_image(1), one_image(40, 1500, 900), Prompt(((5, 70), (5, 70)), 0)]
+    batch = Batch(prompts, heads, dtype, generator)
+    batch.first_keys = int32([int(share * (length - 1)) for length in batch.lengths])
+    check(batch, 19)
+    for out in (packed(batch), paged(batch)):
+        hidden = [
+            segment.start + row < batch.first_keys[segment.query]
+            for segment in batch.segments
+            for row in range(segment.rows)
+        ]
+        assert (out[torch.tensor(hidden)] == 0).all()
 
 
 def test_segments_in_any_order_and_overlapping(generator: torch.Generator, dtype: torch.dtype) -> None:
@@ -240,6 +257,10 @@ def segment_cases() -> list[tuple[dict[str, object], str]]:
         ({"cu_scores": int32([]), "out": None}, "cu_scores is empty, expected at least 1 entry"),
         ({"cu_scores": int32([0, 2**31 - 1]), "out": None}, "cu_scores ends at 2147483647, expected at most "),
         ({"cu_scores": int32([0, -5]), "out": None}, "cu_scores ends with -5, expected at least 0"),
+        ({"first_keys": int32([0])}, r"first_keys has shape \[1\], expected \[num_queries=2\]"),
+        ({"first_keys": torch.tensor([0, 0])}, "first_keys has dtype int64, expected int32"),
+        ({"first_keys": int32([25, 0])}, r"first_keys\[0\] is 25, expected 0 to 24"),
+        ({"first_keys": int32([0, -1])}, r"first_keys\[1\] is -1, expected 0 to 3"),
     ]
 
 

@@ -31,6 +31,8 @@ class Case:
     generator: torch.Generator
     block_size: int = 4
     layers_per_block: int = 3
+    has_norm: bool = False
+    eps: float = 1e-3
 
     def __post_init__(self) -> None:
         num_tokens, num_seqs = sum(self.lengths), len(self.lengths)
@@ -42,6 +44,8 @@ class Case:
         self.cache_rows = packed([a + rows for a, rows in zip(first[0], counted, strict=True)])
         self.positions = packed([a + s.cumsum(0) for a, s in zip(first[1], steps.split(self.lengths), strict=True)])
         self.cu_seqlens = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
+        norms = random_rows(self.generator, (2, self.head_dim), self.dtype, 0.3, 1.0) if self.has_norm else (None, None)
+        self.q_norm, self.k_norm = norms
         angles = torch.randn(MAX_POSITIONS, self.head_dim // 2, generator=self.generator) * 10
         self.cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
         max_blocks = MAX_CACHE_ROWS // self.block_size
@@ -54,7 +58,7 @@ class Case:
     def run(self, layer: int = 1) -> None:
         ops.rope_store(
             self.qkv, self.positions, self.cache_rows, self.cos_sin, self.kv_cache, layer, self.block_table,
-            self.cu_seqlens, self.num_heads, self.num_kv_heads,
+            self.cu_seqlens, self.num_heads, self.num_kv_heads, q_norm=self.q_norm, k_norm=self.k_norm, eps=self.eps,
         )  # fmt: skip
 
     def stored(self, layer: int) -> Tensor:
@@ -71,11 +75,23 @@ class Case:
         """The expected qkv, computed in `dtype`."""
         heads = self.qkv.to(dtype).unflatten(1, (-1, self.head_dim)).clone()
         cosines, sines = self.cos_sin.to(dtype)[self.positions.long()].unsqueeze(1).chunk(2, dim=-1)
-        turning = heads[:, : self.num_heads + self.num_kv_heads]
+        turning = self.normed(heads)
         real, imaginary = turning.chunk(2, dim=-1)
         turned = torch.cat([real * cosines - imaginary * sines, imaginary * cosines + real * sines], dim=-1)
         heads[:, : self.num_heads + self.num_kv_heads] = turned
         return heads.flatten(1)
+
+    def normed(self, heads: Tensor) -> Tensor:
+        """Queries and keys of `[num_tokens, all heads, head_dim]`; normed as by transformers' Qwen3RMSNorm."""
+        queries, keys = heads[:, : self.num_heads], heads[:, self.num_heads : self.num_heads + self.num_kv_heads]
+        if self.q_norm is None or self.k_norm is None:
+            return torch.cat([queries, keys], dim=1)
+        parts = []
+        for part, weight in ((queries, self.q_norm), (keys, self.k_norm)):
+            wide = part.to(torch.promote_types(part.dtype, torch.float32))
+            normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+            parts.append(weight.to(part.dtype) * normed.to(part.dtype))
+        return torch.cat(parts, dim=1)
 
 
 def packed(parts: list[Tensor]) -> Tensor:
@@ -99,6 +115,20 @@ def test_rotates_and_stores(
     reference, same_precision = case.rotated(torch.float64), case.rotated(dtype)
     case.run(layer=1)
     assert_close_to_reference(case.qkv, reference, same_precision)
+    assert_same(case.kv_cache, case.stored(layer=1))
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 7], [0, 3, 0]], ids=str)
+@pytest.mark.parametrize("sizes", [*SIZES, (2, 1, 512)], ids=str)
+def test_norms_heads_before_it_rotates_them(
+    generator: torch.Generator, dtype: torch.dtype, sizes: tuple[int, int, int], lengths: list[int]
+) -> None:
+    case = Case(lengths, *sizes, dtype, generator, has_norm=True)
+    values = case.qkv[:, -case.num_kv_heads * case.head_dim :].clone()
+    reference, same_precision = case.rotated(torch.float64), case.rotated(dtype)
+    case.run(layer=1)
+    assert_close_to_reference(case.qkv, reference, same_precision)
+    assert torch.equal(case.qkv[:, -case.num_kv_heads * case.head_dim :], values)
     assert_same(case.kv_cache, case.stored(layer=1))
 
 
@@ -180,6 +210,8 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
     negative_table = good.block_table.clone()
     negative_table[0, used_block] = -1
 
+    norm = torch.ones(8)
+
     def rows(*values: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
 
@@ -219,6 +251,14 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"qkv": good.kv_cache.flatten()[: 5 * 64].view(5, 64)}, "qkv shares memory with kv_cache"),
         ({"positions": good.qkv.view(torch.int32).flatten()[:5]}, "qkv shares memory with positions"),
         ({"cache_rows": good.kv_cache.view(torch.int32).flatten()[:5]}, "kv_cache shares memory with cache_rows"),
+        ({"q_norm": norm}, "k_norm is None, expected a weight for queries and for keys"),
+        ({"k_norm": norm}, "q_norm is None, expected a weight for queries and for keys"),
+        ({"q_norm": norm, "k_norm": norm[:6]}, r"k_norm has shape \[6\], expected \[head_dim=8\]"),
+        ({"q_norm": norm.bfloat16(), "k_norm": norm}, "q_norm has dtype bfloat16, expected float32"),
+        ({"q_norm": norm.repeat(2)[::2], "k_norm": norm}, "q_norm has stride 2"),
+        ({"q_norm": good.qkv[0, :8], "k_norm": norm}, "qkv shares memory with q_norm"),
+        ({"q_norm": norm, "k_norm": good.kv_cache.flatten()[:8]}, "kv_cache shares memory with k_norm"),
+        ({"q_norm": norm, "k_norm": norm, "eps": -1.0}, "eps is -1.0+, expected at least 0"),
     ]
     for change, message in cases:
         before = good.qkv.clone()

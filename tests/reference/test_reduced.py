@@ -55,6 +55,9 @@ def models() -> dict[str, ModelConfig]:
         "grouped": dense,
         "one kv head": with_decoder(dense, num_kv_heads=1),
         "tied, biases": with_decoder(dense, num_kv_heads=4, tie_word_embeddings=True, qkv_bias=True, o_bias=True),
+        "windows": with_decoder(dense, windows=(None, 12, 30, 12, None, 5, 20)),
+        "windows of one row": with_decoder(dense, windows=(None, *[1] * 5, None)),
+        "windows and normed heads": with_decoder(dense, windows=(12, 40, 12, 40, 12, 40, 12), qk_norm=True),
     }
 
 

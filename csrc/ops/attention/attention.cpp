@@ -13,10 +13,10 @@ namespace {
 
 // The plan of a prefill on the CPU. It is empty on the GPU, where the kernel finds its work by itself.
 PrefillPlan plan_of(const Checker& check, const std::int32_t* offsets, const std::int32_t* lengths,
-                    std::int64_t num_seqs, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
-                    bool causal) {
+                    const std::int32_t* first_keys, std::int64_t num_seqs, std::int64_t num_heads,
+                    std::int64_t num_kv_heads, std::int64_t head_dim, bool causal) {
   if (!check.can_read()) return {};
-  return plan_prefill(offsets, lengths, num_seqs, num_heads, num_kv_heads, head_dim, causal);
+  return plan_prefill(offsets, lengths, first_keys, num_seqs, num_heads, num_kv_heads, head_dim, causal);
 }
 
 void run(const AttentionParams& params, const Tensor& q, Stream stream) {
@@ -51,7 +51,7 @@ std::int64_t attention_decode_workspace_size(const Tensor& q, const Tensor& kv_c
 }
 
 void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-               bool causal, float scale, Stream stream) {
+               const OptionalTensor& first_keys, bool causal, float scale, Stream stream) {
   const Checker check("attention", q);
   Dim num_tokens("num_tokens"), num_heads("num_heads"), num_kv_heads("num_kv_heads"), head_dim("head_dim");
   Dim num_offsets("num_seqs + 1");
@@ -66,6 +66,8 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
       .no_overlap("out", out, "v", v);
   check_heads(check, num_heads, num_kv_heads, head_dim, scale);
   check.condition(num_offsets > 0, "cu_seqlens is empty, expected num_seqs + 1 entries");
+  const std::int32_t* firsts = first_keys_of(check, first_keys, num_tokens, out);
+  check.condition(causal || !firsts, "first_keys is given, expected None where attention is not causal");
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"k", &k}, {"v", &v}, {"out", &out}}) {
     check_addresses(check, argument, *tensor);
   }
@@ -75,9 +77,10 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
     check_offsets(check, "cu_seqlens", offsets, num_offsets - 1, num_tokens);
     lengths.resize(static_cast<std::size_t>(num_offsets - 1));
     for (std::size_t s = 0; s < lengths.size(); ++s) lengths[s] = offsets[s + 1] - offsets[s];
+    if (firsts) check_first_keys(check, firsts, offsets, lengths.data(), num_offsets - 1);
   }
   const PrefillPlan plan =
-      plan_of(check, offsets, lengths.data(), num_offsets - 1, num_heads, num_kv_heads, head_dim, causal);
+      plan_of(check, offsets, lengths.data(), firsts, num_offsets - 1, num_heads, num_kv_heads, head_dim, causal);
   run(AttentionParams{.out = out.data,
                       .q = q.data,
                       .k = k.data,
@@ -85,6 +88,7 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
                       .paged = {},
                       .cu_seqlens = offsets,
                       .context_lens = check.can_read() ? lengths.data() : nullptr,
+                      .first_keys = firsts,
                       .q_stride = {q.strides[0], q.strides[1]},
                       .k_stride = {k.strides[0], k.strides[1]},
                       .v_stride = {v.strides[0], v.strides[1]},
@@ -103,8 +107,8 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
 }
 
 void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
-                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale,
-                      Stream stream) {
+                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens,
+                      const OptionalTensor& first_keys, float scale, Stream stream) {
   const Checker check("attention_extend", q);
   Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_blocks("num_blocks");
   Dim layers_per_block("layers_per_block"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
@@ -126,6 +130,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   }
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   const auto* lengths = context_lens.as<std::int32_t>();
+  const std::int32_t* firsts = first_keys_of(check, first_keys, num_tokens, out);
   if (check.can_read()) {
     check_offsets(check, "cu_seqlens", offsets, num_seqs, num_tokens);
     check_blocks(check, block_table, "context_lens", context_lens, 1, num_blocks, block_size);
@@ -136,7 +141,8 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
                  ", expected at least the sequence's " + std::to_string(rows) + " new rows");
     }
   }
-  const PrefillPlan plan = plan_of(check, offsets, lengths, num_seqs, num_heads, num_kv_heads, head_dim, true);
+  if (check.can_read() && firsts) check_first_keys(check, firsts, offsets, lengths, num_seqs);
+  const PrefillPlan plan = plan_of(check, offsets, lengths, firsts, num_seqs, num_heads, num_kv_heads, head_dim, true);
   run(AttentionParams{.out = out.data,
                       .q = q.data,
                       .k = nullptr,
@@ -144,6 +150,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
                       .paged = paged_keys(kv_cache, block_table, layer_in_block),
                       .cu_seqlens = offsets,
                       .context_lens = lengths,
+                      .first_keys = firsts,
                       .q_stride = {q.strides[0], q.strides[1]},
                       .k_stride = {0, 0},
                       .v_stride = {0, 0},
@@ -162,8 +169,8 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
 }
 
 void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
-                      const Tensor& block_table, const Tensor& context_lens, float scale,
-                      const OptionalTensor& workspace, Stream stream) {
+                      const Tensor& block_table, const Tensor& context_lens, const OptionalTensor& first_keys,
+                      float scale, const OptionalTensor& workspace, Stream stream) {
   const Checker check("attention_decode", q);
   Dim num_seqs("num_seqs"), num_heads("num_heads"), head_dim("head_dim"), num_blocks("num_blocks");
   Dim layers_per_block("layers_per_block"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
@@ -179,7 +186,13 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
       .no_overlap("out", out, "kv_cache", kv_cache);
   check_heads(check, num_heads, num_kv_heads, head_dim, scale);
   check.range("layer_in_block", layer_in_block, 0, layers_per_block - 1).range("block_size", block_size, 1, INT32_MAX);
+  const std::int32_t* firsts = first_keys_of(check, first_keys, num_seqs, out);
+  const auto* lengths = context_lens.as<std::int32_t>();
   if (check.can_read()) check_blocks(check, block_table, "context_lens", context_lens, 1, num_blocks, block_size);
+  for (std::int64_t s = 0; check.can_read() && firsts && s < num_seqs; ++s) {
+    if (firsts[s] < 0 || firsts[s] >= lengths[s])
+      check.range(at("first_keys", s).c_str(), firsts[s], 0, lengths[s] - 1);
+  }
   for (const auto& [argument, tensor] : {std::pair{"q", &q}, {"kv_cache", &kv_cache}, {"out", &out}}) {
     check_addresses(check, argument, *tensor);
   }
@@ -194,12 +207,12 @@ void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache
     partials = workspace->as<float>();
   }
 
-  const auto* lengths = context_lens.as<std::int32_t>();
-  const DecodePlan plan = check.can_read() ? plan_decode(lengths, num_seqs, max_threads()) : DecodePlan{};
+  const DecodePlan plan = check.can_read() ? plan_decode(lengths, firsts, num_seqs, max_threads()) : DecodePlan{};
   run(AttentionDecodeParams{.out = out.data,
                             .q = q.data,
                             .paged = paged_keys(kv_cache, block_table, layer_in_block),
                             .context_lens = lengths,
+                            .first_keys = firsts,
                             .q_stride = {q.strides[0], q.strides[1]},
                             .num_seqs = num_seqs,
                             .num_heads = num_heads,

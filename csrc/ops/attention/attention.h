@@ -6,7 +6,8 @@
 //
 // Which rows a row sees depends only on the order of rows, given by cu_seqlens in a packed batch and by cache rows in
 // the cache. A sequence has context_lens cache rows, and its new rows are the last of them. Rotary positions do not
-// matter here; rope_store has applied them.
+// matter here; rope_store has applied them. Where attention has a sliding window, first_keys says for each row where
+// its window begins; the caller finds that by positions.
 #pragma once
 
 #include "core/cpu_isa.h"
@@ -39,6 +40,8 @@ struct AttentionParams {
   const std::int32_t* cu_seqlens;    // [num_seqs + 1] offsets of the rows of q and out
   const std::int32_t* context_lens;  // [num_seqs] number of keys of each sequence; its rows of q have the last ones.
                                      // Null on the GPU where a sequence has no other keys
+  const std::int32_t* first_keys;    // [num_tokens] first key of its sequence that each row sees; never falls within a
+                                     // sequence. Null: key 0. Only with `causal`
   std::int64_t q_stride[2];          // between tokens, between heads
   std::int64_t k_stride[2];
   std::int64_t v_stride[2];
@@ -60,6 +63,7 @@ struct AttentionDecodeParams {
   const void* q;  // [num_seqs, num_heads, head_dim]
   PagedKeys paged;
   const std::int32_t* context_lens;  // [num_seqs]
+  const std::int32_t* first_keys;    // [num_seqs] first key that each row sees; null: key 0
   std::int64_t q_stride[2];          // between sequences, between heads
   std::int64_t num_seqs;
   std::int64_t num_heads;
@@ -75,13 +79,13 @@ struct AttentionDecodeParams {
 };
 
 void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-               bool causal, float scale, Stream stream);
+               const OptionalTensor& first_keys, bool causal, float scale, Stream stream);
 void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
-                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens, float scale,
-                      Stream stream);
+                      const Tensor& block_table, const Tensor& cu_seqlens, const Tensor& context_lens,
+                      const OptionalTensor& first_keys, float scale, Stream stream);
 void attention_decode(const Tensor& out, const Tensor& q, const Tensor& kv_cache, std::int64_t layer_in_block,
-                      const Tensor& block_table, const Tensor& context_lens, float scale,
-                      const OptionalTensor& workspace, Stream stream);
+                      const Tensor& block_table, const Tensor& context_lens, const OptionalTensor& first_keys,
+                      float scale, const OptionalTensor& workspace, Stream stream);
 // Number of elements of the float32 workspace that attention_decode needs for tensors of these shapes; 0 on the CPU.
 std::int64_t attention_decode_workspace_size(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table);
 

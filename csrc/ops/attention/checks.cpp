@@ -32,6 +32,28 @@ void check_blocks(const Checker& check, const Tensor& block_table, const char* a
   }
 }
 
+const std::int32_t* first_keys_of(const Checker& check, const OptionalTensor& first_keys, Dim& num_rows,
+                                  const Tensor& out) {
+  if (!first_keys) return nullptr;
+  check.contiguous("first_keys", *first_keys, {&num_rows}, {DType::i32})
+      .no_overlap("out", out, "first_keys", *first_keys);
+  return first_keys->as<std::int32_t>();
+}
+
+void check_first_keys(const Checker& check, const std::int32_t* first_keys, const std::int32_t* cu_seqlens,
+                      const std::int32_t* context_lens, std::int64_t num_seqs) {
+  for (std::int64_t s = 0; s < num_seqs; ++s) {
+    std::int32_t low = 0, own = context_lens[s] - (cu_seqlens[s + 1] - cu_seqlens[s]);
+    for (std::int64_t t = cu_seqlens[s]; t < cu_seqlens[s + 1]; ++t, ++own) {
+      if (first_keys[t] < low || first_keys[t] > own) {
+        check.fail(at("first_keys", t) + " is " + std::to_string(first_keys[t]) + ", expected " + std::to_string(low) +
+                   " to " + std::to_string(own) + ": at least that of the row before, and at most the row's own key");
+      }
+      low = first_keys[t];
+    }
+  }
+}
+
 void check_addresses(const Checker& check, const char* argument, const Tensor& t) {
   if (t.device != Device::cuda) return;
   bool ok = reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0;

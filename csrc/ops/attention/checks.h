@@ -14,6 +14,15 @@ void check_heads(const Checker& check, std::int64_t num_heads, std::int64_t num_
 void check_blocks(const Checker& check, const Tensor& block_table, const char* argument, const Tensor& lengths,
                   std::int64_t least, std::int64_t num_blocks, std::int64_t block_size);
 
+// Checks the shape of first_keys, which may be left out, and returns its entries; null without them.
+const std::int32_t* first_keys_of(const Checker& check, const OptionalTensor& first_keys, Dim& num_rows,
+                                  const Tensor& out);
+
+// Checks the first keys of rows. Each must lie between that of the row before it in its sequence and the row's own key.
+// Reads tensors of the CPU. cu_seqlens: [num_seqs + 1], checked; context_lens: [num_seqs] keys of each sequence.
+void check_first_keys(const Checker& check, const std::int32_t* first_keys, const std::int32_t* cu_seqlens,
+                      const std::int32_t* context_lens, std::int64_t num_seqs);
+
 // Checks what the GPU kernels need: they read 16 bytes at a time and use 32-bit strides in bytes.
 void check_addresses(const Checker& check, const char* argument, const Tensor& t);
 

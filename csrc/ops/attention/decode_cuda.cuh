@@ -48,9 +48,15 @@ __device__ inline void merge(Part& part, float maximum, float sum, const float (
   for (int i = 0; i < 8; ++i) part.values[i] = part.values[i] * mine + values[i] * theirs;
 }
 
-// Number of keys in each part of a sequence. The last part with keys may have fewer; parts after it have none.
-__device__ inline int split_size(const AttentionDecodeParams& p, int context) {
-  return max(kShortestSplit, (context + p.num_splits - 1) / p.num_splits);
+// The first key that a sequence's row sees.
+__device__ inline int first_seen(const AttentionDecodeParams& p, int sequence) {
+  return p.first_keys ? p.first_keys[sequence] : 0;
+}
+
+// Number of keys in each part of the `num_keys` of a sequence that are seen. The last part with keys may have fewer;
+// parts after it have none.
+__device__ inline int split_size(const AttentionDecodeParams& p, int num_keys) {
+  return max(kShortestSplit, (num_keys + p.num_splits - 1) / p.num_splits);
 }
 
 // Writes zeros for a sequence without keys, with which a batch may be padded.
@@ -139,8 +145,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
   const int column = lane % kLanes * 8;
   const bool has_column = column < kHeadDim;
 
-  const int context = p.context_lens[sequence];
-  const int size = split_size(p, context), first_key = min(context, static_cast<int>(blockIdx.z) * size);
+  const int context = p.context_lens[sequence], begin_key = first_seen(p, sequence);
+  const int size = split_size(p, context - begin_key);
+  const int first_key = min(context, begin_key + static_cast<int>(blockIdx.z) * size);
   const int last_key = min(context, first_key + size);
   if (blockIdx.z > 0 && first_key == context) return;
 
@@ -221,8 +228,9 @@ __global__ void __launch_bounds__(kThreads) merge_splits_kernel(const __grid_con
   if (dim >= kHeadDim) return;
   const std::int64_t row = blockIdx.y * p.num_heads + blockIdx.x;
   const float* partials = p.partials + row * p.num_splits * (kHeadDim + 2);
-  const int context = p.context_lens[blockIdx.y], size = split_size(p, context);
-  const int num_splits = (context + size - 1) / size;  // number of splits that have keys
+  const int num_keys = p.context_lens[blockIdx.y] - first_seen(p, static_cast<int>(blockIdx.y));
+  const int size = split_size(p, num_keys);
+  const int num_splits = (num_keys + size - 1) / size;  // number of splits that have keys
   float maximum = -INFINITY, sum = 0, value = 0;
 #pragma unroll 8
   for (int s = 0; s < num_splits; ++s) maximum = fmaxf(maximum, partials[s * (kHeadDim + 2) + kHeadDim]);

@@ -15,14 +15,15 @@ struct WaveEnd {
 
 // Sorts tasks by work, the most work first, so that the threads finish together.
 void sort_tiles(PrefillPlan& plan, std::size_t first_tile, const std::int32_t* cu_seqlens,
-                const std::int32_t* context_lens, std::int64_t group, bool causal) {
+                const std::int32_t* context_lens, const std::int32_t* first_keys, std::int64_t group, bool causal) {
   const auto cost = [&](const TileTask& tile) {
     const std::int32_t sequence = plan.heads[static_cast<std::size_t>(tile.head)].sequence;
     const std::int64_t rows = cu_seqlens[sequence + 1] - cu_seqlens[sequence];
     const std::int64_t keys = context_lens[sequence];
     const std::int64_t last_row = std::min(tile.first_row + kTileRows, rows * group);
     const std::int64_t seen = causal ? keys - rows + (tile.first_row + last_row) / (2 * group) + 1 : keys;
-    return (last_row - tile.first_row) * seen;
+    const std::int64_t hidden = first_keys ? first_keys[cu_seqlens[sequence] + tile.first_row / group] : 0;
+    return (last_row - tile.first_row) * (seen - hidden);
   };
   std::stable_sort(plan.tiles.begin() + static_cast<std::ptrdiff_t>(first_tile), plan.tiles.end(),
                    [&](const TileTask& a, const TileTask& b) { return cost(a) > cost(b); });
@@ -30,14 +31,15 @@ void sort_tiles(PrefillPlan& plan, std::size_t first_tile, const std::int32_t* c
 
 }  // namespace
 
-PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens, std::int64_t num_seqs,
-                         std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, bool causal) {
+PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens,
+                         const std::int32_t* first_keys, std::int64_t num_seqs, std::int64_t num_heads,
+                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal) {
   PrefillPlan plan;
   std::vector<WaveEnd> ends{{0, 0}};
   const std::int64_t group = num_heads / num_kv_heads;
   std::int64_t offset = 0;
   const auto end_wave = [&] {
-    sort_tiles(plan, ends.back().tiles, cu_seqlens, context_lens, group, causal);
+    sort_tiles(plan, ends.back().tiles, cu_seqlens, context_lens, first_keys, group, causal);
     ends.push_back({plan.packs.size(), plan.tiles.size()});
     plan.max_elements = std::max(plan.max_elements, offset);
     offset = 0;
@@ -45,6 +47,7 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
   for (std::int64_t s = 0; s < num_seqs; ++s) {
     const std::int64_t rows = cu_seqlens[s + 1] - cu_seqlens[s];
     const std::int64_t keys = context_lens[s];
+    const std::int64_t first_pack = first_keys && rows > 0 ? first_keys[cu_seqlens[s]] / kPackKeys * kPackKeys : 0;
     const std::int64_t elements =
         round_up(keys, kKeyPadding) * (round_up(head_dim, kHeadPadding) + round_up(head_dim, kKeyPadding));
     for (std::int64_t h = 0; h < num_kv_heads && rows > 0; ++h) {
@@ -52,7 +55,7 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
       const auto head = static_cast<std::int32_t>(plan.heads.size());
       plan.heads.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(h), offset});
       offset += elements;
-      for (std::int64_t key = 0; key < keys; key += kPackKeys) {
+      for (std::int64_t key = first_pack; key < keys; key += kPackKeys) {
         plan.packs.push_back({head, static_cast<std::int32_t>(key)});
       }
       for (std::int64_t row = 0; row < rows * group; row += kTileRows) plan.tiles.push_back({head, row});
@@ -67,21 +70,23 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
   return plan;
 }
 
-DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, int num_threads) {
+DecodePlan plan_decode(const std::int32_t* context_lens, const std::int32_t* first_keys, std::int64_t num_seqs,
+                       int num_threads) {
   // About eight tasks per thread, so that threads finish together although memory serves them unevenly.
   constexpr std::int64_t kSmallestSplit = 64;
+  const auto first_key = [&](std::int64_t s) -> std::int64_t { return first_keys ? first_keys[s] : 0; };
   std::int64_t keys = 0;
-  for (std::int64_t s = 0; s < num_seqs; ++s) keys += context_lens[s];
+  for (std::int64_t s = 0; s < num_seqs; ++s) keys += context_lens[s] - first_key(s);
   const std::int64_t split = std::max(kSmallestSplit, keys / (8 * num_threads));
   DecodePlan plan;
   plan.first_task.push_back(0);
   for (std::int64_t s = 0; s < num_seqs; ++s) {
-    const std::int64_t length = context_lens[s];
+    const std::int64_t end = context_lens[s], length = end - first_key(s);
     const std::int64_t splits = (length + split - 1) / split;
     const std::int64_t size = round_up((length + splits - 1) / splits, kSmallestSplit);
-    for (std::int64_t key = 0; key < length; key += size) {
+    for (std::int64_t key = first_key(s); key < end; key += size) {
       plan.tasks.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(key),
-                            static_cast<std::int32_t>(std::min(key + size, length))});
+                            static_cast<std::int32_t>(std::min(key + size, end))});
     }
     plan.first_task.push_back(static_cast<std::int32_t>(plan.tasks.size()));
   }

@@ -54,8 +54,10 @@ struct PrefillPlan {
 };
 
 // context_lens: [num_seqs] number of keys of each sequence, at least its number of rows.
-PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens, std::int64_t num_seqs,
-                         std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
+// first_keys: [num_tokens] first key that each row sees, or null.
+PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens,
+                         const std::int32_t* first_keys, std::int64_t num_seqs, std::int64_t num_heads,
+                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
 
 // Keys [first_key, last_key) of one sequence, for all of its heads.
 struct DecodeTask {
@@ -69,6 +71,8 @@ struct DecodePlan {
   std::vector<std::int32_t> first_task;  // [num_seqs + 1]
 };
 
-DecodePlan plan_decode(const std::int32_t* context_lens, std::int64_t num_seqs, int num_threads);
+// first_keys: [num_seqs] first key that each row sees, or null.
+DecodePlan plan_decode(const std::int32_t* context_lens, const std::int32_t* first_keys, std::int64_t num_seqs,
+                       int num_threads);
 
 }  // namespace dpn

@@ -59,10 +59,10 @@ inline void multiply_amx(const Pair* a, std::int64_t a_stride, const Pair* b, st
 }
 
 template <int kRowTiles>
-void attend_amx(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& block,
-                const std::int64_t (&visible)[kAmxRows], float scale) {
+void attend_amx(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& block, const Seen<Pair>& seen,
+                float scale) {
   constexpr int kUsedRows = kRowTiles * int{kTileSide};
-  const std::int64_t keys = visible[kUsedRows - 1];
+  const std::int64_t keys = seen.end[kUsedRows - 1];
   if (keys <= 0) return;
   const std::int64_t padded = round_up(keys, kAmxColumns);
   alignas(64) float scores[kUsedRows * kScoreStride];
@@ -75,7 +75,7 @@ void attend_amx(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& 
   float* sums = tile.sums + row * tile.padded_dim;
   for (int r = 0; r < kUsedRows; ++r) {
     float* row_scores = scores + r * kScoreStride;
-    mask_scores(row_scores, visible[r], padded);
+    mask_scores(row_scores, seen.first[r], seen.end[r], padded);
     const float factor = softmax_row<Pair>(row_scores, weights + r * kWeightStride, padded, scale, block.first,
                                            tile.maxima[row + r], tile.weights[row + r]);
     if (block.first) continue;
@@ -90,12 +90,12 @@ void attend_amx(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& 
 
 // Processes rows [row, row + kAmxRows) of the tile, or their first half if it has no others; otherwise as in
 // prefill_tile.h.
-inline void attend(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& block,
-                   const std::int64_t (&visible)[kAmxRows], float scale) {
+inline void attend(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& block, const Seen<Pair>& seen,
+                   float scale) {
   if (tile.rows - row > kTileSide) {
-    attend_amx<2>(tile, row, block, visible, scale);
+    attend_amx<2>(tile, row, block, seen, scale);
   } else {
-    attend_amx<1>(tile, row, block, visible, scale);
+    attend_amx<1>(tile, row, block, seen, scale);
   }
 }
 

@@ -127,17 +127,25 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
       rows, memory.q, memory.sums, memory.maxima, memory.weights, p.head_dim, round_up(p.head_dim, kPanel)};
   [[maybe_unused]] const AttendScope<U> scope;
   const std::int64_t keys = p.causal ? context + row_or_last(padded_rows) / group + 1 : head.keys;
-  for (std::int64_t key = 0; key < keys; key += kKeyBlock) {
+  const auto first_key = [&](std::int64_t row) -> std::int64_t {
+    return p.first_keys ? p.first_keys[head.first_token + row / group] : 0;
+  };
+  // Blocks end at multiples of kKeyBlock wherever the first begins, so that a row's sums do not depend on the tile.
+  const std::int64_t begin = first_key(first_row) / kKeyPadding * kKeyPadding;
+  for (std::int64_t key = begin, end; key < keys; key = end) {
+    end = key / kKeyBlock * kKeyBlock + kKeyBlock;
     const KeyBlock<U> block{head.packed_k + key * q_units, head.packed_v + key / kUnitSize<U> * kPanel, head.v_stride,
-                            key == 0};
-    const std::int64_t block_keys = keys - key < kKeyBlock ? keys - key : kKeyBlock;
+                            key == begin};
+    const std::int64_t block_keys = (keys < end ? keys : end) - key;
     for (std::int64_t r = 0; r < padded_rows; r += kStepRows<U>) {
-      std::int64_t visible[kStepRows<U>];
+      Seen<U> seen;
       for (int i = 0; i < kStepRows<U>; ++i) {
-        const std::int64_t seen = p.causal ? context + row_or_last(r + i) / group + 1 - key : block_keys;
-        visible[i] = seen < block_keys ? seen : block_keys;
+        const std::int64_t row = row_or_last(r + i);
+        const std::int64_t visible = p.causal ? context + row / group + 1 - key : block_keys;
+        seen.first[i] = first_key(row) - key;
+        seen.end[i] = visible < block_keys ? visible : block_keys;
       }
-      attend(tile, r, block, visible, p.scale * kLog2E);
+      attend(tile, r, block, seen, p.scale * kLog2E);
     }
   }
   for (std::int64_t r = 0; r < rows; ++r) {

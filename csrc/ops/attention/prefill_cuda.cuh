@@ -115,23 +115,26 @@ __device__ void load_keys(const AttentionParams& p, const Work& work, int first_
   });
 }
 
-// Number of blocks per multiprocessor for which the number of registers is limited.
-template <int kHeadDim, int kTiles>
-constexpr int kBlocks = (kTiles == 1 ? 3 : 2) + (kHeadDim <= 64 ? 1 : 0);
+// Number of blocks per multiprocessor for which the number of registers is limited. A window takes some more registers.
+template <int kHeadDim, int kTiles, bool kHasWindow>
+constexpr int kBlocks = (kTiles == 1 ? 3 : 2) + (kHeadDim <= 64 ? 1 : 0) - (kHasWindow ? 1 : 0);
 
-template <class T, int kHeadDim, int kTiles, bool kPaged>
-__global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
+template <class T, int kHeadDim, int kTiles, bool kPaged, bool kHasWindow>
+__global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles, kHasWindow>)
     attention_kernel(const __grid_constant__ AttentionParams p) {
   using Layout = Shared<kHeadDim, kTiles>;
   constexpr int kWarpRows = 16 * kTiles;
   Work work;
   if (!find_work<kTiles>(p, work)) return;
   const std::uint32_t shared = shared_address(dynamic_shared());
-  const auto stage = [&](int tile) { return shared + tile % 2 * Layout::kStageBytes; };
+  // The first key that each row of the block sees.
+  const std::int32_t* first_keys = kHasWindow ? p.first_keys + work.first_token + work.first_own_key : nullptr;
+  const int first_tile = kHasWindow ? first_keys[0] / kKeys : 0;
+  const auto stage = [&](int tile) { return shared + (tile - first_tile) % 2 * Layout::kStageBytes; };
 
   load_queries<T, kHeadDim, kTiles>(p, work, shared + Layout::kQueries);
   cp_async_commit();
-  load_keys<T, kHeadDim, kPaged>(p, work, 0, stage(0));
+  load_keys<T, kHeadDim, kPaged>(p, work, first_tile * kKeys, stage(first_tile));
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
@@ -143,21 +146,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
   const auto end_key = [&](int end_row) { return p.causal ? work.first_own_key + end_row : work.num_keys; };
   const int num_tiles = (end_key(work.num_rows) + kKeys - 1) / kKeys;
   const int warp_end = first_row < work.num_rows ? end_key(min(first_row + kWarpRows, work.num_rows)) : 0;
+  // The windows of all rows of the warp begin between these keys.
+  const int last_row = min(first_row + kWarpRows, work.num_rows) - 1;
+  const int warp_begin = kHasWindow && warp_end > 0 ? first_keys[first_row] : 0;
+  const int all_begin = kHasWindow && warp_end > 0 ? first_keys[last_row] : 0;
 
   Accumulator<kHeadDim> sums[kTiles];
   const float scale_log2 = p.scale * kLog2E;
-  for (int tile = 0; tile < num_tiles; ++tile) {
+  for (int tile = first_tile; tile < num_tiles; ++tile) {
     cp_async_wait<0>();
     __syncthreads();  // this tile is complete, and all warps are done with the other stage
     const int first_key = tile * kKeys, last_key = first_key + kKeys - 1;
     if (tile + 1 < num_tiles) load_keys<T, kHeadDim, kPaged>(p, work, first_key + kKeys, stage(tile + 1));
     cp_async_commit();
-    if (first_key >= warp_end) continue;
+    if (first_key >= warp_end || (kHasWindow && last_key < warp_begin)) continue;
     Scores<kTiles> s;
     multiply_keys<T>(s, queries, stage(tile));
     if (last_key >= work.num_keys || (p.causal && last_key > first_own_key)) {
       mask<kTiles>(s, first_key, work.num_keys, first_own_key, p.causal);
     }
+    if (kHasWindow && first_key < all_begin)
+      mask_before<kTiles>(s, first_key, first_keys + first_row, last_row - first_row);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) sums[t].softmax(s[t], scale_log2);
     add_values<T>(sums, s, stage(tile) + Layout::kTileBytes);
@@ -180,14 +189,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim, kTiles>)
   }
 }
 
-template <int kHeadDim, int kTiles, bool kPaged>
+template <int kHeadDim, int kTiles, bool kPaged, bool kHasWindow = false>
 void run(const char* op, const AttentionParams& p, Stream stream) {
   // Upper bound of the number of tiles: each sequence has at most one that is not full. Blocks without rows return.
   const std::int64_t num_tiles = ceil_div(p.num_tokens, kRows<kTiles>) + p.num_seqs;
   const dim3 grid(static_cast<unsigned>(p.num_heads / p.num_kv_heads), static_cast<unsigned>(p.num_kv_heads),
                   static_cast<unsigned>(p.num_tokens ? num_tiles : 0));
   dispatch_half(p.dtype, [&](auto type) {
-    launch(op, attention_kernel<decltype(type), kHeadDim, kTiles, kPaged>, grid, dim3(kThreads),
+    launch(op, attention_kernel<decltype(type), kHeadDim, kTiles, kPaged, kHasWindow>, grid, dim3(kThreads),
            Shared<kHeadDim, kTiles>::kBytes, stream, p);
   });
 }
@@ -202,6 +211,10 @@ inline bool fills_wide_tiles(const AttentionParams& p) {
 
 template <int kHeadDim>
 void run_attention(const AttentionParams& p, Stream stream) {
+  if (p.first_keys) {
+    if (!p.k) return prefill::run<kHeadDim, 1, true, true>("attention_extend", p, stream);
+    return prefill::run<kHeadDim, 1, false, true>("attention", p, stream);
+  }
   if (!p.k) return prefill::run<kHeadDim, 1, true>("attention_extend", p, stream);
   if constexpr (kHeadDim >= 64) {  // wide blocks pay off only there
     if (prefill::fills_wide_tiles(p)) return prefill::run<kHeadDim, 2, false>("attention", p, stream);

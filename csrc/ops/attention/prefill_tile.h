@@ -67,6 +67,14 @@ struct KeyBlock {
   bool first;  // whether the tile's state is still empty
 };
 
+// The keys of a block that consecutive query rows see: row r sees keys [first[r], end[r]). Neither falls with r. Both
+// may lie outside of the block, and a row may see none of it.
+template <class U>
+struct Seen {
+  std::int64_t first[kStepRows<U>];
+  std::int64_t end[kStepRows<U>];
+};
+
 // sums[r][c] += a[r, :] . b[:, c] over `steps` units. The rows of b are kPanel units apart.
 template <class U, int kCols>
 inline void multiply(const U* __restrict a, std::int64_t a_stride, const U* __restrict b, std::int64_t steps,
@@ -117,13 +125,18 @@ inline void multiply_panel(std::int64_t count, float* out, std::int64_t out_stri
   }
 }
 
-// Sets the scores from number `visible` on to minus infinity.
-inline void mask_scores(float* scores, std::int64_t visible, std::int64_t padded) {
+// Sets the scores before number `first` and from number `end` on to minus infinity.
+inline void mask_scores(float* scores, std::int64_t first, std::int64_t end, std::int64_t padded) {
   VecI lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = i;
-  for (std::int64_t i = visible > 0 ? visible / kWidth * kWidth : 0; i < padded; i += kWidth) {
-    const auto limit = static_cast<std::int32_t>(visible - i);
-    store(scores + i, lane < limit ? load(scores + i) : broadcast(-__builtin_inff()));
+  const VecF hidden = broadcast(-__builtin_inff());
+  for (std::int64_t i = 0; i < first && i < padded; i += kWidth) {
+    const auto limit = static_cast<std::int32_t>(first - i);
+    store(scores + i, lane < limit ? hidden : load(scores + i));
+  }
+  for (std::int64_t i = end > 0 ? end / kWidth * kWidth : 0; i < padded; i += kWidth) {
+    const auto limit = static_cast<std::int32_t>(end - i);
+    store(scores + i, lane < limit ? load(scores + i) : hidden);
   }
 }
 
@@ -139,23 +152,23 @@ inline float softmax_row(const float* scores, U* weights, std::int64_t padded, f
   const float block_maximum = reduce_max(highest);
   const float old_maximum = maximum;
   maximum = first || block_maximum > old_maximum ? block_maximum : old_maximum;
+  // A row whose window has not begun yet has seen no key: its weights are 0, and so is the factor for what comes later.
+  const float shift = maximum == -__builtin_inff() ? 0.0f : maximum;
   VecF sum{};
   for (std::int64_t i = 0; i < padded; i += kWidth) {
-    const VecF weight = exp2_negative<U>(load(scores + i) - maximum, scale);
+    const VecF weight = exp2_negative<U>(load(scores + i) - shift, scale);
     sum += weight;
     store_weights(weights + i / kUnitSize<U>, weight);
   }
-  const float factor = first ? 0.0f : exp2_negative<U>(broadcast(old_maximum - maximum), scale)[0];
+  const float factor = first ? 0.0f : exp2_negative<U>(broadcast(old_maximum - shift), scale)[0];
   weight_sum = first ? reduce_sum(sum) : weight_sum * factor + reduce_sum(sum);
   return factor;
 }
 
-// Processes rows [row, row + kRows) of the tile. Row r sees the first visible[r] keys of the block; visible[r] never
-// falls with r. `scale` includes log2(e).
+// Processes rows [row, row + kRows) of the tile. `scale` includes log2(e).
 template <class U>
-void attend(const Tile<U>& tile, std::int64_t row, const KeyBlock<U>& block, const std::int64_t (&visible)[kRows],
-            float scale) {
-  const std::int64_t keys = visible[kRows - 1];
+void attend(const Tile<U>& tile, std::int64_t row, const KeyBlock<U>& block, const Seen<U>& seen, float scale) {
+  const std::int64_t keys = seen.end[kRows - 1];
   if (keys <= 0) return;
   const std::int64_t padded = round_up(keys, kWidth);
   alignas(64) float scores[kRows][kKeyBlock];
@@ -168,7 +181,7 @@ void attend(const Tile<U>& tile, std::int64_t row, const KeyBlock<U>& block, con
   }
   float factors[kRows];
   for (int r = 0; r < kRows; ++r) {
-    mask_scores(scores[r], visible[r], padded);
+    mask_scores(scores[r], seen.first[r], seen.end[r], padded);
     factors[r] =
         softmax_row<U>(scores[r], weights[r], padded, scale, block.first, tile.maxima[row + r], tile.weights[row + r]);
   }

@@ -103,6 +103,27 @@ __device__ void mask(Scores<kTiles>& s, int first_key, int num_keys, int last_se
   }
 }
 
+// Sets the scores of keys before the windows of rows to -infinity.
+//
+// first_seen: [last_row + 1] the first key that each of the warp's rows sees.
+template <int kTiles>
+__device__ void mask_before(Scores<kTiles>& s, int first_key, const std::int32_t* first_seen, int last_row) {
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int hidden = first_seen[min(t * 16 + lane() / 4 + r * 8, last_row)] - first_key - lane() % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (n * 8 + i < hidden) s[t][n][2 * r + i] = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
 // Running softmax and output of 16 rows.
 template <int kHeadDim>
 struct Accumulator {

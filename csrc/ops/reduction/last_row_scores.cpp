@@ -62,6 +62,17 @@ void check_segments(const Checker& check, const Segments& segments, const std::v
   }
 }
 
+// Checks that each query sees at least its last key. A query without keys is not looked at.
+void check_first_keys(const Checker& check, const std::int32_t* first_keys, const std::vector<std::int32_t>& lengths) {
+  for (std::size_t query = 0; query < lengths.size(); ++query) {
+    const std::int32_t first = first_keys[query], length = lengths[query];
+    const auto place = static_cast<std::int64_t>(query);
+    if (length > 0 && (first < 0 || first >= length)) {
+      check.range(at("first_keys", place).c_str(), first, 0, length - 1);
+    }
+  }
+}
+
 // The number of keys of each query, but 0 where none of its rows gets a score.
 std::vector<std::int32_t> scored_lengths(const Segments& segments, const std::vector<std::int32_t>& lengths) {
   std::vector<std::int32_t> scored(lengths.size());
@@ -76,6 +87,7 @@ std::vector<std::int32_t> scored_lengths(const Segments& segments, const std::ve
 void run_on_cpu(const Checker& check, LastRowScoresParams params, const std::vector<std::int32_t>& lengths,
                 const Tensor& q) {
   check_segments(check, params.segments, lengths, params.num_scores);
+  if (params.first_keys) check_first_keys(check, params.first_keys, lengths);
   params.kv_lengths = lengths.data();
   const std::int64_t key_bytes = params.num_kv_heads * params.head_dim * (params.dtype == DType::f32 ? 4 : 2);
   const LastRowPlan plan =
@@ -112,8 +124,8 @@ std::int64_t last_row_scores_workspace_size(const Tensor& q, std::int64_t num_kv
 }
 
 void last_row_scores(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& cu_seqlens,
-                     const Tensor& segment_queries, const Tensor& segment_starts, const Tensor& cu_scores, float scale,
-                     const OptionalTensor& workspace, Stream stream) {
+                     const Tensor& segment_queries, const Tensor& segment_starts, const Tensor& cu_scores,
+                     const OptionalTensor& first_keys, float scale, const OptionalTensor& workspace, Stream stream) {
   const Checker check("last_row_scores", q);
   Dim num_queries("num_queries"), num_heads("num_heads"), num_kv_heads("num_kv_heads"), head_dim("head_dim");
   Dim num_tokens("num_tokens");
@@ -133,6 +145,7 @@ void last_row_scores(const Tensor& out, const Tensor& q, const Tensor& k, const 
                                    .k = k.data,
                                    .paged = {},
                                    .kv_lengths = nullptr,
+                                   .first_keys = first_keys_of(check, first_keys, num_queries, out),
                                    .segments = segments,
                                    .q_stride = {q.strides[0], q.strides[1]},
                                    .k_stride = {k.strides[0], k.strides[1]},
@@ -160,8 +173,8 @@ void last_row_scores(const Tensor& out, const Tensor& q, const Tensor& k, const 
 
 void last_row_scores_paged(const Tensor& out, const Tensor& q, const Tensor& blocks, std::int64_t layer_in_block,
                            const Tensor& block_table, const Tensor& kv_lengths, const Tensor& segment_queries,
-                           const Tensor& segment_starts, const Tensor& cu_scores, float scale,
-                           const OptionalTensor& workspace, Stream stream) {
+                           const Tensor& segment_starts, const Tensor& cu_scores, const OptionalTensor& first_keys,
+                           float scale, const OptionalTensor& workspace, Stream stream) {
   const Checker check("last_row_scores_paged", q);
   Dim num_queries("num_queries"), num_heads("num_heads"), head_dim("head_dim"), num_blocks("num_blocks");
   Dim layers_per_block("layers_per_block"), keys_and_values("2", 2), num_kv_heads("num_kv_heads");
@@ -185,6 +198,7 @@ void last_row_scores_paged(const Tensor& out, const Tensor& q, const Tensor& blo
                                    .k = nullptr,
                                    .paged = paged_keys(blocks, block_table, layer_in_block),
                                    .kv_lengths = lengths,
+                                   .first_keys = first_keys_of(check, first_keys, num_queries, out),
                                    .segments = segments,
                                    .q_stride = {q.strides[0], q.strides[1]},
                                    .k_stride = {0, 0},

@@ -25,6 +25,7 @@ struct LastRowScoresParams {
   const void* k;                   // [num_tokens, num_kv_heads, head_dim]
   PagedKeys paged;                 // where cu_seqlens is null (k is null too where there are no rows)
   const std::int32_t* kv_lengths;  // [num_queries] keys of each query; null on the GPU where they are packed
+  const std::int32_t* first_keys;  // [num_queries] first key that each query sees; those before it get 0. Null: key 0
   Segments segments;
   std::int64_t q_stride[2];  // of queries, of heads
   std::int64_t k_stride[2];  // of tokens, of heads
@@ -47,12 +48,12 @@ struct LastRowScoresParams {
 
 // workspace: float32, needed on the GPU only.
 void last_row_scores(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& cu_seqlens,
-                     const Tensor& segment_queries, const Tensor& segment_starts, const Tensor& cu_scores, float scale,
-                     const OptionalTensor& workspace, Stream stream);
+                     const Tensor& segment_queries, const Tensor& segment_starts, const Tensor& cu_scores,
+                     const OptionalTensor& first_keys, float scale, const OptionalTensor& workspace, Stream stream);
 void last_row_scores_paged(const Tensor& out, const Tensor& q, const Tensor& blocks, std::int64_t layer_in_block,
                            const Tensor& block_table, const Tensor& kv_lengths, const Tensor& segment_queries,
-                           const Tensor& segment_starts, const Tensor& cu_scores, float scale,
-                           const OptionalTensor& workspace, Stream stream);
+                           const Tensor& segment_starts, const Tensor& cu_scores, const OptionalTensor& first_keys,
+                           float scale, const OptionalTensor& workspace, Stream stream);
 // Number of elements of the workspace for such tensors, 0 on the CPU. most_keys: at least the keys that a query sees.
 std::int64_t last_row_scores_workspace_size(const Tensor& q, std::int64_t num_kv_heads, std::int64_t most_keys);
 

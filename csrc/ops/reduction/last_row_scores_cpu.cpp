@@ -100,9 +100,11 @@ inline void score_tile(float* scores, const T* const* rows, const T* const* next
   }
 }
 
-// Turns the scores of `count` keys into weights, and sets the rest of the last tile to 0.
-inline void weigh(float* scores, std::int64_t count, float scale, float* maximum, float* weight_sum) {
+// Turns the scores of `count` keys into weights, and sets the first `hidden` and the rest of the last tile to 0.
+inline void weigh(float* scores, std::int64_t hidden, std::int64_t count, float scale, float* maximum,
+                  float* weight_sum) {
   const std::int64_t padded = round_up(count, kTileKeys);
+  for (std::int64_t i = 0; i < hidden && i < count; ++i) scores[i] = -__builtin_inff();
   for (std::int64_t i = count; i < padded; ++i) scores[i] = -__builtin_inff();
   VecF highest = broadcast(-__builtin_inff());
   for (std::int64_t i = 0; i < padded; i += kWidth) highest = max(load(scores + i), highest);
@@ -144,8 +146,9 @@ class Task {
       find_rows(key + kTileKeys, rows[turn ^ 1]);
       score_keys(key, rows[turn], rows[turn ^ 1]);
     }
+    const std::int64_t hidden = p_.first_keys ? p_.first_keys[task_.sequence] - task_.first_key : 0;
     for (std::int64_t head = begin_ * group_; head < end_ * group_; ++head) {
-      weigh(weights_of(head), task_.last_key - task_.first_key, p_.scale * kLog2E, result_.maxima + head,
+      weigh(weights_of(head), hidden, task_.last_key - task_.first_key, p_.scale * kLog2E, result_.maxima + head,
             result_.sums + head);
     }
   }

@@ -67,6 +67,19 @@ __device__ inline int num_keys(const LastRowScoresParams& p, int query) {
   return p.cu_seqlens ? p.cu_seqlens[query + 1] - p.cu_seqlens[query] : p.kv_lengths[query];
 }
 
+// The first key that a query sees.
+__device__ inline int first_seen(const LastRowScoresParams& p, int query) {
+  return p.first_keys ? p.first_keys[query] : 0;
+}
+
+// Whether the key of a score comes before the first one that its query sees.
+__device__ inline bool is_hidden(const LastRowScoresParams& p, int score_index) {
+  const Segments& segments = p.segments;
+  const int segment = sequence_of_row(segments.cu_scores, static_cast<int>(segments.num_segments), score_index);
+  const int index = segments.starts[segment] + score_index - segments.cu_scores[segment];
+  return index < p.first_keys[segments.queries[segment]];
+}
+
 // Loads this lane's part of a query head, scaled so that scores are exponents of 2.
 template <class T>
 __device__ void load_query(float (&q)[kWidest<T>], const LastRowScoresParams& p, const Lanes<T>& lanes, int query,
@@ -97,9 +110,10 @@ __device__ inline bool has_scores(const Segments& segments, int query) {
   return false;
 }
 
-// Number of keys of each part. The last part may have fewer, and parts after it have none.
-__device__ inline int split_size(const LastRowScoresParams& p, int length) {
-  return max(kShortestSplit, (length + p.num_splits - 1) / p.num_splits);
+// Number of keys of each part of the `count` keys that a query sees. The last part may have fewer, and parts after it
+// have none.
+__device__ inline int split_size(const LastRowScoresParams& p, int count) {
+  return max(kShortestSplit, (count + p.num_splits - 1) / p.num_splits);
 }
 
 // The factor 2^(maximum - common), but 0 for a part without keys or with -infinity alone.
@@ -124,8 +138,8 @@ __global__ void __launch_bounds__(kThreads)
   const int kv_head = static_cast<int>(blockIdx.x) / parts;
   const int first_in_group = static_cast<int>(blockIdx.x) % parts * kMostHeads;
   const int num_heads = min(kMostHeads, group - first_in_group), first_head = kv_head * group + first_in_group;
-  const int length = num_keys(p, query), size = split_size(p, length);
-  const int first_key = static_cast<int>(blockIdx.z) * size, last_key = min(length, first_key + size);
+  const int length = num_keys(p, query), begin_key = first_seen(p, query), size = split_size(p, length - begin_key);
+  const int first_key = begin_key + static_cast<int>(blockIdx.z) * size, last_key = min(length, first_key + size);
   if (first_key >= length || !has_scores(p.segments, query)) return;
 
   const Lanes<T> lanes(p, log_lanes);
@@ -184,9 +198,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // Merges the parts of a query, a thread for each head: grid (num_queries).
 __global__ void __launch_bounds__(kThreads) last_row_totals_kernel(const __grid_constant__ LastRowScoresParams p) {
-  const int query = static_cast<int>(blockIdx.x), length = num_keys(p, query);
+  const int query = static_cast<int>(blockIdx.x), count = num_keys(p, query) - first_seen(p, query);
   if (!has_scores(p.segments, query)) return;
-  const int size = split_size(p, length), num_parts = (length + size - 1) / size;
+  const int size = split_size(p, count), num_parts = (count + size - 1) / size;
   for (int head = static_cast<int>(threadIdx.x); head < p.num_heads; head += kThreads) {
     const std::int64_t row = query * p.num_heads + head;
     const float* parts = p.partials + row * p.num_splits * 2;
@@ -248,7 +262,7 @@ __global__ void __launch_bounds__(kThreads)
   float mean = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) mean += sums[w][row];
-  p.out[first_row + row] = mean;
+  p.out[first_row + row] = p.first_keys && is_hidden(p, first_row + row) ? 0.0f : mean;
 }
 
 template <class T>

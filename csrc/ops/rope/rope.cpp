@@ -46,7 +46,8 @@ void run(const RopeStoreParams& params, const Tensor& qkv, Stream stream) {
 
 void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_rows, const Tensor& cos_sin,
                 const Tensor& kv_cache, std::int64_t layer_in_block, const Tensor& block_table,
-                const Tensor& cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads, Stream stream) {
+                const Tensor& cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads,
+                const OptionalTensor& q_norm, const OptionalTensor& k_norm, float eps, Stream stream) {
   const Checker check("rope_store", qkv);
   constexpr std::int64_t kMostHeads = 1 << 20;  // keeps the products below far from overflow
   check.range("num_heads", num_heads, 1, kMostHeads).range("num_kv_heads", num_kv_heads, 1, num_heads);
@@ -81,6 +82,14 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_
                                                              {"block_table", &block_table},
                                                              {"cu_seqlens", &cu_seqlens}})
       .no_overlap("qkv", qkv, "kv_cache", kv_cache);
+  check.condition(q_norm.has_value() == k_norm.has_value(),
+                  std::string(q_norm ? "k_norm" : "q_norm") + " is None, expected a weight for queries and for keys");
+  for (const auto& [argument, weight] : {std::pair{"q_norm", &q_norm}, {"k_norm", &k_norm}}) {
+    if (!*weight) continue;
+    check.contiguous(argument, **weight, {&head_dim}, {qkv.dtype})
+        .no_overlap({{"qkv", &qkv}, {"kv_cache", &kv_cache}}, {{argument, &**weight}});
+  }
+  check.condition(eps >= 0, "eps is " + std::to_string(eps) + ", expected at least 0");
   const RopeStoreParams params{.qkv = qkv.data,
                                .kv_cache = kv_cache.data,
                                .positions = positions.as<std::int32_t>(),
@@ -88,6 +97,9 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_
                                .cos_sin = cos_sin.as<float>(),
                                .block_table = block_table.as<std::int32_t>(),
                                .cu_seqlens = cu_seqlens.as<std::int32_t>(),
+                               .q_norm = as_or_null<void>(q_norm),
+                               .k_norm = as_or_null<void>(k_norm),
+                               .eps = eps,
                                .num_tokens = num_tokens,
                                .num_seqs = num_seqs,
                                .num_heads = num_heads,

@@ -76,7 +76,7 @@ class KernelBackend:
             keys=keys,
             extends=chunk.extends,
         )
-        rows = self._decoder.stages[stage].forward(x, batch, self._pool.blocks)
+        rows = self._decoder.stages[stage].forward(x, batch, self._pool.blocks, self._pool.positions)
         return StageRun(rows, batch.queries_out)
 
     def scores(self, stage: int, queries: Tensor | None, slots: Slots) -> AttentionScores:
@@ -140,7 +140,8 @@ class PreparedKernelStage:
         """See `PreparedStage.run`."""
         count = rows.shape[0]
         batch = replace(self.batch, positions=self.batch.positions[:count], cache_rows=self.batch.cache_rows[:count])
-        return StageRun(self.decoder.stages[self.stage].forward(rows, batch, self.pool.blocks), batch.queries_out)
+        stage = self.decoder.stages[self.stage]
+        return StageRun(stage.forward(rows, batch, self.pool.blocks, self.pool.positions), batch.queries_out)
 
     def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
         """See `PreparedStage.trim`."""

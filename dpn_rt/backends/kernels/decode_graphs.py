@@ -75,7 +75,8 @@ class DecodeGraph:
 
     def _step(self) -> tuple[Tensor, ...]:
         token_ids, positions, kv_lengths, *tables = self._inputs.tensors
-        logits = self._decoder.decode(token_ids, positions, kv_lengths, tables, self._cu_seqlens, self._pool.blocks)
+        pool = self._pool.blocks, self._pool.positions
+        logits = self._decoder.decode(token_ids, positions, kv_lengths, tables, self._cu_seqlens, *pool)
         return logits, best_ids(logits)
 
 

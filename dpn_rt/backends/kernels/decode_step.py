@@ -27,4 +27,5 @@ class HostDecodeStep:
         stages = range(len(self._decoder.stages))
         tables = [torch.from_numpy(self._cache.block_tables(stage, slots)) for stage in stages]
         cu_seqlens = torch.arange(len(slots) + 1, dtype=torch.int32)
-        return Decoded(self._decoder.decode(ids, positions, kv_lengths, tables, cu_seqlens, self._pool.blocks))
+        pool = self._pool.blocks, self._pool.positions
+        return Decoded(self._decoder.decode(ids, positions, kv_lengths, tables, cu_seqlens, *pool))

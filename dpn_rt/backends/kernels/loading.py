@@ -90,10 +90,11 @@ def _build(
     *,
     prepack: bool,
 ) -> tuple[KernelBackend, VisionEncoder | None]:
-    geometry = KvGeometry.of_model(model.decoder, model.stage_layers, TORCH_DTYPES[model.dtype])
-    check_length(settings, model.decoder.head_dim, sum(geometry.layer_groups))
-    angles = rope_table(model.decoder, settings.max_model_len).to(device.torch_device)
-    decoder = Decoder(model.decoder, model.stage_layers, weights, angles, geometry.layers_per_block, prepack=prepack)
+    config = model.decoder.for_length(settings.max_model_len)
+    geometry = KvGeometry.of_model(config, model.stage_layers, TORCH_DTYPES[model.dtype])
+    check_length(settings, config.head_dim, sum(geometry.layer_groups))
+    angles = rope_table(config, settings.max_model_len).to(device.torch_device)
+    decoder = Decoder(config, model.stage_layers, weights, angles, geometry.layers_per_block, prepack=prepack)
     reducers = load_reducers(model.reduction, weights, device)
     encoder = load_encoder(model.vision, model.projector, weights, prepack=prepack)
     num_bytes = settings.kv_cache_bytes
@@ -186,6 +187,7 @@ def _largest_work(
     length = min(rows, settings.max_model_len)
     num_seqs = -(-rows // length)
     blocks = torch.zeros((1, *geometry.block_shape(settings.block_size)), dtype=geometry.dtype, device=where)
+    key_positions = torch.zeros((1, settings.block_size), dtype=torch.int32, device=where)
     ends = torch.arange(1, num_seqs + 1, device=where).mul_(length).clamp_(max=rows)
     cu_seqlens = torch.cat((ends.new_zeros(1), ends)).int()
     width = -(-length // settings.block_size)
@@ -200,7 +202,7 @@ def _largest_work(
             block_tables=torch.zeros(groups, num_seqs, width, dtype=torch.int32, device=where),
             last_rows=ends - 1,
         )
-        x = stage.forward(x, batch, blocks)
+        x = stage.forward(x, batch, blocks, key_positions)
     decoder.logits(x)
 
 

@@ -13,6 +13,7 @@ from dpn_rt.device.device import Device
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.layout import IntArray, Layout, cumulative
 from dpn_rt.model.reduction.reducer import NextScores
+from dpn_rt.model.windows import last_row_first_keys
 
 
 class KernelScores:
@@ -48,13 +49,15 @@ class KernelScores:
         group, layer_in_block = self._decoder.stages[self._stage].last_layer_place
         tables = self._cache.block_tables(self._stage, self._slots[chosen])[group]
         first_rows = layout.first_cache_rows[chosen]
-        block_table, kv_lengths, of_query, starts, cu_scores, rows = self._device.upload(
+        window = self._decoder.stages[self._stage].last_layer.window
+        block_table, kv_lengths, of_query, starts, cu_scores, rows, *first_keys = self._device.upload(
             np.ascontiguousarray(tables),
             layout.kv_lengths[chosen],
             segments.astype(np.int32),
             layout.image_starts[images] + first_rows[segments],
             cumulative(layout.image_lengths[images]),
             chosen,
+            *([] if window is None else [last_row_first_keys(layout, window)[chosen]]),
         )
         return ops.last_row_scores_paged(
             self._queries.index_select(0, rows),
@@ -66,6 +69,7 @@ class KernelScores:
             starts,
             cu_scores,
             scale=self._decoder.scale,
+            first_keys=first_keys[0] if first_keys else None,
             out=self._scores_out(layout, images),
         )
 
@@ -73,13 +77,15 @@ class KernelScores:
         """Of the next stage's first layer, whose keys are computed for all rows as they are: those that go on need
         them in any case."""
         owners = _owners(layout, images)
-        of_query, starts, cu_scores, cu_seqlens, positions, last_rows = self._device.upload(
+        window = self._decoder.stages[self._stage + 1].first_layer.window
+        of_query, starts, cu_scores, cu_seqlens, positions, last_rows, *first_keys = self._device.upload(
             owners,
             layout.image_starts[images] + layout.first_cache_rows[owners],
             cumulative(layout.image_lengths[images]),
             cumulative(layout.kv_lengths),
             layout.positions,
             layout.cu_seqlens[1:].astype(np.int64) - 1,
+            *([] if window is None else [last_row_first_keys(layout, window)]),
         )
         attention = self._decoder.next_attention(self._stage, rows[: layout.num_rows], positions, last_rows)
         scores = ops.last_row_scores(
@@ -90,6 +96,7 @@ class KernelScores:
             starts,
             cu_scores,
             scale=self._decoder.scale,
+            first_keys=first_keys[0] if first_keys else None,
             out=self._scores_out(layout, images),
         )
         return NextScores(scores, attention.plain_keys)

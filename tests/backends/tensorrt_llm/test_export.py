@@ -109,8 +109,10 @@ def test_each_stage_is_a_model_of_its_layers(tmp_path: Path) -> None:
     [
         ({"rope": RopeConfig(10000.0, '{"rope_type": "linear", "factor": 2.0}')}, "rope scaling"),
         ({"qkv_bias": True}, "qkv_bias True, o_bias False: expected both or none"),
+        ({"windows": (None,) * 6 + (9,)}, "the decoder has sliding windows: expected none for an export"),
+        ({"qk_norm": True}, "the decoder has norms of heads: expected none for an export"),
     ],
-    ids=["rope", "bias"],
+    ids=["rope", "bias", "windows", "norms"],
 )
 def test_what_has_no_place_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     engine = EngineDir.open(write_random_engine(tmp_path / "engine", with_decoder(**changes)))

@@ -64,10 +64,11 @@ const char* activation(const Tensor* out, const Tensor* x, const char* kind) {
 
 const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor* cache_rows, const Tensor* cos_sin,
                        const Tensor* kv_cache, std::int64_t layer_in_block, const Tensor* block_table,
-                       const Tensor* cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads) {
+                       const Tensor* cu_seqlens, std::int64_t num_heads, std::int64_t num_kv_heads,
+                       const Tensor* q_norm, const Tensor* k_norm, float eps) {
   return caught([&] {
     dpn::rope_store(*qkv, *positions, *cache_rows, *cos_sin, *kv_cache, layer_in_block, *block_table, *cu_seqlens,
-                    num_heads, num_kv_heads, 0);
+                    num_heads, num_kv_heads, optional(q_norm), optional(k_norm), eps, 0);
   });
 }
 
@@ -85,24 +86,25 @@ const char* pool(const Tensor* out, const Tensor* x, const Tensor* cu_seqlens, c
 }
 
 const char* attention(const Tensor* out, const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* cu_seqlens,
-                      bool causal, float scale) {
-  return caught([&] { dpn::attention(*out, *q, *k, *v, *cu_seqlens, causal, scale, 0); });
+                      const Tensor* first_keys, bool causal, float scale) {
+  return caught([&] { dpn::attention(*out, *q, *k, *v, *cu_seqlens, optional(first_keys), causal, scale, 0); });
 }
 
 const char* attention_extend(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_block,
                              const Tensor* block_table, const Tensor* cu_seqlens, const Tensor* context_lens,
-                             float scale) {
+                             const Tensor* first_keys, float scale) {
   return caught([&] {
-    dpn::attention_extend(*out, *q, *kv_cache, layer_in_block, *block_table, *cu_seqlens, *context_lens, scale, 0);
+    dpn::attention_extend(*out, *q, *kv_cache, layer_in_block, *block_table, *cu_seqlens, *context_lens,
+                          optional(first_keys), scale, 0);
   });
 }
 
 const char* attention_decode(const Tensor* out, const Tensor* q, const Tensor* kv_cache, std::int64_t layer_in_block,
-                             const Tensor* block_table, const Tensor* context_lens, float scale,
-                             const Tensor* workspace) {
+                             const Tensor* block_table, const Tensor* context_lens, const Tensor* first_keys,
+                             float scale, const Tensor* workspace) {
   return caught([&] {
-    dpn::attention_decode(*out, *q, *kv_cache, layer_in_block, *block_table, *context_lens, scale, optional(workspace),
-                          0);
+    dpn::attention_decode(*out, *q, *kv_cache, layer_in_block, *block_table, *context_lens, optional(first_keys), scale,
+                          optional(workspace), 0);
   });
 }
 
@@ -146,20 +148,20 @@ const char* advance_layout(const Tensor* chosen, const Tensor* experts, const Te
 
 const char* last_row_scores(const Tensor* out, const Tensor* q, const Tensor* k, const Tensor* cu_seqlens,
                             const Tensor* segment_queries, const Tensor* segment_starts, const Tensor* cu_scores,
-                            float scale, const Tensor* workspace) {
+                            const Tensor* first_keys, float scale, const Tensor* workspace) {
   return caught([&] {
-    dpn::last_row_scores(*out, *q, *k, *cu_seqlens, *segment_queries, *segment_starts, *cu_scores, scale,
-                         optional(workspace), 0);
+    dpn::last_row_scores(*out, *q, *k, *cu_seqlens, *segment_queries, *segment_starts, *cu_scores, optional(first_keys),
+                         scale, optional(workspace), 0);
   });
 }
 
 const char* last_row_scores_paged(const Tensor* out, const Tensor* q, const Tensor* blocks, std::int64_t layer_in_block,
                                   const Tensor* block_table, const Tensor* kv_lengths, const Tensor* segment_queries,
-                                  const Tensor* segment_starts, const Tensor* cu_scores, float scale,
-                                  const Tensor* workspace) {
+                                  const Tensor* segment_starts, const Tensor* cu_scores, const Tensor* first_keys,
+                                  float scale, const Tensor* workspace) {
   return caught([&] {
     dpn::last_row_scores_paged(*out, *q, *blocks, layer_in_block, *block_table, *kv_lengths, *segment_queries,
-                               *segment_starts, *cu_scores, scale, optional(workspace), 0);
+                               *segment_starts, *cu_scores, optional(first_keys), scale, optional(workspace), 0);
   });
 }
 
