@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MAX_MESSAGE = 2000
+MAX_MESSAGE = 8000
 """Characters of a message, since files and requests may hold values of any length."""
 
 

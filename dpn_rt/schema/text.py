@@ -51,5 +51,6 @@ def shown(value: object) -> str:
 
 def few(items: Sequence[str], separator: str = ", ") -> str:
     """Items in an error message: all of them, or the first ones and how many more there are."""
+    listed = [item if len(item) <= MAX_SHOWN else f"{item[: MAX_SHOWN - 3]}..." for item in items[:MAX_ITEMS]]
     more = len(items) - MAX_ITEMS
-    return separator.join(items[:MAX_ITEMS]) + (f"{separator}and {more:,} more" if more > 0 else "")
+    return separator.join(listed) + (f"{separator}and {more:,} more" if more > 0 else "")

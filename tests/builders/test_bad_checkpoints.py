@@ -374,7 +374,7 @@ def test_pooling_objects(tmp_path: Path, changes: dict[str, object], message: st
         ({"kernel_size": []}, "kernel_size: expected a list"),
         ({"kernel_size": [[1, 1], [2, 2], [2, True]]}, "kernel_size: expected a list"),
         ({"stride": [[1, 1], [1, 2], [1, 1]]}, "stride must equal kernel_size [[1, 1], [1, 2], [2, 2]], got [[1, 1]"),
-        ({"kernel_size": [[1, 1]] * 9999, "stride": [[2, 2]] * 9999}, "[1, 1],..., got [[2, 2], "),
+        ({"kernel_size": [[1, 1]] * 9999, "stride": [[2, 2]] * 9999}, "[1, ..., got [[2, 2], "),
         ({"kernel_size": [[1, 1], [0, 2], [2, 2]], "stride": None}, "kernels[1][0] must be positive, got 0"),
         ({"kernel_size": [[1, 1], [1, 2], [8, 8]], "stride": None}, "kernel [8, 8] does not fit the visual grid (4x4)"),
     ],

@@ -200,7 +200,7 @@ def test_windows_that_cannot_be(engine: EngineDir, windows: object, message: str
         (lambda p: (p / "weights.safetensors").write_bytes(b"1234"), "expected .* bytes, the file has 4"),
         (lambda p: flip_last_byte(p / "weights.safetensors"), "weights.safetensors: expected sha256 .*, got"),
         (lambda p: flip_last_byte(p / "processor" / "a.json"), "a.json: expected sha256"),
-        (lambda p: lengthen_sha256(p, "weights.safetensors"), r"expected sha256 '[0-9a-f]+\.\.\., got [0-9a-f]{64}: dam"),
+        (lambda p: lengthen_sha256(p, "weights.safetensors"), r"expected sha256 '[0-9a-f]+\.\.\., got [0-9a-f]{64}"),
     ],
 )
 def test_damage_has_a_name(engine: EngineDir, damage: Callable[[Path], None], message: str) -> None:

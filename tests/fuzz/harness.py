@@ -154,7 +154,7 @@ def _kind(error: Exception) -> str:
     return f"{place} {type(error).__name__} {re.sub(r'[0-9]+', '', str(error))[:60]}"
 
 
-def assert_own_words(message: str, most: int = 2000) -> None:
+def assert_own_words(message: str, most: int = 8000) -> None:
     """That a message has no words of libraries and is no flood."""
     found = LIBRARY_TEXT.search(message)
     assert not found, f"library text {found[0]!r} in: {message[:300]}"
