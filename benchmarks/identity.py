@@ -1,11 +1,14 @@
 """Never a wrong image: one question about many images of one size, or two of them, however requests meet each other.
 
 python -m benchmarks.identity --engine DIR --clients 32 --requests 5000
+python -m benchmarks.identity --tiled DIR --reduce none fastv:k=2,ratio=0.5 --clients 32 --requests 1000
+
+`--tiled` is the place of a small random engine of `--family` that takes images in tiles; it is built if it is missing.
 
 Starts a server with caches that hold a few images and a KV cache that makes sequences preempt each other. Requests
-stream or not, force routes or not, and some clients leave. Each answer must be the one that `LLM`, without any cache,
-gives to these images: the same text and route, and the routers' probabilities within 1e-3. The engine should be in
-float32. Fails (exit status 1) if an answer is another one.
+stream or not, force routes or reductions or not, and some clients leave. Each answer must be the one that `LLM` gives
+to these images without any cache: the same text, route and kept rows, and the routers' probabilities within 1e-3. The
+engine should be in float32. Fails (exit status 1) if an answer is another one.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ import io
 import json
 import random
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -29,14 +33,23 @@ from PIL import Image
 
 from benchmarks.http_questions import data_url
 from benchmarks.soak import serving
+from benchmarks.tiled_checkpoint import Family, write_tiled_checkpoint
 from dpn_rt import LLM, SamplingParams
+from dpn_rt.builders.native import build_engine
 from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import data
 
+SAME = ("experts", "visual_tokens", "kv_lengths", "kept")
+"""Of a pyramid: what must not differ."""
+TILED_SCALE = 2
+"""Of scenes for the small engine with tiles: four tiles, and more than `TIGHT` caches hold."""
 QUESTION = "What color is the background?"
 TOLERANCE = 1e-3
-TIGHT = ("--max-num-seqs", "8", "--max-chunk-tokens", "64", "--reuse-bytes", "2000000", "--kv-cache-bytes", "8000000")
-"""Options of a server that must forget and preempt."""
+TIGHT = ("--max-num-seqs", "8", "--max-chunk-tokens", "64", "--reuse-bytes", "2000000")
+"""Options of a server that must forget."""
+KV_CACHE_BYTES = 8_000_000
+"""So few that sequences preempt each other."""
+TILED_KV_CACHE_BYTES = 1_500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +58,8 @@ class Case:
 
     body: dict[str, Any]
     text: str
-    experts: list[int | None]
-    probs: list[list[float] | None]
-    """Per boundary; None where no router was asked."""
+    pyramid: dict[str, Any]
+    """As the server writes it."""
 
 
 @dataclass
@@ -60,11 +72,16 @@ class Outcome:
     statuses: Counter[int] = field(default_factory=Counter)
 
 
-def images() -> list[tuple[str, bytes]]:
-    """Names and files of pictures of one size: scenes, copies with one other pixel, other encodings, solid colours."""
+def images(scale: int = 1) -> list[tuple[str, bytes]]:
+    """Names and files of pictures of one size: scenes, copies with one other pixel, other encodings, solid colours.
+
+    Args:
+        scale: times the size of a scene.
+    """
     found = []
     for number in range(3):
         scene = data.sample("test", number).image.convert("RGB")
+        scene = scene.resize((scene.width * scale, scene.height * scale), Image.Resampling.NEAREST)
         found.append((f"scene {number}", _file(scene, "PNG")))
         for x in (0, scene.width // 2):
             other = scene.copy()
@@ -73,15 +90,14 @@ def images() -> list[tuple[str, bytes]]:
             found.append((f"scene {number}, pixel {x}", _file(other, "PNG")))
         found.append((f"scene {number}, BMP", _file(scene, "BMP")))
         found.append((f"scene {number}, JPEG", _file(scene, "JPEG")))
-    size = data.sample("test", 0).image.size
     for colour in ((0, 0, 0), (255, 255, 255), (255, 0, 0), (254, 0, 0), (0, 255, 0), (0, 0, 255)):
-        found.append((f"solid {colour}", _file(Image.new("RGB", size, colour), "PNG")))
+        found.append((f"solid {colour}", _file(Image.new("RGB", scene.size, colour), "PNG")))
     return found
 
 
-def asked() -> list[tuple[bytes, ...]]:
+def asked(scale: int = 1) -> list[tuple[bytes, ...]]:
     """The images of each prompt: every one alone, and neighbours in both orders."""
-    files = [file for _, file in images()]
+    files = [file for _, file in images(scale)]
     pairs = list(pairwise(files))[::3]
     return [*((file,) for file in files), *pairs, *((other, one) for one, other in pairs)]
 
@@ -92,16 +108,19 @@ def _file(image: Image.Image, form: str) -> bytes:
     return file.getvalue()
 
 
-def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: int, max_tokens: int = 64) -> list[Case]:
+def cases(
+    llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: int, max_tokens: int = 64, scale: int = 1
+) -> list[Case]:
     """Images, one or two in a prompt, with variants (fields of a prompt such as `route`), and their answers alone.
 
     Args:
         per_image: how many of the variants each image has, the next image the next ones.
+        scale: see `images`.
     """
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     found = []
     turns = cycle(variants)
-    for files in asked():
+    for files in asked(scale):
         question = {"type": "text", "text": QUESTION}
         pictures = [{"type": "image", "image": Image.open(io.BytesIO(file))} for file in files]
         prompt = llm.processor.chat([{"role": "user", "content": [*pictures, question]}])
@@ -111,8 +130,7 @@ def cases(llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: i
             output = llm.generate({**prompt, **variant}, params, use_tqdm=False)[0]
             fields = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, **variant}
             body = {"model": model, "messages": messages, **fields}
-            probs = [None if each is None else [float(p) for p in each] for each in output.pyramid.probs or ()]
-            found.append(Case(body, output.outputs[0].text, list(output.pyramid.experts), probs))
+            found.append(Case(body, output.outputs[0].text, output.to_dict()["pyramid"]))
     return found
 
 
@@ -153,27 +171,52 @@ def _fault(reply: httpx.Response, case: Case, stream: bool) -> str | None:
         pyramid = next(chunk["pyramid"] for chunk in reversed(chunks) if "pyramid" in chunk)
     else:
         text, pyramid = reply.json()["choices"][0]["message"]["content"], reply.json()["pyramid"]
-    if text != case.text or pyramid["experts"] != case.experts:
-        return f"{text!r} by {pyramid['experts']}, expected {case.text!r} by {case.experts}"
-    for seen, expected in zip(pyramid["probs"] or (), case.probs, strict=True):
+    found = {"text": text, **{key: pyramid[key] for key in SAME}}
+    wanted = {"text": case.text, **{key: case.pyramid[key] for key in SAME}}
+    if found != wanted:
+        key = next(key for key in wanted if found[key] != wanted[key])
+        return f"{key} {found[key]!r}, expected {wanted[key]!r}"
+    for seen, expected in zip(pyramid["probs"] or (), case.pyramid["probs"] or (), strict=True):
         if (seen is None) != (expected is None) or (seen and np.abs(np.subtract(seen, expected)).max() > TOLERANCE):
             return f"probabilities {seen}, expected {expected}"
     return None
 
 
+def engine_of(options: argparse.Namespace) -> Path:
+    """The engine that is asked, built first where it may be."""
+    if options.engine is not None:
+        return Path(options.engine)
+    engine = Path(options.tiled)
+    if not (engine / "engine.json").exists():
+        with tempfile.TemporaryDirectory() as folder:
+            write_tiled_checkpoint(Path(folder), options.family)
+            build_engine(folder, engine, dtype="float32")
+    return engine
+
+
 def main() -> int:
     escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--engine", type=Path)
+    which.add_argument("--tiled", type=Path, metavar="DIR")
+    parser.add_argument("--family", choices=get_args(Family), default="next", help="of the engine with tiles")
+    parser.add_argument("--reduce", nargs="+", default=[], metavar="SPEC", help="of a dense model")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    llm = LLM(options.engine)
+    engine = engine_of(options)
+    llm = LLM(engine, reduce=options.reduce or None)
     boundaries = len(llm.model.reduction.layers)
-    variants = [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
-    given = cases(llm, options.engine.resolve().name, variants, per_image=len(variants))
-    with serving(options.engine, *TIGHT) as (url, _):
+    variants: list[dict[str, Any]] = [{"reduce": spec} for spec in options.reduce]
+    if boundaries:
+        variants += [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
+    scale = TILED_SCALE if options.tiled else 1
+    given = cases(llm, engine.resolve().name, variants or [{}], per_image=len(variants or [{}]), scale=scale)
+    reductions = ["--reduce", *options.reduce] if options.reduce else []
+    kv_cache_bytes = str(TILED_KV_CACHE_BYTES if options.tiled else KV_CACHE_BYTES)
+    with serving(engine, *TIGHT, "--kv-cache-bytes", kv_cache_bytes, *reductions) as (url, _):
         outcome = ask_all(url, given, options.clients, options.requests, options.seed)
         metrics = httpx.get(f"{url}/metrics").text
     preemptions = next(line for line in metrics.splitlines() if line.startswith("dpn_rt:num_preemptions_total"))
