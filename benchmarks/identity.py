@@ -210,8 +210,8 @@ def main() -> int:
     llm = LLM(engine, reduce=options.reduce or None)
     boundaries = len(llm.model.reduction.layers)
     variants: list[dict[str, Any]] = [{"reduce": spec} for spec in options.reduce]
-    if boundaries:
-        variants += [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
+    if boundaries and not variants:
+        variants = [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
     scale = TILED_SCALE if options.tiled else 1
     given = cases(llm, engine.resolve().name, variants or [{}], per_image=len(variants or [{}]), scale=scale)
     reductions = ["--reduce", *options.reduce] if options.reduce else []
