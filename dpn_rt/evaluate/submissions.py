@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dpn_rt.errors import EvaluationError
+from dpn_rt.evaluate.excel import xlsx
 from dpn_rt.evaluate.readers.rows import question_id_of
 from dpn_rt.evaluate.scorers.answer_text import submitted_answer
 from dpn_rt.evaluate.scorers.truth import Answer, good_rows
-from dpn_rt.evaluate.writing import xlsx
 from dpn_rt.schema.text import few
 
 DROPPED_COLUMNS = ("hint", "category", "source", "image", "comment", "l2-category")

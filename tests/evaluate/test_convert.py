@@ -8,15 +8,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-from zipfile import ZipFile
 
 import pytest
+from openpyxl import load_workbook
 
 from dpn_rt.evaluate.__main__ import main
+from dpn_rt.evaluate.excel import xlsx
 from tests.evaluate.conftest import write_lines
-
-MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 
 @pytest.fixture
@@ -63,13 +61,8 @@ def test_mmvet(convert: Callable[..., bytes]) -> None:
     assert json.loads(made) == {"v1_0": "x é", "v1_1": "y\nz"}
 
 
-def sheet(data: bytes) -> list[list[str | None]]:
-    with ZipFile(io.BytesIO(data)) as archive:
-        assert archive.testzip() is None
-        for name in archive.namelist():
-            ElementTree.fromstring(archive.read(name))
-        root = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
-    return [["".join(cell.itertext()) or None for cell in row] for row in root.iter(f"{MAIN}row")]
+def sheet(data: bytes) -> list[list[Any]]:
+    return [list(row) for row in load_workbook(io.BytesIO(data)).active.values]
 
 
 def test_mmbench(convert: Callable[..., bytes], tmp_path: Path) -> None:
@@ -84,10 +77,39 @@ def test_mmbench(convert: Callable[..., bytes], tmp_path: Path) -> None:
     made = convert("mmbench", path, lines)
     assert sheet(made) == [
         ["index", "question", "A", "B", "C", "D", "prediction", "split"],
-        ["7", "Which <one> & why?", "red", "blue", None, None, "A", "test"],
-        ["8", 'two\n"lines"', "1", "2", "3", "4", "Dé", "test"],
+        [7, "Which <one> & why?", "red", "blue", None, None, "A", "test"],
+        [8, 'two\n"lines"', 1, 2, 3, 4, "Dé", "test"],
     ]
-    assert convert("mmbench", path, lines) == made
+    assert sheet(convert("mmbench", path, lines)) == sheet(made)
+
+
+TEXTS = [
+    "=1+1",
+    '=HYPERLINK("http://x")',
+    "+1",
+    "@x",
+    "-2",
+    " a ",
+    "\ttab",
+    "_x0041_",
+    "007",
+    "1e5",
+    "TRUE",
+    "2026-01-01",
+]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "", "a\x01b\x0bc", "\ufffe", "é 你 😀"])
+def test_a_text_in_an_excel_file_stays_a_text(text: str) -> None:
+    rows = [{"answer": text, "index": 5}, {"answer": None}, {"index": True}]
+    made = load_workbook(io.BytesIO(xlsx(["index", "answer"], rows)))
+    header, *found = made.active.iter_rows()
+    assert [cell.value for cell in header] == ["index", "answer"]
+    assert found[0][0].value == 5 and found[0][0].data_type == "n"
+    expected = {"a\x01b\x0bc": "abc", "": None, "\ufffe": None}.get(text, text)
+    assert found[0][1].value == expected and found[0][1].data_type == ("s" if expected else "n")
+    assert [cell.value for cell in found[1]] == [None, None]
+    assert found[2][0].value == "True"
 
 
 @pytest.mark.parametrize(
