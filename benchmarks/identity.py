@@ -136,9 +136,8 @@ def cases(
             output = llm.generate({**prompt, **variant}, params, use_tqdm=False)[0]
             fields = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, **variant}
             body = {"model": model, "messages": messages, **fields}
-            found.append(
-                Case(f"{' and '.join(names)} {variant}", body, output.outputs[0].text, output.to_dict()["pyramid"])
-            )
+            name = f"{' and '.join(names)} {variant}"
+            found.append(Case(name, body, output.outputs[0].text, output.to_dict()["pyramid"], has_ties))
     return found
 
 
