@@ -103,6 +103,36 @@ def test_mmbench_in_rounds(tmp_path: Path) -> None:
     assert questions(path, PromptStyle(single_pred_prompt=True, lang="cn"))[0].text.endswith("\n请直接回答选项字母。")
 
 
+def test_cells_that_name_the_row_of_their_image(tmp_path: Path) -> None:
+    red, blue = (base64.b64encode(png(colour)).decode() for colour in ("red", "blue"))
+    path = write_table(
+        tmp_path / "q.tsv",
+        ["index", "question", "image"],
+        [1000241, "after", "241"],
+        [241, "own", red],
+        [7, "own", blue],
+        [242, "before", "241"],
+        [8, "before", "7"],
+        [9, "a row that names another", "242"],
+        [10, "no such row", "11"],
+        [12, "a file", "12.png"],
+    )
+    made = list(QuestionSource(path, FOLDER).questions())
+    colours = []
+    for each in made:
+        image = each.images[0].open() if isinstance(each, Question) else str(each)
+        colours.append(image.getpixel((0, 0)) if isinstance(image, Image.Image) else image)
+    wrong = "line {} (question_id {}): image {}: expected an image, or the index of a row that has one"
+    first, second = (255, 0, 0), (0, 0, 255)
+    assert colours == [
+        first, first, second, first, second,
+        wrong.format(7, 9, 242), wrong.format(8, 10, 11), FOLDER / "12.png",
+    ]  # fmt: skip
+    parts = [QuestionSource(path, FOLDER, num_chunks=3, chunk_idx=chunk) for chunk in range(3)]
+    again = [each for part in parts for each in part.questions()]
+    assert [str(each) for each in again] == [str(each) for each in made]
+
+
 def test_seeds_choices_and_lists_of_choices_are_options(tmp_path: Path) -> None:
     rows = [{"question_id": 1, "question": "Which?", "choice_a": "x", "choice_b": "y", "image": "1.png"}]
     rows.append({"question_id": 2, "question": "Which?", "choices": ["p", "q"], "answer": 1})  # type: ignore[dict-item]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dpn_rt.errors import EvaluationError
+from dpn_rt.evaluate.readers.image_references import with_images
 from dpn_rt.evaluate.readers.parquet import read_parquet
 from dpn_rt.evaluate.readers.rows import BadRow, Row
 from dpn_rt.evaluate.readers.tables import read_table
@@ -36,7 +38,7 @@ def read_rows(path: Path) -> Iterator[Row | BadRow]:
     if suffix == ".json":
         return _json_rows(path)
     if suffix in (".csv", ".tsv"):
-        return read_table(path, "," if suffix == ".csv" else "\t")
+        return with_images(partial(read_table, path, "," if suffix == ".csv" else "\t"))
     if suffix == ".parquet":
         return read_parquet(path)
     raise EvaluationError(f"{path}: expected a file whose name ends in {', '.join(FORMATS)}")
