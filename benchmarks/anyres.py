@@ -11,17 +11,21 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.generation.streamers import BaseStreamer
 
-from benchmarks.machine import cpu_name
+from benchmarks.machine import machine
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
+from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
+from dpn_rt.outputs import RequestOutput
 from dpn_rt.terminal import escape_output
 
 NUM_TEXT_ROWS = 60
@@ -79,8 +83,23 @@ def make_checkpoint(path: Path, name: str) -> None:
         LlavaOnevisionImageProcessorPil(size=size, image_mean=mean, image_std=mean).save_pretrained(path)
 
 
-def transformers_subject(path: Path, picture: Image.Image, ids: Sequence[int], num_rows: int) -> Callable[[int], Any]:
-    """A function that answers with so many tokens, from the picture on."""
+class TokenClock(BaseStreamer):
+    """Notes when `generate` has each token; the prompt comes first."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is kept back."""
+
+
+def transformers_subject(
+    path: Path, picture: Image.Image, ids: Sequence[int], num_rows: int, num_tokens: int
+) -> Callable[[], dict[str, float]]:
+    """A function that answers with so many tokens, from the picture on, and returns its times."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.bfloat16).eval()
@@ -91,10 +110,11 @@ def transformers_subject(path: Path, picture: Image.Image, ids: Sequence[int], n
         rows += [token] * num_rows if each == IMAGE_PLACEHOLDER_ID else [each]
     inputs = torch.tensor([rows])
 
-    def answer(num_tokens: int) -> Any:
+    def answer() -> dict[str, float]:
+        clock, start = TokenClock(), time.perf_counter()
         images = processor(picture, return_tensors="pt")
         with torch.inference_mode():
-            return model.generate(
+            model.generate(
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),
                 pixel_values=images["pixel_values"].to(torch.bfloat16),
@@ -103,31 +123,63 @@ def transformers_subject(path: Path, picture: Image.Image, ids: Sequence[int], n
                 min_new_tokens=num_tokens,
                 max_new_tokens=num_tokens,
                 pad_token_id=0,
+                streamer=clock,
             )
+        first, last = clock.times[1], clock.times[-1]
+        return {"first_token": first - start, "decode_step": (last - first) / (num_tokens - 1)}
 
     return answer
 
 
-def runtime_subject(llm: LLM, picture: Image.Image, ids: Sequence[int], spec: str) -> Callable[[int], Any]:
-    """The same with dpn_rt; `spec` is a reduction."""
-    prompt = {"prompt_token_ids": list(ids), "multi_modal_data": {"image": picture}, "reduce": spec}
+def runtime_subject(
+    llm: LLM, picture: Image.Image, ids: Sequence[int], spec: str, num_tokens: int
+) -> Callable[[], dict[str, float]]:
+    """The same with dpn_rt. `spec` is a reduction. It also returns the time of the prefill alone, with the image's
+    rows at hand."""
+    prompt = {"prompt_token_ids": list(ids), "reduce": spec}
+    params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+    prepared, kept = llm.processor.image(picture), ImageCache(2**30)
 
-    def answer(num_tokens: int) -> Any:
-        llm.engine.runner.images.cache = None  # the picture counts as new each time
-        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        return llm.generate(prompt, params, use_tqdm=False)[0]
+    def ask(image: Any, cache: ImageCache | None, params: SamplingParams) -> tuple[float, RequestOutput]:
+        llm.engine.runner.images.cache = cache
+        start = time.perf_counter()
+        output = llm.generate({**prompt, "multi_modal_data": {"image": image}}, params, use_tqdm=False)[0]
+        return time.perf_counter() - start, output
+
+    ask(prepared, kept, replace(params, max_tokens=1))
+
+    def answer() -> dict[str, float]:
+        seconds, output = ask(picture, None, params)
+        decoding = output.metrics.finish - output.metrics.first_token
+        prefill, _ = ask(prepared, kept, replace(params, max_tokens=1))
+        return {
+            "first_token": seconds - decoding,
+            "decode_step": decoding / (num_tokens - 1),
+            "prefill": prefill,
+        }
 
     return answer
 
 
-def measure(answer: Callable[[int], Any], num_tokens: int) -> dict[str, float]:
-    """Seconds from picture to first token, and per further token."""
-    start = time.perf_counter()
-    answer(1)
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    answer(num_tokens)
-    return {"first_token": first, "decode_step": (time.perf_counter() - start - first) / (num_tokens - 1)}
+def costs(llm: LLM, picture: Image.Image, ids: Sequence[int], spec: str) -> dict[str, Any]:
+    """Rows and FLOPs of a prefill, and bytes of its KV cache."""
+    llm.engine.runner.images.cache = None
+    prompt = {"prompt_token_ids": list(ids), "reduce": spec, "multi_modal_data": {"image": picture}}
+    pyramid = llm.generate(prompt, SamplingParams(max_tokens=1), use_tqdm=False)[0].pyramid
+    assert pyramid.flops is not None
+    decoder = llm.model.decoder
+    lengths = zip(pyramid.kv_lengths, llm.model.stage_layers, strict=True)
+    cells = sum(length * len(layers) for length, layers in lengths)
+    return {
+        "visual_tokens": pyramid.visual_tokens,
+        "flops": pyramid.flops.prefill,
+        "kv_bytes": cells * 2 * decoder.num_kv_heads * decoder.head_dim * 2,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median with the extremes."""
+    return {"median": float(np.median(values)), "least": min(values), "most": max(values)}
 
 
 def main() -> None:
@@ -151,47 +203,53 @@ def main() -> None:
     ids = [1, IMAGE_PLACEHOLDER_ID, *range(5, 4 + NUM_TEXT_ROWS)]
     llm = LLM(engine, reduce=options.reduce)
     image = llm.processor.image(picture)
-    subjects = {
-        "dpn_rt" if spec == "none" else f"dpn_rt {spec}": runtime_subject(llm, picture, ids, spec)
-        for spec in options.reduce
-    }
+    subjects = {f"dpn_rt {spec}": runtime_subject(llm, picture, ids, spec, options.tokens) for spec in options.reduce}
     if not options.without_transformers:
-        subjects["transformers"] = transformers_subject(checkpoint, picture, ids, image.num_rows)
+        subjects["transformers"] = transformers_subject(checkpoint, picture, ids, image.num_rows, options.tokens)
     for answer in subjects.values():
-        answer(2)
+        answer()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
     for number in range(options.rounds):
-        order = list(subjects) if number % 2 else list(subjects)[::-1]
-        for name in order:
-            found[name].append(measure(subjects[name], options.tokens))
+        for name in list(subjects) if number % 2 else reversed(subjects):
+            found[name].append(subjects[name]())
     result = {
         "model": options.model,
-        "processor": cpu_name(),
-        "threads": torch.get_num_threads(),
+        "machine": machine("cpu"),
         "crops": len(image.views),
         "visual_tokens": image.num_visual_tokens,
         "rows": image.num_rows + NUM_TEXT_ROWS,
+        "tokens": options.tokens,
+        "rounds": options.rounds,
         "subjects": {
-            name: {
-                key: {
-                    "median": float(np.median([each[key] for each in rounds])),
-                    "least": min(each[key] for each in rounds),
-                    "most": max(each[key] for each in rounds),
-                }
-                for key in rounds[0]
-            }
-            for name, rounds in found.items()
+            name: {key: spread([each[key] for each in rounds]) for key in rounds[0]} for name, rounds in found.items()
         },
-        "flops": {
-            spec: answer(1).pyramid.flops.prefill
-            for spec, answer in zip(options.reduce, subjects.values(), strict=False)
-        },
+        "costs": {f"dpn_rt {spec}": costs(llm, picture, ids, spec) for spec in options.reduce},
+        "ratios": ratios(found),
     }
-    for name, times in result["subjects"].items():
-        first, step = (times[key]["median"] for key in ("first_token", "decode_step"))
-        print(f"{name:40} first token {first:.3f} s, step {1e3 * step:.1f} ms")
+    dense = result["costs"]["dpn_rt none"]
+    for name, cost in result["costs"].items():
+        if name != "dpn_rt none":
+            gains = [value * cost["flops"] / dense["flops"] for value in result["ratios"][name]["prefill"]["samples"]]
+            cost["realised"] = spread(gains)
+    print(json.dumps({key: result[key] for key in ("subjects", "costs")}, indent=1))
+    for name, ratio in result["ratios"].items():
+        print(name, {key: round(each["median"], 2) for key, each in ratio.items()})
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def ratios(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Times faster, paired by round: dpn_rt than transformers, and each reduction than none."""
+    pairs = {name: "dpn_rt none" for name in found if name.startswith("dpn_rt") and name != "dpn_rt none"}
+    if "transformers" in found:
+        pairs["dpn_rt none"] = "transformers"
+    result: dict[str, dict[str, Any]] = {}
+    for name, other in pairs.items():
+        result[name] = {}
+        for key in found[name][0].keys() & found[other][0].keys():
+            samples = [slow[key] / fast[key] for fast, slow in zip(found[name], found[other], strict=True)]
+            result[name][key] = {**spread(samples), "samples": samples}
+    return result
 
 
 if __name__ == "__main__":
