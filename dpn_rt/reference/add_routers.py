@@ -11,11 +11,11 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.engine_dir import check_model
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.reference.boundary import Boundary
-from dpn_rt.reference.modules import EagerModules
+from dpn_rt.reference.model import EagerDpn
 from dpn_rt.reference.open_config import OpenConfig
 
 
-def add_routers(model: EagerModules, pooling: PoolingConfig, router_token_id: int) -> None:
+def add_routers(model: EagerDpn, pooling: PoolingConfig, router_token_id: int) -> None:
     """Give a dense model boundaries with random weights, in place.
 
     Prompts are written as Vicuna's from now on, as for every checkpoint of LLaMA's kind in the published layout, which
@@ -42,11 +42,12 @@ def add_routers(model: EagerModules, pooling: PoolingConfig, router_token_id: in
     model.config = OpenConfig.of(config)
     model.stages = config.stage_layers
     for each in pooling.boundaries:
-        model.boundaries.append(Boundary(each, pooling, config.decoder.hidden_size).to(model.lm_head.weight.device))
+        boundary = Boundary(each, pooling, config.decoder.hidden_size)
+        model.boundaries.append(boundary.to(model.device).train(model.training))
     _add_token(model, router_token_id, vocab_size)
 
 
-def _add_token(model: EagerModules, token_id: int, vocab_size: int) -> None:
+def _add_token(model: EagerDpn, token_id: int, vocab_size: int) -> None:
     """Rows of embeddings and head for a token that the model does not know: the means of all others."""
     embeddings, head = model.language_model.embed_tokens, model.lm_head
     embeddings.weight = _with_mean_row(embeddings.weight, token_id, vocab_size)
@@ -57,7 +58,7 @@ def _add_token(model: EagerModules, token_id: int, vocab_size: int) -> None:
     embeddings.num_embeddings = head.out_features = model.language_model.config.vocab_size = vocab_size
 
 
-def _with_mean_row(weight: nn.Parameter, row: int, num_rows: int) -> nn.Parameter:
+def _with_mean_row(weight: torch.Tensor, row: int, num_rows: int) -> nn.Parameter:
     mean = weight.detach().float().mean(dim=0, keepdim=True).to(weight.dtype)
     grown = torch.cat((weight.detach(), mean.expand(num_rows - len(weight), -1)))
     grown[row] = mean[0]

@@ -24,8 +24,9 @@ def is_batch(input_ids: torch.Tensor | Sequence[int], attention_mask: torch.Tens
     """
     if attention_mask is not None and not isinstance(input_ids, torch.Tensor):
         raise RequestError(f"input_ids: expected a tensor with an attention_mask, got {type(input_ids).__name__}")
-    is_tensor = isinstance(input_ids, torch.Tensor)
-    return is_tensor and (attention_mask is not None or (input_ids.dim() == 2 and len(input_ids) > 1))
+    if not isinstance(input_ids, torch.Tensor):
+        return False
+    return attention_mask is not None or (input_ids.dim() == 2 and len(input_ids) > 1)
 
 
 def refuse_in_batch(**given: object) -> None:

@@ -62,7 +62,7 @@ def _prepare_output(options: TrainOptions) -> str | None:
             f"--output {output}: holds a checkpoint, expected a directory that does not exist or is empty"
         )
     if options.work.is_dir():
-        last = get_last_checkpoint(str(options.work))
+        last = get_last_checkpoint(str(options.work))  # type: ignore[no-untyped-call]
     if options.resume and last is None:
         raise TrainingError(f"--resume: {options.work} has no checkpoint of a training to go on from")
     if not options.resume and output.is_dir() and any(output.iterdir()):
