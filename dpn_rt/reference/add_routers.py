@@ -15,7 +15,7 @@ from dpn_rt.reference.model import EagerDpn
 from dpn_rt.reference.open_config import OpenConfig
 
 
-def add_routers(model: EagerDpn, pooling: PoolingConfig, router_token_id: int) -> None:
+def add_routers(model: EagerDpn, pooling: PoolingConfig, router_token_id: int, *, is_new_token: bool) -> None:
     """Give a dense model boundaries with random weights, in place.
 
     Prompts are written as Vicuna's from now on, as for every checkpoint of LLaMA's kind in the published layout, which
@@ -24,7 +24,8 @@ def add_routers(model: EagerDpn, pooling: PoolingConfig, router_token_id: int) -
     Args:
         model: dense.
         pooling: the boundaries; they read the router token.
-        router_token_id: at most the number of embeddings: then there is one more, and the token's is the mean of all.
+        router_token_id: of `<ROUTER>`; rows of embeddings and head are added up to it.
+        is_new_token: whether the model does not know the token: then its rows become the means of all others.
 
     Raises:
         ConfigError: the model has boundaries, or these do not fit it.
@@ -44,11 +45,12 @@ def add_routers(model: EagerDpn, pooling: PoolingConfig, router_token_id: int) -
     for each in pooling.boundaries:
         boundary = Boundary(each, pooling, config.decoder.hidden_size)
         model.boundaries.append(boundary.to(model.device).train(model.training))
-    _add_token(model, router_token_id, vocab_size)
+    if is_new_token:
+        _add_token(model, router_token_id, vocab_size)
 
 
 def _add_token(model: EagerDpn, token_id: int, vocab_size: int) -> None:
-    """Rows of embeddings and head for a token that the model does not know: the means of all others."""
+    """Rows of embeddings and head for a token that the model does not know."""
     embeddings, head = model.language_model.embed_tokens, model.lm_head
     embeddings.weight = _with_mean_row(embeddings.weight, token_id, vocab_size)
     if model.config.decoder.tie_word_embeddings:

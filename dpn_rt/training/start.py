@@ -69,7 +69,8 @@ def load_start(
     is_new = not model.config.reduction.layers
     if is_new:
         pooling = routers.pooling(model.config.decoder.num_layers)
-        add_routers(model, pooling, _add_router_token(folder / TOKENIZER))
+        token_id, is_new_token = _add_router_token(folder / TOKENIZER)
+        add_routers(model, pooling, token_id, is_new_token=is_new_token)
     else:
         _check_routers(checkpoint, model, routers)
     original_config(model)  # at once, rather than after the training: not every decoder can be written
@@ -104,19 +105,15 @@ def _check_routers(checkpoint: Path, model: EagerDpn, routers: RouterOptions) ->
         raise TrainingError(f"{checkpoint}: has routers, which are trained further: expected no {names}")
 
 
-def _add_router_token(file: Path) -> int:
-    """Add `<ROUTER>` to a tokenizer that lacks it, and return its id.
-
-    Raises:
-        CheckpointError: the token is in the vocabulary, but is no special one.
-    """
+def _add_router_token(file: Path) -> tuple[int, bool]:
+    """Add `<ROUTER>` to a tokenizer that lacks it; its id, and whether it was added."""
     backend = tokenizers.Tokenizer.from_str(read_text(file, CheckpointError, VOCABULARY_BYTES))
-    added = tokenizers.AddedToken(ROUTER_TOKEN, special=True, normalized=False)
-    backend.add_special_tokens([added])
+    is_new = backend.token_to_id(ROUTER_TOKEN) is None
+    backend.add_special_tokens([tokenizers.AddedToken(ROUTER_TOKEN, special=True, normalized=False)])
     file.write_text(backend.to_str(), encoding="utf-8")
     token_id = backend.token_to_id(ROUTER_TOKEN)
     assert token_id is not None
-    return int(token_id)
+    return int(token_id), is_new
 
 
 def cast_parameters(model: torch.nn.Module, dtype: torch.dtype, *, frozen_only: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ SETTINGS = {
     "--log-steps": 4,
     "--batch-size": 4,
     "--accumulate": 2,
-    "--learning-rate": 3e-3,
+    "--learning-rate": 1e-2,
     "--max-length": 400,
     "--least-visual-tokens": 1,
     "--workers": 0,
@@ -33,11 +34,11 @@ SETTINGS = {
 }
 
 
-def command(dense: Path, data: Path, output: Path, **changed: Any) -> list[str]:
+def command(dense: Path, folder: Path, output: Path, **changed: Any) -> list[str]:
     options = {
         "--checkpoint": dense,
-        "--data": data / "llava.json",
-        "--image-folder": data / "images",
+        "--data": folder / "llava.json",
+        "--image-folder": folder / "images",
         "--output": output,
         **SETTINGS,
         **{f"--{name.replace('_', '-')}": value for name, value in changed.items()},
@@ -134,9 +135,9 @@ def test_frozen_parts_stay_and_bf16_trains_the_rest(dense: Path, data: Path, tmp
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": "missing.json"}, "missing.json: No such file"),
+        ({"data": "missing.json"}, "missing.json: cannot be read: No such file"),
         ({"checkpoint": "nowhere"}, "nowhere: not a directory"),
-        ({"image_folder": None}, "rows cannot be used: item 1 .*expected --image-folder"),
+        ({"image_folder": None}, "none of its 200 items is a conversation: item 1 .*expected --image-folder"),
         ({"pooling_layers": "3,9"}, "pooling layer.* 9"),
         ({"kernels": "1x1,64x64"}, r"kernel \[64, 64\] does not fit"),
         ({"max_length": 5000}, "--max-length 5000: the model has 1024 positions"),
@@ -146,13 +147,11 @@ def test_frozen_parts_stay_and_bf16_trains_the_rest(dense: Path, data: Path, tmp
 def test_wrong_options_are_refused(
     changed: dict[str, Any], message: str, dense: Path, data: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    import re
-
     if "lora" in changed:
         pytest.importorskip("peft")
     assert main(command(dense, data, tmp_path / "out", **changed)) == 1
     printed = capsys.readouterr().err
-    assert re.search(f"^error: .*{message}", printed, re.M) or re.search(message, printed), printed
+    assert re.search(f"^error: .*{message}", printed, re.M), printed
     assert not (tmp_path / "out" / "config.json").exists()
 
 

@@ -88,7 +88,7 @@ def test_a_router_token_gets_the_mean_of_all_embeddings(tied: bool) -> None:
     config = dataclasses.replace(with_decoder(tie_word_embeddings=tied), reduction=NoReduction())
     model = EagerDpn(config).eval()
     table = model.language_model.embed_tokens.weight.detach().clone()
-    add_routers(model, MODEL.reduction, VOCAB_SIZE)
+    add_routers(model, MODEL.reduction, VOCAB_SIZE, is_new_token=True)
     grown = model.language_model.embed_tokens.weight
     assert torch.equal(grown[:-1], table) and len(grown) == VOCAB_SIZE + 1 == model.config.decoder.vocab_size
     torch.testing.assert_close(grown[-1], table.mean(dim=0))
@@ -97,7 +97,7 @@ def test_a_router_token_gets_the_mean_of_all_embeddings(tied: bool) -> None:
     sample["input_ids"][sample["input_ids"] == ROUTER_ID] = VOCAB_SIZE
     assert model(**sample).trace.experts != (None, None, None)
     with pytest.raises(ConfigError, match="the model has boundaries: adaptive pooling, expected a dense model"):
-        add_routers(model, MODEL.reduction, VOCAB_SIZE)
+        add_routers(model, MODEL.reduction, VOCAB_SIZE, is_new_token=True)
 
 
 def test_a_tokenizer_without_a_router_token_gets_one(dense: Path, tmp_path: Path) -> None:
@@ -114,9 +114,20 @@ def test_a_tokenizer_without_a_router_token_gets_one(dense: Path, tmp_path: Path
     token_id = start.model.config.prompt.router_token_id
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "files" / "tokenizer.json"))
     assert tokenizer.token_to_id("<ROUTER>") == token_id and start.is_new
+    table = start.model.language_model.embed_tokens.weight
+    torch.testing.assert_close(
+        table[token_id], EagerDpn.from_checkpoint(dense).language_model.embed_tokens.weight.mean(0)
+    )
     start.model.save_checkpoint(tmp_path / "saved", start.files)
     again = EagerDpn.from_checkpoint(tmp_path / "saved")
     assert again.config.prompt.router_token_id == token_id
+
+
+def test_a_known_router_token_keeps_its_embedding(dense: Path, tmp_path: Path) -> None:
+    start = load_start(dense, None, RouterOptions(), LossOptions(), tmp_path)
+    before = EagerDpn.from_checkpoint(dense)
+    assert torch.equal(start.model.language_model.embed_tokens.weight, before.language_model.embed_tokens.weight)
+    assert torch.equal(start.model.lm_head.weight, before.lm_head.weight)
 
 
 def test_default_layers_divide_the_decoder() -> None:
