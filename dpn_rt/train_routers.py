@@ -17,7 +17,7 @@ from dpn_rt.memory import lacks_memory
 from dpn_rt.model.reduction.pooling_config import PoolingFunction, RouterVersion
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.terminal import check_text, escape_output
-from dpn_rt.training.options import LossOptions, Part, RouterOptions, RunOptions, TrainOptions
+from dpn_rt.training.options import MAX_LENGTH, LossOptions, Part, RouterOptions, RunOptions, TrainOptions
 
 RUN, LOSS = RunOptions(), LossOptions()
 
@@ -155,9 +155,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add(
         "--max-length",
         type=_count,
-        default=RUN.max_length,
         metavar="N",
-        help="rows of a sample, visual ones too (default: %(default)s)",
+        help=f"rows of a sample, visual ones too (default: {MAX_LENGTH}, or the model's positions if fewer)",
     )
     add("--bf16", action="store_true", help="mixed precision; weights that are not trained become bfloat16")
     add("--recompute", action="store_true", help="compute activations twice: less memory, more time")

@@ -17,6 +17,7 @@ Part = Literal["tower", "projector", "decoder"]
 """What can be frozen; routers are always trained."""
 
 NUM_BOUNDARIES = 3
+MAX_LENGTH = 2048
 KERNELS: tuple[Grid, ...] = ((1, 1), (1, 2), (2, 2))
 
 
@@ -81,8 +82,8 @@ class RunOptions:
     """None: `learning_rate`."""
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
-    max_length: int = 2048
-    """Rows of a sample, visual ones among them."""
+    max_length: int | None = None
+    """Rows of a sample, visual ones among them; None: 2048, or the model's positions where they are fewer."""
     bf16: bool = False
     recompute: bool = False
     """Compute activations again in the backward pass."""

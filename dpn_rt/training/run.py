@@ -18,7 +18,7 @@ from dpn_rt.schema.text import few
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.training.collator import collate
 from dpn_rt.training.optional import need
-from dpn_rt.training.options import RunOptions, TrainOptions
+from dpn_rt.training.options import MAX_LENGTH, RunOptions, TrainOptions
 from dpn_rt.training.rows import BadRow, Conversation, read_conversations
 from dpn_rt.training.samples import Conversations
 from dpn_rt.training.start import Start, cast_parameters, load_start
@@ -103,9 +103,7 @@ def _choose_trained(start: Start, options: TrainOptions) -> Callable[[], None]:
 
 def _make_trainer(start: Start, conversations: list[Conversation], options: TrainOptions) -> RouterTrainer:
     run = options.run
-    most_rows = start.model.config.decoder.max_position_embeddings
-    if run.max_length > most_rows:
-        raise TrainingError(f"--max-length {run.max_length}: the model has {most_rows} positions, expected no more")
+    max_length = _max_length(start, run)
     arguments = _arguments(options, len(conversations))
     if arguments.n_gpu > 1:
         raise TrainingError(
@@ -116,10 +114,19 @@ def _make_trainer(start: Start, conversations: list[Conversation], options: Trai
         run.learning_rate if run.router_learning_rate is None else run.router_learning_rate,
         args=arguments,
         train_dataset=Conversations(
-            conversations, start.processor, run.max_length, _note if options.skip_bad_rows else None
+            conversations, start.processor, max_length, _note if options.skip_bad_rows else None
         ),
         data_collator=collate,
     )
+
+
+def _max_length(start: Start, run: RunOptions) -> int:
+    positions = start.model.config.decoder.max_position_embeddings
+    if run.max_length is None:
+        return min(MAX_LENGTH, positions)
+    if run.max_length > positions:
+        raise TrainingError(f"--max-length {run.max_length}: the model has {positions} positions, expected no more")
+    return run.max_length
 
 
 def _arguments(options: TrainOptions, num_samples: int) -> TrainingArguments:

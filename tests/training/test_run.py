@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.build import main as build
@@ -17,6 +18,8 @@ from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.reference import EagerDpn
 from dpn_rt.train_routers import main
 from examples.tiny_dpn.data import sample
+from tests.model.test_transformers_parity import save_checkpoint
+from tests.skips import NO_PEFT
 
 STEPS, SAVED = 16, 8
 SETTINGS = {
@@ -120,6 +123,29 @@ def test_a_dpn_is_trained_further(trained: Path, data: Path, tmp_path: Path, cap
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("old_names", [True, False], ids=["transformers4", "transformers5"])
+def test_a_checkpoint_in_hugging_faces_layout(old_names: bool, data: Path, tmp_path: Path) -> None:
+    positions = {"max_position_embeddings": 1024}
+    save_checkpoint(tmp_path / "llava", tied=False, kv_heads=2, old_names=old_names, **positions)
+    output = tmp_path / "out"
+    changed = {"max_steps": 1, "learning_rate": 0, "pooling_layers": "0,1", "max_length": None}
+    assert main(command(tmp_path / "llava", data, output, **changed)) == 0
+    before, after = weights(tmp_path / "llava"), weights(output)
+    for name, value in before.items():
+        is_table = name in ("language_model.embed_tokens.weight", "lm_head.weight")  # these got a router token
+        rows = slice(None, -7) if is_table else slice(None)  # ids of the tokenizer
+        assert torch.equal(value[rows], after[name][rows]), name
+    assert build(["--checkpoint", str(output), "--output", str(tmp_path / "engine"), "--quiet"]) == 0
+    image = {"type": "image", "image": data / "images" / "0.png"}
+    llm, eager = LLM(tmp_path / "engine"), EagerDpn.from_checkpoint(output)
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
+    (answer,) = llm.chat(messages, SamplingParams(temperature=0, max_tokens=5))
+    prompt = llm.processor.process(llm.processor.chat(messages))
+    expected = eager.generate(prompt.prompt_token_ids, prompt.images[0].views[0], max_new_tokens=5)
+    assert list(answer.outputs[0].token_ids) == expected.token_ids
+    assert list(answer.pyramid.experts) == list(expected.trace.experts) != [None, None]
+
+
 def test_frozen_parts_stay_and_bf16_trains_the_rest(dense: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "frozen"
     given = command(dense, data, output, max_steps=2, save_steps=1, freeze="tower,decoder", pooling_layers="1")
@@ -130,6 +156,25 @@ def test_frozen_parts_stay_and_bf16_trains_the_rest(dense: Path, data: Path, tmp
         assert is_same != name.startswith("projector."), name
     (file,) = (output / "training" / "checkpoint-2").glob("*.safetensors")
     assert file.stat().st_size < 0.2 * (output / "model.safetensors").stat().st_size  # what is frozen is not in it
+
+
+def test_lora_is_merged_into_the_checkpoint(dense: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason=NO_PEFT)
+    output, again = tmp_path / "lora", tmp_path / "again"
+    changed = {"max_steps": 2, "save_steps": 1, "lora": 4, "freeze": "tower,projector"}
+    assert main(command(dense, data, output, **changed)) == 0
+    stored = load_file(output / "training" / "checkpoint-1" / "model.safetensors")
+    assert {name.split(".")[0] for name in stored if ".lora_" not in name} == {"boundaries"}
+    before, after = weights(dense), weights(output)
+    changed_weights = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed_weights == {name for name in before if name.endswith("_proj.weight") and ".layers." in name} - {
+        name for name in before if name.startswith("vision.")
+    }
+    shutil.copytree(output / "training" / "checkpoint-1", again / "training" / "checkpoint-1")
+    assert main([*command(dense, data, again, **changed), "--resume"]) == 0
+    for name, value in weights(again).items():
+        assert torch.equal(value, after[name]), name
+    assert build(["--checkpoint", str(output), "--output", str(tmp_path / "engine"), "--quiet"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -148,7 +193,7 @@ def test_wrong_options_are_refused(
     changed: dict[str, Any], message: str, dense: Path, data: Path, tmp_path: Path, capsys: Any
 ) -> None:
     if "lora" in changed:
-        pytest.importorskip("peft")
+        pytest.importorskip("peft", reason=NO_PEFT)
     assert main(command(dense, data, tmp_path / "out", **changed)) == 1
     printed = capsys.readouterr().err
     assert re.search(f"^error: .*{message}", printed, re.M), printed

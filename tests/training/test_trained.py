@@ -22,8 +22,7 @@ from dpn_rt.training.trainer import trained_names
 from tests.engine.models import MODEL, ROUTER_ID, VOCAB_SIZE, with_decoder
 from tests.reference.test_batch import collate
 from tests.reference.test_trainer_run import image_sample
-
-PEFT = "needs peft: pip install --no-build-isolation -e '.[train]'"
+from tests.skips import NO_PEFT
 
 
 def tops(names: set[str]) -> set[str]:
@@ -52,7 +51,7 @@ def test_groups_hold_every_trained_weight_once() -> None:
 
 @pytest.mark.parametrize("model_config", [MODEL, with_decoder(qkv_bias=True, o_bias=True)], ids=["plain", "biases"])
 def test_lora_merged_equals_unmerged(model_config: object) -> None:
-    pytest.importorskip("peft", reason=PEFT)
+    pytest.importorskip("peft", reason=NO_PEFT)
     model = EagerDpn(model_config, torch.float64).eval()
     before = copy.deepcopy(model.state_dict())
     merge = add_lora(model, 4, ["tower"])
