@@ -47,7 +47,10 @@ def train(options: TrainOptions) -> None:
         start = load_start(options.checkpoint, options.vision_tower, options.routers, options.loss, Path(directory))
         merge = _choose_trained(start, options)
         trainer = _make_trainer(start, conversations, options)
-        trainer.train(resume_from_checkpoint=last)
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        except TrainingError as error:  # torch puts the trace of a process that reads images before its message
+            raise TrainingError(str(error).rpartition(f"{TrainingError.__name__}: ")[2].rstrip()) from error
         merge()
         model = start.model.cpu().eval()
         cast_parameters(model, TORCH_DTYPES[options.dtype], frozen_only=False)
