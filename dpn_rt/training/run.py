@@ -44,7 +44,9 @@ def train(options: TrainOptions) -> None:
     _report_bad_rows(bad_rows, options)
     set_seed(options.run.seed)
     with tempfile.TemporaryDirectory(prefix="dpn_rt-train-") as directory:
-        start = load_start(options.checkpoint, options.vision_tower, options.routers, options.loss, Path(directory))
+        start = load_start(
+            options.checkpoint, options.vision_tower, options.routers, options.loss, Path(directory), _note
+        )
         merge = _choose_trained(start, options)
         trainer = _make_trainer(start, conversations, options)
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 import torch
 
+from dpn_rt.builders.layout import Note
 from dpn_rt.builders.native import build_engine
 from dpn_rt.builders.tokenizer_files import ROUTER_TOKEN
 from dpn_rt.errors import CheckpointError, TrainingError
@@ -39,7 +40,12 @@ class Start:
 
 
 def load_start(
-    checkpoint: Path, vision_tower: Path | None, routers: RouterOptions, loss: LossOptions, folder: Path
+    checkpoint: Path,
+    vision_tower: Path | None,
+    routers: RouterOptions,
+    loss: LossOptions,
+    folder: Path,
+    note: Note = lambda line: None,
 ) -> Start:
     """Load a dense checkpoint and add routers, or load a DPN to train it further.
 
@@ -49,6 +55,7 @@ def load_start(
         routers: of a dense checkpoint; a DPN has its own.
         loss: of the routers.
         folder: empty; gets the tokenizer's and the image processor's files.
+        note: takes the lines that the build command prints as notes.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint or the routers are wrong, as the build command says it.
@@ -56,7 +63,12 @@ def load_start(
     """
     with tempfile.TemporaryDirectory(prefix="dpn_rt-train-") as directory:
         engine = build_engine(
-            checkpoint, Path(directory) / "engine", dtype="float32", vision_tower=vision_tower, quantize="none"
+            checkpoint,
+            Path(directory) / "engine",
+            dtype="float32",
+            vision_tower=vision_tower,
+            note=note,
+            quantize="none",
         )
         model = EagerDpn.from_engine(engine.path, verify=False)
         prompt, vision = model.config.prompt, model.config.vision

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpn_rt.format.config import ReductionConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
@@ -21,15 +22,15 @@ SIDE, PATCH, HIDDEN = 112, 14, 64
 SCENES = 20
 
 
-def write_dense(folder: Path) -> Path:
-    """A dense checkpoint of four narrow layers; an image has 8 x 8 visual tokens."""
+def write_model(folder: Path, reduction: ReductionConfig) -> Path:
+    """A checkpoint of four narrow layers; an image has 8 x 8 visual tokens."""
     config = model_config("dense", VOCAB_SIZE)
     config = dataclasses.replace(
         config,
         decoder=dataclasses.replace(
             config.decoder, hidden_size=HIDDEN, intermediate_size=96, num_layers=4, num_heads=2, num_kv_heads=2
         ),
-        reduction=NoReduction(),
+        reduction=reduction,
         prompt=dataclasses.replace(config.prompt, router_token_id=None),
         vision=ClipConfig(HIDDEN, 2 * HIDDEN, 2, 2, SIDE, PATCH, 1e-5, "quick_gelu", "patch"),
         projector=ProjectorConfig("mlp2x_gelu", HIDDEN),
@@ -46,7 +47,7 @@ def write_dense(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dense(tmp_path_factory.mktemp("training") / "dense")
+    return write_model(tmp_path_factory.mktemp("training") / "dense", NoReduction())
 
 
 @pytest.fixture(scope="session")

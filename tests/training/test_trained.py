@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 
 from dpn_rt.errors import ConfigError, TrainingError
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.add_routers import add_routers
@@ -23,6 +26,7 @@ from tests.engine.models import MODEL, ROUTER_ID, VOCAB_SIZE, with_decoder
 from tests.reference.test_batch import collate
 from tests.reference.test_trainer_run import image_sample
 from tests.skips import NO_PEFT
+from tests.training.conftest import write_model
 
 
 def tops(names: set[str]) -> set[str]:
@@ -127,6 +131,40 @@ def test_a_known_router_token_keeps_its_embedding(dense: Path, tmp_path: Path) -
     before = EagerDpn.from_checkpoint(dense)
     assert torch.equal(start.model.language_model.embed_tokens.weight, before.language_model.embed_tokens.weight)
     assert torch.equal(start.model.lm_head.weight, before.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "message"),
+    [
+        (PoolingConfig((BoundaryConfig(1, ((2, 2),)),), "static"), "static pooling has no routers to train"),
+        (PoolingConfig((BoundaryConfig(1, ((1, 1), (2, 2))),), "random"), "random pooling has no routers to train"),
+        (PoolingConfig((BoundaryConfig(1, ((1, 1), (2, 2))),)), "its routers read the last row of a prompt"),
+    ],
+)
+def test_reductions_that_cannot_be_trained(pooling: PoolingConfig, message: str, tmp_path: Path) -> None:
+    checkpoint = write_model(tmp_path / "model", pooling)
+    (tmp_path / "files").mkdir()
+    with pytest.raises(TrainingError, match=message):
+        load_start(checkpoint, None, RouterOptions(), LossOptions(), tmp_path / "files")
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    (tmp_path / "files").mkdir()
+    with pytest.raises(TrainingError, match="model: has no tokenizer, expected one"):
+        load_start(tmp_path / "model", None, RouterOptions(), LossOptions(), tmp_path / "files")
+
+
+def test_a_checkpoint_without_a_tower_is_refused(dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense, tmp_path / "model")
+    (tmp_path / "files").mkdir()
+    stored = load_file(dense / "model.safetensors")
+    kept = {name: tensor for name, tensor in stored.items() if "vision_tower" not in name}
+    save_file(kept, tmp_path / "model" / "model.safetensors")
+    notes: list[str] = []
+    with pytest.raises(TrainingError, match=r"model: has no image processor or vision tower \(--vision-tower\)"):
+        load_start(tmp_path / "model", None, RouterOptions(), LossOptions(), tmp_path / "files", notes.append)
+    assert any("no weights of the vision tower" in note for note in notes)
 
 
 def test_default_layers_divide_the_decoder() -> None:
