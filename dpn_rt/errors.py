@@ -67,6 +67,10 @@ class EvaluationError(DpnError):
     """A file of questions, answers or annotations cannot be used, or what is asked of an evaluation contradicts it."""
 
 
+class TrainingError(DpnError):
+    """A model cannot be trained as asked: data, options, or files of an earlier run."""
+
+
 class BatchError(DpnError):
     """Some prompts of a list failed; the others were served.
 

@@ -20,6 +20,7 @@ ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CP
 NO_CUDA_BUILD = "built without CUDA"
 NO_TENSORRT = "needs TensorRT-RTX: pip install --no-build-isolation -e '.[tensorrt]'"
 NO_PARQUET = "needs pyarrow and pandas: pip install --no-build-isolation -e '.[evaluate]'"
+NO_PEFT = "needs peft: pip install --no-build-isolation -e '.[train]'"
 NO_BROWSER = "needs chromium and chromedriver"
 NO_ONEDNN = "torch is built without oneDNN"
 NO_COMPILER = "needs g++ and make"

@@ -11,6 +11,7 @@ ORDER = (
     *("errors", "memory", "schema", "terminal", "_kernels", "ops", "tuning", "device", "model", "format"),
     *("cache", "sampling", "drawing", "outputs", "prompts", "settings", "backends"),
     *("engine", "llm", "server", "generate", "serve", "evaluate", "builders", "reference", "build", "eager"),
+    *("training", "train_routers"),
 )
 """Packages and modules of `dpn_rt`: each imports only from those before it."""
 
@@ -114,7 +115,7 @@ def test_few_files_name_an_encoder() -> None:
             assert names_one == (str(relative) == "dpn_rt/format/config.py"), path
 
 
-def test_only_the_build_command_and_the_reference_read_checkpoints() -> None:
+def test_only_the_build_command_the_reference_and_training_read_checkpoints() -> None:
     for path in product_files():
-        if path.name != "build.py" and not {"reference", "builders"} & set(path.parts):
+        if path.name != "build.py" and not {"reference", "builders", "training"} & set(path.parts):
             assert "builders" not in packages(path), path

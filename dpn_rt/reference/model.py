@@ -18,10 +18,11 @@ from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.reference import hf_modules, training
+from dpn_rt.reference.batch import forward_batch, is_batch, refuse_in_batch
 from dpn_rt.reference.hf_modules import last_hidden
 from dpn_rt.reference.hr import HrTower
 from dpn_rt.reference.modules import EagerModules
-from dpn_rt.reference.outputs import EagerGeneration, EagerOutput
+from dpn_rt.reference.outputs import EagerBatchOutput, EagerGeneration, EagerOutput
 from dpn_rt.reference.prompt import Route, as_token_list, check_image_embeds, check_route, layout_prompt
 from dpn_rt.reference.trace import PyramidTrace, SampleLayout
 
@@ -32,10 +33,15 @@ class EagerDpn(EagerModules):
     In training mode boundaries draw experts from the routers' probabilities; in eval mode they take the most probable
     one. Arguments and modules are those of `EagerModules`.
 
-    Hugging Face's Trainer trains it with one sample per batch (`gradient_accumulation_steps` for more), whose tensors
-    may have a first dimension of 1. It saves and resumes; `save_checkpoint` writes what the build command reads. Its
+    Hugging Face's Trainer trains, saves and resumes it; `save_checkpoint` writes what the build command reads. A step's
+    loss is the mean over its answer tokens, however they are spread over accumulated batches. Trainer's
     `label_smoothing_factor` must be 0, since the logits are those of the last stage's rows and not of the labels.
     """
+
+    accepts_loss_kwargs = True
+    """Trainer gives `num_items_in_batch` to `forward`, and does not divide the loss by the number of batches itself."""
+    loss_type = "ForCausalLM"
+    """Trainer then does not count a sample's first label, which nothing predicts."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__(config, dtype)
@@ -174,14 +180,21 @@ class EagerDpn(EagerModules):
     def forward(
         self,
         input_ids: torch.Tensor | Sequence[int],
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
         image_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         *,
         image_grid: Grid | None = None,
         route: Route | None = None,
-    ) -> EagerOutput:
+        attention_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> EagerOutput | EagerBatchOutput:
         """Logits of every row, and the losses when `labels` are given.
+
+        With an `attention_mask`, or with several rows of `input_ids`, it is a batch (see `forward_batch`): the result
+        is an `EagerBatchOutput`, and `input_ids`, `attention_mask` and `labels` are [num_samples, num_ids], padded on
+        the right, `pixel_values` [num_samples, 3, side, side] or a list with None for samples without an image. The
+        other arguments are for single samples.
 
         Args:
             input_ids: [num_ids] or [1, num_ids], one id -200 for the image.
@@ -191,11 +204,20 @@ class EagerDpn(EagerModules):
             labels: [num_ids] or [1, num_ids], not shifted; -100 where nothing is to be learned.
             image_grid: rows and columns of `image_embeds`; None: a square.
             route: expert per boundary to force.
+            attention_mask: of a batch: 1 for ids and 0 for padding.
+            num_items_in_batch: answer tokens of the whole optimiser step. `loss` is then the batch's share of the
+                step's loss, and the shares of accumulated batches add up to it. The hinge of the routing loss is that
+                of each batch.
 
         Raises:
             RequestError, ImageError: the prompt, the image, the route or the labels are wrong; the message says how.
         """
-        embeds, layout = self._embed_sample(input_ids, pixel_values, image_embeds, image_grid)
+        if is_batch(input_ids, attention_mask):
+            refuse_in_batch(image_embeds=image_embeds, image_grid=image_grid, route=route)
+            return forward_batch(self, input_ids, attention_mask, pixel_values, labels, num_items_in_batch)
+        if isinstance(pixel_values, Sequence):
+            raise ImageError("pixel_values: got a list, expected it for a batch; a single sample has a tensor")
+        embeds, layout = self.embed_sample(input_ids, pixel_values, image_embeds, image_grid)
         hidden, layout, trace = self.prefill(embeds, layout, route)
         logits = self.lm_head(hidden)
         if labels is None:
@@ -206,7 +228,9 @@ class EagerDpn(EagerModules):
         labels = labels.reshape(num_ids).to(self.device)
         language = training.language_loss(logits, training.expand_labels(labels, layout))
         routing = training.routing_loss([trace], self.routing_hinge_target).to(language.device)
-        return EagerOutput(logits, trace, language + self.routing_loss_weight * routing, language, routing)
+        num_tokens = training.num_answer_tokens(labels)
+        loss = training.share_of_step(language + self.routing_loss_weight * routing, num_tokens, num_items_in_batch)
+        return EagerOutput(logits, trace, loss, language, routing)
 
     @torch.inference_mode()
     def generate(
@@ -232,7 +256,7 @@ class EagerDpn(EagerModules):
             raise RequestError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         stop = () if ignore_eos else self.config.prompt.eos_token_ids
         cache = DynamicCache()
-        embeds, layout = self._embed_sample(input_ids, pixel_values, image_embeds, image_grid)
+        embeds, layout = self.embed_sample(input_ids, pixel_values, image_embeds, image_grid)
         hidden, _, trace = self.prefill(embeds, layout, route, cache)
         all_logits = [cast(torch.Tensor, self.lm_head(hidden[-1]))]
         token_ids = [int(all_logits[0].argmax())]
@@ -242,13 +266,14 @@ class EagerDpn(EagerModules):
         lengths = tuple(cache.get_seq_length(layer) for layer in range(self.config.decoder.num_layers))
         return EagerGeneration(token_ids, torch.stack(all_logits), trace, lengths)
 
-    def _embed_sample(
+    def embed_sample(
         self,
         input_ids: torch.Tensor | Sequence[int],
-        pixel_values: torch.Tensor | None,
-        image_embeds: torch.Tensor | None,
-        image_grid: Grid | None,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        image_grid: Grid | None = None,
     ) -> tuple[torch.Tensor, SampleLayout]:
+        """As `embed`, of an image as pixels or as rows; the arguments are those of `forward` for one sample."""
         if pixel_values is not None:
             if image_embeds is not None:
                 raise ImageError("give pixel_values or image_embeds, not both")

@@ -40,6 +40,27 @@ def language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=IGNORE_LABEL)
 
 
+def summed_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """As `language_loss`, the sum over rows that count in place of their mean."""
+    return F.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=IGNORE_LABEL, reduction="sum")
+
+
+def num_answer_tokens(labels: torch.Tensor) -> int:
+    """How many labels [num_ids] count; the first one does not, since nothing predicts it."""
+    return int((labels[1:] != IGNORE_LABEL).sum())
+
+
+def share_of_step(loss: torch.Tensor, num_tokens: int, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+    """The loss of a batch as a part of an optimiser step's loss: weighted by its share of the step's answer tokens.
+
+    Args:
+        loss: mean over the batch's answer tokens.
+        num_tokens: answer tokens of the batch.
+        num_items_in_batch: answer tokens of the step; None: the batch is the step.
+    """
+    return loss if num_items_in_batch is None else loss * (num_tokens / num_items_in_batch)
+
+
 def routing_loss(traces: Sequence[PyramidTrace], target: float = ROUTING_HINGE_TARGET) -> torch.Tensor:
     """Loss that pushes the routers towards more compression.
 

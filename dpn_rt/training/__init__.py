@@ -1,0 +1,1 @@
+"""Training of routers, and of models with them, by the published recipe."""
