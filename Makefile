@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
-.PHONY: demo test sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
+.PHONY: demo test test-harnesses sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
 
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
@@ -17,6 +17,22 @@ TEST_PROCESSES ?= 2
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	  $(PYTEST_OPTIONS)
+
+# Evaluation harnesses and clients whose packages are large or contradict those of the other tests, in an environment of
+# its own (2.7 GB). torchvision is taken out again: PyPI's build does not fit torch's for CPUs.
+HARNESSES := .venv-harnesses
+test-harnesses: $(HARNESSES)/.ready
+	$(HARNESSES)/bin/python -P -m pytest -p dpn_rt tests/harnesses $(PYTEST_OPTIONS)
+
+$(HARNESSES)/.ready: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/harnesses .
+	$(PYTHON) -m venv $(HARNESSES)
+	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' || \
+	  { echo "test-harnesses: the packages cannot be installed, see the lines above"; exit 1; }
+	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check --find-links build/harnesses '$(TORCH)' \
+	  'dpn_rt[harnesses]' || { echo "test-harnesses: the packages cannot be installed, see the lines above"; exit 1; }
+	$(HARNESSES)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set of this processor.
 sanitize: $(READY)
