@@ -18,19 +18,23 @@ test: $(READY)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	  $(PYTEST_OPTIONS)
 
-# Evaluation harnesses and clients whose packages are large or contradict those of the other tests, in an environment of
-# its own (2.7 GB). torchvision is taken out again: PyPI's build does not fit torch's for CPUs.
+# Evaluation harnesses and clients that are large or want other versions than the other tests, in an environment of its
+# own (3 GB). torchvision is taken out again: PyPI's build does not fit torch's for CPUs.
 HARNESSES := .venv-harnesses
 test-harnesses: $(HARNESSES)/.ready
+	$(BUILD_WHEEL)
+	$(HARNESSES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(WHEELS)/*.whl
 	$(HARNESSES)/bin/python -P -m pytest -p dpn_rt tests/harnesses $(PYTEST_OPTIONS)
 
+WHEELS := build/harnesses
+BUILD_WHEEL = rm -rf $(WHEELS) && $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
+NOT_INSTALLED := echo "test-harnesses needs packages that cannot be installed; the lines above say which" && exit 1
 $(HARNESSES)/.ready: $(READY)
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/harnesses .
+	$(BUILD_WHEEL)
 	$(PYTHON) -m venv $(HARNESSES)
-	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' || \
-	  { echo "test-harnesses: the packages cannot be installed, see the lines above"; exit 1; }
-	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check --find-links build/harnesses '$(TORCH)' \
-	  'dpn_rt[harnesses]' || { echo "test-harnesses: the packages cannot be installed, see the lines above"; exit 1; }
+	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' || { $(NOT_INSTALLED); }
+	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' \
+	  "$$(ls $(WHEELS)/*.whl)[harnesses]" || { $(NOT_INSTALLED); }
 	$(HARNESSES)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 

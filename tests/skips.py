@@ -24,6 +24,7 @@ NO_TENSORRT = "needs TensorRT-RTX: pip install --no-build-isolation -e '.[tensor
 NO_PARQUET = "needs pyarrow and pandas: pip install --no-build-isolation -e '.[evaluate]'"
 NO_BROWSER = "needs chromium and chromedriver"
 NO_ONEDNN = "torch is built without oneDNN"
+NO_LANGCHAIN = "needs langchain-openai: pip install --no-build-isolation -e '.[test]'"
 NO_COMPILER = "needs g++ and make"
 NOT_LINUX = "needs Linux"
 FORCED_ISA = "DPN_RT_CPU_ISA forces an instruction set"

@@ -117,8 +117,8 @@ def test_answers_and_score(scenes: Scenes, tmp_path: Path, reduce: str | None) -
         for scene, question in enumerate(scenes.questions)
     ]  # fmt: skip
     outputs = llm.chat(conversations, SamplingParams(temperature=0, max_tokens=8))
-    answers = [output.outputs[0].text for output in outputs]
-    assert [line["filtered_resps"] for line in samples] == [[answer] for answer in answers], log
+    answers = [output.outputs[0].text.strip() for output in outputs]  # as lmms-eval scores them
+    assert [line["filtered_resps"] for line in samples] == answers, log
     [results] = scenes.lines("*results.json", log)
     right = sum(answer == question.answer for answer, question in zip(answers, scenes.questions, strict=True))
     assert results["results"]["drawn_scenes"]["exact_match,none"] == pytest.approx(right / len(KINDS))
