@@ -30,6 +30,7 @@ from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.engine_client.client import EngineClient
 from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.errors import HttpError, error_reply
+from dpn_rt.server.gen_ai import GenAiMetrics
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.page.document import page_text
@@ -49,7 +50,11 @@ log = logging.getLogger(__name__)
 
 
 def create_app(
-    processor: Processor, process: EngineProcess, config: ServerConfig, tracing: Tracing | None = None
+    processor: Processor,
+    process: EngineProcess,
+    config: ServerConfig,
+    tracing: Tracing | None = None,
+    gen_ai_metrics: GenAiMetrics | None = None,
 ) -> FastAPI:
     """The HTTP application. Its startup connects to the engine, its shutdown ends the engine's process.
 
@@ -72,6 +77,7 @@ def create_app(
         reductions,
         reader,
         tracing,
+        gen_ai_metrics,
     )
 
     @asynccontextmanager
@@ -82,8 +88,9 @@ def create_app(
         finally:
             await engine.stop()
             await media.close()
-            if tracing is not None:
-                await asyncio.to_thread(tracing.close)
+            for telemetry in (tracing, gen_ai_metrics):
+                if telemetry is not None:
+                    await asyncio.to_thread(telemetry.close)
             for executor in (reader, workers):
                 executor.shutdown(cancel_futures=True)
 
