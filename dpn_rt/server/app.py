@@ -101,17 +101,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
-    app.add_middleware(
-        AccessMiddleware,
-        hosts=config.hosts,
-        api_key=config.api_key,
-        bodies=bodies,
-        on_refusal=service.metrics.count_refusal,
-    )
-    app.add_middleware(UniformMiddleware)
-    if config.cors.allowed_origins:
-        app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
+    _add_middlewares(app, service)
     _add_error_handlers(app, service)
     _add_openai_paths(app, service)
     _add_tokenization_paths(app, service)
@@ -246,6 +236,21 @@ async def _wait_for_disconnect(request: Request) -> None:
 
 class ClientLeftError(HttpError):
     """The client has left, so no reply is read."""
+
+
+def _add_middlewares(app: FastAPI, service: Service) -> None:
+    config = service.config
+    bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
+    app.add_middleware(
+        AccessMiddleware,
+        hosts=config.hosts,
+        api_key=config.api_key,
+        bodies=bodies,
+        on_refusal=service.metrics.count_refusal,
+    )
+    app.add_middleware(UniformMiddleware)
+    if config.cors.allowed_origins:
+        app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
