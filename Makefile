@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
-.PHONY: demo test sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
+.PHONY: demo test test-harnesses sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
 
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
@@ -17,6 +17,26 @@ TEST_PROCESSES ?= 2
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	  $(PYTEST_OPTIONS)
+
+# Evaluation harnesses and clients that are large or want other versions than the other tests, in an environment of its
+# own (3 GB). torchvision is taken out again: PyPI's build does not fit torch's for CPUs.
+HARNESSES := .venv-harnesses
+test-harnesses: $(HARNESSES)/.ready
+	$(BUILD_WHEEL)
+	$(HARNESSES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(WHEELS)/*.whl
+	$(HARNESSES)/bin/python -P -m pytest -p dpn_rt tests/harnesses $(PYTEST_OPTIONS)
+
+WHEELS := build/harnesses
+BUILD_WHEEL = rm -rf $(WHEELS) && $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
+NOT_INSTALLED := echo "test-harnesses needs packages that cannot be installed; the lines above say which" && exit 1
+$(HARNESSES)/.ready: $(READY)
+	$(BUILD_WHEEL)
+	$(PYTHON) -m venv $(HARNESSES)
+	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' || { $(NOT_INSTALLED); }
+	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' \
+	  "$$(ls $(WHEELS)/*.whl)[harnesses]" || { $(NOT_INSTALLED); }
+	$(HARNESSES)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set of this processor.
 sanitize: $(READY)

@@ -59,6 +59,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     try:
         from dpn_rt.server.app import create_app
+        from dpn_rt.server.gen_ai import otlp_metrics
         from dpn_rt.server.http_server import Server, bind, uvicorn_config
         from dpn_rt.server.logs import set_up_logs
         from dpn_rt.server.tracing import otlp_tracing
@@ -88,7 +89,9 @@ def _serve(options: argparse.Namespace) -> None:
         process.wait_until_loaded()
         endpoint = options.otlp_traces_endpoint
         tracing = otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None
-        app = create_app(processor, process, config, tracing)
+        endpoint = options.otlp_metrics_endpoint
+        gen_ai_metrics = otlp_metrics(endpoint, config.model_name, "dpn_rt") if endpoint else None
+        app = create_app(processor, process, config, tracing, gen_ai_metrics)
         torch.set_num_threads(1)  # images are prepared in parallel, and the cores are for the engine
         # What is loaded by now stays. A full pass of the garbage collector over it would stop every stream.
         gc.collect()
@@ -214,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     add("--log-json", action="store_true", help="log one JSON object per line")
     add("--otlp-traces-endpoint", metavar="URL", help="collector of OpenTelemetry traces, OTLP over HTTP")
+    add("--otlp-metrics-endpoint", metavar="URL", help="collector of OpenTelemetry metrics, OTLP over HTTP")
     add("--skip-verify", action="store_true", help="load without comparing the files' sha256")
     return parser
 

@@ -14,7 +14,9 @@ GPU_PRESENT = "there is a GPU"
 """Reason of tests that replace a GPU by the host."""
 UNSUPPORTED_BY_GPU = "this GPU does not support it"
 UNSUPPORTED_BY_CPU = "this processor lacks the instructions"
-ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CPU))
+OTHER_ENVIRONMENT = "runs in an environment of its own: make test-harnesses"
+"""Of tests whose packages are large, or contradict those of the other tests."""
+ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CPU, OTHER_ENVIRONMENT))
 """Reasons that are allowed in CI; all else can be installed or built there."""
 
 NO_CUDA_BUILD = "built without CUDA"
@@ -23,6 +25,7 @@ NO_PARQUET = "needs pyarrow and pandas: pip install --no-build-isolation -e '.[e
 NO_PEFT = "needs peft: pip install --no-build-isolation -e '.[train]'"
 NO_BROWSER = "needs chromium and chromedriver"
 NO_ONEDNN = "torch is built without oneDNN"
+NO_LANGCHAIN = "needs langchain-openai: pip install --no-build-isolation -e '.[test]'"
 NO_COMPILER = "needs g++ and make"
 NOT_LINUX = "needs Linux"
 FORCED_ISA = "DPN_RT_CPU_ISA forces an instruction set"

@@ -30,6 +30,7 @@ from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.engine_client.client import EngineClient
 from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.errors import HttpError, error_reply
+from dpn_rt.server.gen_ai import GenAiMetrics
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.page.document import page_text
@@ -49,7 +50,11 @@ log = logging.getLogger(__name__)
 
 
 def create_app(
-    processor: Processor, process: EngineProcess, config: ServerConfig, tracing: Tracing | None = None
+    processor: Processor,
+    process: EngineProcess,
+    config: ServerConfig,
+    tracing: Tracing | None = None,
+    gen_ai_metrics: GenAiMetrics | None = None,
 ) -> FastAPI:
     """The HTTP application. Its startup connects to the engine, its shutdown ends the engine's process.
 
@@ -72,6 +77,7 @@ def create_app(
         reductions,
         reader,
         tracing,
+        gen_ai_metrics,
     )
 
     @asynccontextmanager
@@ -82,8 +88,9 @@ def create_app(
         finally:
             await engine.stop()
             await media.close()
-            if tracing is not None:
-                await asyncio.to_thread(tracing.close)
+            for telemetry in (tracing, gen_ai_metrics):
+                if telemetry is not None:
+                    await asyncio.to_thread(telemetry.close)
             for executor in (reader, workers):
                 executor.shutdown(cancel_futures=True)
 
@@ -94,17 +101,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
-    app.add_middleware(
-        AccessMiddleware,
-        hosts=config.hosts,
-        api_key=config.api_key,
-        bodies=bodies,
-        on_refusal=service.metrics.count_refusal,
-    )
-    app.add_middleware(UniformMiddleware)
-    if config.cors.allowed_origins:
-        app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
+    _add_middlewares(app, service)
     _add_error_handlers(app, service)
     _add_openai_paths(app, service)
     _add_tokenization_paths(app, service)
@@ -239,6 +236,21 @@ async def _wait_for_disconnect(request: Request) -> None:
 
 class ClientLeftError(HttpError):
     """The client has left, so no reply is read."""
+
+
+def _add_middlewares(app: FastAPI, service: Service) -> None:
+    config = service.config
+    bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
+    app.add_middleware(
+        AccessMiddleware,
+        hosts=config.hosts,
+        api_key=config.api_key,
+        bodies=bodies,
+        on_refusal=service.metrics.count_refusal,
+    )
+    app.add_middleware(UniformMiddleware)
+    if config.cors.allowed_origins:
+        app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:

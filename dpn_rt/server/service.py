@@ -22,6 +22,7 @@ from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.engine_client.client import EngineClient
 from dpn_rt.server.engine_client.stream import Event
 from dpn_rt.server.errors import HttpError, error_reply
+from dpn_rt.server.gen_ai import GenAiMetrics
 from dpn_rt.server.json_body import Bytes, read_json
 from dpn_rt.server.merge import merge
 from dpn_rt.server.metrics import Metrics
@@ -54,6 +55,7 @@ class Service:
     reader: Executor
     """Parses long bodies, one at a time: for some tens of milliseconds nothing else runs."""
     tracing: Tracing | None = None
+    gen_ai_metrics: GenAiMetrics | None = None
 
     async def parse(self, kind: type[Parsed], body: Bytes) -> Parsed:
         """The request in a body.
@@ -190,8 +192,7 @@ class Service:
                     if isinstance(event, RequestOutput):
                         has_ended = True
                         self.metrics.count_finished(prompt, event)
-                        if self.tracing is not None:
-                            self.tracing.record_finished(prompt, event)
+                        self._report(prompt, event, request)
                     else:
                         record_gap(len(event))
                     yield event
@@ -199,6 +200,12 @@ class Service:
             if not has_ended:
                 self.metrics.count_client_left(request.completions)
             raise
+
+    def _report(self, prompt: ProcessedPrompt, output: RequestOutput, request: Request) -> None:
+        for observer in (self.tracing, self.gen_ai_metrics):
+            if observer is not None:
+                is_chat = isinstance(request, ChatRequest)
+                observer.record_finished(prompt, output, "chat" if is_chat else "text_completion")
 
     def _replies(self, request: Request, request_id: str) -> Replies:
         return Replies(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from dpn_rt.errors import ConfigError
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
+from dpn_rt.server.gen_ai import Operation, common_attributes, num_output_tokens
+from dpn_rt.server.otlp import named_resource
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,7 +33,7 @@ class Tracing:
             app, tracer_provider=self._provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
         )
 
-    def record_finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
+    def record_finished(self, prompt: ProcessedPrompt, output: RequestOutput, operation: Operation) -> None:
         """Records the span of a request that has ended in the engine, within the span of its HTTP request."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -42,10 +43,11 @@ class Tracing:
         completions = output.outputs
         span.set_attributes(
             {
-                "gen_ai.request.model": self._model_name,
+                **common_attributes(self._model_name, operation, output),
                 "gen_ai.usage.input_tokens": prompt.num_rows,
-                "gen_ai.usage.output_tokens": sum(len(c.token_ids) for c in completions),
+                "gen_ai.usage.output_tokens": num_output_tokens(output),
                 "gen_ai.response.finish_reasons": [c.finish_reason or "error" for c in completions],
+                "gen_ai.usage.cache_read.input_tokens": output.num_cached_tokens,
                 "dpn_rt.request_id": output.request_id,
                 "dpn_rt.cached_tokens": output.num_cached_tokens,
                 "dpn_rt.visual_tokens": list(output.pyramid.visual_tokens),
@@ -76,20 +78,12 @@ def otlp_tracing(endpoint: str, model_name: str, service_name: str) -> Tracing:
     Raises:
         ConfigError: the packages are missing, or the endpoint is no URL.
     """
-    if not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"otlp endpoint {endpoint!r}: expected a URL such as http://localhost:4318/v1/traces")
-    try:
-        import opentelemetry.instrumentation.fastapi  # noqa: F401
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"traces need the package {error.name}: in the repository, pip install --no-build-isolation -e '.[otel]'"
-        ) from error
-    named = Resource.create({"service.name": service_name}).merge(OTELResourceDetector().detect())
-    provider = TracerProvider(resource=named)
+    resource = named_resource(endpoint, "traces", service_name)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return Tracing(provider, model_name)
 

@@ -26,6 +26,7 @@ from dpn_rt.server.app import create_app
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.engine_client.messages import EngineSource
 from dpn_rt.server.engine_client.process import EngineProcess
+from dpn_rt.server.gen_ai import GenAiMetrics
 from dpn_rt.server.http_server import Server, uvicorn_config
 from dpn_rt.server.service import Service
 from dpn_rt.server.tracing import Tracing
@@ -156,16 +157,26 @@ def server(engine_dir: Path) -> Iterator[RunningServer]:
 
 
 def run_server(
-    engine_dir: Path, options: EngineOptions, tracing: Tracing | None = None, **settings: Any
+    engine_dir: Path,
+    options: EngineOptions,
+    tracing: Tracing | None = None,
+    gen_ai_metrics: GenAiMetrics | None = None,
+    **settings: Any,
 ) -> RunningServer:
     engine = load_bare_engine(engine_dir, "cpu", options)
-    return serve(load_processor(engine_dir, "cpu", options), LocalEngine(engine), tracing, **settings)
+    processor = load_processor(engine_dir, "cpu", options)
+    return serve(processor, LocalEngine(engine), tracing, gen_ai_metrics, **settings)
 
 
 def serve(
-    processor: Processor, process: EngineProcess, tracing: Tracing | None = None, **settings: Any
+    processor: Processor,
+    process: EngineProcess,
+    tracing: Tracing | None = None,
+    gen_ai_metrics: GenAiMetrics | None = None,
+    **settings: Any,
 ) -> RunningServer:
-    app = create_app(processor, process, ServerConfig(**{"model_name": MODEL, **settings}), tracing)
+    config = ServerConfig(**{"model_name": MODEL, **settings})
+    app = create_app(processor, process, config, tracing, gen_ai_metrics)
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     server = Server(uvicorn_config(app), app.state.service)

@@ -50,11 +50,23 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"messages": [user(TEXT, {**IMAGE, "uuid": "image-1"})], "model": MODEL, "stream": True, "max_tokens": 6,
          "ignore_eos": True, "min_tokens": 6, "stream_options": CONTINUOUS},
     ),
+    "aiperf chat, several images and extra inputs": (
+        CHAT,
+        {"messages": [user(TEXT, IMAGE, IMAGE)], "model": MODEL, "stream": True, "max_completion_tokens": 6,
+         "stream_options": USAGE, "ignore_eos": True, "min_tokens": 6, "temperature": 0.5, "top_k": 20, "min_p": 0.1,
+         "repetition_penalty": 1.1, "seed": 7},
+    ),
     "aiperf whole": (CHAT, {"messages": [user("Hello")], "model": MODEL, "stream": False, "max_completion_tokens": 6}),
     "vllm bench serve, openai-chat": (
         CHAT,
         {"model": MODEL, "messages": [user(TEXT, IMAGE)], "max_completion_tokens": 6, "stream": True,
          "stream_options": USAGE, "ignore_eos": True, "temperature": 0.0},
+    ),
+    "vllm bench serve, openai-chat with sampling options": (
+        CHAT,
+        {"model": MODEL, "messages": [user(TEXT, IMAGE)], "max_completion_tokens": 6, "stream": True,
+         "stream_options": USAGE, "ignore_eos": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.0,
+         "repetition_penalty": 1.1, "frequency_penalty": 0.1, "presence_penalty": 0.1, "min_tokens": 6},
     ),
     "vllm bench serve, openai": (
         COMPLETIONS,
@@ -131,6 +143,36 @@ def test_requests_of_clients(server: RunningServer, name: str) -> None:
     assert ["usage" in chunk for chunk in chunks] == [body.get("stream_options") == CONTINUOUS] * len(chunks)
     if body.get("ignore_eos"):
         assert last["usage"]["completion_tokens"] == 6
+
+
+LOAD_TOOLS = [name for name, (_, body) in REQUESTS.items() if body.get("ignore_eos") and body.get("stream")]
+
+
+@pytest.mark.parametrize("name", LOAD_TOOLS)
+def test_what_load_tools_read_of_a_stream(server: RunningServer, name: str) -> None:
+    """They take the time of the first chunk with text, and the numbers of tokens from the last one."""
+    path, body = REQUESTS[name]
+    with server.client.stream("POST", path, json=body) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        events = "".join(reply.iter_text()).split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""], "events end with an empty line"
+    assert all(event.startswith("data: ") and "\n" not in event for event in events[:-1])
+    *chunks, last = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    texts = [c.get("text") or c.get("delta", {}).get("content") for chunk in chunks for c in chunk["choices"]]
+    assert any(texts), "there is a first token"
+    assert len({chunk["id"] for chunk in chunks} | {last["id"]}) == 1
+    used = last["usage"]
+    assert last["choices"] == [] and used["completion_tokens"] == 6
+    assert used["total_tokens"] == used["prompt_tokens"] + 6
+    num_images = json.dumps(body).count("data:image")
+    assert used["prompt_tokens"] > 256 * num_images
+
+
+@pytest.mark.parametrize("field", ["repetition_penality", "ignoreeos", "extra"])
+def test_fields_that_nothing_knows_are_named(server: RunningServer, field: str) -> None:
+    """A load tool's misspelt option would otherwise measure something else without a word."""
+    reply = server.post({**REQUESTS["vllm bench serve, openai-chat"][1], field: 1})
+    assert reply.status_code == 400 and f"unknown or unsupported field {field}" in reply.json()["error"]["message"]
 
 
 def test_models_are_listed_as_vllm_lists_them(server: RunningServer) -> None:

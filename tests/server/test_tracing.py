@@ -42,6 +42,9 @@ def test_a_request_is_a_span_below_its_clients(start_server: StartServer, stream
     assert f"{generate.context.trace_id:032x}" == TRACE
     attributes = dict(generate.attributes or {})
     assert attributes["gen_ai.usage.output_tokens"] == 8 and attributes["gen_ai.response.finish_reasons"] == ("length",)
+    assert attributes["gen_ai.operation.name"] == "chat" and attributes["gen_ai.provider.name"] == "dpn_rt"
+    assert attributes["gen_ai.request.model"] == attributes["gen_ai.response.model"] == MODEL
+    assert attributes["gen_ai.usage.cache_read.input_tokens"] == 0 and "error.type" not in attributes
     visual_tokens = attributes["dpn_rt.visual_tokens"]
     assert isinstance(visual_tokens, tuple) and len(visual_tokens) == 4 and visual_tokens[0] == 256
     assert [event.name for event in generate.events] == ["first step", "first token"]

@@ -1,0 +1,1 @@
+"""Models for evaluation harnesses. Each module needs the package that it is named after."""

@@ -1,0 +1,34 @@
+"""What exporters of OpenTelemetry have in common: the packages, the endpoint, the name of the server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from dpn_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+
+
+def named_resource(endpoint: str, kind: Literal["traces", "metrics"], service_name: str) -> Resource:
+    """The resource of a provider that sends to a collector.
+
+    Args:
+        endpoint: URL of the collector, OTLP over HTTP.
+        kind: what is sent.
+        service_name: of this server; the variable OTEL_SERVICE_NAME overrides it.
+
+    Raises:
+        ConfigError: the packages are missing, or the endpoint is no URL.
+    """
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"otlp endpoint {endpoint!r}: expected a URL such as http://localhost:4318/v1/{kind}")
+    try:
+        import opentelemetry.exporter.otlp.proto.http
+        import opentelemetry.instrumentation.fastapi  # noqa: F401
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{kind} need the package {error.name}: in the repository, pip install --no-build-isolation -e '.[otel]'"
+        ) from error
+    return Resource.create({"service.name": service_name}).merge(OTELResourceDetector().detect())
