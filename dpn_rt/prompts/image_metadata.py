@@ -26,11 +26,17 @@ MOST_SPANS = 10_000
 
 MOST_SCANS = 100
 """Of a JPEG. Progressive ones have about ten, and each goes over the whole picture."""
+MOST_PADDING = 2**16
+"""Bytes of 0xFF before a marker of a JPEG. The decoder gets the file in parts, and goes over all padding again for
+each."""
+PIECE = 2**18
+"""Bytes that are searched at once: Python's lock is free between two pieces only."""
 
 _PNG_CHUNK = re.compile(rb"\w{4}")
 """Kinds that Pillow takes."""
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """Among pixels: 0xFF is followed by 0, or by a number for each restart."""
+_LONG_PADDING = b"\xff" * (MOST_PADDING + 1)
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 _COMMENT, _SCAN = 0xFE, 0xDA
@@ -214,17 +220,30 @@ def _next_ff(file: BinaryIO, start: int, size: int) -> int:
 
 
 def _check_scans(file: BinaryIO, start: int) -> None:
-    """Refuses a picture in far too many scans, walking from the first one's marker to the picture's end."""
+    """Refuses a picture in far too many scans or blocks, or with far too much padding, walking from the first scan's
+    marker to the picture's end."""
     file.seek(start)
     data = file.read()
-    place, scans = 0, 0
-    while (marker := _JPEG_MARKER.search(data, place)) and marker[1] != b"\xd9":
+    for place in range(0, len(data), PIECE):
+        if data.find(_LONG_PADDING, place, place + PIECE + MOST_PADDING) >= 0:
+            raise TooManyBlocksError(f"a JPEG with more than {MOST_PADDING} bytes of padding before a marker")
+    place, blocks, scans = 0, 0, 0
+    while place < len(data) and blocks <= MOST_SKIPPED:
+        marker = _JPEG_MARKER.search(data, place, place + PIECE + 1)
+        if marker is None:
+            place += PIECE
+            continue
+        if marker[1] == b"\xd9":
+            return
         place = marker.end()
         if marker[1] != b"\x01" and marker[1] != b"\xd8":
             place += max(2, int.from_bytes(data[place : place + 2]))
+        blocks += 1
         scans += marker[1] == b"\xda"
         if scans > MOST_SCANS:
             raise TooManyBlocksError(f"a JPEG of more than {MOST_SCANS} scans")
+    if blocks > MOST_SKIPPED:
+        raise TooManyBlocksError(f"a JPEG of more than {MOST_SKIPPED} blocks")
 
 
 def _padding(file: BinaryIO, start: int) -> int:

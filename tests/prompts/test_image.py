@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,3 +241,13 @@ def test_the_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:
             load_image(path)
     with pytest.raises(ImageError, match="13 x 7 = 91 pixels, expected at most 90"):
         load_image(random_rgb(), max_pixels=90)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_has_a_limit_of_its_own(frames: int, lossless: bool, tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (16_383, 2049), colour) for colour in ("red", "blue")[:frames]]
+    options: dict[str, Any] = {"save_all": True, "append_images": pictures[1:]} if frames > 1 else {}
+    pictures[0].save(tmp_path / "large.webp", lossless=lossless, method=0, quality=0, **options)
+    with pytest.raises(ImageError, match="a WebP of 16383 x 2049 = 33568767 pixels, expected at most 33554432"):
+        load_image(tmp_path / "large.webp")

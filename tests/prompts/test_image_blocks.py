@@ -15,7 +15,7 @@ from PIL import Image
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.image import load_image
 from dpn_rt.prompts.image_blocks import MOST_BLOCKS, MOST_RUNS_BYTES, MOST_SCALED_BYTES, MOST_SKIPPED, MOST_TEXT_BYTES
-from dpn_rt.prompts.image_metadata import MOST_SCANS
+from dpn_rt.prompts.image_metadata import MOST_PADDING, MOST_SCANS, PIECE
 
 MANY = MOST_BLOCKS + 1
 PNG_DATA = zlib.compress(bytes(3 * 2 * 2 + 2))
@@ -54,6 +54,10 @@ def jpeg(before: bytes) -> bytes:
     return whole[:2] + before + whole[2:]
 
 
+def after_scan(after: bytes) -> bytes:
+    return saved("JPEG")[:-2] + after + b"\xff\xd9"
+
+
 def scans(count: int) -> bytes:
     whole = saved("JPEG", Image.effect_noise((16, 16), 50), progressive=True)
     last = whole.rindex(b"\xff\xda")
@@ -82,6 +86,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: scans(MOST_SCANS).replace(b"\xff\xda", b"\xff\xfe\0\4\xff\xd9\xff\xda"),
         "scans",
     ),
+    "JPEG, empty blocks after a scan": (
+        lambda: after_scan(b"\xff\xfe\0\2" * MOST_SKIPPED),
+        "JPEG of more than 100000 blocks",
+    ),
+    "JPEG, bare markers after a scan": (lambda: after_scan(b"\xff\x01" * MOST_SKIPPED * 2), "more than 100000 blocks"),
+    "JPEG, padding in a scan": (lambda: after_scan(b"\xff" * (MOST_PADDING + 1)), "more than 65536 bytes of padding"),
+    "JPEG, padding far into a scan": (
+        lambda: after_scan(bytes(PIECE - 700) + b"\xff" * (MOST_PADDING + 1) + b"\xfe"),
+        "more than 65536 bytes of padding",
+    ),
     "GIF, comments": (lambda: gif(b"!\xfe\1a\0" * MANY), "a GIF of more than 20000 blocks"),
     "GIF, a comment in parts": (lambda: gif(b"!\xfe" + b"\1a" * MANY + b"\0"), "blocks"),
     "GIF, bytes between": (lambda: gif(b"\7" * MANY), "blocks"),
@@ -94,6 +108,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "PPM, spaces": (lambda: b"P6" + b" " * 10**6, "a PPM whose header has more than 4096 bytes"),
     "PPM, a long comment": (lambda: b"P6 #" + b"1 " * 10**6, "header"),
     "PPM, an odd range": (lambda: b"P6 1200 1200 254\n" + bytes(MOST_SCALED_BYTES), "another range than 255 or 65535"),
+    "PPM in colours of 16 bits": (
+        lambda: b"P6 900 800 65535\n" + bytes(MOST_SCALED_BYTES),
+        "a PPM in colours of 16 bits",
+    ),
+    "PPM, four colours of 16 bits": (
+        lambda: b"P0CMYK 900 800 65535\n" + bytes(MOST_SCALED_BYTES),
+        "a PPM in colours of 16 bits",
+    ),
+    "PPM, four colours of an odd range": (lambda: b"P0CMYK 900 800 9\n" + bytes(MOST_SCALED_BYTES), "another range"),
+    "PPM, Pillow's own colours": (lambda: b"PyRGBA 900 800 9\n" + bytes(MOST_SCALED_BYTES), "another range"),
     "PGM, an odd range after a comment": (
         lambda: b"P5 1500 1500 25#\n4\n" + bytes(MOST_SCALED_BYTES),
         "another range",
@@ -114,6 +138,10 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "JPEG, a marker before its tables": lambda: jpeg(b"\xff\xd0"),
     "JPEG, bytes between": lambda: jpeg(TABLE + b"\0\0\0"),
     "JPEG, restarts": lambda: saved("JPEG", Image.effect_noise((99, 99), 50), restart_marker_blocks=1),
+    "JPEG, padding in a scan": lambda: after_scan(b"\xff" * 2000),
+    "JPEG, a comment on the border of two pieces": lambda: after_scan(
+        bytes(PIECE - len(saved("JPEG")) - 1) + b"\xff\xfe\0\4\xff\xd9"
+    ),
     "JPEG, a film after it": lambda: saved("JPEG") + np.random.default_rng(0).bytes(10**7),
     "JPEG, another after it": lambda: saved("JPEG") * 300,
     "GIF, comments": lambda: gif(b"!\xfe\1a\0" * 1000),
