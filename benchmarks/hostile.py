@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.attacks import ATTACKS, Target
 from benchmarks.http_questions import Question, questions
 from benchmarks.machine import machine
+from benchmarks.result_file import write_json
 from benchmarks.soak import ROOT, serving
 from dpn_rt.terminal import escape_output
 
@@ -154,7 +155,7 @@ def main() -> int:
             "clients": options.clients,
             "rows": [asdict(row) for row in rows],
         }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
     return 0 if all(row.survived for row in rows) else 1
 
 
