@@ -4,6 +4,7 @@ python -m benchmarks.hostile --engine DIR --seconds 5 --json benchmarks/results/
 
 For each kind some clients attack for a few seconds while others ask /health and good questions. The table says how
 often it was tried and refused, whether the server was still right, the slowest /health, and its processes' memory.
+Some kinds are also sent once to a server that does nothing else (`hostile_alone.py`).
 Fails (exit status 1) if a good question was not answered as `LLM` answers it, or if there was a server error.
 """
 
@@ -25,6 +26,7 @@ import httpx
 import numpy as np
 
 from benchmarks.attacks import ATTACKS, Target
+from benchmarks.hostile_alone import ALONE, measure_alone
 from benchmarks.http_questions import Question, questions
 from benchmarks.machine import machine
 from benchmarks.result_file import write_json
@@ -68,14 +70,14 @@ class Row:
 def attack(url: str, pid: int, kind: str, model: str, good: Good, seconds: float, clients: int) -> Row:
     """Attacks for some seconds, and at least once."""
     address = urlsplit(url)
-    target = Target(address.hostname or "", address.port or 0, model)
+    target, send = Target(address.hostname or "", address.port or 0, model), ATTACKS[kind]()
     outcomes: Counter[str] = Counter()
     right: Counter[bool] = Counter()
     end = time.monotonic() + seconds
 
     def hostile() -> None:
         while True:
-            outcomes[ATTACKS[kind](target)] += 1
+            outcomes[send(target)] += 1
             if time.monotonic() > end:
                 return
 
@@ -148,12 +150,17 @@ def main() -> int:
     options = parser.parse_args()
     print(TITLE)
     rows = hostile(options.engine, options.kinds, options.seconds, options.clients)
+    print("\nalone on a server:")
+    alone = [measure_alone(options.engine, kind) for kind in options.kinds if kind in ALONE]
+    for each in alone:
+        print(f"{each.kind:36} {each.outcome:>7} {each.seconds:6.2f} s  +{each.extra_mb} MB")
     if options.json:
         result = {
             "machine": machine("cpu"),
             "seconds": options.seconds,
             "clients": options.clients,
             "rows": [asdict(row) for row in rows],
+            "alone": [asdict(each) for each in alone],
         }
         write_json(options.json, result)
     return 0 if all(row.survived for row in rows) else 1
