@@ -213,7 +213,7 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = {
     "PNG of 16 million pixels of 64 bits": lambda: image(deep_png(4096)),
     "PNG with a transparent colour": lambda: image(picture((6300, 6300), "PNG", transparency=0)),
     "WebP of 33 million pixels": lambda: image(picture((5792, 5792), "WEBP", method=0)),
-    "WebP of 48 million pixels, moving": lambda: image(picture((8000, 6000), "WEBP", 2, method=0)),
+    "WebP of 54 million pixels, moving": lambda: image(picture((9000, 6000), "WEBP", 2, method=0)),
     "JPEG of 15 MB of padding": lambda: image(among(picture((8, 8), "JPEG"), b"\xff" * (15 << 20), -2)),
     "JPEG of 7 million blocks after a scan": lambda: image(among(picture((8, 8), "JPEG"), b"\xff\1" * (15 << 19), -2)),
     "PPM of 15 MB in colours of 16 bits": lambda: image(b"P6 1600 1600 65535\n" + bytes(6 * 1600**2)),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -26,11 +25,12 @@ import httpx
 import numpy as np
 
 from benchmarks.attacks import ATTACKS, Target
-from benchmarks.hostile_alone import ALONE, measure_alone
+from benchmarks.hostile_alone import ALONE, measure_kinds
 from benchmarks.http_questions import Question, questions
 from benchmarks.machine import machine
 from benchmarks.result_file import write_json
-from benchmarks.soak import ROOT, serving
+from benchmarks.soak import serving
+from benchmarks.watch import watching
 from dpn_rt.terminal import escape_output
 
 Good = list[tuple[Question, str]]
@@ -93,15 +93,12 @@ def attack(url: str, pid: int, kind: str, model: str, good: Good, seconds: float
                 number += 1
                 right[reply.status_code == 200 and reply.json()["choices"][0]["message"]["content"] == expected] += 1
 
-    command = [sys.executable, "-m", "benchmarks.watch", url, str(pid)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as watch:
+    with watching(url, pid) as seen:
         threads = [threading.Thread(target=hostile) for _ in range(clients)] + [threading.Thread(target=friendly)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        time.sleep(0.3)  # for a poll, however short the attack was
-        seen = json.loads(watch.communicate("")[0])
     health = 1000 * np.array(seen["health_seconds"])
     return Row(
         kind,
@@ -151,9 +148,7 @@ def main() -> int:
     print(TITLE)
     rows = hostile(options.engine, options.kinds, options.seconds, options.clients)
     print("\nalone on a server:")
-    alone = [measure_alone(options.engine, kind) for kind in options.kinds if kind in ALONE]
-    for each in alone:
-        print(f"{each.kind:36} {each.outcome:>7} {each.seconds:6.2f} s  +{each.extra_mb} MB")
+    alone = measure_kinds(options.engine, [kind for kind in options.kinds if kind in ALONE])
     if options.json:
         result = {
             "machine": machine("cpu"),

@@ -221,12 +221,21 @@ def _next_ff(file: BinaryIO, start: int, size: int) -> int:
 
 def _check_scans(file: BinaryIO, start: int) -> None:
     """Refuses a picture in far too many scans or blocks, or with far too much padding, walking from the first scan's
-    marker to the picture's end."""
+    marker to the picture's end. What stands after that does not count."""
     file.seek(start)
     data = file.read()
-    for place in range(0, len(data), PIECE):
-        if data.find(_LONG_PADDING, place, place + PIECE + MOST_PADDING) >= 0:
+    end = _picture_end(data)
+    for place in range(0, end, PIECE):
+        if data.find(_LONG_PADDING, place, min(end, place + PIECE + MOST_PADDING)) >= 0:
             raise TooManyBlocksError(f"a JPEG with more than {MOST_PADDING} bytes of padding before a marker")
+
+
+def _picture_end(data: bytes) -> int:
+    """Where the end marker is in what follows a JPEG's tables; the end of the file where there is none.
+
+    Raises:
+        TooManyBlocksError: too many scans or blocks come before it.
+    """
     place, blocks, scans = 0, 0, 0
     while place < len(data) and blocks <= MOST_SKIPPED:
         marker = _JPEG_MARKER.search(data, place, place + PIECE + 1)
@@ -234,7 +243,7 @@ def _check_scans(file: BinaryIO, start: int) -> None:
             place += PIECE
             continue
         if marker[1] == b"\xd9":
-            return
+            return marker.start()
         place = marker.end()
         if marker[1] != b"\x01" and marker[1] != b"\xd8":
             place += max(2, int.from_bytes(data[place : place + 2]))
@@ -244,6 +253,7 @@ def _check_scans(file: BinaryIO, start: int) -> None:
             raise TooManyBlocksError(f"a JPEG of more than {MOST_SCANS} scans")
     if blocks > MOST_SKIPPED:
         raise TooManyBlocksError(f"a JPEG of more than {MOST_SKIPPED} blocks")
+    return len(data)
 
 
 def _padding(file: BinaryIO, start: int) -> int:

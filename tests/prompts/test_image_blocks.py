@@ -143,6 +143,8 @@ HONEST: dict[str, Callable[[], bytes]] = {
         bytes(PIECE - len(saved("JPEG")) - 1) + b"\xff\xfe\0\4\xff\xd9"
     ),
     "JPEG, a film after it": lambda: saved("JPEG") + np.random.default_rng(0).bytes(10**7),
+    "JPEG, erased memory after it": lambda: saved("JPEG") + b"\xff" * 10**6,
+    "JPEG, bare markers after it": lambda: saved("JPEG") + b"\xff\x01" * MOST_SKIPPED * 2,
     "JPEG, another after it": lambda: saved("JPEG") * 300,
     "GIF, comments": lambda: gif(b"!\xfe\1a\0" * 1000),
     "GIF, frames": lambda: saved(
