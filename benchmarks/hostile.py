@@ -11,7 +11,6 @@ Fails (exit status 1) if a good question was not answered as `LLM` answers it, o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time

@@ -1,7 +1,8 @@
 """Watches a server from a separate process, so that a busy load generator does not look like a slow server.
 
 `python -m benchmarks.watch URL PID` polls /health and the memory of the process with its children until its input
-closes, then prints JSON. Before that, it prints a line once it has polled. Each poll has a connection of its own, as a supervisor's has.
+closes, then prints JSON. It prints a line before, once it has polled. Each poll has a connection of its own, as a
+supervisor's has.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ MAX_PIXELS = 89_478_485
 """Largest number of pixels, in the file and after padding: Pillow's bound for suspicious images, 256 MiB of RGB."""
 
 MAX_WEBP_PIXELS = 50 << 20
-"""Of a WebP: 8192 x 6144, the most that phones with 50 megapixels take, fit. It is decoded as a whole, at twenty bytes a
-pixel, and Python's lock is kept while the picture is handed over, for a tenth of a second."""
+"""Of a WebP: pictures of phones with 50 megapixels, 8192 x 6144, fit. It is decoded as a whole, at twenty bytes a pixel,
+and Python's lock is kept while the picture is handed over, for a tenth of a second."""
 
 
 def load_image(

@@ -224,26 +224,16 @@ def _check_scans(file: BinaryIO, start: int) -> None:
     marker to the picture's end. What stands after that does not count."""
     file.seek(start)
     data = file.read()
-    end = _picture_end(data)
-    for place in range(0, end, PIECE):
-        if data.find(_LONG_PADDING, place, min(end, place + PIECE + MOST_PADDING)) >= 0:
-            raise TooManyBlocksError(f"a JPEG with more than {MOST_PADDING} bytes of padding before a marker")
-
-
-def _picture_end(data: bytes) -> int:
-    """Where the end marker is in what follows a JPEG's tables; the end of the file where there is none.
-
-    Raises:
-        TooManyBlocksError: too many scans or blocks come before it.
-    """
     place, blocks, scans = 0, 0, 0
     while place < len(data) and blocks <= MOST_SKIPPED:
         marker = _JPEG_MARKER.search(data, place, place + PIECE + 1)
+        if data.find(_LONG_PADDING, place, marker.start() if marker else place + PIECE + MOST_PADDING) >= 0:
+            raise TooManyBlocksError(f"a JPEG with more than {MOST_PADDING} bytes of padding before a marker")
         if marker is None:
             place += PIECE
             continue
         if marker[1] == b"\xd9":
-            return marker.start()
+            return
         place = marker.end()
         if marker[1] != b"\x01" and marker[1] != b"\xd8":
             place += max(2, int.from_bytes(data[place : place + 2]))
@@ -253,7 +243,6 @@ def _picture_end(data: bytes) -> int:
             raise TooManyBlocksError(f"a JPEG of more than {MOST_SCANS} scans")
     if blocks > MOST_SKIPPED:
         raise TooManyBlocksError(f"a JPEG of more than {MOST_SKIPPED} blocks")
-    return len(data)
 
 
 def _padding(file: BinaryIO, start: int) -> int:
