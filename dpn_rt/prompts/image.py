@@ -36,8 +36,8 @@ def load_image(
     """An upright 8-bit RGB image. It may be the one that is given.
 
     EXIF rotation is applied and other metadata are skipped. Gray samples of more than 8 bits are scaled by the range of
-    their format (`dpn_rt.prompts.gray`). Alpha is dropped, not blended: LLaVA and transformers do the same, and models
-    are trained on the resulting colours.
+    their format (`dpn_rt.prompts.gray`). Alpha is dropped, not blended, and so is a colour that counts as transparent: LLaVA
+    does the same, and models are trained on the resulting colours.
 
     Args:
         source: a PIL image (not modified) or the path of a file. The frame of an animation is the current or first one.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from PIL import Image
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.image import load_image
 from dpn_rt.prompts.image_blocks import MOST_BLOCKS, MOST_RUNS_BYTES, MOST_SCALED_BYTES, MOST_SKIPPED, MOST_TEXT_BYTES
-from dpn_rt.prompts.image_metadata import MOST_PADDING, MOST_SCANS, PIECE
+from dpn_rt.prompts.image_metadata import MOST_PADDING, MOST_SCANS, MOST_WHOLE_BYTES, PIECE
 
 MANY = MOST_BLOCKS + 1
 PNG_DATA = zlib.compress(bytes(3 * 2 * 2 + 2))
@@ -159,6 +162,36 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "PBM": lambda: b"P4 8 1\n\x00",
     "PFM": lambda: b"Pf\n2 1\n-1.0\n" + bytes(8),
 }
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [("JPEG", "a JPEG of more than 268435456 bytes of pixels"), ("WEBP", "a WebP of 269484032 bytes")],
+)
+def test_files_that_are_read_as_a_whole(form: str, message: str, tmp_path: Path) -> None:
+    """They are files with holes, and a file may grow while it is read."""
+    path = tmp_path / "large"
+    path.write_bytes(saved(form)[:-2])
+    os.truncate(path, MOST_WHOLE_BYTES + 2**20)
+    with pytest.raises(ImageError, match=message):
+        load_image(path)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "GIF", "TIFF", "BMP", "PPM"])
+def test_files_that_grow_while_they_are_read(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_late(file: Any, formats: Any) -> Image.Image:
+        os.truncate(path, 2**27)
+        return original(file, formats=formats)
+
+    original = Image.open
+    path = tmp_path / "growing"
+    path.write_bytes(saved(form))
+    size = load_image(path).size
+    monkeypatch.setattr("dpn_rt.prompts.image.Image.open", open_late)
+    tracemalloc.start()
+    assert load_image(path).size == size
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", HONEST)
