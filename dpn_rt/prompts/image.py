@@ -26,8 +26,8 @@ MAX_PIXELS = 89_478_485
 """Largest number of pixels, in the file and after padding: Pillow's bound for suspicious images, 256 MiB of RGB."""
 
 MAX_WEBP_PIXELS = 50 << 20
-"""Of a WebP: pictures of phones with 50 megapixels, 8192 x 6144, fit. It is decoded as a whole, at twenty bytes a pixel,
-and Python's lock is kept while the picture is handed over, for a tenth of a second."""
+"""Of a WebP: pictures of phones with 50 megapixels, 8192 x 6144, fit. It is decoded as a whole, at twenty bytes a
+pixel, and Python's lock is kept while the picture is handed over, for a tenth of a second."""
 
 
 def load_image(
@@ -36,8 +36,8 @@ def load_image(
     """An upright 8-bit RGB image. It may be the one that is given.
 
     EXIF rotation is applied and other metadata are skipped. Gray samples of more than 8 bits are scaled by the range of
-    their format (`dpn_rt.prompts.gray`). Alpha is dropped, not blended, and so is a colour that counts as transparent: LLaVA
-    does the same, and models are trained on the resulting colours.
+    their format (`dpn_rt.prompts.gray`). Alpha is dropped, not blended, and so is a colour that counts as transparent:
+    LLaVA does the same, and models are trained on the resulting colours.
 
     Args:
         source: a PIL image (not modified) or the path of a file. The frame of an animation is the current or first one.
@@ -84,6 +84,9 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
     compression = image.info.get("compression", "raw") if image.format == "TIFF" else "raw"
     if compression not in TIFF_COMPRESSIONS:
         raise ImageError(f"{name}: TIFF compressed as {compression!r:.40}, expected {', '.join(TIFF_COMPRESSIONS)}")
+    if image.format == "PPM" and image.tile[0][0] == "ppm" and image.tile[0][3] == ("RGB", 65535):
+        _, box, offset, _ = image.tile[0]
+        image.tile = [("raw", box, offset, ("RGB;16B", 0, 1))]  # Pillow would read the samples one by one, in Python
     width, height = image.size
     if image.format == "WEBP" and width * height > MAX_WEBP_PIXELS:
         shape = f"{width} x {height} = {width * height}"

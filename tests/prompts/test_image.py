@@ -244,6 +244,16 @@ def test_the_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:
         load_image(random_rgb(), max_pixels=90)
 
 
+def test_a_ppm_of_sixteen_bits_keeps_the_upper_eight(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (7, 13, 3), dtype=np.uint16)
+    path = tmp_path / "deep.ppm"
+    path.write_bytes(b"P6\n# a comment\n13 7\n65535\n" + values.astype(">u2").tobytes())
+    np.testing.assert_array_equal(pixels(load_image(path)), (values >> 8).astype(np.uint8))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        load_image(path)
+
+
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("lossless", [False, True])
 def test_a_webp_has_a_limit_of_its_own(

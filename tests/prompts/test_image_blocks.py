@@ -111,13 +111,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "PPM, spaces": (lambda: b"P6" + b" " * 10**6, "a PPM whose header has more than 4096 bytes"),
     "PPM, a long comment": (lambda: b"P6 #" + b"1 " * 10**6, "header"),
     "PPM, an odd range": (lambda: b"P6 1200 1200 254\n" + bytes(MOST_SCALED_BYTES), "another range than 255 or 65535"),
-    "PPM in colours of 16 bits": (
-        lambda: b"P6 900 800 65535\n" + bytes(MOST_SCALED_BYTES),
-        "a PPM in colours of 16 bits",
-    ),
     "PPM, four colours of 16 bits": (
         lambda: b"P0CMYK 900 800 65535\n" + bytes(MOST_SCALED_BYTES),
-        "a PPM in colours of 16 bits",
+        "a PPM of Pillow's own kinds with 16 bits",
     ),
     "PPM, four colours of an odd range": (lambda: b"P0CMYK 900 800 9\n" + bytes(MOST_SCALED_BYTES), "another range"),
     "PPM, Pillow's own colours": (lambda: b"PyRGBA 900 800 9\n" + bytes(MOST_SCALED_BYTES), "another range"),
@@ -149,6 +145,7 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "JPEG, erased memory after it": lambda: saved("JPEG") + b"\xff" * 10**6,
     "JPEG, bare markers after it": lambda: saved("JPEG") + b"\xff\x01" * MOST_SKIPPED * 2,
     "JPEG, another after it": lambda: saved("JPEG") * 300,
+    "PPM in colours of 16 bits": lambda: b"P6 900 800 65535\n" + bytes(MOST_SCALED_BYTES + 2**18),
     "GIF, comments": lambda: gif(b"!\xfe\1a\0" * 1000),
     "GIF, frames": lambda: saved(
         "GIF", save_all=True, append_images=[Image.new("RGB", (16, 8), (i % 256, i // 256, 0)) for i in range(500)]
