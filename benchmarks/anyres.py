@@ -21,6 +21,7 @@ from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.machine import machine
+from benchmarks.result_file import write_json
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.cache.image_cache import ImageCache
@@ -235,7 +236,7 @@ def main() -> None:
     for name, ratio in result["ratios"].items():
         print(name, {key: round(each["median"], 2) for key, each in ratio.items()})
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
 
 
 def ratios(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import machine
+from benchmarks.result_file import write_json
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.evaluate.answers_file import AnswersFile
 from dpn_rt.evaluate.runner import Run
@@ -94,7 +95,7 @@ def main() -> int:
     text = json.dumps(result, indent=1)
     print(text)
     if options.json is not None:
-        options.json.write_text(f"{text}\n", encoding="utf-8")
+        write_json(options.json, result)
     is_met = result["ratio"] >= LEAST_RATIO and result["same_answers"] == 1
     print(f"{'met' if is_met else 'MISSED'}: {LEAST_RATIO} of LLM.chat, and the same answers")
     return 0 if is_met else 1

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from PIL import Image
 
 from benchmarks.http_questions import data_url
 from benchmarks.machine import machine
+from benchmarks.result_file import write_json
 from benchmarks.soak import serving
 from dpn_rt.terminal import escape_output
 
@@ -133,7 +133,7 @@ def main() -> int:
     summary = {"machine": machine("cpu"), **asdict(result), "growth": result.growth}
     print(f"growth of the sum over the second half: {100 * result.growth:.2f} %, statuses {result.statuses}")
     if options.json:
-        options.json.write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(options.json, summary)
     return 0 if set(result.statuses) == {200} and result.growth < 0.03 else 1
 
 

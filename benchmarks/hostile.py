@@ -4,14 +4,13 @@ python -m benchmarks.hostile --engine DIR --seconds 5 --json benchmarks/results/
 
 For each kind some clients attack for a few seconds while others ask /health and good questions. The table says how
 often it was tried and refused, whether the server was still right, the slowest /health, and its processes' memory.
+Some kinds are also sent once to a server that does nothing else (`hostile_alone.py`).
 Fails (exit status 1) if a good question was not answered as `LLM` answers it, or if there was a server error.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import threading
 import time
@@ -25,9 +24,12 @@ import httpx
 import numpy as np
 
 from benchmarks.attacks import ATTACKS, Target
+from benchmarks.hostile_alone import ALONE, measure_kinds
 from benchmarks.http_questions import Question, questions
 from benchmarks.machine import machine
-from benchmarks.soak import ROOT, serving
+from benchmarks.result_file import write_json
+from benchmarks.soak import serving
+from benchmarks.watch import watching
 from dpn_rt.terminal import escape_output
 
 Good = list[tuple[Question, str]]
@@ -67,14 +69,14 @@ class Row:
 def attack(url: str, pid: int, kind: str, model: str, good: Good, seconds: float, clients: int) -> Row:
     """Attacks for some seconds, and at least once."""
     address = urlsplit(url)
-    target = Target(address.hostname or "", address.port or 0, model)
+    target, send = Target(address.hostname or "", address.port or 0, model), ATTACKS[kind]()
     outcomes: Counter[str] = Counter()
     right: Counter[bool] = Counter()
     end = time.monotonic() + seconds
 
     def hostile() -> None:
         while True:
-            outcomes[ATTACKS[kind](target)] += 1
+            outcomes[send(target)] += 1
             if time.monotonic() > end:
                 return
 
@@ -90,15 +92,12 @@ def attack(url: str, pid: int, kind: str, model: str, good: Good, seconds: float
                 number += 1
                 right[reply.status_code == 200 and reply.json()["choices"][0]["message"]["content"] == expected] += 1
 
-    command = [sys.executable, "-m", "benchmarks.watch", url, str(pid)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as watch:
+    with watching(url, pid) as seen:
         threads = [threading.Thread(target=hostile) for _ in range(clients)] + [threading.Thread(target=friendly)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        time.sleep(0.3)  # for a poll, however short the attack was
-        seen = json.loads(watch.communicate("")[0])
     health = 1000 * np.array(seen["health_seconds"])
     return Row(
         kind,
@@ -147,14 +146,17 @@ def main() -> int:
     options = parser.parse_args()
     print(TITLE)
     rows = hostile(options.engine, options.kinds, options.seconds, options.clients)
+    print("\nalone on a server:")
+    alone = measure_kinds(options.engine, [kind for kind in options.kinds if kind in ALONE])
     if options.json:
         result = {
             "machine": machine("cpu"),
             "seconds": options.seconds,
             "clients": options.clients,
             "rows": [asdict(row) for row in rows],
+            "alone": [asdict(each) for each in alone],
         }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
     return 0 if all(row.survived for row in rows) else 1
 
 

@@ -10,7 +10,6 @@ request. The host times the rows and waits for the device, as a user does; on a 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ if not __package__:  # run as a file: `benchmarks` is found in the repository's 
 
 from benchmarks.measure import measure
 from benchmarks.report import print_table
+from benchmarks.result_file import write_json
 from benchmarks.rows import DENSE_SUBJECTS, MIXES, OPTIONAL_SUBJECTS, SUBJECTS
 from benchmarks.shapes import SHAPES
 from dpn_rt.model.vision.hr.config import HrConfig
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = measure(options)
     print_table(result)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

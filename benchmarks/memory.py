@@ -1,14 +1,13 @@
-"""Resident memory of this process, and its peak within a block of code."""
+"""Resident memory of this process or others, and its peak within a block of code."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
-CLEAR_REFS = Path("/proc/self/clear_refs")
+PROC = Path("/proc")
 RESET_PEAK = "5"
 """Written to clear_refs: the peak starts again from what is resident now (Linux, proc(5))."""
 
@@ -20,25 +19,27 @@ class PeakMemory:
     extra: int | None = None
 
 
-def resident_bytes(key: str = "VmRSS") -> int | None:
-    """A line of /proc/self/status in bytes; None where there is no such file."""
+def resident_bytes(key: str = "VmRSS", process: int | str = "self") -> int | None:
+    """A line of /proc/PROCESS/status in bytes; None where there is no such file."""
     with contextlib.suppress(OSError):
-        for line in STATUS.read_text().splitlines():
+        for line in (PROC / str(process) / "status").read_text().splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
     return None
 
 
 @contextlib.contextmanager
-def peak_memory() -> Iterator[PeakMemory]:
-    """Measure how far resident memory rises within the block."""
+def peak_memory(processes: Sequence[int | str] = ("self",)) -> Iterator[PeakMemory]:
+    """Measure how far the resident memory of each of some processes rises within the block; their sum counts."""
     result = PeakMemory()
-    try:
-        CLEAR_REFS.write_text(RESET_PEAK)
-        before = resident_bytes()
-    except OSError:
-        before = None
+    before: list[int | None] = []
+    for process in processes:
+        try:
+            (PROC / str(process) / "clear_refs").write_text(RESET_PEAK)
+            before.append(resident_bytes(process=process))
+        except OSError:
+            before.append(None)
     yield result
-    after = resident_bytes("VmHWM")
-    if before is not None and after is not None:
-        result.extra = max(after - before, 0)
+    after = [resident_bytes("VmHWM", process) for process in processes]
+    rises = [max(b - a, 0) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    result.extra = sum(rises) if len(rises) == len(processes) else None

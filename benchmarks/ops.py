@@ -10,7 +10,6 @@ FLOPs (at the rate of torch's matrix product), over the kernel's time.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from benchmarks.machine import machine
 from benchmarks.ops_cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
 from benchmarks.quantized_cases import quantized_cases
 from benchmarks.reduction_cases import reduction_cases
+from benchmarks.result_file import write_json
 from dpn_rt import ops
 from dpn_rt.terminal import escape_output
 
@@ -203,7 +203,7 @@ def main() -> None:
             "benchmark": "ops", "device": options.device, "machine": machine(options.device), "dtype": options.dtype,
             "isa": ops.cpu_isa(), "limits": rates, "kernels": rows, "call_seconds": costs,
         }  # fmt: skip
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

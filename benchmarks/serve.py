@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 
 from benchmarks.http_questions import Question, questions
+from benchmarks.result_file import write_json
 from benchmarks.soak import serving
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.terminal import escape_output
@@ -281,7 +282,7 @@ def main() -> int:
     result = measure(options)
     print(report(result))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, result)
     if options.plot:
         plot(result, options.plot)
     return 0

@@ -25,6 +25,7 @@ from PIL import Image
 from benchmarks.http_questions import Question
 from benchmarks.machine import machine
 from benchmarks.measure import reduced_stages
+from benchmarks.result_file import write_json
 from benchmarks.serve import Round, closed_loop, summarize
 from benchmarks.shapes import SHAPES, random_weights
 from benchmarks.soak import serving
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = measure(options, (options.cache or Path(directory)) / f"{options.shape}-served")
     print(report(result))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, result)
     return 0
 
 

@@ -31,9 +31,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.http_questions import Question, data_url, questions
+from benchmarks.watch import watching
 from dpn_rt.terminal import escape_output
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 300.0
 
 
@@ -218,10 +218,8 @@ ATTACKS: Mapping[str, Callable[[httpx.AsyncClient, dict[str, Any]], Awaitable[st
 
 @contextmanager
 def _watching(result: Result, url: str, pid: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "benchmarks.watch", url, str(pid)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with watching(url, pid) as seen:
         yield
-        seen = json.loads(process.communicate("")[0])
     result.health_seconds, result.memory_bytes = seen["health_seconds"], seen["memory_bytes"]
     result.server_errors += sum(status >= 500 for status in seen["statuses"])
 

@@ -11,7 +11,6 @@ convolution of the tower alone, each by torch's own library.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ if not __package__:  # run as a file: `benchmarks` is found in the repository's 
 
 from benchmarks.clock import Run, seconds
 from benchmarks.machine import machine
+from benchmarks.result_file import write_json
 from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import SHAPES, random_weights
 from dpn_rt.format import flops
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = measure(options)
     print_rows(result)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ def _report(options: argparse.Namespace, engine: EngineDir) -> None:
     """Write `--report`; a line names the layer with the largest error."""
     if engine.model.quantize == "none":
         raise ConfigError(f"--report {options.report}: {options.output} is built, but none of its layers is quantised")
+    from dpn_rt.evaluate.writing import write_whole
     from dpn_rt.reference.model import EagerDpn
     from dpn_rt.reference.quantization_report import quantization_report
 
@@ -204,7 +205,7 @@ def _report(options: argparse.Namespace, engine: EngineDir) -> None:
         options.checkpoint, dtype=TORCH_DTYPES[engine.model.dtype], vision_tower=options.vision_tower
     )
     found = quantization_report(dense, engine)
-    options.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(options.report, (json.dumps(found, indent=1) + "\n").encode())
     if not options.quiet:
         worst = found["layers"][0]
         print(f"{options.report}: {len(found['layers'])} layers, at most {worst['error']:.1%} off ({worst['module']})")

@@ -16,6 +16,10 @@ from dpn_rt.schema.text import shown
 LEAST_BATCHED_TOKENS = 8192
 """Default of `max_num_batched_tokens` for models that are shorter."""
 
+MOST_DEFAULT_LENGTH = 2**20
+"""Default of `max_model_len` for models that are longer. Tables of so many rows take a second, or half a gigabyte of
+angles where heads have 128 features; a wrong number in a file could ask for gigabytes and most of a minute."""
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -32,7 +36,8 @@ class EngineOptions:
     max_chunk_tokens: int | None = None
     """Prefills are cut into parts of the work of so many tokens while other requests decode. Default: not cut."""
     max_model_len: int | None = None
-    """Rows of one request at stage 0, at most. Default: the model's `max_position_embeddings`."""
+    """Rows of one request at stage 0, at most. Default: the model's `max_position_embeddings`, at most
+    `MOST_DEFAULT_LENGTH`."""
     kv_cache_bytes: int | None = None
     """Bytes of the KV pool. Default: a quarter of the free memory, on a GPU what is left of
     `gpu_memory_utilization`; no more than `max_num_seqs` requests of full length need."""
@@ -158,7 +163,7 @@ def _max_model_len(model: ModelConfig, options: EngineOptions) -> int:
     limit = model.decoder.max_position_embeddings
     if options.max_model_len is not None and options.max_model_len > limit:
         raise ConfigError(f"max_model_len={options.max_model_len}: expected at most {limit}, the model's length")
-    return options.max_model_len or limit
+    return options.max_model_len or min(limit, MOST_DEFAULT_LENGTH)
 
 
 def _check_plans(options: EngineOptions, plans: PlanLimits) -> None:

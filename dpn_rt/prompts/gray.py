@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from dpn_rt.errors import ImageError
 Range = tuple[float, float]
 """The samples that are black and white. White may be the smaller one."""
 
+BAND_PIXELS = 2**18
+"""Of an image that are scaled at once."""
 _SIXTEEN_BITS = (0.0, 65535.0)
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
@@ -51,22 +54,39 @@ def eight_bits(image: Image.Image, samples: Range | None, name: str) -> Image.Im
     Raises:
         ImageError: values beyond the range.
     """
-    values = np.asarray(image)
-    if samples is not None and max(samples) > np.iinfo(np.int32).max:
-        values = values.view(np.uint32)
-    low, high = float(values.min()), float(values.max())
+    is_unsigned = samples is not None and max(samples) > np.iinfo(np.int32).max
+    low, high = _extrema(image, is_unsigned)
     if samples is None:
-        samples = _range_of_values(values, low, high, name)
+        samples = _range_of_values(image.mode == "F", low, high, name)
     black, white = samples
     if not (low >= min(samples) and high <= max(samples)):
         raise _beyond(low, high, f"{min(samples):.0f} to {max(samples):.0f}", name)
-    scaled: npt.NDArray[Any] = values.astype(np.float32 if max(samples) <= _SIXTEEN_BITS[1] else np.float64)
-    scaled = (scaled - black) * (255 / (white - black))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    dtype = np.float32 if max(samples) <= _SIXTEEN_BITS[1] else np.float64
+    result = Image.new("L", image.size)
+    for top, values in _bands(image, is_unsigned):
+        scaled: npt.NDArray[Any] = values.astype(dtype)
+        scaled = (scaled - black) * (255 / (white - black))
+        result.paste(Image.fromarray(np.rint(scaled).astype(np.uint8)), (0, top))
+    return result
 
 
-def _range_of_values(values: npt.NDArray[Any], low: float, high: float, name: str) -> Range:
-    for white in (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0):
+def _bands(image: Image.Image, is_unsigned: bool) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The first row and the samples `[rows, width]` of each band: as floating-point numbers, those of a large image
+    would take gigabytes."""
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        yield top, values.view(np.uint32) if is_unsigned else values
+
+
+def _extrema(image: Image.Image, is_unsigned: bool) -> tuple[float, float]:
+    """The smallest and the largest sample; NaN where there is one."""
+    extrema = np.array([(values.min(), values.max()) for _, values in _bands(image, is_unsigned)], dtype=np.float64)
+    return float(extrema[:, 0].min()), float(extrema[:, 1].max())
+
+
+def _range_of_values(has_fractions: bool, low: float, high: float, name: str) -> Range:
+    for white in (1.0, 255.0, 65535.0) if has_fractions else (255.0, 65535.0):
         if low >= 0 and high <= white:
             return 0.0, white
     raise _beyond(low, high, "0 to 65535", name)

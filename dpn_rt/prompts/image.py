@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.gray import eight_bits, gray_range, is_wide_gray
@@ -25,15 +25,19 @@ little tried."""
 MAX_PIXELS = 89_478_485
 """Largest number of pixels, in the file and after padding: Pillow's bound for suspicious images, 256 MiB of RGB."""
 
+MAX_WEBP_PIXELS = 50 << 20
+"""Of a WebP: pictures of phones with 50 megapixels, 8192 x 6144, fit. It is decoded as a whole, at twenty bytes a
+pixel, and Python's lock is kept while the picture is handed over, for a tenth of a second."""
+
 
 def load_image(
     source: Image.Image | str | os.PathLike[str], max_pixels: int = MAX_PIXELS, name: str = "image 0"
 ) -> Image.Image:
-    """An upright 8-bit RGB image.
+    """An upright 8-bit RGB image. It may be the one that is given.
 
     EXIF rotation is applied and other metadata are skipped. Gray samples of more than 8 bits are scaled by the range of
-    their format (`dpn_rt.prompts.gray`). Alpha is dropped, not blended: LLaVA and transformers do the same, and models
-    are trained on the resulting colours.
+    their format (`dpn_rt.prompts.gray`). Alpha is dropped, not blended, and so is a colour that counts as transparent:
+    LLaVA does the same, and models are trained on the resulting colours.
 
     Args:
         source: a PIL image (not modified) or the path of a file. The frame of an animation is the current or first one.
@@ -80,6 +84,13 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
     compression = image.info.get("compression", "raw") if image.format == "TIFF" else "raw"
     if compression not in TIFF_COMPRESSIONS:
         raise ImageError(f"{name}: TIFF compressed as {compression!r:.40}, expected {', '.join(TIFF_COMPRESSIONS)}")
+    if image.format == "PPM" and image.tile[0][0] == "ppm" and image.tile[0][3] == ("RGB", 65535):
+        _, box, offset, _ = image.tile[0]
+        image.tile = [("raw", box, offset, ("RGB;16B", 0, 1))]  # Pillow would read the samples one by one, in Python
+    width, height = image.size
+    if image.format == "WEBP" and width * height > MAX_WEBP_PIXELS:
+        shape = f"{width} x {height} = {width * height}"
+        raise ImageError(f"{name}: a WebP of {shape} pixels, expected at most {MAX_WEBP_PIXELS}")
     return image
 
 
@@ -106,16 +117,24 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The image itself where it is upright: a copy could take a third of a gigabyte."""
     try:
-        return ImageOps.exif_transpose(image)
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if is_turned else image
     except Exception:  # damaged EXIF data does not make the image unreadable
         return image
 
 
 def _eight_bit_rgb(image: Image.Image, name: str) -> Image.Image:
+    """May be the image itself."""
     upright = _upright(image)
     if is_wide_gray(image):
         return eight_bits(upright, gray_range(image), name).convert("RGB")
     if upright.mode in ("RGBa", "La"):
         upright = upright.convert({"RGBa": "RGBA", "La": "LA"}[upright.mode])
-    return upright.convert("RGB")
+    if upright.mode == "RGB" and "transparency" not in upright.info and upright.format != "WEBP":
+        return upright
+    # A copy where it is RGB already: a WebP keeps its decoder, with two pictures of the size of the image.
+    rgb = upright.convert("RGB")
+    rgb.info.pop("transparency", None)  # by this transformers would blend one colour with white
+    return rgb

@@ -16,7 +16,7 @@ MOST_SKIPPED = 100_000
 MOST_TEXT_BYTES = 2**18
 """Of a PPM as text."""
 MOST_SCALED_BYTES = 2**22
-"""Of a PPM whose samples have another range than 255 or 65535."""
+"""Of a PPM whose samples have another range than 255 or 65535: Pillow reads them one by one."""
 MOST_RUNS_BYTES = 2**19
 """Of a BMP in runs."""
 _PPM_HEADER = 2**12
@@ -52,8 +52,10 @@ def _check_ppm(file: BinaryIO, head: bytes) -> None:
         raise TooManyBlocksError(f"a PPM whose header has more than {_PPM_HEADER} bytes")
     if head[1:2] in b"123":
         _check_size(file, MOST_TEXT_BYTES, "a PPM as text")
-    elif head[1:2] in b"56y" and numbers[2:3] not in ([b"255"], [b"65535"]):
+    elif head[1:2] in b"056y" and numbers[2:3] not in ([b"255"], [b"65535"]):
         _check_size(file, MOST_SCALED_BYTES, "a PPM whose samples have another range than 255 or 65535")
+    elif head[1:2] in b"0y" and numbers[2:3] == [b"65535"]:
+        _check_size(file, MOST_SCALED_BYTES, "a PPM of Pillow's own kinds with 16 bits")
 
 
 def _check_size(file: BinaryIO, most: int, kind: str) -> None:

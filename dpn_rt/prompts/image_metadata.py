@@ -26,11 +26,19 @@ MOST_SPANS = 10_000
 
 MOST_SCANS = 100
 """Of a JPEG. Progressive ones have about ten, and each goes over the whole picture."""
+MOST_PADDING = 2**16
+"""Bytes of 0xFF before a marker of a JPEG. The decoder gets the file in parts, and goes over all padding again for
+each."""
+MOST_WHOLE_BYTES = 2**28
+"""Of a JPEG's pixels and of a WebP, which are read as a whole. The largest pictures have about as many."""
+PIECE = 2**18
+"""Bytes that are searched at once: Python's lock is free between two pieces only."""
 
 _PNG_CHUNK = re.compile(rb"\w{4}")
 """Kinds that Pillow takes."""
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """Among pixels: 0xFF is followed by 0, or by a number for each restart."""
+_LONG_PADDING = b"\xff" * (MOST_PADDING + 1)
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 _COMMENT, _SCAN = 0xFE, 0xDA
@@ -42,7 +50,8 @@ Span = tuple[int, int]
 def without_metadata(file: BinaryIO) -> BinaryIO:
     """A view of a PNG or JPEG file from its beginning; any other file itself, at its beginning.
 
-    Time is linear in the size of the metadata, and memory bounded.
+    Time is linear in the size of the metadata, and memory bounded. A WebP is read as a whole later, so its view ends
+    where the file ends now.
 
     Raises:
         TooManyBlocksError: the file is made to cost time or memory.
@@ -53,6 +62,10 @@ def without_metadata(file: BinaryIO) -> BinaryIO:
         spans = _merged(_png_spans(file))
     elif head.startswith(JPEG_SIGNATURE):
         spans = _merged(_jpeg_spans(file))
+    elif head.startswith(b"RIFF"):
+        if (size := _size(file)) > MOST_WHOLE_BYTES:
+            raise TooManyBlocksError(f"a WebP of {size} bytes, expected at most {MOST_WHOLE_BYTES}")
+        spans = [(0, size)]
     else:
         file.seek(0)
         return file
@@ -187,7 +200,7 @@ def _jpeg_spans(file: BinaryIO) -> Iterator[Span]:
             start += 2
             continue
         if code < 0xC0 or code == _SCAN or length < 4 or start + length > size:
-            _check_scans(file, start)
+            _check_scans(file, start, size)
             yield start, size  # from where the pixels begin, or something that is no block
             return
         is_kept = True
@@ -213,18 +226,32 @@ def _next_ff(file: BinaryIO, start: int, size: int) -> int:
     return size
 
 
-def _check_scans(file: BinaryIO, start: int) -> None:
-    """Refuses a picture in far too many scans, walking from the first one's marker to the picture's end."""
+def _check_scans(file: BinaryIO, start: int, size: int) -> None:
+    """Refuses a picture in far too many scans, blocks or bytes, or with far too much padding, walking from the first
+    scan's marker to the picture's end. What stands after that does not count."""
     file.seek(start)
-    data = file.read()
-    place, scans = 0, 0
-    while (marker := _JPEG_MARKER.search(data, place)) and marker[1] != b"\xd9":
+    data = file.read(min(size - start, MOST_WHOLE_BYTES))
+    place, blocks, scans = 0, 0, 0
+    while place < len(data) and blocks <= MOST_SKIPPED:
+        marker = _JPEG_MARKER.search(data, place, place + PIECE + 1)
+        if data.find(_LONG_PADDING, place, marker.start() if marker else place + PIECE + MOST_PADDING) >= 0:
+            raise TooManyBlocksError(f"a JPEG with more than {MOST_PADDING} bytes of padding before a marker")
+        if marker is None:
+            place += PIECE
+            continue
+        if marker[1] == b"\xd9":
+            return
         place = marker.end()
         if marker[1] != b"\x01" and marker[1] != b"\xd8":
             place += max(2, int.from_bytes(data[place : place + 2]))
+        blocks += 1
         scans += marker[1] == b"\xda"
         if scans > MOST_SCANS:
             raise TooManyBlocksError(f"a JPEG of more than {MOST_SCANS} scans")
+    if blocks > MOST_SKIPPED:
+        raise TooManyBlocksError(f"a JPEG of more than {MOST_SKIPPED} blocks")
+    if start + len(data) < size:
+        raise TooManyBlocksError(f"a JPEG of more than {MOST_WHOLE_BYTES} bytes of pixels")
 
 
 def _padding(file: BinaryIO, start: int) -> int:

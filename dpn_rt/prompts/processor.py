@@ -134,7 +134,7 @@ class Processor:
         self._template: ChatTemplate = VicunaTemplate()
         if directory and self.tokenizer is not None and config.template == "tokenizer":
             self._template = load_template(directory, self.tokenizer, config.image_token_id)
-        self._max_pixels, self.max_images = max_pixels, max_images
+        self.max_pixels, self.max_images = max_pixels, max_images
         self._preprocessor: Preprocessor | None = None
         if model.vision is not None:
             files = directory if config.has_image_processor else None
@@ -203,7 +203,7 @@ class Processor:
         """
         if self._preprocessor is None:
             raise ImageError(f"{name}: this engine has no vision tower, expected image_embeds")
-        return self._preprocessor(load_image(source, self._max_pixels, name), num_images)
+        return self._preprocessor(load_image(source, self.max_pixels, name), num_images)
 
     def seen_image(self, prompt: Prompt) -> Image.Image:
         """The first image of a prompt as the vision encoder sees it, padded or cropped and scaled, in RGB.

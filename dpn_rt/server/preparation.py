@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dpn_rt.errors import RequestError
 from dpn_rt.model.vision.visual_input import VisualInput
-from dpn_rt.prompts.image import decode_image
+from dpn_rt.prompts.image import decode_image, load_image
 from dpn_rt.prompts.processor import ProcessedPrompt, Processor
 from dpn_rt.prompts.prompt import check_num_images
 from dpn_rt.prompts.tokenizer import Tokenizer
@@ -121,7 +121,9 @@ class Preparation:
 
     def _image(self, index: int, num_images: int, file: bytes) -> VisualInput:
         name = f"image {index}"
-        return self._processor.image(decode_image(io.BytesIO(file), name), name, num_images)
+        # In two steps, so that the pixels as the file has them are gone before the encoder's are made.
+        image = load_image(decode_image(io.BytesIO(file), name), self._processor.max_pixels, name)
+        return self._processor.image(image, name, num_images)
 
     def _process_text(self, request: CompletionRequest, prompt: str | list[int]) -> ProcessedPrompt:
         key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"

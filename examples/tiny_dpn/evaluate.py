@@ -22,6 +22,7 @@ from typing import Any
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
+from dpn_rt.evaluate.writing import write_whole
 from dpn_rt.schema.weights import DType
 from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import plots
@@ -131,8 +132,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "runs": runs,
     }
-    (output / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n", encoding="utf-8")
-    (output / "evaluation.md").write_text(markdown(evaluation), encoding="utf-8")
+    write_whole(output / "evaluation.json", (json.dumps(evaluation, indent=1) + "\n").encode())
+    write_whole(output / "evaluation.md", markdown(evaluation).encode())
     first = [run for run in runs if run["dtype"] == first_dtype]
     plots.accuracy_against_flops(first, output / "accuracy_flops.png")
     plots.routes_per_kind(first[-1], output / "routes.png")

@@ -19,6 +19,7 @@ from typing import get_args
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
+from dpn_rt.evaluate.writing import write_whole
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.schema.weights import Quantize
 from dpn_rt.terminal import escape_output
@@ -69,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "versions": {name: version(name) for name in ("dpn_rt", "torch")},
         "rows": [asdict(row) for row in rows],
     }
-    (options.output / "quantized.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (options.output / "quantized.md").write_text(markdown(rows), encoding="utf-8")
+    write_whole(options.output / "quantized.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(options.output / "quantized.md", markdown(rows).encode())
     print(markdown(rows))
     return 0
 

@@ -21,6 +21,7 @@ from typing import Any
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
+from dpn_rt.evaluate.writing import write_whole
 from dpn_rt.schema.weights import DType
 from dpn_rt.terminal import escape_output
 from examples.tiny_dpn.answers import ask_runtime
@@ -85,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": time.perf_counter() - started,
         "points": [asdict(point) for point in points],
     }
-    (options.output / "sweep.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (options.output / "sweep.md").write_text(markdown(points), encoding="utf-8")
+    write_whole(options.output / "sweep.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(options.output / "sweep.md", markdown(points).encode())
     methods_against_flops(result["points"], options.output / "sweep.png")
     print(markdown(points))
     return 0

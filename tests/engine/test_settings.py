@@ -93,6 +93,22 @@ def test_longer_than_the_model() -> None:
         resolve(MODEL, EngineOptions(max_model_len=513))
 
 
+@pytest.mark.parametrize(
+    ("model_length", "asked", "length"),
+    [
+        (2**20 - 1, None, 2**20 - 1),
+        (2**20 + 1, None, 2**20),
+        (2**24, None, 2**20),
+        (2**24, 2**20 + 1, 2**20 + 1),
+        (2**24, 2**24, 2**24),
+    ],
+)
+def test_a_length_beyond_any_use_must_be_asked_for(model_length: int, asked: int | None, length: int) -> None:
+    """Its tables take memory and time before the first request."""
+    model = with_decoder(max_position_embeddings=model_length)
+    assert resolve(model, EngineOptions(max_model_len=asked)).max_model_len == length
+
+
 def test_plans_limit_what_can_be_asked_for() -> None:
     settings = resolve(MODEL, EngineOptions(max_chunk_tokens=8), PLANS)
     assert (settings.max_num_seqs, settings.max_model_len, settings.max_chunk_tokens) == (3, 96, None)

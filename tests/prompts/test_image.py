@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dpn_rt.errors import ImageError
+from dpn_rt.prompts import image
 from dpn_rt.prompts.image import FORMATS, TIFF_COMPRESSIONS, decode_image, load_image
 
 
@@ -240,3 +242,30 @@ def test_the_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:
             load_image(path)
     with pytest.raises(ImageError, match="13 x 7 = 91 pixels, expected at most 90"):
         load_image(random_rgb(), max_pixels=90)
+
+
+def test_a_ppm_of_sixteen_bits_keeps_the_upper_eight(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (7, 13, 3), dtype=np.uint16)
+    path = tmp_path / "deep.ppm"
+    path.write_bytes(b"P6\n# a comment\n13 7\n65535\n" + values.astype(">u2").tobytes())
+    np.testing.assert_array_equal(pixels(load_image(path)), (values >> 8).astype(np.uint8))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_has_a_limit_of_its_own(
+    frames: int, lossless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of phones with 50 megapixels are within it."""
+    assert 8192 * 6144 <= image.MAX_WEBP_PIXELS < 8192 * 6600
+    monkeypatch.setattr(image, "MAX_WEBP_PIXELS", 64 * 48)
+    for height in (48, 49):
+        pictures = [Image.new("RGB", (64, height), colour) for colour in ("red", "blue")[:frames]]
+        options: dict[str, Any] = {"save_all": True, "append_images": pictures[1:]} if frames > 1 else {}
+        pictures[0].save(tmp_path / f"{height}.webp", lossless=lossless, **options)
+    assert load_image(tmp_path / "48.webp").size == (64, 48)
+    with pytest.raises(ImageError, match="a WebP of 64 x 49 = 3136 pixels, expected at most 3072"):
+        load_image(tmp_path / "49.webp")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from PIL import Image
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.image import load_image
 from dpn_rt.prompts.image_blocks import MOST_BLOCKS, MOST_RUNS_BYTES, MOST_SCALED_BYTES, MOST_SKIPPED, MOST_TEXT_BYTES
-from dpn_rt.prompts.image_metadata import MOST_SCANS
+from dpn_rt.prompts.image_metadata import MOST_PADDING, MOST_SCANS, MOST_WHOLE_BYTES, PIECE
 
 MANY = MOST_BLOCKS + 1
 PNG_DATA = zlib.compress(bytes(3 * 2 * 2 + 2))
@@ -54,6 +57,10 @@ def jpeg(before: bytes) -> bytes:
     return whole[:2] + before + whole[2:]
 
 
+def after_scan(after: bytes) -> bytes:
+    return saved("JPEG")[:-2] + after + b"\xff\xd9"
+
+
 def scans(count: int) -> bytes:
     whole = saved("JPEG", Image.effect_noise((16, 16), 50), progressive=True)
     last = whole.rindex(b"\xff\xda")
@@ -82,6 +89,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: scans(MOST_SCANS).replace(b"\xff\xda", b"\xff\xfe\0\4\xff\xd9\xff\xda"),
         "scans",
     ),
+    "JPEG, empty blocks after a scan": (
+        lambda: after_scan(b"\xff\xfe\0\2" * MOST_SKIPPED),
+        "JPEG of more than 100000 blocks",
+    ),
+    "JPEG, bare markers after a scan": (lambda: after_scan(b"\xff\x01" * MOST_SKIPPED * 2), "more than 100000 blocks"),
+    "JPEG, padding in a scan": (lambda: after_scan(b"\xff" * (MOST_PADDING + 1)), "more than 65536 bytes of padding"),
+    "JPEG, padding far into a scan": (
+        lambda: after_scan(bytes(PIECE - 700) + b"\xff" * (MOST_PADDING + 1) + b"\xfe"),
+        "more than 65536 bytes of padding",
+    ),
     "GIF, comments": (lambda: gif(b"!\xfe\1a\0" * MANY), "a GIF of more than 20000 blocks"),
     "GIF, a comment in parts": (lambda: gif(b"!\xfe" + b"\1a" * MANY + b"\0"), "blocks"),
     "GIF, bytes between": (lambda: gif(b"\7" * MANY), "blocks"),
@@ -94,6 +111,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "PPM, spaces": (lambda: b"P6" + b" " * 10**6, "a PPM whose header has more than 4096 bytes"),
     "PPM, a long comment": (lambda: b"P6 #" + b"1 " * 10**6, "header"),
     "PPM, an odd range": (lambda: b"P6 1200 1200 254\n" + bytes(MOST_SCALED_BYTES), "another range than 255 or 65535"),
+    "PPM, four colours of 16 bits": (
+        lambda: b"P0CMYK 900 800 65535\n" + bytes(MOST_SCALED_BYTES),
+        "a PPM of Pillow's own kinds with 16 bits",
+    ),
+    "PPM, four colours of an odd range": (lambda: b"P0CMYK 900 800 9\n" + bytes(MOST_SCALED_BYTES), "another range"),
+    "PPM, Pillow's own colours": (lambda: b"PyRGBA 900 800 9\n" + bytes(MOST_SCALED_BYTES), "another range"),
     "PGM, an odd range after a comment": (
         lambda: b"P5 1500 1500 25#\n4\n" + bytes(MOST_SCALED_BYTES),
         "another range",
@@ -114,8 +137,15 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "JPEG, a marker before its tables": lambda: jpeg(b"\xff\xd0"),
     "JPEG, bytes between": lambda: jpeg(TABLE + b"\0\0\0"),
     "JPEG, restarts": lambda: saved("JPEG", Image.effect_noise((99, 99), 50), restart_marker_blocks=1),
+    "JPEG, padding in a scan": lambda: after_scan(b"\xff" * 2000),
+    "JPEG, a comment on the border of two pieces": lambda: after_scan(
+        bytes(PIECE - len(saved("JPEG")) - 1) + b"\xff\xfe\0\4\xff\xd9"
+    ),
     "JPEG, a film after it": lambda: saved("JPEG") + np.random.default_rng(0).bytes(10**7),
+    "JPEG, erased memory after it": lambda: saved("JPEG") + b"\xff" * 10**6,
+    "JPEG, bare markers after it": lambda: saved("JPEG") + b"\xff\x01" * MOST_SKIPPED * 2,
     "JPEG, another after it": lambda: saved("JPEG") * 300,
+    "PPM in colours of 16 bits": lambda: b"P6 900 800 65535\n" + bytes(MOST_SCALED_BYTES + 2**18),
     "GIF, comments": lambda: gif(b"!\xfe\1a\0" * 1000),
     "GIF, frames": lambda: saved(
         "GIF", save_all=True, append_images=[Image.new("RGB", (16, 8), (i % 256, i // 256, 0)) for i in range(500)]
@@ -129,6 +159,36 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "PBM": lambda: b"P4 8 1\n\x00",
     "PFM": lambda: b"Pf\n2 1\n-1.0\n" + bytes(8),
 }
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [("JPEG", "a JPEG of more than 268435456 bytes of pixels"), ("WEBP", "a WebP of 269484032 bytes")],
+)
+def test_files_that_are_read_as_a_whole(form: str, message: str, tmp_path: Path) -> None:
+    """They are files with holes, and a file may grow while it is read."""
+    path = tmp_path / "large"
+    path.write_bytes(saved(form)[:-2])
+    os.truncate(path, MOST_WHOLE_BYTES + 2**20)
+    with pytest.raises(ImageError, match=message):
+        load_image(path)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "GIF", "TIFF", "BMP", "PPM"])
+def test_files_that_grow_while_they_are_read(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_late(file: Any, formats: Any) -> Image.Image:
+        os.truncate(path, 2**27)
+        return original(file, formats=formats)
+
+    original = Image.open
+    path = tmp_path / "growing"
+    path.write_bytes(saved(form))
+    size = load_image(path).size
+    monkeypatch.setattr("dpn_rt.prompts.image.Image.open", open_late)
+    tracemalloc.start()
+    assert load_image(path).size == size
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -77,8 +77,9 @@ def turns_of_others(work: Callable[[], object]) -> int:
     return count
 
 
-def test_other_threads_run_while_a_long_text_is_taken(tokenizer: Tokenizer) -> None:
-    text = "a" * 2**18
+@pytest.mark.parametrize("character", ["a", " ", "\u0301", "\U0001f600", "\ufdfa", "\0", "<"])
+def test_other_threads_run_while_a_long_text_is_taken(tokenizer: Tokenizer, character: str) -> None:
+    text = character * 2**18
     assert turns_of_others(lambda: tokenizer.encode(text)) > 3
     typed = Typed.of(tokenizer.marker_texts(None), ["<s>"])
     assert typed is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,24 @@ def test_what_is_not_quantised_has_no_report(tmp_path: Path, capsys: pytest.Capt
     missing = tmp_path / "missing" / "r.json"
     assert command.main([*arguments, "--quantize", "int8", "--report", str(missing)]) == 1
     assert f"{missing.parent}: not a directory" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_earlier_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_bytes(path: Path, data: bytes) -> None:
+        is_report = path.name in ("r.json", ".r.json.partial")
+        with path.open("wb") as file:
+            file.write(data[:10] if is_report else data)
+        if is_report:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: write_bytes(path, text.encode()))
+    report = tmp_path / "r.json"
+    with report.open("w") as file:
+        file.write("earlier")
+    arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(tmp_path / "engine"), "--quantize", "int8"]
+    assert command.main([*arguments, "--report", str(report)]) == 1
+    assert f"error: {report}: cannot be written: {os.strerror(errno.ENOSPC)}" in capsys.readouterr().err
+    assert report.read_text() == "earlier" and sorted(tmp_path.iterdir()) == [tmp_path / "engine", report]

@@ -7,7 +7,15 @@ from pathlib import Path
 from benchmarks.attacks import ATTACKS
 from benchmarks.hostile import hostile
 
-SERVED = ("an animation of 500 frames", "TIFF of 500 directories", "a million ids to text")
+SERVED = (
+    "an animation of 500 frames",
+    "TIFF of 500 directories",
+    "PNG of 16 million pixels of 64 bits",
+    "PNG with a transparent colour",
+    "WebP of 33 million pixels",
+    "a million ids to text",
+    "a million images to text",
+)
 """Only the first picture of a file is read."""
 
 
