@@ -25,9 +25,9 @@ little tried."""
 MAX_PIXELS = 89_478_485
 """Largest number of pixels, in the file and after padding: Pillow's bound for suspicious images, 256 MiB of RGB."""
 
-MAX_WEBP_PIXELS = 50 << 20
-"""Of a WebP: pictures of phones with 50 megapixels, 8192 x 6144, fit. It is decoded as a whole, at twenty bytes a
-pixel, and Python's lock is kept while the picture is handed over, for a tenth of a second."""
+MAX_WEBP_PIXELS = 2**24
+"""Of a WebP, such as 4096 x 4096. It is decoded as a whole, at sixteen bytes a pixel and more, and Python's lock is
+kept while the picture is handed over: larger ones would take more than 300 MB and a second."""
 
 
 def load_image(
@@ -86,11 +86,12 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
         raise ImageError(f"{name}: TIFF compressed as {compression!r:.40}, expected {', '.join(TIFF_COMPRESSIONS)}")
     if image.format == "PPM" and image.tile[0][0] == "ppm" and image.tile[0][3] == ("RGB", 65535):
         _, box, offset, _ = image.tile[0]
-        image.tile = [("raw", box, offset, ("RGB;16B", 0, 1))]  # Pillow would read the samples one by one, in Python
+        # Pillow would read the samples one by one, in Python.
+        image.tile = [("raw", box, offset, ("RGB;16B", 0, 1))]  # type: ignore[list-item]
     width, height = image.size
     if image.format == "WEBP" and width * height > MAX_WEBP_PIXELS:
-        shape = f"{width} x {height} = {width * height}"
-        raise ImageError(f"{name}: a WebP of {shape} pixels, expected at most {MAX_WEBP_PIXELS}")
+        wanted = f"expected at most {MAX_WEBP_PIXELS}; save it as JPEG or PNG"
+        raise ImageError(f"{name}: a WebP of {width} x {height} = {width * height} pixels, {wanted}")
     return image
 
 
