@@ -29,7 +29,7 @@ from benchmarks.http_questions import Question, questions
 from benchmarks.machine import machine
 from benchmarks.result_file import write_json
 from benchmarks.soak import serving
-from benchmarks.watch import watching
+from benchmarks.watch import Watch, watch
 from dpn_rt.terminal import escape_output
 
 Good = list[tuple[Question, str]]
@@ -66,7 +66,7 @@ class Row:
         return not self.wrong and not self.health_failed and not errors and self.good > 0
 
 
-def attack(url: str, pid: int, kind: str, model: str, good: Good, seconds: float, clients: int) -> Row:
+def attack(url: str, watcher: Watch, kind: str, model: str, good: Good, seconds: float, clients: int) -> Row:
     """Attacks for some seconds, and at least once."""
     address = urlsplit(url)
     target, send = Target(address.hostname or "", address.port or 0, model), ATTACKS[kind]()
@@ -92,7 +92,7 @@ def attack(url: str, pid: int, kind: str, model: str, good: Good, seconds: float
                 number += 1
                 right[reply.status_code == 200 and reply.json()["choices"][0]["message"]["content"] == expected] += 1
 
-    with watching(url, pid) as seen:
+    with watcher.watching() as seen:
         threads = [threading.Thread(target=hostile) for _ in range(clients)] + [threading.Thread(target=friendly)]
         for thread in threads:
             thread.start()
@@ -115,9 +115,9 @@ def hostile(engine: Path, kinds: Iterable[str], seconds: float, clients: int) ->
     """Attacks of these kinds against a server of its own."""
     good = questions(engine, scenes=2)
     rows = []
-    with serving(engine) as (url, pid):
+    with serving(engine) as (url, pid), watch(url, pid) as watcher:
         for kind in kinds:
-            rows.append(attack(url, pid, kind, engine.resolve().name, good, seconds, clients))
+            rows.append(attack(url, watcher, kind, engine.resolve().name, good, seconds, clients))
             print(line(rows[-1]), flush=True)
     return rows
 

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.http_questions import Question, data_url, questions
-from benchmarks.watch import watching
+from benchmarks.watch import watch
 from dpn_rt.terminal import escape_output
 
 TIMEOUT = 300.0
@@ -218,7 +218,7 @@ ATTACKS: Mapping[str, Callable[[httpx.AsyncClient, dict[str, Any]], Awaitable[st
 
 @contextmanager
 def _watching(result: Result, url: str, pid: int) -> Iterator[None]:
-    with watching(url, pid) as seen:
+    with watch(url, pid) as watcher, watcher.watching() as seen:
         yield
     result.health_seconds, result.memory_bytes = seen["health_seconds"], seen["memory_bytes"]
     result.server_errors += sum(status >= 500 for status in seen["statuses"])

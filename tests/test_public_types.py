@@ -24,14 +24,18 @@ from dpn_rt.reference.open_config import OpenConfig
 from dpn_rt.settings import EngineOptions, resolve
 from tests.engine.models import MODEL, write_random_engine
 
+FOREIGN = ("dpn_rt.integrations.",)
+"""Modules that import the packages they are written for."""
+
 
 def modules() -> Iterator[ModuleType]:
-    """Every module of the package; its builders lie beside it."""
+    """Every module of the package but those of other packages; its builders lie beside it."""
     root = Path(__file__).resolve().parent.parent
     for folder, prefix in (("dpn_rt", ""), ("builders", "dpn_rt.")):
         for file in sorted((root / folder).rglob("*.py")):
             name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-            yield importlib.import_module(prefix + name)
+            if not name.startswith(FOREIGN):
+                yield importlib.import_module(prefix + name)
 
 
 def frozen_dataclasses() -> list[type]:

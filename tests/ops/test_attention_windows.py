@@ -48,8 +48,7 @@ def check(out: Tensor, case: WindowCase) -> None:
     assert_close_to_reference(out, case.reference(torch.float64), case.reference(case.q.dtype), FLOOR)
 
 
-@pytest.mark.parametrize("gaps", [0, 60])
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("window", "gaps"), WINDOWS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_windows_of_a_prefill(
     generator: torch.Generator, dtype: torch.dtype, shape: tuple[int, int, int], window: int, gaps: int
@@ -62,8 +61,7 @@ def test_windows_of_a_prefill(
         check(out, case)
 
 
-@pytest.mark.parametrize("gaps", [0, 60])
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("window", "gaps"), WINDOWS)
 @pytest.mark.parametrize(("shape", "block_size"), [*product(SHAPES, [16]), (SHAPES[0], 19)], ids=str)
 def test_windows_of_new_rows_over_the_cache(
     generator: torch.Generator, dtype: torch.dtype, shape: tuple[int, int, int], block_size: int, window: int, gaps: int
@@ -76,8 +74,7 @@ def test_windows_of_new_rows_over_the_cache(
         check(out, case)
 
 
-@pytest.mark.parametrize("gaps", [0, 60])
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("window", "gaps"), WINDOWS)
 @pytest.mark.parametrize(("shape", "block_size"), [*product([*SHAPES, (2, 2, 64)], [16]), (SHAPES[1], 5)], ids=str)
 def test_windows_of_one_row(
     generator: torch.Generator, dtype: torch.dtype, shape: tuple[int, int, int], block_size: int, window: int, gaps: int

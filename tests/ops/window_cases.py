@@ -19,7 +19,8 @@ SEQUENCES = [
     [(257, 97), (1030, 40)],
 ]
 """Keys and new rows of each sequence, near multiples of tiles of 96 rows, 256 packed keys and blocks of 512 keys."""
-WINDOWS = [1, 16, 257, 1030, 1031]
+WINDOWS = [(1, 0), (16, 60), (257, 0), (257, 60), (1030, 60), (1031, 0)]
+"""Windows, and positions before a row that no row has."""
 
 
 def random_positions(generator: torch.Generator, keys: int, gaps: int) -> Tensor:

@@ -12,7 +12,7 @@ SERVED = (
     "TIFF of 500 directories",
     "PNG of 16 million pixels of 64 bits",
     "PNG with a transparent colour",
-    "WebP of 33 million pixels",
+    "WebP of 16 million pixels",
     "a million ids to text",
     "a million images to text",
 )
