@@ -7,6 +7,7 @@ creates its tensors there. A test that takes `dtype` runs with each dtype of the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -28,7 +29,7 @@ GPU_MARKS = [
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     devices = getattr(metafunc.module, "DEVICES", ["cpu", "cuda"])
-    if metafunc.definition.get_closest_marker("cpu_only"):
+    if metafunc.definition.get_closest_marker("cpu_only") or os.environ.get("DPN_RT_CPU_ISA"):
         devices = CPU_ONLY
     dtypes = getattr(metafunc.module, "DTYPES", DTYPES)
     takes_dtype = "dtype" in metafunc.fixturenames
