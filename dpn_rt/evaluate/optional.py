@@ -1,11 +1,11 @@
-"""Packages that some commands need, and the base install does without."""
+"""Packages of the extra `evaluate`, which the base install does without."""
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 from dpn_rt.errors import EvaluationError
+from dpn_rt.schema.packages import load_package
 
 
 def need(package: str, purpose: str) -> ModuleType:
@@ -18,10 +18,4 @@ def need(package: str, purpose: str) -> ModuleType:
     Raises:
         EvaluationError: it is not installed.
     """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise EvaluationError(
-            f"{purpose} needs the package {package}: in the repository, "
-            "pip install --no-build-isolation -e '.[evaluate]'"
-        ) from error
+    return load_package(package, purpose, "evaluate", EvaluationError)

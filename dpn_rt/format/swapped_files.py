@@ -18,11 +18,15 @@ _OURS = re.compile(r"\.[0-9a-f]{8}\.(partial|retiring|retired)")
 
 
 def own_files(directory: Path) -> Iterator[str]:
-    """Relative names of all files below a directory, without those of a swap that is under way or was killed."""
-    for file in directory.rglob("*"):
-        name = file.relative_to(directory)
-        if not _OURS.fullmatch(name.parts[0]) and (file.is_symlink() or not file.is_dir()):
-            yield name.as_posix()
+    """Relative names of all files below a directory, without those of a swap that is under way or was killed.
+
+    Those are not even looked into: another process may remove them now.
+    """
+    for entry in directory.iterdir() if directory.is_dir() else ():
+        if not _OURS.fullmatch(entry.name):
+            for file in (entry, *(() if entry.is_symlink() else entry.rglob("*"))):
+                if file.is_symlink() or not file.is_dir():
+                    yield file.relative_to(directory).as_posix()
 
 
 def partial_directories(directory: Path) -> list[Path]:

@@ -20,6 +20,7 @@ import torch
 from dpn_rt.errors import DpnError, EngineError
 from dpn_rt.format.atomic_dir import replaced_directory, settle
 from dpn_rt.format.engine_dir import MANIFEST, EngineDir, write_engine
+from dpn_rt.format.swapped_files import own_files
 from tests.format.test_engine_dir import MODEL, SOURCE, names, random_weights
 
 
@@ -56,6 +57,25 @@ def test_two_builds_at_the_same_time(tmp_path: Path, state: str) -> None:
     assert names(target) == ["engine.json", "processor", "weights.safetensors"]
     assert names(target / "processor") in (["a.json"], ["b.json"])
     assert names(tmp_path) == ["engine"]
+
+
+def test_new_files_of_another_build_may_vanish_while_files_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".01234567.partial" / "processor").mkdir(parents=True)
+    (tmp_path / "processor").mkdir()
+    for name in ("engine.json", "processor/a.json", ".01234567.partial/engine.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "processor")
+    scandir = os.scandir
+
+    def vanishing(path: Any = ".") -> Any:
+        if ".partial" in os.fspath(path):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert sorted(own_files(tmp_path)) == ["engine.json", "link", "processor/a.json"]
 
 
 @pytest.mark.parametrize("state", ["absent", "empty"])
