@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import http.server
 import io
 import socket
 import threading
@@ -154,6 +155,28 @@ def server(engine_dir: Path) -> Iterator[RunningServer]:
         running = serve(load_processor(engine_dir, "cpu", OPTIONS), process)
         yield running
         running.stop()
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """The URL of a collector, and the bodies of the requests that it has received."""
+    bodies: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
+        thread = threading.Thread(target=site.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{site.server_port}", bodies
+        site.shutdown()
+        thread.join()
 
 
 def run_server(

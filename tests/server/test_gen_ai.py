@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
-import threading
 from typing import Any
 
 import pytest
@@ -84,29 +82,13 @@ def test_a_failed_request_has_a_duration_and_the_errors_type(start_server: Start
 
 
 def test_the_collector_gets_all_metrics_before_the_server_ends(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+    start_server: StartServer, collector: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-    bodies: list[bytes] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
-        thread = threading.Thread(target=site.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{site.server_port}/v1/metrics"
-        server = start_server(gen_ai_metrics=otlp_metrics(url, MODEL, "dpn_rt"))
-        assert server.post(Ask().body()).status_code == 200
-        server.stop()
-        site.shutdown()
-        thread.join()
+    url, bodies = collector
+    server = start_server(gen_ai_metrics=otlp_metrics(f"{url}/v1/metrics", MODEL, "dpn_rt"))
+    assert server.post(Ask().body()).status_code == 200
+    server.stop()
     resources = [r for body in bodies for r in ExportMetricsServiceRequest.FromString(body).resource_metrics]
     names = {metric.name for resource in resources for scope in resource.scope_metrics for metric in scope.metrics}
     assert names == {*SECONDS, TOKENS}

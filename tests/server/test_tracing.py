@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import http.server
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -69,34 +66,12 @@ def test_health_is_not_traced(start_server: StartServer) -> None:
     assert {span.name for span in spans_of(exporter, "/")} == {"GET /version"}
 
 
-@pytest.fixture
-def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """The URL of a collector, and the bodies of the requests that it has received."""
-    bodies: list[bytes] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
-        thread = threading.Thread(target=site.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{site.server_port}/v1/traces", bodies
-        site.shutdown()
-        thread.join()
-
-
 def test_the_collector_gets_all_spans_before_the_server_ends(
     start_server: StartServer, collector: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
     url, bodies = collector
-    server = start_server(tracing=otlp_tracing(url, MODEL, "dpn_rt"))
+    server = start_server(tracing=otlp_tracing(f"{url}/v1/traces", MODEL, "dpn_rt"))
     assert server.post(Ask().body()).status_code == 200
     server.stop()
     requests = [ExportTraceServiceRequest.FromString(body) for body in bodies]
