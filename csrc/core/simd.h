@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -114,22 +115,33 @@ inline VecF first_lanes(float value, int count) {
 inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
 inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
 
-inline float reduce_sum(VecF value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  for (int step = kWidth / 2; step > 0; step /= 2) {
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+template <std::size_t... Lane, class Vec>
+inline auto low_half(Vec value, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(value, value, Lane...);
+}
+
+template <std::size_t... Lane, class Vec>
+inline auto high_half(Vec value, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(value, value, (sizeof...(Lane) + Lane)...);
+}
+
+// Combines the lower half of the lanes with the upper half, until one is left.
+template <class Vec, class Combine>
+inline float reduce(Vec value, const Combine& combine) {
+  constexpr auto kHalf = std::make_index_sequence<sizeof(Vec) / sizeof(float) / 2>();
+  if constexpr (kHalf.size() == 1) {
+    return combine(value[0], value[1]);
+  } else {
+    return reduce(combine(low_half(value, kHalf), high_half(value, kHalf)), combine);
   }
-  return lanes[0];
+}
+
+inline float reduce_sum(VecF value) {
+  return reduce(value, [](auto a, auto b) { return a + b; });
 }
 
 inline float reduce_max(VecF value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  for (int step = kWidth / 2; step > 0; step /= 2) {
-    for (int i = 0; i < step; ++i) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
-  }
-  return lanes[0];
+  return reduce(value, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e^x with a relative error below 2e-7; 0 below -87.3, e^88.3 above, NaN stays NaN.

@@ -78,7 +78,7 @@ void attend_amx(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& 
     mask_scores(row_scores, seen.first[r], seen.end[r], padded);
     const float factor = softmax_row<Pair>(row_scores, weights + r * kWeightStride, padded, scale, block.first,
                                            tile.maxima[row + r], tile.weights[row + r]);
-    if (block.first) continue;
+    if (block.first || factor == 1.0f) continue;
     float* row_sums = sums + r * tile.padded_dim;
     for (std::int64_t i = 0; i < tile.padded_dim; i += kWidth) store(row_sums + i, load(row_sums + i) * factor);
   }

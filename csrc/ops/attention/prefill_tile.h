@@ -143,13 +143,25 @@ inline void mask_scores(float* scores, std::int64_t first, std::int64_t end, std
 inline void store_weights(float* target, VecF value) { store(target, value); }
 inline void store_weights(Pair* target, VecF value) { store(target->elements, value); }
 
+// Of a multiple of kWidth scores; some at a time, since each comparison waits for the one before.
+inline float highest_score(const float* scores, std::int64_t size) {
+  constexpr int kAtOnce = 4;
+  VecF highest[kAtOnce];
+  for (VecF& value : highest) value = broadcast(-__builtin_inff());
+  std::int64_t i = 0;
+  for (; i + kAtOnce * kWidth <= size; i += kAtOnce * kWidth) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kAtOnce; ++j) highest[j] = max(load(scores + i + j * kWidth), highest[j]);
+  }
+  for (; i < size; i += kWidth) highest[0] = max(load(scores + i), highest[0]);
+  return reduce_max(max(max(highest[0], highest[1]), max(highest[2], highest[3])));
+}
+
 // Turns one row of scores into weights and updates the row's running state. Returns the factor for earlier sums.
 template <class U>
 inline float softmax_row(const float* scores, U* weights, std::int64_t padded, float scale, bool first, float& maximum,
                          float& weight_sum) {
-  VecF highest = broadcast(-__builtin_inff());
-  for (std::int64_t i = 0; i < padded; i += kWidth) highest = max(load(scores + i), highest);
-  const float block_maximum = reduce_max(highest);
+  const float block_maximum = highest_score(scores, padded);
   const float old_maximum = maximum;
   maximum = first || block_maximum > old_maximum ? block_maximum : old_maximum;
   // A row whose window has not begun yet has seen no key: its weights are 0, and so is the factor for what comes later.
