@@ -66,7 +66,8 @@ struct Int4 {
       for (std::int64_t m = 0; m < block.num_tokens; ++m) {
         VecI total;
         std::memcpy(&total, totals[m] + n, sizeof total);
-        store(sums[m] + n, load(sums[m] + n) + __builtin_convertvector(total, VecF) * scale);
+        const VecF before = group == 0 ? VecF{} : load(sums[m] + n);
+        store(sums[m] + n, before + __builtin_convertvector(total, VecF) * scale);
       }
     }
   }

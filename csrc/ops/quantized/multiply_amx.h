@@ -3,7 +3,7 @@
 //   F::kSignedBytes                              whether unpack gives signed numbers
 //   F::unpack(panel, lines, bytes)               [lines * kQuadsPerLine, 16, 4] weights in 8 bits
 //   F::kGroupQuads                               groups of 4 columns that are summed as integers; 0: all
-//   F::add_group(params, tile, block, group, totals, sums)  adds their sums to those of the block
+//   F::add_group(params, tile, block, group, totals, sums)  adds their sums to those of the block, which group 0 starts
 // Include as core/tiles.h.
 #pragma once
 
@@ -16,11 +16,29 @@ constexpr int kAmxRows = 2 * int{kTileSide};  // of x, and of weights
 using AmxTotals = std::int32_t[kAmxRows][kAmxRows];
 using AmxSums = float[kAmxRows][kAmxRows];
 
+// All rows, in tiles: 16 rows and 64 columns lie together, tile after tile of the same rows. Rows of a matrix would be
+// some pages apart, and the processor's own prefetcher could not follow.
+template <class T>
+QuantizedRows quantize_tiles(const QuantizedLinearParams& p, const Columns& columns) {
+  const QuantizedRows rows = rows_in_scratch(p, columns, p.num_tokens, kAmxRows);
+  parallel_rows(p.num_tokens, p.in_features * 8, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t token = begin; token < end; ++token) {
+      auto* line = reinterpret_cast<std::uint8_t*>(rows.packed + token / kTileSide * kTileSide * columns.quads) +
+                   token % kTileSide * kTileBytes;
+      quantize_row<T>(p, columns, rows, token, [=](std::int64_t quad, const std::int8_t* bytes, std::int64_t) {
+        std::memcpy(line + quad / kTileSide * kTileSide * kTileBytes + quad % kTileSide * 4, bytes, kWidth);
+      });
+    }
+  });
+  return rows;
+}
+
 // totals = kRowTiles * 16 rows of a times 2 * 16 rows of b, over `steps` steps of 64 columns.
 template <bool kSignedBytes, int kRowTiles>
-void multiply_steps(const std::uint8_t* a, std::int64_t a_stride, const std::uint8_t* b0, const std::uint8_t* b1,
+void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::uint8_t* b0, const std::uint8_t* b1,
                     std::int64_t steps, AmxTotals& totals) {
-  publish(a);
+  constexpr std::int64_t kTile = kTileSide * kTileBytes;
+  publish(a0);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -28,7 +46,7 @@ void multiply_steps(const std::uint8_t* a, std::int64_t a_stride, const std::uin
   for (std::int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, b0, kTileBytes);
     _tile_loadd(7, b1, kTileBytes);
-    _tile_loadd(4, a, a_stride);
+    _tile_loadd(4, a0, kTileBytes);
     if constexpr (kSignedBytes) {
       _tile_dpbssd(0, 4, 6);
       _tile_dpbssd(1, 4, 7);
@@ -37,7 +55,7 @@ void multiply_steps(const std::uint8_t* a, std::int64_t a_stride, const std::uin
       _tile_dpbsud(1, 4, 7);
     }
     if constexpr (kRowTiles == 2) {
-      _tile_loadd(5, a + kTileSide * a_stride, a_stride);
+      _tile_loadd(5, a1, kTileBytes);
       if constexpr (kSignedBytes) {
         _tile_dpbssd(2, 5, 6);
         _tile_dpbssd(3, 5, 7);
@@ -46,9 +64,10 @@ void multiply_steps(const std::uint8_t* a, std::int64_t a_stride, const std::uin
         _tile_dpbsud(3, 5, 7);
       }
     }
-    a += kTileBytes;
-    b0 += kTileSide * kTileBytes;
-    b1 += kTileSide * kTileBytes;
+    a0 += kTile;
+    a1 += kTile;
+    b0 += kTile;
+    b1 += kTile;
   }
   _tile_stored(0, totals[0], sizeof totals[0]);
   _tile_stored(1, totals[0] + kTileSide, sizeof totals[0]);
@@ -73,16 +92,18 @@ template <class Form>
 void multiply_amx_block(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block, std::int64_t quads,
                         const std::uint8_t* const (&panels)[2], AmxSums& sums) {
   alignas(64) AmxTotals totals;
-  std::memset(sums, 0, sizeof sums);
-  const auto* a = reinterpret_cast<const std::uint8_t*>(block.packed);
+  if (quads == 0) std::memset(sums, 0, sizeof sums);
+  const auto* a0 = reinterpret_cast<const std::uint8_t*>(block.packed);
+  const std::uint8_t* a1 = a0 + kTileSide * quads * 4;
   const std::int64_t group_quads = Form::kGroupQuads > 0 ? Form::kGroupQuads : quads;
   for (std::int64_t quad = 0, group = 0; quad < quads; quad += group_quads, ++group) {
     const std::int64_t steps = (quads - quad < group_quads ? quads - quad : group_quads) / kTileSide;
-    const std::uint8_t *b0 = panels[0] + quad * kLineBytes, *b1 = panels[1] + quad * kLineBytes;
+    const std::int64_t offset = quad * kLineBytes;
+    const std::uint8_t *b0 = panels[0] + offset, *b1 = panels[1] + offset;
     if (block.num_tokens > kTileSide) {
-      multiply_steps<Form::kSignedBytes, 2>(a + quad * 4, quads * 4, b0, b1, steps, totals);
+      multiply_steps<Form::kSignedBytes, 2>(a0 + offset, a1 + offset, b0, b1, steps, totals);
     } else {
-      multiply_steps<Form::kSignedBytes, 1>(a + quad * 4, quads * 4, b0, b1, steps, totals);
+      multiply_steps<Form::kSignedBytes, 1>(a0 + offset, a1 + offset, b0, b1, steps, totals);
     }
     Form::add_group(p, tile, block, group, totals, sums);
   }
@@ -95,7 +116,7 @@ void multiply_amx(const QuantizedLinearParams& p) {
   Columns columns = Form::columns(p);
   const std::int64_t lines = columns.quads / Form::kQuadsPerLine;
   columns.quads = ceil_div(columns.quads, kTileSide) * kTileSide;
-  const QuantizedRows rows = quantize_rows<T>(p, columns, 1, kAmxRows);  // row after row
+  const QuantizedRows rows = quantize_tiles<T>(p, columns);
   const std::int64_t blocks = ceil_div(p.num_tokens, kAmxRows), tiles = ceil_div(p.out_features, kAmxRows);
   const std::int64_t wanted_chunks = ceil_div(p.num_tokens * columns.quads * 4 + 1, kChunkBytes);
   const std::int64_t chunks = wanted_chunks < blocks ? wanted_chunks : blocks;

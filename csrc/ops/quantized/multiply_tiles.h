@@ -59,12 +59,18 @@ inline Block block_at(const QuantizedRows& rows, const Columns& columns, std::in
           rows.starts + first * columns.groups};
 }
 
-// Prefetches the line of the next tile that is where `line` is in this one: panels are only some pages long, and the
-// processor's own prefetcher starts anew in every page.
+// Panels are only some pages long, and the processor's own prefetcher starts anew in every page. Where `line` is read,
+// the same line of the next tile is prefetched; but Intel's processors read several panels a third faster if these
+// are prefetched a few lines ahead instead (measured on one with AMX).
 template <int Vectors>
 void prefetch_next(const Tile<Vectors>& tile, std::int64_t line) {
+#if defined(__AMX_INT8__)
+  const std::int64_t ahead = Vectors > 2 ? 8 * kLineBytes : tile.lookahead;
+#else
+  const std::int64_t ahead = tile.lookahead;
+#endif
   for (int v = 0; v < Vectors; v += kPanelVectors) {
-    __builtin_prefetch(tile.weight[v] + line * kLineBytes + tile.lookahead, 0, 2);
+    __builtin_prefetch(tile.weight[v] + line * kLineBytes + ahead, 0, 2);
   }
 }
 

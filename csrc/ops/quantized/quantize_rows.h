@@ -69,10 +69,10 @@ inline VecI to_integers(VecF x, float scale) {
   return reinterpret_cast<VecI>(clamped + 12582912.0f) - 0x4B400000;
 }
 
-// Row `token` as row `row` of a block of `rows_of_block` rows that starts at `packed`.
-template <class T>
+// Row `token`; store_quads(quad, bytes, count) puts `count` groups of 4 columns, from number `quad` on, in their place.
+template <class T, class StoreQuads>
 void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const QuantizedRows& rows, std::int64_t token,
-                  Dot4::Activations* packed, std::int64_t rows_of_block) {
+                  const StoreQuads& store_quads) {
   constexpr int kQuads = kWidth / 4;
   using Bytes = std::int8_t __attribute__((vector_size(kWidth)));
   const T* x = static_cast<const T*>(p.x) + token * p.x_stride;
@@ -91,7 +91,7 @@ void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const 
       const Bytes bytes = __builtin_convertvector(integers, Bytes);
       std::int8_t lanes[kWidth];
       std::memcpy(lanes, &bytes, sizeof lanes);
-      for (int i = 0; i < kQuads && quad + i < end; ++i) packed[(quad + i) * rows_of_block] = Dot4::pack(lanes + 4 * i);
+      store_quads(quad, lanes, end - quad < kQuads ? end - quad : kQuads);
     }
     std::int32_t total = 0;
     for (int i = 0; i < kWidth; ++i) total += sum[i];
@@ -99,16 +99,19 @@ void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const 
   }
 }
 
+// In blocks of `most_rows` rows at most.
 template <class T>
-QuantizedRows quantize_rows(const QuantizedLinearParams& p, const Columns& columns, std::int64_t most_rows,
-                            std::int64_t row_padding = 1) {
-  const QuantizedRows rows = rows_in_scratch(p, columns, ceil_div(p.num_tokens, most_rows), row_padding);
+QuantizedRows quantize_rows(const QuantizedLinearParams& p, const Columns& columns, std::int64_t most_rows) {
+  const QuantizedRows rows = rows_in_scratch(p, columns, ceil_div(p.num_tokens, most_rows), 1);
   // An element takes as long as reading 8 bytes.
   parallel_rows(rows.blocks, most_rows * p.in_features * 8, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t block = begin; block < end; ++block) {
       const std::int64_t first = rows.first_of(block), count = rows.first_of(block + 1) - first;
       for (std::int64_t i = 0; i < count; ++i) {
-        quantize_row<T>(p, columns, rows, first + i, rows.packed + first * columns.quads + i, count);
+        Dot4::Activations* packed = rows.packed + first * columns.quads + i;
+        quantize_row<T>(p, columns, rows, first + i, [=](std::int64_t quad, const std::int8_t* bytes, std::int64_t n) {
+          for (std::int64_t q = 0; q < n; ++q) packed[(quad + q) * count] = Dot4::pack(bytes + 4 * q);
+        });
       }
     }
   });
