@@ -202,3 +202,6 @@ class Backend(Protocol):
                 `async_device`; an id in it may be negative if the row's result is not used.
             slots: `[num_seqs]` slots in the KV cache.
         """
+
+    def close(self) -> None:
+        """Ends processes that were started, if there are any. Nothing can be run after that."""

@@ -11,6 +11,7 @@ from dpn_rt import ops
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights, head_module
 from dpn_rt.model.linear import load_linear
+from dpn_rt.model.ranks import Product, RankGroup
 from dpn_rt.model.rope import rotate
 from dpn_rt.model.rows import place_rows
 from dpn_rt.model.stage_batch import CacheView, NextAttention, StageBatch
@@ -21,8 +22,15 @@ from dpn_rt.model.windows import first_keys
 class Layer:
     """Attention and MLP on packed rows, each with its norm and residual."""
 
-    def __init__(self, config: DecoderConfig, weights: LayerWeights, cos_sin: Tensor, window: int | None) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: LayerWeights,
+        cos_sin: Tensor,
+        window: int | None,
+        group: RankGroup | None = None,
+    ) -> None:
+        self._config, self._group = config, group
         self._weights = weights
         self._cos_sin = cos_sin
         self.window = window
@@ -54,7 +62,7 @@ class Layer:
         self._store(qkv, cache, batch)
         q, k, v = self._split(qkv)
         if queries_out is not None and batch.last_rows is not None:
-            queries_out.copy_(q.index_select(0, batch.last_rows))
+            queries_out.copy_(self._all_heads(q.index_select(0, batch.last_rows)))
         if batch.is_decode:
             return ops.attention_decode(
                 q,
@@ -137,6 +145,12 @@ class Layer:
             rotate(k, self._cos_sin, positions),
             plain_keys,
         )
+
+    def _all_heads(self, q: Tensor) -> Tensor:
+        """`[num_rows, num_heads, head_dim]` of all ranks."""
+        if self._group is None:
+            return q
+        return self._group.join(q.flatten(1)).view(len(q), -1, self._config.head_dim)
 
     def _heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """`[num_rows, heads * head_dim]` -> `[num_rows, heads, head_dim]`, normed where there is a weight."""
@@ -255,12 +269,25 @@ class Decoder:
         layers_per_block: int,
         *,
         prepack: bool,
+        group: RankGroup | None = None,
+        splits_head: bool = False,
     ) -> None:
-        """Takes an engine's weights; `cos_sin` `[max_length, head_dim]` as `rope.rope_table` makes it."""
-        self._config = config
+        """
+        Args:
+            config: of the decoder, or of one rank's part (`shards.py`).
+            stage_layers: layers of each stage.
+            weights: of an engine, or of one rank's part.
+            cos_sin: `[max_length, head_dim]` as `rope.rope_table` makes it.
+            layers_per_block: of the KV pool.
+            prepack: as of `Weight.load`.
+            group: the ranks that have the other parts; None: this is the whole decoder.
+            splits_head: whether each rank has a part of the vocabulary; otherwise rank 0 has all of it.
+        """
+        self._config, self._group = config, group
         self._norm = weights[f"{FINAL_NORM}.weight"]
-        self._embedding = EmbeddingTable(weights, EMBED_TOKENS, config.hidden_size, self._norm.dtype)
-        self._head = load_linear(weights, head_module(config), prepack=False)  # few rows: one for each sequence
+        is_first = group is None or group.rank == 0
+        self._embedding = EmbeddingTable(weights, EMBED_TOKENS, config.hidden_size, self._norm.dtype) if is_first else None
+        self._head = _load_head(weights, config, group, splits_head) if is_first or splits_head else None
         self.stages = [
             Stage(
                 config,
@@ -268,10 +295,16 @@ class Decoder:
                     Layer(
                         config,
                         LayerWeights.load(
-                            weights, layer, config, prepack=prepack, with_parts=index > 0 and layer == layers[0]
+                            weights,
+                            layer,
+                            config,
+                            prepack=prepack,
+                            with_parts=index > 0 and layer == layers[0],
+                            group=group,
                         ),
                         cos_sin,
                         config.window(layer),
+                        group,
                     )
                     for layer in layers
                 ],
@@ -283,8 +316,23 @@ class Decoder:
 
     @property
     def query_shape(self) -> tuple[int, int]:
-        """Heads, and size of each, of a row's queries."""
-        return self._config.num_heads, self._config.head_dim
+        """Heads of all ranks, and size of each, of a row's queries."""
+        return self._config.num_heads * (1 if self._group is None else self._group.size), self._config.head_dim
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks have parts of it."""
+        return self._group is not None
+
+    def own_heads(self, queries: Tensor) -> Tensor:
+        """`[num_queries, num_heads, head_dim]` of this rank, of those of all ranks."""
+        if self._group is None:
+            return queries
+        return queries.chunk(self._group.size, dim=1)[self._group.rank].contiguous()
+
+    def mean_of_ranks(self, scores: Tensor) -> Tensor:
+        """The mean over all heads, of the means over each rank's heads; in their memory."""
+        return scores if self._group is None else self._group.sum(scores).div_(self._group.size)
 
     @property
     def scale(self) -> float:
@@ -296,7 +344,8 @@ class Decoder:
         return self.stages[stage + 1].first_layer.next_attention(rows, positions, last_rows)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """`[num_tokens]` -> `[num_tokens, hidden_size]`."""
+        """`[num_tokens]` -> `[num_tokens, hidden_size]`; on rank 0 alone."""
+        assert self._embedding is not None, "rank 0 sends the rows to the others"
         return self._embedding.rows(token_ids)
 
     def embed_rows(self, token_ids: Tensor, given: Tensor, rows: Sequence[Tensor]) -> Tensor:
@@ -304,12 +353,15 @@ class Decoder:
         return place_rows(self.embed(token_ids), given, rows)
 
     def logits(self, x: Tensor) -> Tensor:
-        """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine."""
-        return self._head(ops.rms_norm(x, self._norm, self._config.rms_norm_eps))
+        """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine.
+
+        A rank without the output layer gives `x`.
+        """
+        return x if self._head is None else self._head(ops.rms_norm(x, self._norm, self._config.rms_norm_eps))
 
     def decode(
         self,
-        token_ids: Tensor,
+        x: Tensor,
         positions: Tensor,
         kv_lengths: Tensor,
         block_tables: Sequence[Tensor],
@@ -320,7 +372,7 @@ class Decoder:
         """One new row for each sequence through all stages.
 
         Args:
-            token_ids: `[num_seqs]` int32 or int64.
+            x: `[num_seqs, hidden_size]` that enter the first stage, as `embed` makes them; overwritten.
             positions: `[num_stages, num_seqs]` int32 rotary position of the new row.
             kv_lengths: `[num_stages, num_seqs]` int32 rows in the cache, the new one included.
             block_tables: per stage `[groups, num_seqs, max_blocks]` int32.
@@ -331,7 +383,6 @@ class Decoder:
         Returns:
             Logits `[num_seqs, vocab_size]`, dtype of the engine.
         """
-        x = self.embed(token_ids)
         cache_rows = kv_lengths - 1
         for index, (stage, tables) in enumerate(zip(self.stages, block_tables, strict=True)):
             batch = StageBatch(
@@ -339,3 +390,13 @@ class Decoder:
             )
             x = stage.forward(x, batch, blocks, key_positions)
         return self.logits(x)
+
+
+def _load_head(
+    weights: Mapping[str, Tensor], config: DecoderConfig, group: RankGroup | None, splits_head: bool
+) -> Product:
+    """`[num_seqs, hidden_size]` -> `[num_seqs, vocab_size]`."""
+    head = load_linear(weights, head_module(config), prepack=False)  # few rows: one for each sequence
+    if group is None or not splits_head:
+        return head
+    return lambda x: group.join(head(x))

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.linear import Linear, linear_specs, load_linear
+from dpn_rt.model.ranks import Product, RankGroup, joined, summed
+from dpn_rt.model.weights.dense import DenseWeight
+from dpn_rt.model.weights.forms import form_of
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 EMBED_TOKENS, LAYERS, FINAL_NORM, LM_HEAD = "embed_tokens", "layers", "norm", "lm_head"
@@ -87,19 +90,26 @@ class LayerWeights:
 
     input_norm: Tensor  # [hidden_size]
     qkv: Linear  # [num_heads * head_dim + 2 * num_kv_heads * head_dim, hidden_size]
-    o: Linear  # [hidden_size, num_heads * head_dim]
+    o: Product  # [hidden_size, num_heads * head_dim]
     post_norm: Tensor  # [hidden_size]
     gate_up: Linear  # [2 * intermediate_size, hidden_size]
-    down: Linear  # [hidden_size, intermediate_size]
+    down: Product  # [hidden_size, intermediate_size]
     parts: QkvParts | None  # of the first layer after a boundary, whose queries and keys reducers ask for
     q_norm: Tensor | None  # [head_dim]; None: heads are not normed
     k_norm: Tensor | None  # [head_dim]
 
     @classmethod
     def load(
-        cls, tensors: Mapping[str, Tensor], layer: int, config: DecoderConfig, *, prepack: bool, with_parts: bool
+        cls,
+        tensors: Mapping[str, Tensor],
+        layer: int,
+        config: DecoderConfig,
+        *,
+        prepack: bool,
+        with_parts: bool,
+        group: RankGroup | None = None,
     ) -> LayerWeights:
-        """Those of a layer among the tensors of an engine; `prepack` as of `Weight.load`."""
+        """Those of a layer among the tensors of an engine; `prepack` as of `Weight.load`, `group` as of `Decoder`."""
 
         def norm(part: str) -> Tensor:
             return tensors[f"{layer_module(layer, part)}.weight"]
@@ -107,13 +117,19 @@ class LayerWeights:
         def linear(part: str) -> Linear:
             return load_linear(tensors, layer_module(layer, part), prepack=prepack)
 
+        def row_parallel(part: str) -> Product:
+            if group is None:
+                return linear(part)
+            is_dense = form_of(tensors, layer_module(layer, part)) is DenseWeight
+            return summed(linear(part), group) if is_dense else joined(linear(part), group)
+
         return cls(
             norm(INPUT_NORM),
             linear(QKV),
-            linear(O_PROJ),
+            row_parallel(O_PROJ),
             norm(POST_NORM),
             linear(GATE_UP),
-            linear(DOWN),
+            row_parallel(DOWN),
             QkvParts.load(tensors, layer, config) if with_parts else None,
             norm(Q_NORM) if config.qk_norm else None,
             norm(K_NORM) if config.qk_norm else None,

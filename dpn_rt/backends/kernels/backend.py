@@ -11,11 +11,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dpn_rt.backends.backend import Decoded, StageRun
+from dpn_rt.backends.kernels.executor import Executor
 from dpn_rt.backends.kernels.scores import KernelScores
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
-from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
-from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.layout import Chunk, IntArray
 from dpn_rt.model.reduction.reducer import AttentionScores, DeviceInputs, Reduced, Reducer
 from dpn_rt.model.stage_batch import StageBatch
@@ -33,25 +32,24 @@ class KernelBackend:
 
     def __init__(
         self,
-        decoder: Decoder,
+        executor: Executor,
         reducers: Sequence[Reducer],
         cache: BlockAllocator,
-        pool: KvPool,
         step: DecodeStep,
         device: Device,
     ) -> None:
         self.reducers, self.cache = reducers, cache
-        self.preparer = KernelStagePreparer(decoder, reducers, cache, pool, device)
+        self.preparer = KernelStagePreparer(executor, reducers, cache, device)
         self.async_device = device if device.is_async else None
-        self.stage_sizes = [stage.num_layers for stage in decoder.stages]
-        self.logits = decoder.logits
+        self.stage_sizes = [stage.num_layers for stage in executor.decoder.stages]
+        self.logits, self.close = executor.logits, executor.close
         self.decode = step.run
-        self._decoder, self._pool, self._step, self._device = decoder, pool, step, device
+        self._executor, self._step, self._device = executor, step, device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """See `Backend.embed`."""
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
-        return self._decoder.embed_rows(token_ids, visual, image_rows)
+        return self._executor.decoder.embed_rows(token_ids, visual, image_rows)
 
     def run(self, stage: int, x: Tensor, keys: Tensor | None, chunk: Chunk, slots: Slots) -> StageRun:
         """See `Backend.run`."""
@@ -76,28 +74,27 @@ class KernelBackend:
             keys=keys,
             extends=chunk.extends,
         )
-        rows = self._decoder.stages[stage].forward(x, batch, self._pool.blocks, self._pool.positions)
-        return StageRun(rows, batch.queries_out)
+        return StageRun(self._executor.run(stage, x, batch), batch.queries_out)
 
     def scores(self, stage: int, queries: Tensor | None, slots: Slots) -> AttentionScores:
         """What reducers may ask for at the end of a stage."""
-        return KernelScores(self._decoder, stage, queries, self.cache, self._pool, slots, self._device)
+        return KernelScores(self._executor, stage, queries, self.cache, slots, self._device)
 
 
 class KernelStagePreparer:
     """A `StagePreparer`. The device makes the metadata, and KV blocks are taken for the most rows that may come."""
 
     def __init__(
-        self, decoder: Decoder, reducers: Sequence[Reducer], cache: BlockAllocator, pool: KvPool, device: Device
+        self, executor: Executor, reducers: Sequence[Reducer], cache: BlockAllocator, device: Device
     ) -> None:
-        self._decoder, self._cache, self._pool, self._device = decoder, cache, pool, device
+        self._executor, self._cache, self._device = executor, cache, device
         self._stages_with_queries = {i for i, reducer in enumerate(reducers) if reducer.reads_queries}
 
     def queries_out(self, stage: int, num_ends: int, x: Tensor) -> Tensor | None:
         """Memory for `StageBatch.queries_out`; None where no reducer after the stage reads queries."""
         if stage not in self._stages_with_queries:
             return None
-        return x.new_empty(num_ends, *self._decoder.query_shape)
+        return x.new_empty(num_ends, *self._executor.decoder.query_shape)
 
     def prepare(
         self, stage: int, reduced: Reduced, most_rows: IntArray, slots: Slots, forced: IntArray
@@ -121,7 +118,7 @@ class KernelStagePreparer:
             extends=reduced.has_cached_rows,
         )
         inputs = DeviceInputs(layout, device_forced)
-        return PreparedKernelStage(stage, batch, slots, inputs, self._decoder, self._cache, self._pool)
+        return PreparedKernelStage(stage, batch, slots, inputs, self._executor, self._cache)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,16 +129,14 @@ class PreparedKernelStage:
     batch: StageBatch
     slots: Slots
     device_inputs: DeviceInputs
-    decoder: Decoder
+    executor: Executor
     cache: BlockAllocator
-    pool: KvPool
 
     def run(self, rows: Tensor) -> StageRun:
         """See `PreparedStage.run`."""
         count = rows.shape[0]
         batch = replace(self.batch, positions=self.batch.positions[:count], cache_rows=self.batch.cache_rows[:count])
-        stage = self.decoder.stages[self.stage]
-        return StageRun(stage.forward(rows, batch, self.pool.blocks, self.pool.positions), batch.queries_out)
+        return StageRun(self.executor.run(self.stage, rows, batch), batch.queries_out)
 
     def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
         """See `PreparedStage.trim`."""

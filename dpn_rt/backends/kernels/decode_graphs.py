@@ -76,7 +76,8 @@ class DecodeGraph:
     def _step(self) -> tuple[Tensor, ...]:
         token_ids, positions, kv_lengths, *tables = self._inputs.tensors
         pool = self._pool.blocks, self._pool.positions
-        logits = self._decoder.decode(token_ids, positions, kv_lengths, tables, self._cu_seqlens, *pool)
+        x = self._decoder.embed(token_ids)
+        logits = self._decoder.decode(x, positions, kv_lengths, tables, self._cu_seqlens, *pool)
         return logits, best_ids(logits)
 
 

@@ -1,4 +1,4 @@
-"""A decode step on the host, which calls its kernels one after another."""
+"""A decode step whose kernels are called one after another: on the host, and on all ranks of an engine."""
 
 from __future__ import annotations
 
@@ -8,24 +8,36 @@ import torch
 from torch import Tensor
 
 from dpn_rt.backends.backend import Decoded
+from dpn_rt.backends.kernels.executor import DecodeInputs, Executor
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
-from dpn_rt.cache.kv_pool import KvPool
-from dpn_rt.model.decoder import Decoder
+from dpn_rt.device.device import Device
+from dpn_rt.device.packing import Array
 
 
-class HostDecodeStep:
-    """The `DecodeStep` of the host."""
+class PlainDecodeStep:
+    """The `DecodeStep` without graphs."""
 
-    def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool) -> None:
-        self._decoder, self._cache, self._pool = decoder, cache, pool
+    def __init__(self, executor: Executor, cache: BlockAllocator, device: Device) -> None:
+        self._executor, self._cache = executor, cache
+        self._upload = device.upload if device.is_async else _as_tensors
 
     def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """See `Backend.decode`."""
-        ids = token_ids if isinstance(token_ids, Tensor) else torch.from_numpy(token_ids)
-        kv_lengths = torch.from_numpy(np.ascontiguousarray(self._cache.kv_lengths(slots).T))
-        positions = torch.from_numpy(np.ascontiguousarray(self._cache.next_positions(slots).T)) - 1
-        stages = range(len(self._decoder.stages))
-        tables = [torch.from_numpy(self._cache.block_tables(stage, slots)) for stage in stages]
-        cu_seqlens = torch.arange(len(slots) + 1, dtype=torch.int32)
-        pool = self._pool.blocks, self._pool.positions
-        return Decoded(self._decoder.decode(ids, positions, kv_lengths, tables, cu_seqlens, *pool))
+        tables = [self._cache.block_tables(stage, slots) for stage in range(len(self._executor.decoder.stages))]
+        kv_lengths, positions, cu_seqlens, *on_device = self._upload(
+            np.ascontiguousarray(self._cache.kv_lengths(slots).T),
+            np.ascontiguousarray(self._cache.next_positions(slots).T - 1),
+            np.arange(len(slots) + 1, dtype=np.int32),
+            *tables,
+        )
+        if isinstance(token_ids, Tensor):
+            ids = token_ids.clamp_min(0)  # those of rows whose result is not used
+        else:
+            (ids,) = self._upload(token_ids)
+        x = self._executor.decoder.embed(ids)
+        return Decoded(self._executor.decode(x, DecodeInputs(positions, kv_lengths, on_device, cu_seqlens)))
+
+
+def _as_tensors(*arrays: Array) -> list[Tensor]:
+    """The arrays themselves, where tensors are in the host's memory too."""
+    return [torch.from_numpy(array) for array in arrays]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
-from dpn_rt.backends.kernels.decode_step import HostDecodeStep
+from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
+from dpn_rt.backends.kernels.executor import LocalExecutor
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
@@ -103,10 +104,11 @@ def _build(
             peak = device.peak_bytes(lambda: _largest_work(decoder, encoder, geometry, settings, device))
         num_bytes = device.cache_bytes(settings.gpu_memory_utilization, peak + _kept_bytes(model, settings))
     cache, pool = make_kv_cache(geometry, settings, num_bytes, device)
-    step: DecodeStep = HostDecodeStep(decoder, cache, pool)
+    executor = LocalExecutor(decoder, pool, device)
+    step: DecodeStep = PlainDecodeStep(executor, cache, device)
     if device.is_async:
         step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
-    backend = KernelBackend(decoder, reducers, cache, pool, step, device)
+    backend = KernelBackend(executor, reducers, cache, step, device)
     return backend, image_encoder(encoder, device)
 
 

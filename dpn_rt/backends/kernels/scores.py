@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from dpn_rt import ops
+from dpn_rt.backends.kernels.executor import Executor, KeysInCache, NextLayerInputs, ScoredRows
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
-from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device
-from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.layout import IntArray, Layout, cumulative
 from dpn_rt.model.reduction.reducer import NextScores
 from dpn_rt.model.windows import last_row_first_keys
@@ -21,35 +18,34 @@ class KernelScores:
 
     def __init__(
         self,
-        decoder: Decoder,
+        executor: Executor,
         stage: int,
         queries: Tensor | None,
         cache: BlockAllocator,
-        pool: KvPool,
         slots: Slots,
         device: Device,
     ) -> None:
         """
         Args:
-            decoder: of the engine.
+            executor: of the engine.
             stage: that has ended.
             queries: `[num_seqs, num_heads, head_dim]` see `StageRun`.
             cache: of the sequences.
-            pool: of keys and values.
             slots: `[num_seqs]` of the layout's sequences.
             device: of all tensors.
         """
-        self._decoder, self._stage, self._queries = decoder, stage, queries
-        self._cache, self._pool, self._slots, self._device = cache, pool, slots, device
+        self._executor, self._stage, self._queries = executor, stage, queries
+        self._cache, self._slots, self._device = cache, slots, device
 
     def here(self, layout: Layout, images: IntArray) -> Tensor:
         """Of the stage's last layer, whose rotated keys are in the cache."""
         assert self._queries is not None, "the stage was asked for its queries"
         chosen, segments = np.unique(_owners(layout, images), return_inverse=True)
-        group, layer_in_block = self._decoder.stages[self._stage].last_layer_place
+        stage = self._executor.decoder.stages[self._stage]
+        group, _ = stage.last_layer_place
         tables = self._cache.block_tables(self._stage, self._slots[chosen])[group]
         first_rows = layout.first_cache_rows[chosen]
-        window = self._decoder.stages[self._stage].last_layer.window
+        window = stage.last_layer.window
         block_table, kv_lengths, of_query, starts, cu_scores, rows, *first_keys = self._device.upload(
             np.ascontiguousarray(tables),
             layout.kv_lengths[chosen],
@@ -59,25 +55,16 @@ class KernelScores:
             chosen,
             *([] if window is None else [last_row_first_keys(layout, window)[chosen]]),
         )
-        return ops.last_row_scores_paged(
-            self._queries.index_select(0, rows),
-            self._pool.blocks,
-            layer_in_block,
-            block_table,
-            kv_lengths,
-            of_query,
-            starts,
-            cu_scores,
-            scale=self._decoder.scale,
-            first_keys=first_keys[0] if first_keys else None,
-            out=self._scores_out(layout, images),
-        )
+        first = first_keys[0] if first_keys else None
+        scored = ScoredRows(_num_scores(layout, images), of_query, starts, cu_scores, first)
+        queries = self._queries.index_select(0, rows)
+        return self._executor.cached_scores(self._stage, queries, block_table, kv_lengths, scored)
 
     def next(self, rows: Tensor, layout: Layout, images: IntArray) -> NextScores:
         """Of the next stage's first layer, whose keys are computed for all rows as they are: those that go on need
         them in any case."""
         owners = _owners(layout, images)
-        window = self._decoder.stages[self._stage + 1].first_layer.window
+        window = self._executor.decoder.stages[self._stage + 1].first_layer.window
         of_query, starts, cu_scores, cu_seqlens, positions, last_rows, *first_keys = self._device.upload(
             owners,
             layout.image_starts[images] + layout.first_cache_rows[owners],
@@ -87,42 +74,20 @@ class KernelScores:
             layout.cu_seqlens[1:].astype(np.int64) - 1,
             *([] if window is None else [last_row_first_keys(layout, window)]),
         )
-        attention = self._decoder.next_attention(self._stage, rows[: layout.num_rows], positions, last_rows)
-        scores = ops.last_row_scores(
-            attention.queries,
-            self._with_cached_keys(attention.keys, layout),
-            cu_seqlens,
-            of_query,
-            starts,
-            cu_scores,
-            scale=self._decoder.scale,
-            first_keys=first_keys[0] if first_keys else None,
-            out=self._scores_out(layout, images),
-        )
-        return NextScores(scores, attention.plain_keys)
+        first = first_keys[0] if first_keys else None
+        scored = ScoredRows(_num_scores(layout, images), of_query, starts, cu_scores, first)
+        inputs = NextLayerInputs(positions, last_rows, cu_seqlens, self._keys_in_cache(layout))
+        return NextScores(*self._executor.next_scores(self._stage, rows[: layout.num_rows], inputs, scored))
 
-    def _scores_out(self, layout: Layout, images: IntArray) -> Tensor:
-        count = int(layout.image_lengths[images].sum())
-        return torch.empty(count, dtype=torch.float32, device=self._device.torch_device)
-
-    def _with_cached_keys(self, keys: Tensor, layout: Layout) -> Tensor:
-        """Keys of all rows: those of a cached prefix are in the next stage's cache already."""
+    def _keys_in_cache(self, layout: Layout) -> KeysInCache | None:
         if not layout.first_cache_rows.any():
-            return keys
-        parts: list[Tensor] = []
+            return None
         tables = self._cache.block_tables(self._stage + 1, self._slots)[0]
-        counts, computed = layout.first_cache_rows.tolist(), torch.split(keys, layout.lengths.tolist())
-        for index, (count, own) in enumerate(zip(counts, computed, strict=True)):
-            parts += [self._cached_keys(tables[index], count), own] if count else [own]
-        return torch.cat(parts)
+        return KeysInCache(tables, layout.first_cache_rows, layout.lengths)
 
-    def _cached_keys(self, table: IntArray, count: int) -> Tensor:
-        """`[count, num_kv_heads, head_dim]` of the first rows of a sequence, in the first layer of the next stage."""
-        blocks = self._pool.blocks
-        block_size = blocks.shape[4]
-        (ids,) = self._device.upload(table[: -(-count // block_size)].astype(np.int64))
-        keys = blocks[:, 0, 0].index_select(0, ids)  # [num_blocks, num_kv_heads, block_size, head_dim]
-        return keys.transpose(1, 2).flatten(0, 1)[:count]
+
+def _num_scores(layout: Layout, images: IntArray) -> int:
+    return int(layout.image_lengths[images].sum())
 
 
 def _owners(layout: Layout, images: IntArray) -> IntArray:

@@ -22,8 +22,8 @@ class NextScores:
 
     scores: Tensor
     """`[visual rows of all chosen images]` float32, mean over the heads."""
-    keys: Tensor
-    """`[num_rows, num_kv_heads * head_dim]` of the layer, for all rows, not rotated."""
+    keys: Tensor | None
+    """`[num_rows, num_kv_heads * head_dim]` of the layer, for all rows, not rotated; None: it computes them again."""
 
 
 class AttentionScores(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -38,6 +38,12 @@ class DenseWeight:
     ) -> DenseWeight:
         """The tensor itself, not copied."""
         return cls(tensors[f"{module}.{cls.suffix}"][rows], prepack=prepack)
+
+    @classmethod
+    def take_rows(cls, tensors: Mapping[str, Tensor], module: str, rows: Sequence[slice]) -> dict[str, Tensor]:
+        """One tensor."""
+        whole = tensors[f"{module}.{cls.suffix}"]
+        return {cls.suffix: torch.cat([whole[part] for part in rows])}
 
     @property
     def num_bytes(self) -> int:

@@ -38,9 +38,11 @@ def stored_specs(name: str, spec: WeightSpec, quantize: Quantize) -> dict[str, W
     }
 
 
+def form_of(tensors: Mapping[str, Tensor], module: str) -> type[QuantizedWeight] | type[DenseWeight]:
+    """The form that an engine has the weight of a linear layer in."""
+    return next((form for form in QUANTIZED.values() if f"{module}.{form.suffix}" in tensors), DenseWeight)
+
+
 def load_weight(tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)) -> Weight:
     """The weight of a linear layer in the form that the engine has; all arguments as of `Weight.load`."""
-    for form in QUANTIZED.values():
-        if f"{module}.{form.suffix}" in tensors:
-            return form.load(tensors, module, prepack=prepack, rows=rows)
-    return DenseWeight.load(tensors, module, prepack=prepack, rows=rows)
+    return form_of(tensors, module).load(tensors, module, prepack=prepack, rows=rows)

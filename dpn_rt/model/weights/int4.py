@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.model.weights.product import Product, Products, one_product
-from dpn_rt.model.weights.tiles import GROUP, INT4_TILE, pack_int4, tile_shape, unpack_int4
+from dpn_rt.model.weights.tiles import GROUP, INT4_TILE, pack_int4, panels_of, tile_shape, unpack_int4
 from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
@@ -70,6 +70,13 @@ class Int4Weight:
             return cls(tiles[first // height : end // height], scale[first // height : end // height], end - first)
         part = functional.pad(_rows_of(scale)[first:end], (0, 0, 0, -(end - first) % height))
         return cls(pack_int4(unpack_int4(tiles)[first:end]), _tiled(part), end - first)
+
+    @classmethod
+    def take_rows(cls, tensors: Mapping[str, Tensor], module: str, rows: Sequence[slice]) -> dict[str, Tensor]:
+        """Whole tiles, and the scales of their rows."""
+        tiles, scale = tensors[f"{module}.{cls.suffix}"], tensors[f"{module}.scale"]
+        panels = [panels_of(part) for part in rows]
+        return {name: torch.cat([each[part] for part in panels]) for name, each in ((cls.suffix, tiles), ("scale", scale))}
 
     @property
     def num_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.model.weights.product import Products, one_product
-from dpn_rt.model.weights.tiles import INT8_TILE, pack_int8, tile_shape, unpack_int8
+from dpn_rt.model.weights.tiles import INT8_TILE, pack_int8, panels_of, tile_shape, unpack_int8
 from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
@@ -57,6 +57,16 @@ class Int8Weight:
         if first % height == 0 and end % height == 0:
             return cls(tiles[first // height : end // height], scale[first:end])
         return cls(pack_int8(unpack_int8(tiles)[first:end]), scale[first:end])
+
+    @classmethod
+    def take_rows(cls, tensors: Mapping[str, Tensor], module: str, rows: Sequence[slice]) -> dict[str, Tensor]:
+        """Whole tiles, and the scales of their rows."""
+        tiles, scale = tensors[f"{module}.{cls.suffix}"], tensors[f"{module}.scale"]
+        panels = [panels_of(part) for part in rows]
+        return {
+            cls.suffix: torch.cat([tiles[part] for part in panels]),
+            "scale": torch.cat([scale[part] for part in rows]),
+        }
 
     @property
     def num_bytes(self) -> int:

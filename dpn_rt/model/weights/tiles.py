@@ -24,6 +24,12 @@ def tile_shape(out_features: int, in_features: int, tile: tuple[int, int]) -> tu
     return -(-out_features // tile[0]), -(-in_features // tile[1]), tile[0], 4
 
 
+def panels_of(rows: slice) -> slice:
+    """The tiles with these rows of a matrix, which start and end between tiles."""
+    assert rows.start % TILE_ROWS == 0 and rows.stop % TILE_ROWS == 0, f"{rows} cuts tiles of {TILE_ROWS} rows"
+    return slice(rows.start // TILE_ROWS, rows.stop // TILE_ROWS)
+
+
 def pack_int8(q: Tensor) -> Tensor:
     """`[out_features, in_features]` int8 -> uint8 tiles `[N / 16, K / 4, 16, 4]`."""
     return _tiles(q, INT8_TILE).add(INT8_ZERO).to(torch.uint8).contiguous()

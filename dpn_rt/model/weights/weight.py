@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -38,6 +38,16 @@ class Weight(Protocol):
             module: canonical name of the layer, such as `layers.0.o`.
             prepack: also keep a copy in the layout that the library of matrix products likes best, where it has one.
             rows: of the matrix; by default all.
+        """
+
+    @classmethod
+    def take_rows(cls, tensors: Mapping[str, Tensor], module: str, rows: Sequence[slice]) -> dict[str, Tensor]:
+        """The stored tensors of a matrix that has some rows of `module` alone, by suffix; copies.
+
+        Args:
+            tensors: of the engine, by canonical name.
+            module: canonical name of the layer.
+            rows: one below the other; in 8 and 4 bits they start and end between tiles.
         """
 
     @property
