@@ -89,6 +89,7 @@ class LLM:
         limit_mm_per_prompt: Mapping[str, int] | None = None,
         prepack_weights: bool | None = None,
         reduce: Spec | Sequence[Spec] | None = None,
+        tensor_parallel_size: int = 1,
         verify: bool = True,
     ) -> None:
         """
@@ -100,7 +101,7 @@ class LLM:
             max_chunk_tokens: while other requests decode, cut prefills into parts of the work of so many tokens, so
                 that these requests never wait for a whole prompt; default: not cut, which finishes a batch soonest.
             max_model_len: rows of prompt, image and answer of one request; default: the model's length, at most 2^20.
-            kv_cache_bytes: size of the KV pool; default: a quarter of the free memory, on a GPU what is left of
+            kv_cache_bytes: size of the KV pool, of each process; default: a quarter of the free memory, on a GPU what is left of
                 `gpu_memory_utilization`; less where `max_num_seqs` requests of full length need less.
             gpu_memory_utilization: part of a GPU's memory that may be taken in all.
             reuse_bytes: memory for the rows of images that may come again; 0: neither images nor keys and values of
@@ -111,6 +112,8 @@ class LLM:
                 third of the free memory.
             reduce: SPECs of training-free reductions that prompts may ask for, such as "fastv:k=2,ratio=0.5"; the first
                 is the default; None: what the engine was built with.
+            tensor_parallel_size: processes that share the decoder, each with its part of the weights and of the KV pool;
+                on the CPU they share torch's threads, on GPUs each takes one. They end with `close`.
             verify: compare the files' sha256 with the engine's record before use.
 
         Raises:
@@ -130,6 +133,7 @@ class LLM:
             limit_mm_per_prompt=limit_mm_per_prompt,
             prepack_weights=prepack_weights,
             reduce=reduce,
+            tensor_parallel_size=tensor_parallel_size,
         )
         loaded = load_engine(engine_dir, device, options, verify=verify)
         self.model, self.processor, self.engine = loaded.model, loaded.processor, loaded.engine
@@ -282,6 +286,13 @@ class LLM:
                 raise inbox.output.error
         finally:
             self._withdraw([request_id])
+
+    def close(self) -> None:
+        """Ends the processes that share the decoder, where there are several; the LLM answers no more.
+
+        Otherwise they end with the LLM or with this process, however that ends.
+        """
+        self.engine.close()
 
     def _feed(self, run: _Run) -> None:
         """Submits prompts while the engine has room, so that the images of a long list are not all held at once."""

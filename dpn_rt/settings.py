@@ -9,6 +9,7 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.plans import PlanLimits
 from dpn_rt.model.reduction.spec import Spec
+from dpn_rt.model.shards import check_shards
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.prompt import MAX_IMAGES
 from dpn_rt.schema.text import shown
@@ -39,7 +40,7 @@ class EngineOptions:
     """Rows of one request at stage 0, at most. Default: the model's `max_position_embeddings`, at most
     `MOST_DEFAULT_LENGTH`."""
     kv_cache_bytes: int | None = None
-    """Bytes of the KV pool. Default: a quarter of the free memory, on a GPU what is left of
+    """Bytes of the KV pool of each rank. Default: a quarter of the free memory, on a GPU what is left of
     `gpu_memory_utilization`; no more than `max_num_seqs` requests of full length need."""
     reuse_bytes: int = 0
     """Memory for images' rows that may come again, and as much again for those that go with cached prefixes. 0: nothing
@@ -58,13 +59,16 @@ class EngineOptions:
     reduce: Spec | Sequence[Spec] | None = None
     """SPECs of training-free reductions that requests may ask for; the first is the default. None: the engine's."""
 
+    tensor_parallel_size: int = 1
+    """Processes that share the decoder."""
+
     def __post_init__(self) -> None:
         if isinstance(self.reuse_bytes, bool) or not isinstance(self.reuse_bytes, int) or self.reuse_bytes < 0:
             raise ConfigError(f"reuse_bytes={self.reuse_bytes!r}: expected a whole number of at least 0")
         share = self.gpu_memory_utilization
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ConfigError(f"gpu_memory_utilization={share!r}: expected a number above 0 and at most 1")
-        for name in ("max_num_seqs", "block_size", "max_image_pixels"):
+        for name in ("max_num_seqs", "block_size", "max_image_pixels", "tensor_parallel_size"):
             self._check_count(name, is_optional=False)
         for name in ("max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"):
             self._check_count(name, is_optional=True)
@@ -120,6 +124,8 @@ class EngineSettings:
     prepack_weights: bool | None
     """Whether a second copy of the weights is kept in oneDNN's layout; None: if it takes less than a third of the
     memory that is free when they are loaded."""
+    tensor_parallel_size: int = 1
+    """Processes that share the decoder."""
 
     @property
     def max_prefill_tokens(self) -> int:
@@ -144,6 +150,7 @@ def resolve(model: ModelConfig, options: EngineOptions, plans: PlanLimits | None
         _check_plans(options, plans)
         max_model_len = min(max_model_len, plans.stage_rows[0])
         max_num_seqs, max_chunk_tokens = min(max_num_seqs, plans.max_batch), None
+    check_shards(model.decoder, model.quantize, options.tensor_parallel_size)
     return EngineSettings(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens or max(LEAST_BATCHED_TOKENS, max_model_len),
@@ -156,6 +163,7 @@ def resolve(model: ModelConfig, options: EngineOptions, plans: PlanLimits | None
         max_image_pixels=options.max_image_pixels,
         max_images=options.max_images,
         prepack_weights=options.prepack_weights,
+        tensor_parallel_size=options.tensor_parallel_size,
     )
 
 
@@ -167,6 +175,10 @@ def _max_model_len(model: ModelConfig, options: EngineOptions) -> int:
 
 
 def _check_plans(options: EngineOptions, plans: PlanLimits) -> None:
+    if options.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"tensor_parallel_size={options.tensor_parallel_size}: expected 1, TensorRT plans were built for one GPU"
+        )
     if options.kv_cache_bytes is not None:
         raise ConfigError(
             f"kv_cache_bytes={options.kv_cache_bytes}: expected none, the KV caches of an engine with TensorRT plans "

@@ -79,6 +79,11 @@ class KvPool:
                 "lower kv_cache_bytes"
             ) from error
 
+    @property
+    def num_blocks(self) -> int:
+        """Without the padding block."""
+        return len(self.blocks) - 1
+
     def copy(self, sources: BlockIds, targets: BlockIds) -> None:
         """Copies blocks `sources` `[num_copies]` to `targets` `[num_copies]`, which are different blocks."""
         source, target = self._device.upload(sources, targets)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dpn_rt.errors import DeviceError
+
 ACCELERATOR_ERROR: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
 """torch's class for CUDA errors; torch before 2.8 lacks it and raises RuntimeError."""
 MARK = "CUDA error"
@@ -31,4 +33,6 @@ def is_fatal(error: BaseException) -> bool:
     """Whether all later results of the device are invalid."""
     if is_out_of_memory(error):
         return False
+    if isinstance(error, DeviceError):
+        return True
     return isinstance(error, ACCELERATOR_ERROR) or (isinstance(error, RuntimeError) and MARK in str(error))

@@ -160,6 +160,10 @@ class Engine:
         request = self._requests.get(request_id)
         return None if request is None else self._end_early(request, "abort", None)
 
+    def close(self) -> None:
+        """Ends the processes of other ranks, if there are any. No step can be made after that."""
+        self.runner.close()
+
     def step(self) -> StepResult:
         """Computes one batch; an empty result when nothing is left to do."""
         with deferred_interrupt():

@@ -204,17 +204,24 @@ def load_runner(opened: OpenedEngine, device: str) -> Runner:
     """
     engine, model, settings = opened.directory, opened.model, opened.settings
     weights = engine.load_weights()
+    dtype = TORCH_DTYPES[model.dtype]
+    prepack = device != "cuda" and engine.plans is None and _choose_prepack(settings, weights, dtype)
     image_cache = ImageCache(settings.reuse_bytes) if settings.reuse_bytes else None
     if engine.plans is not None:
         reader = cuda.CudaPlanReader(engine.plans, model)
         plans, encoder = load_plan_backend(engine, weights, reader)
-        images = ImageRows(encoder, TORCH_DTYPES[model.dtype], image_cache)
+        images = ImageRows(encoder, dtype, image_cache)
         return Runner(plans, images)  # slots cannot be shared: no prefix cache
-    host_or_gpu: Device = open_cuda(model) if device == "cuda" else HostDevice()
-    prepack = device != "cuda" and _choose_prepack(settings, weights, TORCH_DTYPES[model.dtype])
-    backend, encoder = load_kernel_backend(model, weights, settings, host_or_gpu, prepack=prepack)
+    if settings.tensor_parallel_size > 1:
+        # Imported here: one rank needs no torch.distributed.
+        from dpn_rt.backends.parallel.loading import load_parallel_backend
+
+        backend, encoder = load_parallel_backend(engine, model, settings, device, prepack=prepack)
+    else:
+        host_or_gpu: Device = open_cuda(model) if device == "cuda" else HostDevice()
+        backend, encoder = load_kernel_backend(model, weights, settings, host_or_gpu, prepack=prepack)
     prefixes = PrefixCache(backend.cache, settings.reuse_bytes) if settings.reuse_bytes else None
-    return Runner(backend, ImageRows(encoder, TORCH_DTYPES[model.dtype], image_cache), prefixes)
+    return Runner(backend, ImageRows(encoder, dtype, image_cache), prefixes)
 
 
 def _choose_prepack(settings: EngineSettings, weights: Mapping[str, Tensor], dtype: torch.dtype) -> bool:

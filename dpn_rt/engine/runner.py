@@ -72,6 +72,10 @@ class Runner:
         with torch.inference_mode():
             return self.backend.decode(ids, batch.slots)
 
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self.backend.close()
+
     def reuse_statistics(self) -> tuple[int, int, int, int]:
         """Rows of prompts and those of them found in the cache; images of prompts and those that skipped the tower."""
         prefixes, images = self.prefix_cache, self.images.cache

@@ -27,14 +27,22 @@ class Gpu:
     capability: tuple[int, int]
 
 
-def open_cuda(model: ModelConfig) -> CudaDevice:
-    """The current GPU, if it can run this model.
+def open_cuda(model: ModelConfig, number: int | None = None) -> CudaDevice:
+    """A GPU, if it can run this model.
+
+    Args:
+        model: of the engine.
+        number: of the GPU, which becomes the current one; None: the current one.
 
     Raises:
         ConfigError: there is no driver or GPU, the GPU or the driver is too old, this build has no CUDA kernels, or the
             model has a dtype or head size that they do not take.
     """
     check_model_on_cuda(model)
+    if number is not None:
+        if number >= (count := torch.cuda.device_count()):
+            raise ConfigError(f"on a GPU: each rank takes a GPU, expected at least {number + 1} of them, found {count}")
+        torch.cuda.set_device(number)
     return _open()
 
 

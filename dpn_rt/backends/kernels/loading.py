@@ -11,14 +11,16 @@ from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
 from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
-from dpn_rt.backends.kernels.executor import LocalExecutor
+from dpn_rt.backends.kernels.executor import Executor, LocalExecutor
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.device.host import free_memory
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.decoder import Decoder
+from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.stage_batch import StageBatch
@@ -91,25 +93,73 @@ def _build(
     *,
     prepack: bool,
 ) -> tuple[KernelBackend, VisionEncoder | None]:
-    config = model.decoder.for_length(settings.max_model_len)
-    geometry = KvGeometry.of_model(config, model.stage_layers, TORCH_DTYPES[model.dtype])
-    check_length(settings, config.head_dim, sum(geometry.layer_groups))
-    angles = rope_table(config, settings.max_model_len).to(device.torch_device)
-    decoder = Decoder(config, model.stage_layers, weights, angles, geometry.layers_per_block, prepack=prepack)
-    reducers = load_reducers(model.reduction, weights, device)
+    decoder, geometry = load_decoder(model, model.decoder, weights, settings, device, prepack=prepack)
     encoder = load_encoder(model.vision, model.projector, weights, prepack=prepack)
-    num_bytes = settings.kv_cache_bytes
-    if num_bytes is None:
-        with torch.inference_mode():
-            peak = device.peak_bytes(lambda: _largest_work(decoder, encoder, geometry, settings, device))
-        num_bytes = device.cache_bytes(settings.gpu_memory_utilization, peak + _kept_bytes(model, settings))
-    cache, pool = make_kv_cache(geometry, settings, num_bytes, device)
+    num_bytes = pool_bytes(model, decoder, encoder, geometry, settings, device)
+    pool = KvPool(geometry, num_pool_blocks(geometry, settings, num_bytes), settings.block_size, device)
     executor = LocalExecutor(decoder, pool, device)
+    cache = make_allocator(executor, geometry, settings)
     step: DecodeStep = PlainDecodeStep(executor, cache, device)
     if device.is_async:
         step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
-    backend = KernelBackend(executor, reducers, cache, step, device)
+    backend = KernelBackend(executor, load_reducers(model.reduction, weights, device), cache, step, device)
     return backend, image_encoder(encoder, device)
+
+
+def load_decoder(
+    model: ModelConfig,
+    config: DecoderConfig,
+    weights: Mapping[str, Tensor],
+    settings: EngineSettings,
+    device: Device,
+    *,
+    prepack: bool,
+    group: RankGroup | None = None,
+    splits_head: bool = False,
+) -> tuple[Decoder, KvGeometry]:
+    """A decoder, and the shape of its KV blocks.
+
+    Args:
+        model: of the engine.
+        config: of its decoder, or of one rank's part.
+        weights: on `device`, of the engine or of one rank's part.
+        settings: the engine's limits.
+        device: of all tensors.
+        prepack: see `load_kernel_backend`.
+        group: see `Decoder`.
+        splits_head: see `Decoder`.
+    """
+    config = config.for_length(settings.max_model_len)
+    geometry = KvGeometry.of_model(config, model.stage_layers, TORCH_DTYPES[model.dtype])
+    check_length(settings, config.head_dim, sum(geometry.layer_groups))
+    angles = rope_table(config, settings.max_model_len).to(device.torch_device)
+    decoder = Decoder(
+        config,
+        model.stage_layers,
+        weights,
+        angles,
+        geometry.layers_per_block,
+        prepack=prepack,
+        group=group,
+        splits_head=splits_head,
+    )
+    return decoder, geometry
+
+
+def pool_bytes(
+    model: ModelConfig,
+    decoder: Decoder,
+    encoder: CropEncoder | None,
+    geometry: KvGeometry,
+    settings: EngineSettings,
+    device: Device,
+) -> int:
+    """Bytes for the KV pool of a device: what the user gave, or what it has room for."""
+    if settings.kv_cache_bytes is not None:
+        return settings.kv_cache_bytes
+    with torch.inference_mode():
+        peak = device.peak_bytes(lambda: _largest_work(model, decoder, encoder, geometry, settings, device))
+    return device.cache_bytes(settings.gpu_memory_utilization, peak + _kept_bytes(model, settings))
 
 
 def check_length(settings: EngineSettings, head_dim: int, num_groups: int) -> None:
@@ -140,22 +190,18 @@ def image_encoder(encoder: CropEncoder | None, device: Device) -> VisionEncoder 
     return EncoderGraphs(encoder, device) if device.is_async else ImageEncoder(encoder)
 
 
-def make_kv_cache(
-    geometry: KvGeometry, settings: EngineSettings, num_bytes: int, device: Device
-) -> tuple[BlockAllocator, KvPool]:
-    """The allocator of an empty KV pool, and the pool.
+def num_pool_blocks(geometry: KvGeometry, settings: EngineSettings, num_bytes: int) -> int:
+    """KV blocks of a pool: as many as fit in `num_bytes`.
 
-    The pool has as many blocks as fit in `num_bytes`. Where the user gave no `kv_cache_bytes`, it has no more than
-    `max_num_seqs` sequences of full length need.
+    Where the user gave no `kv_cache_bytes`, there are no more than `max_num_seqs` sequences of full length need.
 
     Args:
         geometry: shape of the model's KV blocks.
         settings: the engine's limits.
         num_bytes: of memory for the pool.
-        device: of the pool.
 
     Raises:
-        CapacityError: `num_bytes` is less than one block, or the device has no memory for the pool.
+        CapacityError: `num_bytes` is less than one block.
     """
     block_size, groups = settings.block_size, geometry.layer_groups
     block_bytes = geometry.block_bytes(block_size)
@@ -165,12 +211,25 @@ def make_kv_cache(
         num_blocks = min(settings.max_num_seqs * full_length, num_blocks)
     if num_blocks < 1:
         raise CapacityError(f"kv_cache_bytes={num_bytes}: expected at least {block_bytes}, one KV block")
-    pool = KvPool(geometry, num_blocks, block_size, device)
-    config = AllocatorConfig(num_blocks, block_size, settings.max_num_seqs, settings.max_model_len, groups, block_bytes)
-    return BlockAllocator(config, pool.copy), pool
+    return num_blocks
+
+
+def make_allocator(executor: Executor, geometry: KvGeometry, settings: EngineSettings) -> BlockAllocator:
+    """The allocator of an executor's KV blocks, all of them free."""
+    block_bytes, num_blocks = geometry.block_bytes(settings.block_size), executor.pool.num_blocks
+    config = AllocatorConfig(
+        num_blocks,
+        settings.block_size,
+        settings.max_num_seqs,
+        settings.max_model_len,
+        geometry.layer_groups,
+        block_bytes,
+    )
+    return BlockAllocator(config, executor.copy_blocks)
 
 
 def _largest_work(
+    model: ModelConfig,
     decoder: Decoder,
     encoder: CropEncoder | None,
     geometry: KvGeometry,
@@ -193,7 +252,7 @@ def _largest_work(
     ends = torch.arange(1, num_seqs + 1, device=where).mul_(length).clamp_(max=rows)
     cu_seqlens = torch.cat((ends.new_zeros(1), ends)).int()
     width = -(-length // settings.block_size)
-    x = decoder.embed(torch.zeros(rows, dtype=torch.int64, device=where))
+    x = torch.zeros(rows, model.decoder.hidden_size, dtype=geometry.dtype, device=where)
     for stage, groups in zip(decoder.stages, geometry.layer_groups, strict=True):
         positions = torch.arange(rows, dtype=torch.int32, device=where) % length
         batch = StageBatch(

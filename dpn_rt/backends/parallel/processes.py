@@ -1,0 +1,156 @@
+"""The processes of the ranks after rank 0: start, messages, end. They end with rank 0's process, however it ends."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any
+
+from dpn_rt.backends.parallel import worker
+from dpn_rt.backends.parallel.messages import RankFailed, RankLoaded, RankSource
+from dpn_rt.errors import DeviceError, EngineError
+
+SECONDS_TO_LOAD = 1800.0
+"""For a rank's part of the weights, from the slowest disk."""
+SECONDS_TO_END = 5.0
+"""For a process, before it is killed."""
+SECONDS_TO_FAIL = 2.0
+"""From a failure that rank 0 notices until the rank that caused it has said why, or has ended."""
+
+
+@dataclass(frozen=True, eq=False)
+class RankProcess:
+    """One of them."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+
+    def how_it_ended(self) -> str | None:
+        """What became of it; None while it runs."""
+        status = self.process.poll()
+        if status is None:
+            return None
+        if status >= 0:
+            return f"its process ended with status {status}"
+        cause = " (by the system, if there was too little memory)" if -status == signal.SIGKILL else ""
+        return f"its process was killed by {signal.Signals(-status).name}{cause}"
+
+
+class RankProcesses:
+    """Ranks 1 and up of one engine."""
+
+    def __init__(self, size: int) -> None:
+        """Begins to start `size - 1` processes, which wait for `send_sources`."""
+        self.size = size
+        self.directory = Path(tempfile.mkdtemp(prefix="dpn-rt-ranks-"))
+        self._ranks: list[RankProcess] = []
+        self._finalizer = weakref.finalize(self, _end, self._ranks, self.directory)
+        for rank in range(1, size):
+            self._ranks.append(_start(rank))
+
+    @property
+    def store(self) -> Path:
+        """Where the ranks find each other."""
+        return self.directory / "store"
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of ranks 1 and up."""
+        return [rank.process.pid for rank in self._ranks]
+
+    def send_sources(self, sources: Sequence[RankSource]) -> None:
+        """Tells each rank, from 1 on, what to load."""
+        for rank, source in zip(self._ranks, sources, strict=True):
+            with suppress(OSError):  # it has ended already, as `wait_until_loaded` will say
+                rank.pipe.send(source)
+
+    def wait_until_loaded(self) -> None:
+        """Returns when every rank has its weights.
+
+        Raises:
+            DpnError: a rank could not load its part, has ended, or takes too long.
+        """
+        for rank in self._ranks:
+            name = f"rank {rank.rank} of {self.size}"
+            if not rank.pipe.poll(SECONDS_TO_LOAD):
+                raise EngineError(f"{name} has not loaded its weights in {SECONDS_TO_LOAD:.0f} s")
+            message = _received(rank)
+            if isinstance(message, RankLoaded):
+                if message.error is not None:
+                    raise type(message.error)(f"{name}: {message.error}")
+                continue
+            raise EngineError(f"{name} could not load the engine: {_reason(rank, message)}")
+
+    def send(self, message: object) -> None:
+        """To every rank.
+
+        Raises:
+            OSError: one has ended.
+        """
+        for rank in self._ranks:
+            rank.pipe.send(message)
+
+    def failure(self, error: BaseException) -> DeviceError:
+        """What has ended the engine, after `error` in a call that all ranks were to make."""
+        wait([rank.pipe for rank in self._ranks], timeout=SECONDS_TO_FAIL)
+        heard = next((rank for rank in self._ranks if rank.pipe.poll()), None)
+        if heard is not None:
+            return DeviceError(f"rank {heard.rank} of {self.size} failed: {_reason(heard, _received(heard))}")
+        for rank in self._ranks:
+            rank.process.kill()  # it waits for rank 0, or does not answer at all
+        return DeviceError(f"the {self.size} ranks of the engine are out of step after an error of rank 0: {error!r:.500}")
+
+    def end(self) -> None:
+        """Ends the processes, in the middle of a call if need be, and waits until they have ended."""
+        self._finalizer()
+
+
+def _start(rank: int) -> RankProcess:
+    here, there = Pipe()
+    with there:
+        # A process group of its own: Ctrl-C on a terminal goes to rank 0 alone, which ends the others.
+        process = subprocess.Popen(
+            [sys.executable, "-m", worker.__name__, str(there.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[there.fileno()],
+            process_group=0,
+        )
+    return RankProcess(rank, process, here)
+
+
+def _received(rank: RankProcess) -> Any:
+    """The next message; None where there is none any more."""
+    try:
+        return rank.pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _reason(rank: RankProcess, message: object) -> str:
+    if isinstance(message, RankFailed):
+        return message.reason
+    with suppress(subprocess.TimeoutExpired):
+        rank.process.wait(SECONDS_TO_FAIL)
+    return rank.how_it_ended() or "it has closed its pipe"
+
+
+def _end(ranks: Sequence[RankProcess], directory: Path) -> None:
+    for rank in ranks:
+        rank.pipe.close()
+    for rank in ranks:
+        try:
+            rank.process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            rank.process.kill()
+            rank.process.wait()
+    shutil.rmtree(directory, ignore_errors=True)

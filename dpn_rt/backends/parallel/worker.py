@@ -1,0 +1,73 @@
+"""The process of a rank after rank 0: `python -m dpn_rt.backends.parallel.worker FD`, started by `RankProcesses`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from dpn_rt.backends.kernels.executor import LocalExecutor
+from dpn_rt.backends.parallel.calls import Call
+from dpn_rt.backends.parallel.group import ProcessRankGroup
+from dpn_rt.backends.parallel.messages import PoolSize, RankFailed, RankLoaded, RankSource
+from dpn_rt.backends.parallel.part import RankPart
+from dpn_rt.errors import CapacityError, DpnError
+from dpn_rt.memory import lacks_memory, not_enough_memory
+
+
+def main() -> None:
+    """Loads the part of a decoder that the first message names, then computes it until rank 0 ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; rank 0 acts on them
+        signal.signal(number, signal.SIG_IGN)
+    pipe = Connection(int(sys.argv[1]))
+    try:
+        _work(pipe)
+    except EOFError:
+        os._exit(0)  # rank 0 has ended
+    except Exception as error:
+        traceback.print_exc()
+        _tell(pipe, RankFailed(f"{error!r:.1000}"))
+        os._exit(1)
+
+
+def _work(pipe: Connection) -> None:
+    source: RankSource = pipe.recv()
+    torch.set_num_threads(source.num_threads)
+    try:
+        part = RankPart.load_other(source)
+    except Exception as error:
+        known = CapacityError(not_enough_memory(source.path)) if lacks_memory(error) else error
+        if not isinstance(known, DpnError):
+            raise
+        pipe.send(RankLoaded(known))
+        os._exit(1)
+    pipe.send(RankLoaded())
+    part.group.connect(source.store, part.device.torch_device)
+    size: PoolSize = pipe.recv()
+    _serve(part.executor(size.num_blocks), part.group, pipe, part.device.torch_device)
+
+
+def _serve(executor: LocalExecutor, group: ProcessRankGroup, pipe: Connection, device: torch.device) -> None:
+    """Makes the calls that rank 0 sends, until it ends."""
+    with torch.inference_mode():
+        while True:
+            call: Call = pipe.recv()
+            block = call.empty_block(device)
+            if call.packing.num_bytes:
+                group.broadcast(block)
+            getattr(executor, call.method)(*call.unpacked(block))
+
+
+def _tell(pipe: Connection, message: object) -> None:
+    try:
+        pipe.send(message)
+    except OSError:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
