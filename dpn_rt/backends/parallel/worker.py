@@ -25,8 +25,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
     try:
-        _work(pipe)
-    except EOFError:
+        work(pipe)
+    except (EOFError, BrokenPipeError):
         os._exit(0)  # rank 0 has ended
     except Exception as error:
         traceback.print_exc()
@@ -34,7 +34,13 @@ def main() -> None:
         os._exit(1)
 
 
-def _work(pipe: Connection) -> None:
+def work(pipe: Connection) -> None:
+    """Loads and computes, in turn with rank 0.
+
+    Raises:
+        EOFError: rank 0 has ended.
+        Exception: of a call.
+    """
     source: RankSource = pipe.recv()
     torch.set_num_threads(source.num_threads)
     try:
@@ -44,7 +50,7 @@ def _work(pipe: Connection) -> None:
         if not isinstance(known, DpnError):
             raise
         pipe.send(RankLoaded(known))
-        os._exit(1)
+        return
     pipe.send(RankLoaded())
     part.group.connect(source.store, part.device.torch_device)
     size: PoolSize = pipe.recv()
