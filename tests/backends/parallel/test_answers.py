@@ -1,9 +1,9 @@
-"""Several ranks answer as one does: batches, windows, biases, shared KV heads, 8 and 4 bits."""
+"""Several ranks answer as one does: batches of routed prompts, shared KV heads, windows, biases, 8 and 4 bits, bfloat16."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,106 @@ import numpy as np
 import pytest
 import torch
 
-from dpn_rt import LLM, SamplingParams
+from dpn_rt import LLM
+from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.outputs import RequestOutput
-from tests.engine.models import MODEL, VOCAB_SIZE, random_prompt, with_decoder, write_random_engine
-from tests.seeds import fresh_seed
+from examples.tiny_dpn.answers import chat_messages
+from examples.tiny_dpn.data import sample
+from tests.engine.models import MODEL, kv_bytes, random_images, random_prompt, with_decoder, write_random_engine
+from tests.engine.test_batching import GREEDY, all_logprobs, assert_pool_is_full, assert_same, assert_tokens_are
 
 pytestmark = pytest.mark.usefixtures("ranks_in_threads")
-PARAMS = SamplingParams(max_tokens=5, temperature=0.0, logprobs=-1, ignore_eos=True)
-TOLERANCE = 1e-4
+CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny_dpn" / "checkpoint"
+SHORT = dataclasses.replace(GREEDY, max_tokens=5)
+
+MODELS: dict[str, tuple[ModelConfig, int]] = {
+    "two ranks": (MODEL, 2),
+    "shared KV heads": (MODEL, 4),
+    "biases": (with_decoder(qkv_bias=True, o_bias=True), 2),
+    "tied embeddings": (with_decoder(tie_word_embeddings=True), 2),
+    "a vocabulary that does not divide": (with_decoder(vocab_size=101), 2),
+    "windows": (with_decoder(windows=(None, 20, 9, 20, 1, None, 33), qk_norm=True, num_kv_heads=1), 2),
+}
+
+
+def prompts(count: int) -> list[dict[str, Any]]:
+    """Images as embeddings, and text alone; routes are forced, so that near ties do not matter."""
+    random = np.random.default_rng(torch.initial_seed())
+    made = [random_prompt(random, [(8, 8), None, (5, 7)][i % 3]) for i in range(count)]
+    for prompt in made:
+        prompt["route"] = random.integers(0, 3, 3).tolist()
+    return made
+
+
+@pytest.mark.parametrize(("model", "size"), MODELS.values(), ids=MODELS)
+def test_a_batch(tmp_path: Path, model: ModelConfig, size: int) -> None:
+    """In chunks, with cached prefixes and a pool that lacks room for all at a time."""
+    path, asked = write_random_engine(tmp_path / "e", model), prompts(6)
+    one = LLM(path).generate(asked, SHORT, use_tqdm=False)
+    own = with_decoder(model, num_kv_heads=max(1, model.decoder.num_kv_heads // size))  # of a rank
+    options = {"block_size": 4, "max_chunk_tokens": 9, "reuse_bytes": 2**20, "kv_cache_bytes": kv_bytes(150, 4, own)}
+    with closing(LLM(path, tensor_parallel_size=size, **options)) as llm:
+        for _ in range(2):
+            for output, expected in zip(llm.generate(asked, SHORT, use_tqdm=False), one, strict=True):
+                assert_same(output, expected)
+        prefixes = llm.engine.runner.prefix_cache
+        assert prefixes is not None and prefixes.statistics.hit_rows > 0
+        prefixes.clear()
+        assert_pool_is_full(llm)
+
+
+def test_images_and_completions_that_share_blocks(tmp_path: Path) -> None:
+    """The tower runs on rank 0 alone; blocks are copied on each rank."""
+    path = write_random_engine(tmp_path / "e")
+    prompt = {"prompt_token_ids": [5, -200, 7, 8, 9, 99, 11], "multi_modal_data": {"image": random_images(1)[0]}}
+    several = dataclasses.replace(SHORT, n=3, temperature=1.0, seed=4)
+    outputs = []
+    for size in (1, 2):
+        with closing(LLM(path, block_size=5, tensor_parallel_size=size)) as llm:
+            outputs += llm.generate(prompt, several, use_tqdm=False)
+    expected, output = outputs
+    assert output.pyramid.experts == expected.pyramid.experts
+    for actual, wanted in zip(output.outputs, expected.outputs, strict=True):
+        assert actual.token_ids == wanted.token_ids
+        assert_tokens_are(
+            dataclasses.replace(output, outputs=[actual]),
+            wanted.token_ids,
+            all_logprobs(dataclasses.replace(expected, outputs=[wanted])),
+        )
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_the_trained_model_in_fewer_bits(tmp_path: Path, quantize: Any) -> None:
+    """Same routes and answers. The last bits of attention decide which way numbers are rounded to 8 bits, on one rank
+    too: against float32, the error is at most twice that of one rank."""
+    asked = sample("test", 3)
+    conversations = [chat_messages(asked.image, question.text) for question in asked.questions]
+    outputs = {}
+    for form, size in (("none", 1), (quantize, 1), (quantize, 2)):
+        if not (path := tmp_path / form).exists():
+            build_engine(CHECKPOINT, path, dtype="float32", quantize=form)
+        with closing(LLM(path, tensor_parallel_size=size, kv_cache_bytes=2**24)) as llm:
+            outputs[form, size] = llm.chat(conversations, SHORT)
+    errors = {1: 0.0, 2: 0.0}
+    for exact, one, two in zip(outputs["none", 1], outputs[quantize, 1], outputs[quantize, 2], strict=True):
+        assert two.pyramid.experts == one.pyramid.experts
+        assert two.outputs[0].text == one.outputs[0].text
+        if one.outputs[0].token_ids[0] == exact.outputs[0].token_ids[0]:
+            for size, output in ((1, one), (2, two)):
+                error = (all_logprobs(output)[0] - all_logprobs(exact)[0]).abs().max().item()
+                errors[size] = max(errors[size], error)
+    assert 0 < errors[2] <= 2 * errors[1], errors
+
+
+def test_bfloat16_is_as_exact_as_one_rank(tmp_path: Path) -> None:
+    """Sums over ranks are rounded once more: against float32 the error is at most twice that of one rank."""
+    asked = prompts(3)
+    exact = LLM(write_random_engine(tmp_path / "exact")).generate(asked, SHORT, use_tqdm=False)
+    path = write_random_engine(tmp_path / "e", dataclasses.replace(MODEL, dtype="bfloat16"))
+    errors = []
+    for size in (1, 2):
+        with closing(LLM(path, tensor_parallel_size=size)) as llm:
+            outputs = llm.generate(asked, SHORT, use_tqdm=False)
+        first = [(all_logprobs(a)[0] - all_logprobs(b)[0]).abs().max() for a, b in zip(outputs, exact, strict=True)]
+        errors.append(max(first).item())
+    assert errors[1] <= 2 * errors[0] + 1e-3, errors

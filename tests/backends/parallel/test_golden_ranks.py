@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,16 @@ pytestmark = pytest.mark.usefixtures("ranks_in_threads")
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_routers(case: GoldenCase, tmp_path: Path) -> None:
-    llm = test_golden_runtime.load(case, tmp_path, tensor_parallel_size=2)
-    output = llm.generate(case.request(), PARAMS, use_tqdm=False)[0]
-    llm.close()
+    with closing(test_golden_runtime.load(case, tmp_path, tensor_parallel_size=2)) as llm:
+        output = llm.generate(case.request(), PARAMS, use_tqdm=False)[0]
     test_golden_runtime.assert_gives(output, test_golden_runtime.of_golden(case), case.name)
 
 
 @pytest.mark.parametrize("case", reducer_cases.CASES, ids=lambda case: case.name)
 def test_reducers(case: ReducerCase, tmp_path: Path) -> None:
-    llm = test_golden_reducers.load(case, tmp_path / "engine", tensor_parallel_size=2)
     prompt = case.prompt(**test_golden_reducers.forced(case))
-    output = llm.generate(prompt, PARAMS, use_tqdm=False)[0]
-    llm.close()
+    with closing(test_golden_reducers.load(case, tmp_path / "engine", tensor_parallel_size=2)) as llm:
+        output = llm.generate(prompt, PARAMS, use_tqdm=False)[0]
     test_golden_reducers.assert_as_published(output, case)
 
 
@@ -36,9 +35,22 @@ def test_reducers_in_chunks_with_cached_prefixes(name: str, tmp_path: Path) -> N
     """Keys of a cached prefix are read by each rank from its own blocks."""
     case = next(case for case in reducer_cases.CASES if case.name == name)
     options = {"max_chunk_tokens": 7, "reuse_bytes": 2**24, "tensor_parallel_size": 2}
-    llm = test_golden_reducers.load(case, tmp_path / "engine", **options)
-    outputs = [llm.generate(case.prompt(), PARAMS, use_tqdm=False)[0] for _ in range(2)]
-    llm.close()
+    with closing(test_golden_reducers.load(case, tmp_path / "engine", **options)) as llm:
+        outputs = [llm.generate(case.prompt(), PARAMS, use_tqdm=False)[0] for _ in range(2)]
     for output in outputs:
         test_golden_reducers.assert_as_published(output, case)
     assert outputs[1].num_cached_tokens > 0
+
+
+def test_preempted(tmp_path: Path) -> None:
+    """Of two, the later one gives its rows back on both ranks, and keeps the same ones when it runs again."""
+    case = next(case for case in reducer_cases.CASES if case.name == "fv06_g12_k2_r50_first")
+    decoder, decoded = case.config.decoder, 3
+    rows = 2 * (sum(case.arrays["cache_len_prefill"].tolist()) + decoded * decoder.num_layers)
+    row_bytes = 2 * 4 * decoder.num_kv_heads * decoder.head_dim
+    options = {"block_size": 1, "kv_cache_bytes": rows * row_bytes // 2, "tensor_parallel_size": 2}
+    with closing(test_golden_reducers.load(case, tmp_path / "engine", **options)) as llm:
+        outputs = llm.generate([case.prompt()] * 2, PARAMS, use_tqdm=False)
+        assert llm.engine.num_preemptions > 0
+    for output in outputs:
+        test_golden_reducers.assert_as_published(output, case)
