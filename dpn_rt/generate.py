@@ -44,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
         )
         reduce = {} if options.reduce is None else {"reduce": options.reduce}
-        llm = LLM(options.engine, device=options.device, verify=not options.skip_verify, **reduce)
+        llm = LLM(
+            options.engine,
+            device=options.device,
+            tensor_parallel_size=options.tensor_parallel_size,
+            verify=not options.skip_verify,
+            **reduce,
+        )
         prompt = prompt_options if _is_raw(options) else _chat(llm, options)
         if options.route is not None:
             prompt = {**prompt, "route": options.route}
@@ -91,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--route", type=_route, metavar="E,E,E", help="forced expert per boundary, e.g. 2,none,1")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument(
+        "--tensor-parallel-size", type=int, default=1, metavar="N", help="processes that share the decoder (default 1)"
+    )
     parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
     parser.add_argument(
         "--show-pyramid",

@@ -101,8 +101,8 @@ class LLM:
             max_chunk_tokens: while other requests decode, cut prefills into parts of the work of so many tokens, so
                 that these requests never wait for a whole prompt; default: not cut, which finishes a batch soonest.
             max_model_len: rows of prompt, image and answer of one request; default: the model's length, at most 2^20.
-            kv_cache_bytes: size of the KV pool, of each process; default: a quarter of the free memory, on a GPU what is left of
-                `gpu_memory_utilization`; less where `max_num_seqs` requests of full length need less.
+            kv_cache_bytes: size of the KV pool, of each process; default: a quarter of the free memory, on a GPU what is
+                left of `gpu_memory_utilization`; less where `max_num_seqs` requests of full length need less.
             gpu_memory_utilization: part of a GPU's memory that may be taken in all.
             reuse_bytes: memory for the rows of images that may come again; 0: neither images nor keys and values of
                 prompts' prefixes are reused. Answers with reuse are the same up to rounding.
@@ -112,8 +112,8 @@ class LLM:
                 third of the free memory.
             reduce: SPECs of training-free reductions that prompts may ask for, such as "fastv:k=2,ratio=0.5"; the first
                 is the default; None: what the engine was built with.
-            tensor_parallel_size: processes that share the decoder, each with its part of the weights and of the KV pool;
-                on the CPU they share torch's threads, on GPUs each takes one. They end with `close`.
+            tensor_parallel_size: processes that share the decoder, each with its part of the weights and of the KV
+                pool; on the CPU they share torch's threads, on GPUs each takes one. They end with `close`.
             verify: compare the files' sha256 with the engine's record before use.
 
         Raises:

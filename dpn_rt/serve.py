@@ -185,6 +185,7 @@ def _engine_options(options: argparse.Namespace) -> EngineOptions:
         max_image_pixels=options.max_image_pixels,
         limit_mm_per_prompt=options.limit_mm_per_prompt,
         reduce=options.reduce,
+        tensor_parallel_size=options.tensor_parallel_size,
     )
 
 
@@ -235,6 +236,7 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
     add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV cache")
+    add("--tensor-parallel-size", type=int, default=1, metavar="N", help="processes that share the decoder")
     add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="share of a GPU's memory to use at most")
     add(
         "--reuse-bytes", type=int, default=2**28, metavar="N", help="memory for images that may come again; 0: no reuse"

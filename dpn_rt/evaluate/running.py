@@ -37,6 +37,7 @@ class EngineChoice:
     max_num_seqs: int = 64
     reuse_bytes: int = 0
     verify: bool = True
+    tensor_parallel_size: int = 1
 
     def load(self, runs: Sequence[RunSettings], model: ModelConfig) -> LLM:
         """The engine, with boundaries for all reductions that runs ask for."""
@@ -48,6 +49,7 @@ class EngineChoice:
             self.device,
             max_num_seqs=self.max_num_seqs,
             reuse_bytes=self.reuse_bytes,
+            tensor_parallel_size=self.tensor_parallel_size,
             verify=self.verify,
             reduce=reduce,
         )

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.model.config import DecoderConfig
-from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights, head_module
-from dpn_rt.model.linear import load_linear
-from dpn_rt.model.ranks import Product, RankGroup
+from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights, load_head
+from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.rope import rotate
 from dpn_rt.model.rows import place_rows
 from dpn_rt.model.stage_batch import CacheView, NextAttention, StageBatch
@@ -286,8 +285,10 @@ class Decoder:
         self._config, self._group = config, group
         self._norm = weights[f"{FINAL_NORM}.weight"]
         is_first = group is None or group.rank == 0
-        self._embedding = EmbeddingTable(weights, EMBED_TOKENS, config.hidden_size, self._norm.dtype) if is_first else None
-        self._head = _load_head(weights, config, group, splits_head) if is_first or splits_head else None
+        self._embedding = (
+            EmbeddingTable(weights, EMBED_TOKENS, config.hidden_size, self._norm.dtype) if is_first else None
+        )
+        self._head = load_head(weights, config, group, splits_head) if is_first or splits_head else None
         self.stages = [
             Stage(
                 config,
@@ -390,13 +391,3 @@ class Decoder:
             )
             x = stage.forward(x, batch, blocks, key_positions)
         return self.logits(x)
-
-
-def _load_head(
-    weights: Mapping[str, Tensor], config: DecoderConfig, group: RankGroup | None, splits_head: bool
-) -> Product:
-    """`[num_seqs, hidden_size]` -> `[num_seqs, vocab_size]`."""
-    head = load_linear(weights, head_module(config), prepack=False)  # few rows: one for each sequence
-    if group is None or not splits_head:
-        return head
-    return lambda x: group.join(head(x))

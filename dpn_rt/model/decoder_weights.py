@@ -134,3 +134,13 @@ class LayerWeights:
             norm(Q_NORM) if config.qk_norm else None,
             norm(K_NORM) if config.qk_norm else None,
         )
+
+
+def load_head(
+    tensors: Mapping[str, Tensor], config: DecoderConfig, group: RankGroup | None, splits_head: bool
+) -> Product:
+    """The output layer, `[num_seqs, hidden_size]` -> `[num_seqs, vocab_size]`; `group` as of `Decoder`."""
+    head = load_linear(tensors, head_module(config), prepack=False)  # few rows: one for each sequence
+    if group is None or not splits_head:
+        return head
+    return lambda x: group.join(head(x))

@@ -1,7 +1,7 @@
 """Layers whose weights are split over the ranks of an engine, and what the ranks must be able to do together.
 
-Column-parallel layers (queries, keys and values; gate and up) need nothing of this: each rank has some of their outputs.
-Row-parallel ones, which come after, bring the ranks together again, in one of two ways.
+Column-parallel layers (queries, keys and values; gate and up) need nothing of this: each rank has some of their
+outputs. Row-parallel ones, which come after, bring the ranks together again, in one of two ways.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ def summed(linear: Product, group: RankGroup) -> Product:
 
 
 def joined(linear: Product, group: RankGroup) -> Product:
-    """The same for a matrix in 8 or 4 bits, of which each rank has some rows: all ranks' parts of `x` are joined, and the
-    results too.
+    """The same for a matrix in 8 or 4 bits: each rank has some of its rows; parts of `x` are joined, then the results.
 
-    Such products round a row of `x` by its largest value, which no rank's part tells. So every rank needs the whole row,
-    and the result has the same bits as without ranks, at 1.4 times the traffic of a sum.
+    Such products round a row of `x` by its largest value, which no rank's part tells. So every rank takes the whole
+    row, and the result has the same bits as without ranks. It moves more than a sum: `x` besides the result.
     """
     return lambda x: group.join(linear(group.join(x)))

@@ -84,9 +84,7 @@ class KernelBackend:
 class KernelStagePreparer:
     """A `StagePreparer`. The device makes the metadata, and KV blocks are taken for the most rows that may come."""
 
-    def __init__(
-        self, executor: Executor, reducers: Sequence[Reducer], cache: BlockAllocator, device: Device
-    ) -> None:
+    def __init__(self, executor: Executor, reducers: Sequence[Reducer], cache: BlockAllocator, device: Device) -> None:
         self._executor, self._cache, self._device = executor, cache, device
         self._stages_with_queries = {i for i, reducer in enumerate(reducers) if reducer.reads_queries}
 

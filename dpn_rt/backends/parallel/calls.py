@@ -77,4 +77,6 @@ def _packing(tensors: list[Tensor]) -> Packing:
     for tensor in tensors:
         offsets.append(end)
         end += -(-math.prod(tensor.shape) * tensor.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-    return Packing(tuple(tuple(each.shape) for each in tensors), tuple(each.dtype for each in tensors), tuple(offsets), end)
+    return Packing(
+        tuple(tuple(each.shape) for each in tensors), tuple(each.dtype for each in tensors), tuple(offsets), end
+    )

@@ -22,8 +22,8 @@ from dpn_rt.model.stage_batch import StageBatch
 class ParallelExecutor:
     """An `Executor` on all ranks.
 
-    The others are told of nothing but calls: embeddings, images, reducers, scheduling and sampling are rank 0's alone, so
-    no rank can take another route. After a call that failed, ranks may be out of step: the executor has ended then.
+    The others are told of nothing but calls: embeddings, images, reducers, scheduling and sampling are rank 0's alone,
+    so no rank can take another route. After a call that failed, ranks may be out of step: the executor has ended then.
     """
 
     def __init__(

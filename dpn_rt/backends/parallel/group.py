@@ -42,7 +42,8 @@ class ProcessRankGroup:
             RuntimeError: a rank did not come in time.
         """
         open_group = _open_nccl if device.type == "cuda" else _open_gloo
-        self._group = open_group(dist.FileStore(str(store), self.size), self.rank, self.size)
+        store_file = dist.FileStore(str(store), self.size)  # type: ignore[attr-defined]
+        self._group = open_group(store_file, self.rank, self.size)
 
     def sum(self, x: Tensor) -> Tensor:
         """See `RankGroup`. With gloo and NCCL alike one rank adds a piece of `x`, and the others get its bits."""
@@ -61,7 +62,8 @@ class ProcessRankGroup:
 
 
 def _open_gloo(store: Any, rank: int, size: int) -> Any:
-    options = dist.ProcessGroupGloo._Options()  # the only way to say which network interface it listens on
+    # The only way to say which network interface it listens on.
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
     options._timeout = timedelta(seconds=SECONDS_TO_MEET)
     options._threads = 1

@@ -108,7 +108,9 @@ class RankProcesses:
             return DeviceError(f"rank {heard.rank} of {self.size} failed: {_reason(heard, _received(heard))}")
         for rank in self._ranks:
             rank.process.kill()  # it waits for rank 0, or does not answer at all
-        return DeviceError(f"the {self.size} ranks of the engine are out of step after an error of rank 0: {error!r:.500}")
+        return DeviceError(
+            f"the {self.size} ranks of the engine are out of step after an error of rank 0: {error!r:.500}"
+        )
 
     def end(self) -> None:
         """Ends the processes, in the middle of a call if need be, and waits until they have ended."""

@@ -34,6 +34,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--reuse-bytes", type=int, default=0, metavar="N", help="memory for images that come again (default 0)"
     )
+    parser.add_argument(
+        "--tensor-parallel-size", type=int, default=1, metavar="N", help="processes that share the decoder (default 1)"
+    )
     parser.add_argument("--skip-verify", action="store_true", help="load without comparing the files' sha256")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -110,7 +113,12 @@ def run(options: argparse.Namespace) -> int:
     style = PromptStyle(options.single_pred_prompt, options.all_rounds, options.lang, options.post_prompt)
     results = run_all(
         EngineChoice(
-            options.engine, options.device, options.max_num_seqs, options.reuse_bytes, not options.skip_verify
+            options.engine,
+            options.device,
+            options.max_num_seqs,
+            options.reuse_bytes,
+            not options.skip_verify,
+            options.tensor_parallel_size,
         ),
         QuestionSource(options.question_file, options.image_folder, style, options.num_chunks, options.chunk_idx),
         settings,

@@ -76,7 +76,9 @@ class Int4Weight:
         """Whole tiles, and the scales of their rows."""
         tiles, scale = tensors[f"{module}.{cls.suffix}"], tensors[f"{module}.scale"]
         panels = [panels_of(part) for part in rows]
-        return {name: torch.cat([each[part] for part in panels]) for name, each in ((cls.suffix, tiles), ("scale", scale))}
+        return {
+            name: torch.cat([each[part] for part in panels]) for name, each in ((cls.suffix, tiles), ("scale", scale))
+        }
 
     @property
     def num_bytes(self) -> int:

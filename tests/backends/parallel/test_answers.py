@@ -1,4 +1,4 @@
-"""Several ranks answer as one does: batches of routed prompts, shared KV heads, windows, biases, 8 and 4 bits, bfloat16."""
+"""Several ranks answer as one does: routed batches, shared KV heads, windows, biases, 8 and 4 bits, bfloat16."""
 
 from __future__ import annotations
 
