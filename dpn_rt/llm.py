@@ -101,7 +101,7 @@ class LLM:
             max_chunk_tokens: while other requests decode, cut prefills into parts of the work of so many tokens, so
                 that these requests never wait for a whole prompt; default: not cut, which finishes a batch soonest.
             max_model_len: rows of prompt, image and answer of one request; default: the model's length, at most 2^20.
-            kv_cache_bytes: size of the KV pool, of each process; default: a quarter of the free memory, on a GPU what is
+            kv_cache_bytes: size of the KV pool of each process; default: a quarter of the free memory, on a GPU what is
                 left of `gpu_memory_utilization`; less where `max_num_seqs` requests of full length need less.
             gpu_memory_utilization: part of a GPU's memory that may be taken in all.
             reuse_bytes: memory for the rows of images that may come again; 0: neither images nor keys and values of

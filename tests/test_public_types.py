@@ -130,7 +130,7 @@ def test_an_unknown_sampling_parameter_is_named(name: str) -> None:
     assert list(inspect.signature(SamplingParams).parameters) == known.split(", ")
 
 
-@pytest.mark.parametrize("name", ["model", "tensor_parallel_size", "trust_remote_code"])
+@pytest.mark.parametrize("name", ["model", "pipeline_parallel_size", "trust_remote_code"])
 def test_an_unknown_argument_of_an_engine_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=rf"^LLM has no argument '{name}': expected engine_dir, device, max_num_seqs, "

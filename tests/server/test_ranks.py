@@ -25,7 +25,6 @@ def test_a_server_of_which_a_rank_is_killed_ends_for_its_supervisor(engine_dir: 
             next(events)
             rank.kill()
             text = "\n".join(events)
-        assert "finish_reason" not in text or '"finish_reason":"stop"' not in text
         assert '"error"' in text and text.rstrip().endswith("[DONE]")
         assert process.wait(30) == 1
         assert not engine.is_running() and not rank.is_running()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,8 +51,8 @@ class ScoredRows:
 class KeysInCache:
     """Keys of a layer that a cached prefix has."""
 
-    tables: IntArray
-    """`[num_seqs, max_blocks]` KV blocks."""
+    tables: Tensor
+    """`[num_seqs, max_blocks]` int32 KV blocks."""
     counts: IntArray
     """`[num_seqs]` rows of each sequence that are cached."""
     lengths: IntArray
@@ -207,10 +206,11 @@ class LocalExecutor:
             parts += [self._cached_keys(table, count), own] if count else [own]
         return torch.cat(parts)
 
-    def _cached_keys(self, table: IntArray, count: int) -> Tensor:
+    def _cached_keys(self, table: Tensor, count: int) -> Tensor:
         """`[count, num_kv_heads, head_dim]` of the first rows of a sequence, in the first layer of the next stage."""
         blocks = self.pool.blocks
         block_size = blocks.shape[4]
-        (ids,) = self._device.upload(table[: -(-count // block_size)].astype(np.int64))
-        keys = blocks[:, 0, 0].index_select(0, ids)  # [num_blocks, num_kv_heads, block_size, head_dim]
+        keys = blocks[:, 0, 0].index_select(
+            0, table[: -(-count // block_size)]
+        )  # [num_blocks, num_kv_heads, block_size, head_dim]
         return keys.transpose(1, 2).flatten(0, 1)[:count]

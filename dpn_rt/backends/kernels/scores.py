@@ -82,7 +82,7 @@ class KernelScores:
     def _keys_in_cache(self, layout: Layout) -> KeysInCache | None:
         if not layout.first_cache_rows.any():
             return None
-        tables = self._cache.block_tables(self._stage + 1, self._slots)[0]
+        (tables,) = self._device.upload(self._cache.block_tables(self._stage + 1, self._slots)[0])
         return KeysInCache(tables, layout.first_cache_rows, layout.lengths)
 
 

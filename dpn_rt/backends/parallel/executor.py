@@ -95,7 +95,7 @@ class ParallelExecutor:
                 self._group.broadcast(call.filled_block(tensors))
             return getattr(self._local, method)(*arguments)
         except Exception as error:
-            self._failure = self.ranks.failure(error)
+            self._failure = error if isinstance(error, DeviceError) else self.ranks.failure(error)
             self.close()
             raise self._failure from error
 

@@ -9,7 +9,7 @@ import torch
 from dpn_rt.backends.kernels.backend import KernelBackend
 from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import image_encoder, make_allocator, num_pool_blocks, pool_bytes
+from dpn_rt.backends.kernels.loading import image_encoder, make_allocator, num_pool_blocks
 from dpn_rt.backends.parallel.executor import ParallelExecutor
 from dpn_rt.backends.parallel.messages import PoolSize, RankSource, fingerprint
 from dpn_rt.backends.parallel.part import RankPart
@@ -74,14 +74,11 @@ def load_parallel_backend(
             part.group.connect(ranks.store, own.torch_device)
         except RuntimeError as error:
             raise EngineError(f"the {size} ranks of {engine.path} cannot reach each other: {error!r:.500}") from error
-        num_bytes = pool_bytes(model, part.decoder, encoder, part.geometry, settings, own)
-        if settings.kv_cache_bytes is None and not own.is_async:
-            num_bytes //= size  # the ranks share the host's memory
-        num_blocks = num_pool_blocks(part.geometry, settings, num_bytes)
+        num_blocks = num_pool_blocks(part.geometry, settings, part.pool_bytes(model, encoder, settings))
         ranks.send(PoolSize(num_blocks))
-        executor = ParallelExecutor(
-            part.executor(num_blocks), part.group, ranks, partial(torch.set_num_threads, num_threads)
-        )
+        local = part.executor(num_blocks)
+        ranks.wait_until_loaded()
+        executor = ParallelExecutor(local, part.group, ranks, partial(torch.set_num_threads, num_threads))
     except BaseException:
         ranks.end()
         torch.set_num_threads(num_threads)

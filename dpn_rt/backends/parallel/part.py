@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpn_rt.backends.kernels.executor import LocalExecutor
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import load_decoder, place_weights
+from dpn_rt.backends.kernels.loading import load_decoder, place_weights, pool_bytes
 from dpn_rt.backends.parallel.group import ProcessRankGroup
 from dpn_rt.backends.parallel.messages import RankSource, fingerprint
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
@@ -20,6 +20,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.shards import Shard
+from dpn_rt.model.vision.encoder import CropEncoder
 from dpn_rt.settings import EngineSettings
 from dpn_rt.tuning.cpu_choices import cpu_choices
 
@@ -93,6 +94,16 @@ class RankPart:
         weights = EngineDir.open(source.path, verify=False).load_weights()
         device: Device = open_cuda(source.model, source.rank) if source.device == "cuda" else HostDevice()
         return cls.load(source.model, weights, source.settings, device, source.rank, prepack=source.prepack)
+
+    def pool_bytes(self, model: ModelConfig, encoder: CropEncoder | None, settings: EngineSettings) -> int:
+        """Bytes for the KV pool of the rank. On a GPU all ranks compute the largest prefill for it, at the same time.
+
+        Raises:
+            CapacityError: nothing is left for a pool.
+        """
+        num_bytes = pool_bytes(model, self.decoder, encoder, self.geometry, settings, self.device)
+        shares_memory = settings.kv_cache_bytes is None and not self.device.is_async
+        return num_bytes // settings.tensor_parallel_size if shares_memory else num_bytes
 
     def executor(self, num_blocks: int) -> LocalExecutor:
         """The executor of the part, with KV blocks.

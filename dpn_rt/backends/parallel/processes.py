@@ -75,7 +75,7 @@ class RankProcesses:
                 rank.pipe.send(source)
 
     def wait_until_loaded(self) -> None:
-        """Returns when every rank has its weights.
+        """Returns when every rank has its weights; the second time, its KV blocks.
 
         Raises:
             DpnError: a rank could not load its part, has ended, or takes too long.
@@ -95,19 +95,23 @@ class RankProcesses:
         """To every rank.
 
         Raises:
-            OSError: one has ended.
+            DeviceError: one has ended.
         """
-        for rank in self._ranks:
-            rank.pipe.send(message)
+        try:
+            for rank in self._ranks:
+                rank.pipe.send(message)
+        except OSError as error:
+            raise self.failure(error) from error
 
     def failure(self, error: BaseException) -> DeviceError:
         """What has ended the engine, after `error` in a call that all ranks were to make."""
         wait([rank.pipe for rank in self._ranks], timeout=SECONDS_TO_FAIL)
         heard = next((rank for rank in self._ranks if rank.pipe.poll()), None)
-        if heard is not None:
-            return DeviceError(f"rank {heard.rank} of {self.size} failed: {_reason(heard, _received(heard))}")
+        reason = None if heard is None else _reason(heard, _received(heard))
         for rank in self._ranks:
-            rank.process.kill()  # it waits for rank 0, or does not answer at all
+            rank.process.kill()  # it waits for others, or does not answer at all
+        if heard is not None:
+            return DeviceError(f"rank {heard.rank} of {self.size} failed: {reason}")
         return DeviceError(
             f"the {self.size} ranks of the engine are out of step after an error of rank 0: {error!r:.500}"
         )

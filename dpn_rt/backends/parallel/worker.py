@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +19,8 @@ from dpn_rt.backends.parallel.messages import PoolSize, RankFailed, RankLoaded, 
 from dpn_rt.backends.parallel.part import RankPart
 from dpn_rt.errors import CapacityError, DpnError
 from dpn_rt.memory import lacks_memory, not_enough_memory
+
+Loaded = TypeVar("Loaded")
 
 
 def main() -> None:
@@ -39,22 +43,31 @@ def work(pipe: Connection) -> None:
 
     Raises:
         EOFError: rank 0 has ended.
+        SystemExit: rank 0 has been told that the part cannot be loaded.
         Exception: of a call.
     """
     source: RankSource = pipe.recv()
     torch.set_num_threads(source.num_threads)
+    part = _loaded(pipe, source, lambda: RankPart.load_other(source))
+    part.group.connect(source.store, part.device.torch_device)
+    part.pool_bytes(source.model, None, source.settings)  # rank 0 decides, but a GPU computes the same on all ranks
+    size: PoolSize = pipe.recv()
+    executor = _loaded(pipe, source, lambda: part.executor(size.num_blocks))
+    _serve(executor, part.group, pipe, part.device.torch_device)
+
+
+def _loaded(pipe: Connection, source: RankSource, load: Callable[[], Loaded]) -> Loaded:
+    """What `load` gives; rank 0 is told that it is there, or why it cannot be."""
     try:
-        part = RankPart.load_other(source)
+        loaded = load()
     except Exception as error:
         known = CapacityError(not_enough_memory(source.path)) if lacks_memory(error) else error
         if not isinstance(known, DpnError):
             raise
         pipe.send(RankLoaded(known))
-        return
+        raise SystemExit(1) from error
     pipe.send(RankLoaded())
-    part.group.connect(source.store, part.device.torch_device)
-    size: PoolSize = pipe.recv()
-    _serve(part.executor(size.num_blocks), part.group, pipe, part.device.torch_device)
+    return loaded
 
 
 def _serve(executor: LocalExecutor, group: ProcessRankGroup, pipe: Connection, device: torch.device) -> None:

@@ -1,0 +1,126 @@
+"""What an engine's decoder costs on one rank and on several: memory of each process, prefill, decode steps.
+
+python -m benchmarks.ranks --shape llava-1b --sizes 1 2 --result benchmarks/results/llava-1b-cpu-ranks.json
+
+Each number of ranks runs in a process of its own, with all of the processor. One prompt at a time: 64 ids of text and
+an image whose rows are given; the tower does not run, since it is rank 0's alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import engine_directory
+from benchmarks.memory import resident_bytes
+from benchmarks.result_file import write_json
+from benchmarks.shapes import SHAPES, prompt_token_ids
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.backends.parallel.executor import ParallelExecutor
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.schema.weights import TORCH_DTYPES
+
+KV_BYTES = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One number of ranks."""
+
+    size: int
+    threads: int
+    """Of each rank."""
+    resident_mb: list[int]
+    """Of each process, once it has answered; mapped files included."""
+    private_mb: list[int]
+    """Of these, without mapped files."""
+    prefill_s: list[float]
+    decode_s: list[float]
+    """Of a step, mean of each answer."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="llava-1b")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--answers", type=int, default=3, metavar="N", help="measured, after one that is not")
+    parser.add_argument("--max-tokens", type=int, default=16, metavar="N", help="of an answer")
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="where engines are kept")
+    parser.add_argument("--result", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    model = SHAPES[options.shape].model(options.dtype)
+    results = []
+    with engine_directory(model, options.engines, f"{options.shape}-{options.dtype}") as path:
+        for size in options.sizes:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                results.append(process.submit(measure, path, size, options.answers, options.max_tokens).result())
+            show(results[-1])
+    if options.result is not None:
+        facts = {"shape": options.shape, "dtype": options.dtype, "torch": torch.__version__}
+        write_json(options.result, facts | {"ranks": [dataclasses.asdict(each) for each in results]})
+
+
+def measure(path: Path, size: int, num_answers: int, max_tokens: int) -> Measured:
+    """An engine on `size` ranks, in this process and those that it starts."""
+    llm = LLM(path, tensor_parallel_size=size, kv_cache_bytes=KV_BYTES // size, prepack_weights=False, verify=False)
+    prompt = request(llm.model)
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    prefill, decode = [], []
+    for _ in range(1 + num_answers):
+        started = time.perf_counter()
+        deltas = [time.perf_counter() for _ in llm.stream(prompt, params)]
+        prefill.append(deltas[0] - started)
+        decode.append((deltas[-1] - deltas[0]) / (len(deltas) - 1))
+    processes = [os.getpid()]
+    executor = llm.engine.runner.backend._executor  # type: ignore[attr-defined]
+    if isinstance(executor, ParallelExecutor):
+        processes += executor.ranks.process_ids
+    result = Measured(
+        size,
+        torch.get_num_threads(),
+        [megabytes("VmRSS", process) for process in processes],
+        [megabytes("RssAnon", process) for process in processes],
+        prefill[1:],
+        decode[1:],
+    )
+    llm.close()
+    return result
+
+
+def request(model: ModelConfig) -> dict[str, object]:
+    """Text and one image of zeros, on the route of the most reduction."""
+    assert model.vision is not None
+    shape = model.vision.num_visual_tokens, model.decoder.hidden_size
+    image = {"image_embeds": torch.zeros(shape, dtype=TORCH_DTYPES[model.dtype])}
+    return {"prompt_token_ids": prompt_token_ids(model), "multi_modal_data": image, "route": [2, 2, 2]}
+
+
+def megabytes(key: str, process: int) -> int:
+    """Of a line of /proc/PROCESS/status."""
+    num_bytes = resident_bytes(key, process)
+    assert num_bytes is not None, "Linux reports the memory of processes"
+    return num_bytes >> 20
+
+
+def show(result: Measured) -> None:
+    """One line."""
+    print(
+        f"{result.size} ranks of {result.threads} threads: resident {result.resident_mb} MB, "
+        f"private {result.private_mb} MB, prefill {statistics.median(result.prefill_s):.3f} s, "
+        f"decode {1000 * statistics.median(result.decode_s):.1f} ms a step"
+    )
+
+
+if __name__ == "__main__":
+    main()
