@@ -3,7 +3,7 @@
 python -m benchmarks.ranks --shape llava-1b --sizes 1 2 --result benchmarks/results/llava-1b-cpu-ranks.json
 
 Each number of ranks runs in a process of its own, with all of the processor. One prompt at a time: 64 ids of text and
-an image whose rows are given; the tower does not run, since it is rank 0's alone.
+an image. The first goes through the tower, on rank 0; what is measured begins with rows of images that are given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,8 @@ from benchmarks.shapes import SHAPES, prompt_token_ids
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.backends.parallel.executor import ParallelExecutor
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 KV_BYTES = 2**28
@@ -74,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(path: Path, size: int, num_answers: int, max_tokens: int) -> Measured:
     """An engine on `size` ranks, in this process and those that it starts."""
     llm = LLM(path, tensor_parallel_size=size, kv_cache_bytes=KV_BYTES // size, prepack_weights=False, verify=False)
+    llm.generate(with_image(llm.model), SamplingParams(max_tokens=1, ignore_eos=True), use_tqdm=False)
     prompt = request(llm.model)
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     prefill, decode = [], []
@@ -98,12 +102,20 @@ def measure(path: Path, size: int, num_answers: int, max_tokens: int) -> Measure
     return result
 
 
-def request(model: ModelConfig) -> dict[str, object]:
+def request(model: ModelConfig) -> dict[str, Any]:
     """Text and one image of zeros, on the route of the most reduction."""
     assert model.vision is not None
     shape = model.vision.num_visual_tokens, model.decoder.hidden_size
     image = {"image_embeds": torch.zeros(shape, dtype=TORCH_DTYPES[model.dtype])}
     return {"prompt_token_ids": prompt_token_ids(model), "multi_modal_data": image, "route": [2, 2, 2]}
+
+
+def with_image(model: ModelConfig) -> dict[str, Any]:
+    """Text and a black image."""
+    assert isinstance(model.vision, ClipConfig)
+    views = tuple(torch.zeros(shape) for shape in model.vision.view_shapes)
+    image = VisualInput.of_views(views, model.vision.grid, model.vision.num_visual_tokens)
+    return {"prompt_token_ids": prompt_token_ids(model), "multi_modal_data": {"image": image}}
 
 
 def megabytes(key: str, process: int) -> int:

@@ -106,7 +106,7 @@ class RankProcesses:
     def failure(self, error: BaseException) -> DeviceError:
         """What has ended the engine, after `error` in a call that all ranks were to make."""
         wait([rank.pipe for rank in self._ranks], timeout=SECONDS_TO_FAIL)
-        heard = next((rank for rank in self._ranks if rank.pipe.poll()), None)
+        heard = max((rank for rank in self._ranks if rank.pipe.poll()), key=_was_killed, default=None)
         reason = None if heard is None else _reason(heard, _received(heard))
         for rank in self._ranks:
             rank.process.kill()  # it waits for others, or does not answer at all
@@ -132,6 +132,11 @@ def _start(rank: int) -> RankProcess:
             process_group=0,
         )
     return RankProcess(rank, process, here)
+
+
+def _was_killed(rank: RankProcess) -> bool:
+    """Such a rank has made others fail that waited for it."""
+    return (rank.process.poll() or 0) < 0
 
 
 def _received(rank: RankProcess) -> Any:

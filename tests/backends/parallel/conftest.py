@@ -25,7 +25,7 @@ class RankThread:
         self._thread.start()
 
     def _run(self) -> None:
-        with self._pipe, suppress(EOFError, OSError):
+        with self._pipe, suppress(EOFError, OSError, SystemExit):
             worker.work(self._pipe)
 
     def poll(self) -> int | None:

@@ -14,9 +14,18 @@ import torch
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import EngineSource, write_engine
 from examples.tiny_dpn.answers import chat_messages
 from examples.tiny_dpn.data import sample
-from tests.engine.models import MODEL, kv_bytes, random_images, random_prompt, with_decoder, write_random_engine
+from tests.engine.models import (
+    MODEL,
+    kv_bytes,
+    random_images,
+    random_prompt,
+    random_weights,
+    with_decoder,
+    write_random_engine,
+)
 from tests.engine.test_batching import GREEDY, all_logprobs, assert_pool_is_full, assert_same, assert_tokens_are
 
 pytestmark = pytest.mark.usefixtures("ranks_in_threads")
@@ -42,10 +51,19 @@ def prompts(count: int) -> list[dict[str, Any]]:
     return made
 
 
+def write_engine_of(path: Path, model: ModelConfig) -> Path:
+    """With logits of about the same size for every model: a table of embeddings has larger values than a matrix."""
+    scale = model.decoder.hidden_size**-0.5 if model.decoder.tie_word_embeddings else 1.0
+    weights = random_weights(model, seed=0)
+    scaled = [(name, tensor * scale if name == "embed_tokens.weight" else tensor) for name, tensor in weights]
+    write_engine(path, model, EngineSource("0" * 64, "original"), scaled, {})
+    return path
+
+
 @pytest.mark.parametrize(("model", "size"), MODELS.values(), ids=MODELS)
 def test_a_batch(tmp_path: Path, model: ModelConfig, size: int) -> None:
     """In chunks, with cached prefixes and a pool that lacks room for all at a time."""
-    path, asked = write_random_engine(tmp_path / "e", model), prompts(6)
+    path, asked = write_engine_of(tmp_path / "e", model), prompts(6)
     one = LLM(path).generate(asked, SHORT, use_tqdm=False)
     own = with_decoder(model, num_kv_heads=max(1, model.decoder.num_kv_heads // size))  # of a rank
     options = {"block_size": 4, "max_chunk_tokens": 9, "reuse_bytes": 2**20, "kv_cache_bytes": kv_bytes(150, 4, own)}
