@@ -58,7 +58,6 @@ class EngineOptions:
     less than a third of the free memory."""
     reduce: Spec | Sequence[Spec] | None = None
     """SPECs of training-free reductions that requests may ask for; the first is the default. None: the engine's."""
-
     tensor_parallel_size: int = 1
     """Processes that share the decoder."""
 
@@ -124,7 +123,7 @@ class EngineSettings:
     prepack_weights: bool | None
     """Whether a second copy of the weights is kept in oneDNN's layout; None: if it takes less than a third of the
     memory that is free when they are loaded."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int
     """Processes that share the decoder."""
 
     @property

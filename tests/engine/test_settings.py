@@ -31,6 +31,7 @@ def test_defaults() -> None:
         max_image_pixels=MAX_PIXELS,
         max_images=16,
         prepack_weights=None,
+        tensor_parallel_size=1,
     )
 
 
@@ -47,6 +48,7 @@ def test_what_was_asked_for_is_taken() -> None:
         "max_image_pixels": 23,
         "limit_mm_per_prompt": {"image": 29},
         "prepack_weights": False,
+        "tensor_parallel_size": 2,
     }
     settings = resolve(MODEL, EngineOptions(**asked))
     options = {field.name for field in dataclasses.fields(EngineOptions)}
