@@ -16,7 +16,7 @@ from dpn_rt.tuning import choice_file
 
 VARIABLE = "DPN_RT_CPU_CHOICES"
 MOST_STREAMED_ROWS = {"portable": 4, "avx2": 12, "avx512": 32, "avx512_vnni": 32, "avx512_bf16": 32, "amx": 8}
-"""Without a measurement, by instruction set; measured by `benchmarks/ops.py`, but for amx, which is a guess."""
+"""Without a measurement, by instruction set; measured by `benchmarks/ops.py`."""
 LARGEST_ROWS = 64
 """`most_streamed_rows` at most."""
 _LOCK = Lock()

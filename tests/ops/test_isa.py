@@ -29,6 +29,8 @@ ISAS: dict[str, tuple[str, ...]] = {
 EMULATED = (
     *QUANTIZED, "test_attention_extend.py", "test_attention_decode.py", "test_linear.py", "test_last_row_scores.py",
 )  # fmt: skip
+# The same with every instruction set.
+WITHOUT_KERNELS = (__file__, HERE / "test_emulation.py")
 OTHERS = [
     pytest.param(isa, marks=pytest.mark.skipif(isa not in ops.available_cpu_isas(), reason=UNSUPPORTED_BY_CPU))
     for isa in ISAS
@@ -58,7 +60,7 @@ def test_the_best_instruction_set_is_the_default_and_portable_is_always_there() 
 
 
 def run_tests(isa: str, files: Sequence[str], *options: str) -> None:
-    options = ("-q", "-x", "-p", "no:cacheprovider", *options, f"--ignore={__file__}")
+    options = ("-q", "-x", "-p", "no:cacheprovider", *options, *(f"--ignore={file}" for file in WITHOUT_KERNELS))
     result = run(isa, "-m", "pytest", *options, *(str(HERE / name) for name in files))
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
