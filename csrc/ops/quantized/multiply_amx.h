@@ -33,10 +33,32 @@ QuantizedRows quantize_tiles(const QuantizedLinearParams& p, const Columns& colu
   return rows;
 }
 
+// The weights that follow, prefetched some lines at each step of 64 columns: all at once they would hold the buffers
+// that the tiles' own lines need, and to wait for them took a fifth of the time.
+class NextWeights {
+ public:
+  NextWeights(const Tile<2>& tile, std::int64_t steps)
+      : line_(tile.weight[0] + tile.lookahead), lines_per_step_(lines_per_step(tile, steps)) {}
+
+  void prefetch() {
+    for (std::int64_t i = 0; i < lines_per_step_; ++i, line_ += kLineBytes) __builtin_prefetch(line_, 0, 2);
+  }
+
+ private:
+  static std::int64_t lines_per_step(const Tile<2>& tile, std::int64_t steps) {
+    constexpr std::int64_t kMost = 4;
+    const std::int64_t needed = ceil_div(tile.lookahead / kLineBytes, steps > 0 ? steps : 1);
+    return needed < kMost ? needed : kMost;
+  }
+
+  const std::uint8_t* line_;
+  std::int64_t lines_per_step_;
+};
+
 // totals = kRowTiles * 16 rows of a times 2 * 16 rows of b, over `steps` steps of 64 columns.
 template <bool kSignedBytes, int kRowTiles>
 void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::uint8_t* b0, const std::uint8_t* b1,
-                    std::int64_t steps, AmxTotals& totals) {
+                    std::int64_t steps, AmxTotals& totals, NextWeights& next) {
   constexpr std::int64_t kTile = kTileSide * kTileBytes;
   publish(a0);
   _tile_zero(0);
@@ -47,6 +69,7 @@ void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::u
     _tile_loadd(6, b0, kTileBytes);
     _tile_loadd(7, b1, kTileBytes);
     _tile_loadd(4, a0, kTileBytes);
+    next.prefetch();
     if constexpr (kSignedBytes) {
       _tile_dpbssd(0, 4, 6);
       _tile_dpbssd(1, 4, 7);
@@ -90,7 +113,7 @@ const std::uint8_t* panel_bytes(const std::uint8_t* panel, std::int64_t lines, s
 
 template <class Form>
 void multiply_amx_block(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block, std::int64_t quads,
-                        const std::uint8_t* const (&panels)[2], AmxSums& sums) {
+                        const std::uint8_t* const (&panels)[2], AmxSums& sums, NextWeights& next) {
   alignas(64) AmxTotals totals;
   if (quads == 0) std::memset(sums, 0, sizeof sums);
   const auto* a0 = reinterpret_cast<const std::uint8_t*>(block.packed);
@@ -101,9 +124,9 @@ void multiply_amx_block(const QuantizedLinearParams& p, const Tile<2>& tile, con
     const std::int64_t offset = quad * kLineBytes;
     const std::uint8_t *b0 = panels[0] + offset, *b1 = panels[1] + offset;
     if (block.num_tokens > kTileSide) {
-      multiply_steps<Form::kSignedBytes, 2>(a0 + offset, a1 + offset, b0, b1, steps, totals);
+      multiply_steps<Form::kSignedBytes, 2>(a0 + offset, a1 + offset, b0, b1, steps, totals, next);
     } else {
-      multiply_steps<Form::kSignedBytes, 1>(a0 + offset, a1 + offset, b0, b1, steps, totals);
+      multiply_steps<Form::kSignedBytes, 1>(a0 + offset, a1 + offset, b0, b1, steps, totals, next);
     }
     Form::add_group(p, tile, block, group, totals, sums);
   }
@@ -132,11 +155,13 @@ void multiply_amx(const QuantizedLinearParams& p) {
       const std::uint8_t* const panels[2] = {
           panel_bytes<Form>(tile.weight[0], lines, columns.quads, unpacked),
           panel_bytes<Form>(tile.weight[1], lines, columns.quads, unpacked + panel_size)};
-      for (std::int64_t b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
+      const std::int64_t begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
+      NextWeights next(tile, (end - begin) * columns.quads / kTileSide);
+      for (std::int64_t b = begin; b < end; ++b) {
         const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
         const Block block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads,
                           rows.scales + first, rows.starts + first * columns.groups};
-        multiply_amx_block<Form>(p, tile, block, columns.quads, panels, sums);
+        multiply_amx_block<Form>(p, tile, block, columns.quads, panels, sums, next);
         store_sums<T, 2>(p, Form::row_scale(p), tile, block, sums);
       }
     }
