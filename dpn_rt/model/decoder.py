@@ -149,7 +149,7 @@ class Layer:
         """`[num_rows, num_heads, head_dim]` of all ranks."""
         if self._group is None:
             return q
-        return self._group.join(q.flatten(1)).view(len(q), -1, self._config.head_dim)
+        return self._group.join(q.flatten(1)).view(len(q), self._group.size * q.shape[1], self._config.head_dim)
 
     def _heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """`[num_rows, heads * head_dim]` -> `[num_rows, heads, head_dim]`, normed where there is a weight."""

@@ -91,7 +91,7 @@ class ParallelExecutor:
         try:
             call, tensors = Call.of(method, arguments)
             self.ranks.send(call)
-            if tensors:
+            if call.packing.num_bytes:
                 self._group.broadcast(call.filled_block(tensors))
             return getattr(self._local, method)(*arguments)
         except Exception as error:

@@ -54,7 +54,7 @@ class ProcessRankGroup:
         """See `RankGroup`."""
         parts = x.new_empty(self.size, *x.shape)
         self._group.allgather([list(parts.unbind(0))], [x.contiguous()]).wait()
-        return parts.transpose(0, 1).reshape(x.shape[0], -1)
+        return parts.transpose(0, 1).reshape(len(x), self.size * x.shape[1])
 
     def broadcast(self, block: Tensor) -> None:
         """Rank 0's `block` into that of every other rank."""

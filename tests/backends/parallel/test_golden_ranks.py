@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import closing
 from pathlib import Path
 
@@ -31,10 +32,30 @@ def test_reducers(case: ReducerCase, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fv01_g24_k2_r50", "pd07_g12_l36_odd"])
-def test_reducers_in_chunks_with_cached_prefixes(name: str, tmp_path: Path) -> None:
+def test_reducers_in_chunks_while_another_decodes(name: str, tmp_path: Path) -> None:
+    """In most chunks no sequence ends, so no query of them attends."""
+    case = next(case for case in reducer_cases.CASES if case.name == name)
+    options = {"max_chunk_tokens": 7, "tensor_parallel_size": 2}
+    text = {"prompt_token_ids": [1, 7, 8]}
+    with closing(test_golden_reducers.load(case, tmp_path / "engine", **options)) as llm:
+        engine, process = llm.engine, llm.processor.process
+        engine.add_request("text", process(text), dataclasses.replace(PARAMS, max_tokens=40, ignore_eos=True))
+        engine.step()
+        engine.add_request("case", process(case.prompt()), PARAMS)
+        num_idle, finished = 0, []
+        while not finished:
+            result = engine.step()
+            num_idle += not result.progress
+            finished = [output for output in result.finished if output.request_id == "case"]
+        assert num_idle > 1, "the prefill was cut"
+    test_golden_reducers.assert_as_published(finished[0], case)
+
+
+@pytest.mark.parametrize("name", ["fv01_g24_k2_r50", "pd07_g12_l36_odd"])
+def test_reducers_with_cached_prefixes(name: str, tmp_path: Path) -> None:
     """Keys of a cached prefix are read by each rank from its own blocks."""
     case = next(case for case in reducer_cases.CASES if case.name == name)
-    options = {"max_chunk_tokens": 7, "reuse_bytes": 2**24, "tensor_parallel_size": 2}
+    options = {"reuse_bytes": 2**24, "tensor_parallel_size": 2}
     with closing(test_golden_reducers.load(case, tmp_path / "engine", **options)) as llm:
         outputs = [llm.generate(case.prompt(), PARAMS, use_tqdm=False)[0] for _ in range(2)]
     for output in outputs:
