@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 SECONDS_TO_MEET = 120
-"""For a rank to come to where the others wait; all have the same work."""
+"""For a rank to come to where the others wait, once all have loaded: all have the same work."""
 LOOPBACK = "127.0.0.1"
 """All ranks are on one machine."""
 

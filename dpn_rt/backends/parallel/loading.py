@@ -11,7 +11,7 @@ from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.gpu import open_cuda
 from dpn_rt.backends.kernels.loading import image_encoder, make_allocator, num_pool_blocks
 from dpn_rt.backends.parallel.executor import ParallelExecutor
-from dpn_rt.backends.parallel.messages import PoolSize, RankSource, fingerprint
+from dpn_rt.backends.parallel.messages import AllLoaded, PoolSize, RankSource, fingerprint
 from dpn_rt.backends.parallel.part import RankPart
 from dpn_rt.backends.parallel.processes import RankProcesses
 from dpn_rt.device.device import Device
@@ -70,6 +70,7 @@ def load_parallel_backend(
         part = RankPart.load(model, engine.load_weights(), settings, own, 0, prepack=prepack)
         encoder = load_encoder(model.vision, model.projector, part.weights, prepack=prepack)
         ranks.wait_until_loaded()
+        ranks.send(AllLoaded())
         try:
             part.group.connect(ranks.store, own.torch_device)
         except RuntimeError as error:
@@ -79,11 +80,11 @@ def load_parallel_backend(
         local = part.executor(num_blocks)
         ranks.wait_until_loaded()
         executor = ParallelExecutor(local, part.group, ranks, partial(torch.set_num_threads, num_threads))
+        cache = make_allocator(executor, part.geometry, settings)
+        reducers = load_reducers(model.reduction, part.weights, own)
+        backend = KernelBackend(executor, reducers, cache, PlainDecodeStep(executor, cache, own), own)
+        return backend, image_encoder(encoder, own)
     except BaseException:
         ranks.end()
         torch.set_num_threads(num_threads)
         raise
-    cache = make_allocator(executor, part.geometry, settings)
-    reducers = load_reducers(model.reduction, part.weights, own)
-    backend = KernelBackend(executor, reducers, cache, PlainDecodeStep(executor, cache, own), own)
-    return backend, image_encoder(encoder, own)

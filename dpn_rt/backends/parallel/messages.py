@@ -41,8 +41,13 @@ class RankLoaded:
 
 
 @dataclass(frozen=True)
+class AllLoaded:
+    """To a rank, once all have loaded their weights: now they wait for each other for a short time alone."""
+
+
+@dataclass(frozen=True)
 class PoolSize:
-    """To a rank, once all have loaded their weights."""
+    """To a rank, once all are connected."""
 
     num_blocks: int
 
@@ -52,6 +57,8 @@ class RankFailed:
     """From a rank, as its last message."""
 
     reason: str
+    time: float
+    """Of the failure, by `time.monotonic`, which all processes of a machine share."""
 
 
 def fingerprint(engine: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import signal
 import subprocess
@@ -50,13 +52,22 @@ class RankProcesses:
     """Ranks 1 and up of one engine."""
 
     def __init__(self, size: int) -> None:
-        """Begins to start `size - 1` processes, which wait for `send_sources`."""
+        """Begins to start `size - 1` processes, which wait for `send_sources`.
+
+        Raises:
+            EngineError: the system refuses a process or a directory.
+        """
         self.size = size
-        self.directory = Path(tempfile.mkdtemp(prefix="dpn-rt-ranks-"))
         self._ranks: list[RankProcess] = []
-        self._finalizer = weakref.finalize(self, _end, self._ranks, self.directory)
-        for rank in range(1, size):
-            self._ranks.append(_start(rank))
+        try:
+            self.directory = Path(tempfile.mkdtemp(prefix="dpn-rt-ranks-"))
+            self._finalizer = weakref.finalize(self, _end, self._ranks, self.directory)
+            for rank in range(1, size):
+                self._ranks.append(_start(rank))
+        except OSError as error:
+            for started in self._ranks:
+                started.process.kill()
+            raise EngineError(f"the processes of {size} ranks cannot be started: {error}") from error
 
     @property
     def store(self) -> Path:
@@ -106,15 +117,14 @@ class RankProcesses:
     def failure(self, error: BaseException) -> DeviceError:
         """What has ended the engine, after `error` in a call that all ranks were to make."""
         wait([rank.pipe for rank in self._ranks], timeout=SECONDS_TO_FAIL)
-        heard = max((rank for rank in self._ranks if rank.pipe.poll()), key=_was_killed, default=None)
-        reason = None if heard is None else _reason(heard, _received(heard))
+        heard = [(rank, _received(rank)) for rank in self._ranks if rank.pipe.poll()]
+        text = f"the {self.size} ranks of the engine are out of step after an error of rank 0: {error!r:.500}"
+        if heard:
+            first, message = min(heard, key=lambda each: _failed_at(each[1]))
+            text = f"rank {first.rank} of {self.size} failed: {_reason(first, message)}"
         for rank in self._ranks:
             rank.process.kill()  # it waits for others, or does not answer at all
-        if heard is not None:
-            return DeviceError(f"rank {heard.rank} of {self.size} failed: {reason}")
-        return DeviceError(
-            f"the {self.size} ranks of the engine are out of step after an error of rank 0: {error!r:.500}"
-        )
+        return DeviceError(text)
 
     def end(self) -> None:
         """Ends the processes, in the middle of a call if need be, and waits until they have ended."""
@@ -124,9 +134,11 @@ class RankProcesses:
 def _start(rank: int) -> RankProcess:
     here, there = Pipe()
     with there:
-        # A process group of its own: Ctrl-C on a terminal goes to rank 0 alone, which ends the others.
+        # Imports as in this process: `-m` alone would look into the working directory first. A process group of its
+        # own: Ctrl-C on a terminal goes to rank 0 alone, which ends the others.
         process = subprocess.Popen(
-            [sys.executable, "-m", worker.__name__, str(there.fileno())],
+            [sys.executable, "-P", "-m", worker.__name__, str(there.fileno())],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
             stdin=subprocess.DEVNULL,
             pass_fds=[there.fileno()],
             process_group=0,
@@ -134,9 +146,9 @@ def _start(rank: int) -> RankProcess:
     return RankProcess(rank, process, here)
 
 
-def _was_killed(rank: RankProcess) -> bool:
-    """Such a rank has made others fail that waited for it."""
-    return (rank.process.poll() or 0) < 0
+def _failed_at(message: object) -> float:
+    """The first rank to fail makes the others fail that wait for it; one without a last word was killed."""
+    return message.time if isinstance(message, RankFailed) else -math.inf
 
 
 def _received(rank: RankProcess) -> Any:

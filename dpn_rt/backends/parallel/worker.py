@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -15,12 +17,13 @@ import torch
 from dpn_rt.backends.kernels.executor import LocalExecutor
 from dpn_rt.backends.parallel.calls import Call
 from dpn_rt.backends.parallel.group import ProcessRankGroup
-from dpn_rt.backends.parallel.messages import PoolSize, RankFailed, RankLoaded, RankSource
+from dpn_rt.backends.parallel.messages import AllLoaded, PoolSize, RankFailed, RankLoaded, RankSource
 from dpn_rt.backends.parallel.part import RankPart
 from dpn_rt.errors import CapacityError, DpnError
 from dpn_rt.memory import lacks_memory, not_enough_memory
 
 Loaded = TypeVar("Loaded")
+Message = TypeVar("Message")
 
 
 def main() -> None:
@@ -33,8 +36,9 @@ def main() -> None:
     except (EOFError, BrokenPipeError):
         os._exit(0)  # rank 0 has ended
     except Exception as error:
+        failed = time.monotonic()
         traceback.print_exc()
-        _tell(pipe, RankFailed(f"{error!r:.1000}"))
+        _tell(pipe, RankFailed(f"{error!r:.1000}", failed))
         os._exit(1)
 
 
@@ -46,14 +50,18 @@ def work(pipe: Connection) -> None:
         SystemExit: rank 0 has been told that the part cannot be loaded.
         Exception: of a call.
     """
-    source: RankSource = pipe.recv()
+    source = _expect(pipe, RankSource)
     torch.set_num_threads(source.num_threads)
-    part = _loaded(pipe, source, lambda: RankPart.load_other(source))
-    part.group.connect(source.store, part.device.torch_device)
-    part.pool_bytes(source.model, None, source.settings)  # rank 0 decides, but a GPU computes the same on all ranks
-    size: PoolSize = pipe.recv()
-    executor = _loaded(pipe, source, lambda: part.executor(size.num_blocks))
-    _serve(executor, part.group, pipe, part.device.torch_device)
+    try:
+        part = _loaded(pipe, source, lambda: RankPart.load_other(source))
+        _expect(pipe, AllLoaded)
+        part.group.connect(source.store, part.device.torch_device)
+        part.pool_bytes(source.model, None, source.settings)  # rank 0 decides, but a GPU computes the same on all ranks
+        size = _expect(pipe, PoolSize)
+        executor = _loaded(pipe, source, lambda: part.executor(size.num_blocks))
+        _serve(executor, part.group, pipe, part.device.torch_device)
+    finally:
+        shutil.rmtree(source.store.parent, ignore_errors=True)  # rank 0 cannot, if it was killed
 
 
 def _loaded(pipe: Connection, source: RankSource, load: Callable[[], Loaded]) -> Loaded:
@@ -79,6 +87,12 @@ def _serve(executor: LocalExecutor, group: ProcessRankGroup, pipe: Connection, d
             if call.packing.num_bytes:
                 group.broadcast(block)
             getattr(executor, call.method)(*call.unpacked(block))
+
+
+def _expect(pipe: Connection, kind: type[Message]) -> Message:
+    message = pipe.recv()
+    assert isinstance(message, kind), f"rank 0 has sent {message!r:.80}: expected {kind.__name__}"
+    return message
 
 
 def _tell(pipe: Connection, message: object) -> None:

@@ -6,15 +6,17 @@ The host stands for the GPUs; torch.distributed and the messages are the same, b
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dpn_rt import LLM
 from dpn_rt.backends.kernels import gpu
-from dpn_rt.backends.parallel import loading, part
+from dpn_rt.backends.parallel import group, loading, part
 from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.errors import CapacityError, ConfigError
 from tests.backends.parallel.test_answers import SHORT, prompts
@@ -73,6 +75,40 @@ def test_a_rank_without_memory_for_its_blocks(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(part, "KvPool", pool)
     with pytest.raises(CapacityError, match="rank 1 of 2: the memory has no room for a KV cache"):
         LLM(write_random_engine(tmp_path / "e"), tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_rank_that_loads_longer_than_ranks_wait_in_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    load = part.RankPart.load
+
+    def load_slowly(*arguments: Any, **options: Any) -> part.RankPart:
+        if arguments[4] == slow:
+            time.sleep(3)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(group, "SECONDS_TO_MEET", 1)
+    monkeypatch.setattr(part.RankPart, "load", load_slowly)
+    with closing(LLM(write_random_engine(tmp_path / "e"), tensor_parallel_size=2)) as llm:
+        assert llm.generate(prompts(1), SHORT, use_tqdm=False)[0].error is None
+
+
+def test_an_error_after_all_ranks_have_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rank goes on, although the error holds what was loaded."""
+
+    def fail(*arguments: Any) -> None:
+        raise ConfigError("a reducer that this version lacks")
+
+    monkeypatch.setattr(loading, "load_reducers", fail)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ConfigError, match="a reducer") as caught:
+            LLM(write_random_engine(tmp_path / "e"), tensor_parallel_size=2)
+        assert torch.get_num_threads() == 2, caught
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_fewer_gpus_than_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.backends.parallel import processes
 from dpn_rt.backends.parallel.executor import ParallelExecutor
+from dpn_rt.backends.parallel.messages import RankFailed
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DeviceError, EngineError, StepError
 from examples.tiny_dpn.answers import chat_messages
@@ -149,6 +152,48 @@ def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
         "print(*llm.engine.runner.backend._executor.ranks.process_ids, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    killed = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert all(has_ended(int(process_id)) for process_id in killed.stdout.split())
+    assert killed.stdout and all(has_ended(int(process_id)) for process_id in killed.stdout.split())
+    assert not list(temporary.glob("dpn-rt-*"))
+
+
+def test_a_rank_imports_from_where_the_first_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the working directory only if that one does."""
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    rank = processes._start(1)
+    rank.pipe.close()
+    assert rank.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("name", ["Popen", "mkdtemp"])
+def test_processes_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    llm = write_random_engine(tmp_path / "e")
+    monkeypatch.setattr(processes.subprocess if name == "Popen" else processes.tempfile, name, refuse)
+    with pytest.raises(EngineError, match="the processes of 2 ranks cannot be started: .*temporarily unavailable"):
+        LLM(llm, tensor_parallel_size=2, **POOL)
+
+
+def test_the_rank_that_failed_first_is_named() -> None:
+    """Others fail because of it: their connections to it are closed."""
+    ranks = processes.RankProcesses(1)
+    for number, message in ((1, RankFailed("connection closed", 2.0)), (2, RankFailed("ValueError: a cause", 1.0))):
+        here, there = Pipe()
+        there.send(message)
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        ranks._ranks.append(processes.RankProcess(number, ended, here))
+    assert "rank 2 of 1 failed: ValueError: a cause" in str(ranks.failure(RuntimeError("connection closed")))
+    ranks.end()
