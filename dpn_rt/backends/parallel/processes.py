@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from typing import Any
 from dpn_rt.backends.parallel import worker
 from dpn_rt.backends.parallel.messages import RankFailed, RankLoaded, RankSource
 from dpn_rt.errors import DeviceError, EngineError
+from dpn_rt.schema.processes import start_module
 
 SECONDS_TO_LOAD = 1800.0
 """For a rank's part of the weights, from the slowest disk."""
@@ -134,15 +133,7 @@ class RankProcesses:
 def _start(rank: int) -> RankProcess:
     here, there = Pipe()
     with there:
-        # Imports as in this process: `-m` alone would look into the working directory first. A process group of its
-        # own: Ctrl-C on a terminal goes to rank 0 alone, which ends the others.
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", worker.__name__, str(there.fileno())],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-            stdin=subprocess.DEVNULL,
-            pass_fds=[there.fileno()],
-            process_group=0,
-        )
+        process = start_module(worker.__name__, there.fileno())
     return RankProcess(rank, process, here)
 
 

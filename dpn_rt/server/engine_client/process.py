@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 from types import TracebackType
 
 from dpn_rt.errors import EngineError
+from dpn_rt.schema.processes import start_module
 from dpn_rt.server.engine_client import worker
 from dpn_rt.server.engine_client.channel import Channel
 from dpn_rt.server.engine_client.messages import EngineSource, Load, Loaded
@@ -35,13 +35,7 @@ class EngineProcess:
         """Begins to load the engine."""
         here, there = socket.socketpair()
         with there:
-            # A process group of its own: Ctrl-C on a terminal goes to the server alone, which acts on it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", worker.__name__, str(there.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[there.fileno()],
-                process_group=0,
-            )
+            self._process = start_module(worker.__name__, there.fileno())
         self._channel = Channel(here)
         with suppress(EOFError):  # it has ended already, as `wait_until_loaded` will say
             self._channel.send(source)
