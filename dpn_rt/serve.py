@@ -30,7 +30,7 @@ API_KEY_VARIABLE = "DPN_RT_API_KEY"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     escape_output()
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         check_text(options)
         check_tls(options.ssl_certfile, options.ssl_keyfile)
@@ -74,10 +74,10 @@ def _serve(options: argparse.Namespace) -> None:
     from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
     from dpn_rt.server.engine_client.process import EngineProcess
 
-    config, engine_options = _server_config(options), _engine_options(options)
+    config, limits = server_config(options), engine_options(options)
     set_up_logs(options.log_level, as_json=options.log_json)
     logs = LogConfig(options.log_level, options.log_json)
-    source = EngineSource(options.engine, options.device, engine_options, logs)
+    source = EngineSource(options.engine, options.device, limits, logs)
     if not 0 <= options.port < 2**16:
         raise ConfigError(f"--port {options.port}: expected 0 to 65535")
     with ExitStack() as stack:
@@ -85,7 +85,7 @@ def _serve(options: argparse.Namespace) -> None:
         for sock in sockets:
             stack.enter_context(sock)
         process = stack.enter_context(EngineProcess(source))  # it loads the weights while the files are verified here
-        processor = load_processor(source.path, source.device, engine_options, verify=not options.skip_verify)
+        processor = load_processor(source.path, source.device, limits, verify=not options.skip_verify)
         process.wait_until_loaded()
         endpoint = options.otlp_traces_endpoint
         tracing = otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None
@@ -116,7 +116,12 @@ def _end_by_force(process: EngineProcess) -> None:
     os._exit(0)
 
 
-def _server_config(options: argparse.Namespace) -> ServerConfig:
+def server_config(options: argparse.Namespace) -> ServerConfig:
+    """What the command line says of the server.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
     from dpn_rt.server.config import ServerConfig
     from dpn_rt.server.connections import ConnectionLimits
     from dpn_rt.server.cors import CorsPolicy
@@ -171,7 +176,12 @@ def _api_key(options: argparse.Namespace) -> str | None:
     return str(key)
 
 
-def _engine_options(options: argparse.Namespace) -> EngineOptions:
+def engine_options(options: argparse.Namespace) -> EngineOptions:
+    """What the command line says of the engine.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
     from dpn_rt.settings import EngineOptions
 
     return EngineOptions(
@@ -189,7 +199,8 @@ def _engine_options(options: argparse.Namespace) -> EngineOptions:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m dpn_rt.serve",
         description="Serve an engine over HTTP, as OpenAI's API.",

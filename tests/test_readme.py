@@ -17,7 +17,7 @@ import pytest
 from dpn_rt.build import main as build
 from dpn_rt.evaluate.__main__ import main as evaluate
 from dpn_rt.generate import main as generate
-from dpn_rt.serve import _parser as serve_parser
+from dpn_rt.serve import parser as serve_parser
 from examples.tiny_dpn.export_questions import main as export_questions
 
 ROOT = Path(__file__).parents[1]

@@ -17,20 +17,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Str
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ReductionConfig
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.prompts.processor import Processor
-from dpn_rt.server.access import AccessMiddleware
 from dpn_rt.server.admission import Admission
-from dpn_rt.server.bodies import BodyLimits
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.server.engine_client.client import EngineClient
 from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.errors import HttpError, error_reply
 from dpn_rt.server.gen_ai import GenAiMetrics
+from dpn_rt.server.guards import guards
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
 from dpn_rt.server.page.document import page_text
@@ -42,7 +40,6 @@ from dpn_rt.server.replies import encoded
 from dpn_rt.server.service import Service
 from dpn_rt.server.tokenization import DetokenizeRequest, TokenizeRequest
 from dpn_rt.server.tracing import Tracing
-from dpn_rt.server.uniform import UniformMiddleware
 from dpn_rt.server.unknown_paths import in_own_words
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -239,18 +236,8 @@ class ClientLeftError(HttpError):
 
 
 def _add_middlewares(app: FastAPI, service: Service) -> None:
-    config = service.config
-    bodies = BodyLimits(config.max_body_bytes, config.held_body_bytes)
-    app.add_middleware(
-        AccessMiddleware,
-        hosts=config.hosts,
-        api_key=config.api_key,
-        bodies=bodies,
-        on_refusal=service.metrics.count_refusal,
-    )
-    app.add_middleware(UniformMiddleware)
-    if config.cors.allowed_origins:
-        app.add_middleware(CORSMiddleware, **config.cors.middleware_options)  # the outermost: it asks for no API key
+    for layer in guards(service.config, service.metrics.count_refusal):
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:

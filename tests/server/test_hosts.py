@@ -127,8 +127,8 @@ def test_a_key_that_is_none_is_refused(
 
 def test_an_option_comes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(serve.API_KEY_VARIABLE, "from the variable")
-    options = serve._parser().parse_args(["--engine", "x", "--api-key", "given"])
+    options = serve.parser().parse_args(["--engine", "x", "--api-key", "given"])
     assert serve._api_key(options) == "given"
-    assert serve._api_key(serve._parser().parse_args(["--engine", "x"])) == "from the variable"
+    assert serve._api_key(serve.parser().parse_args(["--engine", "x"])) == "from the variable"
     monkeypatch.delenv(serve.API_KEY_VARIABLE)
-    assert serve._api_key(serve._parser().parse_args(["--engine", "x"])) is None
+    assert serve._api_key(serve.parser().parse_args(["--engine", "x"])) is None

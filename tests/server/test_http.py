@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from dpn_rt.errors import ConfigError
-from dpn_rt.serve import _parser, _server_config
+from dpn_rt.serve import parser, server_config
 from dpn_rt.server.cors import CorsPolicy
 from tests.server.conftest import MODEL, Ask, RunningServer, StartServer
 
@@ -146,15 +146,15 @@ def test_pages_of_all_origins_with_credentials(start_server: StartServer) -> Non
 )
 def test_origins_of_the_command_line(words: list[str], origins: tuple[str, ...]) -> None:
     arguments = ["--engine", "engine", "--allowed-origins", *words, "--allowed-headers", '["x-a"]', "x-b"]
-    policy = _server_config(_parser().parse_args(arguments)).cors
+    policy = server_config(parser().parse_args(arguments)).cors
     assert policy == CorsPolicy(origins, ("*",), ("x-a", "x-b"))
-    assert _server_config(_parser().parse_args(["--engine", "engine"])).cors == CorsPolicy()
+    assert server_config(parser().parse_args(["--engine", "engine"])).cors == CorsPolicy()
 
 
 @pytest.mark.parametrize("word", ["[", "[1]", '{"a": 1}]'])
 def test_a_list_of_origins_that_is_none(word: str) -> None:
     with pytest.raises((SystemExit, ConfigError)):
-        _server_config(_parser().parse_args(["--engine", "engine", "--allowed-origins", word]))
+        server_config(parser().parse_args(["--engine", "engine", "--allowed-origins", word]))
 
 
 @pytest.mark.parametrize("origin", ["app.example.com", f"{ORIGIN}/", f"{ORIGIN}/page", "", "https://*.example.com/"])

@@ -1,0 +1,1 @@
+"""Replicas of one server on the machines of a Ray cluster (Ray Serve): `python -m dpn_rt.serve_ray`."""

@@ -1,0 +1,105 @@
+"""A replica: one engine under the same application as `python -m dpn_rt.serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+
+import torch
+from ray import serve
+from starlette.types import Message
+
+from dpn_rt.engine.loader import load_processor
+from dpn_rt.errors import StepError
+from dpn_rt.ray_serve.messages import REPLICA_HEADER, ForwardedRequest, respond
+from dpn_rt.ray_serve.options import ServiceOptions
+from dpn_rt.server.app import create_app
+from dpn_rt.server.cors import CorsPolicy
+from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
+from dpn_rt.server.engine_client.process import EngineProcess
+from dpn_rt.server.logs import set_up_logs
+
+
+class Replica:
+    """An actor of Ray Serve. Its requests come from the ingress, which has checked host, key and size."""
+
+    def __init__(self, options: ServiceOptions) -> None:
+        """Loads the engine, in a process of its own."""
+        self._lifespan = AsyncExitStack()
+        set_up_logs(options.log_level, as_json=options.log_json)
+        self.name = serve.get_replica_context().replica_id.unique_id
+        logs = LogConfig(options.log_level, options.log_json)
+        self._process = EngineProcess(EngineSource(options.engine, options.device, options.engine_options, logs))
+        try:
+            processor = load_processor(options.engine, options.device, options.engine_options, verify=options.verify)
+            self._process.wait_until_loaded()
+        except BaseException:
+            self._process.stop()
+            raise
+        config = replace(options.server, api_key=None, allowed_hosts=("*",), cors=CorsPolicy())
+        self._app = create_app(processor, self._process, config)
+        self._service = self._app.state.service
+        self._starting = asyncio.Lock()
+        self._has_started = False
+        torch.set_num_threads(1)  # images are prepared in parallel, and the cores are for the engine
+        # What is loaded by now stays. A full pass of the garbage collector over it would stop every stream.
+        gc.collect()
+        gc.freeze()
+
+    async def respond(self, request: ForwardedRequest) -> AsyncGenerator[list[Message], None]:
+        """The parts of the reply to a request, as `messages.respond`, with this replica's name in a header."""
+        await self._start()
+        async with aclosing(respond(self._app, request)) as parts:
+            async for ready in parts:
+                yield [self._signed(message) for message in ready]
+
+    async def check_health(self) -> None:
+        """Asked by Serve, which replaces a replica that fails.
+
+        Raises:
+            StepError: the engine has stopped, or stands still.
+        """
+        await self._start()
+        engine, limit = self._service.engine, self._service.config.stall_timeout
+        if engine.failure is not None:
+            raise StepError(f"the engine has stopped: {engine.failure}")
+        if engine.stalled_seconds > limit:
+            raise StepError(
+                f"the engine has stood still for {engine.stalled_seconds:.0f} s: expected {limit:g} at most"
+            )
+
+    async def is_well(self) -> bool:
+        """Whether requests can be answered now."""
+        try:
+            await self.check_health()
+        except StepError:
+            return False
+        return True
+
+    async def metrics(self) -> tuple[str, str]:
+        """The replica's name, and its metrics in Prometheus' format."""
+        return self.name, self._service.metrics.text().decode()
+
+    async def process_ids(self) -> tuple[str, int]:
+        """The replica's name, and the id of its process on its machine."""
+        return self.name, os.getpid()
+
+    async def __del__(self) -> None:
+        """Ends the engine's process. Serve awaits this after the last request."""
+        await self._lifespan.aclose()
+
+    async def _start(self) -> None:
+        """Connects to the engine, on the event loop that serves."""
+        async with self._starting:
+            if not self._has_started:
+                await self._lifespan.enter_async_context(self._app.router.lifespan_context(self._app))
+                self._has_started = True
+
+    def _signed(self, message: Message) -> Message:
+        if message["type"] != "http.response.start":
+            return message
+        return {**message, "headers": [*message["headers"], (REPLICA_HEADER, self.name.encode())]}
