@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpn_rt import serve as single
 from dpn_rt.errors import ConfigError, DpnError, EngineError
-from dpn_rt.schema.packages import load_package
+from dpn_rt.schema.packages import load_ray
 from dpn_rt.server.tls import check_tls
 from dpn_rt.terminal import check_text, escape_output
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 APPLICATION = "dpn_rt"
 """Its name in Ray Serve."""
-REPORTS_VARIABLE = "RAY_USAGE_STATS_ENABLED"
-"""Ray reports to its makers how it is used, unless this says 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,9 +139,7 @@ def _autoscaling(options: argparse.Namespace) -> Autoscaling | None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    os.environ.setdefault(REPORTS_VARIABLE, "0")
-    ray = load_package("ray", "python -m dpn_rt.serve_ray", "ray", ConfigError)
-    serve = load_package("ray.serve", "python -m dpn_rt.serve_ray", "ray", ConfigError)
+    ray, serve = (load_ray(name, "python -m dpn_rt.serve_ray") for name in ("ray", "ray.serve"))
     from dpn_rt.format.engine_dir import EngineDir
     from dpn_rt.ray_serve.app import build
 

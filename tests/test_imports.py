@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     *("errors", "memory", "schema", "terminal", "_kernels", "ops", "tuning", "device", "model", "format"),
     *("cache", "sampling", "drawing", "outputs", "prompts", "settings", "backends"),
-    *("engine", "llm", "server", "generate", "serve", "evaluate", "integrations"),
+    *("engine", "llm", "server", "generate", "serve", "ray_serve", "serve_ray", "batch", "evaluate", "integrations"),
     *("builders", "reference", "build", "eager", "training", "train_routers"),
 )
 """Packages and modules of `dpn_rt`: each imports only from those before it."""
@@ -59,9 +59,9 @@ def test_every_package_knows_only_those_before_it() -> None:
 
 
 def test_package_files_import_nothing() -> None:
-    """So that importing one module of a package does not import the others; three export names."""
+    """So that importing one module of a package does not import the others; four export names."""
     for path in files("dpn_rt/*/__init__.py", "dpn_rt/*/*/__init__.py"):
-        if path.parent.name not in {"evaluate", "ops", "reference"}:
+        if path.parent.name not in {"batch", "evaluate", "ops", "reference"}:
             assert not all_imported_modules(path) - {"__future__"}, path
 
 
@@ -82,6 +82,13 @@ def test_tensorrt_is_imported_where_it_is_needed() -> None:
     for path in product_files():
         roots = {name.split(".")[0] for name in all_imported_modules(path)}
         assert not roots & {"tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "tensorrt_llm", "cuda"}, path
+
+
+def test_ray_is_imported_where_it_is_used() -> None:
+    """The base install does without; what `dpn_rt.batch` needs of it is imported when it is called."""
+    for path in product_files():
+        uses = "ray" in {name.split(".")[0] for name in all_imported_modules(path)}
+        assert not uses or path.parent.name in {"ray_serve", "batch"}, path
 
 
 def test_only_ops_import_the_extension() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dpn_rt.errors import EngineError, EvaluationError
+from dpn_rt.errors import EvaluationError
 from dpn_rt.evaluate.answers_file import AnswersFile
 from dpn_rt.evaluate.readers.rows import BadRow
 from dpn_rt.evaluate.runner import OTHER_SYSTEM, Outcome, Run
@@ -20,9 +19,9 @@ from dpn_rt.evaluate.settings import RunSettings, Sweep, runs_of
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.format.fingerprint import fingerprint
 from dpn_rt.llm import LLM
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
-from dpn_rt.schema.files import SETTINGS_BYTES, read_file
 
 BUILT_IN_MODES = ("vicuna_v1", "v1", *OTHER_SYSTEM)
 """LLaVA's names of conversation modes that the built-in template can write."""
@@ -129,15 +128,6 @@ def run_all(
             _write_skipped(skipped_file(path), outcome.skipped)
             results.append(RunResult(path, run_settings, len(scan.places), len(file), outcome))
     return results
-
-
-def fingerprint(engine: Path) -> str:
-    """Of an engine's manifest, which has the sha256 of all its files.
-
-    Raises:
-        EngineError: there is none.
-    """
-    return hashlib.sha256(read_file(engine / "engine.json", EngineError, SETTINGS_BYTES)).hexdigest()[:16]
 
 
 def _answer(run: Run, num_questions: int, use_tqdm: bool) -> Outcome:

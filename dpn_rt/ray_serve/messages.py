@@ -76,6 +76,7 @@ async def respond(app: ASGIApp, request: ForwardedRequest) -> AsyncGenerator[lis
         await task  # raises what the application has raised
     finally:
         left.set()
+        await asyncio.sleep(0)  # the application may end by itself
         task.cancel()
         with suppress(BaseException):
             await task

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
-from dpn_rt.errors import DpnError
+from dpn_rt.errors import ConfigError, DpnError
 
 
 def load_package(package: str, purpose: str, extra: str, error: type[DpnError]) -> ModuleType:
@@ -24,3 +25,19 @@ def load_package(package: str, purpose: str, extra: str, error: type[DpnError]) 
             f"{purpose} needs the package {package}: in the repository, "
             f"pip install --no-build-isolation -e '.[{extra}]'"
         ) from missing
+
+
+def load_ray(module: str, purpose: str) -> ModuleType:
+    """A module of Ray. A cluster that is started later sends no reports of use to Ray's makers, unless the environment
+    asks for them (RAY_USAGE_STATS_ENABLED=1).
+
+    Args:
+        module: such as `ray.data`.
+        purpose: what needs it, for the message.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    load_package("ray", purpose, "ray", ConfigError)
+    return importlib.import_module(module)

@@ -66,7 +66,7 @@ def arguments(engine_dir: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def free_port() -> "FreePort":
+def free_port() -> FreePort:
     return FreePort()
 
 

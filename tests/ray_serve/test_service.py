@@ -1,17 +1,214 @@
+"""Two replicas on one machine: the same answers as one engine, by the replica that knows the image."""
+
 from __future__ import annotations
 
-from tests.ray_serve.conftest import Service
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+
+from benchmarks.http_questions import Question
+from dpn_rt import LLM, SamplingParams
+from dpn_rt.ray_serve.app import build
+from dpn_rt.ray_serve.messages import REPLICA_HEADER
+from examples.tiny_dpn import data
+from tests.ray_serve.conftest import APPLICATION, MODEL, Service, arguments
+
+SCENES, QUESTIONS, MAX_TOKENS = 12, 6, 8
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"route": [0, 0, 0]},
+    {"route": [2, 1, None]},
+    {"router_bias": 4.0},
+    {"reduce": "none"},
+)
+REPLICA = REPLICA_HEADER.decode()
+Asked = tuple[Question, dict[str, Any], str, list[int | None]]
+"""A question, fields of its request, and the text and the route of its answer."""
 
 
-def test_slice(service: Service) -> None:
-    import time
-    for _ in range(5):
-        t = time.time()
-        r = service.post({"model": "tiny", "messages": [{"role": "user", "content": "What color?"}], "max_tokens": 8, "temperature": 0})
-        print(r.status_code, r.headers, r.text[:500], time.time() - t)
-    for p in ("/health", "/metrics", "/v1/models"):
-        r = service.client.get(p)
-        print(p, r.status_code, r.text[-600:])
-    with service.client.stream("POST", "/v1/chat/completions", json={"model": "tiny", "messages": [{"role": "user", "content": "What color?"}], "max_tokens": 8, "temperature": 0, "stream": True}) as r:
-        print(list(r.iter_lines()))
-    print(service.process_ids())
+@pytest.fixture(scope="module")
+def asked(engine_dir: Path) -> list[Asked]:
+    """Questions about scenes, and how one engine answers each alone."""
+    llm, variants = LLM(engine_dir), cycle(VARIANTS)
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+    found: list[Asked] = []
+    for number in range(SCENES):
+        scene = data.sample("test", number)
+        for question in random.sample(scene.questions, QUESTIONS):
+            one, fields = Question(scene.image, question.text, MAX_TOKENS), next(variants)
+            output = llm.chat(one.messages(), params, **fields)[0]
+            found.append((one, fields, output.outputs[0].text, output.pyramid.experts))
+    random.shuffle(found)
+    return found
+
+
+def said(reply: httpx.Response) -> tuple[str, list[int | None]]:
+    """The text and the route of an answer, whole or streamed."""
+    if not reply.headers["content-type"].startswith("text/event-stream"):
+        return reply.json()["choices"][0]["message"]["content"], reply.json()["pyramid"]["experts"]
+    chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+    assert "error" not in chunks[-1], chunks[-1]
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    return text, next(chunk["pyramid"]["experts"] for chunk in reversed(chunks) if "pyramid" in chunk)
+
+
+def ask(service: Service, one: Asked, **fields: Any) -> httpx.Response:
+    return service.post(one[0].body(MODEL, **one[1], **fields))
+
+
+def metrics(service: Service) -> dict[tuple[str, str], float]:
+    """(name, replica) -> the sum of its samples."""
+    text = service.client.get("/metrics").text
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name, sample.labels.get("replica", "")] += sample.value
+    return found
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def test_answers_are_those_of_one_engine_and_images_go_to_the_replica_that_knows_them(
+    service: Service, asked: list[Asked]
+) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        replies = list(threads.map(lambda pair: ask(service, pair[1], stream=pair[0] % 3 == 0), enumerate(asked)))
+    by_image: dict[str, Counter[str]] = defaultdict(Counter)
+    for one, reply in zip(asked, replies, strict=True):
+        assert reply.status_code == 200, reply.text
+        assert said(reply) == one[2:], one[1:]
+        by_image[one[0].url][reply.headers[REPLICA]] += 1
+    hits = sum(max(counts.values()) - 1 for counts in by_image.values())
+    assert hits >= 0.9 * (len(asked) - len(by_image)), by_image
+    assert len({name for counts in by_image.values() for name in counts}) == 2, "both replicas work"
+
+    found = metrics(service)
+    names = set(service.process_ids())
+    assert {replica for name, replica in found if name.startswith("dpn_rt:num_requests")} == names
+    assert sum(found["dpn_rt:request_success_total", name] for name in names) == len(asked)
+    assert sum(found["dpn_rt:image_cache_hits_total", name] for name in names) >= hits
+
+
+def test_everything_else_of_the_server_is_there(service: Service) -> None:
+    client = service.client
+    assert client.get("/health").json() == {"status": "ok", "replicas": 2}
+    assert client.get("/v1/models").json()["data"][0]["id"] == MODEL
+    assert client.head("/health").status_code == 200 and client.head("/health").content == b""
+    assert "<html" in client.get("/").text
+    ids = service.post({"prompt": "What color?"}, "/tokenize").json()["tokens"]
+    assert service.post({"tokens": ids}, "/detokenize").json()["prompt"].endswith("What color?")
+    text = service.post(
+        {"model": MODEL, "prompt": ["What", "Is"], "max_tokens": 3, "temperature": 0}, "/v1/completions"
+    )
+    assert len(text.json()["choices"]) == 2
+    reply = client.get("/v1/models", headers={"x-request-id": "of the client"[:3]})
+    assert reply.headers.get_list("x-request-id") == ["of "] or reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/v1/chat/completions", {"model": "other", "messages": [{"role": "user", "content": "?"}]}, 404, "other"),
+        ("/v1/chat/completions", {"model": MODEL, "messages": []}, 400, "messages"),
+        (
+            "/v1/chat/completions",
+            {"model": MODEL, "messages": [{"role": "user", "content": "?"}], "route": [9]},
+            400,
+            "route",
+        ),
+        ("/v1/nothing", {}, 404, "/v1/nothing"),
+    ],
+)
+def test_refusals_are_those_of_the_server(service: Service, path: str, body: Any, status: int, words: str) -> None:
+    reply = service.post(body, path)
+    assert reply.status_code == status and words in reply.json()["error"]["message"], reply.text
+
+
+def test_a_client_that_leaves_stops_its_request(service: Service, asked: list[Asked]) -> None:
+    body = asked[0][0].body(MODEL, max_tokens=400, ignore_eos=True, stream=True)
+    with service.client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        next(reply.iter_lines())
+    wait_until(lambda: not running(service), "the request still runs", 20)
+
+
+def running(service: Service) -> float:
+    found = metrics(service)
+    return sum(value for (name, _), value in found.items() if name == "dpn_rt:num_requests_running")
+
+
+def test_a_replica_that_is_full_leaves_requests_about_its_image_to_the_other(
+    service: Service, asked: list[Asked]
+) -> None:
+    one = asked[0]
+    fields = {"max_tokens": 150, "ignore_eos": True}
+    with ThreadPoolExecutor(16) as threads:
+        replies = list(threads.map(lambda _: service.post({**one[0].body(MODEL), **fields}), range(16)))
+    assert {reply.status_code for reply in replies} == {200}
+    assert len({reply.json()["choices"][0]["message"]["content"] for reply in replies}) == 1
+    counts = Counter(reply.headers[REPLICA] for reply in replies)
+    assert len(counts) == 2 and max(counts.values()) <= 12, counts
+
+
+def test_no_request_is_lost_when_a_replica_is_killed(service: Service, asked: list[Asked]) -> None:
+    before = service.process_ids()
+    victim = random.choice(sorted(before))
+    requests = [(one, number % 2 == 0) for number, one in enumerate(asked * 2)]
+
+    def answer(pair: tuple[Asked, bool]) -> str:
+        one, stream = pair
+        reply = ask(service, one, stream=stream)
+        if reply.status_code == 200 and "replica_died" not in reply.text:
+            assert said(reply) == one[2:]
+            return "right"
+        assert "replica_died" in reply.text, reply.text
+        return "told"
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = [threads.submit(answer, pair) for pair in requests]
+        wait_until(lambda: sum(each.done() for each in answers) >= 20, "no answers")
+        os.kill(before[victim], signal.SIGKILL)
+        counts = Counter(each.result() for each in answers)
+    assert counts["right"] + counts["told"] == len(requests) and counts["told"] <= 6, counts
+    wait_until(lambda: len(service.process_ids()) == 2 and victim not in service.process_ids(), "it does not come back")
+    assert said(ask(service, asked[0])) == asked[0][2:]
+    assert service.client.get("/health").json()["replicas"] == 2
+
+
+def test_a_replica_whose_engine_has_ended_is_replaced(service: Service, asked: list[Asked]) -> None:
+    name, process_id = sorted(service.process_ids().items())[0]
+    engine = next(child for child in psutil.Process(process_id).children() if "worker" in " ".join(child.cmdline()))
+    engine.kill()
+    wait_until(lambda: name not in service.process_ids() and len(service.process_ids()) == 2, "it is not replaced")
+    for one in asked[:8]:
+        assert said(ask(service, one)) == one[2:]
+
+
+def test_fewer_replicas_lose_no_request(service: Service, engine_dir: Path, asked: list[Asked]) -> None:
+    """The last test of the cluster: one replica is left."""
+    with ThreadPoolExecutor(6) as threads:
+        answers = [threads.submit(ask, service, one, stream=bool(i % 2)) for i, one in enumerate(asked * 2)]
+        wait_until(lambda: sum(each.done() for each in answers) >= 20, "no answers")
+        serve.run(build(arguments(engine_dir, replicas=1)), name=APPLICATION)
+        replies = [each.result() for each in answers]
+    for one, reply in zip(asked * 2, replies, strict=True):
+        assert reply.status_code == 200 and said(reply) == one[2:], reply.text
+    wait_until(lambda: len(service.process_ids()) == 1, "a replica is left over")

@@ -1,0 +1,26 @@
+"""How the rows of a table are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpn_rt.sampling.params import SamplingParams
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What an answer depends on, and where its question stands."""
+
+    engine: Path
+    sampling: SamplingParams
+    image_column: str = "image"
+    question_column: str = "question"
+    route: tuple[int | None, ...] | None = None
+    router_bias: float | None = None
+    reduce: str | None = None
+    """SPEC of a training-free reduction; None: what the engine was built with."""
+    llm_options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of `LLM`."""
