@@ -157,7 +157,7 @@ def ask_all(url: str, given: Sequence[Case], clients: int, requests: int, seed: 
                 return
             reply = client.post("/v1/chat/completions", json={**case.body, "stream": stream})
             outcome.statuses[reply.status_code] += 1
-            fault = _fault(reply, case, stream)
+            fault = fault_of(reply, case, stream)
             if fault is None:
                 outcome.right += 1
             else:
@@ -168,7 +168,7 @@ def ask_all(url: str, given: Sequence[Case], clients: int, requests: int, seed: 
     return outcome
 
 
-def _fault(reply: httpx.Response, case: Case, stream: bool) -> str | None:
+def fault_of(reply: httpx.Response, case: Case, stream: bool) -> str | None:
     """What is wrong with a reply; None if nothing is."""
     if reply.status_code != 200:
         return f"{reply.status_code} {reply.text[:200]}"

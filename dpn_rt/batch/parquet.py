@@ -40,7 +40,7 @@ def answer_parquet(
         RequestError: the ids are not unique, or the folder has answers that were made in another way.
     """
     data = load_ray("ray.data", "a batch on Ray")
-    from ray.data.checkpoint import CheckpointBackend, CheckpointConfig
+    from ray.data.checkpoint import CheckpointConfig
 
     folder = Path(output).resolve()
     _question_ids(questions, id_column)
@@ -50,7 +50,6 @@ def answer_parquet(
     dataset.context.checkpoint_config = CheckpointConfig(
         id_column,
         str(folder / CHECKPOINT),
-        override_backend=CheckpointBackend.FILE_STORAGE,
         delete_checkpoint_on_success=False,  # a job that is called once more finds nothing to do
     )
     answered = processor(dataset.repartition(target_num_rows_per_block=rows_per_file))

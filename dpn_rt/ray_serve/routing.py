@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from typing import Any
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 SPARE_PLACES = 8
 """Places of a replica that requests of clients leave free: for questions about its health and metrics."""
@@ -23,6 +24,8 @@ class ImageAffinityRouter(RequestRouter):
     def initialize_state(self, **kwargs: Any) -> None:
         """Takes the keyword argument `capacity`: requests that a replica has at a time."""
         self._capacity = int(kwargs["capacity"])
+        self._sent: Counter[ReplicaID] = Counter()
+        """Requests of this router that a replica has. Its own reports are late: one from before a burst says 0."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -39,8 +42,21 @@ class ImageAffinityRouter(RequestRouter):
         known = preferred(key, {replica.replica_id.unique_id: replica for replica in candidate_replicas})
         return [[known], two] if known in free else [two]
 
+    def on_send_request(self, replica_id: ReplicaID) -> None:
+        """Called by Serve for each request that a replica gets."""
+        super().on_send_request(replica_id)
+        self._sent[replica_id] += 1
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Called by Serve when a request has ended, in whatever way; also for one that could not be sent."""
+        super().on_request_completed(replica_id, internal_request_id)
+        self._sent[replica_id] -= 1
+        if self._sent[replica_id] <= 0:
+            del self._sent[replica_id]
+
     def _has_place(self, replica: RunningReplica) -> bool:
-        return (self.replica_queue_len_cache.get(replica.replica_id) or 0) < self._capacity
+        reported = self.replica_queue_len_cache.get(replica.replica_id) or 0  # has requests of other routers as well
+        return max(reported, self._sent[replica.replica_id]) < self._capacity
 
 
 def preferred(key: str, replicas: dict[str, Any]) -> Any:

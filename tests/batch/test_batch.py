@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import signal
@@ -95,27 +94,39 @@ def check(answers: pa.Table, questions: Path, expected: list[RequestOutput]) -> 
 
 
 def test_a_job_that_was_killed_goes_on(
-    engine_dir: Path, questions: Path, expected: list[RequestOutput], tmp_path: Path
+    engine_dir: Path, questions: Path, expected: list[RequestOutput], tmp_path: Path, cluster: None
 ) -> None:
-    """The job is a process with a cluster of its own, as a user's is; all of it is killed."""
+    """The first job is a process with a cluster of its own, as a user's is; all of it is killed."""
     output = tmp_path / "job"
     script = tmp_path / "job.py"
     script.write_text(
         textwrap.dedent(f"""
+        import time
         from tests.ray_cluster import ray_cluster
         from dpn_rt import SamplingParams
         from dpn_rt.batch import answer_parquet, build_processor
-        with ray_cluster(num_cpus=2) as folder:
-            print(folder, flush=True)
+
+        class Slow:
+            def __init__(self, processor):
+                self.processor, self.answers = processor, processor.answers
+
+            def __call__(self, dataset):
+                return self.processor(dataset).map_batches(self.wait, batch_format="pyarrow")
+
+            def wait(self, table):
+                time.sleep(1)
+                return table
+
+        with ray_cluster(num_cpus=2):
             params = SamplingParams(temperature=0, max_tokens=6, logprobs=0)
             processor = build_processor({str(engine_dir)!r}, params, batch_size=6, max_num_seqs=8)
-            answer_parquet({str(questions)!r}, {str(output)!r}, processor, rows_per_file=6)
+            answer_parquet({str(questions)!r}, {str(output)!r}, Slow(processor), rows_per_file=6)
         """)
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    job = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+    job = subprocess.Popen([sys.executable, str(script)], env=environment)
     deadline = time.monotonic() + 100
-    while len(finished(output)) < ROWS // 3:
+    while not finished(output):
         assert time.monotonic() < deadline and job.poll() is None, "no answers"
         time.sleep(0.02)
     family = psutil.Process(job.pid).children(recursive=True)
@@ -124,22 +135,21 @@ def test_a_job_that_was_killed_goes_on(
     job.wait()
     psutil.wait_procs(family, timeout=20)
     first = finished(output)
-    assert ROWS // 3 <= len(first) < ROWS, "it was killed half-way"
+    assert 0 < sum(map(len, first.values())) < ROWS, "it was killed half-way"
     with pytest.raises(DpnError, match="have none"):
         read_answers(questions, output)
 
-    with ray_cluster(num_cpus=2):
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        processor = build_processor(engine_dir, PARAMS, batch_size=6, max_num_seqs=8)
-        answer_parquet(questions, output, processor, rows_per_file=6)
-        second = finished(output)
-        assert all(second[name] == ids for name, ids in first.items()), "finished files are kept as they are"
-        check(read_answers(questions, output), questions, expected)
-        answer_parquet(questions, output, processor, rows_per_file=6)  # nothing is left
-        assert finished(output) == second
-        with pytest.raises(DpnError, match="max_tokens"):
-            other = build_processor(engine_dir, SamplingParams(temperature=0, max_tokens=7))
-            answer_parquet(questions, output, other, rows_per_file=6)
+    processor = build_processor(engine_dir, PARAMS, batch_size=6, max_num_seqs=8)
+    answer_parquet(questions, output, processor, rows_per_file=6)
+    second = finished(output)
+    assert all(second[name] == ids for name, ids in first.items()), "finished files are kept as they are"
+    assert sum(map(len, second.values())) == ROWS, "no row was answered twice"
+    check(read_answers(questions, output), questions, expected)
+    answer_parquet(questions, output, processor, rows_per_file=6)  # nothing is left
+    assert finished(output) == second
+    other = build_processor(engine_dir, SamplingParams(temperature=0, max_tokens=7))
+    with pytest.raises(DpnError, match="max_tokens"):
+        answer_parquet(questions, output, other, rows_per_file=6)
 
 
 def finished(output: Path) -> dict[str, tuple[int, ...]]:
@@ -160,8 +170,8 @@ def test_an_actor_that_is_killed_comes_back(
         """In the process of a task, half-way: ends the actor that holds the engine."""
         if not note.exists() and 30 in batch["n"].to_pylist():
             note.touch()
-            for process in psutil.process_iter(["cmdline"]):
-                if "MapWorker" in " ".join(process.info["cmdline"] or ()):
+            for process in psutil.Process().parent().children():  # those of this cluster's raylet alone
+                if "MapWorker(MapBatches(Answerer))" in " ".join(process.cmdline()):
                     process.kill()
         return batch
 
@@ -233,4 +243,3 @@ def test_ids_must_tell_rows_apart(engine_dir: Path, tmp_path: Path, ids: list[in
     with pytest.raises(DpnError, match="no column 'key'"):
         answer_parquet(path, tmp_path / "job", processor, id_column="key")
     assert not (tmp_path / "job").exists()
-    assert json.dumps(ids)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from dpn_rt.serve import _parser
+from dpn_rt.serve import parser
 from tests.server.conftest import Ask, StartServer, engine_dir, start_server
 
 _ = (engine_dir, start_server)
@@ -51,12 +51,12 @@ def container() -> dict[str, Any]:
 
 
 def test_a_pod_that_ends_has_the_time_to_drain() -> None:
-    arguments = _parser().parse_args(["--engine", "/engine", *container()["args"]])
+    arguments = parser().parse_args(["--engine", "/engine", *container()["args"]])
     waiting = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
     grace = MANIFESTS["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert waiting + arguments.shutdown_timeout < grace
     server = COMPOSE["services"]["dpn_rt"]
-    arguments = _parser().parse_args(["--engine", "/engine", *server["command"]])
+    arguments = parser().parse_args(["--engine", "/engine", *server["command"]])
     assert arguments.shutdown_timeout < float(server["stop_grace_period"].removesuffix("s"))
 
 
@@ -77,7 +77,7 @@ def instructions(name: str) -> Iterator[str]:
 def test_the_container_starts_the_server_with_options_that_it_has() -> None:
     entry, command = json.loads(next(instructions("ENTRYPOINT"))), json.loads(next(instructions("CMD")))
     assert entry[:3] == ["python", "-m", "dpn_rt.serve"]
-    arguments = _parser().parse_args([*entry[3:], *command])
+    arguments = parser().parse_args([*entry[3:], *command])
     assert str(arguments.port) == next(instructions("EXPOSE")) == str(container()["ports"][0]["containerPort"])
     assert int(next(instructions("USER")).split(":")[0]) == 10001
 

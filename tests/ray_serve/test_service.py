@@ -120,8 +120,8 @@ def test_everything_else_of_the_server_is_there(service: Service) -> None:
         {"model": MODEL, "prompt": ["What", "Is"], "max_tokens": 3, "temperature": 0}, "/v1/completions"
     )
     assert len(text.json()["choices"]) == 2
-    reply = client.get("/v1/models", headers={"x-request-id": "of the client"[:3]})
-    assert reply.headers.get_list("x-request-id") == ["of "] or reply.headers["x-request-id"]
+    reply = client.get("/v1/models", headers={"x-request-id": "of-the-client"})
+    assert reply.headers.get_list("x-request-id") == ["of-the-client"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_replica_that_is_full_leaves_requests_about_its_image_to_the_other(
 def test_no_request_is_lost_when_a_replica_is_killed(service: Service, asked: list[Asked]) -> None:
     before = service.process_ids()
     victim = random.choice(sorted(before))
-    requests = [(one, number % 2 == 0) for number, one in enumerate(asked * 2)]
+    requests = [(one, number % 2 == 0) for number, one in enumerate(asked)]
 
     def answer(pair: tuple[Asked, bool]) -> str:
         one, stream = pair
@@ -184,7 +184,7 @@ def test_no_request_is_lost_when_a_replica_is_killed(service: Service, asked: li
 
     with ThreadPoolExecutor(6) as threads:
         answers = [threads.submit(answer, pair) for pair in requests]
-        wait_until(lambda: sum(each.done() for each in answers) >= 20, "no answers")
+        wait_until(lambda: sum(each.done() for each in answers) >= 10, "no answers")
         os.kill(before[victim], signal.SIGKILL)
         counts = Counter(each.result() for each in answers)
     assert counts["right"] + counts["told"] == len(requests) and counts["told"] <= 6, counts
@@ -205,10 +205,10 @@ def test_a_replica_whose_engine_has_ended_is_replaced(service: Service, asked: l
 def test_fewer_replicas_lose_no_request(service: Service, engine_dir: Path, asked: list[Asked]) -> None:
     """The last test of the cluster: one replica is left."""
     with ThreadPoolExecutor(6) as threads:
-        answers = [threads.submit(ask, service, one, stream=bool(i % 2)) for i, one in enumerate(asked * 2)]
-        wait_until(lambda: sum(each.done() for each in answers) >= 20, "no answers")
+        answers = [threads.submit(ask, service, one, stream=bool(i % 2)) for i, one in enumerate(asked)]
+        wait_until(lambda: sum(each.done() for each in answers) >= 10, "no answers")
         serve.run(build(arguments(engine_dir, replicas=1)), name=APPLICATION)
         replies = [each.result() for each in answers]
-    for one, reply in zip(asked * 2, replies, strict=True):
+    for one, reply in zip(asked, replies, strict=True):
         assert reply.status_code == 200 and said(reply) == one[2:], reply.text
     wait_until(lambda: len(service.process_ids()) == 1, "a replica is left over")

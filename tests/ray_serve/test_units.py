@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import random
 from collections.abc import AsyncIterator, Callable
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.schema import ServeDeploySchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dpn_rt import DpnError
@@ -77,12 +80,27 @@ def test_a_replica_that_goes_moves_its_own_images_alone() -> None:
     assert len({after[key] for key in keys if before[key] == 2}) == 4
 
 
-def routed(loads: dict[str, int | None], key: str, capacity: int = 4) -> list[list[str]]:
-    """The ranks of replicas that a router offers, each replica with a number of requests as far as it is known."""
+class Name(str):
+    """Of a replica."""
+
+    @property
+    def unique_id(self) -> str:
+        return str(self)
+
+
+def router_of(loads: dict[str, int | None]) -> ImageAffinityRouter:
+    """A router to whom replicas have reported these numbers of requests."""
     router = ImageAffinityRouter.__new__(ImageAffinityRouter)
-    router.initialize_state(capacity=capacity)
-    router._replica_queue_len_cache = SimpleNamespace(get=lambda replica_id: loads[replica_id.unique_id])
-    replicas = [SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in loads]
+    router.initialize_state(capacity=4)
+    router._replica_queue_len_cache = SimpleNamespace(get=lambda replica_id: loads[replica_id])
+    router._use_replica_queue_len_cache = False
+    return router
+
+
+def routed(loads: dict[str, int | None], key: str, router: ImageAffinityRouter | None = None) -> list[list[str]]:
+    """The ranks of replicas that a router offers."""
+    router = router or router_of(loads)
+    replicas = [SimpleNamespace(replica_id=Name(name)) for name in loads]
     pending = SimpleNamespace(
         metadata=SimpleNamespace(session_id=key), routing_context=SimpleNamespace(should_backoff=False)
     )
@@ -99,6 +117,19 @@ def test_a_known_image_goes_to_its_replica_while_that_has_a_place() -> None:
     ranks = routed({**loads, own: 4}, "key")
     assert len(ranks) == 1 and own not in ranks[0] and len(ranks[0]) == 2
     assert routed(dict.fromkeys(loads, 4), "key") == [[]]
+
+
+def test_a_router_counts_what_it_has_sent_itself() -> None:
+    """Replicas report late: what the first of a burst reports is that there is nothing else."""
+    loads: dict[str, int | None] = {"a": 1, "b": 1}
+    own = preferred("key", {name: name for name in loads})
+    router = router_of(loads)
+    for _ in range(4):
+        assert routed(loads, "key", router)[0] == [own]
+        router.on_send_request(Name(own))
+    assert routed(loads, "key", router) == [["b" if own == "a" else "a"]]
+    router.on_request_completed(Name(own), "")
+    assert routed(loads, "key", router)[0] == [own]
 
 
 def test_a_request_without_an_image_goes_to_one_of_two() -> None:
@@ -334,6 +365,16 @@ def test_arguments_of_a_config_file_become_deployments(
 def test_wrong_arguments_are_told(arguments: dict[str, Any], change: dict[str, Any], words: str) -> None:
     with pytest.raises(DpnError, match=words):
         build({**arguments, **change})
+
+
+def test_the_example_of_a_config_file_is_taken() -> None:
+    values = yaml.safe_load((Path(__file__).parents[2] / "examples" / "deploy" / "ray_serve.yaml").read_text())
+    (application,) = ServeDeploySchema(**values).applications
+    module, _, name = application.import_path.partition(":")
+    assert getattr(importlib.import_module(module), name) is build
+    options = ServiceOptions.model_validate(application.args)
+    assert options.autoscaling is not None and options.server.shutdown_timeout == 40
+    assert build(application.args)._bound_deployment.name == "Ingress"
 
 
 def test_options_are_given_or_built(arguments: dict[str, Any]) -> None:
