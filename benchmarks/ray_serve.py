@@ -6,8 +6,8 @@ python -m benchmarks.ray_serve --engine DENSE --reduce none fastv:k=2,ratio=0.5 
 Starts a Ray cluster on this machine with two replicas of one thread each, and sends requests of `clients` clients:
 routes or reductions are forced or not, every second reply is streamed. Each answer must be the one that `LLM` gives
 alone, in text, route and probabilities (see `benchmarks.identity`), or, after a replica was killed, say that it was.
-Then a replica is killed under load (kill -9), and then the service is made one replica smaller under load. The engine
-should be in float32. Fails (exit status 1) if an answer is wrong, or a request has none.
+Then a replica is killed under load (kill -9), the service is made one replica smaller under load, and load makes it
+larger again. The engine should be in float32. Fails (exit status 1) if an answer is wrong, or a request has none.
 """
 
 from __future__ import annotations
@@ -192,6 +192,14 @@ def run(options: argparse.Namespace, given: Sequence[Case]) -> dict[str, Any]:
             client, given, options.clients, few, lambda: _ignore(serve.run(fewer, name=APPLICATION))
         )
         found["replicas_at_the_end"] = len(process_ids())
+        scaling = {"max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 2, "downscale_delay_s": 5}
+        serve.run(build({**arguments, "autoscaling": scaling}), name=APPLICATION)
+        since = time.perf_counter()
+        seen: list[float] = []
+        phases["scaled_up"] = ask(
+            client, given, options.clients, few, lambda: seen.append(seconds_until_two("", since))
+        )
+        found["s_until_scaled_up"] = seen[0]
     return found | {name: phase.summary() for name, phase in phases.items()}
 
 
@@ -235,7 +243,7 @@ def main() -> int:
     print(json.dumps(result, indent=1))
     if options.json is not None:
         write_json(options.json, result)
-    ray_phases = [result["ray"][name] for name in ("load", "killed", "scaled_down")]
+    ray_phases = [result["ray"][name] for name in ("load", "killed", "scaled_down", "scaled_up")]
     return 1 if any(phase["wrong"] for phase in ray_phases) else 0
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +18,15 @@ from dpn_rt.batch.options import AnswerOptions
 from dpn_rt.batch.processor import Processor
 from dpn_rt.errors import RequestError
 from dpn_rt.format.fingerprint import fingerprint
-from dpn_rt.schema.files import SETTINGS_BYTES, read_file
 from dpn_rt.schema.packages import load_package, load_ray
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PARTS, CHECKPOINT, SETTINGS = "answers", "checkpoint", "settings.json"
-"""In the folder of a job: its answers, the ids of those that have been written, and what they depend on."""
+PARTS, SETTINGS = "answers", "settings.json"
+"""In the folder of a job: its files of answers, and what they depend on."""
+PURPOSE = "a batch on Ray"
+log = logging.getLogger(__name__)
 
 
 def answer_parquet(
@@ -26,54 +34,98 @@ def answer_parquet(
 ) -> None:
     """Answers the questions of parquet files, each once, however often the job is killed and called again.
 
-    A file of answers counts once its ids have been written to a checkpoint, so a job that was killed repeats the rows
-    of unfinished files alone (Ray Data's checkpoints).
+    Files of answers appear as a whole, so what has been answered is what stands in them. A job that was killed repeats
+    the rows of unfinished files alone.
 
     Args:
         questions: a file or a folder of them.
-        output: folder of the job; made where there is none.
+        output: folder of the job, on a disk that all machines share; made where there is none.
         processor: adds the answers.
         id_column: column of whole numbers or texts, of which each stands once.
         rows_per_file: questions of one file of answers.
 
     Raises:
-        RequestError: the ids are not unique, or the folder has answers that were made in another way.
+        RequestError: the ids are not unique, the folder has answers that were made in another way, or another job
+            writes there.
     """
-    data = load_ray("ray.data", "a batch on Ray")
-    from ray.data.checkpoint import CheckpointConfig
-
-    folder = Path(output).resolve()
-    _question_ids(questions, id_column)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder / SETTINGS, _settings(processor.answers, id_column))
-    dataset = data.read_parquet(str(questions))
-    dataset.context.checkpoint_config = CheckpointConfig(
-        id_column,
-        str(folder / CHECKPOINT),
-        delete_checkpoint_on_success=False,  # a job that is called once more finds nothing to do
-    )
-    answered = processor(dataset.repartition(target_num_rows_per_block=rows_per_file))
-    answered.write_parquet(str(folder / PARTS))
+    data = load_ray("ray.data", PURPOSE)
+    ids = _question_ids(questions, id_column)
+    parts = Path(output).resolve() / PARTS
+    parts.mkdir(parents=True, exist_ok=True)
+    with _settings_file(parts.parent / SETTINGS, _settings(processor.answers, id_column)):
+        for unfinished in parts.glob(".*.tmp"):
+            unfinished.unlink()
+        done = _answered_ids(parts, id_column)
+        if len(done) >= len(ids):
+            return
+        dataset = data.read_parquet(str(questions)).map_batches(
+            partial(_without, ids=done, id_column=id_column), batch_format="pyarrow", batch_size=None
+        )
+        answered = processor(dataset.repartition(target_num_rows_per_block=rows_per_file))
+        _warn_without_cores(processor)
+        written = answered.map_batches(
+            partial(_write, folder=parts, id_column=id_column), batch_format="pyarrow", batch_size=None
+        )
+        for _ in written.iter_batches():  # it is computed as it is read
+            pass
 
 
 def read_answers(questions: str | Path, output: str | Path, *, id_column: str = "id") -> pa.Table:
     """The answers of a finished job, in the order of its questions.
 
     Raises:
-        RequestError: questions have no answers yet, or several.
+        RequestError: questions have no answers yet.
     """
-    pyarrow = load_package("pyarrow", "a batch on Ray", "ray", RequestError)
-    dataset = load_package("pyarrow.dataset", "a batch on Ray", "ray", RequestError)
-    wanted = _question_ids(questions, id_column)
-    answers = dataset.dataset(str(Path(output) / PARTS), format="parquet").to_table()
-    places = {value: place for place, value in enumerate(answers[id_column].to_pylist())}
+    pyarrow = load_package("pyarrow", PURPOSE, "ray", RequestError)
+    dataset = load_package("pyarrow.dataset", PURPOSE, "ray", RequestError)
+    wanted, files = _question_ids(questions, id_column), _files(Path(output) / PARTS)
+    places: dict[Any, int] = {}
+    if files:
+        answers = dataset.dataset(files, format="parquet").to_table()
+        places = {value: place for place, value in enumerate(answers[id_column].to_pylist())}
     missing = sum(value not in places for value in wanted)
-    if missing or len(answers) != len(wanted):
+    if missing:
         raise RequestError(
-            f"{output}: {len(answers)} answers, of {len(wanted)} questions {missing} have none: expected one for each; "
-            "call answer_parquet again"
+            f"{output}: {missing} of {len(wanted)} questions have no answer yet: call answer_parquet again"
         )
     return answers.take(pyarrow.array([places[value] for value in wanted]))
+
+
+def _without(table: pa.Table, ids: pa.Array, id_column: str) -> pa.Table:
+    """The rows with other ids."""
+    import pyarrow.compute as pc
+
+    return table.filter(pc.invert(pc.is_in(table[id_column], value_set=ids.cast(table[id_column].type))))
+
+
+def _write(table: pa.Table, folder: Path, id_column: str) -> pa.Table:
+    """Writes a file of answers, as a whole or not at all. The same rows, written again, replace it.
+
+    Returns:
+        The number of its rows.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    if len(table):
+        name = hashlib.sha256(json.dumps(table[id_column].to_pylist()).encode()).hexdigest()[:32]
+        unfinished = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+        pq.write_table(table, unfinished)
+        unfinished.replace(folder / f"{name}.parquet")
+    return pyarrow.table({"rows": [len(table)]})
+
+
+def _files(parts: Path) -> list[str]:
+    return sorted(str(path) for path in parts.glob("*.parquet"))
+
+
+def _answered_ids(parts: Path, id_column: str) -> pa.Array:
+    pyarrow = load_package("pyarrow", PURPOSE, "ray", RequestError)
+    dataset = load_package("pyarrow.dataset", PURPOSE, "ray", RequestError)
+    files = _files(parts)
+    if not files:
+        return pyarrow.array([], pyarrow.null())
+    return dataset.dataset(files, format="parquet").to_table(columns=[id_column])[id_column].combine_chunks()
 
 
 def _question_ids(questions: str | Path, id_column: str) -> list[Any]:
@@ -82,7 +134,7 @@ def _question_ids(questions: str | Path, id_column: str) -> list[Any]:
     Raises:
         RequestError: the column is missing, or an id is null or stands twice.
     """
-    dataset = load_package("pyarrow.dataset", "a batch on Ray", "ray", RequestError)
+    dataset = load_package("pyarrow.dataset", PURPOSE, "ray", RequestError)
     table = dataset.dataset(str(questions), format="parquet")
     if id_column not in table.schema.names:
         raise RequestError(f"{questions}: no column {id_column!r}, expected one of {', '.join(table.schema.names)}")
@@ -99,17 +151,44 @@ def _settings(options: AnswerOptions, id_column: str) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings, default=str)))
 
 
-def _check_settings(path: Path, wanted: dict[str, Any]) -> None:
-    """Writes what a job's answers depend on, or compares it with what an earlier call has written.
+@contextmanager
+def _settings_file(path: Path, wanted: dict[str, Any]) -> Iterator[None]:
+    """Writes what a job's answers depend on, or compares it with what an earlier call has written, and keeps other jobs
+    away meanwhile.
 
     Raises:
-        RequestError: they differ.
+        RequestError: they differ, or another job has the file.
     """
-    if not path.exists():
-        path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-        return
-    found = json.loads(read_file(path, RequestError, SETTINGS_BYTES))
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(f"{path.parent}: another job writes there: expected a folder of its own") from None
+        file.seek(0)
+        text = file.read()
+        if not text:
+            file.write(json.dumps(wanted, indent=1) + "\n")
+            file.flush()
+        else:
+            _compare(path.parent, json.loads(text), wanted)
+        yield
+
+
+def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     names = [name for name in wanted if found.get(name) != wanted[name]]
     if names:
         first, second = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (found, wanted))
-        raise RequestError(f"{path.parent}: has answers of {first}, expected {second}: choose another folder")
+        raise RequestError(f"{folder}: has answers of {first}, expected {second}: choose another folder")
+
+
+def _warn_without_cores(processor: Processor) -> None:
+    """Ray waits without an end for a core to read with, where engines have them all."""
+    fewest = processor.actors if isinstance(processor.actors, int) else processor.actors[0]
+    taken, there = fewest * processor.cpus_per_actor, load_ray("ray", PURPOSE).cluster_resources().get("CPU", 0.0)
+    if taken >= there:
+        log.warning(
+            "%d engines with %g cores each take all %g cores of the cluster: expected one more, to read and write with",
+            fewest,
+            processor.cpus_per_actor,
+            there,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import random
@@ -104,14 +105,11 @@ def test_a_job_that_was_killed_goes_on(
         import time
         from tests.ray_cluster import ray_cluster
         from dpn_rt import SamplingParams
-        from dpn_rt.batch import answer_parquet, build_processor
+        from dpn_rt.batch import Processor, answer_parquet, build_processor
 
-        class Slow:
-            def __init__(self, processor):
-                self.processor, self.answers = processor, processor.answers
-
+        class Slow(Processor):
             def __call__(self, dataset):
-                return self.processor(dataset).map_batches(self.wait, batch_format="pyarrow")
+                return super().__call__(dataset).map_batches(self.wait, batch_format="pyarrow")
 
             def wait(self, table):
                 time.sleep(1)
@@ -120,7 +118,7 @@ def test_a_job_that_was_killed_goes_on(
         with ray_cluster(num_cpus=2):
             params = SamplingParams(temperature=0, max_tokens=6, logprobs=0)
             processor = build_processor({str(engine_dir)!r}, params, batch_size=6, max_num_seqs=8)
-            answer_parquet({str(questions)!r}, {str(output)!r}, Slow(processor), rows_per_file=6)
+            answer_parquet({str(questions)!r}, {str(output)!r}, Slow(**vars(processor)), rows_per_file=6)
         """)
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -133,31 +131,36 @@ def test_a_job_that_was_killed_goes_on(
     for process in (psutil.Process(job.pid), *family):
         process.send_signal(signal.SIGKILL)
     job.wait()
-    psutil.wait_procs(family, timeout=20)
+    psutil.wait_procs(family, timeout=2)  # not longer: a container may leave what has ended as it is
     first = finished(output)
-    assert 0 < sum(map(len, first.values())) < ROWS, "it was killed half-way"
-    with pytest.raises(DpnError, match="have none"):
+    assert 0 < sum(len(ids) for _, ids in first.values()) < ROWS, "it was killed half-way"
+    (output / "answers" / ".half.tmp").write_bytes(b"PAR1")
+    with pytest.raises(DpnError, match="have no answer yet"):
         read_answers(questions, output)
 
     processor = build_processor(engine_dir, PARAMS, batch_size=6, max_num_seqs=8)
     answer_parquet(questions, output, processor, rows_per_file=6)
     second = finished(output)
-    assert all(second[name] == ids for name, ids in first.items()), "finished files are kept as they are"
-    assert sum(map(len, second.values())) == ROWS, "no row was answered twice"
+    assert all(second[name] == stamp for name, stamp in first.items()), "finished files are kept as they are"
+    assert sum(len(ids) for _, ids in second.values()) == ROWS, "no row was answered twice"
+    assert not list((output / "answers").glob(".*")), "what was half written is removed"
     check(read_answers(questions, output), questions, expected)
     answer_parquet(questions, output, processor, rows_per_file=6)  # nothing is left
     assert finished(output) == second
     other = build_processor(engine_dir, SamplingParams(temperature=0, max_tokens=7))
     with pytest.raises(DpnError, match="max_tokens"):
         answer_parquet(questions, output, other, rows_per_file=6)
+    with (output / "settings.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DpnError, match="another job"):
+            answer_parquet(questions, output, processor)
 
 
-def finished(output: Path) -> dict[str, tuple[int, ...]]:
-    """The ids that count as answered, by the file of the checkpoint."""
+def finished(output: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """When each file of answers was written, and its ids."""
     return {
-        path.name: tuple(pa.parquet.read_table(path)["id"].to_pylist())
-        for path in (output / "checkpoint").glob("*.parquet")
-        if not path.name.endswith(".pending.parquet")
+        path.name: (path.stat().st_mtime_ns, tuple(pa.parquet.read_table(path)["id"].to_pylist()))
+        for path in (output / "answers").glob("*.parquet")
     }
 
 
@@ -169,16 +172,17 @@ def test_an_actor_that_is_killed_comes_back(
     def kill_once(batch: pa.Table) -> pa.Table:
         """In the process of a task, half-way: ends the actor that holds the engine."""
         if not note.exists() and 30 in batch["n"].to_pylist():
-            note.touch()
-            for process in psutil.Process().parent().children():  # those of this cluster's raylet alone
-                if "MapWorker(MapBatches(Answerer))" in " ".join(process.cmdline()):
-                    process.kill()
+            siblings = psutil.Process().parent().children()  # those of this cluster's raylet alone
+            engines = [each for each in siblings if "MapWorker(MapBatches(Answerer))" in " ".join(each.cmdline())]
+            note.write_text(str(len(engines)))
+            for process in engines:
+                process.kill()
         return batch
 
     processor = build_processor(engine_dir, PARAMS, batch_size=6, max_num_seqs=8)
     dataset = ray.data.read_parquet(str(questions)).repartition(target_num_rows_per_block=6)
     answers = processor(dataset.map_batches(kill_once, batch_format="pyarrow", batch_size=6)).to_pandas()
-    assert note.exists()
+    assert note.read_text() == "1"
     table = pa.Table.from_pylist(answers.sort_values("n").to_dict("records"), schema=_schema(questions))
     check(table, questions, expected)
 
