@@ -1,13 +1,14 @@
 """Replicas on Ray: right answers, the share of requests whose replica knew the image, a killed replica, fewer replicas.
 
 python -m benchmarks.ray_serve --engine DIR --requests 1000 --json FILE
+python -m benchmarks.ray_serve --engine DIR --part scaling --json FILE
 python -m benchmarks.ray_serve --engine DENSE --reduce none fastv:k=2,ratio=0.5 --requests 500
 
 Starts a Ray cluster on this machine with two replicas of one thread each, and sends requests of `clients` clients:
 routes or reductions are forced or not, every second reply is streamed. Each answer must be the one that `LLM` gives
 alone, in text, route and probabilities (see `benchmarks.identity`), or, after a replica was killed, say that it was.
-Then a replica is killed under load (kill -9), the service is made one replica smaller under load, and load makes it
-larger again. The engine should be in float32. Fails (exit status 1) if an answer is wrong, or a request has none.
+Then a replica is killed under load (kill -9). With `--part scaling` the service is made one replica smaller under load,
+and then load makes it larger again by itself. The engine should be in float32. Fails (exit status 1) if an answer is wrong, or a request has none.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Phase:
         """Share of the requests about an image after its first that went to the replica which has most of them."""
         again = sum(counts.total() - 1 for counts in self.replicas.values())
         return sum(max(counts.values()) - 1 for counts in self.replicas.values()) / max(again, 1)
+
+    def add(self, other: Phase) -> None:
+        """Takes the requests of another phase; not by image."""
+        self.right, self.told, self.wrong = self.right + other.right, self.told + other.told, self.wrong + other.wrong
+        self.seconds += other.seconds
 
     def summary(self) -> dict[str, Any]:
         rate = (self.right + self.told) / self.seconds
@@ -157,11 +163,10 @@ def kill_one() -> tuple[str, float]:
 
 def seconds_until_two(victim: str, since: float) -> float:
     """How long it took until there were two replicas again."""
-    while True:
-        names = process_ids()
-        if len(names) == 2 and victim not in names:
-            return round(time.perf_counter() - since, 1)
+    while len(names := process_ids()) < 2 or victim in names:
+        assert time.perf_counter() < since + 100, "the replica does not come back"
         time.sleep(0.1)
+    return round(time.perf_counter() - since, 1)
 
 
 def run(options: argparse.Namespace, given: Sequence[Case]) -> dict[str, Any]:
@@ -178,29 +183,33 @@ def run(options: argparse.Namespace, given: Sequence[Case]) -> dict[str, Any]:
         arguments["engine_options"]["reduce"] = arguments["server"]["reduce"] = options.reduce
     found: dict[str, Any] = {"engine": options.engine.name, "clients": options.clients, "capacity": options.capacity}
     phases: dict[str, Phase] = {}
+    few = options.requests // 5
     with service(arguments) as client:
-        found["latency_ms"] = latency_ms(client, given, 40)
-        phases["load"] = ask(client, given, options.clients, options.requests, lambda: None)
-        found["affinity"] = round(phases["load"].affinity, 4)
-        found["image_cache_hits"] = round(image_cache(client), 4)
-        killed: list[tuple[str, float]] = []
-        few = options.requests // 3
-        phases["killed"] = ask(client, given, options.clients, few, lambda: killed.append(kill_one()))
-        found["s_until_two_replicas"] = seconds_until_two(*killed[0])
-        fewer = build({**arguments, "replicas": 1})
-        phases["scaled_down"] = ask(
-            client, given, options.clients, few, lambda: _ignore(serve.run(fewer, name=APPLICATION))
-        )
-        found["replicas_at_the_end"] = len(process_ids())
-        scaling = {"max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 2, "downscale_delay_s": 5}
-        serve.run(build({**arguments, "autoscaling": scaling}), name=APPLICATION)
-        since = time.perf_counter()
-        seen: list[float] = []
-        phases["scaled_up"] = ask(
-            client, given, options.clients, few, lambda: seen.append(seconds_until_two("", since))
-        )
-        found["s_until_scaled_up"] = seen[0]
+        if options.part == "load":
+            found["latency_ms"] = latency_ms(client, given, 40)
+            phases["load"] = ask(client, given, options.clients, options.requests, lambda: None)
+            found["affinity"] = round(phases["load"].affinity, 4)
+            found["image_cache_hits"] = round(image_cache(client), 4)
+            killed: list[tuple[str, float]] = []
+            phases["killed"] = ask(client, given, options.clients, few, lambda: killed.append(kill_one()))
+            found["s_until_two_replicas"] = seconds_until_two(*killed[0])
+        else:
+            fewer = build({**arguments, "replicas": 1})
+            phases["scaled_down"] = ask(client, given, options.clients, few, lambda: deploy(fewer))
+            found["replicas_after_scaling_down"] = len(process_ids())
+            scaling = {"max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 2}
+            deploy(build({**arguments, "autoscaling": scaling}))
+            since, phases["scaled_up"] = time.perf_counter(), Phase()
+            while len(process_ids()) < 2:
+                assert time.perf_counter() < since + 100, "no replica was added"
+                phases["scaled_up"].add(ask(client, given, options.clients, few, lambda: None))
+            found["s_until_scaled_up"] = round(time.perf_counter() - since, 1)
     return found | {name: phase.summary() for name, phase in phases.items()}
+
+
+def deploy(application: Any) -> None:
+    """Makes the running service another one, and waits until it is."""
+    serve.run(application, name=APPLICATION)
 
 
 def alone(options: argparse.Namespace, given: Sequence[Case]) -> dict[str, Any]:
@@ -209,7 +218,7 @@ def alone(options: argparse.Namespace, given: Sequence[Case]) -> dict[str, Any]:
     reduce = ["--reduce", *options.reduce] if options.reduce else []
     with serving(options.engine, *limits, *reduce) as (url, _), httpx.Client(base_url=url, timeout=300) as client:
         latency = latency_ms(client, given, 40)
-        phase = ask(client, given, options.clients, options.requests // 3, lambda: None)
+        phase = ask(client, given, options.clients, options.requests // 5, lambda: None)
         return {"latency_ms": latency, **phase.summary()}
 
 
@@ -218,15 +227,12 @@ def _first_image(case: Case) -> str:
     return str(next(part["image_url"]["url"] for part in parts if part["type"] == "image_url"))
 
 
-def _ignore(_: object) -> None:
-    pass
-
-
 def main() -> int:
     escape_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--reduce", nargs="+", default=[], metavar="SPEC", help="of a dense model")
+    parser.add_argument("--part", choices=("load", "scaling"), default="load")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--capacity", type=int, default=16, help="requests of a replica at a time")
     parser.add_argument("--requests", type=int, default=1000)
@@ -239,12 +245,12 @@ def main() -> int:
         variants = [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
     given = cases(llm, MODEL, variants, per_image=2, max_tokens=16)
     del llm
-    result = {"one_server": alone(options, given), "ray": run(options, given)}
+    result: dict[str, Any] = {} if options.part == "scaling" else {"one_server": alone(options, given)}
+    result["ray"] = run(options, given)
     print(json.dumps(result, indent=1))
     if options.json is not None:
         write_json(options.json, result)
-    ray_phases = [result["ray"][name] for name in ("load", "killed", "scaled_down", "scaled_up")]
-    return 1 if any(phase["wrong"] for phase in ray_phases) else 0
+    return 1 if any(part["wrong"] for part in result["ray"].values() if isinstance(part, dict)) else 0
 
 
 if __name__ == "__main__":

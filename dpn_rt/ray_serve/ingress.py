@@ -78,7 +78,7 @@ class Forwarder:
                 async for ready in parts:
                     has_begun = True
                     for message in ready:
-                        await send(_without_request_id(message))
+                        await send(message)
                 has_ended = True
                 return
             except RayActorError as error:
@@ -137,8 +137,20 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve."""
-        forwarder = Forwarder(self._replicas, self._options.server)
-        return guarded(forwarder, self._options.server, forwarder.count_refusal)
+        return application(Forwarder(self._replicas, self._options.server), self._options.server)
+
+
+def application(forwarder: Forwarder, config: ServerConfig) -> ASGIApp:
+    """A forwarder inside of the server's checks. Its replies have no request id, since Serve's proxy adds it."""
+    inner = guarded(forwarder, config, forwarder.count_refusal)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_id(message: Message) -> None:
+            await send(_without_request_id(message))
+
+        await inner(scope, receive, send_without_id)
+
+    return app
 
 
 async def _key(request: ForwardedRequest) -> str:
@@ -168,7 +180,7 @@ async def _disconnect(receive: Receive) -> None:
 
 
 def _without_request_id(message: Message) -> Message:
-    """A part of a reply without the id, which the ingress adds itself."""
+    """A part of a reply without the id of the request."""
     if message["type"] != "http.response.start":
         return message
     return {**message, "headers": [header for header in message["headers"] if header[0] != REQUEST_ID_HEADER]}
