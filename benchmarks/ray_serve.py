@@ -8,7 +8,8 @@ Starts a Ray cluster on this machine with two replicas of one thread each, and s
 routes or reductions are forced or not, every second reply is streamed. Each answer must be the one that `LLM` gives
 alone, in text, route and probabilities (see `benchmarks.identity`), or, after a replica was killed, say that it was.
 Then a replica is killed under load (kill -9). With `--part scaling` the service is made one replica smaller under load,
-and then load makes it larger again by itself. The engine should be in float32. Fails (exit status 1) if an answer is wrong, or a request has none.
+and then load makes it larger again by itself. The engine should be in float32. Fails (exit status 1) if an answer is
+wrong, or a request has none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -31,7 +33,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Before Ray is loaded: it tells its makers nothing, and keeps no token in the user's home.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import httpx
 import numpy as np
@@ -107,6 +111,7 @@ def ask(client: httpx.Client, given: Sequence[Case], clients: int, requests: int
         for answer in answers:
             answer.result()
     phase.seconds = time.perf_counter() - started
+    print(json.dumps(phase.summary()), file=sys.stderr, flush=True)
     return phase
 
 
