@@ -45,20 +45,20 @@ def build(options: ServiceOptions | Mapping[str, Any]) -> Application:
 
 
 def _replicas(options: ServiceOptions) -> serve.Deployment:
+    routing: dict[str, Any] = {
+        "request_router_class": ImageAffinityRouter,
+        "request_router_kwargs": {"capacity": options.places},
+        "max_backoff_s": MOST_SECONDS_TO_WAIT,
+    }
     return serve.deployment(
-        Replica,
         name="Replica",
         **_scale(options),
         max_ongoing_requests=options.places + SPARE_PLACES,
         max_queued_requests=options.server.max_queued_requests,
         ray_actor_options={"num_cpus": options.cpus_per_replica, "num_gpus": options.gpus_per_replica},
-        request_router_config=RequestRouterConfig(
-            request_router_class=ImageAffinityRouter,
-            request_router_kwargs={"capacity": options.places},
-            max_backoff_s=MOST_SECONDS_TO_WAIT,
-        ),
+        request_router_config=RequestRouterConfig(**routing),
         **_life(options),
-    )
+    )(Replica)
 
 
 def _scale(options: ServiceOptions) -> dict[str, Any]:
@@ -80,13 +80,12 @@ def _life(options: ServiceOptions) -> dict[str, Any]:
 
 def _ingress(options: ServiceOptions) -> serve.Deployment:
     return serve.deployment(
-        Ingress,
         name="Ingress",
         num_replicas=options.ingress_replicas,
         max_ongoing_requests=options.server.connections.max_connections,
         ray_actor_options={"num_cpus": 0},
         **_life(options),
-    )
+    )(Ingress)
 
 
 def _checked(values: Mapping[str, Any]) -> ServiceOptions:

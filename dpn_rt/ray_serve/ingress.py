@@ -72,7 +72,7 @@ class Forwarder:
         """
         key = await _key(request)
         for attempt in range(1 + RETRIES):
-            parts = self._replicas.options(method_name="respond", stream=True, session_id=key).remote(request)
+            parts: Any = self._replicas.options(method_name="respond", stream=True, session_id=key).remote(request)
             has_begun = has_ended = False
             try:
                 async for ready in parts:
@@ -104,7 +104,7 @@ class Forwarder:
         await _send(send, 200, "application/json", b'{"status":"ok","replicas":%d}' % well)
 
     async def _metrics(self) -> bytes:
-        texts = dict(answer for answer in await self._ask_all("metrics") if isinstance(answer, tuple))
+        texts: dict[str, str] = dict(answer for answer in await self._ask_all("metrics") if isinstance(answer, tuple))
         return merged(texts) + self._own_metrics()
 
     def _own_metrics(self) -> bytes:

@@ -35,4 +35,4 @@ def merged(texts: Mapping[str, str]) -> bytes:
             together = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
                 together.add_sample(sample.name, {**sample.labels, LABEL: name}, sample.value, sample.timestamp)
-    return generate_latest(_Families(families.values()))  # type: ignore[arg-type]  # anything that collects
+    return generate_latest(_Families(families.values()))
