@@ -29,6 +29,7 @@ from dpn_rt.batch.answering import ANSWER_SCHEMA, Answerer
 from dpn_rt.batch.options import AnswerOptions
 from dpn_rt.builders.native import build_engine
 from dpn_rt.outputs import RequestOutput
+from examples.answer_parquet import main as answer_parquet_example
 from examples.tiny_dpn import data
 from tests.ray_cluster import ray_cluster
 
@@ -188,6 +189,12 @@ def test_an_actor_that_is_killed_comes_back(
     assert note.read_text() == "1"
     table = pa.Table.from_pylist(answers.sort_values("n").to_dict("records"), schema=_schema(questions))
     check(table, questions, expected)
+
+
+def test_the_example_answers_a_table(cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer_parquet_example([str(tmp_path), "--questions", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"background +[12] of 2", lines[0]) and lines[-1].endswith("; 0 questions without an answer")
 
 
 def _schema(questions: Path) -> pa.Schema:
