@@ -133,7 +133,14 @@ def service(arguments: dict[str, Any]) -> Iterator[httpx.Client]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, _temp_dir=folder, log_to_driver=False)
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=2**27,
+            _temp_dir=folder,
+            log_to_driver=False,
+        )
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build(arguments), name=APPLICATION)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:

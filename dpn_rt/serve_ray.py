@@ -164,11 +164,15 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _connect(ray: ModuleType, options: argparse.Namespace) -> None:
-    new = {} if _joins_cluster(options) else {"include_dashboard": False, "_temp_dir": _temp_dir(options)}
+    """Joins a cluster, or starts one on this machine."""
+    if not _joins_cluster(options):
+        ray.init("local", include_dashboard=False, _temp_dir=_temp_dir(options))
+        return
     try:
-        ray.init(address=options.ray_address, **new)
+        ray.init(options.ray_address)
     except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"--ray-address {options.ray_address}: no Ray cluster can be reached there") from error
+        address = options.ray_address or f"(RAY_ADDRESS) {os.environ['RAY_ADDRESS']}"
+        raise ConfigError(f"--ray-address {address}: no Ray cluster can be reached there") from error
 
 
 def _joins_cluster(options: argparse.Namespace) -> bool:

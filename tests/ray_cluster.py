@@ -26,6 +26,7 @@ def ray_cluster(num_cpus: int) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     try:
         ray.init(
+            "local",  # whatever other cluster there is
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
