@@ -221,8 +221,10 @@ class Runtime:
     @property
     def _stages(self) -> list[Any]:
         """Stages of the decoder; plans have none."""
-        decoder = getattr(self.llm.engine.runner.backend, "_decoder", None)
-        return [] if decoder is None else list(decoder.stages)
+        from dpn_rt.backends.kernels.backend import KernelBackend
+
+        backend = self.llm.engine.runner.backend
+        return list(backend._executor.decoder.stages) if isinstance(backend, KernelBackend) else []
 
 
 def _reduction(request: Request) -> dict[str, Any]:
