@@ -31,6 +31,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.schema.weights import TORCH_DTYPES
+from dpn_rt.terminal import escape_output
 
 KV_BYTES = 2**28
 
@@ -53,6 +54,7 @@ class Measured:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
+    escape_output()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.split("\n\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="llava-1b")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
