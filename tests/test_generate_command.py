@@ -79,7 +79,9 @@ def install(monkeypatch: pytest.MonkeyPatch, original: Setup) -> Callable[..., l
         calls: list[Any] = []
 
         class StandIn:
-            def __init__(self, engine: str, device: str, verify: bool, reduce: Any = None) -> None:
+            def __init__(
+                self, engine: str, device: str, verify: bool, reduce: Any = None, tensor_parallel_size: int = 1
+            ) -> None:
                 if load_failure is not None:
                     raise load_failure
                 calls.append((engine, device, verify) if reduce is None else (engine, device, verify, reduce))

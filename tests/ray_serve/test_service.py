@@ -10,7 +10,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -154,20 +153,6 @@ def test_a_client_that_leaves_stops_its_request(service: Service, asked: list[As
 def running(service: Service) -> float:
     found = metrics(service)
     return sum(value for (name, _), value in found.items() if name == "dpn_rt:num_requests_running")
-
-
-def test_a_replica_that_is_full_leaves_requests_about_its_image_to_the_other(
-    service: Service, asked: list[Asked]
-) -> None:
-    body = asked[0][0].body(MODEL, max_tokens=400, ignore_eos=True, stream=True)
-    with ExitStack() as stack:
-        names: list[str] = []
-        while len(set(names)) < 2:  # streams may end meanwhile, and leave places
-            assert len(names) < 40, "none went to the other"
-            reply = stack.enter_context(service.client.stream("POST", "/v1/chat/completions", json=body))
-            next(reply.iter_lines())
-            names.append(reply.headers[REPLICA])
-    assert len(names) > 8, "it was not full before"
 
 
 def test_no_request_is_lost_when_a_replica_is_killed(service: Service, asked: list[Asked]) -> None:
