@@ -16,8 +16,8 @@ constexpr int kAmxRows = 2 * int{kTileSide};  // of x, and of weights
 using AmxTotals = std::int32_t[kAmxRows][kAmxRows];
 using AmxSums = float[kAmxRows][kAmxRows];
 
-// All rows, in tiles: 16 rows and 64 columns lie together, tile after tile of the same rows. Loading a tile from rows of
-// a matrix, some pages apart, was slower.
+// All rows, in tiles: 16 rows and 64 columns lie together, tile after tile of the same rows. Loading a tile from rows
+// of a matrix, some pages apart, was slower.
 template <class T>
 QuantizedRows quantize_tiles(const QuantizedLinearParams& p, const Columns& columns) {
   const QuantizedRows rows = rows_in_scratch(p, columns, p.num_tokens, kAmxRows);
