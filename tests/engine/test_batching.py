@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.engine.prefill import Prefill
 from dpn_rt.engine.scheduler import Batch
 from dpn_rt.outputs import RequestOutput
+from dpn_rt.sampling.logprobs import Logprob, VocabularyLogprobs
 from tests.engine.models import MODEL, kv_bytes, random_prompt, write_random_engine
 
 # Every route fits these grids. A grid of 24 x 2 would not do: it could become 24 x 1, which no 1 x 2 kernel fits.
@@ -44,7 +46,12 @@ def alone(engine_dir: Path, prompts: list[dict[str, Any]]) -> list[RequestOutput
 def all_logprobs(output: RequestOutput) -> torch.Tensor:
     logprobs = output.outputs[0].logprobs
     assert logprobs is not None
-    return torch.tensor([[position[token].logprob for token in range(len(position))] for position in logprobs])
+    return torch.from_numpy(np.stack([whole_vocabulary(position) for position in logprobs]))
+
+
+def whole_vocabulary(position: Mapping[int, Logprob]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    assert isinstance(position, VocabularyLogprobs)
+    return position.values_array
 
 
 def assert_same(actual: RequestOutput, expected: RequestOutput) -> None:

@@ -29,6 +29,7 @@ ISAS: dict[str, tuple[str, ...]] = {
 EMULATED = (
     *QUANTIZED, "test_attention_extend.py", "test_attention_decode.py", "test_linear.py", "test_last_row_scores.py",
 )  # fmt: skip
+CHOICE = "test_isa_choice.py"
 # The same with every instruction set.
 WITHOUT_KERNELS = (__file__, HERE / "test_emulation.py")
 OTHERS = [
@@ -52,16 +53,9 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_best_instruction_set_is_the_default_and_portable_is_always_there() -> None:
-    assert ops.available_cpu_isas()[0] == "portable"
-    assert set(ops.available_cpu_isas()) <= set(ISAS)
-    if not os.environ.get("DPN_RT_CPU_ISA"):
-        assert ops.cpu_isa() == ops.available_cpu_isas()[-1]
-
-
 def run_tests(isa: str, files: Sequence[str], *options: str) -> None:
     options = ("-q", "-x", "-p", "no:cacheprovider", *options, *(f"--ignore={file}" for file in WITHOUT_KERNELS))
-    result = run(isa, "-m", "pytest", *options, *(str(HERE / name) for name in files))
+    result = run(isa, "-m", "pytest", *options, *(str(HERE / name) for name in (*files, CHOICE)))
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 
@@ -78,12 +72,6 @@ def test_kernels_pass_their_tests_with_emulated(isa: str) -> None:
     build_kernels()
     # Float32 goes the same way in all of them.
     run_tests(isa, ISAS[isa] or EMULATED, "-m", "not gpu", "-k", "not float32", "-p", "tests.ops.emulated")
-
-
-@pytest.mark.parametrize("isa", OTHERS)
-def test_the_environment_variable_forces(isa: str) -> None:
-    result = run(isa, "-c", "from dpn_rt import ops; print(ops.cpu_isa())")
-    assert result.stdout.strip() == isa, result.stderr
 
 
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:

@@ -147,7 +147,7 @@ def start_server(engine_dir: Path) -> Iterator[StartServer]:
         server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(engine_dir: Path) -> Iterator[RunningServer]:
     """A server as it is deployed, with its engine in a separate process."""
     with EngineProcess(EngineSource(engine_dir, "cpu", OPTIONS)) as process:
@@ -172,7 +172,7 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
-        thread = threading.Thread(target=site.serve_forever)
+        thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield f"http://127.0.0.1:{site.server_port}", bodies
         site.shutdown()

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.server.command import post, serving
 from tests.server.conftest import Ask
-from tests.server.test_serve_command import post, serving
 
 
 def test_a_server_of_which_a_rank_is_killed_ends_for_its_supervisor(engine_dir: Path) -> None:

@@ -4,57 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from dpn_rt import serve
+from tests.server.command import post, serving
 from tests.server.conftest import Ask
 
 
-@contextmanager
-def serving(
-    engine_dir: Path, *options: str, start_new_session: bool = False
-) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """A running server, its URL and the lines of its log."""
-    command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine_dir), "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=start_new_session)
-    assert process.stderr is not None
-    lines: list[str] = []
-    try:
-        url = ""
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"running on (https?://\S+)", line):
-                url = found[1]
-                break
-        assert url, "".join(lines)
-        stderr = process.stderr
-        threading.Thread(target=lambda: lines.extend(stderr), daemon=True).start()
-        yield process, url, lines
-    finally:
-        process.kill()
-        process.wait()
-
-
-def post(url: str, body: dict[str, Any], **options: Any) -> httpx.Response:
-    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, **options)
-
-
 def test_sigterm_lets_running_requests_end(engine_dir: Path) -> None:
-    with serving(engine_dir) as (process, url, _):
+    with serving(engine_dir, imports_anew=True) as (process, url, _):
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=Ask().body(max_tokens=300, ignore_eos=True, stream=True)
         ) as reply:
@@ -190,21 +157,24 @@ def test_logs_name_requests_and_never_their_content(engine_dir: Path) -> None:
         (["--max-num-seqs", "0"], "max_num_seqs=0"),
     ],
 )
-def test_wrong_options_are_refused_by_name(engine_dir: Path, options: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine_dir), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 1 and message in ended.stderr and "Traceback" not in ended.stderr
+def test_wrong_options_are_refused_by_name(
+    engine_dir: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve.main(["--engine", str(engine_dir), *options]) == 1
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
 
 
 @pytest.mark.parametrize(
     ("port", "message"), [(None, "already in use"), ("70000", "--port 70000: expected 0 to 65535"), ("-1", "--port -1")]
 )
-def test_a_port_in_use_is_refused_before_an_engine_is_loaded(port: str | None, message: str) -> None:
+def test_a_port_in_use_is_refused_before_an_engine_is_loaded(
+    port: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = port or str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "dpn_rt.serve", "--engine", "nowhere", f"--port={number}"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 1 and message in ended.stderr and "nowhere" not in ended.stderr
-    assert "Traceback" not in ended.stderr
+        assert serve.main(["--engine", "nowhere", f"--port={number}"]) == 1
+    told = capsys.readouterr().err
+    assert message in told and "nowhere" not in told and "Traceback" not in told

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.server.command import Forked, Server
 from tests.server.conftest import Ask
 from tests.skips import NOT_LINUX
 
@@ -49,7 +50,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until_up(process: subprocess.Popen[bytes], url: str) -> None:
+def wait_until_up(process: Server, url: str) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -60,14 +61,20 @@ def wait_until_up(process: subprocess.Popen[bytes], url: str) -> None:
     raise AssertionError(f"it does not start, status {process.poll()}")
 
 
+def started(kind: str, options: list[str], stderr: int) -> Server:
+    """A server; an interpreter that starts without a standard error gives its number to another file."""
+    if kind != "closed":
+        return Forked(options, stderr)
+    command = ["bash", "-c", 'exec "$0" -m dpn_rt.serve "$@" 2>&-', sys.executable, *options]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
 @pytest.mark.parametrize("kind", ["a full pipe", "a pipe without a reader", "a full disk", "closed"])
 def test_a_server_without_standard_error(kind: str, engine_dir: Path) -> None:
     port = free_port()
     options = ["--engine", str(engine_dir), "--port", str(port), "--log-level", "debug"]
-    closing = "2>&-" if kind == "closed" else ""
-    command = ["bash", "-c", f'exec "$0" -m dpn_rt.serve "$@" {closing}', sys.executable, *options]
     with standard_error("a full disk" if kind == "closed" else kind) as stderr:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+        process = started(kind, options, stderr)
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_up(process, url)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from dpn_rt import serve
-from tests.server.test_serve_command import serving
+from tests.server.command import serving
 
 FILES = Path(__file__).parent / "tls_files"
 BOTH = Path(__file__).parent / "media" / "images_test.pem"

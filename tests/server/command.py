@@ -1,0 +1,141 @@
+"""`python -m dpn_rt.serve` as a process of its own, with or without waiting for its imports."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+SERVE = "dpn_rt.serve"
+IMPORTS = ["dpn_rt.server.app", "dpn_rt.server.engine_client.process", "transformers.image_processing_backends"]
+"""What takes seconds of a server's start."""
+
+
+class Server(Protocol):
+    """A process, as `subprocess.Popen` has it."""
+
+    pid: int
+
+    def send_signal(self, number: int) -> None: ...
+    def kill(self) -> None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class Forked:
+    """A command in a process that was forked where its imports are made already."""
+
+    def __init__(self, options: list[str], stderr: int, start_new_session: bool = False) -> None:
+        """
+        Args:
+            options: of the command.
+            stderr: a descriptor, or -1: it is closed.
+            start_new_session: as of `subprocess.Popen`.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTS)
+        # The descriptor is passed while the process starts.
+        self._process = context.Process(target=_run, args=(options, _Descriptor(stderr), start_new_session))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(SERVE, timeout or 0)
+        return self._process.exitcode
+
+
+class _Descriptor:
+    """A descriptor as an argument of a process."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self._number) if self._number >= 0 else None,)
+
+
+def _received(descriptor: Any) -> int:
+    return -1 if descriptor is None else descriptor.detach()
+
+
+def _run(options: list[str], stderr: int, start_new_session: bool) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if start_new_session:
+        os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    if stderr < 0:
+        os.close(2)
+        sys.stderr = None
+    else:
+        os.dup2(stderr, 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.argv = [SERVE, *options]
+    runpy.run_module(SERVE, run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def serving(
+    engine_dir: Path, *options: str, start_new_session: bool = False, imports_anew: bool = False
+) -> Iterator[tuple[Server, str, list[str]]]:
+    """A running server, its URL and the lines of its log.
+
+    Args:
+        engine_dir: what it serves.
+        options: more of the command line.
+        start_new_session: signals of the terminal go to it and not to the tests.
+        imports_anew: started as a user does, which takes seconds longer.
+    """
+    options = ("--engine", str(engine_dir), "--port", "0", *options)
+    reading, writing = os.pipe()
+    process: Server
+    if imports_anew:
+        command = [sys.executable, "-m", SERVE, *options]
+        process = subprocess.Popen(command, stderr=writing, start_new_session=start_new_session)
+    else:
+        process = Forked(list(options), writing, start_new_session)
+    os.close(writing)
+    lines: list[str] = []
+    stderr = os.fdopen(reading, encoding="utf-8")
+    try:
+        url = ""
+        for line in stderr:
+            lines.append(line)
+            if found := re.search(r"running on (https?://\S+)", line):
+                url = found[1]
+                break
+        assert url, "".join(lines)
+        threading.Thread(target=lambda: lines.extend(stderr), daemon=True).start()
+        yield process, url, lines
+    finally:
+        process.kill()
+        process.wait()
+
+
+def post(url: str, body: dict[str, Any], **options: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, **options)
