@@ -59,10 +59,18 @@ def run_tests(isa: str, files: Sequence[str], *options: str) -> None:
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 
+def files_of(isa: str) -> Sequence[str]:
+    """Where the tests of this process have not run its kernels: the best instruction set takes what it has no kernels
+    of its own for from the next one that has all."""
+    *others, best = ops.available_cpu_isas()
+    below = next(name for name in reversed(others) if not ISAS[name])
+    return ISAS[isa] or (isa == below and ISAS[best]) or [""]
+
+
 @pytest.mark.skipif(bool(os.environ.get("DPN_RT_CPU_ISA")), reason=FORCED_ISA)
 @pytest.mark.parametrize("isa", OTHERS)
 def test_kernels_pass_their_tests_with(isa: str) -> None:
-    run_tests(isa, ISAS[isa] or [""], "-m", "not gpu")
+    run_tests(isa, files_of(isa), "-m", "not gpu")
 
 
 @pytest.mark.skipif(bool(os.environ.get("DPN_RT_CPU_ISA")), reason=FORCED_ISA)
