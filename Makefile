@@ -21,10 +21,9 @@ test: $(READY)
 # Evaluation harnesses and clients that are large or want other versions than the other tests, in an environment of its
 # own (0.8 GB) on top of theirs. torchvision is taken out again: PyPI's build does not fit torch's for CPUs.
 HARNESSES := .venv-harnesses
-# Modules are compiled when they are first imported, which is quicker than all of them when they are installed.
 test-harnesses: $(HARNESSES)/.ready
-	DPN_RT_HARNESSES=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(HARNESSES)/bin/python -m pytest \
-	  -n $(TEST_PROCESSES) --dist worksteal tests/harnesses $(PYTEST_OPTIONS)
+	DPN_RT_HARNESSES=1 OMP_WAIT_POLICY=passive $(HARNESSES)/bin/python -m pytest tests/harnesses \
+	  -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 $(HARNESSES)/.ready: $(READY)
