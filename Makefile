@@ -19,22 +19,19 @@ test: $(READY)
 	  $(PYTEST_OPTIONS)
 
 # Evaluation harnesses and clients that are large or want other versions than the other tests, in an environment of its
-# own (3 GB). torchvision is taken out again: PyPI's build does not fit torch's for CPUs.
+# own (0.8 GB) on top of theirs. torchvision is taken out again: PyPI's build does not fit torch's for CPUs.
 HARNESSES := .venv-harnesses
 test-harnesses: $(HARNESSES)/.ready
-	$(BUILD_WHEEL)
-	$(HARNESSES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(WHEELS)/*.whl
-	$(HARNESSES)/bin/python -P -m pytest -p dpn_rt tests/harnesses $(PYTEST_OPTIONS)
+	DPN_RT_HARNESSES=1 OMP_WAIT_POLICY=passive $(HARNESSES)/bin/python -m pytest tests/harnesses \
+	  -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
-WHEELS := build/harnesses
-BUILD_WHEEL = rm -rf $(WHEELS) && $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
-NOT_INSTALLED := echo "test-harnesses needs packages that cannot be installed; the lines above say which" && exit 1
+SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 $(HARNESSES)/.ready: $(READY)
-	$(BUILD_WHEEL)
-	$(PYTHON) -m venv $(HARNESSES)
-	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' || { $(NOT_INSTALLED); }
-	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check '$(TORCH)' \
-	  "$$(ls $(WHEELS)/*.whl)[harnesses]" || { $(NOT_INSTALLED); }
+	$(BIN)/python -m venv --clear --without-pip $(HARNESSES)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE_PACKAGES))')" \
+	  > "$$($(HARNESSES)/bin/python $(SITE_PACKAGES))/tests.pth"
+	$(HARNESSES)/bin/python -m pip install --disable-pip-version-check --no-compile --prefer-binary \
+	  '$(TORCH)' 'dpn_rt[harnesses]' || { echo "test-harnesses: the packages cannot be installed, see above" && exit 1; }
 	$(HARNESSES)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 

@@ -5,6 +5,8 @@ A pytest plugin, which `tests/conftest.py` loads.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections import Counter
 
 import pytest
@@ -15,7 +17,7 @@ GPU_PRESENT = "there is a GPU"
 UNSUPPORTED_BY_GPU = "this GPU does not support it"
 UNSUPPORTED_BY_CPU = "this processor lacks the instructions"
 OTHER_ENVIRONMENT = "runs in an environment of its own: make test-harnesses"
-"""Of tests whose packages are large, or contradict those of the other tests."""
+"""Of tests whose packages are large, or contradict those of the other tests (`need_harness`)."""
 ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CPU, OTHER_ENVIRONMENT))
 """Reasons that are allowed in CI; all else can be installed or built there."""
 
@@ -29,6 +31,14 @@ NO_LANGCHAIN = "needs langchain-openai: pip install --no-build-isolation -e '.[t
 NO_COMPILER = "needs g++ and make"
 NOT_LINUX = "needs Linux"
 FORCED_ISA = "DPN_RT_CPU_ISA forces an instruction set"
+
+
+def need_harness(package: str) -> None:
+    """Skip a module whose package is missing; in `make test-harnesses`, which has installed it, fail."""
+    if importlib.util.find_spec(package) is None:
+        if os.environ.get("DPN_RT_HARNESSES"):
+            pytest.fail(f"{package} is missing in the environment of make test-harnesses", pytrace=False)
+        pytest.skip(OTHER_ENVIRONMENT, allow_module_level=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -55,6 +55,27 @@ def test_all_ways_to_skip_count(pytester: pytest.Pytester, source: str) -> None:
     result.stdout.fnmatch_lines(["*1 later (--strict-skips: an error)"])
 
 
+HARNESS = "from tests.skips import need_harness\nneed_harness('no_such_package')\ndef test_it(): pass"
+
+
+def test_a_missing_harness_is_accepted_outside_of_its_environment(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DPN_RT_HARNESSES", raising=False)
+    result = run(pytester, HARNESS + "\n", "--strict-skips")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines([f"*1 {skips.OTHER_ENVIRONMENT}"])
+
+
+def test_a_missing_harness_is_an_error_in_its_environment(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPN_RT_HARNESSES", "1")
+    result = run(pytester, HARNESS)
+    assert result.ret not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    result.stdout.fnmatch_lines(["*no_such_package is missing*"])
+
+
 def test_a_failure_stays_one(pytester: pytest.Pytester) -> None:
     source = skipped(skips.NO_GPU) + "\ndef test_wrong(): assert False"
     assert run(pytester, source, "--strict-skips").ret == pytest.ExitCode.TESTS_FAILED

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.server.conftest import MODEL, RunningServer
-from tests.skips import OTHER_ENVIRONMENT
+from tests.skips import need_harness
 
-if importlib.util.find_spec("guidellm") is None:
-    pytest.skip(OTHER_ENVIRONMENT, allow_module_level=True)
+need_harness("guidellm")
 
 
 def test_a_run_with_pictures(server: RunningServer, engine_dir: Path, tmp_path: Path) -> None:

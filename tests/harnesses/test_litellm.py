@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -10,12 +9,11 @@ import pytest
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.outputs import RequestOutput
 from tests.server.conftest import MODEL, Ask, RunningServer
-from tests.skips import OTHER_ENVIRONMENT
+from tests.skips import need_harness
 
-if importlib.util.find_spec("litellm") is None:
-    pytest.skip(OTHER_ENVIRONMENT, allow_module_level=True)
+need_harness("litellm")
 
-import litellm
+import litellm  # noqa: E402
 
 ASK = Ask(1)
 

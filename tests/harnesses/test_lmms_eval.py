@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,10 +19,9 @@ from examples.tiny_dpn import train
 from examples.tiny_dpn.data import Question, sample
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.tokenizer import train_tokenizer
-from tests.skips import OTHER_ENVIRONMENT
+from tests.skips import need_harness
 
-if importlib.util.find_spec("lmms_eval") is None:
-    pytest.skip(OTHER_ENVIRONMENT, allow_module_level=True)
+need_harness("lmms_eval")
 
 CHECKPOINT = Path(__file__).parents[2] / "examples/tiny_dpn/checkpoint"
 KINDS = ("background", "photo", "circle", "count", "color", "where", "side", "number", "word", "handwritten")

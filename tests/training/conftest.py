@@ -14,7 +14,7 @@ from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.reference import EagerDpn
-from examples.tiny_dpn.data import sample
+from examples.tiny_dpn.export_conversations import export
 from examples.tiny_dpn.model import model_config
 from examples.tiny_dpn.tokenizer import VOCAB_SIZE, write_tokenizer
 
@@ -52,16 +52,5 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with llava.json, 200 samples, and images/."""
-    folder = tmp_path_factory.mktemp("llava")
-    (folder / "images").mkdir()
-    rows = []
-    for index in range(SCENES):
-        item = sample("train", index)
-        item.image.save(folder / "images" / f"{index}.png")
-        for question in item.questions:
-            turns = [("human", f"<image>\n{question.text}"), ("gpt", question.answer)]
-            values = [{"from": speaker, "value": value} for speaker, value in turns]
-            rows.append({"id": f"{index}-{question.kind}", "image": f"{index}.png", "conversations": values})
-    (folder / "llava.json").write_text(json.dumps(rows))
-    return folder
+    """A folder with conversations.json, 200 samples, and images/."""
+    return export(tmp_path_factory.mktemp("llava"), SCENES).parent

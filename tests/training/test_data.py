@@ -162,7 +162,10 @@ TEXT = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a"}]
         ({"conversations": TURNS}, '1 <image> in the questions, expected none without "image"'),
         ({"image": "0.png", "conversations": TEXT}, "0 <image> in the questions, expected one"),
         ({"image": "0.png", "conversations": TURNS * 2}, "2 <image> in the questions, expected one"),
-        ({"image": ["0.png"], "conversations": TURNS}, r"image: expected the name of one file, got \['0.png'\]"),
+        (
+            {"image": ["0.png"], "conversations": TURNS},
+            r"image: expected the name of one file, got \['0.png'\]",
+        ),
         ({"image": "99.png", "conversations": TURNS}, "image .*99.png': no such file"),
         ({"image": "\0", "conversations": TURNS}, "no such file"),
     ],

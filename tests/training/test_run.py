@@ -40,7 +40,7 @@ SETTINGS = {
 def command(dense: Path, folder: Path, output: Path, **changed: Any) -> list[str]:
     options = {
         "--checkpoint": dense,
-        "--data": folder / "llava.json",
+        "--data": folder / "conversations.json",
         "--image-folder": folder / "images",
         "--output": output,
         **SETTINGS,
@@ -235,28 +235,28 @@ def test_an_output_that_exists_is_kept(trained: Path, dense: Path, data: Path, t
 
 
 def test_rows_are_skipped_when_asked(dense: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
-    rows = json.loads((data / "llava.json").read_text())[:8]
+    rows = json.loads((data / "conversations.json").read_text())[:8]
     rows[3]["image"] = "gone.png"
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     changed = {"data": tmp_path / "rows.json", "max_steps": 1}
     assert main(command(dense, data, tmp_path / "a", **changed)) == 1
-    assert "1 rows cannot be used: item 4 (id '0-count'): image" in capsys.readouterr().err
+    assert "1 rows cannot be used: item 4 (id '0-3'): image" in capsys.readouterr().err
     assert main([*command(dense, data, tmp_path / "b", **changed), "--skip-bad-rows"]) == 0
     assert "note: " in capsys.readouterr().err and (tmp_path / "b" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_ends_the_training(workers: int, dense: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
-    rows = json.loads((data / "llava.json").read_text())[:8]
+    rows = json.loads((data / "conversations.json").read_text())[:8]
     rows[3]["image"] = str(tmp_path / "broken.png")
     (tmp_path / "broken.png").write_bytes((data / "images" / "0.png").read_bytes()[:900])
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     changed = {"data": tmp_path / "rows.json", "max_steps": 1, "workers": workers}
     assert main(command(dense, data, tmp_path / "a", **changed)) == 1
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
-    assert line.startswith("error: item 4 (id '0-count'): image ") and "broken.png" in line
+    assert line.startswith("error: item 4 (id '0-3'): image ") and "broken.png" in line
     assert main([*command(dense, data, tmp_path / "b", **changed), "--skip-bad-rows"]) == 0
-    assert "note: item 4 (id '0-count'): image " in capsys.readouterr().err or workers
+    assert "note: item 4 (id '0-3'): image " in capsys.readouterr().err or workers
 
 
 def test_a_checkpoint_of_another_training_is_refused(
