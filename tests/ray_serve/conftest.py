@@ -18,6 +18,10 @@ from tests.ray_cluster import ray_cluster
 CHECKPOINT = Path(__file__).parents[2] / "examples" / "tiny_dpn" / "checkpoint"
 MODEL = "tiny"
 APPLICATION = "tests"
+CAPACITY = 80
+"""Requests of a replica at a time: more than a test has that does not mean to fill it."""
+HANG_SECONDS = 600.0
+"""What takes so long hangs; nothing that is tested is expected to be fast."""
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +34,7 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Service:
     """A service on Ray, and a client of it."""
 
-    url: str
+    port: int
     client: httpx.Client
     replicas: DeploymentHandle[Any]
 
@@ -39,7 +43,7 @@ class Service:
 
     def process_ids(self) -> dict[str, int]:
         """Of the replicas, by their names."""
-        return dict(self.replicas.broadcast("process_ids").results(timeout_s=30))
+        return dict(self.replicas.broadcast("process_ids").results(timeout_s=HANG_SECONDS))
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +51,9 @@ def service(engine_dir: Path) -> Iterator[Service]:
     with ray_cluster(num_cpus=2), free_port() as port:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build(arguments(engine_dir)), name=APPLICATION)
-        url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield Service(url, client, serve.get_deployment_handle("Replica", APPLICATION))
+        limits = httpx.Limits(max_connections=2 * CAPACITY)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=HANG_SECONDS, limits=limits) as client:
+            yield Service(port, client, serve.get_deployment_handle("Replica", APPLICATION))
         serve.shutdown()
 
 
@@ -58,8 +62,9 @@ def arguments(engine_dir: Path, **changes: Any) -> dict[str, Any]:
     return {
         "engine": str(engine_dir),
         "replicas": 2,
-        "capacity": 8,
+        "capacity": CAPACITY,
         "engine_options": {"max_num_seqs": 8, "max_chunk_tokens": 64, "reuse_bytes": 2**24},
+        "server": {"stall_timeout": HANG_SECONDS},
         "health_check_period": 1.0,
         "log_level": "warning",
         **changes,
