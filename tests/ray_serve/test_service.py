@@ -6,10 +6,12 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
@@ -26,8 +29,9 @@ from dpn_rt.ray_serve.app import build
 from dpn_rt.ray_serve.image_key import image_key
 from dpn_rt.ray_serve.messages import REPLICA_HEADER
 from dpn_rt.ray_serve.routing import preferred
+from dpn_rt.serve_ray import APPLICATION
 from examples.tiny_dpn import data
-from tests.ray_serve.conftest import APPLICATION, HANG_SECONDS, MODEL, Service, arguments
+from tests.ray_serve.conftest import CAPACITY, HANG_SECONDS, MODEL, Service, arguments
 
 SCENES, QUESTIONS, MAX_TOKENS = 12, 6, 8
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -161,21 +165,60 @@ def test_refusals_are_those_of_the_server(service: Service, path: str, body: Any
 
 
 def test_a_client_that_leaves_stops_its_request(service: Service, asked: list[Asked]) -> None:
-    body = asked[0][0].body(MODEL, max_tokens=400, ignore_eos=True, stream=True)
-    with service.client.stream("POST", "/v1/chat/completions", json=body) as reply:
-        next(reply.iter_lines())
-    wait_until(lambda: not running(service), "the request still runs")
+    """The engines stand still meanwhile, so that the request cannot end by itself."""
+    before = metrics(service)
+    body = json.dumps(asked[0][0].body(MODEL, max_tokens=400, ignore_eos=True)).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
+    name = known_by(asked[0], service.process_ids())
+    with standing_still(service, name), socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.sendall(head.encode() + body)
+        wait_until(lambda: since(before, PREPARED, service, name) == 1, "the request does not arrive")
+        client.close()
+        wait_until(lambda: since(before, ENDED, service, name) == 1, "the client's leaving is not noticed")
+    wait_until(lambda: not metrics(service)["dpn_rt:num_requests_running", name], "the request still runs")
+    assert said(ask(service, asked[0])) == asked[0][2:]
 
 
-def running(service: Service) -> float:
-    found = metrics(service)
-    return sum(value for (name, _), value in found.items() if name == "dpn_rt:num_requests_running")
+PREPARED, ENDED = "dpn_rt:request_preparation_time_seconds_count", "dpn_rt:request_success_total"
+"""Counted by a replica's server when a request goes to the engine, and when it has ended or its client has left."""
+
+
+def since(before: dict[tuple[str, str], float], counter: str, service: Service, replica: str) -> float:
+    return metrics(service)[counter, replica] - before[counter, replica]
 
 
 def engine_of(service: Service, replica: str) -> psutil.Process:
     """The process of a replica's engine."""
     children = psutil.Process(service.process_ids()[replica]).children()
-    return next(child for child in children if "worker" in " ".join(child.cmdline()))
+    return next(child for child in children if "engine_client.worker" in " ".join(child.cmdline()))
+
+
+@contextmanager
+def standing_still(service: Service, replica: str) -> Iterator[None]:
+    """A replica whose engine answers nothing, and is in no hurry: it is well for `stall_timeout` seconds."""
+    engine = engine_of(service, replica)
+    engine.suspend()
+    try:
+        yield
+    finally:
+        engine.resume()
+
+
+def test_a_replica_that_is_full_leaves_requests_about_its_image_to_the_other(
+    service: Service, asked: list[Asked]
+) -> None:
+    one, before, names = asked[0], metrics(service), service.process_ids()
+    known = known_by(one, names)
+    with ThreadPoolExecutor(CAPACITY) as threads:
+        with standing_still(service, known):
+            held = [threads.submit(ask, service, one) for _ in range(CAPACITY)]
+            wait_until(lambda: since(before, PREPARED, service, known) == CAPACITY, "it does not become full")
+            reply = ask(service, one)
+            assert reply.headers[REPLICA] != known and said(reply) == one[2:]
+            assert not any(each.done() for each in held)
+        for each in held:
+            assert each.result().headers[REPLICA] == known and said(each.result()) == one[2:]
 
 
 def test_no_request_is_lost_when_a_replica_is_killed(service: Service, asked: list[Asked]) -> None:
@@ -212,7 +255,6 @@ def test_a_replica_whose_engine_has_ended_is_replaced(service: Service, asked: l
 
 
 def test_fewer_replicas_lose_no_request(service: Service, engine_dir: Path, asked: list[Asked]) -> None:
-    """The last test of the cluster: one replica is left."""
     with ThreadPoolExecutor(6) as threads:
         answers = [threads.submit(ask, service, one, stream=bool(i % 2)) for i, one in enumerate(asked)]
         list(islice(as_completed(answers), 10))
@@ -221,3 +263,17 @@ def test_fewer_replicas_lose_no_request(service: Service, engine_dir: Path, aske
     for one, reply in zip(asked, replies, strict=True):
         assert reply.status_code == 200 and said(reply) == one[2:], reply.text
     wait_until(lambda: len(service.process_ids()) == 1, "a replica is left over")
+
+
+def test_sigterm_lets_running_requests_end(service: Service, asked: list[Asked]) -> None:
+    """The last test: the cluster ends."""
+    body = asked[0][0].body(MODEL, max_tokens=400, ignore_eos=True, stream=True)
+    with service.client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        events = reply.iter_lines()
+        first = next(events)
+        ray.shutdown()  # the cluster is about to go
+        service.process.send_signal(signal.SIGTERM)
+        assert [first, *(line for line in events if line)][-1] == "data: [DONE]"
+    assert service.process.wait(HANG_SECONDS) == 0, service.output
+    assert not list(service.folder.rglob("usage_stats.json")), "Ray's makers are told nothing"
+    assert not (service.folder / "home").exists(), "nothing is written elsewhere"
