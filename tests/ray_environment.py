@@ -12,3 +12,6 @@ os.environ["RAY_AUTH_MODE"] = "token"  # a second process joins the cluster
 # A replica that is slow to say how many requests it has is passed over after 0.1 s: on a busy machine, by chance.
 os.environ["RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S"] = "600"
 os.environ["RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S"] = "600"
+# Ray Serve gives a proxy up that has not begun after some seconds.
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "50"
+os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "600"
