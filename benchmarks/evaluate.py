@@ -19,7 +19,8 @@ from benchmarks.machine import machine
 from benchmarks.result_file import write_json
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.evaluate.answers_file import AnswersFile
-from dpn_rt.evaluate.runner import Run
+from dpn_rt.evaluate.question_format import QuestionFormat
+from dpn_rt.evaluate.runner import Run, answers_of
 from dpn_rt.evaluate.settings import RunSettings
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from dpn_rt.terminal import escape_output
@@ -43,8 +44,11 @@ def by_run(llm: LLM, source: QuestionSource, answers_file: Path) -> list[str]:
     settings = RunSettings("benchmark", max_new_tokens=MAX_TOKENS)
     scan = Scan.of(source)
     with AnswersFile(answers_file, settings.to_json(), scan.places) as file:
-        outcome = Run(llm, source, settings, file, "benchmark").answer(lambda: None)
-    assert not outcome.skipped, outcome.skipped[0]
+        run = Run(QuestionFormat(settings, "benchmark"), file, scan)
+        for _, answer in answers_of(llm, source, [run]):
+            run.take(answer)
+        file.arrange()
+    assert not run.outcome.skipped, run.outcome.skipped[0]
     return [json.loads(line)["text"] for line in answers_file.read_text(encoding="utf-8").splitlines()]
 
 

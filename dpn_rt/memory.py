@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dpn_rt.errors import CapacityError
@@ -36,3 +37,18 @@ def not_enough_memory(engine: Path) -> str:
         f"{engine}: not enough memory to load the engine: expected room for its files ({size:,} bytes), its KV cache "
         "(kv_cache_bytes), and about 1 GB for each process (is there a limit, such as that of ulimit -v?)"
     )
+
+
+@contextmanager
+def telling_memory(engine: Path) -> Iterator[None]:
+    """Makes errors that come of too little memory, in whatever form, one of ours.
+
+    Raises:
+        CapacityError: memory is lacking.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        if lacks_memory(error):
+            raise CapacityError(not_enough_memory(engine)) from error
+        raise

@@ -8,7 +8,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +30,15 @@ API_KEY_VARIABLE = "DPN_RT_API_KEY"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     escape_output()
-    options = parser().parse_args(arguments)
+    return run(parser().parse_args(arguments), _serve)
+
+
+def run(options: argparse.Namespace, serve: Callable[[argparse.Namespace], None]) -> int:
+    """Checks the options that all servers have, serves, and returns the exit status. An error is told."""
     try:
         check_text(options)
         check_tls(options.ssl_certfile, options.ssl_keyfile)
-        _serve(options)
+        serve(options)
     except (DpnError, MemoryError, RuntimeError, OSError, ImportError) as error:
         return _failed(error, options)
     return 0
@@ -57,22 +61,15 @@ def _serve(options: argparse.Namespace) -> None:
     # Imported here: --help and a wrong option should not wait for torch.
     import torch
 
-    try:
-        from dpn_rt.server.app import create_app
-        from dpn_rt.server.gen_ai import otlp_metrics
-        from dpn_rt.server.http_server import Server, bind, uvicorn_config
-        from dpn_rt.server.logs import set_up_logs
-        from dpn_rt.server.tracing import otlp_tracing
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("dpn_rt"):
-            raise
-        raise ConfigError(
-            f"the server needs the package {error.name}: in the repository, "
-            "pip install --no-build-isolation -e '.[serve]'"
-        ) from error
+    check_packages()
     from dpn_rt.engine.loader import load_processor
+    from dpn_rt.server.app import create_app
     from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
     from dpn_rt.server.engine_client.process import EngineProcess
+    from dpn_rt.server.gen_ai import otlp_metrics
+    from dpn_rt.server.http_server import Server, bind, uvicorn_config
+    from dpn_rt.server.logs import set_up_logs
+    from dpn_rt.server.tracing import otlp_tracing
 
     config, limits = server_config(options), engine_options(options)
     set_up_logs(options.log_level, as_json=options.log_json)
@@ -109,6 +106,35 @@ def _serve(options: argparse.Namespace) -> None:
             _end_by_force(process)  # to take the interpreter down in order takes a while
         if server.failure is not None:
             raise StepError(f"the engine has stopped: {server.failure}")
+
+
+def check_packages() -> None:
+    """Refuses to go on without the packages of servers.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    try:
+        from dpn_rt.server import app, gen_ai, http_server, logs, tracing  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("dpn_rt"):
+            raise
+        raise ConfigError(
+            f"the server needs the package {error.name}: in the repository, "
+            "pip install --no-build-isolation -e '.[serve]'"
+        ) from error
+
+
+def check_address(options: argparse.Namespace) -> None:
+    """Refuses an address that another server listens on, or that is not of this machine.
+
+    Raises:
+        OSError: as `http_server.bind`.
+    """
+    from dpn_rt.server.http_server import bind
+
+    for sock in bind(options.host, options.port):
+        sock.close()
 
 
 def _end_by_force(process: EngineProcess) -> None:

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt import serve as single
-from dpn_rt.errors import ConfigError, DpnError, EngineError
+from dpn_rt.errors import ConfigError, EngineError
+from dpn_rt.ray_cluster import RayCluster, check_room, own_message
 from dpn_rt.schema.packages import load_ray
-from dpn_rt.server.tls import check_tls
-from dpn_rt.terminal import check_text, escape_output
+from dpn_rt.terminal import escape_output
 
 if TYPE_CHECKING:
     from dpn_rt.ray_serve.options import Autoscaling, ServiceOptions
 
 APPLICATION = "dpn_rt"
 """Its name in Ray Serve."""
+COMMAND = "python -m dpn_rt.serve_ray"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     escape_output()
-    options = parser().parse_args(arguments)
-    try:
-        check_text(options)
-        check_tls(options.ssl_certfile, options.ssl_keyfile)
-        _serve(options)
-    except DpnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return single.run(parser().parse_args(arguments), _serve)
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command: those of `python -m dpn_rt.serve`, and how many replicas there are, and where."""
     parser = argparse.ArgumentParser(
-        prog="python -m dpn_rt.serve_ray",
+        prog=COMMAND,
         description="Serve an engine over HTTP by several replicas on a Ray cluster, or on this machine alone.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         parents=[single.parser()],
@@ -139,63 +131,46 @@ def _autoscaling(options: argparse.Namespace) -> Autoscaling | None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    ray, serve = (load_ray(name, "python -m dpn_rt.serve_ray") for name in ("ray", "ray.serve"))
-    from dpn_rt.format.engine_dir import EngineDir
+    single.check_packages()  # Ray Serve needs them as well
+    serve = load_ray("ray.serve", COMMAND)
+    from dpn_rt.engine.loader import load_processor
     from dpn_rt.ray_serve.app import build
 
     service = service_options(options)
-    EngineDir.open(service.engine, verify=False)  # told here: replicas would be started again and again
+    cluster = RayCluster(options.ray_address, options.ray_temp_dir)
+    if not cluster.runs_already:
+        single.check_address(options)
+    # What is wrong with the engine or a limit is told here: replicas would be started again and again.
+    load_processor(service.engine, service.device, service.engine_options, verify=False)
     application = build(service)
-    _connect(ray, options)
-    try:
-        _check_cpus(ray, service)
-        serve.start(http_options=_http_options(options))
-        try:
-            serve.run(application, name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise EngineError("the replicas cannot be started; the lines above say why") from error
+    with cluster.connected(COMMAND) as ray:
+        count = service.replicas if service.autoscaling is None else service.autoscaling.min_replicas
+        check_room(ray, count, service.cpus_per_replica, service.gpus_per_replica)
+        _start(serve, application, options)
         print(f"serving {service.server.model_name} on port {options.port}; Ctrl-C ends it", flush=True)
         _wait_for_signal()
         serve.delete(APPLICATION)  # waits for the answers of requests that have been accepted
-        if not _joins_cluster(options):
+        if not cluster.runs_already:
             serve.shutdown()
-    finally:
-        ray.shutdown()
 
 
-def _connect(ray: ModuleType, options: argparse.Namespace) -> None:
-    """Joins a cluster, or starts one on this machine."""
-    if not _joins_cluster(options):
-        ray.init("local", include_dashboard=False, _temp_dir=_temp_dir(options))
-        return
-    try:
-        ray.init(options.ray_address)
-    except (ConnectionError, ValueError) as error:
-        address = options.ray_address or f"(RAY_ADDRESS) {os.environ['RAY_ADDRESS']}"
-        raise ConfigError(f"--ray-address {address}: no Ray cluster can be reached there") from error
-
-
-def _joins_cluster(options: argparse.Namespace) -> bool:
-    return options.ray_address is not None or "RAY_ADDRESS" in os.environ
-
-
-def _temp_dir(options: argparse.Namespace) -> str | None:
-    return None if options.ray_temp_dir is None else str(options.ray_temp_dir.resolve())
-
-
-def _check_cpus(ray: ModuleType, service: ServiceOptions) -> None:
-    """Replicas for which there is no room would be waited for without an end.
+def _start(serve: Any, application: Any, options: argparse.Namespace) -> None:
+    """Starts proxies and replicas.
 
     Raises:
-        ConfigError: the replicas that are always there need more cores than the cluster has.
+        EngineError: they cannot be started, with what a replica has said.
     """
-    count = service.replicas if service.autoscaling is None else service.autoscaling.min_replicas
-    needed, there = count * service.cpus_per_replica, ray.cluster_resources().get("CPU", 0.0)
-    if needed > there:
-        raise ConfigError(
-            f"{count} replicas with --cpus-per-replica {service.cpus_per_replica:g} need {needed:g} cores: expected at "
-            f"most {there:g}, which the cluster has"
-        )
+    try:
+        serve.start(http_options=_http_options(options))
+    except RuntimeError as error:
+        raise EngineError(
+            f"--host {options.host} --port {options.port}: Ray Serve cannot listen there; the lines above say why"
+        ) from error
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        told = own_message(error) or "the lines above say why"
+        raise EngineError(f"the replicas cannot be started: {told}") from error
 
 
 def _http_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     *("errors", "memory", "schema", "terminal", "_kernels", "ops", "tuning", "device", "model", "format"),
     *("cache", "sampling", "drawing", "outputs", "prompts", "settings", "backends"),
-    *("engine", "llm", "server", "generate", "serve", "ray_serve", "serve_ray", "batch", "evaluate", "integrations"),
-    *("builders", "reference", "build", "eager", "training", "train_routers"),
+    *("engine", "llm", "server", "generate", "serve", "ray_cluster", "ray_serve", "serve_ray", "batch", "evaluate"),
+    *("integrations", "builders", "reference", "build", "eager", "training", "train_routers"),
 )
 """Packages and modules of `dpn_rt`: each imports only from those before it."""
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpn_rt.batch.actor_pool import PURPOSE
 from dpn_rt.batch.options import AnswerOptions
 from dpn_rt.batch.processor import Processor
 from dpn_rt.errors import RequestError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 PARTS, SETTINGS = "answers", "settings.json"
 """In the folder of a job: its files of answers, and what they depend on."""
-PURPOSE = "a batch on Ray"
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +62,9 @@ def answer_parquet(
             partial(_without, ids=done, id_column=id_column), batch_format="pyarrow", batch_size=None
         )
         answered = processor(dataset.repartition(target_num_rows_per_block=rows_per_file))
-        _warn_without_cores(processor)
+        warning = processor.pool.takes_all_cores()
+        if warning is not None:
+            log.warning(warning)
         written = answered.map_batches(
             partial(_write, folder=parts, id_column=id_column), batch_format="pyarrow", batch_size=None
         )
@@ -179,16 +181,3 @@ def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
     if names:
         first, second = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (found, wanted))
         raise RequestError(f"{folder}: has answers of {first}, expected {second}: choose another folder")
-
-
-def _warn_without_cores(processor: Processor) -> None:
-    """Ray waits without an end for a core to read with, where engines have them all."""
-    fewest = processor.actors if isinstance(processor.actors, int) else processor.actors[0]
-    taken, there = fewest * processor.cpus_per_actor, load_ray("ray", PURPOSE).cluster_resources().get("CPU", 0.0)
-    if taken >= there:
-        log.warning(
-            "%d engines with %g cores each take all %g cores of the cluster: expected one more, to read and write with",
-            fewest,
-            processor.cpus_per_actor,
-            there,
-        )

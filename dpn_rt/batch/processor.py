@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpn_rt.batch.actor_pool import ActorPool
 from dpn_rt.batch.options import AnswerOptions
-from dpn_rt.errors import ConfigError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.schema.packages import load_ray
@@ -28,34 +28,13 @@ class Processor:
     """
 
     answers: AnswerOptions
-    actors: int | tuple[int, int]
-    """Each with an engine; or the fewest and the most, by how many rows wait."""
-    batch_size: int
-    """Rows that an engine gets at a time."""
-    cpus_per_actor: float
-    gpus_per_actor: float
+    pool: ActorPool
 
     def __call__(self, dataset: Dataset) -> Dataset:
         """The dataset with answers: see `Answerer`."""
-        data = load_ray("ray.data", "a batch on Ray")
         from dpn_rt.batch.answering import Answerer
 
-        return dataset.map_batches(
-            Answerer,
-            fn_constructor_args=(self.answers,),
-            batch_size=self.batch_size,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=data.ActorPoolStrategy(**self._pool),
-            num_cpus=self.cpus_per_actor,
-            num_gpus=self.gpus_per_actor or None,
-        )
-
-    @property
-    def _pool(self) -> dict[str, int]:
-        if isinstance(self.actors, int):
-            return {"size": self.actors}
-        return {"min_size": self.actors[0], "max_size": self.actors[1]}
+        return self.pool.map(dataset, Answerer, self.answers)
 
 
 def build_processor(
@@ -98,17 +77,10 @@ def build_processor(
         ConfigError: a number is out of range, or Ray is not installed; EngineError: there is no engine.
     """
     load_ray("ray.data", "a batch on Ray")
-    fewest, most = (actors, actors) if isinstance(actors, int) else actors
-    if not 1 <= fewest <= most:
-        raise ConfigError(f"actors={actors}: expected at least 1, or the fewest and the most")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: expected at least 1")
-    for name, value in (("cpus_per_actor", cpus_per_actor), ("gpus_per_actor", gpus_per_actor)):
-        if value < 0:
-            raise ConfigError(f"{name}={value}: expected at least 0")
+    pool = ActorPool(actors, batch_size, cpus_per_actor, gpus_per_actor)
     path = Path(engine).resolve()
     EngineDir.open(path, verify=False)  # told here: Ray would start its actors again and again
     answers = AnswerOptions(
         path, sampling_params, image_column, question_column, route, router_bias, reduce, llm_options
     )
-    return Processor(answers, actors, batch_size, cpus_per_actor, gpus_per_actor)
+    return Processor(answers, pool)

@@ -68,6 +68,10 @@ class AnswersFile:
     def __len__(self) -> int:
         return len(self._lines)
 
+    def keys(self) -> frozenset[str]:
+        """Of the questions that are answered."""
+        return frozenset(self._lines)
+
     def append(self, key: str, answer: Mapping[str, Any]) -> None:
         """Adds an answer: all of its line or nothing.
 

@@ -1,10 +1,9 @@
-"""Asks an engine all questions of a source, each once, and writes the answers as they come."""
+"""Asks an engine questions, each once, and writes the answers of a run as they come."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,20 +11,14 @@ from typing import Any
 
 from dpn_rt.errors import DeviceError
 from dpn_rt.evaluate.answers_file import AnswersFile
-from dpn_rt.evaluate.question import Question
+from dpn_rt.evaluate.engine_choice import EngineChoice
+from dpn_rt.evaluate.question import Question, QuestionId
+from dpn_rt.evaluate.question_format import QuestionFormat
 from dpn_rt.evaluate.readers.rows import BadRow
-from dpn_rt.evaluate.settings import RunSettings
-from dpn_rt.evaluate.source import QuestionSource
-from dpn_rt.evaluate.trace import trace_of
+from dpn_rt.evaluate.source import QuestionSource, Scan
 from dpn_rt.llm import LLM
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
-
-OTHER_SYSTEM = {
-    "llava_v1": "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-}
-"""System message of a conversation mode that differs from the built-in template in it alone."""
 
 
 @dataclass
@@ -40,89 +33,104 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What became of a question."""
+
+    place: str
+    question_id: QuestionId
+    key: str
+    line: dict[str, Any] | None
+    """Of the answers file; None where the question could not be answered."""
+    error: str = ""
+
+
 class Run:
-    """One run over the questions that its answers file lacks."""
+    """One answers file, and what it still lacks."""
 
-    llm: LLM
-    source: QuestionSource
-    settings: RunSettings
-    file: AnswersFile
-    model_id: str
+    def __init__(self, question_format: QuestionFormat, file: AnswersFile, scan: Scan) -> None:
+        self.format, self.file = question_format, file
+        self.num_questions = len(scan.places)
+        self.num_open = self.num_questions - len(file)
+        """Questions that have not been asked yet."""
+        self.outcome = Outcome(skipped=list(scan.bad_rows))
 
-    def check(self) -> None:
-        """Refuses settings that the engine cannot take, before every question would be refused for them.
-
-        Raises:
-            DpnError: with the setting.
-        """
-        self._processed([{"role": "user", "content": "?"}])
-
-    def answer(self, progress: Callable[[], object]) -> Outcome:
-        """Answers the questions, and arranges the file.
-
-        Args:
-            progress: is called after each question, answered or skipped.
-
-        Raises:
-            EvaluationError: an answer cannot be written; those before it are kept.
-            DeviceError: the engine has stopped.
-        """
-        outcome = Outcome()
-        running: dict[int, Question] = {}
-        asked, for_params = itertools.tee(self._open_questions(outcome))
-        prompts = (partial(self._prompt, running, number, question) for number, question in enumerate(asked))
-        params = (self.settings.sampling(question.key) for question in for_params)
-        with closing(self.llm.as_completed(prompts, params)) as results:
-            for number, result in results:
-                question = running.pop(number)
-                if isinstance(result, RequestOutput):
-                    self.file.append(question.key, self._line(question, result))
-                    outcome.answered += 1
-                    outcome.cut += result.outputs[0].finish_reason == "length"
-                elif isinstance(result, DeviceError):
-                    raise result
-                else:
-                    outcome.skipped.append(BadRow(question.place, question.question_id, str(result)))
-                progress()
-        self.file.arrange()
-        return outcome
-
-    def _open_questions(self, outcome: Outcome) -> Iterator[Question]:
-        for question in self.source.questions():
-            if isinstance(question, BadRow):
-                outcome.skipped.append(question)
-            elif question.key not in self.file:
+    def open_questions(self, source: QuestionSource) -> Iterator[Question]:
+        """The questions that the file lacks."""
+        for question in source.questions():
+            if isinstance(question, Question) and question.key not in self.file:
                 yield question
 
-    def _prompt(self, running: dict[int, Question], number: int, question: Question) -> ProcessedPrompt:
-        """The prompt of a question; its images are opened here."""
-        running[number] = replace(question, images=())  # an image in a table would stay in memory with it
-        messages: list[dict[str, Any]] = []
-        system = OTHER_SYSTEM.get(self.settings.conv_mode or "")
-        if system is not None:
-            messages.append({"role": "system", "content": system})
-        content: list[dict[str, Any]] = [{"type": "image", "image": image.open()} for image in question.images]
-        messages.append({"role": "user", "content": [*content, {"type": "text", "text": question.text}]})
-        return self._processed(messages)
+    def take(self, answer: Answer) -> None:
+        """Writes an answer.
 
-    def _processed(self, messages: list[dict[str, Any]]) -> ProcessedPrompt:
-        processor, settings = self.llm.processor, self.settings
-        prompt = processor.chat(messages)
-        return processor.process(
-            {**prompt, "route": settings.route, "router_bias": settings.router_bias, "reduce": settings.reduce}
-        )
+        Raises:
+            EvaluationError: it cannot be written; those before it are kept.
+        """
+        self.num_open -= 1
+        if answer.line is None:
+            self.outcome.skipped.append(BadRow(answer.place, answer.question_id, answer.error))
+        else:
+            self.file.append(answer.key, answer.line)
+            self.outcome.answered += 1
+            self.outcome.cut += answer.line["metadata"]["finish_reason"] == "length"
 
-    def _line(self, question: Question, output: RequestOutput) -> dict[str, Any]:
-        """One line of LLaVA's answers file."""
-        line: dict[str, Any] = {"question_id": question.question_id}
-        if question.round_id is not None:
-            line["round_id"] = question.round_id
-        line |= {"prompt": question.prompt, "text": output.outputs[0].text.strip()}
-        if question.options:
-            line |= {"options": list(question.options), "option_char": list(question.letters)}
-        settings = self.settings.to_json()
-        category = {"category": question.category} if question.category else {}
-        line["answer_id"] = hashlib.blake2b(f"{question.key}{settings}".encode(), digest_size=11).hexdigest()
-        line["model_id"] = self.model_id
-        line["metadata"] = {**category, "settings": settings, **trace_of(output)}
-        return line
+
+Answers = Callable[[EngineChoice, QuestionSource, Sequence[Run]], Generator[tuple[Run, Answer], None, None]]
+"""What gives the answers to the open questions of runs: `answers_here`, or `RayEngines.answers`."""
+
+
+def answers_here(
+    engine: EngineChoice, source: QuestionSource, runs: Sequence[Run]
+) -> Generator[tuple[Run, Answer], None, None]:
+    """The answers of an engine in this process, run by run.
+
+    Raises:
+        DpnError: the engine cannot be loaded, or refuses the settings of a run.
+        DeviceError: the engine has stopped.
+    """
+    yield from answers_of(engine.load([run.format.settings for run in runs]), source, runs)
+
+
+def answers_of(llm: LLM, source: QuestionSource, runs: Sequence[Run]) -> Generator[tuple[Run, Answer], None, None]:
+    """The answers of a loaded engine.
+
+    Raises:
+        DpnError: it refuses the settings of a run.
+        DeviceError: it has stopped.
+    """
+    for run in runs:
+        run.format.check(llm.processor)
+    for run in runs:
+        asked = ((run.format, question) for question in run.open_questions(source))
+        with closing(ask(llm, asked)) as answers:
+            for _, answer in answers:
+                yield run, answer
+
+
+def ask(llm: LLM, asked: Iterable[tuple[QuestionFormat, Question]]) -> Generator[tuple[int, Answer], None, None]:
+    """Answers questions in bounded memory.
+
+    Yields:
+        The number of a question and what became of it, as soon as it is known.
+
+    Raises:
+        DeviceError: the engine has stopped.
+    """
+    running: dict[int, tuple[QuestionFormat, Question]] = {}
+    for_prompts, for_params = itertools.tee(asked)
+
+    def prompt(number: int, question_format: QuestionFormat, question: Question) -> ProcessedPrompt:
+        # An image in a table would stay in memory with its question.
+        running[number] = question_format, replace(question, images=())
+        return question_format.prompt(llm.processor, question)
+
+    prompts = (partial(prompt, number, *each) for number, each in enumerate(for_prompts))
+    params = (question_format.settings.sampling(question.key) for question_format, question in for_params)
+    with closing(llm.as_completed(prompts, params)) as results:
+        for number, result in results:
+            if isinstance(result, DeviceError):
+                raise result
+            question_format, question = running.pop(number)
+            line = question_format.line(question, result) if isinstance(result, RequestOutput) else None
+            error = "" if isinstance(result, RequestOutput) else str(result)
+            yield number, Answer(question.place, question.question_id, question.key, line, error)

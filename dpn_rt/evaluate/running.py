@@ -4,54 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from dpn_rt.errors import EvaluationError
 from dpn_rt.evaluate.answers_file import AnswersFile
+from dpn_rt.evaluate.engine_choice import EngineChoice
+from dpn_rt.evaluate.question_format import OTHER_SYSTEM, QuestionFormat
 from dpn_rt.evaluate.readers.rows import BadRow
-from dpn_rt.evaluate.runner import OTHER_SYSTEM, Outcome, Run
+from dpn_rt.evaluate.runner import Answer, Answers, Outcome, Run, answers_here
 from dpn_rt.evaluate.settings import RunSettings, Sweep, runs_of
 from dpn_rt.evaluate.source import QuestionSource, Scan
-from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.fingerprint import fingerprint
-from dpn_rt.llm import LLM
-from dpn_rt.model.reduction.pooling_config import PoolingConfig
 
 BUILT_IN_MODES = ("vicuna_v1", "v1", *OTHER_SYSTEM)
 """LLaVA's names of conversation modes that the built-in template can write."""
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """The engine that answers, and how it is loaded; none of this changes an answer, but for rounding."""
-
-    path: Path
-    device: str = "auto"
-    max_num_seqs: int = 64
-    reuse_bytes: int = 0
-    verify: bool = True
-    tensor_parallel_size: int = 1
-
-    def load(self, runs: Sequence[RunSettings], model: ModelConfig) -> LLM:
-        """The engine, with boundaries for all reductions that runs ask for."""
-        specs = list(dict.fromkeys(run.reduce for run in runs if run.reduce is not None))
-        # A trained model skips its boundaries on request; it is loaded with them, for the runs that do not ask.
-        reduce = specs if specs and not isinstance(model.reduction, PoolingConfig) else None
-        return LLM(
-            self.path,
-            self.device,
-            max_num_seqs=self.max_num_seqs,
-            reuse_bytes=self.reuse_bytes,
-            tensor_parallel_size=self.tensor_parallel_size,
-            verify=self.verify,
-            reduce=reduce,
-        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +56,7 @@ def run_all(
     answers_file: Path,
     sweeps: Sequence[Sweep] = (),
     *,
+    answers: Answers = answers_here,
     use_tqdm: bool = True,
 ) -> list[RunResult]:
     """Answers all questions once for each value of the sweeps, and goes on with what an earlier call has left.
@@ -96,6 +70,7 @@ def run_all(
         settings: of all runs; the engine's fingerprint is filled in.
         answers_file: of the run; with sweeps, their names and values are put before its ending.
         sweeps: each replaces one setting.
+        answers: of an engine in this process, or of several on Ray (`RayEngines.answers`).
         use_tqdm: show a progress bar on standard error.
 
     Raises:
@@ -103,47 +78,80 @@ def run_all(
         DpnError: the engine cannot be loaded, or has stopped.
     """
     settings.sampling("0")  # wrong values are told before anything is opened
-    model = _checked_model(engine.path, settings)
-    runs = runs_of(replace(settings, engine=fingerprint(engine.path)), sweeps, answers_file)
-    for _, path in runs:
+    _check_model(engine.path, settings)
+    wanted = runs_of(replace(settings, engine=fingerprint(engine.path)), sweeps, answers_file)
+    for _, path in wanted:
         AnswersFile.check_writable(path)  # to read the questions may take a while
     scan = Scan.of(source)
+    model_id = engine.path.resolve().name
     with ExitStack() as stack:
-        files = [
-            stack.enter_context(AnswersFile(path, run_settings.to_json(), scan.places)) for run_settings, path in runs
+        runs = [
+            Run(
+                QuestionFormat(run_settings, model_id),
+                stack.enter_context(AnswersFile(path, run_settings.to_json(), scan.places)),
+                scan,
+            )
+            for run_settings, path in wanted
         ]
-        open_runs: dict[Path, Run] = {}
-        if any(len(file) < len(scan.places) for file in files):
-            llm = engine.load([run_settings for run_settings, _ in runs], model)
-            for (run_settings, path), file in zip(runs, files, strict=True):
-                open_runs[path] = Run(llm, source, run_settings, file, engine.path.resolve().name)
-                open_runs[path].check()
-        results = []
-        for (run_settings, path), file in zip(runs, files, strict=True):
-            if len(file) < len(scan.places):
-                outcome = _answer(open_runs[path], len(scan.places), use_tqdm)
-            else:
-                outcome = Outcome(skipped=scan.bad_rows)
-                file.arrange()
-            _write_skipped(skipped_file(path), outcome.skipped)
-            results.append(RunResult(path, run_settings, len(scan.places), len(file), outcome))
-    return results
+        open_runs = [run for run in runs if run.num_open]
+        for run in runs:
+            if run not in open_runs:
+                _finish(run)
+        if open_runs:
+            with closing(answers(engine, source, open_runs)) as found:
+                _write(found, use_tqdm)
+            _check_complete(open_runs)
+    return [
+        RunResult(run.file.path, run.format.settings, run.num_questions, len(run.file), run.outcome) for run in runs
+    ]
 
 
-def _answer(run: Run, num_questions: int, use_tqdm: bool) -> Outcome:
-    with tqdm(
-        total=num_questions,
+def _write(answers: Iterable[tuple[Run, Answer]], use_tqdm: bool) -> None:
+    """Writes answers as they come, with a progress bar for each run."""
+    with ExitStack() as stack:
+        bars: dict[Run, Any] = {}
+        for run, answer in answers:
+            if run not in bars:
+                bars[run] = stack.enter_context(_bar(run, use_tqdm))
+            run.take(answer)
+            bars[run].update()
+            if not run.num_open:
+                bars[run].close()
+                _finish(run)
+
+
+def _check_complete(runs: Sequence[Run]) -> None:
+    """Refuses to call a run finished of whose questions nothing has been heard.
+
+    Raises:
+        EvaluationError: a question was not there any more when it was to be asked.
+    """
+    for run in runs:
+        if run.num_open:
+            raise EvaluationError(
+                f"{run.file.path}: {run.num_open} questions were not asked: has the question file changed meanwhile? "
+                "The same command goes on"
+            )
+
+
+def _finish(run: Run) -> None:
+    run.file.arrange()
+    _write_skipped(skipped_file(run.file.path), run.outcome.skipped)
+
+
+def _bar(run: Run, use_tqdm: bool) -> Any:
+    return tqdm(
+        total=run.num_questions,
         initial=len(run.file),
         desc=run.file.path.name,
         unit="q",
         disable=not use_tqdm,
         dynamic_ncols=True,
-    ) as bar:
-        return run.answer(bar.update)
+    )
 
 
-def _checked_model(path: Path, settings: RunSettings) -> ModelConfig:
-    """The engine's configuration.
+def _check_model(path: Path, settings: RunSettings) -> None:
+    """Refuses what is no engine, or cannot answer questions.
 
     Raises:
         EngineError: it is no engine; EvaluationError: it cannot answer questions in this conversation mode.
@@ -153,14 +161,13 @@ def _checked_model(path: Path, settings: RunSettings) -> ModelConfig:
         raise EvaluationError(f"{path}: this engine has no tokenizer: expected one, to answer questions")
     mode = settings.conv_mode
     if mode is None:
-        return model
+        return
     if model.prompt.template == "tokenizer":
         raise EvaluationError(
             f"--conv-mode {mode}: {path} has a chat template of its own, which is used: expected no --conv-mode"
         )
     if mode not in BUILT_IN_MODES:
         raise EvaluationError(f"--conv-mode {mode}: expected {', '.join(BUILT_IN_MODES)}, or none")
-    return model
 
 
 def _write_skipped(path: Path, rows: Sequence[BadRow]) -> None:

@@ -15,6 +15,7 @@ from starlette.types import Message
 
 from dpn_rt.engine.loader import load_processor
 from dpn_rt.errors import StepError
+from dpn_rt.memory import telling_memory
 from dpn_rt.ray_serve.messages import REPLICA_HEADER, ForwardedRequest, respond
 from dpn_rt.ray_serve.options import ServiceOptions
 from dpn_rt.server.app import create_app
@@ -33,13 +34,15 @@ class Replica:
         set_up_logs(options.log_level, as_json=options.log_json)
         self.name = serve.get_replica_context().replica_id.unique_id
         logs = LogConfig(options.log_level, options.log_json)
-        self._process = EngineProcess(EngineSource(options.engine, options.device, options.engine_options, logs))
-        try:
-            processor = load_processor(options.engine, options.device, options.engine_options, verify=options.verify)
-            self._process.wait_until_loaded()
-        except BaseException:
-            self._process.stop()
-            raise
+        source = EngineSource(options.engine, options.device, options.engine_options, logs)
+        with telling_memory(options.engine):  # the command is told the text of an error
+            self._process = EngineProcess(source)
+            try:
+                processor = load_processor(source.path, source.device, source.options, verify=options.verify)
+                self._process.wait_until_loaded()
+            except BaseException:
+                self._process.stop()
+                raise
         config = replace(options.server, api_key=None, allowed_hosts=("*",), cors=CorsPolicy())
         self._app = create_app(processor, self._process, config)
         self._service = self._app.state.service

@@ -1,0 +1,1 @@
+from tests import ray_environment  # noqa: F401

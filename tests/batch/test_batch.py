@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import random
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,18 @@ from dpn_rt import LLM, DpnError, SamplingParams
 from dpn_rt.batch import answer_parquet, build_processor, read_answers
 from dpn_rt.batch.answering import ANSWER_SCHEMA, Answerer
 from dpn_rt.batch.options import AnswerOptions
-from dpn_rt.builders.native import build_engine
+from dpn_rt.evaluate.__main__ import main as evaluate
+from dpn_rt.evaluate.commands.run import SKIPPED
+from dpn_rt.evaluate.running import skipped_file
 from dpn_rt.outputs import RequestOutput
 from examples.answer_parquet import main as answer_parquet_example
 from examples.tiny_dpn import data
+from examples.tiny_dpn.export_questions import export
+from tests.batch.conftest import PARAMS, png
+from tests.evaluate.conftest import read_lines, without_times
 from tests.ray_cluster import ray_cluster
 
-CHECKPOINT = Path(__file__).parents[2] / "examples" / "tiny_dpn" / "checkpoint"
 ROWS = 60
-PARAMS = SamplingParams(temperature=0, max_tokens=6, logprobs=0)
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_engine(CHECKPOINT, tmp_path_factory.mktemp("batch") / "tiny", dtype="float32").path
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +67,12 @@ def expected(engine_dir: Path, questions: Path) -> list[RequestOutput]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[str]:
+    """One for all tests here; its address."""
     with ray_cluster(num_cpus=2):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        yield
-
-
-def png(image: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+        yield ray.get_runtime_context().gcs_address
 
 
 def check(answers: pa.Table, questions: Path, expected: list[RequestOutput]) -> None:
@@ -97,15 +91,17 @@ def check(answers: pa.Table, questions: Path, expected: list[RequestOutput]) -> 
 
 
 def test_a_job_that_was_killed_goes_on(
-    engine_dir: Path, questions: Path, expected: list[RequestOutput], tmp_path: Path, cluster: None
+    engine_dir: Path, questions: Path, expected: list[RequestOutput], tmp_path: Path, cluster: str
 ) -> None:
-    """The first job is a process with a cluster of its own, as a user's is; all of it is killed."""
+    """The first job is a process that joins the cluster. It answers half of the rows and stops; then it and its workers
+    are killed."""
     output = tmp_path / "job"
     script = tmp_path / "job.py"
     script.write_text(
         textwrap.dedent(f"""
-        import time
-        from tests.ray_cluster import ray_cluster
+        import threading
+        import pyarrow.compute as pc
+        import ray
         from dpn_rt import SamplingParams
         from dpn_rt.batch import Processor, answer_parquet, build_processor
 
@@ -114,26 +110,18 @@ def test_a_job_that_was_killed_goes_on(
                 return super().__call__(dataset).map_batches(self.wait, batch_format="pyarrow")
 
             def wait(self, table):
-                time.sleep(1)
+                if pc.max(table["n"]).as_py() >= {ROWS // 2}:
+                    threading.Event().wait()
                 return table
 
-        with ray_cluster(num_cpus=2):
-            params = SamplingParams(temperature=0, max_tokens=6, logprobs=0)
-            processor = build_processor({str(engine_dir)!r}, params, batch_size=6, max_num_seqs=8)
-            answer_parquet({str(questions)!r}, {str(output)!r}, Slow(**vars(processor)), rows_per_file=6)
+        ray.init({cluster!r}, log_to_driver=False)
+        params = SamplingParams(temperature=0, max_tokens=6, logprobs=0)
+        processor = build_processor({str(engine_dir)!r}, params, batch_size=6, max_num_seqs=8)
+        answer_parquet({str(questions)!r}, {str(output)!r}, Slow(**vars(processor)), rows_per_file=6)
         """)
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    job = subprocess.Popen([sys.executable, str(script)], env=environment)
-    deadline = time.monotonic() + 100
-    while not finished(output):
-        assert time.monotonic() < deadline and job.poll() is None, "no answers"
-        time.sleep(0.02)
-    family = psutil.Process(job.pid).children(recursive=True)
-    for process in (psutil.Process(job.pid), *family):
-        process.send_signal(signal.SIGKILL)
-    job.wait()
-    psutil.wait_procs(family, timeout=2)  # not longer: a container may leave what has ended as it is
+    kill_with_workers([sys.executable, str(script)], environment, lambda: bool(finished(output)))
     first = finished(output)
     assert 0 < sum(len(ids) for _, ids in first.values()) < ROWS, "it was killed half-way"
     (output / "answers" / ".half.tmp").write_bytes(b"PAR1")
@@ -158,6 +146,33 @@ def test_a_job_that_was_killed_goes_on(
             answer_parquet(questions, output, processor)
 
 
+def kill_with_workers(command: list[str], environment: dict[str, str], is_time: Callable[[], bool]) -> None:
+    """Starts a process that joins the cluster, waits for something, and kills it and its workers on the cluster."""
+    raylet = next(each for each in psutil.Process().children() if "raylet" in each.name())
+    job = subprocess.Popen(command, env=environment)
+    try:
+        while not is_time():
+            assert job.poll() is None, "it has ended by itself"
+            time.sleep(0.02)
+    finally:
+        job.kill()
+        job.wait()
+    titles = {each: " ".join(each.cmdline()) for each in raylet.children()}  # its agents are not to be killed
+    workers = [each for each, title in titles.items() if re.search(r"^ray::(?!\w*Agent)|default_worker\.py", title)]
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+    while any(is_alive(worker) for worker in workers):
+        time.sleep(0.02)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; what has ended may be left as it is for a while."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def finished(output: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
     """When each file of answers was written, and its ids."""
     return {
@@ -167,7 +182,7 @@ def finished(output: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
 
 
 def test_an_actor_that_is_killed_comes_back(
-    engine_dir: Path, questions: Path, expected: list[RequestOutput], tmp_path: Path, cluster: None
+    engine_dir: Path, questions: Path, expected: list[RequestOutput], tmp_path: Path, cluster: str
 ) -> None:
     note = tmp_path / "killed"
 
@@ -191,69 +206,122 @@ def test_an_actor_that_is_killed_comes_back(
     check(table, questions, expected)
 
 
-def test_the_example_answers_a_table(cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_answers_a_table(cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer_parquet_example([str(tmp_path), "--questions", "20"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"background +[12] of 2", lines[0]) and lines[-1].endswith("; 0 questions without an answer")
 
 
-def _schema(questions: Path) -> pa.Schema:
-    asked = pa.parquet.read_schema(questions)
-    return pa.schema([asked.field(name) for name in ("id", "question", "n")] + list(ANSWER_SCHEMA))
+@dataclass(frozen=True)
+class Asked:
+    """Questions in files, some of them bad, and how the plain command answers them in two runs."""
+
+    arguments: list[str]
+    answers: list[list[dict[str, Any]]]
+    skipped: list[list[dict[str, Any]]]
 
 
-def test_images_of_all_forms_and_what_is_wrong_with_a_row(engine_dir: Path, tmp_path: Path) -> None:
-    image = data.sample("test", 0).image
-    image.save(tmp_path / "scene.png")
-    forms: list[Any] = [
-        {"bytes": png(image), "path": None},
-        {"bytes": None, "path": str(tmp_path / "scene.png")},
-        {"bytes": b"no image", "path": None},
-        {"bytes": None, "path": str(tmp_path / "missing.png")},
-        None,
+@pytest.fixture(scope="module")
+def asked(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    folder = tmp_path_factory.mktemp("evaluate")
+    path = export(folder, 2)
+    lines = path.read_text().splitlines(keepends=True)
+    lines[7:7] = ['{"question_id": 70, "ima\n', '{"question_id": 71, "image": "missing.png", "text": "?"}\n']
+    path.write_text("".join(lines))
+    options = ["--engine", engine_dir, "--question-file", path, "--image-folder", folder / "images"]
+    options += [
+        "--max-num-seqs",
+        2,
+        "--max_new_tokens",
+        6,
+        "--sweep",
+        "router_bias=0,32",
+        "--temperature",
+        2,
+        "--quiet",
     ]
-    table = pa.table({"image": pa.array(forms), "question": ["What color is the background?"] * 5, "id": list("abcde")})
-    answerer = Answerer(AnswerOptions(engine_dir, PARAMS))
-    rows = answerer(table).to_pylist()
-    assert [row["id"] for row in rows] == list("abcde")
-    assert rows[0]["answer"] == rows[1]["answer"] and rows[0]["error"] is None and rows[0]["visual_tokens"]
-    assert rows[2]["answer"] is None and "image" in rows[2]["error"]
-    assert rows[3]["answer"] is None and "missing.png" in rows[3]["error"]
-    assert rows[4]["answer"] and not rows[4]["visual_tokens"][0]
-    in_paths = pa.table({"image": [str(tmp_path / "scene.png")], "question": ["What color is the background?"]})
-    assert answerer(in_paths)["answer"].to_pylist() == [rows[0]["answer"]]
-    in_bytes = pa.table({"image": [png(image)], "question": ["What color is the background?"]})
-    assert answerer(in_bytes)["answer"].to_pylist() == [rows[0]["answer"]]
-    with pytest.raises(DpnError, match="'question'"):
-        answerer(pa.table({"image": [b""], "text": ["?"]}))
+    arguments = ["run", "--quiet", *map(str, options)]
+    assert evaluate([*arguments, "--answers-file", str(folder / "a.jsonl")]) == SKIPPED
+    return Asked(arguments, *results(folder / "a.jsonl"))
+
+
+def results(path: Path) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]]]:
+    """Answers of the two runs, without times, and skipped rows."""
+    paths = [path.with_name(f"{path.stem}.router_bias={bias}.jsonl") for bias in (0, 32)]
+    return [without_times(each) for each in paths], [read_lines(skipped_file(each)) for each in paths]
+
+
+def test_the_evaluation_on_ray_was_killed_and_goes_on_to_the_same_answers(
+    asked: Asked, cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs of sampled answers in one pipeline, with rows that are bad."""
+    path = tmp_path / "a.jsonl"
+    arguments = [*asked.arguments, "--answers-file", str(path), "--ray"]
+    first = path.with_name("a.router_bias=0.jsonl")
+    command = [sys.executable, "-m", "dpn_rt.evaluate", *arguments, "--ray-address", cluster]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    kill_with_workers(command, environment, lambda: first.exists() and first.read_bytes().count(b"\n") > 0)
+    kept = first.read_bytes()
+    kept = kept[: kept.rindex(b"\n") + 1]
+    done = sum(each.read_bytes().count(b"\n") for each in tmp_path.glob("*.jsonl"))
+
+    capsys.readouterr()
+    assert evaluate(arguments) == SKIPPED
+    told = capsys.readouterr().out
+    assert sum(int(new) for new in re.findall(r"(\d+) of them new", told)) == 2 * 20 - done, told
+    assert set(kept.splitlines()) <= set(first.read_bytes().splitlines()), "answers are kept as they were"
+    answers, skipped = results(path)
+    assert answers == asked.answers and skipped == asked.skipped
+    assert [len(each) for each in answers] == [20, 20] and answers[0] != answers[1]
+
+
+def test_what_engines_on_ray_say_is_told(
+    engine_dir: Path, asked: Asked, cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The actors compare the files with the engine's record."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(engine_dir, damaged)
+    with (damaged / "weights.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    arguments = [*asked.arguments, "--engine", str(damaged), "--answers-file", str(tmp_path / "a.jsonl"), "--ray"]
+    assert evaluate(arguments) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: the engines on Ray cannot answer: ") and "sha256" in told, told
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"actors": 0}, "actors=0"),
-        ({"actors": (3, 2)}, r"actors=\(3, 2\)"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"cpus_per_actor": -1}, "cpus_per_actor=-1"),
+        (["--ray", "--replicas", "3"], "3 replicas with --cpus-per-replica 1 need 3 cores: expected at most 2"),
+        (["--ray", "--replicas", "2"], "2 engines with 1 cores each take all 2 cores"),
+        (["--ray", "--gpus-per-replica", "1"], "1 replicas with --gpus-per-replica 1 need 1 GPUs"),
+        (["--ray", "--replicas", "0"], "--replicas 0"),
+        (["--ray", "--cpus-per-replica", "-1"], "--cpus-per-replica -1"),
+        (["--ray", "--tensor-parallel-size", "2"], "--tensor-parallel-size 2"),
+        (["--ray", "--device", "cuda"], "--gpus-per-replica"),
+        (["--ray", "--device", "cpu", "--gpus-per-replica", "1"], "--device cpu"),
+        (["--replicas", "2"], "--replicas: expected --ray"),
+        (["--ray-address", "x"], "--ray-address: expected --ray"),
+        (["--ray", "--route", "9,9,9"], "route"),
     ],
 )
-def test_wrong_numbers_are_told(engine_dir: Path, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(DpnError, match=words):
-        build_processor(engine_dir, **options)
+def test_options_of_ray_that_do_not_fit_are_told(
+    asked: Asked,
+    cluster: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    path = tmp_path / "a.jsonl"
+    assert evaluate([*asked.arguments, "--answers-file", str(path), *options]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: ") and words in told, told
 
 
-def test_a_folder_without_an_engine_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DpnError, match=r"engine\.json"):
-        build_processor(tmp_path)
-
-
-@pytest.mark.parametrize(("ids", "words"), [([1, 2, 2], "id=2"), ([1, None, 3], "id=None")])
-def test_ids_must_tell_rows_apart(engine_dir: Path, tmp_path: Path, ids: list[int | None], words: str) -> None:
-    path = tmp_path / "questions.parquet"
-    pa.parquet.write_table(pa.table({"id": ids, "image": [None] * 3, "question": ["?"] * 3}), path)
-    processor = build_processor(engine_dir)
-    with pytest.raises(DpnError, match=words):
-        answer_parquet(path, tmp_path / "job", processor)
-    with pytest.raises(DpnError, match="no column 'key'"):
-        answer_parquet(path, tmp_path / "job", processor, id_column="key")
-    assert not (tmp_path / "job").exists()
+def _schema(questions: Path) -> pa.Schema:
+    asked = pa.parquet.read_schema(questions)
+    return pa.schema([asked.field(name) for name in ("id", "question", "n")] + list(ANSWER_SCHEMA))

@@ -62,7 +62,7 @@ def no_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the engine is loaded")
 
-    monkeypatch.setattr("dpn_rt.evaluate.running.LLM", load)
+    monkeypatch.setattr("dpn_rt.evaluate.engine_choice.LLM", load)
 
 
 @pytest.fixture

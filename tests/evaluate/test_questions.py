@@ -21,8 +21,9 @@ from dpn_rt.evaluate.__main__ import main
 from dpn_rt.evaluate.answers_file import AnswersFile
 from dpn_rt.evaluate.images import ImageBytes, ImageFile
 from dpn_rt.evaluate.question import PromptStyle, Question
+from dpn_rt.evaluate.question_format import QuestionFormat
 from dpn_rt.evaluate.readers.rows import BadRow
-from dpn_rt.evaluate.runner import Run
+from dpn_rt.evaluate.runner import Run, answers_of
 from dpn_rt.evaluate.settings import RunSettings
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from tests.evaluate.conftest import Tiny, read_lines, write_lines
@@ -197,10 +198,12 @@ def test_images_are_opened_when_their_turn_comes(tiny: Tiny, tmp_path: Path, mon
 
     monkeypatch.setattr(ImageFile, "open", count)
     source, settings = QuestionSource(tiny.questions, tiny.images), RunSettings("e", max_new_tokens=8)
-    ahead = []
-    with AnswersFile(tmp_path / "a.jsonl", settings.to_json(), Scan.of(source).places) as file:
-        run = Run(LLM(tiny.engine, max_num_seqs=2), source, settings, file, "tiny")
-        run.answer(lambda: ahead.append(len(opened) - len(ahead)))
+    ahead: list[int] = []
+    scan = Scan.of(source)
+    with AnswersFile(tmp_path / "a.jsonl", settings.to_json(), scan.places) as file:
+        run = Run(QuestionFormat(settings, "tiny"), file, scan)
+        for _ in answers_of(LLM(tiny.engine, max_num_seqs=2), source, [run]):
+            ahead.append(len(opened) - len(ahead))
     assert len(ahead) == 30 and max(ahead) <= 2 * 2 + 1
 
 

@@ -1,67 +1,25 @@
-"""`python -m dpn_rt.serve_ray` as a process, and what it says of wrong options."""
+"""What `python -m dpn_rt.serve_ray` says of what cannot work. What works: `test_service.py`."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
+import errno
+import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import httpx
 import pytest
+import ray
 
 from dpn_rt import DpnError, serve_ray
+from dpn_rt.engine import loader
+from dpn_rt.errors import CapacityError
+from dpn_rt.memory import telling_memory
+from dpn_rt.ray_cluster import check_room
 from tests.ray_serve.conftest import free_port
-
-
-def test_sigterm_lets_running_requests_end(engine_dir: Path) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    options = [
-        "--engine",
-        str(engine_dir),
-        "--cpus-per-replica",
-        "1",
-        "--ray-temp-dir",
-        str(folder),
-        "--kv-cache-bytes",
-        "50000000",
-    ]
-    with free_port() as port:
-        command = [sys.executable, "-m", "dpn_rt.serve_ray", *options, "--port", str(port), "--shutdown-timeout", "30"]
-    home = folder / "home"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_USAGE_STATS_ENABLED"}
-    environment["HOME"] = str(home)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    try:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "serving" in line:
-                break
-        assert f"serving tiny on port {port}" in lines[-1], "".join(lines)
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "temperature": 0}
-        body |= {"max_tokens": 400, "ignore_eos": True, "stream": True}
-        url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        with ThreadPoolExecutor(1) as thread, httpx.stream("POST", url, json=body, timeout=60) as reply:
-            events = reply.iter_lines()
-            first = next(events)
-            process.send_signal(signal.SIGTERM)
-            rest = thread.submit(process.stdout.read)
-            assert [first, *(line for line in events if line)][-1] == "data: [DONE]"
-            output = rest.result()
-        assert process.wait(60) == 0, output
-        assert not list(folder.rglob("usage_stats.json")), "Ray's makers are told nothing"
-        assert not home.exists(), "nothing is written elsewhere"
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +38,147 @@ def test_wrong_options_are_told(options: list[str], words: str) -> None:
         serve_ray.service_options(serve_ray.parser().parse_args(["--engine", "engine", *options]))
 
 
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a cluster is a failure."""
+
+    def init(*_: Any, **__: Any) -> None:
+        raise AssertionError("a cluster is started")
+
+    monkeypatch.setattr(ray, "init", init)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "203.0.113.7"], "--host 203.0.113.7 --port "),
+        (["--ssl-keyfile", "key.pem"], "--ssl-keyfile without --ssl-certfile"),
+        (["--ssl-certfile", "nowhere.pem"], "nowhere.pem: no such file"),
+        (["--device", "tpu"], "device='tpu'"),
+        (["--reduce", "fastv:k=2"], "fastv"),
+        (["--kv-cache-bytes", "-1"], "kv_cache_bytes=-1"),
+        (["--ray-temp-dir", "/tmp/" + "x" * 60], "65 bytes long, expected at most 43"),
+        (["--ray-temp-dir", "/dev/null/x"], "--ray-temp-dir /dev/null/x: cannot be made: Not a directory"),
+    ],
+)
+def test_what_cannot_work_is_told_before_a_cluster_is_started(
+    engine_dir: Path, no_cluster: None, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    with free_port() as port:
+        assert serve_ray.main(["--engine", str(engine_dir), "--port", str(port), *options]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and words in told and told.count("\n") == 1, told
+
+
+def test_a_port_in_use_is_told(engine_dir: Path, no_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert serve_ray.main(["--engine", str(engine_dir), "--port", str(port)]) == 1
+    told = capsys.readouterr().err
+    assert f"error: --host 127.0.0.1 --port {port}: " in told and "already in use" in told
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOMEM, "x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_lack_of_memory_is_told(
+    engine_dir: Path,
+    no_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loader, "load_processor", load)
+    with free_port() as port:
+        assert serve_ray.main(["--engine", str(engine_dir), "--port", str(port)]) == 1
+    assert "not enough memory to load the engine" in capsys.readouterr().err
+    with pytest.raises(CapacityError, match="not enough memory"), telling_memory(engine_dir):
+        raise error
+
+
+def test_no_cluster_at_an_address_is_told(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(address: str | None) -> None:
+        raise ConnectionError("of Ray")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert serve_ray.main(["--engine", str(engine_dir), "--ray-address", "127.0.0.1:1"]) == 1
+    told = capsys.readouterr().err
+    assert "--ray-address 127.0.0.1:1: no Ray cluster" in told and "of Ray" not in told
+
+
+class Serve:
+    """A stand-in for Ray Serve, whose calls fail as the real ones do."""
+
+    def __init__(self, start: Exception | None = None, run: Exception | None = None) -> None:
+        self._start, self._run = start, run
+
+    def start(self, **_: Any) -> None:
+        if self._start is not None:
+            raise self._start
+
+    def run(self, *_: Any, **__: Any) -> None:
+        assert self._run is not None
+        raise self._run
+
+
+FAILED = """Deploying application dpn_rt failed: Failed to update the deployments ['Replica'], retried 3 times. Error:
+ray::ServeReplica:dpn_rt:Replica.initialize_and_get_metadata() (pid=1, ip=127.0.0.1)
+RuntimeError: Traceback (most recent call last):
+  File "replica.py", line 1, in initialize
+dpn_rt.errors.EngineError: weights.safetensors: other sha256 than recorded
+
+During handling of the above exception, another exception occurred:
+dpn_rt.errors.CapacityError: e: not enough memory to load the engine
+"""
+"""What Ray Serve says, shortened."""
+
+
+@pytest.mark.parametrize(
+    ("serve", "words"),
+    [
+        (Serve(start=RuntimeError("Failed to bind")), "--port 8000: Ray Serve cannot listen there"),
+        (Serve(run=RuntimeError(FAILED)), "cannot be started: e: not enough memory to load the engine"),
+        (Serve(run=RuntimeError("of Ray")), "cannot be started: the lines above say why"),
+    ],
+)
+def test_what_replicas_say_is_told(serve: Serve, words: str) -> None:
+    options = serve_ray.parser().parse_args(["--engine", "engine"])
+    with pytest.raises(DpnError) as told:
+        serve_ray._start(serve, None, options)
+    assert str(told.value).endswith(words) or (words in str(told.value) and "of Ray" not in str(told.value))
+
+
+def test_a_cluster_without_room_is_refused() -> None:
+    cluster = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0})
+    check_room(cluster, 2, 2.0, 0.0)
+    with pytest.raises(DpnError, match="3 replicas with --cpus-per-replica 2 need 6 cores: expected at most 4"):
+        check_room(cluster, 3, 2.0, 0.0)
+    with pytest.raises(DpnError, match="1 replicas with --gpus-per-replica 0.5 need 0.5 GPUs: expected at most 0"):
+        check_room(cluster, 1, 1.0, 0.5)
+
+
 def test_a_folder_without_an_engine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serve_ray.main(["--engine", str(tmp_path)]) == 1
     assert "engine.json" in capsys.readouterr().err
+
+
+def test_missing_packages_of_the_server_are_told(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.modules["prometheus_client"] = None
+from dpn_rt import serve_ray
+sys.exit(serve_ray.main(["--engine", "x"]))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("error: the server needs the package prometheus_client"), done.stderr
 
 
 def test_the_base_install_does_without_ray(tmp_path: Path) -> None:
@@ -92,7 +188,8 @@ def test_the_base_install_does_without_ray(tmp_path: Path) -> None:
         sys.modules["ray"] = None
         import dpn_rt, dpn_rt.llm, dpn_rt.generate, dpn_rt.serve, dpn_rt.server.app, dpn_rt.evaluate, dpn_rt.batch
         from dpn_rt import DpnError, serve_ray
-        for use in (lambda: dpn_rt.batch.build_processor("x"), lambda: serve_ray._serve(None)):
+        from dpn_rt.evaluate.ray_answers import RayEngines
+        for use in (lambda: dpn_rt.batch.build_processor("x"), lambda: serve_ray._serve(None), RayEngines):
             try:
                 use()
             except DpnError as error:

@@ -160,21 +160,31 @@ def request(content: bytes = b"", **scope: Any) -> ForwardedRequest:
     return ForwardedRequest({"type": "http", "method": "POST", "path": "/", "headers": [], **scope}, content)
 
 
-async def _all(app: ASGIApp, asked: ForwardedRequest) -> list[list[Message]]:
-    return [ready async for ready in respond(app, asked)]
+async def _all(app: ASGIApp, asked: ForwardedRequest, taken: asyncio.Event | None = None) -> list[list[Message]]:
+    """All parts of a reply; `taken` is set when the first is there."""
+    parts = []
+    async for ready in respond(app, asked):
+        parts.append(ready)
+        if taken is not None:
+            taken.set()
+    return parts
 
 
 def test_a_reply_comes_in_parts_of_which_the_first_has_content() -> None:
+    taken = asyncio.Event()
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         asked = await receive()
         await send(START)
-        await asyncio.sleep(0.01)
+        for _ in range(10):  # the reader has its turns, and still waits for content
+            await asyncio.sleep(0)
+        assert not taken.is_set()
         await send(body(asked["body"], more=True))
-        await asyncio.sleep(0.01)
+        await taken.wait()
         await send(body(b"b", more=True))
         await send(body(b"c"))
 
-    parts = asyncio.run(_all(app, request(b"a")))
+    parts = asyncio.run(_all(app, request(b"a"), taken))
     assert parts == [[START, body(b"a", more=True)], [body(b"b", more=True), body(b"c")]]
 
 
@@ -188,17 +198,19 @@ def test_an_error_of_the_application_comes_through() -> None:
 
 def test_closing_a_reply_tells_the_application_that_the_client_left() -> None:
     seen: list[str] = []
+    waits = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send(START)
         await send(body(b"a", more=True))
+        waits.set()
         seen.append((await receive())["type"])
 
     async def leave() -> None:
         parts = respond(app, request())
         await anext(parts)
-        await asyncio.sleep(0.01)  # the application waits by now
+        await waits.wait()
         await parts.aclose()
 
     asyncio.run(leave())
@@ -261,7 +273,7 @@ def ask(handle: Handle, content: bytes = b"{}", headers: Any = (), **scope: Any)
     async def receive() -> Message:
         if received:
             return received.pop()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()  # the client stays
         raise AssertionError
 
     async def send(message: Message) -> None:

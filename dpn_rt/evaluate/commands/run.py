@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpn_rt.errors import EvaluationError
 
 if TYPE_CHECKING:
+    from dpn_rt.evaluate.ray_answers import RayEngines
     from dpn_rt.evaluate.running import RunResult
 
 SKIPPED = 3
@@ -29,6 +30,7 @@ def add_parser(commands: Any) -> None:
     _add_files(parser)
     _add_prompts(parser)
     _add_settings(parser)
+    _add_ray(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="questions at one time (default 64)")
     parser.add_argument(
@@ -83,6 +85,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("several engines").add_argument
+    add("--ray", action="store_true", help="engines in the actors of a Ray cluster, or of one on this machine alone")
+    add("--replicas", type=int, metavar="N", help="engines (default 1)")
+    add("--cpus-per-replica", type=float, metavar="X", help="cores, and threads, of an engine (default 1)")
+    add("--gpus-per-replica", type=float, metavar="X", help="GPUs of an engine (default 0)")
+    add("--ray-address", metavar="ADDRESS", help="running cluster (default $RAY_ADDRESS, or a new one here)")
+
+
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     if not 0 <= options.chunk_idx < options.num_chunks:
@@ -90,9 +101,12 @@ def run(options: argparse.Namespace) -> int:
             f"--chunk-idx {options.chunk_idx} of --num-chunks {options.num_chunks}: "
             f"expected 0 to {options.num_chunks - 1}"
         )
+    _check_ray(options)
     # Imported here: --help and a wrong option should not wait for torch.
+    from dpn_rt.evaluate.engine_choice import EngineChoice
     from dpn_rt.evaluate.question import PromptStyle
-    from dpn_rt.evaluate.running import EngineChoice, run_all
+    from dpn_rt.evaluate.runner import answers_here
+    from dpn_rt.evaluate.running import run_all
     from dpn_rt.evaluate.scorers.table import benchmark
     from dpn_rt.evaluate.settings import RunSettings, Sweep, parse_route
     from dpn_rt.evaluate.source import QuestionSource
@@ -124,12 +138,47 @@ def run(options: argparse.Namespace) -> int:
         settings,
         options.answers_file,
         [Sweep.parse(text) for text in options.sweep],
+        answers=_ray_engines(options).answers if options.ray else answers_here,
         use_tqdm=not options.quiet,
     )
     _tell(results)
     if options.score is not None:
         _score(options, [result.answers_file for result in results])
     return SKIPPED if any(result.outcome.skipped for result in results) else 0
+
+
+def _check_ray(options: argparse.Namespace) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        EvaluationError: naming them.
+    """
+    names = ("replicas", "cpus_per_replica", "gpus_per_replica", "ray_address")
+    given = [name for name in names if getattr(options, name) is not None]
+    if given and not options.ray:
+        raise EvaluationError(f"--{given[0].replace('_', '-')}: expected --ray as well")
+    if not options.ray:
+        return
+    if options.tensor_parallel_size != 1:
+        raise EvaluationError(
+            f"--ray with --tensor-parallel-size {options.tensor_parallel_size}: expected 1, "
+            "an engine on Ray is one process"
+        )
+    if options.device == "cuda" and not options.gpus_per_replica:
+        raise EvaluationError("--ray with --device cuda: expected --gpus-per-replica as well, Ray gives out the GPUs")
+    if options.device == "cpu" and options.gpus_per_replica:
+        raise EvaluationError(
+            f"--gpus-per-replica {options.gpus_per_replica:g} with --device cpu: expected one of the two"
+        )
+
+
+def _ray_engines(options: argparse.Namespace) -> RayEngines:
+    from dpn_rt.evaluate.ray_answers import RayEngines
+
+    names = {"replicas": "replicas", "cpus_per_replica": "cpus_per_replica", "gpus_per_replica": "gpus_per_replica"}
+    names["address"] = "ray_address"
+    given = {name: getattr(options, option) for name, option in names.items()}
+    return RayEngines(**{name: value for name, value in given.items() if value is not None})
 
 
 def _tell(results: Sequence[RunResult]) -> None:
