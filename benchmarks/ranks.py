@@ -26,7 +26,7 @@ from benchmarks.memory import resident_bytes
 from benchmarks.result_file import write_json
 from benchmarks.shapes import SHAPES, prompt_token_ids
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.backends.parallel.executor import ParallelExecutor
+from dpn_rt.backends.parallel.parallel_executor import ParallelExecutor
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.visual_input import VisualInput
@@ -89,9 +89,9 @@ def measure(path: Path, size: int, num_answers: int, max_tokens: int) -> Measure
         prefill.append(deltas[0] - started)
         decode.append((deltas[-1] - deltas[0]) / (len(deltas) - 1))
     processes = [os.getpid()]
-    executor = llm.engine.runner.backend._executor  # type: ignore[attr-defined]
+    executor = llm.engine.runner.backend.executor  # type: ignore[attr-defined]
     if isinstance(executor, ParallelExecutor):
-        processes += executor.ranks.process_ids
+        processes += executor.process_ids
     result = Measured(
         size,
         torch.get_num_threads(),

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -79,6 +79,10 @@ class FileRecord:
     bytes: FileBytes
 
 
+FileId = tuple[int, int, int, int]
+"""Device, inode, size and time of change: those of a file that replaced another are different."""
+
+
 @dataclass(frozen=True)
 class EngineDir:
     """An engine directory whose manifest has been read and checked."""
@@ -90,6 +94,8 @@ class EngineDir:
     files: Mapping[str, FileRecord] = field(repr=False)
     plans: PlanConfig | None = None
     """None: the engine runs on the product's own kernels."""
+    weights_id: FileId | None = None
+    """Of the weights when the manifest was read; None: the engine was not opened."""
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> EngineDir:
@@ -106,7 +112,8 @@ class EngineDir:
         if not isinstance(path, str | Path):
             raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
         _check_name(Path(path))
-        engine = _read_manifest(Path(path))
+        weights_id = _file_id(Path(path) / WEIGHTS)  # first: a build replaces the manifest last
+        engine = replace(_read_manifest(Path(path)), weights_id=weights_id)
         _check_files(engine, verify)
         check_weights(engine.path / WEIGHTS, weight_spec(engine.model))
         return engine
@@ -122,9 +129,15 @@ class EngineDir:
         A page is read when it is first used. The mapping is private: writing to a tensor does not change the file.
 
         Raises:
-            EngineError: the file holds other weights than the manifest describes.
+            EngineError: the file holds other weights than the manifest describes, or was replaced after `open`.
         """
-        return map_weights(self.path / WEIGHTS, weight_spec(self.model))
+        weights = map_weights(self.path / WEIGHTS, weight_spec(self.model))
+        if self.weights_id not in (None, _file_id(self.path / WEIGHTS)):
+            raise EngineError(
+                f"{self.path}: {WEIGHTS} is another file than when the engine was opened: expected the same one, was "
+                "it built again meanwhile?"
+            )
+        return weights
 
 
 def write_engine(
@@ -296,6 +309,15 @@ def _check_files(engine: EngineDir, verify: bool) -> None:
         if sha256 != record.sha256:
             wanted = shown(record.sha256)
             raise EngineError(f"{engine.path / name}: expected sha256 {wanted}, got {sha256}: damaged or changed")
+
+
+def _file_id(file: Path) -> FileId | None:
+    """None where there is no file, as `_check_files` will say."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _sha256(file: Path) -> str:
