@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -92,10 +92,10 @@ class EngineDir:
     source: EngineSource
     builder_version: str
     files: Mapping[str, FileRecord] = field(repr=False)
+    weights_id: FileId | None = field(repr=False)
+    """Of the weights when the manifest was read; None: there were none."""
     plans: PlanConfig | None = None
     """None: the engine runs on the product's own kernels."""
-    weights_id: FileId | None = None
-    """Of the weights when the manifest was read; None: the engine was not opened."""
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> EngineDir:
@@ -112,8 +112,7 @@ class EngineDir:
         if not isinstance(path, str | Path):
             raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
         _check_name(Path(path))
-        weights_id = _file_id(Path(path) / WEIGHTS)  # first: a build replaces the manifest last
-        engine = replace(_read_manifest(Path(path)), weights_id=weights_id)
+        engine = _read_manifest(Path(path))
         _check_files(engine, verify)
         check_weights(engine.path / WEIGHTS, weight_spec(engine.model))
         return engine
@@ -131,8 +130,8 @@ class EngineDir:
         Raises:
             EngineError: the file holds other weights than the manifest describes, or was replaced after `open`.
         """
-        weights = map_weights(self.path / WEIGHTS, weight_spec(self.model))
-        if self.weights_id not in (None, _file_id(self.path / WEIGHTS)):
+        weights = map_weights(self.path / WEIGHTS, weight_spec(self.model))  # before its id is compared
+        if _file_id(self.path / WEIGHTS) != self.weights_id:
             raise EngineError(
                 f"{self.path}: {WEIGHTS} is another file than when the engine was opened: expected the same one, was "
                 "it built again meanwhile?"
@@ -249,6 +248,7 @@ def _builder_version() -> str:
 
 def _read_manifest(path: Path) -> EngineDir:
     file = path / MANIFEST
+    weights_id = _file_id(path / WEIGHTS)  # before the manifest, which a build replaces last
     if not is_there(file):
         aside = unfinished_swap(path)
         hint = "" if aside is None else f"; a build was killed there: build again, or move the files of {aside} back"
@@ -279,7 +279,7 @@ def _read_manifest(path: Path) -> EngineDir:
     if WEIGHTS not in files:
         raise EngineError(f"{file}: files: {WEIGHTS} is missing")
     plans = _read_plans(file, model, manifest["plans"], files) if "plans" in manifest else None
-    return EngineDir(path, model, source, builder_version, files, plans)
+    return EngineDir(path, model, source, builder_version, files, weights_id, plans)
 
 
 def _read_plans(file: Path, model: ModelConfig, value: Any, files: Mapping[str, FileRecord]) -> PlanConfig:
