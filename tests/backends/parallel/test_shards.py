@@ -18,12 +18,15 @@ from torch.nn import functional
 from dpn_rt import LLM
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
+from dpn_rt.model.layer_pair import take_rows
+from dpn_rt.model.linear import load_linear
 from dpn_rt.model.ranks import joined, shared_embedding, shared_head, summed, vocabulary_parts
 from dpn_rt.model.shards import Shard, check_shards
 from dpn_rt.model.vision.encoder import encoder_pairs
 from dpn_rt.model.weights.forms import load_weight
 from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
+from dpn_rt.model.weights.table import EmbeddingTable
 from dpn_rt.settings import EngineOptions, resolve
 from tests.engine.models import MODEL, VISION, random_weights, with_decoder, write_random_engine
 
@@ -151,6 +154,19 @@ def test_summed_products() -> None:
     x, matrix = torch.randn(5, 64, dtype=torch.float64), torch.randn(9, 64, dtype=torch.float64)
     product = summed(lambda part: part @ matrix[:, :32].T, TwoRanks(x[:, 32:] @ matrix[:, 32:].T))
     torch.testing.assert_close(product(x[:, :32]), x @ matrix.T)
+
+
+@pytest.mark.parametrize("vocab_size", [100, 96, 17])
+def test_parts_of_a_vocabulary_in_8_bits(vocab_size: int) -> None:
+    """The last tile is not full."""
+    x, ids = torch.randn(5, 128), torch.randint(0, vocab_size, (20,))
+    whole = {f"m.{name}": tensor for name, tensor in Int8Weight.quantize(torch.randn(vocab_size, 128)).items()}
+    parts = [dict(take_rows(whole, "m", [rows])) for rows in vocabulary_parts(vocab_size, 2)]
+    logits = torch.cat([load_linear(part, "m", prepack=False)(x) for part in parts], dim=1)
+    assert torch.equal(logits, load_linear(whole, "m", prepack=False)(x))
+    tables = [EmbeddingTable(part, "m", 128, torch.float32) for part in parts]
+    rows = [table.rows(torch.arange(len(part["m.scale"]))) for table, part in zip(tables, parts, strict=True)]
+    assert torch.equal(torch.cat(rows)[ids], EmbeddingTable(whole, "m", 128, torch.float32).rows(ids))
 
 
 @pytest.mark.parametrize("vocab_size", [100, 96, 112])
