@@ -85,7 +85,7 @@ def test_a_rank_that_loads_longer_than_ranks_wait_in_a_call(
 
     def load_slowly(*arguments: Any, **options: Any) -> part.RankPart:
         if arguments[4] == slow:
-            time.sleep(3)
+            time.sleep(1.5)
         return load(*arguments, **options)
 
     monkeypatch.setattr(group, "SECONDS_TO_MEET", 1)
