@@ -147,10 +147,10 @@ def megabytes(key: str, process: int) -> int:
 
 def show(result: Measured) -> None:
     """One line."""
+    encode, prefill, decode = map(statistics.median, (result.encode_s, result.prefill_s, result.decode_s))
     print(
-        f"{result.size} ranks of {result.threads} threads: resident {result.resident_mb} MB, "
-        f"private {result.private_mb} MB, an image {statistics.median(result.encode_s):.3f} s, "
-        f"prefill {statistics.median(result.prefill_s):.3f} s, decode {1000 * statistics.median(result.decode_s):.1f} ms a step"
+        f"{result.size} ranks of {result.threads} threads: resident {result.resident_mb} MB, private "
+        f"{result.private_mb} MB, an image {encode:.3f} s, prefill {prefill:.3f} s, decode {1000 * decode:.1f} ms a step"
     )
 
 
