@@ -150,7 +150,7 @@ def show(result: Measured) -> None:
     encode, prefill, decode = map(statistics.median, (result.encode_s, result.prefill_s, result.decode_s))
     print(
         f"{result.size} ranks of {result.threads} threads: resident {result.resident_mb} MB, private "
-        f"{result.private_mb} MB, an image {encode:.3f} s, prefill {prefill:.3f} s, decode {1000 * decode:.1f} ms a step"
+        f"{result.private_mb} MB, an image {encode:.3f} s, prefill {prefill:.3f} s, a step {1000 * decode:.1f} ms"
     )
 
 
