@@ -114,6 +114,7 @@ def shared_head(head: Product, vocab_size: int, group: RankGroup) -> Product:
         joint = group.join(functional.pad(own, (0, most - own.shape[1])))
         if min(widths) == most:
             return joint
-        return torch.cat([part[:, :width] for part, width in zip(joint.split(most, 1), widths, strict=True)], dim=1)
+        padded = torch.split(joint, most, dim=1)
+        return torch.cat([part[:, :width] for part, width in zip(padded, widths, strict=True)], dim=1)
 
     return logits
