@@ -1,6 +1,6 @@
 """What an engine costs on one rank and on several: memory of each process, vision encoder, prefill, decode steps.
 
-python -m benchmarks.ranks --shape llava-1b --sizes 1 2 --result benchmarks/results/llava-1b-cpu-ranks.json
+python -m benchmarks.ranks --shape llava-1b --sizes 1 2 --result benchmarks/results/llava-1b-cpu-ranks-shared.json
 
 Each number of ranks runs in a process of its own, with all of the processor. One prompt at a time: 64 ids of text and
 an image. Images are encoded by themselves; prefills begin with rows of images that are given.
