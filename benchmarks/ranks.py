@@ -1,9 +1,9 @@
-"""What an engine's decoder costs on one rank and on several: memory of each process, prefill, decode steps.
+"""What an engine costs on one rank and on several: memory of each process, vision encoder, prefill, decode steps.
 
-python -m benchmarks.ranks --shape llava-1b --sizes 1 2 --result benchmarks/results/llava-1b-cpu-ranks.json
+python -m benchmarks.ranks --shape llava-1b --sizes 1 2 --result benchmarks/results/llava-1b-cpu-ranks-shared.json
 
 Each number of ranks runs in a process of its own, with all of the processor. One prompt at a time: 64 ids of text and
-an image. The first goes through the tower, on rank 0; what is measured begins with rows of images that are given.
+an image. Images are encoded by themselves; prefills begin with rows of images that are given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.memory import resident_bytes
 from benchmarks.result_file import write_json
 from benchmarks.shapes import SHAPES, prompt_token_ids
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.backends.parallel.executor import ParallelExecutor
+from dpn_rt.backends.parallel.parallel_executor import ParallelExecutor
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.visual_input import VisualInput
@@ -47,6 +47,8 @@ class Measured:
     """Of each process, once it has answered; mapped files included."""
     private_mb: list[int]
     """Of these, without mapped files."""
+    encode_s: list[float]
+    """Of an image."""
     prefill_s: list[float]
     decode_s: list[float]
     """Of a step, mean of each answer."""
@@ -80,6 +82,7 @@ def measure(path: Path, size: int, num_answers: int, max_tokens: int) -> Measure
     """An engine on `size` ranks, in this process and those that it starts."""
     llm = LLM(path, tensor_parallel_size=size, kv_cache_bytes=KV_BYTES // size, prepack_weights=False, verify=False)
     llm.generate(with_image(llm.model), SamplingParams(max_tokens=1, ignore_eos=True), use_tqdm=False)
+    encode = [encode_seconds(llm) for _ in range(num_answers)]
     prompt = request(llm.model)
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     prefill, decode = [], []
@@ -89,19 +92,30 @@ def measure(path: Path, size: int, num_answers: int, max_tokens: int) -> Measure
         prefill.append(deltas[0] - started)
         decode.append((deltas[-1] - deltas[0]) / (len(deltas) - 1))
     processes = [os.getpid()]
-    executor = llm.engine.runner.backend._executor  # type: ignore[attr-defined]
+    executor = llm.engine.runner.backend.executor  # type: ignore[attr-defined]
     if isinstance(executor, ParallelExecutor):
-        processes += executor.ranks.process_ids
+        processes += executor.process_ids
     result = Measured(
         size,
         torch.get_num_threads(),
         [megabytes("VmRSS", process) for process in processes],
         [megabytes("RssAnon", process) for process in processes],
+        encode,
         prefill[1:],
         decode[1:],
     )
     llm.close()
     return result
+
+
+def encode_seconds(llm: LLM) -> float:
+    """Of one image through the vision encoder, which has run before."""
+    encoder = llm.engine.runner.images.encoder
+    assert encoder is not None
+    started = time.perf_counter()
+    with torch.inference_mode():
+        encoder.encode([black_image(llm.model)])
+    return time.perf_counter() - started
 
 
 def request(model: ModelConfig) -> dict[str, Any]:
@@ -114,10 +128,14 @@ def request(model: ModelConfig) -> dict[str, Any]:
 
 def with_image(model: ModelConfig) -> dict[str, Any]:
     """Text and a black image."""
+    return {"prompt_token_ids": prompt_token_ids(model), "multi_modal_data": {"image": black_image(model)}}
+
+
+def black_image(model: ModelConfig) -> VisualInput:
+    """For the model's encoder."""
     assert isinstance(model.vision, ClipConfig)
     views = tuple(torch.zeros(shape) for shape in model.vision.view_shapes)
-    image = VisualInput.of_views(views, model.vision.grid, model.vision.num_visual_tokens)
-    return {"prompt_token_ids": prompt_token_ids(model), "multi_modal_data": {"image": image}}
+    return VisualInput.of_views(views, model.vision.grid, model.vision.num_visual_tokens)
 
 
 def megabytes(key: str, process: int) -> int:
@@ -129,10 +147,10 @@ def megabytes(key: str, process: int) -> int:
 
 def show(result: Measured) -> None:
     """One line."""
+    encode, prefill, decode = map(statistics.median, (result.encode_s, result.prefill_s, result.decode_s))
     print(
-        f"{result.size} ranks of {result.threads} threads: resident {result.resident_mb} MB, "
-        f"private {result.private_mb} MB, prefill {statistics.median(result.prefill_s):.3f} s, "
-        f"decode {1000 * statistics.median(result.decode_s):.1f} ms a step"
+        f"{result.size} ranks of {result.threads} threads: resident {result.resident_mb} MB, private "
+        f"{result.private_mb} MB, an image {encode:.3f} s, prefill {prefill:.3f} s, a step {1000 * decode:.1f} ms"
     )
 
 

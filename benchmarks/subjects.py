@@ -224,7 +224,7 @@ class Runtime:
         from dpn_rt.backends.kernels.backend import KernelBackend
 
         backend = self.llm.engine.runner.backend
-        return list(backend._executor.decoder.stages) if isinstance(backend, KernelBackend) else []
+        return list(backend.executor.decoder.stages) if isinstance(backend, KernelBackend) else []
 
 
 def _reduction(request: Request) -> dict[str, Any]:

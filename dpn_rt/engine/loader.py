@@ -214,7 +214,7 @@ def load_runner(opened: OpenedEngine, device: str) -> Runner:
         return Runner(plans, images)  # slots cannot be shared: no prefix cache
     if settings.tensor_parallel_size > 1:
         # Imported here: one rank needs no torch.distributed.
-        from dpn_rt.backends.parallel.loading import load_parallel_backend
+        from dpn_rt.backends.parallel.start_ranks import load_parallel_backend
 
         backend, encoder = load_parallel_backend(engine, model, settings, device, prepack=prepack)
     else:

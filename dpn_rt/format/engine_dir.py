@@ -79,6 +79,10 @@ class FileRecord:
     bytes: FileBytes
 
 
+FileId = tuple[int, int, int, int]
+"""Device, inode, size and time of change: those of a file that replaced another are different."""
+
+
 @dataclass(frozen=True)
 class EngineDir:
     """An engine directory whose manifest has been read and checked."""
@@ -88,6 +92,8 @@ class EngineDir:
     source: EngineSource
     builder_version: str
     files: Mapping[str, FileRecord] = field(repr=False)
+    weights_id: FileId | None = field(repr=False)
+    """Of the weights when the manifest was read; None: there were none."""
     plans: PlanConfig | None = None
     """None: the engine runs on the product's own kernels."""
 
@@ -122,9 +128,15 @@ class EngineDir:
         A page is read when it is first used. The mapping is private: writing to a tensor does not change the file.
 
         Raises:
-            EngineError: the file holds other weights than the manifest describes.
+            EngineError: the file holds other weights than the manifest describes, or was replaced after `open`.
         """
-        return map_weights(self.path / WEIGHTS, weight_spec(self.model))
+        weights = map_weights(self.path / WEIGHTS, weight_spec(self.model))  # before its id is compared
+        if _file_id(self.path / WEIGHTS) != self.weights_id:
+            raise EngineError(
+                f"{self.path}: {WEIGHTS} is another file than when the engine was opened: expected the same one, was "
+                "it built again meanwhile?"
+            )
+        return weights
 
 
 def write_engine(
@@ -236,6 +248,7 @@ def _builder_version() -> str:
 
 def _read_manifest(path: Path) -> EngineDir:
     file = path / MANIFEST
+    weights_id = _file_id(path / WEIGHTS)  # before the manifest, which a build replaces last
     if not is_there(file):
         aside = unfinished_swap(path)
         hint = "" if aside is None else f"; a build was killed there: build again, or move the files of {aside} back"
@@ -266,7 +279,7 @@ def _read_manifest(path: Path) -> EngineDir:
     if WEIGHTS not in files:
         raise EngineError(f"{file}: files: {WEIGHTS} is missing")
     plans = _read_plans(file, model, manifest["plans"], files) if "plans" in manifest else None
-    return EngineDir(path, model, source, builder_version, files, plans)
+    return EngineDir(path, model, source, builder_version, files, weights_id, plans)
 
 
 def _read_plans(file: Path, model: ModelConfig, value: Any, files: Mapping[str, FileRecord]) -> PlanConfig:
@@ -296,6 +309,15 @@ def _check_files(engine: EngineDir, verify: bool) -> None:
         if sha256 != record.sha256:
             wanted = shown(record.sha256)
             raise EngineError(f"{engine.path / name}: expected sha256 {wanted}, got {sha256}: damaged or changed")
+
+
+def _file_id(file: Path) -> FileId | None:
+    """None where there is no file, as `_check_files` will say."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _sha256(file: Path) -> str:

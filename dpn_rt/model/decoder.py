@@ -9,12 +9,10 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.model.config import DecoderConfig
-from dpn_rt.model.decoder_weights import EMBED_TOKENS, FINAL_NORM, LayerWeights, load_head
+from dpn_rt.model.decoder_weights import FINAL_NORM, LayerWeights, load_embedding, load_head
 from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.rope import rotate
-from dpn_rt.model.rows import place_rows
 from dpn_rt.model.stage_batch import CacheView, NextAttention, StageBatch
-from dpn_rt.model.weights.table import EmbeddingTable
 from dpn_rt.model.windows import first_keys
 
 
@@ -269,7 +267,6 @@ class Decoder:
         *,
         prepack: bool,
         group: RankGroup | None = None,
-        splits_head: bool = False,
     ) -> None:
         """
         Args:
@@ -280,15 +277,11 @@ class Decoder:
             layers_per_block: of the KV pool.
             prepack: as of `Weight.load`.
             group: the ranks that have the other parts; None: this is the whole decoder.
-            splits_head: whether each rank has a part of the vocabulary; otherwise rank 0 has all of it.
         """
         self._config, self._group = config, group
         self._norm = weights[f"{FINAL_NORM}.weight"]
-        is_first = group is None or group.rank == 0
-        self._embedding = (
-            EmbeddingTable(weights, EMBED_TOKENS, config.hidden_size, self._norm.dtype) if is_first else None
-        )
-        self._head = load_head(weights, config, group, splits_head) if is_first or splits_head else None
+        self._embedding = load_embedding(weights, config, self._norm.dtype, group)
+        self._head = load_head(weights, config, group)
         self.stages = [
             Stage(
                 config,
@@ -345,20 +338,12 @@ class Decoder:
         return self.stages[stage + 1].first_layer.next_attention(rows, positions, last_rows)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """`[num_tokens]` -> `[num_tokens, hidden_size]`; on rank 0 alone."""
-        assert self._embedding is not None, "rank 0 sends the rows to the others"
-        return self._embedding.rows(token_ids)
-
-    def embed_rows(self, token_ids: Tensor, given: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Embeddings with other rows in some places, as `place_rows`."""
-        return place_rows(self.embed(token_ids), given, rows)
+        """`[num_tokens]` -> `[num_tokens, hidden_size]`."""
+        return self._embedding(token_ids)
 
     def logits(self, x: Tensor) -> Tensor:
-        """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine.
-
-        A rank without the output layer gives `x`.
-        """
-        return x if self._head is None else self._head(ops.rms_norm(x, self._norm, self._config.rms_norm_eps))
+        """`[num_seqs, hidden_size]` leaving the last stage -> `[num_seqs, vocab_size]`, dtype of the engine."""
+        return self._head(ops.rms_norm(x, self._norm, self._config.rms_norm_eps))
 
     def decode(
         self,

@@ -5,7 +5,7 @@ The name of a weight is that of its module and a suffix: `layers.3.qkv` and `wei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import Linear, linear_specs, load_linear
-from dpn_rt.model.ranks import Product, RankGroup, joined, summed
-from dpn_rt.model.weights.dense import DenseWeight
-from dpn_rt.model.weights.forms import form_of
+from dpn_rt.model.ranks import Product, RankGroup, load_row_parallel, shared_embedding, shared_head
+from dpn_rt.model.weights.table import EmbeddingTable
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 EMBED_TOKENS, LAYERS, FINAL_NORM, LM_HEAD = "embed_tokens", "layers", "norm", "lm_head"
@@ -33,6 +33,17 @@ def layer_module(layer: int, part: str) -> str:
 def head_module(config: DecoderConfig) -> str:
     """Canonical name of the module whose weight the output layer multiplies with."""
     return EMBED_TOKENS if config.tie_word_embeddings else LM_HEAD
+
+
+def decoder_pairs(config: DecoderConfig, layer: int) -> tuple[LayerPair, LayerPair]:
+    """What ranks share of a layer: its attention and its MLP."""
+    hidden, inter = config.hidden_size, config.intermediate_size
+    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    qkv, o, gate_up, down = (layer_module(layer, part) for part in (QKV, O_PROJ, GATE_UP, DOWN))
+    return (
+        LayerPair(qkv, (query, key, key), o, hidden, config.head_dim),
+        LayerPair(gate_up, (inter, inter), down, hidden),
+    )
 
 
 def decoder_specs(config: DecoderConfig, dtype: torch.dtype) -> NamedSpecs:
@@ -118,10 +129,7 @@ class LayerWeights:
             return load_linear(tensors, layer_module(layer, part), prepack=prepack)
 
         def row_parallel(part: str) -> Product:
-            if group is None:
-                return linear(part)
-            is_dense = form_of(tensors, layer_module(layer, part)) is DenseWeight
-            return summed(linear(part), group) if is_dense else joined(linear(part), group)
+            return load_row_parallel(tensors, layer_module(layer, part), group, prepack=prepack)
 
         return cls(
             norm(INPUT_NORM),
@@ -136,11 +144,15 @@ class LayerWeights:
         )
 
 
-def load_head(
-    tensors: Mapping[str, Tensor], config: DecoderConfig, group: RankGroup | None, splits_head: bool
-) -> Product:
+def load_embedding(
+    tensors: Mapping[str, Tensor], config: DecoderConfig, dtype: torch.dtype, group: RankGroup | None
+) -> Callable[[Tensor], Tensor]:
+    """Token ids `[num_tokens]` -> rows `[num_tokens, hidden_size]` of `dtype`; `group` as of `Decoder`."""
+    table = EmbeddingTable(tensors, EMBED_TOKENS, config.hidden_size, dtype)
+    return table.rows if group is None else shared_embedding(table.rows, config.vocab_size, group)
+
+
+def load_head(tensors: Mapping[str, Tensor], config: DecoderConfig, group: RankGroup | None) -> Product:
     """The output layer, `[num_seqs, hidden_size]` -> `[num_seqs, vocab_size]`; `group` as of `Decoder`."""
     head = load_linear(tensors, head_module(config), prepack=False)  # few rows: one for each sequence
-    if group is None or not splits_head:
-        return head
-    return lambda x: group.join(head(x))
+    return head if group is None else shared_head(head, config.vocab_size, group)

@@ -111,5 +111,5 @@ def test_steps_on_a_device_give_what_the_host_gives(place: Place, tmp_path: Path
 
 def test_only_a_pool_of_a_model_with_windows_has_positions(tmp_path: Path, model: ModelConfig) -> None:
     llm = LLM(write_random_engine(tmp_path / "e", model))
-    positions = llm.engine.runner.backend._executor.pool.positions
+    positions = llm.engine.runner.backend.executor.pool.positions
     assert (positions is None) == (not model.decoder.windows)

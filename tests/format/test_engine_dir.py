@@ -228,6 +228,15 @@ def rewrite_weights(path: Path, spec: dict[str, WeightSpec]) -> None:
     edit_manifest(path, files={"weights.safetensors": record})
 
 
+def test_weights_that_were_replaced_are_not_loaded(engine: EngineDir) -> None:
+    """The manifest in memory is not theirs, although all names, shapes and the size are the same."""
+    opened = EngineDir.open(engine.path)
+    write_engine(engine.path, MODEL, SOURCE, random_weights().items(), {"a.json": b"{}"}, force=True)
+    with pytest.raises(EngineError, match="weights.safetensors is another file than when the engine was opened"):
+        opened.load_weights()
+    EngineDir.open(engine.path).load_weights()
+
+
 def test_weights_that_are_not_the_models_are_all_named(engine: EngineDir) -> None:
     spec = dict(weight_spec(MODEL))
     spec["more.weight"] = spec.pop("norm.weight")

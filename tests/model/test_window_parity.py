@@ -112,7 +112,7 @@ def test_a_shorter_engine_without_windows_answers_the_same(built: tuple[Path, Ll
     if window <= NUM_TOKENS:
         return
     llm = LLM(path, max_model_len=window)
-    assert llm.engine.runner.backend._executor.pool.positions is None
+    assert llm.engine.runner.backend.executor.pool.positions is None
     for prompt, output in zip(asked, llm.generate(asked, GREEDY, use_tqdm=False), strict=True):
         check(model, prompt, output)
 

@@ -17,6 +17,7 @@ from dpn_rt.cache.block_allocator import BlockAllocator, Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import Chunk, IntArray
 from dpn_rt.model.reduction.reducer import AttentionScores, DeviceInputs, Reduced, Reducer
+from dpn_rt.model.rows import place_rows
 from dpn_rt.model.stage_batch import StageBatch
 
 
@@ -44,12 +45,12 @@ class KernelBackend:
         self.stage_sizes = [stage.num_layers for stage in executor.decoder.stages]
         self.logits, self.close = executor.logits, executor.close
         self.decode = step.run
-        self._executor, self._step, self._device = executor, step, device
+        self.executor, self._step, self._device = executor, step, device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """See `Backend.embed`."""
         token_ids, visual = self._device.upload(np.maximum(row_ids, 0), np.flatnonzero(row_ids < 0))
-        return self._executor.decoder.embed_rows(token_ids, visual, image_rows)
+        return place_rows(self.executor.embed(token_ids), visual, image_rows)
 
     def run(self, stage: int, x: Tensor, keys: Tensor | None, chunk: Chunk, slots: Slots) -> StageRun:
         """See `Backend.run`."""
@@ -74,11 +75,11 @@ class KernelBackend:
             keys=keys,
             extends=chunk.extends,
         )
-        return StageRun(self._executor.run(stage, x, batch), batch.queries_out)
+        return StageRun(self.executor.run(stage, x, batch), batch.queries_out)
 
     def scores(self, stage: int, queries: Tensor | None, slots: Slots) -> AttentionScores:
         """What reducers may ask for at the end of a stage."""
-        return KernelScores(self._executor, stage, queries, self.cache, slots, self._device)
+        return KernelScores(self.executor, stage, queries, self.cache, slots, self._device)
 
 
 class KernelStagePreparer:

@@ -34,8 +34,7 @@ class PlainDecodeStep:
             ids = token_ids.clamp_min(0)  # those of rows whose result is not used
         else:
             (ids,) = self._upload(token_ids)
-        x = self._executor.decoder.embed(ids)
-        return Decoded(self._executor.decode(x, DecodeInputs(positions, kv_lengths, on_device, cu_seqlens)))
+        return Decoded(self._executor.decode(ids, DecodeInputs(positions, kv_lengths, on_device, cu_seqlens)))
 
 
 def _as_tensors(*arrays: Array) -> list[Tensor]:

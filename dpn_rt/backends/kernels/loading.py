@@ -11,7 +11,8 @@ from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
 from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
-from dpn_rt.backends.kernels.executor import Executor, LocalExecutor
+from dpn_rt.backends.kernels.executor import Executor
+from dpn_rt.backends.kernels.local_executor import LocalExecutor
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
@@ -115,7 +116,6 @@ def load_decoder(
     *,
     prepack: bool,
     group: RankGroup | None = None,
-    splits_head: bool = False,
 ) -> tuple[Decoder, KvGeometry]:
     """A decoder, and the shape of its KV blocks.
 
@@ -127,7 +127,6 @@ def load_decoder(
         device: of all tensors.
         prepack: see `load_kernel_backend`.
         group: see `Decoder`.
-        splits_head: see `Decoder`.
     """
     config = config.for_length(settings.max_model_len)
     geometry = KvGeometry.of_model(config, model.stage_layers, TORCH_DTYPES[model.dtype])
@@ -141,7 +140,6 @@ def load_decoder(
         geometry.layers_per_block,
         prepack=prepack,
         group=group,
-        splits_head=splits_head,
     )
     return decoder, geometry
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpn_rt.errors import DpnError, EngineError
+from dpn_rt.errors import DpnError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.engine_dir import MANIFEST, WEIGHTS
-from dpn_rt.format.safetensors_header import read_header
-from dpn_rt.schema.files import SETTINGS_BYTES, read_file
+from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.settings import EngineSettings
 
 
@@ -18,9 +15,8 @@ from dpn_rt.settings import EngineSettings
 class RankSource:
     """To a rank, first of all: its part of which engine."""
 
-    path: Path
-    fingerprint: str
-    """Of the files that rank 0 has loaded, see `fingerprint`."""
+    engine: EngineDir
+    """As rank 0 has opened it."""
     model: ModelConfig
     """With the reductions that were asked for."""
     settings: EngineSettings
@@ -59,14 +55,3 @@ class RankFailed:
     reason: str
     time: float
     """Of the failure, by `time.monotonic`, which all processes of a machine share."""
-
-
-def fingerprint(engine: Path) -> str:
-    """sha256 of an engine's manifest, which has the sha256 of its files, and of the header of its weights.
-
-    Raises:
-        EngineError: a file cannot be read.
-    """
-    manifest = read_file(engine / MANIFEST, EngineError, SETTINGS_BYTES)
-    header = repr(read_header(engine / WEIGHTS, EngineError))
-    return hashlib.sha256(manifest + header.encode()).hexdigest()

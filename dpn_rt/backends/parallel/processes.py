@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -56,11 +59,12 @@ class RankProcesses:
         Raises:
             EngineError: the system refuses a process or a directory.
         """
-        self.size = size
+        self.size, self._owner = size, os.getpid()
         self._ranks: list[RankProcess] = []
         try:
             self.directory = Path(tempfile.mkdtemp(prefix="dpn-rt-ranks-"))
             self._finalizer = weakref.finalize(self, _end, self._ranks, self.directory)
+            os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
             for rank in range(1, size):
                 self._ranks.append(_start(rank))
         except OSError as error:
@@ -91,9 +95,10 @@ class RankProcesses:
             DpnError: a rank could not load its part, has ended, or takes too long.
         """
         for rank in self._ranks:
-            name = f"rank {rank.rank} of {self.size}"
-            if not rank.pipe.poll(SECONDS_TO_LOAD):
-                raise EngineError(f"{name} has not loaded its weights in {SECONDS_TO_LOAD:.0f} s")
+            name, deadline = f"rank {rank.rank} of {self.size}", time.monotonic() + SECONDS_TO_LOAD
+            while not rank.pipe.poll(SECONDS_TO_FAIL) and rank.process.poll() is None:
+                if time.monotonic() > deadline:
+                    raise EngineError(f"{name} has not loaded its weights in {SECONDS_TO_LOAD:.0f} s")
             message = _received(rank)
             if isinstance(message, RankLoaded):
                 if message.error is not None:
@@ -105,8 +110,13 @@ class RankProcesses:
         """To every rank.
 
         Raises:
-            DeviceError: one has ended.
+            DeviceError: one has ended, or this is a process that was forked from rank 0's.
         """
+        if os.getpid() != self._owner:
+            raise DeviceError(
+                f"process {os.getpid()} was forked from the one that loaded the engine, {self._owner}: expected "
+                "requests there, several ranks cannot be forked"
+            )
         try:
             for rank in self._ranks:
                 rank.pipe.send(message)
@@ -116,7 +126,7 @@ class RankProcesses:
     def failure(self, error: BaseException) -> DeviceError:
         """What has ended the engine, after `error` in a call that all ranks were to make."""
         wait([rank.pipe for rank in self._ranks], timeout=SECONDS_TO_FAIL)
-        heard = [(rank, _received(rank)) for rank in self._ranks if rank.pipe.poll()]
+        heard = [(rank, _received(rank)) for rank in self._ranks if rank.pipe.poll() or rank.process.poll() is not None]
         text = f"the {self.size} ranks of the engine are out of step after an error of rank 0: {error!r:.500}"
         if heard:
             first, message = min(heard, key=lambda each: _failed_at(each[1]))
@@ -137,15 +147,30 @@ def _start(rank: int) -> RankProcess:
     return RankProcess(rank, process, here)
 
 
+def _forget(reference: weakref.ref[RankProcesses]) -> None:
+    """In a process that was forked from rank 0's: the ranks are not its own, and must not wait for its end.
+
+    They end when the last copy of the pipe is closed.
+    """
+    ranks = reference()
+    if ranks is not None:
+        ranks._finalizer.detach()
+        for rank in ranks._ranks:
+            rank.pipe.close()
+
+
 def _failed_at(message: object) -> float:
     """The first rank to fail makes the others fail that wait for it; one without a last word was killed."""
     return message.time if isinstance(message, RankFailed) else -math.inf
 
 
 def _received(rank: RankProcess) -> Any:
-    """The next message; None where there is none any more."""
+    """The next message; None where there is none any more.
+
+    That the process has ended counts too: the pipe may still be open in one that was forked while it was started.
+    """
     try:
-        return rank.pipe.recv()
+        return rank.pipe.recv() if rank.pipe.poll() or rank.process.poll() is None else None
     except (EOFError, OSError):
         return None
 

@@ -15,12 +15,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dpn_rt.model.layer_pair import LayerPair
+from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.preprocessing import Preprocessor
+from dpn_rt.model.vision.projector import PREFIX as PROJECTOR_PREFIX
 from dpn_rt.model.vision.projector import Projector, ProjectorConfig
 from dpn_rt.model.vision.visual_input import ViewShape, VisualInput
 from dpn_rt.schema.weights import NamedSpecs
 
+ENCODER_PREFIXES = ("vision.", PROJECTOR_PREFIX)
+"""Of the canonical names of encoder and projector."""
 Crop = tuple[Tensor, ...]
 """One view of each of an encoder's `view_shapes`."""
 
@@ -106,7 +111,10 @@ class VisionEncoderConfig(Protocol):
         """FLOPs of one crop, without the projector."""
 
     def weight_specs(self, dtype: torch.dtype) -> NamedSpecs:
-        """Its weights, in the order of the file."""
+        """Its weights, in the order of the file; their names begin with `vision.`."""
+
+    def layer_pairs(self) -> Iterator[LayerPair]:
+        """The layers that ranks may share, which should be most of its weights; each rank has the others whole."""
 
     def problems(self, *, needs_grid: bool) -> Iterator[str]:
         """What contradicts itself.
@@ -134,13 +142,16 @@ class VisionEncoderConfig(Protocol):
             EngineError: a file cannot be loaded.
         """
 
-    def load(self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool) -> CropEncoder:
+    def load(
+        self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool, group: RankGroup | None = None
+    ) -> CropEncoder:
         """The encoder with its part of an engine's weights, on the weights' device.
 
         Args:
-            weights: of the engine, by canonical name.
+            weights: of the engine or of one rank's part, by canonical name.
             projector: that follows.
             prepack: see `Linear`.
+            group: the ranks that share its `layer_pairs`; None: it is whole.
         """
 
 
@@ -161,11 +172,22 @@ def load_encoder(
     weights: Mapping[str, Tensor],
     *,
     prepack: bool,
+    group: RankGroup | None = None,
 ) -> CropEncoder | None:
-    """Encoder and projector; None for an engine without."""
+    """Encoder and projector; None for an engine without. `group`: the ranks that share both."""
     if vision is None or projector is None:
         return None
-    return vision.load(weights, Projector(projector, weights, prepack=prepack), prepack=prepack)
+    loaded = Projector(projector, weights, prepack=prepack, group=group)
+    return vision.load(weights, loaded, prepack=prepack, group=group)
+
+
+def encoder_pairs(
+    vision: VisionEncoderConfig | None, projector: ProjectorConfig | None, hidden_size: int
+) -> list[LayerPair]:
+    """What ranks may share of encoder and projector; `hidden_size` is the decoder's."""
+    if vision is None or projector is None:
+        return []
+    return [*vision.layer_pairs(), *projector.layer_pairs(hidden_size)]
 
 
 def encode_images(

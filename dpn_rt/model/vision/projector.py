@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import linear_specs, load_linear
+from dpn_rt.model.ranks import Product, RankGroup, load_row_parallel
 from dpn_rt.schema.bounds import Width
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 ProjectorType = Literal["mlp2x_gelu", "linear"]
-PROJECTOR_MODULES = ("projector.0", "projector.2")
+PREFIX = "projector."
+"""Of the canonical names of its weights."""
+PROJECTOR_MODULES = (f"{PREFIX}0", f"{PREFIX}2")
 """Canonical names of its linear layers; 1 is the activation."""
-NEWLINE = "projector.image_newline"
+NEWLINE = f"{PREFIX}image_newline"
 """Canonical name of the row that ends a line of visual tokens."""
 
 
@@ -45,6 +49,12 @@ class ProjectorConfig:
         if self.has_newline:
             yield NEWLINE, WeightSpec((hidden_size,), dtype)
 
+    def layer_pairs(self, hidden_size: int) -> Iterator[LayerPair]:
+        """What ranks may share: two layers. `hidden_size` is the decoder's."""
+        if len(self.modules) == 2:
+            first, second = self.modules
+            yield LayerPair(first, (hidden_size,), second, hidden_size)
+
     def flops(self, num_visual_tokens: int, hidden_size: int) -> int:
         """FLOPs of one image with so many visual tokens; `hidden_size` is the decoder's."""
         weights = self.input_size * hidden_size + (len(self.modules) - 1) * hidden_size * hidden_size
@@ -54,9 +64,18 @@ class ProjectorConfig:
 class Projector:
     """Visual features to decoder rows."""
 
-    def __init__(self, config: ProjectorConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
-        """Takes `projector.*` from an engine's weights."""
-        self._linears = [load_linear(weights, module, prepack=prepack) for module in config.modules]
+    def __init__(
+        self,
+        config: ProjectorConfig,
+        weights: Mapping[str, Tensor],
+        *,
+        prepack: bool,
+        group: RankGroup | None = None,
+    ) -> None:
+        """Takes `projector.*` from the weights of an engine, or of one rank's part: then `group` are all ranks."""
+        first, *second = config.modules
+        self._linears: list[Product] = [load_linear(weights, first, prepack=prepack)]
+        self._linears += [load_row_parallel(weights, module, group, prepack=prepack) for module in second]
         self.newline = weights[NEWLINE] if config.has_newline else None
         """`[decoder hidden_size]`; None for a model whose images have no tiles."""
 

@@ -68,7 +68,7 @@ def filled(place: Place, tmp_path: Path) -> Iterator[tuple[LLM, KernelBackend, B
     assert isinstance(cache, BlockAllocator)
     backend = llm.engine.runner.backend
     assert isinstance(backend, KernelBackend)
-    backend._executor.pool.blocks.fill_(torch.nan)  # the memory may still hold the same rows from an earlier test
+    backend.executor.pool.blocks.fill_(torch.nan)  # the memory may still hold the same rows from an earlier test
     for name in range(6):
         ids = [(7 * name + i) % 90 + 3 for i in range(14 + name)]
         llm.engine.add_request(str(name), llm.processor.process({"prompt_token_ids": ids}), GREEDY)
@@ -83,7 +83,7 @@ def test_padding_changes_nothing(filled: tuple[LLM, KernelBackend, BlockAllocato
     """The padding block may hold anything. Only each sequence's new row and that block are written."""
     _, backend, cache, slots = filled
     chosen, token_ids = slots[:count], np.arange(count) + 11
-    blocks = backend._executor.pool.blocks
+    blocks = backend.executor.pool.blocks
     blocks[-1] = torch.nan
     before = blocks.clone()
     with torch.inference_mode():
@@ -102,7 +102,7 @@ def test_padding_changes_nothing(filled: tuple[LLM, KernelBackend, BlockAllocato
     assert {int(block) for block in changed.nonzero()} - {len(blocks) - 1} == written
     blocks.copy_(before)
     with torch.inference_mode():
-        plain = PlainDecodeStep(backend._executor, cache, backend._device)
+        plain = PlainDecodeStep(backend.executor, cache, backend._device)
         if not blocks.is_cuda:
             torch.testing.assert_close(plain.run(token_ids, chosen).logits, logits, atol=1e-5, rtol=1e-5)
         for row in range(count):
@@ -132,7 +132,7 @@ def test_logits_that_are_not_finite_are_told(filled: tuple[LLM, KernelBackend, B
     blocks = [cache.block_tables(stage, slots[1:2]).flatten() for stage in range(4)]
     for number in np.concatenate(blocks):
         if number >= 0:
-            backend._executor.pool.blocks[number] = torch.nan
+            backend.executor.pool.blocks[number] = torch.nan
     with torch.inference_mode():
         best = backend.decode(np.arange(3) + 11, slots[:3]).best
     assert best is not None and best[1] == -1 and (best[[0, 2]] >= 0).all()

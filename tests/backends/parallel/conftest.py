@@ -5,9 +5,9 @@ To start a process takes seconds, most of it for imports; a thread takes none. `
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 
 import pytest
@@ -20,35 +20,47 @@ class RankThread:
     """Stands for the process of a rank."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+        self._pipe, self._status = pipe, 0
+        self.killed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        with self._pipe, suppress(EOFError, OSError, SystemExit):
-            worker.work(self._pipe)
+        with self._pipe:
+            self._status = worker.run(self._pipe)
 
     def poll(self) -> int | None:
         """Status, as of `Popen`."""
-        return None if self._thread.is_alive() else 0
+        return None if self._thread.is_alive() else self._status
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the thread."""
         self._thread.join(timeout)
         assert not self._thread.is_alive(), "the rank goes on although rank 0 has ended"
-        return 0
+        return self._status
 
     def kill(self) -> None:
-        """A thread cannot be killed."""
+        """Sets `killed`: a thread must end by itself."""
+        self.killed.set()
+
+    def lose_pipe(self) -> None:
+        """As if rank 0 had ended: so does the rank."""
+        with socket.fromfd(self._pipe.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+            end.shutdown(socket.SHUT_RDWR)
+        self.wait(10)
 
 
 @pytest.fixture
-def ranks_in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def ranks_in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RankThread]]:
+    """The ranks that have been started."""
+    threads: list[RankThread] = []
+
     def start(rank: int) -> processes.RankProcess:
         here, there = Pipe()
-        return processes.RankProcess(rank, RankThread(there), here)  # type: ignore[arg-type]
+        threads.append(RankThread(there))
+        return processes.RankProcess(rank, threads[-1], here)  # type: ignore[arg-type]
 
     monkeypatch.setattr(processes, "_start", start)
     num_threads = torch.get_num_threads()
-    yield
+    yield threads
     assert torch.get_num_threads() == num_threads, "an engine was not closed"

@@ -16,7 +16,7 @@ import torch
 
 from dpn_rt import LLM
 from dpn_rt.backends.kernels import gpu
-from dpn_rt.backends.parallel import group, loading, part
+from dpn_rt.backends.parallel import group, part, start_ranks
 from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.errors import CapacityError, ConfigError
 from tests.backends.parallel.test_answers import SHORT, prompts
@@ -54,7 +54,7 @@ def test_answers_of_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         devices.append(SmallDevice(number))
         return devices[-1]
 
-    for module in (loading, part):
+    for module in (start_ranks, part):
         monkeypatch.setattr(module, "open_cuda", open_cuda)
     path, asked = write_random_engine(tmp_path / "e"), prompts(6)
     expected = LLM(path).generate(asked, SHORT, use_tqdm=False)
@@ -85,7 +85,7 @@ def test_a_rank_that_loads_longer_than_ranks_wait_in_a_call(
 
     def load_slowly(*arguments: Any, **options: Any) -> part.RankPart:
         if arguments[4] == slow:
-            time.sleep(3)
+            time.sleep(1.5)
         return load(*arguments, **options)
 
     monkeypatch.setattr(group, "SECONDS_TO_MEET", 1)
@@ -100,7 +100,7 @@ def test_an_error_after_all_ranks_have_loaded(tmp_path: Path, monkeypatch: pytes
     def fail(*arguments: Any) -> None:
         raise ConfigError("a reducer that this version lacks")
 
-    monkeypatch.setattr(loading, "load_reducers", fail)
+    monkeypatch.setattr(start_ranks, "load_reducers", fail)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt.errors import ImageError
+from dpn_rt.model.layer_pair import LayerPair
+from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.reduction.grid import Grid, IntArray, Segments, num_visual
 from dpn_rt.model.vision.anyres.tiling import MUCH_LARGER, newline_rows, tiled_segments
 from dpn_rt.model.vision.clip.config import ClipConfig
@@ -108,6 +110,10 @@ class AnyresConfig:
         """The tower's; the newline row is the projector's."""
         return self.tower.weight_specs(dtype)
 
+    def layer_pairs(self) -> Iterator[LayerPair]:
+        """The tower's."""
+        return self.tower.layer_pairs()
+
     def problems(self, *, needs_grid: bool) -> Iterator[str]:
         """Of the tower, or resolutions that are not made of its tiles."""
         yield from self.tower.problems(needs_grid=True)
@@ -135,8 +141,10 @@ class AnyresConfig:
 
         return None if directory is None else AnyresPreprocessor(directory, self, max_pixels=max_pixels)
 
-    def load(self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool) -> CropEncoder:
+    def load(
+        self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool, group: RankGroup | None = None
+    ) -> CropEncoder:
         """Tower and projector; takes `vision.*`."""
         from dpn_rt.model.vision.anyres.encoder import AnyresEncoder  # which imports this module
 
-        return AnyresEncoder(self, self.tower.load(weights, projector, prepack=prepack), projector)
+        return AnyresEncoder(self, self.tower.load(weights, projector, prepack=prepack, group=group), projector)

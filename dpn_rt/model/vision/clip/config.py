@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from dpn_rt.errors import ImageError
+from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import linear_specs
+from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.clip import names
 from dpn_rt.model.vision.encoder import CropEncoder
@@ -141,6 +143,16 @@ class ClipConfig:
         yield from linear(names.FC1, inter, hidden)
         yield from linear(names.FC2, hidden, inter)
 
+    def layer_pairs(self) -> Iterator[LayerPair]:
+        """Attention and MLP of each layer."""
+        hidden = self.hidden_size
+        for layer in range(self.num_layers):
+            qkv, out, fc1, fc2 = (
+                names.layer_module(layer, part) for part in (names.QKV, names.OUT, names.FC1, names.FC2)
+            )
+            yield LayerPair(qkv, (hidden, hidden, hidden), out, hidden, hidden // self.num_heads)
+            yield LayerPair(fc1, (self.intermediate_size,), fc2, hidden)
+
     def problems(self, *, needs_grid: bool) -> Iterator[str]:
         """Sizes that do not fit together, or a class row where every visual token needs a place in the grid."""
         if self.hidden_size % self.num_heads:
@@ -165,11 +177,13 @@ class ClipConfig:
 
         return None if directory is None else ClipPreprocessor(directory, self, pads=pads, max_pixels=max_pixels)
 
-    def load(self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool) -> CropEncoder:
+    def load(
+        self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool, group: RankGroup | None = None
+    ) -> CropEncoder:
         """Tower and projector; takes `vision.*`."""
         from dpn_rt.model.vision.clip.tower import ClipEncoder, ClipTower  # which imports this module
 
-        return ClipEncoder(self, ClipTower(self, weights, prepack=prepack), projector)
+        return ClipEncoder(self, ClipTower(self, weights, prepack=prepack, group=group), projector)
 
 
 def _norm_specs(module: str, size: int, dtype: torch.dtype) -> NamedSpecs:

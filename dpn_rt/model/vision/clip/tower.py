@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.model.linear import Linear, load_linear
+from dpn_rt.model.ranks import Product, RankGroup, load_row_parallel
 from dpn_rt.model.vision.clip import names
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.encoder import EncodedImage
@@ -29,14 +30,14 @@ Affine = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ClipLayer:
-    """Weights of one layer."""
+    """Weights of one layer, or of one rank's part: it has some heads, and some columns of the MLP."""
 
     norm1: Affine
     qkv: Linear  # [3 * hidden_size, hidden_size]
-    out: Linear  # [hidden_size, hidden_size]
+    out: Product  # [hidden_size, hidden_size]
     norm2: Affine
     fc1: Linear  # [intermediate_size, hidden_size], and the activation
-    fc2: Linear  # [hidden_size, intermediate_size]
+    fc2: Product  # [hidden_size, intermediate_size]
 
 
 class ClipEncoder:
@@ -63,8 +64,10 @@ class ClipEncoder:
 class ClipTower:
     """Pixel values to visual features."""
 
-    def __init__(self, config: ClipConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
-        """Takes what `config.weight_specs` names from an engine's weights."""
+    def __init__(
+        self, config: ClipConfig, weights: Mapping[str, Tensor], *, prepack: bool, group: RankGroup | None = None
+    ) -> None:
+        """Takes what `config.weight_specs` names from the weights of an engine, or of a rank's part of it."""
         self._config = config
         self._patch_embedding = load_linear(weights, names.PATCH_EMBEDDING, prepack=False)
         positions = weights[f"{names.POSITION_EMBEDDING}.weight"]
@@ -74,7 +77,7 @@ class ClipTower:
         self._patch_positions = positions[config.num_prefix_rows :]
         self._pre_norm = load_norm(weights, names.PRE_NORM) if config.has_pre_norm else None
         self.layers = [
-            load_layer(weights, config, f"{names.LAYERS}.{layer}", prepack=prepack)
+            load_layer(weights, config, f"{names.LAYERS}.{layer}", prepack=prepack, group=group)
             for layer in range(config.num_layers)
         ]
 
@@ -117,11 +120,16 @@ class ClipTower:
         return ops.layer_norm(x, *self._pre_norm, self._config.layer_norm_eps, out=x)
 
 
-def load_layer(weights: Mapping[str, Tensor], config: ClipConfig, prefix: str, *, prepack: bool) -> ClipLayer:
+def load_layer(
+    weights: Mapping[str, Tensor], config: ClipConfig, prefix: str, *, prepack: bool, group: RankGroup | None
+) -> ClipLayer:
     """One layer of an engine's weights; `prefix` without its dot."""
 
     def linear(part: str, activation: Activation | None = None) -> Linear:
         return load_linear(weights, f"{prefix}.{part}", prepack=prepack, activation=activation)
+
+    def row_parallel(part: str) -> Product:
+        return load_row_parallel(weights, f"{prefix}.{part}", group, prepack=prepack)
 
     def norm(part: str) -> Affine:
         return load_norm(weights, f"{prefix}.{part}")
@@ -129,10 +137,10 @@ def load_layer(weights: Mapping[str, Tensor], config: ClipConfig, prefix: str, *
     return ClipLayer(
         norm1=norm(names.NORM1),
         qkv=linear(names.QKV),
-        out=linear(names.OUT),
+        out=row_parallel(names.OUT),
         norm2=norm(names.NORM2),
         fc1=linear(names.FC1, config.activation),
-        fc2=linear(names.FC2),
+        fc2=row_parallel(names.FC2),
     )
 
 
@@ -167,7 +175,10 @@ def run_layers(layers: Sequence[ClipLayer], x: Tensor, cu_seqlens: Tensor, confi
 
 
 def _attend(qkv: Tensor, cu_seqlens: Tensor, config: ClipConfig) -> Tensor:
-    """`[num_rows, 3 * hidden_size]` -> `[num_rows, hidden_size]`; every row of an image sees all its rows."""
+    """`[num_rows, 3 * num_heads * head_dim]` -> `[num_rows, num_heads * head_dim]`, of the heads that there are.
+
+    Every row of an image sees all its rows.
+    """
     head_dim = config.hidden_size // config.num_heads
-    q, k, v = qkv.view(qkv.shape[0], 3, config.num_heads, head_dim).unbind(1)
+    q, k, v = qkv.view(qkv.shape[0], 3, -1, head_dim).unbind(1)
     return ops.attention(q, k, v, cu_seqlens, causal=False, scale=head_dim**-0.5)

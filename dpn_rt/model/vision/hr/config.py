@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from dpn_rt.errors import ImageError
+from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import linear_specs
+from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.reduction.grid import Grid, pooled_grid
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.encoder import CropEncoder
@@ -149,6 +151,11 @@ class HrConfig:
         yield from linear(names.GATE_HIDDEN, dim // 2, 2 * dim, None)  # one row per image
         yield from linear(names.GATE, 1, dim // 2, None)
 
+    def layer_pairs(self) -> Iterator[LayerPair]:
+        """Those of both paths. Adapters and the final mix are a few layers, which every rank has."""
+        yield from self.slow.layer_pairs()
+        yield from self.fast.layer_pairs()
+
     def problems(self, *, needs_grid: bool) -> Iterator[str]:
         """Sizes that do not fit together."""
         yield from self.slow.problems()
@@ -183,8 +190,10 @@ class HrConfig:
 
         return HrPreprocessor(self, pads=pads, max_pixels=max_pixels)
 
-    def load(self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool) -> CropEncoder:
+    def load(
+        self, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool, group: RankGroup | None = None
+    ) -> CropEncoder:
         """Tower and projector; takes `vision.*`."""
         from dpn_rt.model.vision.hr.encoder import HrEncoder  # which imports this module
 
-        return HrEncoder(self, weights, projector, prepack=prepack)
+        return HrEncoder(self, weights, projector, prepack=prepack, group=group)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.model.linear import Linear, load_linear
+from dpn_rt.model.linear import load_linear
+from dpn_rt.model.ranks import RankGroup, load_row_parallel
 from dpn_rt.model.vision.clip.tower import Affine, load_norm
 from dpn_rt.model.vision.hr import names
 from dpn_rt.model.vision.hr.convnext_config import STEM_STRIDE, ConvNextConfig
@@ -24,11 +25,15 @@ MLP_BLOCK_BYTES = 16 << 20
 class ConvNext:
     """Pixel values to the features of the last stage."""
 
-    def __init__(self, config: ConvNextConfig, weights: Mapping[str, Tensor], *, prepack: bool) -> None:
-        """Takes `vision.slow.*` of an engine's weights."""
+    def __init__(
+        self, config: ConvNextConfig, weights: Mapping[str, Tensor], *, prepack: bool, group: RankGroup | None = None
+    ) -> None:
+        """Takes `vision.slow.*` from the weights of an engine, or of a rank's part of it."""
         self._stem = load_linear(weights, names.STEM, prepack=False)
         self._stem_norm = load_norm(weights, names.STEM_NORM)
-        self._stages = [Stage(config, weights, stage, prepack=prepack) for stage in range(len(config.depths))]
+        self._stages = [
+            Stage(config, weights, stage, prepack=prepack, group=group) for stage in range(len(config.depths))
+        ]
         self._eps = config.layer_norm_eps
         self._dtype = weights[f"{names.STEM}.bias"].dtype
 
@@ -59,14 +64,22 @@ class ConvNext:
 class Stage:
     """Blocks of one resolution; from the second stage on, half the resolution first."""
 
-    def __init__(self, config: ConvNextConfig, weights: Mapping[str, Tensor], stage: int, *, prepack: bool) -> None:
+    def __init__(
+        self,
+        config: ConvNextConfig,
+        weights: Mapping[str, Tensor],
+        stage: int,
+        *,
+        prepack: bool,
+        group: RankGroup | None,
+    ) -> None:
         self._eps = config.layer_norm_eps
         self._norm: Affine | None = None
         if stage > 0:
             self._norm = load_norm(weights, names.stage_module(stage, names.DOWNSAMPLE_NORM))
             self._downsample = load_linear(weights, names.stage_module(stage, names.DOWNSAMPLE), prepack=prepack)
         self._blocks = [
-            Block(weights, names.block_module(stage, block), config.layer_norm_eps, prepack=prepack)
+            Block(weights, names.block_module(stage, block), config.layer_norm_eps, prepack=prepack, group=group)
             for block in range(config.depths[stage])
         ]
 
@@ -90,11 +103,13 @@ class Stage:
 class Block:
     """`x + layer_scale * fc2(gelu(fc1(norm(depthwise(x)))))`."""
 
-    def __init__(self, weights: Mapping[str, Tensor], module: str, eps: float, *, prepack: bool) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], module: str, eps: float, *, prepack: bool, group: RankGroup | None
+    ) -> None:
         self._depthwise = Depthwise(weights, f"{module}.{names.DEPTHWISE}")
         self._norm, self._eps = load_norm(weights, f"{module}.{names.NORM}"), eps
-        self._fc1: Linear = load_linear(weights, f"{module}.{names.FC1}", prepack=prepack, activation="gelu")
-        self._fc2: Linear = load_linear(weights, f"{module}.{names.FC2}", prepack=prepack)
+        self._fc1 = load_linear(weights, f"{module}.{names.FC1}", prepack=prepack, activation="gelu")
+        self._fc2 = load_row_parallel(weights, f"{module}.{names.FC2}", group, prepack=prepack)
         self._layer_scale = weights[f"{module}.{names.LAYER_SCALE}"]
 
     def add_to(self, x: Tensor) -> None:

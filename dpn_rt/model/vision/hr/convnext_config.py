@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import linear_specs
 from dpn_rt.model.vision.hr import names
 from dpn_rt.schema.bounds import Epsilon, Layers, Width
@@ -64,6 +65,13 @@ class ConvNextConfig:
             for block in range(depth):
                 yield from _block_specs(stage, block, dim, dtype)
             channels = dim
+
+    def layer_pairs(self) -> Iterator[LayerPair]:
+        """The MLP of each block."""
+        for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
+            for block in range(depth):
+                fc1, fc2 = (names.block_module(stage, block, part) for part in (names.FC1, names.FC2))
+                yield LayerPair(fc1, (MLP_RATIO * dim,), fc2, dim)
 
     def problems(self) -> Iterator[str]:
         """Sizes that make no network."""

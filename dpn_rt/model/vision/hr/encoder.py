@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.vision.clip.tower import ClipTower, run_layers
 from dpn_rt.model.vision.encoder import EncodedImage
 from dpn_rt.model.vision.hr.config import NUM_QUARTERS, PREPOOL, HrConfig
@@ -23,11 +24,19 @@ CROPS_ON_DEVICE = 4
 class HrEncoder:
     """A `CropEncoder`: tower and projector. Every image is one crop with one view."""
 
-    def __init__(self, config: HrConfig, weights: Mapping[str, Tensor], projector: Projector, *, prepack: bool) -> None:
-        """Takes what `config.weight_specs` names from an engine's weights."""
+    def __init__(
+        self,
+        config: HrConfig,
+        weights: Mapping[str, Tensor],
+        projector: Projector,
+        *,
+        prepack: bool,
+        group: RankGroup | None = None,
+    ) -> None:
+        """Takes what `config.weight_specs` names from the weights of an engine, or of a rank's part of it."""
         self.config = config
-        self.slow = ConvNext(config.slow, weights, prepack=prepack)
-        self.fast = ClipTower(config.fast, weights, prepack=prepack)
+        self.slow = ConvNext(config.slow, weights, prepack=prepack, group=group)
+        self.fast = ClipTower(config.fast, weights, prepack=prepack, group=group)
         side = config.fast.grid[0]
         self._adapters = [Adapter(weights, index, side, prepack=prepack) for index in range(config.num_adapters)]
         self._mix = Mix(weights, side, prepack=prepack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,8 +11,9 @@ from dpn_rt.backends.kernels.backend import KernelBackend
 from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.gpu import open_cuda
 from dpn_rt.backends.kernels.loading import image_encoder, make_allocator, num_pool_blocks
-from dpn_rt.backends.parallel.executor import ParallelExecutor
-from dpn_rt.backends.parallel.messages import AllLoaded, PoolSize, RankSource, fingerprint
+from dpn_rt.backends.parallel.encoder import ParallelEncoder
+from dpn_rt.backends.parallel.messages import AllLoaded, PoolSize, RankSource
+from dpn_rt.backends.parallel.parallel_executor import ParallelExecutor
 from dpn_rt.backends.parallel.part import RankPart
 from dpn_rt.backends.parallel.processes import RankProcesses
 from dpn_rt.device.device import Device
@@ -20,7 +22,7 @@ from dpn_rt.errors import EngineError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.reduction.loading import load_reducers
-from dpn_rt.model.vision.encoder import VisionEncoder, load_encoder
+from dpn_rt.model.vision.encoder import VisionEncoder
 from dpn_rt.settings import EngineSettings
 
 
@@ -52,8 +54,7 @@ def load_parallel_backend(
     try:
         sources = [
             RankSource(
-                engine.path.absolute(),
-                fingerprint(engine.path),
+                replace(engine, path=engine.path.absolute()),
                 model,
                 settings,
                 device,
@@ -68,14 +69,13 @@ def load_parallel_backend(
         torch.set_num_threads(share)
         own: Device = open_cuda(model, 0) if device == "cuda" else HostDevice()
         part = RankPart.load(model, engine.load_weights(), settings, own, 0, prepack=prepack)
-        encoder = load_encoder(model.vision, model.projector, part.weights, prepack=prepack)
         ranks.wait_until_loaded()
         ranks.send(AllLoaded())
         try:
             part.group.connect(ranks.store, own.torch_device)
         except RuntimeError as error:
             raise EngineError(f"the {size} ranks of {engine.path} cannot reach each other: {error!r:.500}") from error
-        num_blocks = num_pool_blocks(part.geometry, settings, part.pool_bytes(model, encoder, settings))
+        num_blocks = num_pool_blocks(part.geometry, settings, part.pool_bytes(model, settings))
         ranks.send(PoolSize(num_blocks))
         local = part.executor(num_blocks)
         ranks.wait_until_loaded()
@@ -83,7 +83,9 @@ def load_parallel_backend(
         cache = make_allocator(executor, part.geometry, settings)
         reducers = load_reducers(model.reduction, part.weights, own)
         backend = KernelBackend(executor, reducers, cache, PlainDecodeStep(executor, cache, own), own)
-        return backend, image_encoder(encoder, own)
+        if part.encoder is not None and part.shares_encoder:
+            return backend, ParallelEncoder(part.encoder, executor, own)
+        return backend, image_encoder(part.encoder, own)
     except BaseException:
         ranks.end()
         torch.set_num_threads(num_threads)

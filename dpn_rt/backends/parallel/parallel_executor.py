@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dpn_rt.backends.kernels.executor import DecodeInputs, LocalExecutor, NextLayerInputs, ScoredRows
+from dpn_rt.backends.kernels.executor import DecodeInputs, NextLayerInputs, ScoredRows
 from dpn_rt.backends.parallel.calls import Call
 from dpn_rt.backends.parallel.group import ProcessRankGroup
+from dpn_rt.backends.parallel.part import RankExecutor
 from dpn_rt.backends.parallel.processes import RankProcesses
 from dpn_rt.cache.block_allocator import BlockIds
 from dpn_rt.cache.kv_pool import KvPool
@@ -22,12 +23,12 @@ from dpn_rt.model.stage_batch import StageBatch
 class ParallelExecutor:
     """An `Executor` on all ranks.
 
-    The others are told of nothing but calls: embeddings, images, reducers, scheduling and sampling are rank 0's alone,
-    so no rank can take another route. After a call that failed, ranks may be out of step: the executor has ended then.
+    The others are told of nothing but calls: reducers, scheduling and sampling are rank 0's alone, so no rank can take
+    another route. After a call that failed, ranks may be out of step: the executor has ended then.
     """
 
     def __init__(
-        self, local: LocalExecutor, group: ProcessRankGroup, ranks: RankProcesses, on_close: Callable[[], object]
+        self, local: RankExecutor, group: ProcessRankGroup, ranks: RankProcesses, on_close: Callable[[], object]
     ) -> None:
         """
         Args:
@@ -36,9 +37,14 @@ class ParallelExecutor:
             ranks: the other ones.
             on_close: called once, when the ranks end.
         """
-        self._local, self._group, self.ranks = local, group, ranks
+        self._local, self._group, self._ranks = local, group, ranks
         self._failure: DeviceError | None = None
         self.close = weakref.finalize(self, _close, ranks, on_close)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of ranks 1 and up."""
+        return self._ranks.process_ids
 
     @property
     def decoder(self) -> Decoder:
@@ -50,6 +56,16 @@ class ParallelExecutor:
         """Rank 0's part."""
         return self._local.pool
 
+    def encode(self, *views: Tensor) -> Tensor:
+        """See `CropEncoder.forward`, where all ranks share the vision encoder."""
+        rows: Tensor = self._call("encode", *views)
+        return rows
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See `Executor`."""
+        rows: Tensor = self._call("embed", token_ids)
+        return rows
+
     def run(self, stage: int, x: Tensor, batch: StageBatch) -> Tensor:
         """See `Executor`."""
         rows: Tensor = self._call("run", stage, x, batch)
@@ -60,9 +76,9 @@ class ParallelExecutor:
         logits: Tensor = self._call("logits", x)
         return logits
 
-    def decode(self, x: Tensor, inputs: DecodeInputs) -> Tensor:
+    def decode(self, token_ids: Tensor, inputs: DecodeInputs) -> Tensor:
         """See `Executor`."""
-        logits: Tensor = self._call("decode", x, inputs)
+        logits: Tensor = self._call("decode", token_ids, inputs)
         return logits
 
     def cached_scores(
@@ -90,12 +106,12 @@ class ParallelExecutor:
             raise DeviceError("the engine was closed: expected no more requests")
         try:
             call, tensors = Call.of(method, arguments)
-            self.ranks.send(call)
+            self._ranks.send(call)
             if call.packing.num_bytes:
                 self._group.broadcast(call.filled_block(tensors))
             return getattr(self._local, method)(*arguments)
         except Exception as error:
-            self._failure = error if isinstance(error, DeviceError) else self.ranks.failure(error)
+            self._failure = error if isinstance(error, DeviceError) else self._ranks.failure(error)
             self.close()
             raise self._failure from error
 
