@@ -1,9 +1,9 @@
 """Runs every random test function with many seeds: `make seeds SEEDS=200 TESTS=tests/ops`.
 
-A pytest plugin of its own: `python -m pytest -p tests.seed_runs --seeds 200 tests/ops`. The runs of a function are spread
-over its parameter sets. Each run has another seed and fixtures of its own, those of modules and sessions too, so that the
-command which is printed for a failure repeats it alone. A test that draws nothing by its seed runs once and is listed.
-Examples of Hypothesis count as runs. No further runs of a function start after `--seconds-per-function`.
+A pytest plugin: `python -m pytest -p tests.seed_runs --seeds 200 tests/ops`. The runs of a function are spread over its
+parameter sets. Each run has another seed and new fixtures, those of modules and sessions too, so that the command which
+is printed for a failure repeats it alone. A test that draws nothing by its seed runs once and is listed. Examples of
+Hypothesis count as runs. No further run of a function starts after `--seconds-per-function`.
 """
 
 from __future__ import annotations
