@@ -57,6 +57,7 @@ class SeedRuns:
         self._before: list[bytes] = []
         self._asked_for_seed = False
         self._functions: defaultdict[str, Function] = defaultdict(Function)
+        self._skipped: set[tuple[str, int]] = set()
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(torch, "initial_seed", self._initial_seed)
 
@@ -97,7 +98,12 @@ class SeedRuns:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         properties: dict[str, Any] = dict(report.user_properties)
-        if report.outcome == "skipped" or "seed" not in properties:
+        if "seed" not in properties:  # of a run that was broken off
+            return
+        run = report.nodeid, properties["seed"]
+        if report.skipped:
+            self._skipped.add(run)
+        if run in self._skipped:
             return
         function = self._functions[_function(report.nodeid)]
         function.seconds += report.duration

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import RequestError
@@ -24,7 +25,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[dict[str, Any]]:
-    generator = np.random.default_rng(5)
+    generator = np.random.default_rng(torch.initial_seed())
     return [random_prompt(generator, (4, 4)) for _ in range(20)]
 
 

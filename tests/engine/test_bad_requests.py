@@ -163,7 +163,7 @@ def test_answer_ends_at_the_model_length(llm: LLM) -> None:
 
 def test_overflowing_request_fails_alone(tmp_path: Path) -> None:
     """An engine with a token whose embedding is not finite, as after a conversion that overflowed."""
-    weights = dict(random_weights(MODEL, 0))
+    weights = dict(random_weights(MODEL))
     weights["embed_tokens.weight"][50] = torch.inf
     write_engine(tmp_path / "engine", MODEL, EngineSource("0" * 64, "original"), weights.items(), {}, force=False)
     llm = LLM(tmp_path / "engine")

@@ -72,7 +72,7 @@ def test_batch_equals_alone(engine_dir: Path, generator: np.random.Generator, op
 def test_dense_rows_are_those_of_one_image_with_text_within(tmp_path: Path, generator: np.random.Generator) -> None:
     """In a dense model, two images with text between them give the same result as one image with those rows."""
     llm = load(write_random_engine(tmp_path / "dense", DENSE))
-    table = dict(random_weights(DENSE, 0))["embed_tokens.weight"]
+    table = dict(random_weights(DENSE))["embed_tokens.weight"]
     asked = prompt(generator, 3)
     token_ids, media = asked["prompt_token_ids"], asked["multi_modal_data"]
     first, *_, last = [i for i, token_id in enumerate(token_ids) if token_id == -200]

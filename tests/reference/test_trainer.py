@@ -28,7 +28,6 @@ def model() -> EagerDpn:
 
 def sample(model: EagerDpn) -> dict[str, torch.Tensor]:
     vocab = model.config.decoder.vocab_size
-    torch.manual_seed(0)
     return {"input_ids": torch.randint(3, vocab, (12,)), "labels": torch.randint(3, vocab, (12,))}
 
 

@@ -26,7 +26,7 @@ from tests.engine.models import MODEL, random_weights, with_decoder, write_rando
 
 def test_parts_make_the_whole() -> None:
     """Of the decoder's matrices each value is on one rank; KV heads of which there are too few on several."""
-    weights = dict(random_weights(MODEL, seed=torch.initial_seed() % 2**31))
+    weights = dict(random_weights(MODEL))
     decoder = MODEL.decoder
     parts = [Shard(decoder, "none", rank, 2).tensors(weights) for rank in (0, 1)]
     for layer in range(decoder.num_layers):
@@ -43,7 +43,7 @@ def test_parts_make_the_whole() -> None:
 
 
 def test_two_ranks_share_a_key_head() -> None:
-    weights = dict(random_weights(MODEL, seed=1))
+    weights = dict(random_weights(MODEL))
     key = weights["layers.0.qkv.weight"][64:96].view(2, 16, 64)
     for rank in range(4):
         shard = Shard(MODEL.decoder, "none", rank, 4)
