@@ -82,7 +82,7 @@ def test_runs_are_spread_over_parameter_sets(run: Run, processes: list[str]) -> 
     assert drawn.count("fixed") == 2 and "skipped" not in drawn
     assert sum(line.startswith("own") for line in drawn) == 12
     assert 3 * 5 <= sum(line.startswith("example") for line in drawn) <= 3 * 5 + 10  # and the repeats of Hypothesis
-    sections = re.split(r"\n=+ (.*) =+\n", report)
+    sections = [part.strip() for part in re.split(r"^=+ (.*) =+$", report, flags=re.MULTILINE)]
     assert sections[sections.index("functions that drew nothing by their seed") + 1] == "test_drawing.py::test_fixed"
     assert sections[sections.index("functions with fewer than 12 runs") + 1] == ""
     assert "3 random functions of 4, 39 runs of them" in report
