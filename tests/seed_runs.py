@@ -54,9 +54,10 @@ class SeedRuns:
         self._seconds: float = config.getoption("--seconds-per-function")
         self._first_seed = read_seed(config)
         self._num_sets: Counter[str] = Counter()
-        self._before: list[bytes] = []
+        self._before: tuple[object, ...] = ()
         self._asked_for_seed = False
         self._functions: defaultdict[str, Function] = defaultdict(Function)
+        self._seconds_left: defaultdict[str, float] = defaultdict(float)
         self._skipped: set[tuple[str, int]] = set()
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(torch, "initial_seed", self._initial_seed)
@@ -68,9 +69,11 @@ class SeedRuns:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
-        num_sets = max(1, self._num_sets[_function(item.nodeid)])
-        examples = _num_examples(item)
-        end = time.monotonic() + self._seconds / num_sets
+        function, examples = _function(item.nodeid), _num_examples(item)
+        num_sets = max(1, self._num_sets[function])
+        # A set takes its share and what those before it left.
+        self._seconds_left[function] += self._seconds / num_sets
+        end = time.monotonic() + self._seconds_left[function]
         for run in range(math.ceil(self._seeds / (num_sets * examples))):
             seed = (self._first_seed + run) % 2**32
             use_seed(item.config, seed)
@@ -84,6 +87,7 @@ class SeedRuns:
                 or time.monotonic() > end
             ):
                 break
+        self._seconds_left[function] = end - time.monotonic()
         return True
 
     def pytest_runtest_setup(self) -> None:
