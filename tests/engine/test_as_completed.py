@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -14,6 +15,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import RequestError
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import random_prompt, write_random_engine
+from tests.engine.test_batching import all_logprobs, assert_ids_are
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
@@ -35,9 +37,10 @@ def ids(result: object) -> list[int]:
 
 
 def test_they_are_those_of_generate(llm: LLM, prompts: list[dict[str, Any]]) -> None:
-    expected = [ids(output) for output in llm.generate(prompts, GREEDY, use_tqdm=False)]
+    expected = llm.generate(prompts, dataclasses.replace(GREEDY, logprobs=-1), use_tqdm=False)
     results = dict(llm.as_completed(iter(prompts), GREEDY))
-    assert [ids(results[position]) for position in range(20)] == expected
+    for position, output in enumerate(expected):
+        assert_ids_are(ids(results[position]), ids(output), all_logprobs(output))
 
 
 def test_short_answers_come_before_long_ones(llm: LLM, prompts: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import torch
 from dpn_rt import LLM
 from dpn_rt.model.reduction.reduction import NoReduction
 from tests.engine.models import MODEL, ROUTER_ID, kv_bytes, random_images, random_weights, write_random_engine
-from tests.engine.test_batching import GREEDY, assert_pool_is_full, assert_same
+from tests.engine.test_batching import GREEDY, assert_pool_is_full, assert_same, assert_same_tokens
 
 GRIDS = [(12, 12), (4, 4), (8, 8), (3, 7), (1, 1), (2, 20)]
 DENSE = dataclasses.replace(MODEL, reduction=NoReduction())
@@ -83,7 +83,7 @@ def test_dense_rows_are_those_of_one_image_with_text_within(tmp_path: Path, gene
         "multi_modal_data": {"image_embeds": torch.cat(rows)},
     }
     output, expected = (llm.generate(each, GREEDY, use_tqdm=False)[0] for each in (asked, joined))
-    assert output.outputs[0].token_ids == expected.outputs[0].token_ids
+    assert_same_tokens(output, expected)
     assert output.pyramid.kv_lengths == expected.pyramid.kv_lengths
 
 

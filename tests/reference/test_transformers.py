@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -128,12 +130,16 @@ def test_logits_equal_those_of_transformers(name: str) -> None:
         output = eager([*before, IMAGE_PLACEHOLDER_ID, *after], pixels)
         text = eager(after).logits
         expected_text = reference(input_ids=torch.tensor([after])).logits[0]
-        generated = reference.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=5, do_sample=False)
+        ours = eager.generate([*before, IMAGE_PLACEHOLDER_ID, *after], pixels, max_new_tokens=5)
+        # A generated placeholder of an image is a token for us; transformers would look for the image.
+        chosen = torch.tensor([[*itertools.takewhile(lambda token: token != IMAGE_TOKEN, ours.token_ids)]]).long()
+        rows = reference(input_ids=torch.cat([ids, chosen], 1), pixel_values=pixels).logits[0, ids.shape[1] - 1 : -1]
     assert expected.std() > 0.3
     torch.testing.assert_close(output.logits, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(text, expected_text, atol=1e-4, rtol=0)
-    ours = eager.generate([*before, IMAGE_PLACEHOLDER_ID, *after], pixels, max_new_tokens=5)
-    assert ours.token_ids == generated[0, ids.shape[1] :].tolist()
+    # The most probable tokens, or as probable ones within the error above of both.
+    assert (rows.amax(1) - rows.gather(1, chosen.T)[:, 0] < 2e-4).all()
+    assert len(ours.token_ids) == 5 or ours.token_ids[-1] in config.prompt.eos_token_ids
     assert output.trace.visual_tokens == (len(visual),)
     assert ours.kv_lengths == (ids.shape[1] + len(ours.token_ids) - 1,) * 3
 
