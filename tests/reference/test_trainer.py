@@ -87,9 +87,9 @@ def test_a_training_step_as_trainer_makes_it(model: EagerDpn) -> None:
     model.train()
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
+    losses, given = [], sample(model)
     for _ in range(5):
-        outputs = model(**sample(model))
+        outputs = model(**given)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]  # Trainer.compute_loss
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
