@@ -15,6 +15,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import BatchError
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
+from dpn_rt.prompts.processor import MAX_ROUTER_BIAS
 from tests.engine.models import (
     MODEL,
     kv_bytes,
@@ -153,7 +154,9 @@ def test_other_pyramids(place: Place, tmp_path: Path, prompts: list[Prompt], cha
 
 def test_biases_and_kernels_that_do_not_fit(place: Place, engine_dir: Path) -> None:
     generator = np.random.default_rng(torch.initial_seed())
-    prompts = [random_prompt(generator, (8, 8)) | {"router_bias": bias} for bias in (-40.0, 0.0, 40.0)]
+    prompts = [
+        random_prompt(generator, (8, 8)) | {"router_bias": bias} for bias in (-MAX_ROUTER_BIAS, 0.0, MAX_ROUTER_BIAS)
+    ]
     prompts[1]["route"] = [0, 0, 0]
     outputs = place.load(engine_dir).generate(prompts, GREEDY, use_tqdm=False)
     for output, expected in zip(outputs, alone(engine_dir, prompts), strict=True):
