@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-harnesses sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
+.PHONY: demo test seeds test-harnesses sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
 
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
@@ -17,6 +17,15 @@ TEST_PROCESSES ?= 2
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	  $(PYTEST_OPTIONS)
+
+# Every random test function of TESTS with SEEDS seeds, at most SECONDS_PER_FUNCTION for each.
+SEEDS ?= 200
+TESTS ?= tests
+SECONDS_PER_FUNCTION ?= 60
+seeds: $(READY)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -p tests.seed_runs -n $(TEST_PROCESSES) --dist worksteal --tb=no \
+	  -o tmp_path_retention_policy=failed --seeds $(SEEDS) --seconds-per-function $(SECONDS_PER_FUNCTION) \
+	  $(PYTEST_OPTIONS) $(TESTS)
 
 # Evaluation harnesses and clients that are large or want other versions than the other tests, in an environment of its
 # own (0.8 GB) on top of theirs. torchvision is taken out again: PyPI's build does not fit torch's for CPUs.

@@ -86,7 +86,7 @@ OTHERS = (
 def test_among_other_requests(case: ReducerCase, tmp_path: Path) -> None:
     """In any order among other reducers and text."""
     llm = load(case, tmp_path / "engine", case.spec, *OTHERS)
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(torch.initial_seed())
     text = {"prompt_token_ids": generator.integers(3, case.meta["vocab"], 9).tolist()}
     others = [{**case.prompt(), "reduce": spec} for spec in OTHERS]
     asked = [case.prompt(**forced(case)), text, *others]

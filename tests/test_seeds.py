@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +37,13 @@ def test_a_seed_is_printed_and_taken(pytester: pytest.Pytester, monkeypatch: pyt
     assert len(set(seeds)) == len(set(others)) == 1 and seeds != others
     monkeypatch.setenv("DPN_RT_TEST_SEED", seeds[0])
     assert run() == (seeds, drawn)
+
+
+def test_no_generator_is_without_a_seed() -> None:
+    """What they draw could not be drawn again."""
+    unseeded = ("default_rng", "Random", "SeedSequence", "RandomState")
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and not node.args and not node.keywords:
+                name = getattr(node.func, "attr", getattr(node.func, "id", None))
+                assert name not in unseeded, f"{file}:{node.lineno}: {name}() takes torch.initial_seed() as its seed"

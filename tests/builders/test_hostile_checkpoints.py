@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -258,7 +259,7 @@ def test_archives_that_are_larger_inside(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is compressed, expected it as torch.save writes it"):
         open_shard(file).list_tensors()
     content = bytearray(file.read_bytes())
-    content[-100:-30] = os.urandom(70)
+    content[-100:-30] = random.randbytes(70)
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="truncated or damaged: not a file that torch.save wrote"):
         open_shard(file).list_tensors()

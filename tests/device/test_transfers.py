@@ -15,16 +15,19 @@ DTYPES = [np.int32, np.int64, np.float32, np.float64]
 SHAPES = [(), (1,), (3,), (0,), (2, 5), (0, 4), (2, 1, 3)]
 
 
-def arrays_of(seed: int) -> list[np.ndarray]:
-    random = np.random.default_rng(seed)
-    return [np.asarray(random.normal(size=shape) * 1e4).astype(dtype) for dtype in DTYPES for shape in SHAPES]
+def random_arrays() -> list[np.ndarray]:
+    return [
+        np.asarray(torch.randn(shape, dtype=torch.float64).numpy() * 1e4).astype(dtype)
+        for dtype in DTYPES
+        for shape in SHAPES
+    ]
 
 
 @pytest.mark.parametrize("device", [HostDevice(), CountingDevice()], ids=["host", "counting"])
 def test_uploaded_arrays_are_what_they_were(device: HostDevice) -> None:
-    arrays = arrays_of(1)
+    arrays = random_arrays()
     tensors = device.upload(*arrays)
-    device.upload(*arrays_of(2))
+    device.upload(*random_arrays())
     for tensor, array in zip(tensors, arrays, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), array)
         assert tensor.is_contiguous() and torch.from_numpy(array.reshape(-1)).dtype == tensor.dtype
@@ -37,7 +40,7 @@ def test_arrays_that_are_no_blocks_of_memory() -> None:
 
 
 def test_places_are_aligned_and_apart() -> None:
-    packing = Packing.of(arrays_of(1))
+    packing = Packing.of(random_arrays())
     assert all(offset % ALIGNMENT == 0 for offset in packing.offsets)
     block = torch.zeros(packing.num_bytes, dtype=torch.uint8)
     for view in packing.views(block):
@@ -51,11 +54,11 @@ def test_nothing_to_upload() -> None:
 
 def test_static_inputs_stay_where_they_are() -> None:
     device = CountingDevice()
-    inputs = StaticInputs(device, arrays_of(1))
+    inputs = StaticInputs(device, random_arrays())
     addresses = [tensor.data_ptr() for tensor in inputs.tensors]
-    arrays = arrays_of(2)
+    arrays = random_arrays()
     inputs.set(arrays)
-    device.upload(*arrays_of(3))
+    device.upload(*random_arrays())
     assert [tensor.data_ptr() for tensor in inputs.tensors] == addresses
     for tensor, array in zip(inputs.tensors, arrays, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), array)

@@ -69,9 +69,12 @@ VISION = ClipConfig(
 MODEL = ModelConfig("float32", DECODER, PYRAMID, PROMPT, VISION, ProjectorConfig("mlp2x_gelu", 32))
 
 
-def random_weights(model: ModelConfig, seed: int) -> list[tuple[str, torch.Tensor]]:
-    """Weights that keep activations near one; routers strong enough that samples take different routes."""
-    generator = torch.Generator().manual_seed(seed)
+def random_weights(model: ModelConfig, seed: int | None = None) -> list[tuple[str, torch.Tensor]]:
+    """Weights that keep activations near one; routers strong enough that samples take different routes.
+
+    Without a seed by the test's own: in one test always the same.
+    """
+    generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
     weights = []
     for name, spec in weight_spec(model).items():
         tensor = torch.randn(spec.shape, generator=generator)
@@ -89,7 +92,7 @@ def random_weights(model: ModelConfig, seed: int) -> list[tuple[str, torch.Tenso
     return weights
 
 
-def write_random_engine(path: Path, model: ModelConfig = MODEL, seed: int = 0) -> Path:
+def write_random_engine(path: Path, model: ModelConfig = MODEL, seed: int | None = None) -> Path:
     write_engine(path, model, EngineSource("0" * 64, "original"), random_weights(model, seed), {}, force=False)
     return path
 

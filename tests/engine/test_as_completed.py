@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import RequestError
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import random_prompt, write_random_engine
+from tests.engine.test_batching import all_logprobs, assert_ids_are
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
@@ -24,7 +27,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[dict[str, Any]]:
-    generator = np.random.default_rng(5)
+    generator = np.random.default_rng(torch.initial_seed())
     return [random_prompt(generator, (4, 4)) for _ in range(20)]
 
 
@@ -34,9 +37,10 @@ def ids(result: object) -> list[int]:
 
 
 def test_they_are_those_of_generate(llm: LLM, prompts: list[dict[str, Any]]) -> None:
-    expected = [ids(output) for output in llm.generate(prompts, GREEDY, use_tqdm=False)]
+    expected = llm.generate(prompts, dataclasses.replace(GREEDY, logprobs=-1), use_tqdm=False)
     results = dict(llm.as_completed(iter(prompts), GREEDY))
-    assert [ids(results[position]) for position in range(20)] == expected
+    for position, output in enumerate(expected):
+        assert_ids_are(ids(results[position]), ids(output), all_logprobs(output))
 
 
 def test_short_answers_come_before_long_ones(llm: LLM, prompts: list[dict[str, Any]]) -> None:

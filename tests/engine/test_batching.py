@@ -67,14 +67,22 @@ def assert_same_tokens(actual: RequestOutput, expected: RequestOutput) -> None:
 
 
 def assert_tokens_are(actual: RequestOutput, wanted: list[int], wanted_logprobs: torch.Tensor) -> None:
-    """Up to the first token where two are equally probable within the error of float32: there either is right."""
-    ids, logprobs = actual.outputs[0].token_ids, all_logprobs(actual)
+    """With their log-probabilities, up to where `assert_ids_are` compares."""
+    end = assert_ids_are(actual.outputs[0].token_ids, wanted, wanted_logprobs)
+    torch.testing.assert_close(all_logprobs(actual)[: end + 1], wanted_logprobs[: end + 1], atol=1e-4, rtol=0)
+
+
+def assert_ids_are(ids: list[int], wanted: list[int], wanted_logprobs: torch.Tensor) -> int:
+    """Up to the first token where two are equally probable within the error of float32: there either is right.
+
+    Returns its place, or the number of tokens.
+    """
     assert len(ids) == len(wanted)
     end = next((i for i, pair in enumerate(zip(ids, wanted, strict=True)) if pair[0] != pair[1]), len(ids))
-    torch.testing.assert_close(logprobs[: end + 1], wanted_logprobs[: end + 1], atol=1e-4, rtol=0)
     if end < len(ids):
         margin = (wanted_logprobs[end, wanted[end]] - wanted_logprobs[end, ids[end]]).item()
         assert abs(margin) < 2e-4, f"token {end}: {ids[end]} for {wanted[end]}, which is {margin:.1e} more probable"
+    return end
 
 
 def assert_pool_is_full(llm: LLM) -> None:

@@ -18,7 +18,7 @@ from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import StepError
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import MODEL, kv_bytes, random_prompt, write_random_engine
-from tests.engine.test_batching import assert_pool_is_full
+from tests.engine.test_batching import all_logprobs, assert_ids_are, assert_pool_is_full
 from tests.places import Place
 from tests.skips import GPU_PRESENT
 
@@ -43,9 +43,19 @@ def prompts() -> list[Prompt]:
     return made
 
 
-def alone(engine_dir: Path, prompts: list[Prompt], params: list[SamplingParams]) -> list[list[list[int]]]:
+def assert_as_alone(
+    outputs: list[RequestOutput], engine_dir: Path, prompts: list[Prompt], params: list[SamplingParams]
+) -> None:
+    """The tokens that the CPU's runtime gives each prompt alone; of an aborted request its first ones."""
     llm = LLM(engine_dir, device="cpu")
-    return [ids_of(llm.generate(prompt, one, use_tqdm=False)[0]) for prompt, one in zip(prompts, params, strict=True)]
+    for output, prompt, one in zip(outputs, prompts, params, strict=True):
+        alone = llm.generate(prompt, dataclasses.replace(one, logprobs=-1), use_tqdm=False)[0]
+        for ids, completion in zip(ids_of(output), alone.outputs, strict=True):
+            wanted = completion.token_ids[: len(ids)]
+            if one.temperature == 0:
+                assert_ids_are(ids, wanted, all_logprobs(dataclasses.replace(alone, outputs=[completion])))
+            else:
+                assert ids == wanted
 
 
 def ids_of(output: RequestOutput) -> list[list[int]]:
@@ -68,7 +78,7 @@ def test_answers_are_those_of_the_cpu(place: Place, engine_dir: Path, prompts: l
     outputs = llm.generate(prompts, params, use_tqdm=False)
     assert [[len(ids) for ids in ids_of(output)] for output in outputs] == [[one.max_tokens] * one.n for one in params]
     if place.device is not None:
-        assert [ids_of(output) for output in outputs] == alone(engine_dir, prompts, params)
+        assert_as_alone(outputs, engine_dir, prompts, params)
     assert_pool_is_full(llm)
 
 
@@ -114,7 +124,7 @@ def test_penalties_and_log_probabilities_wait_for_the_host(place: Place, engine_
     llm = place.load(engine_dir)
     outputs = llm.generate(prompts, params, use_tqdm=False)
     if place.device is not None:
-        assert [ids_of(output) for output in outputs] == alone(engine_dir, prompts, params)
+        assert_as_alone(outputs, engine_dir, prompts, params)
     assert_pool_is_full(llm)
 
 
@@ -126,7 +136,7 @@ def test_preempted_equals_alone(place: Place, engine_dir: Path) -> None:
     outputs = llm.generate(prompts, params, use_tqdm=False)
     assert llm.engine.num_preemptions > 0
     if place.device is not None:
-        assert [ids_of(output) for output in outputs] == alone(engine_dir, prompts, params)
+        assert_as_alone(outputs, engine_dir, prompts, params)
     assert_pool_is_full(llm)
 
 
@@ -148,9 +158,9 @@ def test_one_is_aborted_while_its_next_step_is_queued(place: Place, engine_dir: 
         outputs.update({output.request_id: output for output in llm.engine.step().finished})
     assert set(outputs) == {"0", "2", "late"}
     if place.device is not None:
-        expected = alone(engine_dir, prompts, [params] * 3)
-        assert ids_of(outputs["late"]) == expected[1] and ids_of(outputs["0"]) == expected[0]
-        assert aborted.outputs[0].token_ids == expected[1][0][: 1 + steps]
+        ordered = [outputs["0"], outputs["late"], outputs["2"], aborted]
+        assert_as_alone(ordered, engine_dir, [*prompts, prompts[1]], [params] * 4)
+        assert [len(output.outputs[0].token_ids) for output in ordered[:3]] == [12] * 3
     assert llm.engine.step() == StepResult()
     assert_pool_is_full(llm)
 
@@ -168,7 +178,7 @@ def test_all_are_aborted_while_their_next_step_is_queued(place: Place, engine_di
     assert len(outputs) == 1, "a step was computed for a request that no caller waits for"
     assert len(outputs[0].outputs[0].token_ids) == 12
     if place.device is not None:
-        assert [ids_of(outputs[0])] == alone(engine_dir, [{"prompt_token_ids": [1, 3]}], [params])
+        assert_as_alone(outputs, engine_dir, [{"prompt_token_ids": [1, 3]}], [params])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dpn_rt.model.vision.hr.encoder import HrEncoder
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.reduced import EagerReduced
 from tests.engine.margins import recorded_margins
+from tests.engine.test_batching import assert_same_tokens
 from tests.hr_cases import HrCase, hr_case
 from tests.test_golden_hr import assert_near
 from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
@@ -44,9 +45,8 @@ def load(case: HrCase, directory: Path, **options: Any) -> LLM:
     return LLM(directory / "engine", device="cpu", **options)
 
 
-def picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8).numpy())
+def picture(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(torch.randint(256, (size[1], size[0], 3), dtype=torch.uint8).numpy())
 
 
 @pytest.mark.parametrize("name", ["e01", "e03", "e05"])
@@ -56,7 +56,7 @@ def test_a_batch_of_different_routes(name: str, tmp_path: Path) -> None:
     llm = load(case, tmp_path)
     requests = [case.request()]
     for index, route in enumerate(ROUTES):
-        media = {"image": picture(index, (30 + 20 * index, 60))}
+        media = {"image": picture((30 + 20 * index, 60))}
         requests.append({"prompt_token_ids": case.prompt_token_ids, "multi_modal_data": media, "route": route})
     requests.append({"prompt_token_ids": [1, 5, 9, 20]})
     alone = [llm.generate(request, PARAMS, use_tqdm=False)[0] for request in requests]
@@ -65,7 +65,7 @@ def test_a_batch_of_different_routes(name: str, tmp_path: Path) -> None:
     for first, second in zip(alone, together, strict=True):
         assert first.pyramid.experts == second.pyramid.experts
         assert first.pyramid.kv_lengths == second.pyramid.kv_lengths
-        assert first.outputs[0].token_ids == second.outputs[0].token_ids
+        assert_same_tokens(second, first)
     assert len({tuple(output.pyramid.kv_lengths) for output in together}) > 3
 
 
@@ -77,7 +77,7 @@ def test_images_are_encoded_once_and_text_never(tmp_path: Path, encoded: list[in
     assert encoded == [1]
     llm.generate({"prompt_token_ids": [1, 5, 9, 20]}, PARAMS, use_tqdm=False)
     assert encoded == [1]
-    other = {"prompt_token_ids": case.prompt_token_ids, "multi_modal_data": {"image": picture(1, (40, 40))}}
+    other = {"prompt_token_ids": case.prompt_token_ids, "multi_modal_data": {"image": picture((40, 40))}}
     llm.generate([other, case.request(), other], PARAMS, use_tqdm=False)
     assert encoded == [1, 1]
 
@@ -149,7 +149,7 @@ def test_several_images_in_a_prompt(name: str, tmp_path: Path) -> None:
     place = ids.index(-200)
     request = {
         "prompt_token_ids": [*ids[:place], -200, 5, *ids[place:]],
-        "multi_modal_data": {"image": [case.image, picture(3, (50, 20))]},
+        "multi_modal_data": {"image": [case.image, picture((50, 20))]},
     }
     output = llm.generate(request, PARAMS, use_tqdm=False)[0]
     assert output.pyramid.visual_tokens[0] == 2048

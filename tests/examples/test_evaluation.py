@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
@@ -30,7 +29,6 @@ ANSWER = Answer(0, "background", "coarse", "red", " red", (5, 2), ("2x2",), (256
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DPN with random weights in the published layout."""
-    torch.manual_seed(0)
     model = EagerDpn(model_config("dpn", train_tokenizer().get_vocab_size())).eval()
     path = tmp_path_factory.mktemp("evaluation") / "checkpoint"
     train.save_checkpoint(model, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 
 import pytest
 import torch
@@ -64,10 +65,10 @@ def test_scores_follow_compression_whatever_the_order_of_experts() -> None:
 def test_drawing_follows_the_probabilities() -> None:
     module = boundary().train()
     probs = torch.tensor([0.6, 0.3, 0.1])
-    torch.manual_seed(0)
     counts = collections.Counter(module.choose(probs, (24, 24)) for _ in range(4000))
-    for expert, expected in enumerate(probs.tolist()):  # 4 standard deviations of 4000 draws: 0.03
-        assert counts[expert] / 4000 == pytest.approx(expected, abs=0.032)
+    for expert, expected in enumerate(probs.tolist()):
+        deviation = math.sqrt(4000 * expected * (1 - expected))  # six of them: 2 draws in 10^9 are further off
+        assert counts[expert] == pytest.approx(4000 * expected, abs=6 * deviation)
     assert module.eval().choose(probs, (24, 24)) == 0
 
 
@@ -77,14 +78,13 @@ def test_drawing_follows_the_probabilities() -> None:
 )
 def test_drawing_leaves_at_least_18_visual_tokens(grid: tuple[int, int], allowed: set[int]) -> None:
     module = boundary().train()
-    torch.manual_seed(1)
-    assert {module.choose(torch.tensor([0.01, 0.01, 0.98]), grid) for _ in range(600)} == allowed
+    # An expert of one percent is missing among 3000 draws with a probability of 10^-13.
+    assert {module.choose(torch.tensor([0.01, 0.01, 0.98]), grid) for _ in range(3000)} == allowed
 
 
 def test_language_loss_reaches_the_router_through_the_scaling() -> None:
     case = case_named("c01_g24_r012")
     model = load("c01_g24_r012").train()
-    torch.manual_seed(0)
     labels = torch.tensor(case.prompt_token_ids)
     labels[:17] = -100
     output = model(torch.tensor(case.prompt_token_ids), image_embeds=case.image_embeds, labels=labels)
@@ -122,7 +122,6 @@ def test_random_pooling_draws_uniformly_and_does_not_scale() -> None:
     config = BoundaryConfig(0, KERNELS)
     module = Boundary(config, PoolingConfig((config,), "random"), 8)
     rows = torch.rand(36 + 2, 8)
-    torch.manual_seed(0)
     counts: collections.Counter[int | None] = collections.Counter()
     for _ in range(300):
         packed, layout, record = module(rows, SampleLayout(38, 1, (6, 6), (37,)))
@@ -130,4 +129,4 @@ def test_random_pooling_draws_uniformly_and_does_not_scale() -> None:
         assert record.probs is None and layout.num_rows == len(packed)
         if record.expert == 0:
             assert torch.equal(packed, rows)
-    assert min(counts.values()) > 60
+    assert min(counts.values()) > 100 - 6 * math.sqrt(300 * 1 / 3 * 2 / 3)

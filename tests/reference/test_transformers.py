@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -117,7 +119,6 @@ CONFIGS = {
 def test_logits_equal_those_of_transformers(name: str) -> None:
     config = CONFIGS[name]
     assert config.vision is not None
-    torch.manual_seed(len(name))
     reference = llava(config)
     eager = copy_of(reference, config)
     pixels = torch.randn(1, 3, 28, 28)
@@ -129,19 +130,22 @@ def test_logits_equal_those_of_transformers(name: str) -> None:
         output = eager([*before, IMAGE_PLACEHOLDER_ID, *after], pixels)
         text = eager(after).logits
         expected_text = reference(input_ids=torch.tensor([after])).logits[0]
-        generated = reference.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=5, do_sample=False)
+        ours = eager.generate([*before, IMAGE_PLACEHOLDER_ID, *after], pixels, max_new_tokens=5)
+        # A generated placeholder of an image is a token for us; transformers would look for the image.
+        chosen = torch.tensor([[*itertools.takewhile(lambda token: token != IMAGE_TOKEN, ours.token_ids)]]).long()
+        rows = reference(input_ids=torch.cat([ids, chosen], 1), pixel_values=pixels).logits[0, ids.shape[1] - 1 : -1]
     assert expected.std() > 0.3
     torch.testing.assert_close(output.logits, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(text, expected_text, atol=1e-4, rtol=0)
-    ours = eager.generate([*before, IMAGE_PLACEHOLDER_ID, *after], pixels, max_new_tokens=5)
-    assert ours.token_ids == generated[0, ids.shape[1] :].tolist()
+    # The most probable tokens, or as probable ones within the error above of both.
+    assert (rows.amax(1) - rows.gather(1, chosen.T)[:, 0] < 2e-4).all()
+    assert len(ours.token_ids) == 5 or ours.token_ids[-1] in config.prompt.eos_token_ids
     assert output.trace.visual_tokens == (len(visual),)
     assert ours.kv_lengths == (ids.shape[1] + len(ours.token_ids) - 1,) * 3
 
 
 def test_a_random_model_trains_from_scratch_with_its_tower() -> None:
     config = CONFIGS["untied"]
-    torch.manual_seed(3)
     model = EagerDpn(config).train()
     ids = torch.tensor([1, IMAGE_PLACEHOLDER_ID, 5, 6, 7])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

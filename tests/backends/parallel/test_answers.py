@@ -54,7 +54,7 @@ def prompts(count: int) -> list[dict[str, Any]]:
 def write_engine_of(path: Path, model: ModelConfig) -> Path:
     """With logits of about the same size for every model: a table of embeddings has larger values than a matrix."""
     scale = model.decoder.hidden_size**-0.5 if model.decoder.tie_word_embeddings else 1.0
-    weights = random_weights(model, seed=0)
+    weights = random_weights(model)
     scaled = [(name, tensor * scale if name == "embed_tokens.weight" else tensor) for name, tensor in weights]
     write_engine(path, model, EngineSource("0" * 64, "original"), scaled, {})
     return path

@@ -73,7 +73,7 @@ def test_parts_make_the_whole() -> None:
 
 
 def test_an_encoder_that_is_not_shared_is_on_rank_0() -> None:
-    weights = dict(random_weights(MODEL, seed=1))
+    weights = dict(random_weights(MODEL))
     first, second = (set(Shard(MODEL.decoder, rank, 2).tensors(weights)) for rank in range(2))
     assert first == set(weights)
     assert not {name for name in second if name.startswith(("vision.", "projector."))}
@@ -104,7 +104,7 @@ def test_parts_of_the_vocabulary(vocab_size: int, size: int) -> None:
 
 
 def test_two_ranks_share_a_key_head() -> None:
-    weights = dict(random_weights(MODEL, seed=1))
+    weights = dict(random_weights(MODEL))
     key = weights["layers.0.qkv.weight"][64:96].view(2, 16, 64)
     for rank in range(4):
         shard = Shard(MODEL.decoder, rank, 4)

@@ -33,7 +33,6 @@ def transformers_model(kv_heads: int) -> LlamaForCausalLM:
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(kv_heads)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

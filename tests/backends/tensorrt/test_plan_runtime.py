@@ -46,7 +46,7 @@ needs_networks = pytest.mark.skipif(
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
-    return write_plan_engine(tmp_path / "engine", TEXT, dict(random_weights(TEXT, 5)), LIMITS)
+    return write_plan_engine(tmp_path / "engine", TEXT, dict(random_weights(TEXT)), LIMITS)
 
 
 # Padding and slots
@@ -116,7 +116,7 @@ def test_sequences_that_end_at_different_times_leave_slots_to_others(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Free slots between running ones, new sequences in them, images and text: all get the eager model's answers."""
-    eager = EagerDpn.from_weights(TEXT, random_weights(TEXT, 5))
+    eager = EagerDpn.from_weights(TEXT, random_weights(TEXT))
     random = np.random.default_rng(torch.initial_seed())
     grids = [(5, 5), None, (4, 6), (2, 2), None, (5, 4), (6, 6)]
     prompts = [random_prompt(random, grid) for grid in grids]
@@ -145,9 +145,9 @@ def test_tensors_are_in_the_engines_dtype(
 ) -> None:
     """Plans round rows, caches and logits to their dtype. Boundaries run on the CPU here, which takes no float16."""
     model = dataclasses.replace(TEXT, dtype=dtype)  # type: ignore[arg-type]
-    weights = dict(random_weights(model, 5))
+    weights = dict(random_weights(model))
     eager = EagerDpn.from_weights(TEXT, ((name, weight.float()) for name, weight in weights.items()))
-    prompt = random_prompt(np.random.default_rng(8), (6, 6)) | {"route": [1, 0, 2]}
+    prompt = random_prompt(np.random.default_rng(torch.initial_seed()), (6, 6)) | {"route": [1, 0, 2]}
     path = write_plan_engine(tmp_path / "engine", model, weights, LIMITS)
     llm = evaluated_llm(path, monkeypatch)
     params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)
@@ -184,9 +184,9 @@ def test_limits_are_kept_at_admission(engine: Path, monkeypatch: pytest.MonkeyPa
 def test_limits_of_a_later_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request with a forced route that pools fits, where the same request without one might not."""
     limits = PlanLimits(2, 2, (96, 60, 60, 60))
-    path = write_plan_engine(tmp_path / "engine", TEXT, dict(random_weights(TEXT, 5)), limits)
+    path = write_plan_engine(tmp_path / "engine", TEXT, dict(random_weights(TEXT)), limits)
     llm = evaluated_llm(path, monkeypatch)
-    prompt = random_prompt(np.random.default_rng(3), (8, 8))
+    prompt = random_prompt(np.random.default_rng(torch.initial_seed()), (8, 8))
     with pytest.raises(CapacityError, match=r"the plans were built for \(96, 60, 60, 60\).*--max-rows"):
         llm.generate(prompt, GREEDY, use_tqdm=False)
     output = llm.generate(prompt | {"route": [2, 0, 0]}, GREEDY, use_tqdm=False)[0]
