@@ -16,9 +16,11 @@ GPU_PRESENT = "there is a GPU"
 """Reason of tests that replace a GPU by the host."""
 UNSUPPORTED_BY_GPU = "this GPU does not support it"
 UNSUPPORTED_BY_CPU = "this processor lacks the instructions"
+SUPPORTED_BY_CPU = "this processor has the instructions"
+"""Reason of tests that replace instructions by plain C++."""
 OTHER_ENVIRONMENT = "runs in an environment of its own: make test-harnesses"
 """Of tests whose packages are large, or contradict those of the other tests (`need_harness`)."""
-ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CPU, OTHER_ENVIRONMENT))
+ACCEPTED = frozenset((NO_GPU, GPU_PRESENT, UNSUPPORTED_BY_GPU, UNSUPPORTED_BY_CPU, SUPPORTED_BY_CPU, OTHER_ENVIRONMENT))
 """Reasons that are allowed in CI; all else can be installed or built there."""
 
 NO_CUDA_BUILD = "built without CUDA"

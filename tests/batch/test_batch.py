@@ -157,13 +157,20 @@ def kill_with_workers(command: list[str], environment: dict[str, str], is_time: 
     finally:
         job.kill()
         job.wait()
-    titles = {each: " ".join(each.cmdline()) for each in raylet.children()}  # its agents are not to be killed
-    workers = [each for each, title in titles.items() if re.search(r"^ray::(?!\w*Agent)|default_worker\.py", title)]
+    # Its agents are not to be killed.
+    workers = [each for each in raylet.children() if re.search(r"^ray::(?!\w*Agent)|default_worker\.py", title(each))]
     for worker in workers:
         with suppress(psutil.NoSuchProcess):
             worker.kill()
     while any(is_alive(worker) for worker in workers):
         time.sleep(0.02)
+
+
+def title(process: psutil.Process) -> str:
+    """Empty when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -232,7 +232,7 @@ def tiny_phase(name: str = "dpn", **changes: object) -> Phase:
 
 
 def trainer(folder: Path, phase: Phase, seed: int = 0) -> Trainer:
-    torch.manual_seed(torch.initial_seed())  # the same weights at every call
+    torch.manual_seed(1)  # the same weights at every call; a training sets a seed of its own
     model = EagerDpn(model_config(phase.variant, TOKENIZER.get_vocab_size()))
     return Trainer(model, phase, ENCODER, folder, seed)
 

@@ -13,7 +13,7 @@ import pytest
 from dpn_rt import ops
 from tests.ops.conftest import CPU_ONLY
 from tests.ops.emulated_build import build_kernels
-from tests.skips import FORCED_ISA, UNSUPPORTED_BY_CPU
+from tests.skips import FORCED_ISA, SUPPORTED_BY_CPU, UNSUPPORTED_BY_CPU
 
 DEVICES = CPU_ONLY
 HERE = Path(__file__).parent
@@ -37,7 +37,10 @@ OTHERS = [
     for isa in ISAS
     if isa != ops.cpu_isa()
 ]
-MISSING = [isa for isa in ("avx512", "avx512_vnni", "avx512_bf16", "amx") if isa not in ops.available_cpu_isas()]
+MISSING = [
+    pytest.param(isa, marks=pytest.mark.skipif(isa in ops.available_cpu_isas(), reason=SUPPORTED_BY_CPU))
+    for isa in ("avx512", "avx512_vnni", "avx512_bf16", "amx")
+]
 
 
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
