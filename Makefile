@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 
-.PHONY: demo test seeds test-harnesses sanitize fuzz gpu-build gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
+.PHONY: demo test seeds test-harnesses sanitize fuzz gpu-quick gpu-quick-stand-in gpu-build gpu-test gpu-sanitize gpu-sanitize-all gpu-bench gpu-bench-ops gpu-bench-7b gpu-bench-13b lint format bench bench-peers soak cuda-resources clean
 
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
@@ -53,38 +53,50 @@ SECONDS ?= 60
 fuzz: $(READY)
 	DPN_RT_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/fuzz
 
-# The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use.
+# The GPU targets use the Python, torch and CUDA that the machine has and download nothing: PYTHON is the one to use. Each
+# ends within ten minutes: those of gpu-bench one by one, as their parts.
 GPU_TESTS := tests/ops tests/device tests/backends/kernels tests/engine tests/sampling tests/backends/tensorrt/test_on_gpu.py
 RESULTS := benchmarks/results
+WITHIN_TIME := timeout 560
+
+# Everything that can be learnt in nine minutes, written to the directory OUT; see docs/cuda.md.
+OUT ?= build/gpu-quick
+gpu-quick:
+	$(PYTHON) -m benchmarks.gpu_quick --out $(OUT) $(GPU_OPTIONS)
+
+# The same on the CPU with tiny sizes.
+gpu-quick-stand-in: $(READY)
+	$(BIN)/python -m benchmarks.gpu_quick --out $(OUT) --stand-in
 
 gpu-build:
 	$(PYTHON) cmake/build_in_place.py -D DPN_RT_CUDA=ON
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"; print(torch.cuda.get_device_name())'
 
 gpu-test: gpu-build
-	$(PYTHON) -m pytest -rs -m gpu $(GPU_TESTS)
+	$(PYTHON) -m benchmarks.gpu_quick.pytest_files -m gpu --seconds 540 $(GPU_TESTS)
 
-# Without torch's caching allocator every tensor is an allocation of its own, so that the first byte behind it counts.
+# memcheck and racecheck of a chosen list; gpu-sanitize-all: TOOL (memcheck or racecheck) of all tests of kernels.
 gpu-sanitize: gpu-build
-	@command -v compute-sanitizer > /dev/null || { echo "compute-sanitizer of the CUDA toolkit is not on the PATH"; exit 1; }
-	for tool in memcheck racecheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-name kns=3dpn4cuda --error-exitcode 9 \
-	    $(PYTHON) -m pytest -x -m 'gpu and not hypothesis' tests/ops || exit 1; \
-	done
+	$(PYTHON) -m benchmarks.gpu_quick --out $(OUT) --steps sanitize
+
+TOOL ?= memcheck
+gpu-sanitize-all: gpu-build
+	$(PYTHON) -m benchmarks.gpu_quick.pytest_files -m 'gpu and not hypothesis' --sanitizer $(TOOL) --seconds 540 tests/ops
 
 gpu-bench: gpu-bench-ops gpu-bench-7b gpu-bench-13b
 	$(PYTHON) benchmarks/document.py
 
 gpu-bench-ops: gpu-build
-	$(PYTHON) benchmarks/ops.py --device cuda --json $(RESULTS)/ops-cuda.json
+	$(WITHIN_TIME) $(PYTHON) benchmarks/ops.py --device cuda --json $(RESULTS)/ops-cuda.json
 
-GPU_LATENCY := benchmarks/latency.py --device cuda --batch 1 8 32 --mix 40-40-20
+# GPU_OPTIONS adds what takes longer: --compile, --tensorrt, --eager-batch 32.
+GPU_LATENCY := $(WITHIN_TIME) $(PYTHON) benchmarks/latency.py --device cuda --batch 1 8 32 --mix 40-40-20 --eager-batch 8
 
 gpu-bench-7b: gpu-build
-	$(PYTHON) $(GPU_LATENCY) --shape llava-1.5-7b --compile --tensorrt --json $(RESULTS)/llava-1.5-7b-cuda.json
+	$(GPU_LATENCY) --shape llava-1.5-7b --json $(RESULTS)/llava-1.5-7b-cuda.json $(GPU_OPTIONS)
 
 gpu-bench-13b: gpu-build
-	$(PYTHON) $(GPU_LATENCY) --shape llava-1.5-13b --repeats 3 --json $(RESULTS)/llava-1.5-13b-cuda.json
+	$(GPU_LATENCY) --shape llava-1.5-13b --repeats 3 --json $(RESULTS)/llava-1.5-13b-cuda.json $(GPU_OPTIONS)
 
 # mypy sees the package as the build lays it out, with builders/ as dpn_rt.builders.
 TYPECHECK := rm -rf build/typecheck && mkdir -p build/typecheck && cp -r dpn_rt benchmarks examples pyproject.toml build/typecheck && \

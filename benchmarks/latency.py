@@ -3,8 +3,9 @@
     python benchmarks/latency.py --shape llava-1b --routes 222 --batch 1 8 --json latency.json
 
 Weights are random and routes are forced. Every round runs every row once. Times are medians over the rounds, and ratios
-are taken round by round. Prefill starts from image embeddings and token ids and ends with the first token of every
-request. The host times the rows and waits for the device, as a user does; on a GPU events time the limits.
+are taken round by round. Prefill starts from checked prompts, whose image embeddings are on the device, and ends with
+the first token of every request. The host times the rows and waits for the device, as a user does; on a GPU events time
+the limits.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="transformers under torch.compile too, where that works")
     parser.add_argument("--tensorrt", action="store_true", help="dpn_rt on TensorRT plans too, where that works")
+    parser.add_argument(
+        "--eager-batch", type=int, default=None, metavar="N", help="no eager rows of larger batches, which take longest"
+    )
     parser.add_argument("--mix", choices=MIXES, default="quarters", help="routes of a mixed batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="decode steps per round")

@@ -9,13 +9,14 @@ import gc
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.clock import is_cuda
 from benchmarks.dense_llava import dense_llava
 from benchmarks.limits import GemmLimit, ReadLimit
 from benchmarks.memory import peak_memory
@@ -39,6 +40,7 @@ from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.reference import EagerDpn
 from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
+from dpn_rt.settings import EngineOptions
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -58,7 +60,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         row.kv_rows = sum(flops.kv_rows(shaped, stage) for stage in stages)
     copies = bool(options.subjects) + ("tensorrt" in options.subjects) + bool(options.reduce)
     forms: list[Quantize] = ["none"] * copies + options.quantize
-    with engine_directory(model, options.cache, f"{options.shape}-{options.dtype}", forms) as path:
+    name = f"{options.shape}-{options.dtype}"
+    in_memory = is_in_memory(options)
+    place = contextlib.nullcontext() if in_memory else engine_directory(model, options.cache, name, forms)
+    with place as path:
         subjects = load_subjects(options, path, model)
         if options.reduce:
             subjects |= load_reduced(options, path, model)
@@ -127,12 +132,20 @@ def visual_rows(model: ModelConfig) -> int:
     return model.vision.num_visual_tokens
 
 
-def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
-    """The subjects by name. They share the memory-mapped weights where they can."""
+def is_in_memory(options: argparse.Namespace) -> bool:
+    """Whether the weights are made on the GPU and stay there: plans alone are files, and a cache is asked for."""
+    return is_cuda(options.device) and "tensorrt" not in options.subjects and options.cache is None
+
+
+def load_subjects(options: argparse.Namespace, path: Path | None, model: ModelConfig) -> dict[str, Subject]:
+    """The subjects by name. They share the weights where they can.
+
+    `path`: of an engine, whose file is mapped; None: the weights are made on the device.
+    """
     subjects: dict[str, Subject] = {}
     if not options.subjects:
         return subjects
-    weights = EngineDir.open(path, verify=False).load_weights()
+    weights = weights_of(options, path, model)
     device = torch.device(options.device)
     dense = dense_llava(model, weights).to(device) if set(DENSE_SUBJECTS) & set(options.subjects) else None
     if dense is not None:
@@ -145,10 +158,11 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
     batch = max(options.batch)
     rows = NUM_TEXT_ROWS + visual_rows(model) + options.tokens + 16
     if "dpn_rt" in options.subjects:
-        subjects["dpn_rt"] = load_runtime(options, path, model)
+        subjects["dpn_rt"] = load_runtime(options, path or weights, model)
     if "tensorrt" in options.subjects:
         from dpn_rt import LLM
 
+        assert path is not None, "plans are files"
         try:
             with_plans = write_plan_engine(path, path.with_name(f"{path.name}-plans"), model, batch, rows)
             llm = LLM(with_plans, max_num_batched_tokens=batch * rows)
@@ -156,6 +170,13 @@ def load_subjects(options: argparse.Namespace, path: Path, model: ModelConfig) -
         except DpnError as error:
             print(f"no rows of TensorRT plans, which do not work here: {error}", file=sys.stderr)
     return subjects
+
+
+def weights_of(options: argparse.Namespace, path: Path | None, model: ModelConfig) -> Mapping[str, torch.Tensor]:
+    """Of an engine's mapped file, or made on the device where there is none."""
+    if path is None:
+        return dict(random_weights(model, device=options.device))
+    return EngineDir.open(path, verify=False).load_weights()
 
 
 def load_quantized(options: argparse.Namespace, path: Path, model: ModelConfig, quantize: Quantize) -> Subject:
@@ -168,20 +189,24 @@ def load_quantized(options: argparse.Namespace, path: Path, model: ModelConfig, 
     return load_runtime(options, target, quantized)
 
 
-def load_runtime(options: argparse.Namespace, path: Path, model: ModelConfig, **more: Any) -> Runtime:
-    """The runtime with room for the largest batch."""
+def load_runtime(
+    options: argparse.Namespace, source: Path | Mapping[str, torch.Tensor], model: ModelConfig, **more: Any
+) -> Runtime:
+    """The runtime with room for the largest batch, on an engine or on weights in memory."""
     from dpn_rt import LLM
 
     batch = max(options.batch)
     rows = NUM_TEXT_ROWS + visual_rows(model) + options.tokens + 16
-    llm = LLM(
-        path,
-        device=options.device,
-        max_num_seqs=batch,
-        max_num_batched_tokens=batch * rows,
-        kv_cache_bytes=2 * batch * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
+    limits: dict[str, Any] = {
+        "max_num_seqs": batch,
+        "max_num_batched_tokens": batch * rows,
+        "kv_cache_bytes": 2 * batch * rows * model.decoder.num_layers * flops.kv_row_bytes(model),
         **more,
-    )
+    }
+    if isinstance(source, Path):
+        llm = LLM(source, device=options.device, **limits)
+    else:
+        llm = LLM.from_weights(model, source.items(), options.device, EngineOptions(**limits))
     return Runtime(llm, llm.model, options.device)
 
 
@@ -207,16 +232,16 @@ class StageRequest:
     kept: None
 
 
-def load_reduced(options: argparse.Namespace, path: Path, model: ModelConfig) -> dict[str, Subject]:
+def load_reduced(options: argparse.Namespace, path: Path | None, model: ModelConfig) -> dict[str, Subject]:
     """The subjects of `--reduce`, on a stock model with the same decoder and encoder."""
     stock = dataclasses.replace(model, reduction=NoReduction())
-    dense_path = path.with_name(f"{path.name}-stock")
-    if not (dense_path / "engine.json").exists():
+    dense_path = None if path is None else path.with_name(f"{path.name}-stock")
+    if dense_path is not None and not (dense_path / "engine.json").exists():
         write(dense_path, stock, random_weights(stock))
-    runtime = load_runtime(options, dense_path, stock, reduce=["none", *options.reduce])
+    weights = weights_of(options, dense_path, stock)
+    runtime = load_runtime(options, dense_path or weights, stock, reduce=["none", *options.reduce])
     subjects: dict[str, Subject] = {REDUCED: runtime}
     if "eager" in options.subjects:
-        weights = EngineDir.open(dense_path, verify=False).load_weights()
         eager = EagerDpn.from_weights(stock, weights.items(), copy=False).requires_grad_(False)
         subjects[REDUCED_EAGER] = EagerReducing(eager.to(options.device))
     return subjects

@@ -65,7 +65,7 @@ def plan(options: argparse.Namespace) -> list[Row]:
         if options.peers is not None:
             dense += [subject for subject in PEERS if batch == 1 or not subject.startswith("llama.cpp")]
         rows += [Row(subject, "dense", batch, (DENSE,) * batch) for subject in dense]
-        if "eager" in options.subjects:
+        if "eager" in options.subjects and (options.eager_batch is None or batch <= options.eager_batch):
             chosen = groups if batch == 1 else groups[-1:]
             rows += [Row("eager", label, batch, routes) for label, routes in chosen]
         for subject, quantize in own.items():

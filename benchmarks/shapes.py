@@ -107,17 +107,19 @@ class RandomWeights:
     weights do not matter either.
     """
 
-    def __init__(self, model: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, model: ModelConfig, seed: int = 0, device: str | torch.device = "cpu") -> None:
+        """`device`: where the weights are made; their values are the same on all."""
         self._specs, self._seed = canonical_specs(model), seed
-        self._block = torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed)) * WEIGHT_STD
+        block = torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed)) * WEIGHT_STD
+        self._block = block.to(device)
 
     def read(self, name: str) -> torch.Tensor:
         """See `CanonicalWeights`."""
         spec = self._specs[name]
         if "norm" in name:
             value = torch.ones if name.endswith("weight") else torch.zeros
-            return value(spec.shape, dtype=spec.dtype)
-        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+            return value(spec.shape, dtype=spec.dtype, device=self._block.device)
+        tensor = torch.empty(spec.shape, dtype=spec.dtype, device=self._block.device)
         flat, source = tensor.view(-1), self._block.to(spec.dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         start = int(torch.randint(len(source) // 2, (), generator=generator))
@@ -130,9 +132,11 @@ class RandomWeights:
         """None."""
 
 
-def random_weights(model: ModelConfig, seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of an engine that is not quantised, in its order."""
-    weights = RandomWeights(model, seed)
+def random_weights(
+    model: ModelConfig, seed: int = 0, device: str | torch.device = "cpu"
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of an engine that is not quantised, in its order, made on `device`."""
+    weights = RandomWeights(model, seed, device)
     return ((name, weights.read(name)) for name in weight_spec(model))
 
 

@@ -2,14 +2,18 @@
 
 Only this file knows how each of them is called. A subject encodes images, runs prefill until the first token of every
 request is chosen, and then decodes one token per request and step. All choose tokens greedily.
+
+All start from the same place. Pixels are on the host, and their transfer is part of the vision time. An image's rows
+are on the subject's device in the model's dtype, where its tower leaves them. What else the host does to make a request
+ready (lists of ids, the runtime's checks and hashes of a prompt) is not timed.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +26,7 @@ from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.format.flops import Route, kv_rows
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.model.vision.visual_input import VisualInput
+from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.reduced import EagerReduced
 
@@ -57,6 +62,8 @@ class Timing:
     """Cached rows after prefill, summed over requests and layers."""
     between_stages: float | None = None
     """From the end of each stage of a prefill to the start of the next one, the wait for the router included."""
+    stages: tuple[float, ...] | None = None
+    """Of each stage of the prefill."""
 
 
 class Subject(Protocol):
@@ -75,14 +82,17 @@ class TransformersDense:
     @torch.inference_mode()
     def run(self, requests: Sequence[Request], steps: int) -> Timing:
         model, forward, cache = self.model, self.forward, DynamicCache()
-        pixels = torch.stack([request.pixels for request in requests]).to(model.device, model.dtype)
-        ids = torch.tensor([_repeat_placeholder(request) for request in requests], device=model.device)
-        embeds = torch.stack([request.image_embeds for request in requests])
+        pixels = torch.stack([request.pixels for request in requests])
+        embeds = torch.stack([request.image_embeds for request in requests]).to(model.device, model.dtype)
+        ids = [_repeat_placeholder(request) for request in requests]
         start = now(model)
-        model.get_image_features(pixel_values=pixels, vision_feature_layer=-2, vision_feature_select_strategy="default")
+        model.get_image_features(
+            pixel_values=pixels.to(model.device, model.dtype),
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+        )
         vision = now(model)
-        rows = model.get_input_embeddings()(ids)
-        rows[ids == IMAGE_TOKEN] = embeds.flatten(0, 1).to(rows.dtype)
+        rows = self._rows(ids, embeds)
         logits = forward(inputs_embeds=rows, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         tokens = logits[:, -1].argmax(-1, keepdim=True)
         prefill = now(model)
@@ -92,6 +102,20 @@ class TransformersDense:
             tokens = logits[:, -1].argmax(-1, keepdim=True)
         end = now(model)
         return Timing(vision - start, prefill - vision, (end - prefill) / steps, None, kv_rows)
+
+    @torch.inference_mode()
+    def first_logits(self, request: Request) -> torch.Tensor:
+        """`[vocab_size]` after the prompt."""
+        embeds = request.image_embeds[None].to(self.model.device, self.model.dtype)
+        rows = self._rows([_repeat_placeholder(request)], embeds)
+        return self.model(inputs_embeds=rows, use_cache=False, logits_to_keep=1).logits[0, -1]
+
+    def _rows(self, ids: list[list[int]], embeds: torch.Tensor) -> torch.Tensor:
+        """Embeddings of ids `[num_seqs, num_rows]`, the image's rows in their place, which is the same in all."""
+        rows = self.model.get_input_embeddings()(torch.tensor(ids, device=self.model.device))
+        at = ids[0].index(IMAGE_TOKEN)
+        rows[:, at : at + embeds.shape[1]] = embeds
+        return rows
 
     @property
     def num_layers(self) -> int:
@@ -105,15 +129,22 @@ class Eager:
         self.model = model
 
     @torch.inference_mode()
+    def first_logits(self, request: Request) -> torch.Tensor:
+        """`[vocab_size]` after the prompt, on the request's route."""
+        embeds, layout = self.model.embed(request.token_ids, request.image_embeds.to(self.model.device))
+        return self.model.lm_head(self.model.prefill(embeds, layout, request.route)[0][-1])
+
+    @torch.inference_mode()
     def run(self, requests: Sequence[Request], steps: int) -> Timing:
         model, spent, rows = self.model, [0.0, 0.0, 0.0], 0
         hooks = BoundaryClock(model)
         for request in requests:
             cache = DynamicCache()
+            image_rows = request.image_embeds.to(model.device)
             start = now(model)
             model.encode_image(request.pixels)
             vision = now(model)
-            embeds, layout = model.embed(request.token_ids, request.image_embeds)
+            embeds, layout = model.embed(request.token_ids, image_rows)
             hidden, _, trace = model.prefill(embeds, layout, request.route, cache)
             token = int(model.lm_head(hidden[-1]).argmax())
             prefill = now(model)
@@ -155,18 +186,17 @@ class EagerReducing:
         """One request; prefill is a generation of one token, and a step what each further token takes."""
         request = requests[0]
         chain = parse_spec(request.reduce, self.model.config.decoder.num_layers)
-        reduced = EagerReduced(self.model, chain)
-        start = Clock()
+        reduced, image_rows = EagerReduced(self.model, chain), request.image_embeds.to(self.model.device)
+        start = now(self.model)
         with torch.inference_mode():
             self.model.encode_image(request.pixels)
-        vision = Clock() - start
-        start = Clock()
-        one = reduced.generate(request.token_ids, request.image_embeds, max_new_tokens=1)
-        prefill = Clock() - start
-        start = Clock()
-        reduced.generate(request.token_ids, request.image_embeds, max_new_tokens=1 + steps)
-        total = Clock() - start
-        return Timing(vision, prefill, (total - prefill) / steps, None, sum(one.kv_lengths))
+        vision = now(self.model)
+        one = reduced.generate(request.token_ids, image_rows, max_new_tokens=1)
+        prefill = now(self.model)
+        reduced.generate(request.token_ids, image_rows, max_new_tokens=1 + steps)
+        steps_too = now(self.model) - prefill
+        decode = steps_too - (prefill - vision)
+        return Timing(vision - start, prefill - vision, decode / steps, None, sum(one.kv_lengths))
 
 
 class Runtime:
@@ -178,22 +208,12 @@ class Runtime:
         self.llm, self.config, self.device, self.sampling_params = llm, config, device, SamplingParams
 
     def run(self, requests: Sequence[Request], steps: int) -> Timing:
-        prompts = [
-            {
-                "prompt_token_ids": request.token_ids,
-                "multi_modal_data": {"image_embeds": request.image_embeds},
-                **(
-                    {"route": list(request.route or [0, 0, 0])}
-                    if request.reduce is None
-                    else {"reduce": request.reduce}
-                ),
-            }
-            for request in requests
-        ]
+        prompts = [_given(self.prompt(request)) for request in requests]
         params = self.sampling_params(temperature=0.0, max_tokens=steps + 1, ignore_eos=True)
         vision = self.config.vision
         assert vision is not None
         images = [VisualInput.of_views((r.pixels,), vision.grid, vision.num_visual_tokens) for r in requests]
+        synchronize(self.device)
         start = Clock()
         with torch.inference_mode():
             self.llm.engine.runner.images.encoder.encode(images)
@@ -211,8 +231,26 @@ class Runtime:
         metrics = [output.metrics for output in outputs]
         decode = max(m.finish for m in metrics) - max(m.first_token for m in metrics)
         rows = sum(kv_rows(self.config, output.pyramid.kv_lengths) for output in outputs)
-        between = stages.clock.seconds if self._stages else None
-        return Timing(vision_time, total - decode, decode / steps, boundary.clock.seconds, rows, between)
+        between, each = (stages.clock.seconds, stages.seconds) if self._stages else (None, None)
+        return Timing(vision_time, total - decode, decode / steps, boundary.clock.seconds, rows, between, each)
+
+    def first_logprobs(self, request: Request) -> torch.Tensor:
+        """`[vocab_size]` log-probabilities after the prompt, on the host."""
+        params = self.sampling_params(temperature=0.0, max_tokens=1, ignore_eos=True, logprobs=-1)
+        (output,) = self.llm.generate([_given(self.prompt(request))], params, use_tqdm=False)
+        return torch.from_numpy(output.outputs[0].logprobs[0].values_array)
+
+    def prompt(self, request: Request) -> ProcessedPrompt:
+        """A request, checked and hashed, with its image's rows on the device."""
+        prompt = self.llm.processor.process(
+            {
+                "prompt_token_ids": request.token_ids,
+                "multi_modal_data": {"image_embeds": request.image_embeds},
+                **_reduction(request),
+            }
+        )
+        rows = request.image_embeds.to(self.device)
+        return replace(prompt, images=tuple(_with_rows(image, rows) for image in prompt.images))
 
     @property
     def _reducers(self) -> list[Any]:
@@ -234,6 +272,19 @@ def _reduction(request: Request) -> dict[str, Any]:
     return {"route": list(request.route or [0, 0, 0])}
 
 
+def _with_rows(image: VisualInput, rows: torch.Tensor) -> VisualInput:
+    """The image with these rows in place of its own, also where some are left out before the decoder."""
+    before = image.before_llm
+    if before is not None:
+        return replace(image, embeds=rows, before_llm=replace(before, source=_with_rows(before.source, rows)))
+    return replace(image, embeds=rows)
+
+
+def _given(prompt: ProcessedPrompt) -> Callable[[], ProcessedPrompt]:
+    """What `LLM.generate` takes for a prompt that was processed before."""
+    return lambda: prompt
+
+
 class ReduceClock:
     """Time inside reducers: scores, selection and gathering, with all that the host does for them."""
 
@@ -251,10 +302,11 @@ class ReduceClock:
 
 
 class StageClock:
-    """Time between the stages of a prefill."""
+    """Time between the stages of a prefill, and in each of them."""
 
     def __init__(self, device: str, stages: Sequence[Any]) -> None:
         self.clock, self._stages = Stopwatch(device), stages
+        self._inside = [Stopwatch(device) for _ in stages]
         self._last: tuple[int, Mark] | None = None
         for index, stage in enumerate(stages):
             stage.forward = functools.partial(self._timed, index, stage.forward)
@@ -264,9 +316,16 @@ class StageClock:
             return forward(x, batch, *pool)
         if self._last is not None and self._last[0] == index - 1:
             self.clock.add(self._last[1], self.clock.mark())
+        begin = self.clock.mark()
         result = forward(x, batch, *pool)
         self._last = index, self.clock.mark()
+        self._inside[index].add(begin, self._last[1])
         return result
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Of each stage; waits for the device."""
+        return tuple(clock.seconds for clock in self._inside)
 
     def remove(self) -> None:
         for stage in self._stages:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,8 @@ from pathlib import Path
 __path__ = [str(Path(__file__).resolve().parents[1] / "builders")]
 '''
 OLDEST_PYTHON = (3, 11)
+LEAST_DISK_BYTES = 10**9
+"""Several times the objects of a build with CUDA kernels."""
 # Import name -> name on PyPI, of what the package, its kernel tests and its benchmarks import.
 PACKAGES = {
     "hypothesis": "hypothesis", "numpy": "numpy", "PIL": "pillow", "pybind11": "pybind11", "pytest": "pytest",
@@ -43,8 +46,8 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=beside) or shutil.which(name)
 
 
-def problems() -> list[str]:
-    """All that stands in the way of a build."""
+def problems(definitions: Sequence[str] = (), build_dir: Path = ROOT) -> list[str]:
+    """All that stands in the way of a build with these CMake definitions."""
     found = []
     if sys.version_info < OLDEST_PYTHON:
         found.append(f"this is Python {sys.version.split()[0]}, expected {'.'.join(map(str, OLDEST_PYTHON))} or newer")
@@ -52,6 +55,17 @@ def problems() -> list[str]:
         found.append(f"this Python ({sys.executable}) lacks: {', '.join(missing)}")
     if tool("cmake") is None:
         found.append("there is no cmake, neither on the PATH nor as a package of this Python")
+    compiler = os.environ.get("CXX") or "c++"
+    if not any(tool(name) for name in (compiler.split()[0], "g++", "clang++")):
+        found.append("there is no C++ compiler: expected c++, g++ or clang++ on the PATH, or its path in CXX")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        found.append(f"there is no {header}: expected the headers of this Python (python3-dev)")
+    if "DPN_RT_CUDA=ON" in definitions and not (os.environ.get("CUDACXX") or tool("nvcc")):
+        found.append("there is no nvcc: expected it on the PATH, or its path in CUDACXX")
+    place = next(path for path in (build_dir, *build_dir.parents) if path.exists())
+    if (free := shutil.disk_usage(place).free) < LEAST_DISK_BYTES:
+        found.append(f"{place} has {free / 1e9:.1f} GB free, expected {LEAST_DISK_BYTES / 1e9:.1f} GB")
     return found
 
 
@@ -85,7 +99,7 @@ def main() -> None:
     parser.add_argument("--build-dir", type=Path, default=ROOT / "build" / "in-place")
     parser.add_argument("-D", dest="definitions", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
-    if found := problems():
+    if found := problems(options.definitions, options.build_dir):
         sys.exit("cannot build: " + "; ".join(found))
     for command in commands(options.build_dir, options.definitions):
         result = subprocess.run(command, check=False)

@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
 from tqdm import tqdm
 
 from dpn_rt.engine.engine import Progress
 from dpn_rt.engine.interrupts import deferred_interrupt
-from dpn_rt.engine.loader import load_engine
+from dpn_rt.engine.loader import LoadedEngine, load_engine, load_engine_of_weights
 from dpn_rt.errors import BatchError, ConfigError, DpnError, RequestError
+from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.outputs import RequestOutput, StreamDelta
 from dpn_rt.prompts.messages import Message
@@ -135,7 +137,35 @@ class LLM:
             reduce=reduce,
             tensor_parallel_size=tensor_parallel_size,
         )
-        loaded = load_engine(engine_dir, device, options, verify=verify)
+        self._take(load_engine(engine_dir, device, options, verify=verify))
+
+    @classmethod
+    def from_weights(
+        cls,
+        model: ModelConfig,
+        weights: Iterable[tuple[str, Tensor]],
+        device: str = "auto",
+        options: EngineOptions | None = None,
+    ) -> LLM:
+        """A model with given weights, for tests and benchmarks: no engine directory is written, read or hashed.
+
+        Prompts are token ids with image embeddings. On a GPU, weights that are made there stay where they are.
+
+        Args:
+            model: the configuration, without a tokenizer and an image processor.
+            weights: (canonical name, tensor) of `weight_spec(model)`, in any order.
+            device: "cpu" or "cuda"; "auto" is the CPU.
+            options: limits, as of `LLM`.
+
+        Raises:
+            EngineError: weights are missing, unknown, or of the wrong shape or dtype; or the model needs files.
+            ConfigError, CapacityError: as `LLM`.
+        """
+        llm = cls.__new__(cls)
+        llm._take(load_engine_of_weights(model, weights, device, options or EngineOptions()))
+        return llm
+
+    def _take(self, loaded: LoadedEngine) -> None:
         self.model, self.processor, self.engine = loaded.model, loaded.processor, loaded.engine
         self._request_ids = (str(number) for number in itertools.count())
         self._inboxes: dict[str, _Inbox] = {}

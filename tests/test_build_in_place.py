@@ -21,15 +21,24 @@ def script() -> ModuleType:
     return module
 
 
-def test_all_that_is_missing_is_told_at_once(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_is_missing_is_told_at_once(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert script.problems() == []
     monkeypatch.setattr(script, "PACKAGES", {"numpy": "numpy", "no_such_module": "no-such", "nor_this": "nor-this"})
     monkeypatch.setattr(script, "tool", lambda name: None)
     monkeypatch.setattr(script, "OLDEST_PYTHON", (9, 1))
-    python, packages, cmake = script.problems()
+    monkeypatch.setattr(script, "LEAST_DISK_BYTES", 10**18)
+    monkeypatch.setattr(script.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    for variable in ("CXX", "CUDACXX"):
+        monkeypatch.delenv(variable, raising=False)
+    python, packages, cmake, compiler, header, nvcc, disk = script.problems(["DPN_RT_CUDA=ON"], tmp_path / "build")
     assert python.endswith("expected 9.1 or newer")
     assert packages == f"this Python ({sys.executable}) lacks: no-such, nor-this"
-    assert cmake.startswith("there is no cmake")
+    assert cmake.startswith("there is no cmake") and compiler.startswith("there is no C++ compiler")
+    assert header.startswith(f"there is no {tmp_path / 'include' / 'Python.h'}")
+    assert nvcc.startswith("there is no nvcc") and disk.startswith(f"{tmp_path} has ")
+    assert len(script.problems([], tmp_path)) == 6, "without CUDA there is no need of nvcc"
 
 
 def test_a_failing_command_ends_the_build_by_name(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.checks import check_model
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.format.given_weights import collect_weights
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import Spec, parse_spec
@@ -40,14 +41,13 @@ from dpn_rt.settings import EngineOptions, EngineSettings, resolve
 CPU_DTYPES = ("float32", "bfloat16")
 
 
-def check_device(device: str, engine: EngineDir) -> None:
-    """Refuse a device that is unknown or cannot run the engine.
+def check_device(device: str, model: ModelConfig, has_plans: bool) -> None:
+    """Refuse a device that is unknown or cannot run an engine of `model`, with or without TensorRT plans.
 
     Raises:
         ConfigError: naming what would work.
     """
-    model = engine.model
-    if engine.plans is not None:
+    if has_plans:
         if device not in ("auto", "cuda"):
             raise ConfigError(f"device={device!r}: expected 'auto' or 'cuda', TensorRT plans run on GPUs alone")
         return
@@ -91,8 +91,38 @@ def load_engine(path: str | Path, device: str, options: EngineOptions, *, verify
     """
     opened = _open(path, device, options, verify)
     processor = _processor(opened)
-    engine = _engine(opened, device, processor.tokenizer, only_stops=False)
+    engine = _engine(opened, load_runner(opened, device), processor.tokenizer, only_stops=False)
     return LoadedEngine(opened.model, processor, engine)
+
+
+def load_engine_of_weights(
+    model: ModelConfig, weights: Iterable[tuple[str, Tensor]], device: str, options: EngineOptions
+) -> LoadedEngine:
+    """A model with given weights, without an engine directory; it takes token ids and image embeddings or pixels.
+
+    Args:
+        model: the configuration; without a tokenizer and an image processor, which would be files.
+        weights: (canonical name, tensor) of `weight_spec(model)`, in any order. A tensor that is on the device already
+            is used where it is.
+        device: as `load_engine` takes it.
+        options: limits.
+
+    Raises:
+        EngineError: weights are missing, unknown, or of the wrong shape or dtype; or the model needs files.
+        ConfigError: as `load_engine`; or the decoder is to be shared by several processes.
+    """
+    check_model(model)
+    check_device(device, model, has_plans=False)
+    if options.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"tensor_parallel_size={options.tensor_parallel_size}: expected 1, ranks read their weights from an "
+            "engine directory"
+        )
+    reduced = with_reductions(model, options.reduce, has_plans=False)
+    opened = OpenedEngine(None, reduced, resolve(reduced, options, None))
+    processor = _processor(opened)
+    runner = _kernel_runner(opened, collect_weights(model, weights), device)
+    return LoadedEngine(reduced, processor, _engine(opened, runner, None, only_stops=False))
 
 
 def load_bare_engine(path: str | Path, device: str, options: EngineOptions, *, verify: bool = True) -> Engine:
@@ -105,8 +135,8 @@ def load_bare_engine(path: str | Path, device: str, options: EngineOptions, *, v
     """
     opened = _open(path, device, options, verify)
     has_tokenizer = opened.model.prompt.has_tokenizer
-    tokenizer = Tokenizer.load(opened.directory.processor_path) if has_tokenizer else None
-    return _engine(opened, device, tokenizer, only_stops=True)
+    tokenizer = Tokenizer.load(opened.files.processor_path) if has_tokenizer else None
+    return _engine(opened, load_runner(opened, device), tokenizer, only_stops=True)
 
 
 def load_processor(path: str | Path, device: str, options: EngineOptions, *, verify: bool = True) -> Processor:
@@ -122,16 +152,23 @@ def load_processor(path: str | Path, device: str, options: EngineOptions, *, ver
 class OpenedEngine:
     """An engine directory, and how it is to be run."""
 
-    directory: EngineDir
+    directory: EngineDir | None
+    """None where the weights are given."""
     model: ModelConfig
     """With the reductions that were asked for."""
     settings: EngineSettings
+
+    @property
+    def files(self) -> EngineDir:
+        """The engine directory, of an engine that has one."""
+        assert self.directory is not None, "an engine of given weights has no files"
+        return self.directory
 
 
 def _open(path: str | Path, device: str, options: EngineOptions, verify: bool) -> OpenedEngine:
     """An engine that the device can run, and the settings that it runs with."""
     directory = EngineDir.open(path, verify=verify)
-    check_device(device, directory)
+    check_device(device, directory.model, directory.plans is not None)
     model = with_reductions(directory.model, options.reduce, directory.plans is not None)
     plans = None if directory.plans is None else directory.plans.limits
     return OpenedEngine(directory, model, resolve(model, options, plans))
@@ -168,7 +205,7 @@ def with_reductions(model: ModelConfig, reduce: Spec | Sequence[Spec] | None, ha
 
 def _processor(opened: OpenedEngine) -> Processor:
     return Processor(
-        opened.directory.processor_path,
+        None if opened.directory is None else opened.directory.processor_path,
         opened.model,
         max_model_len=opened.settings.max_model_len,
         max_pixels=opened.settings.max_image_pixels,
@@ -176,9 +213,8 @@ def _processor(opened: OpenedEngine) -> Processor:
     )
 
 
-def _engine(opened: OpenedEngine, device: str, tokenizer: Tokenizer | None, *, only_stops: bool) -> Engine:
+def _engine(opened: OpenedEngine, runner: Runner, tokenizer: Tokenizer | None, *, only_stops: bool) -> Engine:
     model, settings = opened.model, opened.settings
-    runner = load_runner(opened, device)
 
     def make_detokenizer(params: SamplingParams) -> Detokenizer | None:
         is_needed = params.stop_strings or not only_stops
@@ -202,26 +238,35 @@ def load_runner(opened: OpenedEngine, device: str) -> Runner:
         ConfigError: the GPU cannot run the engine.
         PlanError: the engine's plans cannot be loaded on this machine.
     """
-    engine, model, settings = opened.directory, opened.model, opened.settings
+    engine = opened.files
     weights = engine.load_weights()
-    dtype = TORCH_DTYPES[model.dtype]
-    prepack = device != "cuda" and engine.plans is None and _choose_prepack(settings, weights, dtype)
-    image_cache = ImageCache(settings.reuse_bytes) if settings.reuse_bytes else None
     if engine.plans is not None:
-        reader = cuda.CudaPlanReader(engine.plans, model)
+        reader = cuda.CudaPlanReader(engine.plans, opened.model)
         plans, encoder = load_plan_backend(engine, weights, reader)
-        images = ImageRows(encoder, dtype, image_cache)
+        images = ImageRows(encoder, TORCH_DTYPES[opened.model.dtype], _image_cache(opened.settings))
         return Runner(plans, images)  # slots cannot be shared: no prefix cache
+    return _kernel_runner(opened, weights, device)
+
+
+def _kernel_runner(opened: OpenedEngine, weights: Mapping[str, Tensor], device: str) -> Runner:
+    """The parts of an engine on the product's own kernels."""
+    model, settings = opened.model, opened.settings
+    dtype = TORCH_DTYPES[model.dtype]
+    prepack = device != "cuda" and _choose_prepack(settings, weights, dtype)
     if settings.tensor_parallel_size > 1:
         # Imported here: one rank needs no torch.distributed.
         from dpn_rt.backends.parallel.start_ranks import load_parallel_backend
 
-        backend, encoder = load_parallel_backend(engine, model, settings, device, prepack=prepack)
+        backend, encoder = load_parallel_backend(opened.files, model, settings, device, prepack=prepack)
     else:
         host_or_gpu: Device = open_cuda(model) if device == "cuda" else HostDevice()
         backend, encoder = load_kernel_backend(model, weights, settings, host_or_gpu, prepack=prepack)
     prefixes = PrefixCache(backend.cache, settings.reuse_bytes) if settings.reuse_bytes else None
-    return Runner(backend, ImageRows(encoder, dtype, image_cache), prefixes)
+    return Runner(backend, ImageRows(encoder, dtype, _image_cache(settings)), prefixes)
+
+
+def _image_cache(settings: EngineSettings) -> ImageCache | None:
+    return ImageCache(settings.reuse_bytes) if settings.reuse_bytes else None
 
 
 def _choose_prepack(settings: EngineSettings, weights: Mapping[str, Tensor], dtype: torch.dtype) -> bool:

@@ -40,12 +40,22 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig, needs_grid: bo
         raise ImageError(f"image_embeds: expected shape [num_visual_tokens, {hidden_size}], got {list(embeds.shape)}")
     # A copy: the caller may use its memory again while the request waits, or runs anew after a preemption.
     embeds = embeds.detach().resolve_neg().to("cpu", torch.float32, copy=True).contiguous()
-    finite = torch.isfinite(embeds).all(dim=1)
-    if not bool(finite.all()):
-        row = int(torch.nonzero(~finite)[0, 0])
+    if (row := _row_that_is_not_finite(embeds)) is not None:
         raise ImageError(f"image_embeds: row {row} has NaN or infinite values, expected finite ones")
     count = embeds.shape[0]
     return VisualInput.of_embeds(embeds, _grid(image_grid, count, pools=needs_grid))
+
+
+def _row_that_is_not_finite(rows: Tensor) -> int | None:
+    """The first; None where all are finite.
+
+    NaN and infinities stay in a sum, which takes a fifth of the time of a look at each element. Where a sum of finite
+    numbers overflows, each is looked at.
+    """
+    if math.isfinite(float(rows.sum())):
+        return None
+    wrong = torch.nonzero(~torch.isfinite(rows).all(dim=1))
+    return int(wrong[0, 0]) if len(wrong) else None
 
 
 def check_views(image: VisualInput, model: ModelConfig) -> None:

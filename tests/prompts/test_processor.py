@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,21 @@ EMBEDS = {"image_embeds": embeds()}
 def test_refusals(original: Setup, prompt: Any, named: str) -> None:
     with pytest.raises(RequestError, match=named):
         original.processor.process(prompt)
+
+
+@pytest.mark.parametrize("values", [(math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf)], ids=str)
+def test_one_value_that_is_not_finite_is_found(bare: Processor, values: tuple[float, ...]) -> None:
+    rows = embeds()
+    for column, value in enumerate(values):
+        rows[11, column] = value
+    with pytest.raises(ImageError, match="row 11 has NaN or infinite values"):
+        bare.process({"prompt_token_ids": [-200, 1, 199], "multi_modal_data": {"image_embeds": rows}})
+
+
+def test_values_whose_sum_is_infinite_are_finite(bare: Processor) -> None:
+    rows = torch.full((16, HIDDEN_SIZE), torch.finfo(torch.float32).max)
+    assert rows.sum().isinf()
+    bare.process({"prompt_token_ids": [-200, 1, 199], "multi_modal_data": {"image_embeds": rows}})
 
 
 def test_the_length_counts_the_images_rows() -> None:

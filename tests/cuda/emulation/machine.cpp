@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -240,10 +241,14 @@ void run_grid(const char* op, dim3 grid, dim3 block, std::size_t dynamic_shared_
   while (static_cast<int>(m.threads.size()) < m.num_threads) create_thread();
   block_size = block;
   grid_size = grid;
-  for (block_index.z = 0; block_index.z < grid.z; ++block_index.z) {
-    for (block_index.y = 0; block_index.y < grid.y; ++block_index.y) {
-      for (block_index.x = 0; block_index.x < grid.x; ++block_index.x) run_block();
-    }
+  // A GPU promises no order of blocks.
+  std::vector<std::uint64_t> order(std::uint64_t{grid.x} * grid.y * grid.z);
+  std::iota(order.begin(), order.end(), std::uint64_t{0});
+  std::shuffle(order.begin(), order.end(), m.random);
+  for (const std::uint64_t linear : order) {
+    block_index = dim3(static_cast<unsigned>(linear % grid.x), static_cast<unsigned>(linear / grid.x % grid.y),
+                       static_cast<unsigned>(linear / grid.x / grid.y));
+    run_block();
   }
 }
 

@@ -1,0 +1,142 @@
+"""A model of published size: first tokens beside transformers and the eager model, times, and its longest kernels."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.clock import is_cuda, synchronize
+from benchmarks.dense_llava import dense_llava
+from benchmarks.gpu_quick.record import Recorder
+from benchmarks.gpu_quick.settings import Settings
+from benchmarks.measure import load_runtime, make_requests
+from benchmarks.rows import DENSE, MIXES, Row
+from benchmarks.shapes import SHAPES, random_weights
+from benchmarks.subjects import Eager, Request, Runtime, Timing, TransformersDense
+from dpn_rt import SamplingParams
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.reference import EagerDpn
+
+ROUTE = (2, 2, 2)
+PROFILED_STEPS = 4
+SHOWN_KERNELS = 12
+
+
+def run(settings: Settings, record: Recorder) -> None:
+    model = SHAPES[settings.shape].model(settings.dtype)
+    weights = dict(random_weights(model, device=settings.device))
+    options = argparse.Namespace(batch=settings.batches, tokens=settings.tokens, device=settings.device)
+    runtime = load_runtime(options, weights, model)
+    record.attempt("first_logits", lambda: first_logits(model, weights, runtime, settings.device, record))
+    record.attempt("times", lambda: times(model, runtime, settings, record))
+    record.attempt("kernels", lambda: longest_kernels(model, runtime, settings.device, record))
+
+
+def first_logits(
+    model: ModelConfig, weights: Mapping[str, torch.Tensor], runtime: Runtime, device: str, record: Recorder
+) -> None:
+    """The log-probabilities of the first token: of all rows beside transformers, of a route beside the eager model."""
+    (routed,) = make_requests(model, Row("dpn_rt", "", 1, (ROUTE,)))
+    whole = Request(routed.token_ids, routed.pixels, routed.image_embeds, None, "none")
+    dense = TransformersDense(dense_llava(model, weights).to(device))
+    eager = Eager(EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False).to(device))
+    for name, request, reference in (("transformers", whole, dense), ("eager", routed, eager)):
+        expected = reference.first_logits(request).float().cpu().log_softmax(-1)
+        found = difference(runtime.first_logprobs(request), expected)
+        record.put(**{f"first_logits_{name}": found})
+        record.say(
+            f"first token beside {name}: root mean square of differences {found['relative']:.2e} of the logits' "
+            f"spread, largest {found['largest']:.3f}, best token {'the same' if found['same_best'] else 'ANOTHER'}"
+        )
+
+
+def difference(actual: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
+    """Between two `[vocab_size]` of log-probabilities."""
+    error = actual - expected
+    return {
+        "relative": float(error.square().mean().sqrt() / expected.std()),
+        "largest": float(error.abs().max()),
+        "same_best": bool(actual.argmax() == expected.argmax()),
+        "finite": bool(actual.isfinite().all()),
+    }
+
+
+def times(model: ModelConfig, runtime: Runtime, settings: Settings, record: Recorder) -> None:
+    """Medians: by the host vision, prefill and a decode step; by the device's events stages and boundaries."""
+    mix = MIXES["40-40-20"]
+    for batch in settings.batches:
+        mixed = ("mixed", tuple(mix[i % len(mix)] for i in range(batch)))
+        groups = [("222", (ROUTE,) * batch), ("111", (DENSE,) * batch)] if batch == 1 else [mixed]
+        for label, routes in groups:
+            requests = make_requests(model, Row("dpn_rt", label, batch, routes))
+            runtime.run(requests, 1)  # warms up
+            rounds = [runtime.run(requests, settings.tokens) for _ in range(settings.rounds)]
+            found = medians(rounds)
+            name = f"{'1x1' if label == '111' else label} x{batch}"
+            record.put(times={**record.values.get("times", {}), name: found})
+            stages = " ".join(f"{value * 1e3:.2f}" for value in found["stages"])
+            record.say(
+                f"{name}: vision {found['vision'] * 1e3:.2f}, prefill {found['prefill'] * 1e3:.2f} (stages {stages}, "
+                f"boundaries {found['boundary'] * 1e3:.3f}, between stages {found['between_stages'] * 1e3:.3f}), "
+                f"decode {found['decode_step'] * 1e3:.3f} ms"
+            )
+
+
+def medians(rounds: list[Timing]) -> dict[str, Any]:
+    """Of each time; `stages` has one for each stage."""
+    found: dict[str, Any] = {
+        name: statistics.median(getattr(each, name) for each in rounds)
+        for name in ("vision", "prefill", "decode_step", "boundary", "between_stages")
+    }
+    stages = zip(*(each.stages for each in rounds), strict=True)
+    return {**found, "stages": [statistics.median(values) for values in stages]}
+
+
+def longest_kernels(model: ModelConfig, runtime: Runtime, device: str, record: Recorder) -> None:
+    """What takes the time of one prefill and of one decode step, and how many launches they are."""
+    engine = runtime.llm.engine
+    params = SamplingParams(temperature=0.0, max_tokens=2 * PROFILED_STEPS + 4, ignore_eos=True)
+    (request,) = make_requests(model, Row("dpn_rt", "", 1, (ROUTE,)))
+    for number, name in enumerate(("warm-up", "prefill")):
+        engine.add_request(f"profiled-{number}", runtime.prompt(request), params)
+        rows = profiled(engine.step, device)
+        if name == "prefill":
+            tell(name, rows, 1, record)
+            engine.step()
+            tell(
+                "decode",
+                profiled(lambda: [engine.step() for _ in range(PROFILED_STEPS)], device),
+                PROFILED_STEPS,
+                record,
+            )
+        while engine.num_unfinished:
+            engine.step()
+
+
+def profiled(work: Callable[[], object], device: str) -> list[tuple[str, int, float]]:
+    """(name, calls, seconds) of the device's kernels while `work` ran, longest first; of torch's ops on the CPU."""
+    on_gpu = is_cuda(device)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    synchronize(device)
+    with profile(activities=activities) as found:
+        work()
+        synchronize(device)
+    kind = "CUDA" if on_gpu else "CPU"
+    events = [event for event in found.key_averages() if event.device_type.name == kind]
+    times = [(e.key, e.count, (e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1e6) for e in events]
+    return sorted(times, key=lambda row: -row[2])
+
+
+def tell(name: str, rows: list[tuple[str, int, float]], steps: int, record: Recorder) -> None:
+    if not rows:
+        raise RuntimeError(f"the profiler saw no kernel of {name}")
+    total, calls = sum(row[2] for row in rows), sum(row[1] for row in rows)
+    record.put(**{f"{name}_kernels": [{"name": key, "calls": n / steps, "seconds": s / steps} for key, n, s in rows]})
+    record.say(f"{name}: {calls / steps:.0f} launches, {total / steps * 1e3:.3f} ms in kernels")
+    for key, count, spent in rows[:SHOWN_KERNELS]:
+        record.say(f"  {spent / total * 100:4.1f}% {spent / steps * 1e6:9.1f} us {count / steps:6.1f}x {key[:90]}")
