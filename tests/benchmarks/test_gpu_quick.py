@@ -24,6 +24,8 @@ from benchmarks.gpu_quick.steps import STEPS, TOTAL_SECONDS, Step
 
 ROOT = Path(__file__).parents[2]
 
+FEW_PLUGINS = (("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),)
+"""pytest starts in a fraction of the time without those of other packages."""
 FAKE_STEP = """
 import json, os, subprocess, sys, time
 name, settings, file, folder = sys.argv[1:]
@@ -117,6 +119,8 @@ def test_the_command_runs_on_the_stand_in(tmp_path: Path) -> None:
 def test_every_other_step_runs_on_the_stand_in(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in ("READ_BYTES", "MIN_GEMM_WEIGHT_BYTES"):
         monkeypatch.setattr(limits, size, 1 << 20)
+    for variable, value in FEW_PLUGINS:
+        monkeypatch.setenv(variable, value)
     file = tmp_path / "step.json"
     record = Recorder(file, tmp_path)
     importlib.import_module(f"benchmarks.gpu_quick.{name}").run(STAND_IN, record)
@@ -168,7 +172,7 @@ def test_each_test_file_has_a_process_of_its_own(tmp_path: Path) -> None:
     jobs = []
     for name, body in bodies.items():
         (tmp_path / f"test_{name}.py").write_text(f"def test_it():\n    {body}\n")
-        jobs.append(Job(name, (str(tmp_path / f"test_{name}.py"),)))
+        jobs.append(Job(name, (str(tmp_path / f"test_{name}.py"),), environment=FEW_PLUGINS))
     results: dict[str, Result] = {result.name: result for result in run_jobs(jobs, 2, 300, tmp_path / "junit.xml")}
     assert [name for name, result in results.items() if result.is_good] == ["good"]
     assert results["good"].counts == {"passed": 1, "failed": 0, "skipped": 0}
@@ -179,7 +183,7 @@ def test_each_test_file_has_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_a_test_file_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     (tmp_path / "test_hangs.py").write_text("import time\ntime.sleep(100)\n")
-    (result,) = run_jobs([Job("hangs", (str(tmp_path / "test_hangs.py"),))], 1, 1)
+    (result,) = run_jobs([Job("hangs", (str(tmp_path / "test_hangs.py"),), environment=FEW_PLUGINS)], 1, 1)
     assert result.status is None and not result.is_good and result.seconds < 50
 
 

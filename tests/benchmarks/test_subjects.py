@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from benchmarks import latency, limits, measure, subjects
-from benchmarks.dense_llava import dense_llava
 from benchmarks.measure import make_requests
 from benchmarks.rows import Row, plan
 from benchmarks.shapes import SHAPES, random_weights
-from benchmarks.subjects import Runtime, TransformersDense
+from benchmarks.subjects import Request, Runtime, TransformersDense
 from dpn_rt import LLM
+from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.weight_spec import weight_spec
 from dpn_rt.settings import EngineOptions
 
 TINY = SHAPES["tiny"].model("float32")
-GPU = "cuda:0"
-"""With its number, which a torch without CUDA cannot look up."""
+GPU = "meta"
+"""torch's device without data in place of a GPU: it refuses operands on the host, and needs no torch with CUDA."""
 TWO = Row("dpn_rt", "222", 2, ((2, 2, 2),) * 2)
 
 
@@ -34,27 +36,45 @@ def synchronized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return devices
 
 
-def move(model: nn.Module) -> None:
-    """Fake parameters and buffers on a GPU; `Module.to` cannot replace a parameter by a fake one."""
-    for module in model.modules():
-        for name, value in module._parameters.items():
-            if value is not None:
-                fake = torch.empty(value.shape, dtype=value.dtype, device=GPU)
-                module._parameters[name] = nn.Parameter(fake, requires_grad=False)
-        for name, value in module._buffers.items():
-            if value is not None:
-                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=GPU)
+class FakeLlava(nn.Module):
+    """What a subject calls of transformers' model, on a GPU that computes nothing and refuses tensors of the host."""
+
+    dtype, device = torch.float32, torch.device(GPU)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.scale = (nn.Parameter(torch.empty(*shape, device=GPU)) for shape in ((8, 4), (1,)))
+        self.rows: list[tuple[int, ...]] = []
+
+    def get_image_features(self, pixel_values: torch.Tensor, **_: object) -> torch.Tensor:
+        return pixel_values * self.scale
+
+    def get_input_embeddings(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda ids: functional.embedding(ids, self.table)
+
+    def forward(
+        self, inputs_embeds: torch.Tensor | None = None, input_ids: torch.Tensor | None = None, **_: object
+    ) -> SimpleNamespace:
+        x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        self.rows.append(tuple(x.shape))
+        return SimpleNamespace(logits=x * self.scale)
 
 
-def test_requests_of_the_host_reach_a_model_on_a_gpu(synchronized: list[str]) -> None:
-    """Fake tensors of a GPU refuse those of the host, as a GPU does, and compute nothing."""
-    dense = dense_llava(TINY, dict(random_weights(TINY, device="meta")))
-    with FakeTensorMode():
-        move(dense)
-        requests = make_requests(TINY, TWO)
-        assert {request.image_embeds.device.type for request in requests} == {"cpu"}
-        timing = TransformersDense(dense).run(requests, 1)
-    assert timing.kv_rows == 2 * TINY.decoder.num_layers * 640
+def test_requests_of_the_host_reach_a_model_on_a_gpu(synchronized: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TransformersDense, "num_layers", 1)
+    given, place = [], TransformersDense._rows
+
+    def rows(self: TransformersDense, ids: list[list[int]], embeds: torch.Tensor) -> torch.Tensor:
+        given.append((embeds.device.type, tuple(embeds.shape)))  # a write from the host would be allowed
+        return place(self, ids, embeds)
+
+    monkeypatch.setattr(TransformersDense, "_rows", rows)
+    ids = [1, IMAGE_PLACEHOLDER_ID, 2]
+    requests = [Request(ids, torch.randn(3, 2, 2), torch.randn(5, 4), None) for _ in range(2)]
+    model = FakeLlava()
+    TransformersDense(model).run(requests, 3)  # type: ignore[arg-type]
+    assert given == [(GPU, (2, 5, 4))]
+    assert model.rows == [(2, 7, 4), (2, 1, 4), (2, 1, 4), (2, 1, 4)]
     assert set(synchronized) == {GPU}
 
 
