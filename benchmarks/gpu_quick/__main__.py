@@ -16,10 +16,12 @@ from pathlib import Path
 from benchmarks.gpu_quick.runner import Run
 from benchmarks.gpu_quick.settings import GPU, STAND_IN
 from benchmarks.gpu_quick.steps import STEPS, TOTAL_SECONDS
+from dpn_rt.terminal import escape_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 where every step ran to its end."""
+    escape_output()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_quick", description=__doc__.split("\n\n")[0])
     names = [step.name for step in STEPS]
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for gpu-quick.json, .log and junit.xml")

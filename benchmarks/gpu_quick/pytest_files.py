@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dpn_rt.terminal import escape_output
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED = "DPN_RT_TEST_SEED"
 NO_TESTS = 5
@@ -136,6 +138,7 @@ def line_of(result: Result) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 where all tests passed in time."""
+    escape_output()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("paths", nargs="+", metavar="PATH", help="test files and folders")
     parser.add_argument("-m", dest="marks", default="gpu", help="pytest's marks (default: %(default)s)")
