@@ -9,8 +9,7 @@ from torch import Tensor
 from dpn_rt.errors import EngineError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.weight_spec import weight_spec
-
-SHOWN_PROBLEMS = 5
+from dpn_rt.schema.text import few
 
 
 def collect_weights(model: ModelConfig, pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -38,7 +37,5 @@ def collect_weights(model: ModelConfig, pairs: Iterable[tuple[str, Tensor]]) -> 
         weights[name] = tensor
     problems += [f"{name} is missing" for name in spec if name not in weights]
     if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        shown = "; ".join(problems[:SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        raise EngineError(f"weights do not fit the model: {shown}")
+        raise EngineError(f"weights do not fit the model: {few(problems, '; ')}")
     return weights

@@ -41,7 +41,7 @@ class Forked:
         """
         Args:
             options: of the command.
-            stderr: a descriptor, or -1: it is closed.
+            stderr: a descriptor.
             start_new_session: as of `subprocess.Popen`.
         """
         context = multiprocessing.get_context("forkserver")
@@ -75,11 +75,12 @@ class _Descriptor:
         self._number = number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (DupFd(self._number) if self._number >= 0 else None,)
+        return _received, (DupFd(self._number),)
 
 
 def _received(descriptor: Any) -> int:
-    return -1 if descriptor is None else descriptor.detach()
+    number: int = descriptor.detach()
+    return number
 
 
 def _run(options: list[str], stderr: int, start_new_session: bool) -> None:
@@ -89,12 +90,8 @@ def _run(options: list[str], stderr: int, start_new_session: bool) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    if stderr < 0:
-        os.close(2)
-        sys.stderr = None
-    else:
-        os.dup2(stderr, 2)
-        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    os.dup2(stderr, 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.argv = [SERVE, *options]
     runpy.run_module(SERVE, run_name="__main__", alter_sys=True)
 
