@@ -86,6 +86,7 @@ class LLM:
         max_model_len: int | None = None,
         kv_cache_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        max_graph_rows: int = 2048,
         reuse_bytes: int = 0,
         block_size: int = 16,
         limit_mm_per_prompt: Mapping[str, int] | None = None,
@@ -106,6 +107,8 @@ class LLM:
             kv_cache_bytes: size of the KV pool of each process; default: a quarter of the free memory, on a GPU what is
                 left of `gpu_memory_utilization`; less where `max_num_seqs` requests of full length need less.
             gpu_memory_utilization: part of a GPU's memory that may be taken in all.
+            max_graph_rows: rows of a prefill stage, at most, that are launched as a graph on a GPU; 0: none are, which
+                loads faster.
             reuse_bytes: memory for the rows of images that may come again; 0: neither images nor keys and values of
                 prompts' prefixes are reused. Answers with reuse are the same up to rounding.
             block_size: rows per KV block.
@@ -130,6 +133,7 @@ class LLM:
             max_model_len=max_model_len,
             kv_cache_bytes=kv_cache_bytes,
             gpu_memory_utilization=gpu_memory_utilization,
+            max_graph_rows=max_graph_rows,
             reuse_bytes=reuse_bytes,
             block_size=block_size,
             limit_mm_per_prompt=limit_mm_per_prompt,

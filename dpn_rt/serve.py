@@ -217,6 +217,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         max_model_len=options.max_model_len,
         kv_cache_bytes=options.kv_cache_bytes,
         gpu_memory_utilization=options.gpu_memory_utilization,
+        max_graph_rows=options.max_graph_rows,
         reuse_bytes=options.reuse_bytes,
         max_image_pixels=options.max_image_pixels,
         limit_mm_per_prompt=options.limit_mm_per_prompt,
@@ -275,6 +276,7 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV cache")
     add("--tensor-parallel-size", type=int, default=1, metavar="N", help="processes that share the decoder")
     add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="share of a GPU's memory to use at most")
+    add("--max-graph-rows", type=int, default=2048, metavar="N", help="largest prefill stage that is a graph on a GPU")
     add(
         "--reuse-bytes", type=int, default=2**28, metavar="N", help="memory for images that may come again; 0: no reuse"
     )

@@ -49,6 +49,8 @@ class EngineOptions:
     """Rows per KV block."""
     gpu_memory_utilization: float = 0.9
     """Part of a GPU's memory that may be taken in all."""
+    max_graph_rows: int = 2048
+    """Rows of a prefill stage, at most, that are launched as a graph on a GPU; 0: stages are not recorded."""
     max_image_pixels: int = MAX_PIXELS
     """Pixels of one image, at most."""
     limit_mm_per_prompt: Mapping[str, int] | None = None
@@ -62,15 +64,16 @@ class EngineOptions:
     """Processes that share the decoder."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.reuse_bytes, bool) or not isinstance(self.reuse_bytes, int) or self.reuse_bytes < 0:
-            raise ConfigError(f"reuse_bytes={self.reuse_bytes!r}: expected a whole number of at least 0")
+        for name in ("reuse_bytes", "max_graph_rows"):
+            self._check_count(name, least=0)
         share = self.gpu_memory_utilization
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ConfigError(f"gpu_memory_utilization={share!r}: expected a number above 0 and at most 1")
         for name in ("max_num_seqs", "block_size", "max_image_pixels", "tensor_parallel_size"):
-            self._check_count(name, is_optional=False)
+            self._check_count(name)
         for name in ("max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"):
-            self._check_count(name, is_optional=True)
+            if getattr(self, name) is not None:
+                self._check_count(name)
         _ = self.max_images  # raises if the limit is none
 
     @property
@@ -85,12 +88,10 @@ class EngineOptions:
             raise ConfigError(f"limit_mm_per_prompt={shown(dict(limits))}: {expected}")
         return value
 
-    def _check_count(self, name: str, *, is_optional: bool) -> None:
+    def _check_count(self, name: str, *, least: int = 1) -> None:
         value = getattr(self, name)
-        if value is None and is_optional:
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class EngineSettings:
     """Rows per KV block."""
     gpu_memory_utilization: float
     """Part of a GPU's memory that may be taken in all."""
+    max_graph_rows: int
+    """Rows of a prefill stage, at most, that are launched as a graph on a GPU; 0: stages are not recorded."""
     max_image_pixels: int
     """Pixels of one image, at most."""
     max_images: int
@@ -159,6 +162,7 @@ def resolve(model: ModelConfig, options: EngineOptions, plans: PlanLimits | None
         reuse_bytes=options.reuse_bytes,
         block_size=options.block_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
+        max_graph_rows=options.max_graph_rows,
         max_image_pixels=options.max_image_pixels,
         max_images=options.max_images,
         prepack_weights=options.prepack_weights,

@@ -85,6 +85,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
     monkeypatch.setattr(loader, "open_cuda", open_host)
 
     def load(path: Path, **options: Any) -> LLM:
-        return LLM(path, device="cuda", **{"max_num_seqs": 6, **options})
+        # Every graph is recorded by running it here, so that fewer of them are made.
+        return LLM(path, device="cuda", **{"max_num_seqs": 6, "max_graph_rows": 320, **options})
 
     return Place("cpu", load, device)

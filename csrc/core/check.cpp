@@ -193,8 +193,9 @@ std::string at(const char* argument, std::int64_t index) {
   return std::string(argument) + "[" + std::to_string(index) + "]";
 }
 
-void check_offsets(const Checker& check, const char* argument, const std::int32_t* offsets, std::int64_t num_seqs,
-                   std::int64_t total, const char* total_name) {
+namespace {
+
+void check_rising(const Checker& check, const char* argument, const std::int32_t* offsets, std::int64_t num_seqs) {
   if (offsets[0] != 0) check.fail(at(argument, 0) + " is " + std::to_string(offsets[0]) + ", expected 0");
   for (std::int64_t i = 0; i < num_seqs; ++i) {
     if (offsets[i + 1] < offsets[i]) {
@@ -202,9 +203,25 @@ void check_offsets(const Checker& check, const char* argument, const std::int32_
                  std::to_string(offsets[i]));
     }
   }
+}
+
+}  // namespace
+
+void check_offsets(const Checker& check, const char* argument, const std::int32_t* offsets, std::int64_t num_seqs,
+                   std::int64_t total, const char* total_name) {
+  check_rising(check, argument, offsets, num_seqs);
   if (offsets[num_seqs] != total) {
     check.fail(at(argument, num_seqs) + " is " + std::to_string(offsets[num_seqs]) + ", expected " + total_name + "=" +
                std::to_string(total));
+  }
+}
+
+void check_padded_offsets(const Checker& check, const char* argument, const std::int32_t* offsets,
+                          std::int64_t num_seqs, std::int64_t num_tokens) {
+  check_rising(check, argument, offsets, num_seqs);
+  if (offsets[num_seqs] > num_tokens) {
+    check.fail(at(argument, num_seqs) + " is " + std::to_string(offsets[num_seqs]) +
+               ", expected at most num_tokens=" + std::to_string(num_tokens));
   }
 }
 

@@ -81,6 +81,11 @@ std::string at(const char* argument, std::int64_t index);
 void check_offsets(const Checker& check, const char* argument, const std::int32_t* offsets, std::int64_t num_seqs,
                    std::int64_t total, const char* total_name = "num_tokens");
 
+// Offsets [num_seqs + 1] of packed rows must start at 0, never fall, and end at `num_tokens` at most: rows behind the
+// last offset are padding, which a kernel leaves alone.
+void check_padded_offsets(const Checker& check, const char* argument, const std::int32_t* offsets,
+                          std::int64_t num_seqs, std::int64_t num_tokens);
+
 // Each of the `count` entries must lie in [low, high].
 void check_entries(const Checker& check, const char* argument, const std::int32_t* entries, std::int64_t count,
                    std::int64_t low, std::int64_t high);

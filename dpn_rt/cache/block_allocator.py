@@ -24,6 +24,8 @@ Slots = npt.NDArray[np.intp]
 BlockIds = npt.NDArray[np.int32]
 CopyBlocks = Callable[[BlockIds, BlockIds], None]
 """Copies the contents of blocks `sources` `[num_copies]` to blocks `targets` `[num_copies]`, in every pool."""
+NoteTables = Callable[[int, Slots, npt.NDArray[np.integer]], None]
+"""Is told that a stage's block tables have new blocks: for each pair of slot and index, in every layer group."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,14 @@ class BlockAllocator:
         """Fills up batches: always one row in every stage, in a block that no sequence gets."""
         self.padding_block = config.num_blocks
         try:
-            self._tables = [
-                np.full((groups, num_slots + 1, max_block_groups), -1, dtype=np.int32) for groups in config.layer_groups
-            ]
+            self.all_tables = np.full((sum(config.layer_groups), num_slots + 1, max_block_groups), -1, dtype=np.int32)
+            """`[all layer groups, num_slots + 1, max_block_groups]` block tables of all stages and slots; read only."""
             self._kv_lengths = np.zeros((num_slots + 1, num_stages), dtype=np.int32)
         except MemoryError as error:
             raise CapacityError(
                 f"the memory has no room for block tables for {num_slots} sequences: lower max_num_seqs"
             ) from error
+        self._tables = np.split(self.all_tables, np.cumsum(config.layer_groups)[:-1])  # views, one for each stage
         self._kv_lengths[self.padding_slot] = 1
         self._next_positions = self._kv_lengths.copy()
         for table in self._tables:
@@ -84,6 +86,8 @@ class BlockAllocator:
         self._free_slots = list(range(num_slots))[::-1]
         self.reclaim: Callable[[int], None] | None = None
         """Called with the number of blocks that are missing; releases held ones."""
+        self.note_tables: NoteTables | None = None
+        """Called when block tables have new blocks, for copies of them elsewhere."""
 
     @property
     def num_blocks(self) -> int:
@@ -221,6 +225,7 @@ class BlockAllocator:
                 raise
         table = self._tables[stage]
         table[:, slot, first : first + num_full] = blocks[:, :num_full]
+        self._note(stage, np.full(num_full, slot), np.arange(first, first + num_full))
         self._kv_lengths[slot, stage] += num_rows
         self._next_positions[slot, stage] += num_rows
         if num_rest:
@@ -346,6 +351,11 @@ class BlockAllocator:
         blocks = self._unused_blocks[self._num_unused_blocks : self._num_unused_blocks + count][::-1]
         self._num_users[blocks] = 1
         table[:, slots, indices] = blocks.reshape(table.shape[0], len(slots))
+        self._note(stage, slots, indices)
+
+    def _note(self, stage: int, slots: Slots, indices: npt.NDArray[np.integer]) -> None:
+        if self.note_tables is not None and len(slots):
+            self.note_tables(stage, slots, indices)
 
     def _give_back(self, blocks: BlockIds) -> None:
         """One user less for each of `blocks`, which are all different."""

@@ -183,9 +183,9 @@ class Layer:
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = qkv.view(qkv.shape[0], -1, self._config.head_dim)
-        first_k = self._config.num_heads
-        first_v = first_k + self._config.num_kv_heads
-        return heads[:, :first_k], heads[:, first_k:first_v], heads[:, first_v:]
+        num_kv_heads = self._config.num_kv_heads
+        q, k, v = heads.split_with_sizes((self._config.num_heads, num_kv_heads, num_kv_heads), dim=1)
+        return q, k, v
 
 
 class Stage:
@@ -228,15 +228,32 @@ class Stage:
             `[num_rows, hidden_size]`; from the last stage of a prefill `[num_ends, hidden_size]`, the last row of each
             sequence that ends in the batch.
         """
-        residual = x
+        residual, addend = self.run(x, None, batch, blocks, key_positions)
+        return residual if addend is None else residual.add_(addend)
+
+    def run(
+        self,
+        residual: Tensor,
+        addend: Tensor | None,
+        batch: StageBatch,
+        blocks: Tensor,
+        key_positions: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, of the sum of two tensors and as the sum of two, which the next norm adds on its way.
+
+        Args:
+            residual: `[num_rows, hidden_size]`; overwritten.
+            addend: `[num_rows, hidden_size]`; overwritten. None: nothing is added.
+
+        Returns:
+            The two, of the shape that `forward` returns.
+        """
         firsts: dict[int, Tensor] = {}
         if self._windows:
             assert key_positions is not None, "the KV pool of a model with windows has positions"
             firsts = first_keys(batch, key_positions, self._windows)
-        x = ops.rms_norm(x, self._layers[0].input_norm, self._config.rms_norm_eps)
         for index, layer in enumerate(self._layers):
-            if index > 0:
-                x = ops.add_rms_norm(x, residual, layer.input_norm, self._config.rms_norm_eps, out=x)
+            x = add_norm(addend, residual, layer.input_norm, self._config.rms_norm_eps)
             group, layer_in_block = divmod(index, self._layers_per_block)
             layer_firsts = None if layer.window is None else firsts[layer.window]
             cache = CacheView(blocks, layer_in_block, batch.block_tables[group], layer_firsts)
@@ -245,13 +262,20 @@ class Stage:
                 residual = residual.index_select(0, batch.last_rows)
                 if not len(batch.last_rows):
                     layer.attend(x, cache, batch, keys=keys)  # for the keys and values alone
-                    return residual
+                    return residual, None
                 attended = layer.attend_last(x, cache, batch, batch.last_rows, keys=keys)
             else:
                 queries_out = batch.queries_out if is_last else None
                 attended = layer.attend(x, cache, batch, keys=keys, queries_out=queries_out)
-            x = layer.mlp(attended, residual)
-        return residual.add_(x)
+            addend = layer.mlp(attended, residual)
+        return residual, addend
+
+
+def add_norm(addend: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of `residual`, to which `addend` is added in place before, if there is one; in the addend's memory."""
+    if addend is None:
+        return ops.rms_norm(residual, weight, eps)
+    return ops.add_rms_norm(addend, residual, weight, eps, out=addend)
 
 
 class Decoder:
@@ -370,9 +394,10 @@ class Decoder:
             Logits `[num_seqs, vocab_size]`, dtype of the engine.
         """
         cache_rows = kv_lengths - 1
+        addend: Tensor | None = None
         for index, (stage, tables) in enumerate(zip(self.stages, block_tables, strict=True)):
             batch = StageBatch(
                 cu_seqlens, positions[index], cache_rows[index], kv_lengths[index], tables, last_rows=None
             )
-            x = stage.forward(x, batch, blocks, key_positions)
-        return self.logits(x)
+            x, addend = stage.run(x, addend, batch, blocks, key_positions)
+        return self._head(add_norm(addend, x, self._norm, self._config.rms_norm_eps))

@@ -41,7 +41,7 @@ def attention(
         k: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`; num_kv_heads divides num_heads.
         v: `[num_tokens, num_kv_heads, head_dim]`, dtype of `q`.
         cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows from `cu_seqlens[s]` up to, not including,
-            `cu_seqlens[s + 1]`; it may be empty.
+            `cu_seqlens[s + 1]`; it may be empty. Rows behind the last sequence are left alone.
         causal: whether row i of a sequence sees only rows up to i.
         scale: of the scores before softmax, positive.
         first_keys: `[num_tokens]`, int32, for attention with a sliding window: the first key of its sequence that each
@@ -82,6 +82,7 @@ def attention_extend(
         layer_in_block: the layer to read, below layers_per_block.
         block_table: `[num_seqs, max_blocks]`, int32; entries after those that a sequence uses are not read.
         cu_seqlens: `[num_seqs + 1]`, int32; sequence s has the rows `cu_seqlens[s]` to `cu_seqlens[s + 1] - 1` of `q`.
+            Rows behind the last sequence are left alone.
         context_lens: `[num_seqs]`, int32 rows of each sequence in the cache, at least 1 and at least the new ones.
         scale: of the scores before softmax, positive.
         first_keys: `[num_tokens]`, int32, for attention with a sliding window: the first cache row of its sequence

@@ -47,7 +47,8 @@ def rope_store(
             the third dimension holds keys, index 1 values.
         layer_in_block: the layer to write, below layers_per_block.
         block_table: `[num_seqs, max_blocks]` int32; entries that no cache row uses may have any value.
-        cu_seqlens: `[num_seqs + 1]` int32, first row of every sequence in `qkv`, then `num_tokens`.
+        cu_seqlens: `[num_seqs + 1]` int32, first row of every sequence in `qkv`, then the end of the last one. Rows
+            behind it are left alone.
         num_heads: a multiple of `num_kv_heads`.
         num_kv_heads: at least 1.
         q_norm: `[head_dim]` weight of the norm of each query head, dtype of `qkv`; None: no norm.

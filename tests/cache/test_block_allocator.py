@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, BlockIds, count_blocks
+from dpn_rt.cache.device_tables import DeviceTables
 from dpn_rt.errors import CapacityError
+from tests.places import CountingDevice
 
 GROUPS = (2, 1, 3)
 STAGES = range(len(GROUPS))
@@ -64,6 +67,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def begin(self, num_blocks: int, num_slots: int) -> None:
         self.allocator = make_allocator(num_blocks, num_slots, self.copy)
         self.allocator.reclaim = self.reclaim
+        self.on_device = DeviceTables(self.allocator, CountingDevice())
         self.contents = np.full((num_blocks + 1, BLOCK_SIZE), -1)
         self.rows: dict[int, list[Rows]] = {}
         self.held: list[Held] = []
@@ -295,6 +299,18 @@ class AllocatorMachine(RuleBasedStateMachine):
         assert self.allocator.kv_lengths(padding).tolist() == self.allocator.next_positions(padding).tolist()
         assert self.allocator.kv_lengths(padding).tolist() == [[1] * len(GROUPS)]
         assert (self.contents[self.allocator.padding_block] == -1).all()
+
+    @rule(size=st.integers(0, 30))
+    def update_the_tables_on_a_device(self, size: int) -> None:
+        indices, blocks = self.on_device.take_changes(size)
+        assert len(indices) == len(blocks) == size
+        self.on_device.apply(torch.from_numpy(indices), torch.from_numpy(blocks))
+        slots = [*self.rows, self.allocator.padding_slot]
+        for stage, tables in enumerate(self.on_device.of_slots(torch.tensor(slots))):
+            for index, slot in enumerate(slots):
+                count = groups_for(self.allocator.kv_lengths(np.array([slot]))[0, stage])
+                expected = self.allocator.block_tables(stage, np.array([slot]), whole=True)[:, 0, :count]
+                assert tables[:, index, :count].tolist() == expected.tolist()
 
     def check_contents(self, table: BlockIds, ids: list[int] | tuple[int, ...]) -> None:
         for group, blocks in enumerate(table):

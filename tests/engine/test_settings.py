@@ -28,6 +28,7 @@ def test_defaults() -> None:
         reuse_bytes=0,
         block_size=16,
         gpu_memory_utilization=0.9,
+        max_graph_rows=2048,
         max_image_pixels=MAX_PIXELS,
         max_images=16,
         prepack_weights=None,
@@ -45,6 +46,7 @@ def test_what_was_asked_for_is_taken() -> None:
         "reuse_bytes": 17,
         "block_size": 19,
         "gpu_memory_utilization": 1,
+        "max_graph_rows": 21,
         "max_image_pixels": 23,
         "limit_mm_per_prompt": {"image": 29},
         "prepack_weights": False,
@@ -140,9 +142,11 @@ def test_options_without_a_default_of_the_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, True, None, 0.5])
-def test_reuse_bytes(value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"reuse_bytes={value!r}: expected a whole number of at least 0"):
-        EngineOptions(reuse_bytes=value)
+@pytest.mark.parametrize("name", ["reuse_bytes", "max_graph_rows"])
+def test_numbers_that_may_be_0(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value!r}: expected a whole number of at least 0"):
+        EngineOptions(**{name: value})
+    assert getattr(EngineOptions(**{name: 0}), name) == 0
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, True, None, "0.9"])

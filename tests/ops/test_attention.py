@@ -145,6 +145,19 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(
     assert torch.equal(out, torch.cat(alone))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [[33, 100, 1], [0, 5, 0], []], ids=str)
+def test_rows_behind_the_last_sequence_are_left_alone(
+    generator: torch.Generator, dtype: torch.dtype, lengths: list[int], causal: bool
+) -> None:
+    q, k, v = (random_rows(generator, (sum(lengths), 2, 64), dtype) for _ in range(3))
+    plain = ops.attention(q, k, v, offsets(lengths), causal=causal, scale=0.1)
+    longer = [torch.cat([x, poisoned((70, 2, 64), dtype)]) for x in (q, k, v)]
+    out = poisoned((len(q) + 70, 128), dtype)
+    ops.attention(*longer, offsets(lengths), causal=causal, scale=0.1, out=out)
+    assert torch.equal(out[:-70], plain) and out[-70:].isnan().all()
+
+
 @pytest.mark.cpu_only
 def test_bad_arguments_are_refused_by_name() -> None:
     q, k, v, cu = torch.zeros(6, 4, 16), torch.zeros(6, 2, 16), torch.zeros(6, 2, 16), offsets([2, 4])
@@ -171,7 +184,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
         ({"q": q.repeat(1, 1, 17), "k": k.repeat(1, 1, 17), "v": v.repeat(1, 1, 17)}, "head_dim is 272"),
         ({"cu_seqlens": cu.long()}, "cu_seqlens has dtype int64, expected int32"),
         ({"cu_seqlens": cu[:0]}, "cu_seqlens is empty"),
-        ({"cu_seqlens": offsets([2, 3])}, r"cu_seqlens\[2\] is 5, expected num_tokens=6"),
+        ({"cu_seqlens": offsets([2, 5])}, r"cu_seqlens\[2\] is 7, expected at most num_tokens=6"),
         ({"cu_seqlens": torch.tensor([0, 7, 6], dtype=torch.int32)}, r"cu_seqlens\[2\] is 6, expected at least 7"),
         ({"cu_seqlens": torch.tensor([1, 6], dtype=torch.int32)}, r"cu_seqlens\[0\] is 1"),
         ({"scale": 0.0}, "scale is 0.0*, expected a positive finite number"),

@@ -103,6 +103,21 @@ def test_chunks_give_what_the_whole_gives(
     torch.testing.assert_close(extend(sequences), last_rows(whole, sequences), atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("sequences", [[(40, 3), (300, 97)], [(5, 0), (9, 9), (7, 0)], []], ids=str)
+def test_rows_behind_the_last_sequence_are_left_alone(
+    generator: torch.Generator, dtype: torch.dtype, sequences: list[tuple[int, int]]
+) -> None:
+    keys = [keys for keys, _ in sequences]
+    q, k, v = (random_rows(generator, (sum(keys), 2, 64), dtype) for _ in range(3))
+    cache, new = PagedCache.of(k, v, keys, 16), last_rows(q, sequences)
+    arguments = (cache.kv_cache, cache.layer_in_block, cache.block_table, offsets([rows for _, rows in sequences]))
+    plain = ops.attention_extend(new, *arguments, cache.context_lens, scale=0.1)
+    out = poisoned((len(new) + 70, 128), dtype)
+    longer = torch.cat([new, poisoned((70, 2, 64), dtype)])
+    ops.attention_extend(longer, *arguments, cache.context_lens, scale=0.1, out=out)
+    assert torch.equal(out[:-70], plain) and out[-70:].isnan().all()
+
+
 def test_nan_stays_in_its_sequence(generator: torch.Generator, dtype: torch.dtype) -> None:
     keys, sequences = [33, 34, 33], [(33, 5), (34, 20), (33, 1)]
     q, k, v = (random_rows(generator, (100, 2, 64), dtype) for _ in range(3))
@@ -127,7 +142,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
         ({"kv_cache": kv_cache.bfloat16()}, "kv_cache has dtype bfloat16, expected float32"),
         ({"kv_cache": kv_cache[0]}, r"kv_cache has shape \[3, 2, 2, 8, 16\]"),
         ({"layer_in_block": 3}, "layer_in_block is 3, expected 0 to 2"),
-        ({"cu_seqlens": offsets([2, 2])}, r"cu_seqlens\[2\] is 4, expected num_tokens=5"),
+        ({"cu_seqlens": offsets([2, 4])}, r"cu_seqlens\[2\] is 6, expected at most num_tokens=5"),
         ({"cu_seqlens": offsets([5])}, r"cu_seqlens has shape \[2\]"),
         ({"context_lens": context_lens[:1]}, r"context_lens has shape \[1\]"),
         ({"context_lens": torch.tensor([1, 24], dtype=torch.int32)}, r"context_lens\[0\] is 1, expected at least .* 2"),

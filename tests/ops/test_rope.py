@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -195,6 +196,21 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(generator: torch.Generat
     assert torch.equal(case.qkv, torch.cat(alone))
 
 
+@pytest.mark.parametrize("lengths", [[4, 9, 1], [0, 3, 0], []], ids=str)
+def test_rows_behind_the_last_sequence_are_left_alone(
+    generator: torch.Generator, dtype: torch.dtype, lengths: list[int]
+) -> None:
+    case = Case(lengths, 4, 2, 24, dtype, generator)
+    plain = copy.deepcopy(case)
+    plain.run(layer=1)
+    case.qkv = torch.cat([case.qkv, poisoned((5, case.qkv.shape[1]), dtype)])
+    nowhere = torch.full((5,), -7, dtype=torch.int32)
+    case.positions, case.cache_rows = torch.cat([case.positions, nowhere]), torch.cat([case.cache_rows, nowhere])
+    case.run(layer=1)
+    assert torch.equal(case.qkv[:-5], plain.qkv) and case.qkv[-5:].isnan().all()
+    assert_same(case.kv_cache, plain.kv_cache)
+
+
 @pytest.mark.cpu_only
 def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
     good = Case([3, 2], 4, 2, 8, torch.float32, generator)
@@ -242,7 +258,7 @@ def test_bad_arguments_are_refused_by_name(generator: torch.Generator) -> None:
         ({"block_table": negative_table}, rf"block_table\[0\]\[{used_block}\] is -1, expected 0 to"),
         ({"block_table": good.block_table[:, :0].contiguous()}, "block_table holds 0 blocks of 4 rows"),
         ({"cu_seqlens": rows(0, 5)}, r"cu_seqlens has shape \[2\], expected \[num_seqs \+ 1=3\]"),
-        ({"cu_seqlens": rows(0, 3, 6)}, r"cu_seqlens\[2\] is 6, expected num_tokens=5"),
+        ({"cu_seqlens": rows(0, 3, 6)}, r"cu_seqlens\[2\] is 6, expected at most num_tokens=5"),
         ({"cu_seqlens": rows(0, 6, 5)}, r"cu_seqlens\[2\] is 5, expected at least 6"),
         ({"cu_seqlens": rows(1, 3, 5)}, r"cu_seqlens\[0\] is 1"),
         ({"num_heads": 3}, "num_heads is 3, expected a multiple of num_kv_heads=2"),

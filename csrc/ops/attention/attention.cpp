@@ -74,7 +74,7 @@ void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor
   const auto* offsets = cu_seqlens.as<std::int32_t>();
   std::vector<std::int32_t> lengths;
   if (check.can_read()) {
-    check_offsets(check, "cu_seqlens", offsets, num_offsets - 1, num_tokens);
+    check_padded_offsets(check, "cu_seqlens", offsets, num_offsets - 1, num_tokens);
     lengths.resize(static_cast<std::size_t>(num_offsets - 1));
     for (std::size_t s = 0; s < lengths.size(); ++s) lengths[s] = offsets[s + 1] - offsets[s];
     if (firsts) check_first_keys(check, firsts, offsets, lengths.data(), num_offsets - 1);
@@ -132,7 +132,7 @@ void attention_extend(const Tensor& out, const Tensor& q, const Tensor& kv_cache
   const auto* lengths = context_lens.as<std::int32_t>();
   const std::int32_t* firsts = first_keys_of(check, first_keys, num_tokens, out);
   if (check.can_read()) {
-    check_offsets(check, "cu_seqlens", offsets, num_seqs, num_tokens);
+    check_padded_offsets(check, "cu_seqlens", offsets, num_seqs, num_tokens);
     check_blocks(check, block_table, "context_lens", context_lens, 1, num_blocks, block_size);
   }
   for (std::int64_t s = 0; check.can_read() && s < num_seqs; ++s) {

@@ -6,9 +6,9 @@ namespace dpn {
 
 namespace {
 
-// Checks that every position has a row in cos_sin.
+// Checks that every position of a sequence's row has a row in cos_sin.
 void check_positions(const Checker& check, const RopeStoreParams& p, std::int64_t max_positions) {
-  for (std::int64_t t = 0; t < p.num_tokens; ++t) {
+  for (std::int64_t t = 0; t < p.cu_seqlens[p.num_seqs]; ++t) {
     if (p.positions[t] < 0 || p.positions[t] >= max_positions) {
       check.range(at("positions", t).c_str(), p.positions[t], 0, max_positions - 1);
     }
@@ -112,7 +112,7 @@ void rope_store(const Tensor& qkv, const Tensor& positions, const Tensor& cache_
                                .max_blocks = max_blocks,
                                .dtype = qkv.dtype};
   if (check.can_read()) {
-    check_offsets(check, "cu_seqlens", params.cu_seqlens, num_seqs, num_tokens);
+    check_padded_offsets(check, "cu_seqlens", params.cu_seqlens, num_seqs, num_tokens);
     check_positions(check, params, max_positions);
     check_cache_rows(check, params, num_blocks);
   }

@@ -64,7 +64,7 @@ template <class T>
 void rope_store_rows(const RopeStoreParams& p) {
   const std::int64_t row_bytes =
       (2 * p.num_heads + 6 * p.num_kv_heads) * p.head_dim * static_cast<std::int64_t>(sizeof(T));
-  parallel_rows(p.num_tokens, row_bytes, [&](std::int64_t begin, std::int64_t end) {
+  parallel_rows(p.cu_seqlens[p.num_seqs], row_bytes, [&](std::int64_t begin, std::int64_t end) {
     std::int64_t sequence = 0;
     for (std::int64_t token = begin; token < end; ++token) {
       while (token >= p.cu_seqlens[sequence + 1]) ++sequence;

@@ -13,6 +13,7 @@ from torch import Tensor
 from dpn_rt.backends.backend import Decoded, StageRun
 from dpn_rt.backends.kernels.executor import Executor
 from dpn_rt.backends.kernels.scores import KernelScores
+from dpn_rt.backends.kernels.stages import Stages
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
 from dpn_rt.device.device import Device
 from dpn_rt.model.layout import Chunk, IntArray
@@ -36,16 +37,17 @@ class KernelBackend:
         executor: Executor,
         reducers: Sequence[Reducer],
         cache: BlockAllocator,
+        stages: Stages,
         step: DecodeStep,
         device: Device,
     ) -> None:
         self.reducers, self.cache = reducers, cache
-        self.preparer = KernelStagePreparer(executor, reducers, cache, device)
+        self.preparer = KernelStagePreparer(executor, stages, reducers, cache, device)
         self.async_device = device if device.is_async else None
         self.stage_sizes = [stage.num_layers for stage in executor.decoder.stages]
         self.logits, self.close = executor.logits, executor.close
         self.decode = step.run
-        self.executor, self._step, self._device = executor, step, device
+        self.executor, self.stages, self._step, self._device = executor, stages, step, device
 
     def embed(self, row_ids: npt.NDArray[np.int64], image_rows: Sequence[Tensor]) -> Tensor:
         """See `Backend.embed`."""
@@ -75,7 +77,7 @@ class KernelBackend:
             keys=keys,
             extends=chunk.extends,
         )
-        return StageRun(self.executor.run(stage, x, batch), batch.queries_out)
+        return StageRun(self.stages.run(stage, x, batch), batch.queries_out)
 
     def scores(self, stage: int, queries: Tensor | None, slots: Slots) -> AttentionScores:
         """What reducers may ask for at the end of a stage."""
@@ -85,9 +87,16 @@ class KernelBackend:
 class KernelStagePreparer:
     """A `StagePreparer`. The device makes the metadata, and KV blocks are taken for the most rows that may come."""
 
-    def __init__(self, executor: Executor, reducers: Sequence[Reducer], cache: BlockAllocator, device: Device) -> None:
-        self._executor, self._cache, self._device = executor, cache, device
-        self._stages_with_queries = {i for i, reducer in enumerate(reducers) if reducer.reads_queries}
+    def __init__(
+        self,
+        executor: Executor,
+        stages: Stages,
+        reducers: Sequence[Reducer],
+        cache: BlockAllocator,
+        device: Device,
+    ) -> None:
+        self._executor, self._stages, self._cache, self._device = executor, stages, cache, device
+        self._stages_with_queries = stages_with_queries(reducers)
 
     def queries_out(self, stage: int, num_ends: int, x: Tensor) -> Tensor | None:
         """Memory for `StageBatch.queries_out`; None where no reducer after the stage reads queries."""
@@ -116,8 +125,14 @@ class KernelStagePreparer:
             keys=reduced.next_keys,
             extends=reduced.has_cached_rows,
         )
+        self._stages.place(stage, batch)
         inputs = DeviceInputs(layout, device_forced)
-        return PreparedKernelStage(stage, batch, slots, inputs, self._executor, self._cache)
+        return PreparedKernelStage(stage, batch, slots, inputs, self._stages, self._cache)
+
+
+def stages_with_queries(reducers: Sequence[Reducer]) -> set[int]:
+    """Stages after which a reducer reads `StageBatch.queries_out`."""
+    return {stage for stage, reducer in enumerate(reducers) if reducer.reads_queries}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +143,14 @@ class PreparedKernelStage:
     batch: StageBatch
     slots: Slots
     device_inputs: DeviceInputs
-    executor: Executor
+    stages: Stages
     cache: BlockAllocator
 
     def run(self, rows: Tensor) -> StageRun:
         """See `PreparedStage.run`."""
         count = rows.shape[0]
         batch = replace(self.batch, positions=self.batch.positions[:count], cache_rows=self.batch.cache_rows[:count])
-        return StageRun(self.executor.run(self.stage, rows, batch), batch.queries_out)
+        return StageRun(self.stages.run(self.stage, rows, batch), batch.queries_out)
 
     def trim(self, kv_lengths: IntArray, next_positions: IntArray) -> None:
         """See `PreparedStage.trim`."""

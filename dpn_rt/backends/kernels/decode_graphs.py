@@ -1,4 +1,7 @@
-"""Decode steps as graphs, one per batch size. The host sends one block of metadata and launches one graph per step."""
+"""Decode steps as graphs, one per batch size. The host sends one block of metadata and launches one graph per step.
+
+Block tables stay on the device: of them the block has the entries that are new.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from dpn_rt.backends.backend import Decoded
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
+from dpn_rt.cache.device_tables import DeviceTables
 from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.device.device import Device, StaticInputs
 from dpn_rt.device.packing import Array
@@ -27,8 +31,9 @@ class DecodeGraphs:
         self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device, max_num_seqs: int
     ) -> None:
         """Records a graph for every size. The largest comes first, so that the others fit in its memory."""
+        tables = DeviceTables(cache, device)
         self._graphs = {
-            size: DecodeGraph(decoder, cache, pool, device, size)
+            size: DecodeGraph(decoder, cache, tables, pool, device, size)
             for size in sorted(batch_sizes(max_num_seqs), reverse=True)
         }
 
@@ -41,8 +46,16 @@ class DecodeGraphs:
 class DecodeGraph:
     """The decode step of `size` rows. Smaller batches are padded with rows of the cache's padding slot."""
 
-    def __init__(self, decoder: Decoder, cache: BlockAllocator, pool: KvPool, device: Device, size: int) -> None:
-        self._decoder, self._cache, self._pool = decoder, cache, pool
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: BlockAllocator,
+        tables: DeviceTables,
+        pool: KvPool,
+        device: Device,
+        size: int,
+    ) -> None:
+        self._decoder, self._cache, self._tables, self._pool = decoder, cache, tables, pool
         self._size = size
         none = np.empty(0, dtype=np.intp)
         self._inputs = StaticInputs(device, self._metadata(none, none))
@@ -61,22 +74,24 @@ class DecodeGraph:
         return Decoded(logits[: len(slots)], best[: len(slots)])
 
     def _metadata(self, token_ids: npt.NDArray[np.int64], slots: Slots) -> list[Array]:
-        """int32 inputs of the graph, padded to `size` rows.
+        """Inputs of the graph, padded to `size` rows.
 
-        Token ids `[size]`, positions `[num_stages, size]`, KV lengths `[num_stages, size]`, and per stage a block table
-        `[groups, size, max_blocks]`.
+        Token ids `[size]`, positions `[num_stages, size]`, KV lengths `[num_stages, size]`, slots `[size]`, and what
+        has changed in the block tables: in most steps at most a block group for each row and stage.
         """
         count = self._size - len(slots)
         slots = np.concatenate((slots, np.full(count, self._cache.padding_slot)))
         ids = np.concatenate((token_ids, np.full(count, PADDING_TOKEN))).astype(np.int32)
-        stages = range(len(self._decoder.stages))
-        tables = [self._cache.block_tables(stage, slots, whole=True) for stage in stages]
-        return [ids, self._cache.next_positions(slots).T - 1, self._cache.kv_lengths(slots).T, *tables]
+        positions, kv_lengths = self._cache.next_positions(slots).T - 1, self._cache.kv_lengths(slots).T
+        changes = self._tables.take_changes(self._size * self._tables.num_groups)
+        return [ids, positions, kv_lengths, slots.astype(np.int64), *changes]
 
     def _step(self) -> tuple[Tensor, ...]:
-        token_ids, positions, kv_lengths, *tables = self._inputs.tensors
+        token_ids, positions, kv_lengths, slots, *changes = self._inputs.tensors
+        self._tables.apply(*changes)
         pool = self._pool.blocks, self._pool.positions
         x = self._decoder.embed(token_ids)
+        tables = self._tables.of_slots(slots)
         logits = self._decoder.decode(x, positions, kv_lengths, tables, self._cu_seqlens, *pool)
         return logits, best_ids(logits)
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend
+from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend, stages_with_queries
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
 from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
 from dpn_rt.backends.kernels.executor import Executor
 from dpn_rt.backends.kernels.local_executor import LocalExecutor
+from dpn_rt.backends.kernels.stage_graphs import StageGraphs
+from dpn_rt.backends.kernels.stages import PlainStages, Stages
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
@@ -100,10 +102,16 @@ def _build(
     pool = KvPool(geometry, num_pool_blocks(geometry, settings, num_bytes), settings.block_size, device)
     executor = LocalExecutor(decoder, pool, device)
     cache = make_allocator(executor, geometry, settings)
+    reducers = load_reducers(model.reduction, weights, device)
     step: DecodeStep = PlainDecodeStep(executor, cache, device)
+    stages: Stages = PlainStages(executor)
     if device.is_async:
+        # Decode steps come first: what they give must not lie where a stage computes.
         step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
-    backend = KernelBackend(executor, load_reducers(model.reduction, weights, device), cache, step, device)
+        graph_rows = min(settings.max_graph_rows, settings.max_prefill_tokens)
+        if graph_rows and not geometry.has_windows:
+            stages = StageGraphs(executor, cache, device, graph_rows, sorted(stages_with_queries(reducers)))
+    backend = KernelBackend(executor, reducers, cache, stages, step, device)
     return backend, image_encoder(encoder, device)
 
 

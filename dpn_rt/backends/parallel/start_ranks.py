@@ -11,6 +11,7 @@ from dpn_rt.backends.kernels.backend import KernelBackend
 from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.gpu import open_cuda
 from dpn_rt.backends.kernels.loading import image_encoder, make_allocator, num_pool_blocks
+from dpn_rt.backends.kernels.stages import PlainStages
 from dpn_rt.backends.parallel.encoder import ParallelEncoder
 from dpn_rt.backends.parallel.messages import AllLoaded, PoolSize, RankSource
 from dpn_rt.backends.parallel.parallel_executor import ParallelExecutor
@@ -82,7 +83,8 @@ def load_parallel_backend(
         executor = ParallelExecutor(local, part.group, ranks, partial(torch.set_num_threads, num_threads))
         cache = make_allocator(executor, part.geometry, settings)
         reducers = load_reducers(model.reduction, part.weights, own)
-        backend = KernelBackend(executor, reducers, cache, PlainDecodeStep(executor, cache, own), own)
+        step = PlainDecodeStep(executor, cache, own)
+        backend = KernelBackend(executor, reducers, cache, PlainStages(executor), step, own)
         if part.encoder is not None and part.shares_encoder:
             return backend, ParallelEncoder(part.encoder, executor, own)
         return backend, image_encoder(part.encoder, own)
