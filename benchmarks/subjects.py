@@ -231,7 +231,7 @@ class Runtime:
         metrics = [output.metrics for output in outputs]
         decode = max(m.finish for m in metrics) - max(m.first_token for m in metrics)
         rows = sum(kv_rows(self.config, output.pyramid.kv_lengths) for output in outputs)
-        between, each = (stages.clock.seconds, stages.seconds) if self._stages else (None, None)
+        between, each = (None, None) if self._stages is None else (stages.clock.seconds, stages.seconds)
         return Timing(vision_time, total - decode, decode / steps, boundary.clock.seconds, rows, between, each)
 
     def first_logprobs(self, request: Request) -> torch.Tensor:
@@ -257,12 +257,9 @@ class Runtime:
         return list(self.llm.engine.runner.backend.reducers)
 
     @property
-    def _stages(self) -> list[Any]:
-        """Stages of the decoder; plans have none."""
-        from dpn_rt.backends.kernels.backend import KernelBackend
-
-        backend = self.llm.engine.runner.backend
-        return list(backend.executor.decoder.stages) if isinstance(backend, KernelBackend) else []
+    def _stages(self) -> Any:
+        """Runs the decoder's stages; None where plans do."""
+        return getattr(self.llm.engine.runner.backend, "stages", None)
 
 
 def _reduction(request: Request) -> dict[str, Any]:
@@ -304,32 +301,30 @@ class ReduceClock:
 class StageClock:
     """Time between the stages of a prefill, and in each of them."""
 
-    def __init__(self, device: str, stages: Sequence[Any]) -> None:
-        self.clock, self._stages = Stopwatch(device), stages
-        self._inside = [Stopwatch(device) for _ in stages]
+    def __init__(self, device: str, stages: Any | None) -> None:
+        self.clock, self._stages, self._device = Stopwatch(device), stages, device
+        self._inside: dict[int, Stopwatch] = {}
         self._last: tuple[int, Mark] | None = None
-        for index, stage in enumerate(stages):
-            stage.forward = functools.partial(self._timed, index, stage.forward)
+        if stages is not None:
+            stages.run = functools.partial(self._timed, stages.run)
 
-    def _timed(self, index: int, forward: Any, x: torch.Tensor, batch: Any, *pool: Any) -> Any:
-        if batch.is_decode:
-            return forward(x, batch, *pool)
-        if self._last is not None and self._last[0] == index - 1:
+    def _timed(self, run: Any, stage: int, x: torch.Tensor, batch: Any) -> Any:
+        if self._last is not None and self._last[0] == stage - 1:
             self.clock.add(self._last[1], self.clock.mark())
         begin = self.clock.mark()
-        result = forward(x, batch, *pool)
-        self._last = index, self.clock.mark()
-        self._inside[index].add(begin, self._last[1])
+        result = run(stage, x, batch)
+        self._last = stage, self.clock.mark()
+        self._inside.setdefault(stage, Stopwatch(self._device)).add(begin, self._last[1])
         return result
 
     @property
     def seconds(self) -> tuple[float, ...]:
         """Of each stage; waits for the device."""
-        return tuple(clock.seconds for clock in self._inside)
+        return tuple(self._inside[stage].seconds for stage in sorted(self._inside))
 
     def remove(self) -> None:
-        for stage in self._stages:
-            del stage.forward  # the instance's own: the class's is back
+        if self._stages is not None:
+            del self._stages.run  # the instance's own: the class's is back
 
 
 class OpClock:

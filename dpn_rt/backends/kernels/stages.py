@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -25,15 +24,15 @@ class Stages(Protocol):
         """Rows `[num_rows, hidden_size]` through a stage, see `Stage.forward`."""
 
 
-@dataclass(frozen=True)
 class PlainStages:
     """`Stages` without graphs."""
 
-    executor: Executor
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
 
     def place(self, stage: int, batch: StageBatch) -> None:
         """Nothing needs it."""
 
     def run(self, stage: int, x: Tensor, batch: StageBatch) -> Tensor:
         """See `Executor.run`."""
-        return self.executor.run(stage, x, batch)
+        return self._executor.run(stage, x, batch)
