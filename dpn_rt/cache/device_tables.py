@@ -22,6 +22,7 @@ class DeviceTables:
         self._cache, self._device = cache, device
         self._first_groups = np.cumsum([0, *cache.config.layer_groups])
         self._changes: list[npt.NDArray[np.int64]] = []  # indices into the flat tables, since they were last taken
+        self._num_changes = 0
         (self.tensor,) = device.upload(cache.all_tables)
         """`[all layer groups, num_slots + 1, max_block_groups]` int32."""
         cache.note_tables = self._note
@@ -39,10 +40,12 @@ class DeviceTables:
             over store what the padding slot has anyway.
         """
         changes = np.concatenate([*self._changes, np.empty(0, dtype=np.int64)])
-        self._changes = []
-        if len(changes) > size:
+        if self._num_changes > self._cache.all_tables.size:
+            self.tensor.copy_(self._device.upload(self._cache.all_tables)[0])
+        elif len(changes) > size:
             self.apply(*self._device.upload(changes, self._blocks(changes)))
             changes = changes[:0]
+        self._changes, self._num_changes = [], 0
         padding = self._cache.padding_slot * self._cache.all_tables.shape[2]
         indices = np.full(size, padding, dtype=np.int64)
         indices[: len(changes)] = changes
@@ -63,4 +66,8 @@ class DeviceTables:
     def _note(self, stage: int, slots: Slots, indices: npt.NDArray[np.integer]) -> None:
         _, num_slots, width = self._cache.all_tables.shape
         groups = np.arange(*self._first_groups[stage : stage + 2])[:, None]
+        self._num_changes += groups.size * len(slots)
+        if self._num_changes > self._cache.all_tables.size:  # nobody decodes: all of it will be sent
+            self._changes = []
+            return
         self._changes.append(((groups * num_slots + slots) * width + indices).reshape(-1))

@@ -32,3 +32,19 @@ def test_more_changes_than_there_is_room_for() -> None:
     _, blocks = tables.take_changes(5)
     assert device.uploads == 2 and (blocks == cache.padding_block).all()
     assert torch.equal(tables.tensor, torch.from_numpy(cache.all_tables))
+
+
+def test_changes_that_nobody_takes_do_not_pile_up() -> None:
+    cache = BlockAllocator(AllocatorConfig(60, 4, 3, 40, (2, 1), block_bytes=1), lambda *_: None)
+    device = CountingDevice()
+    tables = DeviceTables(cache, device)
+    lengths = np.array([40], dtype=np.int32)
+    for _ in range(50):
+        slot = cache.open_slot()
+        cache.fill_stage(0, np.array([slot]), lengths)
+        assert sum(map(len, tables._changes)) <= cache.all_tables.size
+        cache.close_slot(slot)
+    cache.fill_stage(1, np.array([cache.open_slot()]), lengths)
+    _, blocks = tables.take_changes(5)
+    assert device.uploads == 2 and (blocks == cache.padding_block).all()
+    assert torch.equal(tables.tensor, torch.from_numpy(cache.all_tables))
