@@ -120,14 +120,15 @@ def test_the_trained_model_in_fewer_bits(tmp_path: Path, quantize: Any) -> None:
 
 
 def test_bfloat16_is_as_exact_as_one_rank(tmp_path: Path) -> None:
-    """Sums over ranks are rounded once more: against float32 the error is at most twice that of one rank."""
-    asked = prompts(3)
+    """Sums over ranks are rounded once more, which the errors against float32 hardly show: of 30 draws the ratio was
+    0.85 to 1.23. That of the largest errors is above 2 for some draws."""
+    asked = prompts(9)
     exact = LLM(write_random_engine(tmp_path / "exact")).generate(asked, SHORT, use_tqdm=False)
     path = write_random_engine(tmp_path / "e", dataclasses.replace(MODEL, dtype="bfloat16"))
     errors = []
     for size in (1, 2):
         with closing(LLM(path, tensor_parallel_size=size)) as llm:
             outputs = llm.generate(asked, SHORT, use_tqdm=False)
-        first = [(all_logprobs(a)[0] - all_logprobs(b)[0]).abs().max() for a, b in zip(outputs, exact, strict=True)]
-        errors.append(max(first).item())
-    assert errors[1] <= 2 * errors[0] + 1e-3, errors
+        first = [all_logprobs(a)[0] - all_logprobs(b)[0] for a, b in zip(outputs, exact, strict=True)]
+        errors.append(torch.stack(first).square().mean().sqrt().item())
+    assert errors[1] <= 1.6 * errors[0], errors
