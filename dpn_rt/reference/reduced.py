@@ -236,10 +236,10 @@ def _farthest_points(rows: Tensor, count: int) -> Tensor:
     """DivPrune's rows, ascending: each new one is the farthest, by cosine, from its nearest among those picked."""
     unit = rows.double() / rows.double().norm(dim=1, keepdim=True)
     distances = 1 - unit @ unit.T
+    distances.fill_diagonal_(float("inf"))
     picked: list[int] = []
     for _ in range(count):
-        others = [i for i in range(len(rows)) if i not in picked]
-        against = picked or others
-        nearest = [min(float(distances[i, j]) for j in against if j != i) if len(rows) > 1 else 0.0 for i in others]
-        picked.append(others[max(range(len(others)), key=lambda place: nearest[place])])
+        nearest = (distances[:, picked] if picked else distances).amin(1)
+        nearest[picked] = -float("inf")
+        picked.append(int(nearest.argmax()))
     return torch.tensor(sorted(picked), dtype=torch.int64)

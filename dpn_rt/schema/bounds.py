@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.schema.field_types import field_types
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def bound_problems(config: Any, name: str = "") -> Iterator[str]:
     Args:
         name: of the configuration, such as `model`; its fields are named after it.
     """
-    for field, hint in typing.get_type_hints(type(config), include_extras=True).items():
+    for field, hint in field_types(type(config)).items():
         if field in type(config).__dataclass_fields__:
             yield from _problems(hint, getattr(config, field), f"{name}.{field}" if name else field)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.schema.bounds import bound_problems
+from dpn_rt.schema.field_types import field_types
 from dpn_rt.schema.text import shown
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def _parse_union(kinds: list[Any], optional: bool, value: Any, path: str) -> Any
 
 def _tag(kind: Any) -> tuple[str, str]:
     """Name and value of the field that distinguishes a dataclass from the others of its union."""
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in field_types(kind).items():
         values = typing.get_args(hint)
         if typing.get_origin(hint) is Literal and len(values) == 1:
             return name, values[0]
@@ -96,7 +97,7 @@ def _tag(kind: Any) -> tuple[str, str]:
 def _parse_dataclass(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected an object, got {shown(value)}")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = field_types(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     missing = [name for name, field in fields.items() if name not in value and field.default is dataclasses.MISSING]
     unknown = [name for name in value if name not in fields]

@@ -51,15 +51,14 @@ def random_grid(
 
 
 def pack(values: np.ndarray, bits: int, order: tuple[int, ...] | None = None) -> np.ndarray:
-    """`[n, count]` -> int32 `[n, words]`, one bit after the other."""
+    """`[n, count]` -> int32 `[n, words]`; `order` says whose value stands at each place of a word."""
     per_word = 32 // bits
-    words = np.zeros((len(values), -(-values.shape[1] // per_word)), np.uint32)
-    for index in range(values.shape[1]):
-        within = index % per_word
-        place = within if order is None else order.index(within)
-        for bit in range(bits):
-            one = (values[:, index].astype(np.uint32) >> np.uint32(bit)) & np.uint32(1)
-            words[:, index // per_word] |= one << np.uint32(place * bits + bit)
+    places = np.arange(per_word) if order is None else np.argsort(order)
+    rows, count = values.shape
+    padded = np.zeros((rows, -(-count // per_word) * per_word), np.uint32)
+    padded[:, :count] = values.astype(np.uint32) & np.uint32((1 << bits) - 1)
+    shifted = padded.reshape(rows, padded.shape[1] // per_word, per_word) << (places * bits).astype(np.uint32)
+    words = np.bitwise_or.reduce(shifted, axis=2)
     return words.view(np.int32)
 
 

@@ -73,14 +73,13 @@ class PagedCache:
         """k, v: `[sum of lengths, num_kv_heads, head_dim]`."""
         blocks = [-(-length // block_size) for length in lengths]
         num_blocks = sum(blocks) + 3
-        free = torch.randperm(num_blocks).tolist()
+        used = torch.randperm(num_blocks)[: sum(blocks)].to(torch.int32).split(blocks)
         cache = torch.full((num_blocks, 2, 2, k.shape[1], block_size, k.shape[2]), float("nan"), dtype=k.dtype)
         table = torch.full((len(lengths), max(blocks, default=0) + 1), -1, dtype=torch.int32)
-        rows = zip(k.split(lengths), v.split(lengths), strict=True)
-        for sequence, keys_and_values in enumerate(rows):
-            for i in range(blocks[sequence]):
-                table[sequence, i] = free.pop()
-                for kind, x in enumerate(keys_and_values):
-                    part = x[i * block_size : (i + 1) * block_size].transpose(0, 1)
-                    cache[table[sequence, i], 1, kind, :, : part.shape[1]] = part
+        for row, own in zip(table, used, strict=True):
+            row[: len(own)] = own
+        sequences = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+        places = torch.cat([torch.arange(length) for length in (0, *lengths)])
+        for kind, x in enumerate((k, v)):
+            cache[table[sequences, places // block_size], 1, kind, :, places % block_size] = x
         return PagedCache(cache, 1, table, torch.tensor(lengths, dtype=torch.int32))

@@ -56,8 +56,8 @@ def parse_spec(spec: Any, num_layers: int) -> Chain:
 
 
 def _size(value: Any, depth: int = 0) -> int:
-    """Characters and items of a value; of a large part its own length alone. What is nested deeper than any value of a
-    SPEC is too large."""
+    """Characters and items of a value; of a large part its own length alone, and of a large whole no more than shows
+    it. What is nested deeper than any value of a SPEC is too large."""
     if isinstance(value, str):
         return len(value)
     if not isinstance(value, Mapping | list | tuple):
@@ -65,7 +65,12 @@ def _size(value: Any, depth: int = 0) -> int:
     if len(value) > MOST_CHARACTERS or depth > 2:
         return max(len(value), MOST_CHARACTERS + 1)
     parts = (part for item in value.items() for part in item) if isinstance(value, Mapping) else value
-    return sum(_size(part, depth + 1) for part in parts)
+    size = 0
+    for part in parts:
+        size += _size(part, depth + 1)
+        if size > MOST_CHARACTERS:
+            break
+    return size
 
 
 def _cut(problem: str) -> str:
