@@ -54,16 +54,24 @@ TILED_KV_CACHE_BYTES = 1_500_000
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A request, and what it must be answered with."""
+    """A request."""
 
     name: str
     body: dict[str, Any]
-    text: str
-    pyramid: dict[str, Any]
-    """As the server writes it."""
+    prompt: dict[str, Any]
+    """The same, as `LLM.generate` takes it."""
     has_ties: bool
     """Tiles of one colour repeat the rows of the overview. Which of equal rows DivPrune keeps is the last bit's choice;
     only the answer is compared."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request must be answered with."""
+
+    text: str
+    pyramid: dict[str, Any]
+    """As the server writes it."""
 
 
 @dataclass
@@ -115,13 +123,12 @@ def _file(image: Image.Image, form: str) -> bytes:
 def cases(
     llm: LLM, model: str, variants: Sequence[dict[str, Any]], per_image: int, max_tokens: int = 64, scale: int = 1
 ) -> list[Case]:
-    """Images, one or two in a prompt, with variants (fields of a prompt such as `route`), and their answers alone.
+    """Images, one or two in a prompt, with variants (fields of a prompt such as `route`).
 
     Args:
         per_image: how many of the variants each image has, the next image the next ones.
         scale: see `images`.
     """
-    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     found = []
     turns = cycle(variants)
     for shown in asked(scale):
@@ -133,18 +140,26 @@ def cases(
         messages = [{"role": "user", "content": [*parts, question]}]
         for variant in islice(turns, per_image):
             has_ties = "solid" in " ".join(names) and "divprune" in variant.get("reduce", "")
-            output = llm.generate({**prompt, **variant}, params, use_tqdm=False)[0]
             fields = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, **variant}
             body = {"model": model, "messages": messages, **fields}
             name = f"{' and '.join(names)} {variant}"
-            found.append(Case(name, body, output.outputs[0].text, output.to_dict()["pyramid"], has_ties))
+            found.append(Case(name, body, {**prompt, **variant}, has_ties))
     return found
 
 
-def ask_all(url: str, given: Sequence[Case], clients: int, requests: int, seed: int) -> Outcome:
-    """Sends `requests` of the cases, drawn at random."""
+def answer_alone(llm: LLM, case: Case) -> Answer:
+    """What a case is answered with when nothing else is asked."""
+    params = SamplingParams(temperature=0, max_tokens=case.body["max_tokens"], ignore_eos=True)
+    output = llm.generate(case.prompt, params, use_tqdm=False)[0]
+    return Answer(output.outputs[0].text, output.to_dict()["pyramid"])
+
+
+def ask_all(url: str, llm: LLM, given: Sequence[Case], clients: int, requests: int, seed: int) -> Outcome:
+    """Sends `requests` of the cases, drawn at random, and compares each reply with the answer of `llm`."""
     draw, outcome = random.Random(seed), Outcome()
     jobs = [(draw.choice(given), draw.random() < 0.5, draw.random() < 0.1) for _ in range(requests)]
+    compared = dict.fromkeys(case for case, _, leaves in jobs if not leaves)
+    answers = {case: answer_alone(llm, case) for case in compared}
 
     with httpx.Client(base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)) as client:
 
@@ -157,7 +172,7 @@ def ask_all(url: str, given: Sequence[Case], clients: int, requests: int, seed: 
                 return
             reply = client.post("/v1/chat/completions", json={**case.body, "stream": stream})
             outcome.statuses[reply.status_code] += 1
-            fault = fault_of(reply, case, stream)
+            fault = fault_of(reply, case, answers[case], stream)
             if fault is None:
                 outcome.right += 1
             else:
@@ -168,7 +183,7 @@ def ask_all(url: str, given: Sequence[Case], clients: int, requests: int, seed: 
     return outcome
 
 
-def fault_of(reply: httpx.Response, case: Case, stream: bool) -> str | None:
+def fault_of(reply: httpx.Response, case: Case, answer: Answer, stream: bool) -> str | None:
     """What is wrong with a reply; None if nothing is."""
     if reply.status_code != 200:
         return f"{reply.status_code} {reply.text[:200]}"
@@ -180,11 +195,11 @@ def fault_of(reply: httpx.Response, case: Case, stream: bool) -> str | None:
         text, pyramid = reply.json()["choices"][0]["message"]["content"], reply.json()["pyramid"]
     keys = [key for key in SAME if key != "kept" or not case.has_ties]
     found = {"text": text, **{key: pyramid[key] for key in keys}}
-    wanted = {"text": case.text, **{key: case.pyramid[key] for key in keys}}
+    wanted = {"text": answer.text, **{key: answer.pyramid[key] for key in keys}}
     if found != wanted:
         key = next(key for key in wanted if found[key] != wanted[key])
         return f"{key} {found[key]!r}, expected {wanted[key]!r}"
-    for seen, expected in zip(pyramid["probs"] or (), case.pyramid["probs"] or (), strict=True):
+    for seen, expected in zip(pyramid["probs"] or (), answer.pyramid["probs"] or (), strict=True):
         if (seen is None) != (expected is None) or (seen and np.abs(np.subtract(seen, expected)).max() > TOLERANCE):
             return f"probabilities {seen}, expected {expected}"
     return None
@@ -225,7 +240,7 @@ def main() -> int:
     reductions = ["--reduce", *options.reduce] if options.reduce else []
     kv_cache_bytes = str(TILED_KV_CACHE_BYTES if options.tiled else KV_CACHE_BYTES)
     with serving(engine, *TIGHT, "--kv-cache-bytes", kv_cache_bytes, *reductions) as (url, _):
-        outcome = ask_all(url, given, options.clients, options.requests, options.seed)
+        outcome = ask_all(url, llm, given, options.clients, options.requests, options.seed)
         metrics = httpx.get(f"{url}/metrics").text
     preemptions = next(line for line in metrics.splitlines() if line.startswith("dpn_rt:num_preemptions_total"))
     print(json.dumps({**vars(outcome), "wrong": outcome.wrong[:10], "preemptions": preemptions.split()[-1]}, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -16,10 +17,27 @@ from tests.skips import pytest_terminal_summary as pytest_terminal_summary
 # No test measures the machine or writes into the user's cache directory, unless it is about that.
 os.environ.setdefault("DPN_RT_CPU_CHOICES", "default")
 
-LONGEST = ("tests/ops/test_isa.py", "tests/server/test_serve_command.py", "tests/server/test_engine_process.py")
+# From 15 seconds on, the longest first: processes finish at about the same time, since what comes last is short.
+LONGEST = [
+    f"tests/{name}.py"
+    for name in (
+        "ops/test_isa", "batch/test_batch", "ray_serve/test_service", "server/test_identity",
+        "server/test_serve_command", "engine/test_prefix_cache", "server/page/test_reductions",
+        "benchmarks/test_benchmarks", "backends/tensorrt/test_evaluated_golden", "training/test_run",
+        "server/test_hostile", "prompts/test_tokenizer", "backends/parallel/test_golden_ranks",
+        "server/test_engine_client", "cuda/test_activation", "server/test_standard_error", "examples/test_checkpoint",
+        "engine/test_hr", "builders/test_quantized_checkpoints", "test_build_command", "server/page/test_problems",
+        "server/test_connections", "evaluate/test_run", "engine/test_windows", "benchmarks/test_gpu_quick",
+        "server/test_refusals", "server/test_tls",
+    )
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that take longest, so that processes finish at about the same time."""
-    order = {name: -len(LONGEST) + i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], 0))
+    order = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports of all tests have left is looked at by no collection of garbage, which takes a second of it."""
+    gc.freeze()

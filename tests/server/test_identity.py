@@ -22,7 +22,7 @@ TIGHT = EngineOptions(max_num_seqs=8, max_chunk_tokens=64, reuse_bytes=2_000_000
 
 def check(server: RunningServer, llm: LLM, variants: list[dict[str, object]], requests: int, scale: int = 1) -> None:
     given = cases(llm, MODEL, variants, per_image=1, scale=scale)
-    outcome = ask_all(server.url, given, clients=12, requests=requests, seed=5)
+    outcome = ask_all(server.url, llm, given, clients=12, requests=requests, seed=5)
     assert not outcome.wrong, outcome.wrong[:3]
     assert outcome.right + outcome.left == requests and outcome.left
     server.wait_until_idle()
