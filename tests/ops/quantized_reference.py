@@ -1,6 +1,7 @@
 """What `linear_int8` and `linear_int4` promise, in numpy: integers exactly, and float32 operations in their order.
 
-The promise holds bit by bit, so that instruction sets that meet it agree with each other.
+The promise holds bit by bit, so that instruction sets that meet it agree with each other. Sums of integers are computed
+in float64, which has all of them up to 2^53 (131,071 products of bytes stay below 2^31): products of integers are slow.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from torch import Tensor
 from dpn_rt.model.weights.tiles import GROUP
 
 Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
+Integers = NDArray[np.float64]
+"""Without a part after the point."""
 
 
 def quantized_rows(x: Tensor) -> tuple[Integers, Floats]:
@@ -24,7 +26,7 @@ def quantized_rows(x: Tensor) -> tuple[Integers, Floats]:
     scales = np.where(finite, largest, np.float32(np.nan)).astype(np.float32) / np.float32(127.5)
     divisors = np.where(finite & (scales > 0), scales, np.float32(1))[:, None]
     usable = np.where((finite & (scales > 0))[:, None], rows, np.float32(0))
-    return np.clip(np.rint(usable / divisors), -128, 127).astype(np.int64), scales
+    return np.clip(np.rint(usable / divisors), -128, 127).astype(np.float64), scales
 
 
 def _finish(sums: Floats, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -32,23 +34,28 @@ def _finish(sums: Floats, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(result.astype(np.float32)).to(dtype)
 
 
+def _sums(a: Integers, weights: NDArray[np.int8]) -> Floats:
+    """The product of integers, rounded once."""
+    product: Floats = (torch.from_numpy(a) @ torch.from_numpy(weights).double().T).float().numpy()
+    return product
+
+
 @np.errstate(over="ignore")  # as in the kernels, a large number becomes infinity
 def int8_reference(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """The result, bit by bit. `q` is `[out_features, in_features]` int8."""
     a, s = quantized_rows(x)
-    sums = (a @ q.numpy().astype(np.int64).T).astype(np.float32)
-    return _finish(sums * s[:, None] * scale.numpy(), bias, x.dtype)
+    return _finish(_sums(a, q.numpy()) * s[:, None] * scale.numpy(), bias, x.dtype)
 
 
 @np.errstate(over="ignore")
 def int4_reference(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """The result, bit by bit. `scale` is `[out_features, groups]`."""
     a, s = quantized_rows(x)
-    weights, scales = q.numpy().astype(np.int64), scale.float().numpy()
+    weights, scales = q.numpy(), scale.float().numpy()
     sums = np.zeros((len(a), len(weights)), np.float32)
     for group in range(scales.shape[1]):
         columns = slice(group * GROUP, (group + 1) * GROUP)
-        sums += (a[:, columns] @ weights[:, columns].T).astype(np.float32) * scales[:, group]
+        sums += _sums(a[:, columns], weights[:, columns]) * scales[:, group]
     return _finish(sums * s[:, None], bias, x.dtype)
 
 
