@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from dpn_rt.batch.actor_pool import ActorPool
 from dpn_rt.batch.options import AnswerOptions
-from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.schema.packages import load_ray
 
@@ -77,6 +76,8 @@ def build_processor(
         ConfigError: a number is out of range, or Ray is not installed; EngineError: there is no engine.
     """
     load_ray("ray.data", "a batch on Ray")
+    from dpn_rt.format.engine_dir import EngineDir  # imports torch, which tasks that read and write do without
+
     pool = ActorPool(actors, batch_size, cpus_per_actor, gpus_per_actor)
     path = Path(engine).resolve()
     EngineDir.open(path, verify=False)  # told here: Ray would start its actors again and again

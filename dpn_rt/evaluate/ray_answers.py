@@ -7,15 +7,14 @@ import pickle
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpn_rt.batch.actor_pool import ActorPool
 from dpn_rt.engine.loader import load_processor
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.evaluate.engine_choice import EngineChoice
-from dpn_rt.evaluate.question import Question
 from dpn_rt.evaluate.question_format import QuestionFormat
+from dpn_rt.evaluate.ray_questions import open_questions
 from dpn_rt.evaluate.runner import Answer, Run, ask
 from dpn_rt.evaluate.source import QuestionSource
 from dpn_rt.memory import telling_memory
@@ -93,34 +92,15 @@ def _tables(pool: ActorPool, engine: EngineChoice, source: QuestionSource, runs:
     context = data.DataContext.get_current().copy()
     context.enable_progress_bars = False  # the command has its own
     with data.DataContext.current(context):
-        read = partial(_questions, source=source, done=[run.file.keys() for run in runs], batch_size=pool.batch_size)
+        read = partial(
+            open_questions, source=source, done=[run.file.keys() for run in runs], batch_size=pool.batch_size
+        )
         numbers = data.from_items([{"run": number} for number in range(len(runs))], override_num_blocks=1)
         questions = numbers.map_batches(read, batch_size=None, batch_format="pyarrow")
         # One block a task: else the questions of a file would be one task of one engine.
         questions = questions.repartition(target_num_rows_per_block=pool.batch_size)
         answers = pool.map(questions, EngineActor, engine, [run.format for run in runs])
         yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-
-def _questions(
-    table: pa.Table, source: QuestionSource, done: Sequence[frozenset[str]], batch_size: int
-) -> Iterator[pa.Table]:
-    """The open questions of the runs whose numbers a table has, pickled: their images are opened by the engines."""
-    import pyarrow
-
-    for number in table["run"].to_pylist():
-        questions = (
-            {"run": number, "question": pickle.dumps(question)}
-            for question in source.questions()
-            if isinstance(question, Question) and question.key not in done[number]
-        )
-        for rows in _in_batches(questions, batch_size):
-            yield pyarrow.Table.from_pylist(rows)
-
-
-def _in_batches(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(islice(rows, size)):
-        yield batch
 
 
 class EngineActor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from dpn_rt import LLM, SamplingParams
@@ -46,9 +47,12 @@ def compare_with_eager(
     of_runtime = {(answer.scene, answer.kind): answer for answer in answers}
     found = []
     for index, sample in enumerate(tqdm(samples, desc=description)):
+        image = llm.processor.image(sample.image)
+        with torch.inference_mode():
+            rows = model.encode_image(image.views[0])
         for question in sample.questions:
-            prompt = llm.processor.process(llm.processor.chat(chat_messages(sample.image, question.text)))
-            own = model.generate(prompt.token_ids.tolist(), prompt.images[0].views[0], max_new_tokens=MAX_TOKENS)
+            prompt = llm.processor.process(llm.processor.chat(chat_messages(image, question.text)))
+            own = model.generate(prompt.token_ids.tolist(), image_embeds=rows, max_new_tokens=MAX_TOKENS)
             answer = of_runtime[index, question.kind]
             if tuple(own.token_ids) != answer.token_ids:
                 found.append(_look_closer(llm, sample, question, answer, own))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,10 @@ def test_ids_must_tell_rows_apart(engine_dir: Path, tmp_path: Path, ids: list[in
     with pytest.raises(DpnError, match="no column 'key'"):
         answer_parquet(path, tmp_path / "job", processor, id_column="key")
     assert not (tmp_path / "job").exists()
+
+
+def test_tasks_that_read_and_write_load_no_torch() -> None:
+    """Ray runs each in a process, which imports the module of the task's function."""
+    modules = "dpn_rt.batch.parquet", "dpn_rt.evaluate.ray_questions"
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
