@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import re
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.reduction import DupFd
@@ -18,9 +21,14 @@ from typing import Any, Protocol
 
 import httpx
 
+from dpn_rt.server.engine_client import process as engine_process
+
 SERVE = "dpn_rt.serve"
-IMPORTS = ["dpn_rt.server.app", "dpn_rt.server.engine_client.process", "transformers.image_processing_backends"]
-"""What takes seconds of a server's start."""
+IMPORTS = [
+    "dpn_rt.server.app", "dpn_rt.server.engine_client.process", "dpn_rt.server.engine_client.worker",
+    "transformers.image_processing_backends",
+]  # fmt: skip
+"""What takes seconds of a server's start, and of its engine's process."""
 
 
 class Server(Protocol):
@@ -68,6 +76,38 @@ class Forked:
         return self._process.exitcode
 
 
+class ForkedModule:
+    """What `start_module` starts, as a child of this process that has its imports. Other tests start the real one."""
+
+    def __init__(self, module: str, connection: int) -> None:
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            os.setpgid(0, 0)
+            os.closerange(3, connection)
+            os.closerange(connection + 1, os.sysconf("SC_OPEN_MAX"))
+            sys.argv = [module, str(connection)]
+            importlib.import_module(module).main()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As of `subprocess.Popen`. It stays as it is when it has ended, so that several threads may wait."""
+        end = None if timeout is None else time.monotonic() + timeout
+        how = os.WEXITED | os.WNOWAIT | (0 if end is None else os.WNOHANG)
+        while (found := os.waitid(os.P_PID, self.pid, how)) is None:
+            if end is not None and time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            time.sleep(0.005)
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
 class _Descriptor:
     """A descriptor as an argument of a process."""
 
@@ -92,6 +132,7 @@ def _run(options: list[str], stderr: int, start_new_session: bool) -> None:
     os.dup2(nothing, 1)
     os.dup2(stderr, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    engine_process.start_module = ForkedModule  # type: ignore[assignment]
     sys.argv = [SERVE, *options]
     runpy.run_module(SERVE, run_name="__main__", alter_sys=True)
 
