@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.skips import pytest_terminal_summary as pytest_terminal_summary
 # No test measures the machine or writes into the user's cache directory, unless it is about that.
 os.environ.setdefault("DPN_RT_CPU_CHOICES", "default")
 
+gc.disable()  # until all tests are imported
 # From 15 seconds on, the longest first: processes finish at about the same time, since what comes last is short.
 LONGEST = [
     f"tests/{name}.py"
@@ -39,5 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the imports of all tests have left is looked at by no collection of garbage, which takes a second of it."""
+    """What the imports of all tests leave is looked at by no collection of garbage: a full one takes a second of it."""
     gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _files_need_not_reach_the_disk() -> Iterator[None]:
+    """No test takes the power away. What is no file is an error as before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield

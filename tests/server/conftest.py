@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import http.server
 import io
 import socket
@@ -70,6 +71,12 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
+@functools.cache
+def scene_url(number: int) -> str:
+    """A test scene as a data URL."""
+    return data_url(png(data.sample("test", number).image))
+
+
 @dataclass(frozen=True)
 class Ask:
     """A question about a test scene."""
@@ -83,8 +90,10 @@ class Ask:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        url = data_url(png(self.image))
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": self.text}]
+        content = [
+            {"type": "image_url", "image_url": {"url": scene_url(self.scene)}},
+            {"type": "text", "text": self.text},
+        ]
         return [{"role": "user", "content": content}]
 
     @property

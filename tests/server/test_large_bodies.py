@@ -43,45 +43,61 @@ def url_of(data: str) -> bytes:
 
 TEXT = "bytes beside data URLs: expected at most 10485760"
 PROMPTS = "at most 4096 prompts"
-BODIES: dict[str, tuple[type[BaseModel], bytes, str]] = {
-    "1 million empty prompts": (CompletionRequest, completion(listed(b'""', 10**6)), PROMPTS),
-    "3 million empty prompts": (CompletionRequest, completion(listed(b'""', 3 * 10**6)), PROMPTS),
-    "10 million empty prompts": (CompletionRequest, completion(listed(b'""', 10**7)), PROMPTS),
-    "5,000 empty prompts": (CompletionRequest, completion(listed(b'""', 5000)), PROMPTS),
-    "8 million ids": (CompletionRequest, completion(listed(b"1", 8 * 10**6)), "at most 1048576 token ids"),
-    "1.1 million ids": (CompletionRequest, completion(listed(b"1", 1_100_000)), "expected at most 1048576"),
-    "a million lists of ids": (CompletionRequest, completion(listed(b"[1]", 10**6)), PROMPTS),
-    "60,000 lists of ids": (CompletionRequest, completion(listed(b"[1]", 60_000)), PROMPTS),
-    "lists in lists": (CompletionRequest, completion(b"[" * 60_000 + b"]" * 60_000), "not valid JSON"),
-    "a million wrong prompts": (CompletionRequest, completion(listed(b"null", 10**6)), PROMPTS),
-    "wrong ids": (CompletionRequest, completion(listed(b"1.5", 4000)), "prompt.0"),
-    "500,000 unknown keys": (CompletionRequest, b"{" + keys(500_000) + b"}", "more than 65536 keys"),
-    "60,000 unknown keys": (ChatRequest, b"{" + keys(60_000) + b"}", "60000 keys: expected at most 256"),
-    "1,000 keys of a hint": (ChatRequest, b'{"metadata": {' + keys(1000) + b"}}", "1000 keys: expected at most 256"),
-    "1,000 keys of a message": (
+BODIES: dict[str, tuple[type[BaseModel], Callable[[], bytes], str]] = {
+    "1 million empty prompts": (CompletionRequest, lambda: completion(listed(b'""', 10**6)), PROMPTS),
+    "3 million empty prompts": (CompletionRequest, lambda: completion(listed(b'""', 3 * 10**6)), PROMPTS),
+    "10 million empty prompts": (CompletionRequest, lambda: completion(listed(b'""', 10**7)), PROMPTS),
+    "5,000 empty prompts": (CompletionRequest, lambda: completion(listed(b'""', 5000)), PROMPTS),
+    "8 million ids": (CompletionRequest, lambda: completion(listed(b"1", 8 * 10**6)), "at most 1048576 token ids"),
+    "1.1 million ids": (CompletionRequest, lambda: completion(listed(b"1", 1_100_000)), "expected at most 1048576"),
+    "a million lists of ids": (CompletionRequest, lambda: completion(listed(b"[1]", 10**6)), PROMPTS),
+    "60,000 lists of ids": (CompletionRequest, lambda: completion(listed(b"[1]", 60_000)), PROMPTS),
+    "lists in lists": (CompletionRequest, lambda: completion(b"[" * 60_000 + b"]" * 60_000), "not valid JSON"),
+    "a million wrong prompts": (CompletionRequest, lambda: completion(listed(b"null", 10**6)), PROMPTS),
+    "wrong ids": (CompletionRequest, lambda: completion(listed(b"1.5", 4000)), "prompt.0"),
+    "500,000 unknown keys": (CompletionRequest, lambda: b"{" + keys(500_000) + b"}", "more than 65536 keys"),
+    "60,000 unknown keys": (ChatRequest, lambda: b"{" + keys(60_000) + b"}", "60000 keys: expected at most 256"),
+    "1,000 keys of a hint": (
         ChatRequest,
-        b'{"messages": [{' + keys(1000) + b"}]}",
+        lambda: b'{"metadata": {' + keys(1000) + b"}}",
         "1000 keys: expected at most 256",
     ),
-    "a million messages": (ChatRequest, b'{"messages": ' + listed(b"{}", 10**6) + b"}", PROMPTS),
-    "60,000 messages": (ChatRequest, b'{"model": "a", "messages": ' + listed(b"{}", 60_000) + b"}", "messages"),
+    "1,000 keys of a message": (
+        ChatRequest,
+        lambda: b'{"messages": [{' + keys(1000) + b"}]}",
+        "1000 keys: expected at most 256",
+    ),
+    "a million messages": (ChatRequest, lambda: b'{"messages": ' + listed(b"{}", 10**6) + b"}", PROMPTS),
+    "60,000 messages": (ChatRequest, lambda: b'{"model": "a", "messages": ' + listed(b"{}", 60_000) + b"}", "messages"),
     "parts of a message": (
         ChatRequest,
-        b'{"model": "a", "messages": [{"role": "user", "content": ' + listed(b"{}", 60_000) + b"}]}",
+        lambda: b'{"model": "a", "messages": [{"role": "user", "content": ' + listed(b"{}", 60_000) + b"}]}",
         "messages.0.content",
     ),
-    "numbers in a field of none": (ChatRequest, b'{"user": ' + listed(b"1", 2 * 10**6) + b"}", "commas"),
-    "images in a tokenize request": (TokenizeRequest, b'{"messages": ' + listed(b"{}", 10**6) + b"}", PROMPTS),
-    "ids to a text": (DetokenizeRequest, b'{"tokens": ' + listed(b"1", 3 * 10**6) + b"}", "at most 1048576 token ids"),
-    "wrong ids to a text": (DetokenizeRequest, b'{"tokens": ' + listed(b'""', 10**5) + b"}", "tokens.0"),
-    "2 million escapes": (CompletionRequest, completion(b'"' + b"\\u00e9" * 2**21 + b'"'), "more than 1048576 escapes"),
-    "12 MB of text": (CompletionRequest, completion(b'"' + b"a" * (12 << 20) + b'"'), TEXT),
-    "12 MB of spaces": (ChatRequest, b"{" + b" " * (12 << 20) + b"}", TEXT),
-    "12 MB of numbers": (ChatRequest, b'{"user": ' + listed(b"1" * 4000, 3200) + b"}", TEXT),
-    "a text that begins like a data URL": (ChatRequest, url_of("a" * (12 << 20) + "\U0001f600"), TEXT),
-    "the same with escapes": (ChatRequest, url_of("a" * (12 << 20) + "\\ud83d\\ude00"), TEXT),
-    "12 MB in short strings": (ChatRequest, b'{"user": ' + listed(b'"data:' + b"a" * 2000 + b'"', 6000) + b"}", TEXT),
-    "an endless number": (ChatRequest, b'{"seed": ' + b"1" * 10**6 + b"}", "not valid JSON"),
+    "numbers in a field of none": (ChatRequest, lambda: b'{"user": ' + listed(b"1", 2 * 10**6) + b"}", "commas"),
+    "images in a tokenize request": (TokenizeRequest, lambda: b'{"messages": ' + listed(b"{}", 10**6) + b"}", PROMPTS),
+    "ids to a text": (
+        DetokenizeRequest,
+        lambda: b'{"tokens": ' + listed(b"1", 3 * 10**6) + b"}",
+        "at most 1048576 token ids",
+    ),
+    "wrong ids to a text": (DetokenizeRequest, lambda: b'{"tokens": ' + listed(b'""', 10**5) + b"}", "tokens.0"),
+    "2 million escapes": (
+        CompletionRequest,
+        lambda: completion(b'"' + b"\\u00e9" * 2**21 + b'"'),
+        "more than 1048576 escapes",
+    ),
+    "12 MB of text": (CompletionRequest, lambda: completion(b'"' + b"a" * (12 << 20) + b'"'), TEXT),
+    "12 MB of spaces": (ChatRequest, lambda: b"{" + b" " * (12 << 20) + b"}", TEXT),
+    "12 MB of numbers": (ChatRequest, lambda: b'{"user": ' + listed(b"1" * 4000, 3200) + b"}", TEXT),
+    "a text that begins like a data URL": (ChatRequest, lambda: url_of("a" * (12 << 20) + "\U0001f600"), TEXT),
+    "the same with escapes": (ChatRequest, lambda: url_of("a" * (12 << 20) + "\\ud83d\\ude00"), TEXT),
+    "12 MB in short strings": (
+        ChatRequest,
+        lambda: b'{"user": ' + listed(b'"data:' + b"a" * 2000 + b'"', 6000) + b"}",
+        TEXT,
+    ),
+    "an endless number": (ChatRequest, lambda: b'{"seed": ' + b"1" * 10**6 + b"}", "not valid JSON"),
 }
 
 
@@ -99,12 +115,12 @@ def message_of(kind: type[Any], body: bytes) -> str:
 @pytest.mark.parametrize("name", BODIES)
 def test_the_limit_is_named(name: str) -> None:
     kind, body, message = BODIES[name]
-    assert message in message_of(kind, body)
+    assert message in message_of(kind, body())
 
 
 @pytest.mark.parametrize("name", ["10 million empty prompts", "8 million ids", "500,000 unknown keys"])
 def test_what_is_counted_takes_no_memory(name: str) -> None:
-    body = BODIES[name][1]
+    body = BODIES[name][1]()
     tracemalloc.start()
     with pytest.raises(HttpError):
         check_json(body)
@@ -157,7 +173,7 @@ def test_a_stop_string_longer_than_any_use_is_refused(stop: Any) -> None:
 def test_the_server_refuses_them_and_goes_on(server: RunningServer) -> None:
     headers = {"Content-Type": "application/json"}
     for name in ("10 million empty prompts", "8 million ids", "500,000 unknown keys"):
-        reply = server.client.post("/v1/completions", content=BODIES[name][1], headers=headers)
+        reply = server.client.post("/v1/completions", content=BODIES[name][1](), headers=headers)
         assert reply.status_code == 400 and BODIES[name][2] in reply.json()["error"]["message"]
     assert server.post({"model": MODEL, "prompt": "a", "max_tokens": 1}, "/v1/completions").status_code == 200
 
