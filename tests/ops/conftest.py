@@ -88,13 +88,15 @@ def assert_close_to_reference(
     finite = reference.isfinite()
     if not finite.any():
         return
-    error = (actual.double() - reference)[finite].abs()
-    floor += reference[finite].abs().max().item() * (2**-22 if actual.dtype == torch.float32 else 2**-9)
-    allowed = 2 * (same_precision.double() - reference)[finite].abs().max().item() + floor
+    results = [x.double() for x in (actual, reference, same_precision)]
+    actual_values, expected, precise = (x.flatten() if finite.all() else x[finite] for x in results)
+    error = (actual_values - expected).abs()
+    floor += expected.abs().max().item() * (2**-22 if actual.dtype == torch.float32 else 2**-9)
+    allowed = 2 * (precise - expected).abs().max().item() + floor
     worst = int(error.argmax())
     assert error.max().item() <= allowed, (
         f"error {error.max().item():.3e} > {allowed:.3e} at finite element {worst}: "
-        f"got {actual[finite].flatten()[worst].item()}, expected {reference[finite].flatten()[worst].item()}"
+        f"got {actual_values[worst].item()}, expected {expected[worst].item()}"
     )
 
 

@@ -96,13 +96,12 @@ def test_large_scores_do_not_overflow(generator: torch.Generator, dtype: torch.d
 def test_windows(generator: torch.Generator, dtype: torch.dtype, heads: Heads, share: float) -> None:
     prompts = [one_image(600), text(9), one_image(1), one_image(40, 1500, 900), Prompt(((5, 70), (5, 70)), 0)]
     batch = Batch(prompts, heads, dtype, generator)
-    batch.first_keys = int32([int(share * (length - 1)) for length in batch.lengths])
+    first_keys = [int(share * (length - 1)) for length in batch.lengths]
+    batch.first_keys = int32(first_keys)
     check(batch, 19)
     for out in (packed(batch), paged(batch)):
         hidden = [
-            segment.start + row < batch.first_keys[segment.query]
-            for segment in batch.segments
-            for row in range(segment.rows)
+            segment.start + row < first_keys[segment.query] for segment in batch.segments for row in range(segment.rows)
         ]
         assert (out[torch.tensor(hidden)] == 0).all()
 
