@@ -12,10 +12,12 @@ READY := $(VENV)/.ready
 demo: $(DEMO_READY)
 	$(BIN)/python -m examples.demo
 
-# Two processes share the cores, so threads that wait must not spin.
+# Two processes share the cores, so threads that wait must not spin. Modules are compiled once, not in each of some
+# hundred processes, and pytest leaves out plugins of other packages, which it would compile and import in each.
 TEST_PROCESSES ?= 2
 test: $(READY)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest \
+	  -p xdist.plugin -p _hypothesis_pytestplugin -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 	  $(PYTEST_OPTIONS)
 
 # Every random test function of TESTS with SEEDS seeds, at most SECONDS_PER_FUNCTION for each.
