@@ -26,10 +26,11 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from benchmarks.identity import Case, cases, fault_of
+from benchmarks.identity import Answer, Case, answer_alone, cases, fault_of
 from benchmarks.result_file import write_json
 from benchmarks.soak import serving
 from dpn_rt import LLM
@@ -84,7 +85,9 @@ class Phase:
         return {"right": self.right, "told": self.told, "wrong": self.wrong[:5], "requests_per_s": round(rate, 2)}
 
 
-def ask(client: httpx.Client, given: Sequence[Case], clients: int, requests: int, during: Callable[[], None]) -> Phase:
+def ask(
+    client: httpx.Client, given: Mapping[Case, Answer], clients: int, requests: int, during: Callable[[], None]
+) -> Phase:
     """Sends requests, drawn at random; calls `during` when a fifth of them has been answered."""
     phase, started = Phase(), time.perf_counter()
 
@@ -97,14 +100,15 @@ def ask(client: httpx.Client, given: Sequence[Case], clients: int, requests: int
             return
         if "replica_died" in reply.text:
             phase.told += 1
-        elif (fault := fault_of(reply, case, stream)) is not None:
+        elif (fault := fault_of(reply, case, given[case], stream)) is not None:
             phase.wrong.append(f"{case.name}: {fault}")
         else:
             phase.right += 1
             phase.replicas[_first_image(case)][reply.headers.get(REPLICA, "")] += 1
 
+    drawn = random.choices(list(given), k=requests)
     with ThreadPoolExecutor(clients) as threads:
-        answers = [threads.submit(work, (random.choice(given), number % 2 == 0)) for number in range(requests)]
+        answers = [threads.submit(work, (case, number % 2 == 0)) for number, case in enumerate(drawn)]
         while sum(answer.done() for answer in answers) < requests // 5:
             time.sleep(0.01)
         during()
@@ -115,12 +119,12 @@ def ask(client: httpx.Client, given: Sequence[Case], clients: int, requests: int
     return phase
 
 
-def latency_ms(client: httpx.Client, given: Sequence[Case], requests: int) -> float:
+def latency_ms(client: httpx.Client, given: Mapping[Case, Answer], requests: int) -> float:
     """Median of a request alone, in milliseconds."""
     found = []
-    for number in range(requests):
+    for case in islice(cycle(given), requests):
         started = time.perf_counter()
-        client.post(PATH, json=given[number % len(given)].body)
+        client.post(PATH, json=case.body)
         found.append(1000 * (time.perf_counter() - started))
     return round(float(np.median(found)), 1)
 
@@ -181,7 +185,7 @@ def seconds_until_two(victim: str, since: float) -> float:
     return round(time.perf_counter() - since, 1)
 
 
-def run(options: argparse.Namespace, given: Sequence[Case]) -> dict[str, Any]:
+def run(options: argparse.Namespace, given: Mapping[Case, Answer]) -> dict[str, Any]:
     arguments = {
         "engine": str(options.engine.resolve()),
         "replicas": 2,
@@ -224,7 +228,7 @@ def deploy(application: Any) -> None:
     serve.run(application, name=APPLICATION)
 
 
-def alone(options: argparse.Namespace, given: Sequence[Case]) -> dict[str, Any]:
+def alone(options: argparse.Namespace, given: Mapping[Case, Answer]) -> dict[str, Any]:
     """The same load on one server without Ray, for comparison: all cores are its engine's."""
     limits = ("--max-num-seqs", "16", "--max-chunk-tokens", "64", "--served-model-name", MODEL)
     reduce = ["--reduce", *options.reduce] if options.reduce else []
@@ -255,7 +259,8 @@ def main() -> int:
     if not variants:
         boundaries = len(llm.model.reduction.layers)
         variants = [{}, {"route": [0] * boundaries}, {"route": [1] * boundaries}, {"router_bias": 4.0}]
-    given = cases(llm, MODEL, variants, per_image=2, max_tokens=16)
+    asked = cases(llm, MODEL, variants, per_image=2, max_tokens=16)
+    given = {case: answer_alone(llm, case) for case in asked}
     del llm
     result: dict[str, Any] = {} if options.part == "scaling" else {"one_server": alone(options, given)}
     result["ray"] = run(options, given)

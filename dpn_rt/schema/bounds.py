@@ -74,8 +74,9 @@ def bound_problems(config: Any, name: str = "") -> Iterator[str]:
     Args:
         name: of the configuration, such as `model`; its fields are named after it.
     """
-    for field, hint in field_types(type(config)).items():
-        if field in type(config).__dataclass_fields__:
+    kind: Any = type(config)
+    for field, hint in field_types(kind).items():
+        if field in kind.__dataclass_fields__:
             yield from _problems(hint, getattr(config, field), f"{name}.{field}" if name else field)
 
 
