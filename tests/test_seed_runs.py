@@ -54,6 +54,7 @@ def pytest_collection(session):
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("DPN_RT_TEST_SEED", raising=False)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_drawing=TESTS)
     return Run(pytester)
@@ -72,7 +73,9 @@ class Run:
         return result.stdout.str(), notes.read_text().splitlines() if notes.exists() else []
 
 
-@pytest.mark.parametrize("processes", [[], ["-n", "2", "--dist", "worksteal"]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "processes", [[], ["-p", "xdist.plugin", "-n", "2", "--dist", "worksteal"]], ids=["one", "two"]
+)
 def test_runs_are_spread_over_parameter_sets(run: Run, processes: list[str]) -> None:
     report, drawn = run("-p", "tests.seed_runs", "--seeds", "12", *processes)
     random = [line.split() for line in drawn if line.startswith("random")]
