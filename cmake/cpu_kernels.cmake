@@ -10,7 +10,8 @@ set(DPN_CPU_KERNEL_OBJECTS "")
 # Quantised products promise the same bits with every instruction set, and portable has no fused multiply-add.
 file(GLOB quantized_sources CONFIGURE_DEPENDS csrc/ops/quantized/*_cpu.cpp)
 set_source_files_properties(${quantized_sources} PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
-set(tile_sources ${quantized_sources} csrc/ops/attention/prefill_cpu.cpp)
+file(GLOB dot_sources CONFIGURE_DEPENDS csrc/ops/quantized/linear_*_cpu.cpp)
+set(tile_sources ${dot_sources} csrc/ops/attention/prefill_cpu.cpp)
 add_library(dpn_cpu_variants INTERFACE)
 
 # -fno-math-errno and -fno-trapping-math keep NaN and infinity intact and let loops vectorise.
@@ -60,7 +61,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   endif()
   if(DPN_COMPILER_HAS_V4)
     dpn_add_avx512_variant(avx512 "${cpu_kernel_sources}")
-    dpn_add_avx512_variant(avx512_vnni "${quantized_sources}" avx512vnni)
+    dpn_add_avx512_variant(avx512_vnni "${dot_sources}" avx512vnni)
     if(DPN_COMPILER_HAS_BF16)
       dpn_add_avx512_variant(avx512_bf16 "${cpu_kernel_sources}" avx512vnni avx512bf16)
       if(DPN_COMPILER_HAS_AMX)

@@ -12,8 +12,10 @@
 #include "ops/convolution/depthwise_conv.h"
 #include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
+#include "ops/quantized/dequantize.h"
 #include "ops/quantized/linear_int4.h"
 #include "ops/quantized/linear_int8.h"
+#include "ops/quantized/quantize.h"
 #include "ops/reduction/advance_layout.h"
 #include "ops/reduction/kept_rows.h"
 #include "ops/reduction/last_row_scores.h"
@@ -77,6 +79,7 @@ void bind_ops(py::module_& m) {
   m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
   m.def("attention_extend", &dpn::attention_extend, release_gil());
   m.def("depthwise_conv", &dpn::depthwise_conv, release_gil());
+  m.def("dequantize", &dpn::dequantize, release_gil());
   m.def("kept_rows", &dpn::kept_rows, release_gil());
   m.def("last_row_scores", &dpn::last_row_scores, release_gil());
   m.def("last_row_scores_paged", &dpn::last_row_scores_paged, release_gil());
@@ -87,6 +90,7 @@ void bind_ops(py::module_& m) {
   m.def("linear_int8", &dpn::linear_int8, release_gil());
   m.def("packed_size", &dpn::packed_size);
   m.def("pool", &dpn::pool, release_gil());
+  m.def("quantize", &dpn::quantize, release_gil());
   m.def("rms_norm", &dpn::rms_norm, release_gil());
   m.def("rope_store", &dpn::rope_store, release_gil());
   m.def("route", &dpn::route, release_gil());

@@ -38,8 +38,8 @@ struct DlExchangeApi {
 
 struct Torch {
   py::object tensor_type = py::module_::import("torch").attr("Tensor");
-  py::object dtypes[7] = {dtype("float32"), dtype("bfloat16"), dtype("float16"), dtype("int32"),
-                          dtype("int64"),   dtype("float64"),  dtype("uint8")};
+  py::object dtypes[9] = {dtype("float32"), dtype("bfloat16"), dtype("float16"), dtype("int32"),        dtype("int64"),
+                          dtype("float64"), dtype("uint8"),    dtype("int8"),    dtype("float8_e4m3fn")};
   const DlExchangeApi* exchange = find_exchange();
 
   static py::object dtype(const char* dtype_name) { return py::module_::import("torch").attr(dtype_name); }
@@ -66,6 +66,8 @@ DType dtype_of(const DlTensor& t) {
   if (t.type_code == 0 && t.bits == 32) return DType::i32;
   if (t.type_code == 0 && t.bits == 64) return DType::i64;
   if (t.type_code == 1 && t.bits == 8) return DType::u8;
+  if (t.type_code == 0 && t.bits == 8) return DType::i8;
+  if (t.type_code == 10 && t.bits == 8) return DType::f8e4m3;
   return DType::other;
 }
 
@@ -100,7 +102,7 @@ Tensor from_attributes(py::handle object) {
   t.device = type == "cpu" ? Device::cpu : type == "cuda" ? Device::cuda : Device::other;
   if (!device.attr("index").is_none()) t.device_index = py::cast<std::int32_t>(device.attr("index"));
   const py::object dtype = object.attr("dtype");
-  for (int i = 0; i < 7; ++i) {
+  for (int i = 0; i < 9; ++i) {
     if (dtype.is(torch().dtypes[i])) t.dtype = static_cast<DType>(i);
   }
   const py::tuple shape = object.attr("shape");

@@ -18,6 +18,8 @@ std::int64_t element_size(DType dtype) {
     case DType::f16:
       return 2;
     case DType::u8:
+    case DType::i8:
+    case DType::f8e4m3:
       return 1;
     default:
       return 8;
@@ -65,8 +67,8 @@ std::pair<const std::byte*, const std::byte*> extent(const Tensor& t) {
 }  // namespace
 
 const char* name(DType dtype) {
-  constexpr const char* names[] = {"float32", "bfloat16", "float16", "int32",
-                                   "int64",   "float64",  "uint8",   "an unsupported dtype"};
+  constexpr const char* names[] = {"float32", "bfloat16", "float16", "int32",         "int64",
+                                   "float64", "uint8",    "int8",    "float8_e4m3fn", "an unsupported dtype"};
   return names[static_cast<int>(dtype)];
 }
 

@@ -1,4 +1,4 @@
-// Sums over the lanes of a warp and over a block. Every thread gets the same sum, and every run gives the same.
+// Sums and maxima over the lanes of a warp and over a block. Every thread gets the same, and so does every run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,6 +22,15 @@ __device__ inline float block_sum(float value, float* partial, int num_warps) {
   if (lane == 0) partial[warp] = value;
   __syncthreads();
   return warp_sum(lane < num_warps ? partial[lane] : 0.0f);
+}
+
+// The largest of integers that are not negative. partial, num_warps: as of block_sum.
+__device__ inline int block_max(int value, int* partial, int num_warps) {
+  value = __reduce_max_sync(kAllLanes, value);
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  return __reduce_max_sync(kAllLanes, lane < num_warps ? partial[lane] : 0);
 }
 
 }  // namespace dpn::cuda

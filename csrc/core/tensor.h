@@ -6,7 +6,7 @@
 
 namespace dpn {
 
-enum class DType : std::uint8_t { f32, bf16, f16, i32, i64, f64, u8, other };
+enum class DType : std::uint8_t { f32, bf16, f16, i32, i64, f64, u8, i8, f8e4m3, other };
 enum class Device : std::uint8_t { cpu, cuda, other };
 
 constexpr int kMaxDims = 8;

@@ -22,6 +22,7 @@ from dpn_rt.ops.linear_int4 import linear_int4
 from dpn_rt.ops.linear_int8 import linear_int8
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
+from dpn_rt.ops.quantize import dequantize, quantize
 from dpn_rt.ops.rope import rope_store
 from dpn_rt.ops.route import route
 from dpn_rt.ops.sample import sample, sample_greedy
@@ -40,6 +41,7 @@ __all__ = [
     "available_cpu_isas",
     "cpu_isa",
     "depthwise_conv",
+    "dequantize",
     "kept_rows",
     "last_row_scores",
     "last_row_scores_paged",
@@ -48,6 +50,7 @@ __all__ = [
     "linear_int4",
     "linear_int8",
     "pool",
+    "quantize",
     "rms_norm",
     "rope_store",
     "route",

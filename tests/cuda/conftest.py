@@ -41,17 +41,22 @@ class Guards:
 
     def put(self, tensor: Tensor) -> Tensor:
         """A contiguous copy, with torch's alignment."""
-        fill = float("nan") if tensor.dtype.is_floating_point else -(2**30)
-        buffer = torch.full((tensor.numel() + 2 * self.SIZE,), fill, dtype=tensor.dtype)
+        buffer = self._filled((tensor.numel() + 2 * self.SIZE,), tensor.dtype)
         inner = buffer[self.SIZE : self.SIZE + tensor.numel()].view(tensor.shape)
         inner.copy_(tensor)
         self._buffers.append((buffer, buffer.clone()))
         return inner
 
     def poisoned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """An output filled with NaN, or -2^30 for integers; a kernel must write every element."""
-        fill = float("nan") if dtype.is_floating_point else -(2**30)
-        return self.put(torch.full(shape, fill, dtype=dtype))
+        """An output filled as `_filled` does; a kernel must write every element."""
+        return self.put(self._filled(shape, dtype))
+
+    @staticmethod
+    def _filled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """NaN, or -2^30 for integers; the byte 0x7E for what has 8 bits."""
+        if dtype.itemsize == 1:
+            return torch.full(shape, 0x7E, dtype=torch.uint8).view(dtype)
+        return torch.full(shape, float("nan") if dtype.is_floating_point else -(2**30), dtype=dtype)
 
     def check(self) -> None:
         for buffer, before in self._buffers:

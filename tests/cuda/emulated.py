@@ -14,7 +14,11 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "emulation"
 BUILD = FOLDER.parents[2] / "build" / "emulation"
 CUDA = 1
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4, torch.float64: 5}
+DTYPES = {
+    torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4, torch.float64: 5,
+    torch.uint8: 6, torch.int8: 7, torch.float8_e4m3fn: 8,
+}  # fmt: skip
+OTHER_DTYPE = 9
 MAX_DIMS = 8
 
 
@@ -34,7 +38,7 @@ class TensorStruct(ctypes.Structure):
     @classmethod
     def of(cls, tensor: Tensor) -> TensorStruct:
         return cls(
-            tensor.data_ptr(), DTYPES.get(tensor.dtype, 6), CUDA, 0, tensor.ndim,
+            tensor.data_ptr(), DTYPES.get(tensor.dtype, OTHER_DTYPE), CUDA, 0, tensor.ndim,
             (ctypes.c_int64 * MAX_DIMS)(*tensor.shape), (ctypes.c_int64 * MAX_DIMS)(*tensor.stride()),
         )  # fmt: skip
 

@@ -1,7 +1,5 @@
 #include "ops/activation/activation.h"
 
-#include "core/check.h"
-
 namespace dpn {
 
 namespace {
@@ -17,14 +15,14 @@ void check_aliasing(const Checker& check, const Tensor& out, const char* x_name,
   if (!in_place) check.no_overlap("out", out, x_name, x);
 }
 
+}  // namespace
+
 ActivationKind kind_named(const Checker& check, const std::string& kind) {
   if (kind == "quick_gelu") return ActivationKind::quick_gelu;
   if (kind == "gelu") return ActivationKind::gelu;
   check.condition(kind == "gelu_tanh", "kind is " + quoted(kind) + ", expected 'quick_gelu', 'gelu' or 'gelu_tanh'");
   return ActivationKind::gelu_tanh;
 }
-
-}  // namespace
 
 void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream) {
   const Checker check("silu_mul", gate_up);

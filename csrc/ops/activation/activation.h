@@ -3,13 +3,15 @@
 
 #include <string>
 
+#include "core/check.h"
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
 #include "core/tensor.h"
 
 namespace dpn {
 
-enum class ActivationKind { silu_mul, quick_gelu, gelu, gelu_tanh };
+// `none` is for ops that may apply one of the others to their result.
+enum class ActivationKind { silu_mul, quick_gelu, gelu, gelu_tanh, none };
 
 struct ActivationParams {
   void* out;      // [num_tokens, size], row stride out_stride
@@ -21,6 +23,9 @@ struct ActivationParams {
   ActivationKind kind;
   DType dtype;
 };
+
+// Of the argument `kind`: all but none and silu_mul.
+ActivationKind kind_named(const Checker& check, const std::string& kind);
 
 void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream);
 void activation(const Tensor& out, const Tensor& x, const std::string& kind, Stream stream);

@@ -31,6 +31,8 @@ void run(const ActivationParams& p) {
       return for_each_row<T>(p, 1, [](const T* x, int n) { return gelu(load_n(x, n)); });
     case ActivationKind::gelu_tanh:
       return for_each_row<T>(p, 1, [](const T* x, int n) { return gelu_tanh(load_n(x, n)); });
+    case ActivationKind::none:
+      return;
   }
 }
 

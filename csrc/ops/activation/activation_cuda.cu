@@ -1,37 +1,13 @@
 #include "core/cuda_launch.cuh"
-#include "core/cuda_ptx.cuh"
 #include "core/cuda_vector.cuh"
 #include "ops/activation/activation.h"
-#include "ops/activation/gelu_cuda.cuh"
+#include "ops/activation/functions_cuda.cuh"
 
 namespace dpn::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-
-// x / (1 + e^(-slope x)). For x below the clamp the true magnitude is below 1e-33; the clamp keeps -infinity from
-// becoming infinity * 0. Results of 16 bits are computed with the approximate exponential and quotient, whose error is
-// below 2^-16: the exact ones would take longer than the memory access.
-template <class T>
-__device__ float sigmoid_linear(float x, float slope) {
-  const float clamped = x < -80.0f / slope ? -80.0f / slope : x;  // NaN stays NaN
-  if constexpr (sizeof(T) == 2) {
-    return __fdividef(clamped, 1.0f + exp2_approx(-kLog2E * slope * clamped));
-  }
-  return clamped / (1.0f + expf(-slope * clamped));
-}
-
-// x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, without cancellation; clamp and precision as above.
-template <class T>
-__device__ float gelu_tanh(float x) {
-  const float clamped = x < -9.5f ? -9.5f : x;
-  const float slope = clamped * clamped * 0.07135481282553577f + 1.5957691216057308f;
-  if constexpr (sizeof(T) == 2) {
-    return __fdividef(clamped, 1.0f + exp2_approx(-kLog2E * slope * clamped));
-  }
-  return clamped / (1.0f + expf(-slope * clamped));
-}
 
 template <class T, ActivationKind kKind>
 __device__ float activate(float x) {
@@ -85,6 +61,8 @@ void activation_kernel(const ActivationParams& p, Stream stream) {
       return run<ActivationKind::gelu>("activation", p, stream);
     case ActivationKind::gelu_tanh:
       return run<ActivationKind::gelu_tanh>("activation", p, stream);
+    case ActivationKind::none:
+      return;
   }
 }
 

@@ -74,18 +74,6 @@ void prefetch_next(const Tile<Vectors>& tile, std::int64_t line) {
   }
 }
 
-template <class T>
-void store_columns(T* out, VecF value, int count) {
-  T whole[kWidth];
-  T* target = count == kWidth ? out : whole;
-  if constexpr (sizeof(T) == sizeof(bf16)) {
-    store_portably(target, value);
-  } else {
-    store(target, value);
-  }
-  if (count < kWidth) std::memcpy(out, whole, static_cast<std::size_t>(count) * sizeof(T));
-}
-
 template <class T, int Vectors>
 void store_sums(const QuantizedLinearParams& p, const float* row_scale, const Tile<Vectors>& tile, const Block& block,
                 const float (*sums)[Tile<Vectors>::kRows]) {

@@ -4,6 +4,7 @@
 #include "core/parallel.h"
 #include "ops/quantized/dot4.h"
 #include "ops/quantized/quantized_linear.h"
+#include "ops/quantized/round_simd.h"
 
 namespace dpn::DPN_ISA {
 
@@ -43,32 +44,6 @@ inline QuantizedRows rows_in_scratch(const QuantizedLinearParams& p, const Colum
   return rows;
 }
 
-// Half of the range of 8 bits, as compressed-tensors has it: checkpoints made with it expect their rows rounded so.
-constexpr float kSteps = 127.5f;
-
-// The largest absolute value, or something that is not finite if an element is: compared as integers, the bits of
-// infinity and NaN are above those of all numbers.
-template <class T>
-float largest_magnitude(const T* x, std::int64_t size) {
-  VecI largest{};
-  for_each_vector(size, [&](std::int64_t k, int count) {
-    const VecI magnitude = reinterpret_cast<VecI>(load_n(x + k, count)) & 0x7FFFFFFF;
-    largest = magnitude > largest ? magnitude : largest;
-  });
-  std::int32_t bits = 0;
-  for (int i = 0; i < kWidth; ++i) bits = largest[i] > bits ? largest[i] : bits;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-// x / scale rounded to the nearest integer, ties to even, and clamped to -128..127: kWidth integers.
-inline VecI to_integers(VecF x, float scale) {
-  const VecF clamped = max(min(x / scale, broadcast(127.0f)), broadcast(-128.0f));
-  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-  return reinterpret_cast<VecI>(clamped + 12582912.0f) - 0x4B400000;
-}
-
 // Row `token`; store_quads(quad, bytes, count) puts `count` groups of 4 columns, from number `quad` on, in their place.
 template <class T, class StoreQuads>
 void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const QuantizedRows& rows, std::int64_t token,
@@ -76,7 +51,7 @@ void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const 
   constexpr int kQuads = kWidth / 4;
   using Bytes = std::int8_t __attribute__((vector_size(kWidth)));
   const T* x = static_cast<const T*>(p.x) + token * p.x_stride;
-  const float scale = largest_magnitude(x, p.in_features) / kSteps;
+  const float scale = largest_magnitude(x, p.in_features) / kInt8Steps;
   const bool is_finite = scale - scale == 0.0f;
   rows.scales[token] = is_finite ? scale : __builtin_nanf("");
   for (std::int64_t group = 0; group < columns.groups; ++group) {

@@ -7,7 +7,7 @@
 #include "core/cuda_ptx.cuh"
 #include "core/cuda_reduce.cuh"
 #include "core/cuda_vector.cuh"
-#include "ops/activation/gelu_cuda.cuh"
+#include "ops/activation/functions_cuda.cuh"
 #include "ops/reduction/route.h"
 
 namespace dpn::cuda {

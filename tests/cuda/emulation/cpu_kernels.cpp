@@ -7,6 +7,8 @@
 #include "ops/activation/activation.h"
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
+#include "ops/quantized/dequantize.h"
+#include "ops/quantized/quantize.h"
 #include "ops/reduction/advance_layout.h"
 #include "ops/reduction/kept_rows.h"
 #include "ops/reduction/last_row_scores.h"
@@ -28,10 +30,12 @@ void activation_kernel(const ActivationParams&) {}
 void advance_layout_kernel(const AdvanceLayoutParams&) {}
 void attention_kernel(const AttentionParams&) {}
 void attention_decode_kernel(const AttentionDecodeParams&) {}
+void dequantize_kernel(const DequantizeParams&) {}
 void kept_rows_kernel(const KeptRowsParams&) {}
 void last_row_scores_kernel(const LastRowScoresParams&) {}
 void layer_norm_kernel(const NormParams&) {}
 void pool_kernel(const PoolParams&) {}
+void quantize_kernel(const QuantizeParams&) {}
 void rms_norm_kernel(const NormParams&) {}
 void rope_store_kernel(const RopeStoreParams&) {}
 void route_kernel(const RouteParams&) {}

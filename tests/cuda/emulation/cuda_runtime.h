@@ -99,6 +99,21 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
 }
 
 inline float __fdividef(float x, float y) { return x / y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
+
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
 
 inline int __reduce_add_sync(unsigned mask, int value) {
   dpn::emulation::require_all_lanes(mask);

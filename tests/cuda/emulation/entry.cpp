@@ -5,6 +5,8 @@
 #include "ops/activation/activation.h"
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
+#include "ops/quantized/dequantize.h"
+#include "ops/quantized/quantize.h"
 #include "ops/reduction/advance_layout.h"
 #include "ops/reduction/kept_rows.h"
 #include "ops/reduction/last_row_scores.h"
@@ -60,6 +62,19 @@ const char* silu_mul(const Tensor* out, const Tensor* gate_up) {
 
 const char* activation(const Tensor* out, const Tensor* x, const char* kind) {
   return caught([&] { dpn::activation(*out, *x, kind, 0); });
+}
+
+const char* quantize(const Tensor* out, const Tensor* scale, const Tensor* x) {
+  return caught([&] { dpn::quantize(*out, *scale, *x, 0); });
+}
+
+// kind: null: the argument is left out.
+const char* dequantize(const Tensor* out, const Tensor* sums, const Tensor* row_scale, const Tensor* scale,
+                       const Tensor* bias, const char* kind) {
+  return caught([&] {
+    dpn::dequantize(*out, *sums, *row_scale, *scale, optional(bias),
+                    kind ? std::optional<std::string>(kind) : std::nullopt, 0);
+  });
 }
 
 const char* rope_store(const Tensor* qkv, const Tensor* positions, const Tensor* cache_rows, const Tensor* cos_sin,
