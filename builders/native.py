@@ -60,8 +60,8 @@ def build_engine(
         note: takes a line about each assumption, and about each thing that the engine lacks.
         reduce: SPEC of the training-free reduction that requests get by default; None: none, or the trained one.
         make_plans: builds TensorRT plans, which then run the engine; None: the product's own kernels run it.
-        quantize: stores the matrices of linear layers in 8 bits, or those of the decoder in 4 and the others in 8;
-            None: int8 for a checkpoint that is published as W8A8, and none for any other.
+        quantize: stores the matrices of linear layers in integers or floats of 8 bits, or those of the decoder in 4
+            bits and the others in 8; None: int8 for a checkpoint that is published as W8A8, and none for any other.
 
     Raises:
         CheckpointError: files are missing or damaged, or weights do not match the configuration (all are named).

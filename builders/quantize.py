@@ -81,7 +81,8 @@ def choose_quantize(
     chosen = asked or ("int8" if checkpoint.is_w8a8 and can_run else "none")
     published = f"{len(checkpoint.matrices)} weights are published in {checkpoint.kinds} ({checkpoint.form.name})"
     if chosen == "none":
-        advice = "; --quantize int8 or int4 keeps them small" if asked is None and can_run else ""
+        kept = "fp8 takes them over, for GPUs" if checkpoint.kinds == "fp8" else "int8 or int4 keeps them small"
+        advice = f"; --quantize {kept}" if asked is None and can_run else ""
         note(f"{published}, the engine has them in {dtype}{advice}")
     elif asked is None:
         note(f"{published} for rows that are rounded to 8 bits, so the engine is int8 (--quantize none: {dtype})")
@@ -92,7 +93,7 @@ def note_rounded_again(stream: WeightStream, quantize: Quantize, note: Note) -> 
     """One line about the published weights whose integers an engine could not take over."""
     if stream.rounded_again:
         note(
-            f"{len(stream.rounded_again)} quantised weights have other groups, zero points or bits than {quantize} "
+            f"{len(stream.rounded_again)} quantised weights have other numbers, groups or zero points than {quantize} "
             f"engines, and were rounded again: {_some(stream.rounded_again)}"
         )
 

@@ -86,8 +86,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quantize",
         choices=get_args(Quantize),
-        help="int8: linear layers in 8 bits; int4: those of the decoder in 4, others in 8 (default: int8 for a W8A8 "
-        "checkpoint, else none)",
+        help="int8: linear layers in integers of 8 bits; int4: those of the decoder in 4, others in 8 (CPUs alone); "
+        "fp8: in floats of 8 bits, for GPUs from capability 8.9 on (default: int8 for a W8A8 checkpoint, else none)",
     )
     parser.add_argument(
         "--report",

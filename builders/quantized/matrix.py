@@ -43,7 +43,7 @@ class Matrix(Protocol):
         """
 
     def scale_for(self, form: type[QuantizedWeight]) -> Tensor | None:
-        """The scales with which `form` stores exactly the published integers; None where it cannot.
+        """The scales with which `form` stores exactly the published numbers; None where it cannot.
 
         Returns:
             As `QuantizedWeight.quantize` takes them, float32.
@@ -93,6 +93,8 @@ class IntegerMatrix:
 
     def scale_for(self, form: type[QuantizedWeight]) -> Tensor | None:
         columns = self.shape[1]
+        if form.number != "integer":
+            return None
         per_row = self.group_size >= columns
         if not per_row and (form.group is None or self.group_size % form.group):
             return None
@@ -135,16 +137,19 @@ class FloatMatrix:
         return False
 
     def read(self) -> Tensor:
+        return self.read_floats().float().mul_(self._scale())
+
+    def scale_for(self, form: type[QuantizedWeight]) -> Tensor | None:
+        return self._scale()[:, 0] if form.number == "e4m3" else None
+
+    def _scale(self) -> Tensor:
         scale = self.read_scale().float()
         broken = ~scale.isfinite() | (scale == 0)
         if broken.any():
             raise CheckpointError(
                 f"{self.scale_name}: holds 0, infinite values or NaN, {_place(broken)}: expected a number other than 0"
             )
-        return self.read_floats().float().mul_(scale)
-
-    def scale_for(self, form: type[QuantizedWeight]) -> Tensor | None:
-        return None
+        return scale
 
 
 def _place(broken: Tensor) -> str:

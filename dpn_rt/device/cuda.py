@@ -53,6 +53,7 @@ class CudaDevice(Device):
     """The current GPU; work is queued on torch's current stream."""
 
     is_async = True
+    row_major = True
 
     def __init__(self) -> None:
         self._device = torch.device("cuda", torch.cuda.current_device())

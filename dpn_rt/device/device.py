@@ -40,6 +40,9 @@ class Device(ABC):
     is_async: bool = False
     """Whether the host goes on without waiting for queued work. If so, steps are recorded as graphs."""
 
+    row_major: bool = False
+    """Whether its libraries multiply matrices in 8 bits, which are row by row then; not so: our kernels, in tiles."""
+
     @property
     @abstractmethod
     def torch_device(self) -> torch.device:

@@ -35,10 +35,12 @@ from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler
-from dpn_rt.schema.weights import TORCH_DTYPES
+from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
 from dpn_rt.settings import EngineOptions, EngineSettings, resolve
 
 CPU_DTYPES = ("float32", "bfloat16")
+GPU_FORMS: tuple[Quantize, ...] = ("none", "int8", "fp8")
+"""Of weights that products on a GPU take."""
 
 
 def check_device(device: str, model: ModelConfig, has_plans: bool) -> None:
@@ -51,13 +53,13 @@ def check_device(device: str, model: ModelConfig, has_plans: bool) -> None:
         if device not in ("auto", "cuda"):
             raise ConfigError(f"device={device!r}: expected 'auto' or 'cuda', TensorRT plans run on GPUs alone")
         return
-    if device == "cuda" and model.quantize != "none":
+    if device == "cuda" and model.quantize not in GPU_FORMS:
         raise ConfigError(
-            f"device='cuda': the engine's weights are {model.quantize}, which runs on the CPU alone: build it again "
-            "without --quantize, or use device='cpu'"
+            f"device='cuda': the engine's weights are {model.quantize}, which runs on the CPU alone, expected one of "
+            f"{', '.join(GPU_FORMS)}: build it again with another --quantize, or use device='cpu'"
         )
     if device == "cuda":
-        return  # `open_cuda` knows what a GPU takes
+        return  # `open_cuda` knows what else a GPU takes
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={device!r}: expected 'auto', 'cpu' or 'cuda'")
     if model.dtype not in CPU_DTYPES:
@@ -274,4 +276,8 @@ def _choose_prepack(settings: EngineSettings, weights: Mapping[str, Tensor], dty
         return False
     if settings.prepack_weights is not None:
         return settings.prepack_weights
-    return sum(weight.nbytes for weight in weights.values()) < free_memory() // 3
+    sizes = (
+        weight.numel() * max(weight.itemsize, dtype.itemsize * weight.is_floating_point())
+        for weight in weights.values()
+    )
+    return sum(sizes) < free_memory() // 3

@@ -25,7 +25,13 @@ from dpn_rt.schema.weights import WeightSpec
 CHUNK_BYTES = 16 << 20
 """Bytes that are written, hashed and reported at a time; small enough for smooth progress and a quick Ctrl-C."""
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.weight_spec import canonical_specs
-from dpn_rt.model.weights.forms import DENSE_SUFFIX, QUANTIZED, load_weight, quantized_form
+from dpn_rt.model.weights.forms import DENSE_SUFFIX, load_weight, quantized_form
 from dpn_rt.prompts.processor import ProcessedPrompt, Processor
 from dpn_rt.reference.model import EagerDpn
 
@@ -144,5 +144,4 @@ def _errors(model: EagerDpn, engine: EngineDir, samples: dict[str, Tensor]) -> I
         module, x = canonical.removesuffix(DENSE_SUFFIX), samples[names[canonical][0]]
         exact = torch.cat([x.float() @ model.get_parameter(name).float().T for name in names[canonical]], dim=1)
         actual = load_weight(stored, module, prepack=False).products(None).few_rows(x).float()
-        bits = next(bits for bits, each in QUANTIZED.items() if each is form)
-        yield LayerError(module, bits, len(x), float((actual - exact).norm() / exact.norm().clamp_min(1e-30)))
+        yield LayerError(module, form.bits, len(x), float((actual - exact).norm() / exact.norm().clamp_min(1e-30)))

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 
 DType = Literal["float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8", "int4"]
-"""How an engine stores the matrices of linear layers: in its dtype, or in 8 or 4 bits where they may be."""
+Quantize = Literal["none", "int8", "int4", "fp8"]
+"""How an engine stores the matrices of linear layers: in its dtype, or where they may be in integers of 8 or 4 bits, or
+in floats of 8."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

@@ -1,4 +1,4 @@
-"""Engines with weights in 8 and 4 bits, built from checkpoints."""
+"""Engines with quantised weights, built from checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt import build as command
@@ -22,7 +23,7 @@ from tests.builders.test_quantized_samples import relative
 from tests.model.test_transformers_parity import save_checkpoint
 
 CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
-QUANTIZED: tuple[Quantize, ...] = ("int8", "int4")
+QUANTIZED: tuple[Quantize, ...] = ("int8", "int4", "fp8")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,10 @@ def test_an_engine_has_the_quantised_weights_of_the_checkpoint(
         forms.add((name.split(".")[0], form.suffix))
         module = name.removesuffix(DENSE_SUFFIX)
         for suffix, expected in form.quantize(dense[name]).items():
-            assert torch.equal(stored.pop(f"{module}.{suffix}"), expected)
+            assert torch.equal(bits(stored.pop(f"{module}.{suffix}")), bits(expected))
     assert not stored
     eight = ["vision", "projector", "lm_head", *(["embed_tokens"] if quantize == "int4" else [])]
-    assert forms == {("layers", quantize), *((part, "int8") for part in eight)}
+    assert forms == {("layers", quantize), *((part, "fp8" if quantize == "fp8" else "int8") for part in eight)}
 
 
 def test_how_large_the_file_is(engines: dict[Quantize, EngineDir]) -> None:
@@ -60,6 +61,11 @@ def test_how_large_the_file_is(engines: dict[Quantize, EngineDir]) -> None:
     specs = {quantize: weight_spec(engine.model) for quantize, engine in engines.items()}
     sizes = {quantize: sum(spec.num_bytes for spec in each.values()) for quantize, each in specs.items()}
     assert sizes["int8"] < 0.55 * sizes["none"] and sizes["int4"] < 0.75 * sizes["int8"]
+    assert sizes["fp8"] == pytest.approx(sizes["int8"], rel=0.01)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8)
 
 
 @pytest.mark.parametrize("quantize", QUANTIZED)
@@ -93,17 +99,17 @@ def test_an_output_layer_that_is_tied_to_the_embedding(tmp_path: Path, quantize:
     save_model(tmp_path / "checkpoint", tied=True)
     params = SamplingParams(max_tokens=1, temperature=0, logprobs=-1, ignore_eos=True)
     prompts = [{"prompt_token_ids": torch.randint(3, 90, (length,)).tolist()} for length in (1, 2, 9)]
-    logits = {}
+    logits, form = {}, "fp8" if quantize == "fp8" else "int8"
     for each in ("none", quantize):
         engine = build_engine(tmp_path / "checkpoint", tmp_path / each, dtype="float32", quantize=each)
         names = [name for name in engine.load_weights() if name.startswith(("embed_tokens", "lm_head"))]
         assert sorted(names) == (
-            ["embed_tokens.weight"] if each == "none" else ["embed_tokens.int8", "embed_tokens.scale"]
+            ["embed_tokens.weight"] if each == "none" else [f"embed_tokens.{form}", "embed_tokens.scale"]
         )
         outputs = LLM(engine.path).generate(prompts, params, use_tqdm=False)
         tops = [output.outputs[0].logprobs[0] for output in outputs]
         logits[each] = torch.tensor([[top[token].logprob for token in range(100)] for top in tops])
-    assert 0 < relative(logits[quantize], logits["none"]) < (0.02 if quantize == "int8" else 0.15)
+    assert 0 < relative(logits[quantize], logits["none"]) < {"int8": 0.02, "fp8": 0.06, "int4": 0.15}[quantize]
 
 
 def test_what_is_refused(tmp_path: Path, engines: dict[Quantize, EngineDir]) -> None:
@@ -111,8 +117,10 @@ def test_what_is_refused(tmp_path: Path, engines: dict[Quantize, EngineDir]) -> 
         build_engine(CHECKPOINT, tmp_path / "half", dtype="float16", quantize="int8")
     with pytest.raises(ConfigError, match="quantize='int4': TensorRT plans have no quantised weights"):
         build_engine(CHECKPOINT, tmp_path / "plans", quantize="int4", make_plans=lambda model: pytest.fail("built"))
-    with pytest.raises(ConfigError, match="device='cuda': the engine's weights are int8, .* without --quantize"):
-        LLM(engines["int8"].path, device="cuda")
+    with pytest.raises(
+        ConfigError, match="device='cuda': the engine's weights are int4, .* expected one of none, int8"
+    ):
+        LLM(engines["int4"].path, device="cuda")
     assert not list(tmp_path.iterdir())
 
 
@@ -124,7 +132,7 @@ def test_the_command_says_what_it_built(tmp_path: Path, capsys: pytest.CaptureFi
         command.main([*arguments, "--quantize", "int3"])
 
 
-@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.2), ("int4", 0.6)])
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.2), ("int4", 0.6), ("fp8", 0.3)])
 @pytest.mark.parametrize("reduce", [None, "fastv:k=1,ratio=0.5"])
 def test_normed_heads_and_windows(tmp_path: Path, quantize: Quantize, bound: float, reduce: str | None) -> None:
     """Norms of heads stay as they are; queries and keys of a layer after a boundary come from parts of its weight."""

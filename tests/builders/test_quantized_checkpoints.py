@@ -19,11 +19,12 @@ from dpn_rt.builders.checkpoint import CheckpointFiles
 from dpn_rt.builders.native import build_engine
 from dpn_rt.builders.quantized.checkpoint import QuantizedCheckpoint, matrix_of
 from dpn_rt.builders.quantized.formats import read_format
-from dpn_rt.builders.quantized.matrix import IntegerMatrix
+from dpn_rt.builders.quantized.matrix import FloatMatrix, IntegerMatrix
+from dpn_rt.model.weights.fp8 import Fp8Weight
 from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.model.weights.tiles import unpack_int4, unpack_int8
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.weights import DType, Quantize
 from tests.builders import quantized_checkpoints as written
 from tests.builders.checkpoints import TOWER, OriginalCheckpoint, expected_weights, save_weights, write_tower
 from tests.builders.quantized_checkpoints import Grid, layers_of, put, random_grid, wide_checkpoint
@@ -140,8 +141,46 @@ def test_fp8(tmp_path: Path) -> None:
         put(checkpoint, module, {"weight": weight, "weight_scale": scale, "input_scale": torch.ones(1)})
         dense.weights[f"{module}.weight"] = weight.float() * scale
     notes = assert_stands_for(checkpoint, dense, tmp_path)
-    assert any("14 weights are published in fp8" in note for note in notes)
+    assert any("14 weights are published in fp8" in note and "--quantize fp8 takes them over" in note for note in notes)
     assert any(note.startswith("model.layers.0.mlp.down_proj.input_scale and 13 more left out") for note in notes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fp8_is_taken_over_number_by_number(tmp_path: Path, dtype: DType) -> None:
+    """With a scale for each row, or for the whole matrix; fused from several matrices."""
+    checkpoint = wide_checkpoint()
+    checkpoint.config["quantization_config"] = written.compressed_config("float-quantized", 8, None, kind="float")
+    published = {}
+    for number, module in enumerate(layers_of(checkpoint)):
+        weight = torch.randn(checkpoint.weights[f"{module}.weight"].shape).to(torch.float8_e4m3fn)
+        scale = (torch.rand(len(weight), 1) + 0.1 if number % 2 else torch.rand(1) + 0.1).bfloat16()
+        put(checkpoint, module, {"weight": weight, "weight_scale": scale})
+        published[module] = weight.view(torch.uint8), scale.float().reshape(-1, 1).expand(len(weight), 1)[:, 0]
+    notes: list[str] = []
+    path = checkpoint.write(tmp_path / "checkpoint")
+    engine = build_engine(path, tmp_path / "engine", dtype=dtype, quantize="fp8", note=notes.append)
+    assert not any("rounded again" in note for note in notes)
+    weights = engine.load_weights()
+    fused = {
+        "qkv": [f"self_attn.{part}_proj" for part in "qkv"],
+        "o": ["self_attn.o_proj"],
+        "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+        "down": ["mlp.down_proj"],
+    }
+    for layer in range(2):
+        for name, parts in fused.items():
+            matrices, scales = zip(*(published[f"model.layers.{layer}.{part}"] for part in parts), strict=True)
+            assert torch.equal(weights[f"layers.{layer}.{name}.fp8"].view(torch.uint8), torch.cat(matrices))
+            assert torch.equal(weights[f"layers.{layer}.{name}.scale"], torch.cat(scales))
+
+
+def test_integers_are_no_8_bit_floats() -> None:
+    q, scale = torch.ones(16, 32, dtype=torch.int8), torch.ones(16, 1)
+    assert (
+        IntegerMatrix((16, 32), 8, 32, "float32", "scale", lambda: q, lambda: scale, None).scale_for(Fp8Weight) is None
+    )
+    floats = FloatMatrix((16, 32), "float32", "scale", lambda: q.to(torch.float8_e4m3fn), lambda: scale)
+    assert floats.scale_for(Int8Weight) is None and floats.scale_for(Int4Weight) is None
 
 
 def test_some_layers_are_not_quantised_whatever_ignore_says(tmp_path: Path) -> None:
@@ -325,7 +364,7 @@ def test_a_scheme_that_does_not_fit_is_rounded_again(
     path = checkpoint.write(tmp_path / "checkpoint")
     engine = build_engine(path, tmp_path / "engine", dtype="float32", quantize=quantize, note=notes.append)
     (note,) = (each for each in notes if "rounded again" in each)
-    assert note.startswith(f"14 quantised weights have other groups, zero points or bits than {quantize} engines")
+    assert note.startswith(f"14 quantised weights have other numbers, groups or zero points than {quantize} engines")
     form = Int8Weight if quantize == "int8" else Int4Weight
     expected = form.quantize(expected_weights(dense)["layers.0.qkv.weight"])
     weights = engine.load_weights()

@@ -13,6 +13,7 @@ import torch
 
 from dpn_rt import build as command
 from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.model.weights.fp8 import Fp8Weight
 from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.reference import EagerDpn
@@ -49,7 +50,7 @@ def test_every_quantised_layer_of_the_trained_model(tmp_path: Path, capsys: pyte
     assert line in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("quantize", ["int8", "int4", "fp8"])
 def test_errors_are_those_of_the_stored_weights(tmp_path: Path, quantize: str) -> None:
     """Without a tokenizer too. Rows in 8 bits are a small part of the error of weights in 4."""
     save_model(tmp_path / "checkpoint")
@@ -58,7 +59,8 @@ def test_errors_are_those_of_the_stored_weights(tmp_path: Path, quantize: str) -
     dense = EagerDpn.from_checkpoint(tmp_path / "checkpoint", dtype=torch.float32)
     weights = dict(dense.canonical_weights())
     for layer in report["layers"]:
-        form = Int8Weight if layer["bits"] == 8 else Int4Weight
+        eight = Fp8Weight if quantize == "fp8" else Int8Weight
+        form = eight if layer["bits"] == 8 else Int4Weight
         exact = weights[f"{layer['module']}.weight"]
         parts = {name: stored[f"{layer['module']}.{name}"] for name in (form.suffix, "scale")}
         values = stored_values(form, parts)[: exact.shape[0], : exact.shape[1]]

@@ -10,11 +10,14 @@ from dpn_rt import ops
 from dpn_rt.device.cuda import CudaDevice
 from dpn_rt.errors import ConfigError, KernelArgumentError
 from dpn_rt.format.config import OLDEST_CAPABILITY, ModelConfig
+from dpn_rt.schema.weights import Quantize
 
 DTYPES = ("bfloat16", "float16")
 """Dtypes that attention takes on a GPU."""
 HEAD_DIMS = (16, 32, 64, 96, 128)
 """Head sizes that attention is built for on a GPU."""
+FP8_CAPABILITY = (8, 9)
+"""Oldest compute capability of a GPU that multiplies 8-bit floats."""
 ELSEWHERE = "use device='cpu', or build the engine without plans for it"
 """End of an error message: what works without a GPU."""
 
@@ -36,14 +39,14 @@ def open_cuda(model: ModelConfig, number: int | None = None) -> CudaDevice:
 
     Raises:
         ConfigError: there is no driver or GPU, the GPU or the driver is too old, this build has no CUDA kernels, or the
-            model has a dtype or head size that they do not take.
+            model has a dtype, a head size or weights that they do not take.
     """
     check_model_on_cuda(model)
     if number is not None:
         if number >= (count := torch.cuda.device_count()):
             raise ConfigError(f"on a GPU: each rank takes a GPU, expected at least {number + 1} of them, found {count}")
         torch.cuda.set_device(number)
-    return _open()
+    return _open(model.quantize)
 
 
 def open_cuda_for_plans(model: ModelConfig) -> CudaDevice:
@@ -53,11 +56,11 @@ def open_cuda_for_plans(model: ModelConfig) -> CudaDevice:
         ConfigError: as `open_cuda`.
     """
     _check_tower(model)
-    return _open()
+    return _open(model.quantize)
 
 
-def _open() -> CudaDevice:
-    check_gpu(find_gpu())
+def _open(quantize: Quantize) -> CudaDevice:
+    check_gpu(find_gpu(), quantize)
     device = CudaDevice()
     probe_kernels(device.torch_device)
     return device
@@ -106,17 +109,28 @@ def find_gpu() -> Gpu:
         ) from error
 
 
-def check_gpu(gpu: Gpu) -> None:
-    """Refuse a GPU that the kernels are not built for.
+def check_gpu(gpu: Gpu, quantize: Quantize = "none") -> None:
+    """Refuse a GPU that the kernels are not built for, or that does not multiply an engine's weights.
+
+    Args:
+        gpu: of this machine.
+        quantize: form of the engine's matrices.
 
     Raises:
         ConfigError: names its compute capability.
     """
     if gpu.capability < OLDEST_CAPABILITY:
-        found, oldest = (".".join(map(str, pair)) for pair in (gpu.capability, OLDEST_CAPABILITY))
+        raise ConfigError(f"on a GPU: {_too_old(gpu, OLDEST_CAPABILITY)}: {ELSEWHERE}")
+    if quantize == "fp8" and gpu.capability < FP8_CAPABILITY:
         raise ConfigError(
-            f"on a GPU: {gpu.name} has compute capability {found}, expected {oldest} or newer: {ELSEWHERE}"
+            f"on a GPU: {_too_old(gpu, FP8_CAPABILITY)} for weights in fp8: build the engine with --quantize int8, or "
+            "use device='cpu'"
         )
+
+
+def _too_old(gpu: Gpu, least: tuple[int, int]) -> str:
+    found, oldest = (".".join(map(str, pair)) for pair in (gpu.capability, least))
+    return f"{gpu.name} has compute capability {found}, expected {oldest} or newer"
 
 
 def probe_kernels(device: torch.device) -> None:

@@ -28,6 +28,7 @@ from dpn_rt.model.reduction.loading import load_reducers
 from dpn_rt.model.rope import rope_table
 from dpn_rt.model.stage_batch import StageBatch
 from dpn_rt.model.vision.encoder import CropEncoder, ImageEncoder, VisionEncoder, load_encoder
+from dpn_rt.model.weights.forms import place
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineSettings
 from dpn_rt.tuning.cpu_choices import cpu_choices
@@ -59,7 +60,7 @@ def load_kernel_backend(
     Raises:
         CapacityError: the device has too little memory; says how much is needed and what to lower.
     """
-    placed = place_weights(weights, device)
+    placed = place_weights(weights, device, TORCH_DTYPES[model.dtype])
     if device.torch_device.type == "cpu":
         cpu_choices()  # also where no weight is dense
     try:
@@ -73,14 +74,21 @@ def load_kernel_backend(
         ) from error
 
 
-def place_weights(weights: Mapping[str, Tensor], device: Device) -> dict[str, Tensor]:
-    """Canonical name -> the weight on a device. A weight that is there already is not copied.
+def place_weights(weights: Mapping[str, Tensor], device: Device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Canonical name -> the weight on a device, as its products take it. One that is there already so is not copied.
+
+    Args:
+        weights: of the engine, or of one rank's part.
+        device: of the products.
+        dtype: of the activations.
 
     Raises:
         CapacityError: the weights do not fit.
     """
     try:
-        return {name: weight.to(device.torch_device) for name, weight in weights.items()}
+        return {
+            name: place(weights, name, device.torch_device, row_major=device.row_major, dtype=dtype) for name in weights
+        }
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"{device.torch_device} has no room for {_num_bytes(weights):,} bytes of weights: end what else runs "

@@ -19,6 +19,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.decoder import Decoder
 from dpn_rt.model.shards import Shard
 from dpn_rt.model.vision.encoder import CropEncoder, encoder_pairs, load_encoder
+from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineSettings
 from dpn_rt.tuning.cpu_choices import cpu_choices
 
@@ -67,7 +68,7 @@ class RankPart:
         shares_encoder = bool(pairs) and all(pair.divides(model.quantize, size) for pair in pairs)
         shard = Shard(model.decoder, rank, size, pairs if shares_encoder else ())
         group = ProcessRankGroup(rank, size)
-        own = place_weights(shard.tensors(weights), device)
+        own = place_weights(shard.tensors(weights), device, TORCH_DTYPES[model.dtype])
         if device.torch_device.type == "cpu":
             cpu_choices()
         decoder, geometry = load_decoder(model, shard.config, own, settings, device, prepack=prepack, group=group)

@@ -63,7 +63,7 @@ def _load_backend(
     specs = stage_plans(model, limits)
     loaded = {(spec.stage, spec.phase): _load(engine, reader, spec) for spec in specs}
     dtype = weights[EMBEDDING].dtype
-    placed = place_weights(weights, device)
+    placed = place_weights(weights, device, dtype)
     between = between_plans(placed, device)
     prefills = [spec for spec in specs if spec.is_prefill]
     memory = SlotMemory.allocate(prefills, dtype, device.torch_device)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from dpn_rt.model.weights.dense import DenseWeight
+from dpn_rt.model.weights.fp8 import Fp8Weight
 from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.model.weights.tiles import TILE_ROWS
 from dpn_rt.model.weights.weight import QuantizedWeight, Weight
 from dpn_rt.schema.weights import Quantize, WeightSpec
 
-QUANTIZED: dict[int, type[QuantizedWeight]] = {8: Int8Weight, 4: Int4Weight}
-"""By bits."""
-BITS: dict[Quantize, int] = {"int8": 8, "int4": 4}
+FORMS: Mapping[Quantize, type[QuantizedWeight]] = {"int8": Int8Weight, "int4": Int4Weight, "fp8": Fp8Weight}
 DENSE_SUFFIX = f".{DenseWeight.suffix}"
 
 
 def quantized_form(spec: WeightSpec, quantize: Quantize) -> type[QuantizedWeight] | None:
     """The form that a canonical weight takes in an engine; None: it stays in its dtype."""
-    if quantize == "none" or spec.least_bits is None or (quantize == "int8" and spec.kept_by_int8):
+    if quantize == "none" or spec.least_bits is None or (quantize != "int4" and spec.kept_by_int8):
         return None
-    bits = max(BITS[quantize], spec.least_bits)
-    return QUANTIZED[bits if spec.shape[0] % TILE_ROWS == 0 else 8]
+    form = FORMS[quantize]
+    fits = spec.least_bits <= form.bits and (form is not Int4Weight or spec.shape[0] % TILE_ROWS == 0)
+    return form if fits else Int8Weight
 
 
 def stored_specs(name: str, spec: WeightSpec, quantize: Quantize) -> dict[str, WeightSpec]:
@@ -40,9 +41,29 @@ def stored_specs(name: str, spec: WeightSpec, quantize: Quantize) -> dict[str, W
 
 def form_of(tensors: Mapping[str, Tensor], module: str) -> type[QuantizedWeight] | type[DenseWeight]:
     """The form that an engine has the weight of a linear layer in."""
-    return next((form for form in QUANTIZED.values() if f"{module}.{form.suffix}" in tensors), DenseWeight)
+    return next((form for form in FORMS.values() if f"{module}.{form.suffix}" in tensors), DenseWeight)
 
 
 def load_weight(tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)) -> Weight:
     """The weight of a linear layer in the form that the engine has; all arguments as of `Weight.load`."""
     return form_of(tensors, module).load(tensors, module, prepack=prepack, rows=rows)
+
+
+def place(
+    weights: Mapping[str, Tensor], name: str, device: torch.device, *, row_major: bool, dtype: torch.dtype
+) -> Tensor:
+    """A stored tensor on a device, in the layout that products take there; not copied where it is so already.
+
+    Args:
+        weights: of the engine, by canonical name, on any device.
+        name: of the tensor.
+        device: of the products.
+        row_major: see `QuantizedWeight.arrange`.
+        dtype: of the activations.
+    """
+    module, _, suffix = name.rpartition(".")
+    tensor = weights[name].to(device)
+    form = next((form for form in FORMS.values() if form.suffix == suffix), None)
+    if form is None:
+        return tensor
+    return form.arrange(tensor, weights[f"{module}.scale"], row_major=row_major, dtype=dtype)

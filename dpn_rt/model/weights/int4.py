@@ -13,6 +13,7 @@ from torch.nn import functional
 from dpn_rt import ops
 from dpn_rt.model.weights.product import Product, Products, one_product
 from dpn_rt.model.weights.tiles import GROUP, INT4_TILE, pack_int4, panels_of, tile_shape, unpack_int4
+from dpn_rt.model.weights.weight import Number
 from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
@@ -30,6 +31,8 @@ class Int4Weight:
     """
 
     suffix: ClassVar[str] = "int4"
+    bits: ClassVar[int] = 4
+    number: ClassVar[Number] = "integer"
     least: ClassVar[int] = LEAST
     largest: ClassVar[int] = LARGEST
     group: ClassVar[int | None] = GROUP
@@ -57,6 +60,12 @@ class Int4Weight:
         parts = [_quantize_rows(*each) for each in zip(rows, given, strict=True)]
         q, scale = (torch.cat(each) for each in zip(*parts, strict=True))
         return {cls.suffix: pack_int4(q), "scale": _tiled(scale)}
+
+    @classmethod
+    def arrange(cls, stored: Tensor, scale: Tensor, *, row_major: bool, dtype: torch.dtype) -> Tensor:
+        """The tiles themselves: only our kernels of the CPU take 4 bits."""
+        assert not row_major, "weights in 4 bits run on the CPU alone"
+        return stored
 
     @classmethod
     def load(

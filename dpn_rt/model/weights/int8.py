@@ -1,4 +1,4 @@
-"""A weight in 8 bits, one scale a row, multiplied with rows that are rounded to 8 bits as well (W8A8)."""
+"""A weight in 8-bit integers, one scale a row, multiplied with rows that are rounded to 8 bits as well (W8A8)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.model.weights.product import Products, one_product
+from dpn_rt.model.weights.row_major import aligned, row_major_products
 from dpn_rt.model.weights.tiles import INT8_TILE, pack_int8, panels_of, tile_shape, unpack_int8
+from dpn_rt.model.weights.weight import Number
 from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
 
@@ -19,16 +21,21 @@ LEAST, LARGEST = -128, 127
 
 
 class Int8Weight:
-    """A `QuantizedWeight`: tiles of 16 rows and 4 columns, in the order in which processors multiply them."""
+    """A `QuantizedWeight`: tiles of 16 rows and 4 columns, in the order in which processors multiply them.
+
+    A GPU has it row by row, as int8.
+    """
 
     suffix: ClassVar[str] = "int8"
+    bits: ClassVar[int] = 8
+    number: ClassVar[Number] = "integer"
     least: ClassVar[int] = LEAST
     largest: ClassVar[int] = LARGEST
     group: ClassVar[int | None] = None
 
-    def __init__(self, tiles: Tensor, scale: Tensor) -> None:
-        """See `ops.linear_int8`."""
-        self._tiles, self._scale = tiles, scale
+    def __init__(self, stored: Tensor, scale: Tensor) -> None:
+        """`stored`: uint8 tiles, see `ops.linear_int8`; or an int8 matrix, see `row_major_products`."""
+        self._stored, self._scale = stored, scale
 
     @classmethod
     def specs(cls, out_features: int, in_features: int, dtype: torch.dtype) -> dict[str, WeightSpec]:
@@ -45,14 +52,21 @@ class Int8Weight:
         return {cls.suffix: pack_int8(rounded.to(torch.int8)), "scale": scale}
 
     @classmethod
+    def arrange(cls, stored: Tensor, scale: Tensor, *, row_major: bool, dtype: torch.dtype) -> Tensor:
+        """Tiles, or the int8 matrix that they hold, aligned."""
+        return aligned(unpack_int8(stored)) if row_major else stored
+
+    @classmethod
     def load(
         cls, tensors: Mapping[str, Tensor], module: str, *, prepack: bool, rows: slice = slice(None)
     ) -> Int8Weight:
-        """The tiles themselves, not copied unless `rows` cuts some."""
+        """The stored tensor itself, not copied unless `rows` cuts tiles, or a GPU needs them aligned."""
         tiles, scale = tensors[f"{module}.{cls.suffix}"], tensors[f"{module}.scale"]
         first, end, _ = rows.indices(len(scale))
         if (first, end) == (0, len(scale)):
             return cls(tiles, scale)
+        if tiles.dtype == torch.int8:
+            return cls(aligned(tiles[first:end]), scale[first:end])
         height = INT8_TILE[0]
         if first % height == 0 and end % height == 0:
             return cls(tiles[first // height : end // height], scale[first:end])
@@ -70,9 +84,11 @@ class Int8Weight:
 
     @property
     def num_bytes(self) -> int:
-        """Of tiles and scales."""
-        return self._tiles.nbytes + self._scale.nbytes
+        """Of matrix and scales."""
+        return self._stored.nbytes + self._scale.nbytes
 
     def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
-        """One kernel for any number of rows."""
-        return one_product(partial(ops.linear_int8, weight=self._tiles, scale=self._scale, bias=bias), activation)
+        """One kernel for any number of rows, or a library's."""
+        if self._stored.dtype == torch.int8:
+            return row_major_products(self._stored, self._scale, bias, activation)
+        return one_product(partial(ops.linear_int8, weight=self._stored, scale=self._scale, bias=bias), activation)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpn_rt.model.weights.dense import DenseWeight
-from dpn_rt.model.weights.int8 import Int8Weight
+from dpn_rt.model.weights.forms import form_of
 from dpn_rt.model.weights.tiles import INT8_TILE, INT8_ZERO
 
 
@@ -25,18 +24,23 @@ class EmbeddingTable:
         """
         self._hidden_size, self._dtype = hidden_size, dtype
         self._scale: Tensor | None = None
-        if f"{module}.{Int8Weight.suffix}" in tensors:
-            # The 4 bytes of a row in a tile move as one number.
-            self._stored = tensors[f"{module}.{Int8Weight.suffix}"].view(torch.int32).squeeze(-1)
+        self._stored = tensors[f"{module}.{form_of(tensors, module).suffix}"]
+        if self._stored.dtype.itemsize == 1:
             self._scale = tensors[f"{module}.scale"]
-        else:
-            self._stored = tensors[f"{module}.{DenseWeight.suffix}"]
 
     def rows(self, token_ids: Tensor) -> Tensor:
         """`[num_rows]` int32 or int64 -> `[num_rows, hidden_size]`."""
         if self._scale is None:
             return self._stored.index_select(0, token_ids)
-        height = INT8_TILE[0]
-        bytes_of_rows = self._stored[token_ids // height, :, token_ids % height].view(torch.uint8)
-        values = bytes_of_rows[:, : self._hidden_size].float().sub_(INT8_ZERO)
+        values = self._numbers(token_ids)[:, : self._hidden_size].float()
         return values.mul_(self._scale.index_select(0, token_ids)[:, None]).to(self._dtype)
+
+    def _numbers(self, token_ids: Tensor) -> Tensor:
+        """Rows as they are stored, and columns that fill them up."""
+        if self._stored.dtype != torch.uint8:
+            numbers = self._stored.view(torch.uint8).index_select(0, token_ids)  # which moves bytes in any dtype
+            return numbers.view(self._stored.dtype)
+        # The 4 bytes of a row in a tile move as one number.
+        height, tiles = INT8_TILE[0], self._stored.view(torch.int32).squeeze(-1)
+        numbers = tiles[token_ids // height, :, token_ids % height].view(torch.uint8)
+        return numbers.bitwise_xor_(INT8_ZERO).view(torch.int8)

@@ -37,7 +37,7 @@ def pack_int8(q: Tensor) -> Tensor:
 
 def unpack_int8(tiles: Tensor) -> Tensor:
     """The matrix of `pack_int8`, with the rows and columns that fill the last tiles."""
-    return tiles.to(torch.int16).sub_(INT8_ZERO).to(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)
+    return tiles.bitwise_xor(INT8_ZERO).view(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def pack_int4(q: Tensor) -> Tensor:

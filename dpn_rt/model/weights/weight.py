@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from dpn_rt.model.weights.product import Products
 from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.weights import WeightSpec
+
+Number = Literal["integer", "e4m3"]
+"""What a weight stores, times a scale: integers, or 8-bit floats with 4 bits of exponent and 3 of mantissa."""
 
 
 class Weight(Protocol):
@@ -68,10 +71,14 @@ class QuantizedWeight(Weight, Protocol):
 
     suffix: ClassVar[str]
     """Of the tensor that tells the form."""
+    bits: ClassVar[int]
+    """Of a number."""
+    number: ClassVar[Number]
+    """What is stored."""
     least: ClassVar[int]
-    """Integer that can be stored."""
+    """Number that can be stored."""
     largest: ClassVar[int]
-    """Integer that can be stored."""
+    """Number that can be stored."""
     group: ClassVar[int | None]
     """Columns of a row that share a scale; None: all."""
 
@@ -81,6 +88,17 @@ class QuantizedWeight(Weight, Protocol):
 
         Args:
             weight: `[out_features, in_features]` of any dtype.
-            scale: `[out_features]`, or `[out_features, groups]` where a row has groups: the weight is integers from
+            scale: `[out_features]`, or `[out_features, groups]` where a row has groups: the weight is numbers from
                 `least` to `largest` times these, which are found again; None: scales that fit the weight well.
+        """
+
+    @classmethod
+    def arrange(cls, stored: Tensor, scale: Tensor, *, row_major: bool, dtype: torch.dtype) -> Tensor:
+        """The tensor `suffix` in the layout that products take where it is; `load` tells layouts by their dtype.
+
+        Args:
+            stored: as engines have it, on the device of the products.
+            scale: the tensor `scale`, on any device.
+            row_major: whether libraries of matrix products take it, as on GPUs, and not our kernels.
+            dtype: of the activations.
         """

@@ -76,6 +76,24 @@ def test_gpus_that_are_refused(capability: tuple[int, int]) -> None:
         check_gpu(Gpu("old GPU", capability))
 
 
+@pytest.mark.parametrize(("capability", "taken"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_gpus_that_multiply_8_bit_floats(capability: tuple[int, int], taken: bool) -> None:
+    gpu = Gpu("some GPU", capability)
+    check_gpu(gpu, "int8")
+    if taken:
+        check_gpu(gpu, "fp8")
+        return
+    number = ".".join(map(str, capability))
+    with pytest.raises(ConfigError, match=rf"capability {number}, expected 8\.9 or newer for weights in fp8: .* int8"):
+        check_gpu(gpu, "fp8")
+
+
+def test_a_gpu_is_asked_for_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find_gpu", lambda: Gpu("some GPU", (8, 6)))
+    with pytest.raises(ConfigError, match="for weights in fp8"):
+        open_cuda(dataclasses.replace(BF16, quantize="fp8"))
+
+
 @pytest.mark.parametrize(
     "error",
     [

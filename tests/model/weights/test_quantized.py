@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpn_rt.model.linear import linear_specs, load_linear
 from dpn_rt.model.weights.forms import load_weight, quantized_form, stored_specs
+from dpn_rt.model.weights.fp8 import Fp8Weight
 from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.model.weights.table import EmbeddingTable
@@ -52,6 +53,8 @@ def test_places_in_tiles() -> None:
 
 def stored_values(form: type[QuantizedWeight], stored: dict[str, Tensor]) -> Tensor:
     """What the stored tensors stand for, with the rows and columns that fill tiles and groups."""
+    if form is Fp8Weight:
+        return stored["fp8"].float() * stored["scale"][:, None]
     if form is Int8Weight:
         q = unpack_int8(stored["int8"])
         return q[: len(stored["scale"])] * stored["scale"][:, None]
@@ -164,11 +167,17 @@ def test_which_form_a_weight_takes() -> None:
     assert quantized_form(head["head.weight"], "int4") is Int8Weight
     table = WeightSpec((64, 48), torch.bfloat16, least_bits=8, kept_by_int8=True)
     assert quantized_form(table, "int8") is None and quantized_form(table, "int4") is Int8Weight
+    assert quantized_form(table, "fp8") is None and quantized_form(odd["o.weight"], "fp8") is Fp8Weight
+    assert quantized_form(head["head.weight"], "fp8") is Fp8Weight
     patches = dict(linear_specs("patches", 64, 48, torch.bfloat16, bias=False))
     assert stored_specs("patches.weight", patches["patches.weight"], "int8") == patches
     assert stored_specs("o.weight", specs["o.weight"], "int8") == {
         "o.int8": WeightSpec((4, 12, 16, 4), torch.uint8),
         "o.scale": WeightSpec((64,), torch.float32),
+    }
+    assert stored_specs("o.weight", odd["o.weight"], "fp8") == {
+        "o.fp8": WeightSpec((63, 48), torch.float8_e4m3fn),
+        "o.scale": WeightSpec((63,), torch.float32),
     }
 
 

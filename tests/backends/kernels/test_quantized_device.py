@@ -1,0 +1,156 @@
+"""Engines in 8 bits with the runtime for GPUs: matrices row by row, products in three launches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dpn_rt import LLM, SamplingParams, ops
+from dpn_rt.builders.quantize import stored_tensors
+from dpn_rt.errors import ConfigError
+from dpn_rt.format.config import ModelConfig
+from dpn_rt.format.engine_dir import EngineSource, write_engine
+from dpn_rt.format.weight_spec import canonical_specs, weight_spec
+from dpn_rt.outputs import RequestOutput
+from dpn_rt.schema.weights import Quantize
+from dpn_rt.settings import EngineOptions
+from tests.engine.models import MODEL, random_prompt, random_weights, with_decoder
+from tests.places import HAS_GPU, Place
+from tests.skips import GPU_PRESENT
+
+PARAMS = SamplingParams(temperature=0, max_tokens=5, logprobs=3, ignore_eos=True)
+FORMS = pytest.mark.parametrize("quantize", ["int8", "fp8"])
+
+
+class Canonical:
+    """Random weights, none of them published quantised."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._weights = dict(random_weights(replace(model, quantize="none")))
+
+    def read(self, name: str) -> Tensor:
+        return self._weights[name]
+
+    def published_scale(self, *_: object) -> None:
+        return None
+
+
+def quantized_weights(model: ModelConfig) -> list[tuple[str, Tensor]]:
+    return list(stored_tensors(weight_spec(model), canonical_specs(model), model.quantize, Canonical(model)))
+
+
+def write_quantized_engine(path: Path, model: ModelConfig) -> Path:
+    write_engine(path, model, EngineSource("0" * 64, "original"), quantized_weights(model), {}, force=False)
+    return path
+
+
+def model_of(place: Place, quantize: Quantize, **changes: Any) -> ModelConfig:
+    return with_decoder(replace(MODEL, dtype=place.dtype, quantize=quantize), **changes)
+
+
+@pytest.fixture
+def place(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if place.device is not None:
+        monkeypatch.setattr(place.device, "row_major", True, raising=False)
+    return place
+
+
+def prompts(count: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(torch.initial_seed() % 2**32)
+    return [random_prompt(random, grid) for grid in [(4, 4), None, (2, 4), (6, 3), None][:count]]
+
+
+def assert_same(actual: RequestOutput, expected: RequestOutput, tolerance: float) -> None:
+    """Log-probabilities of the first token: what comes later may rest on a choice between two near ones."""
+    found, wanted = (output.outputs[0].logprobs[0] for output in (actual, expected))  # type: ignore[index]
+    assert actual.pyramid.experts == expected.pyramid.experts
+    for token, logprob in wanted.items():
+        if token in found:
+            assert found[token].logprob == pytest.approx(logprob.logprob, abs=tolerance)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_int8_equals_the_cpu(place: Place, tmp_path: Path, tied: bool) -> None:
+    """Products give the same bits, in tiles and row by row; an activation may differ in its last."""
+    engine = write_quantized_engine(tmp_path / "engine", model_of(place, "int8", tie_word_embeddings=tied))
+    asked = prompts(5)
+    expected = LLM(engine, device="cpu").generate(asked, PARAMS, use_tqdm=False)
+    actual = place.load(engine).generate(asked, PARAMS, use_tqdm=False)
+    for one, other in zip(actual, expected, strict=True):
+        assert_same(one, other, place.tolerance)
+        if place.device is not None:
+            assert one.outputs[0].token_ids == other.outputs[0].token_ids
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_fp8_is_near_what_its_weights_stand_for(place: Place, tmp_path: Path, tied: bool) -> None:
+    """On the CPU rows are not rounded. With the expert that the CPU took: a near choice may fall otherwise."""
+    engine = write_quantized_engine(tmp_path / "engine", model_of(place, "fp8", tie_word_embeddings=tied))
+    asked = prompts(5)
+    expected = LLM(engine, device="cpu").generate(asked, PARAMS, use_tqdm=False)
+    routed = [
+        prompt | ({"route": output.pyramid.experts} if "multi_modal_data" in prompt else {})
+        for prompt, output in zip(asked, expected, strict=True)
+    ]
+    differences = []
+    for one, other in zip(place.load(engine).generate(routed, PARAMS, use_tqdm=False), expected, strict=True):
+        found, wanted = (output.outputs[0].logprobs[0] for output in (one, other))  # type: ignore[index]
+        differences += [abs(found[token].logprob - wanted[token].logprob) for token in found.keys() & wanted.keys()]
+    assert differences and 0 < max(differences) < 0.5
+
+
+@FORMS
+def test_a_batch_equals_each_alone(place: Place, tmp_path: Path, quantize: Quantize) -> None:
+    llm = place.load(write_quantized_engine(tmp_path / "engine", model_of(place, quantize)))
+    asked = prompts(4)
+    for prompt, together in zip(asked, llm.generate(asked, PARAMS, use_tqdm=False), strict=True):
+        alone = llm.generate(prompt, PARAMS, use_tqdm=False)[0]
+        assert_same(alone, together, place.tolerance)
+
+
+@FORMS
+def test_given_weights(place: Place, quantize: Quantize) -> None:
+    model = model_of(place, quantize, tie_word_embeddings=True)
+    llm = LLM.from_weights(model, quantized_weights(model), "cuda", EngineOptions(max_num_seqs=2))
+    output = llm.generate({"prompt_token_ids": [3, 4, 5]}, PARAMS, use_tqdm=False)[0]
+    assert len(output.outputs[0].token_ids) == 5
+
+
+@FORMS
+@pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)  # counts calls of graphs' steps, which a GPU makes while it records
+def test_every_product_is_of_rows_in_8_bits(
+    place: Place, tmp_path: Path, quantize: Quantize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a decode step: four of each layer, and the output layer; nothing is multiplied as the CPU does."""
+    llm = place.load(write_quantized_engine(tmp_path / "engine", model_of(place, quantize)))
+    calls = {"quantize": 0, "dequantize": 0}
+    for name in calls:
+        original = getattr(ops, name)
+
+        def counted(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(ops, name, counted)
+    monkeypatch.setattr(ops, "linear_int8", lambda *_, **__: pytest.fail("a product in tiles"))
+    llm.engine.add_request("a", llm.processor.process({"prompt_token_ids": [3, 4, 5]}), PARAMS)
+    llm.engine.step()
+    before = dict(calls)
+    llm.engine.step()
+    num_products = 4 * MODEL.decoder.num_layers + 1
+    made = {name: calls[name] - before[name] for name in calls}
+    assert made["quantize"] == made["dequantize"] and made["quantize"] % num_products == 0 and made["quantize"] > 0
+
+
+def test_4_bits_are_refused(place: Place, tmp_path: Path) -> None:
+    engine = write_quantized_engine(tmp_path / "engine", replace(MODEL, quantize="int4"))
+    with pytest.raises(
+        ConfigError, match="weights are int4, which runs on the CPU alone, expected one of none, int8, fp8"
+    ):
+        place.load(engine)
