@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--reduce", nargs="+", default=[], metavar="SPEC", help="training-free reductions of the stock model too"
     )
     parser.add_argument(
-        "--quantize", nargs="+", default=[], choices=("int8", "int4"), help="dpn_rt on quantised engines too"
+        "--quantize", nargs="+", default=[], choices=("int8", "int4", "fp8"), help="dpn_rt on quantised engines too"
     )
     parser.add_argument(
         "--peers", type=Path, default=None, metavar="PYTHON", help="OpenVINO and llama.cpp too; `make bench-peers`"

@@ -26,7 +26,7 @@ from benchmarks.clock import Run, is_cuda, replayable, seconds
 from benchmarks.convolution_cases import convolution_cases
 from benchmarks.machine import machine
 from benchmarks.ops_cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
-from benchmarks.quantized_cases import quantized_cases
+from benchmarks.quantized_cases import quantized_cases, row_major_cases
 from benchmarks.reduction_cases import reduction_cases
 from benchmarks.result_file import write_json
 from dpn_rt import ops
@@ -185,7 +185,8 @@ def main() -> None:
     with torch.inference_mode(), torch.device(options.device):
         limits = limit_runs(setting, dtype)
         cases = all_cases(setting.shapes, dtype, with_linear=not on_gpu) + reduction_cases(setting.shapes, dtype)
-        cases += [] if on_gpu else quantized_cases(setting.shapes, dtype) + convolution_cases(dtype)
+        quantized = row_major_cases if on_gpu else quantized_cases
+        cases += quantized(setting.shapes, dtype) + ([] if on_gpu else convolution_cases(dtype))
         cases = [c for c in cases if options.only in c.name]
         rows = [measure_case(c, limits, options.rounds, setting.cold_bytes, options.device) for c in cases]
         costs = {} if on_gpu else call_cost()

@@ -10,12 +10,35 @@ from torch.nn import functional as F
 from benchmarks.clock import Run
 from benchmarks.ops_cases import Case, KernelShapes
 from dpn_rt import ops
+from dpn_rt.backends.kernels.gpu import FP8_CAPABILITY
+from dpn_rt.model.weights.row_major import row_major_products
 
 
 def quantized_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
     """Few and many rows, on the two largest matrices of a decoder layer; CPU only."""
-    sizes = [(s.hidden, 2 * s.ffn), (s.ffn, s.hidden)]
-    return [_case(bits, rows, *size, dtype) for bits in (8, 4) for size in sizes for rows in (1, 8, s.rows)]
+    return [_case(bits, rows, *size, dtype) for bits in (8, 4) for size in _sizes(s) for rows in (1, 8, s.rows)]
+
+
+def row_major_cases(s: KernelShapes, dtype: torch.dtype) -> list[Case]:
+    """The same in 8 bits on a GPU: two kernels and a library's product."""
+    forms = [torch.int8, *([torch.float8_e4m3fn] if torch.cuda.get_device_capability() >= FP8_CAPABILITY else [])]
+    return [_row_major(form, rows, *size, dtype) for form in forms for size in _sizes(s) for rows in (1, 8, s.rows)]
+
+
+def _sizes(s: KernelShapes) -> list[tuple[int, int]]:
+    return [(s.hidden, 2 * s.ffn), (s.ffn, s.hidden)]
+
+
+def _row_major(form: torch.dtype, rows: int, in_features: int, out_features: int, dtype: torch.dtype) -> Case:
+    def inputs() -> tuple[Run, Run]:
+        x, weight = torch.randn(rows, in_features).to(dtype), torch.randn(out_features, in_features).to(dtype)
+        matrix, scale = ops.quantize(weight, form)
+        product = row_major_products(matrix, scale, None, None).many_rows
+        return lambda: product(x), lambda: F.linear(x, weight)
+
+    name = str(form).removeprefix("torch.")
+    count = in_features * out_features
+    return Case(f"row_major_{name}", f"{rows} x {in_features} -> {out_features}", inputs, count, flops=2 * rows * count)
 
 
 def _case(bits: int, rows: int, in_features: int, out_features: int, dtype: torch.dtype) -> Case:
