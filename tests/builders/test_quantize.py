@@ -77,7 +77,7 @@ def test_it_answers_as_the_model_does(engines: dict[Quantize, EngineDir], quanti
     assert sum(a.route == b.route for a, b in zip(expected, actual, strict=True)) >= 27
 
 
-@pytest.mark.parametrize("quantize", QUANTIZED)
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_a_batch_equals_each_alone(engines: dict[Quantize, EngineDir], quantize: Quantize) -> None:
     """Rows are rounded one by one, so what is beside them changes nothing."""
     llm, asked = LLM(engines[quantize].path), sample("test", 5)

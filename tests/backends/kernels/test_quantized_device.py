@@ -20,11 +20,13 @@ from dpn_rt.format.weight_spec import canonical_specs, weight_spec
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.schema.weights import Quantize
 from dpn_rt.settings import EngineOptions
+from tests.builders.test_quantized_samples import relative
 from tests.engine.models import MODEL, random_prompt, random_weights, with_decoder
 from tests.places import HAS_GPU, Place
 from tests.skips import GPU_PRESENT
 
 PARAMS = SamplingParams(temperature=0, max_tokens=5, logprobs=3, ignore_eos=True)
+WHOLE = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, ignore_eos=True)
 FORMS = pytest.mark.parametrize("quantize", ["int8", "fp8"])
 
 
@@ -75,6 +77,12 @@ def assert_same(actual: RequestOutput, expected: RequestOutput, tolerance: float
             assert found[token].logprob == pytest.approx(logprob.logprob, abs=tolerance)
 
 
+def first_logprobs(output: RequestOutput) -> Tensor:
+    """`[1, vocab_size]`, of the first token."""
+    entry = output.outputs[0].logprobs[0]  # type: ignore[index]
+    return torch.tensor([[entry[token].logprob for token in range(len(entry))]])
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
 def test_int8_equals_the_cpu(place: Place, tmp_path: Path, tied: bool) -> None:
     """Products give the same bits, in tiles and row by row; an activation may differ in its last."""
@@ -93,25 +101,24 @@ def test_fp8_is_near_what_its_weights_stand_for(place: Place, tmp_path: Path, ti
     """On the CPU rows are not rounded. With the expert that the CPU took: a near choice may fall otherwise."""
     engine = write_quantized_engine(tmp_path / "engine", model_of(place, "fp8", tie_word_embeddings=tied))
     asked = prompts(5)
-    expected = LLM(engine, device="cpu").generate(asked, PARAMS, use_tqdm=False)
+    expected = LLM(engine, device="cpu").generate(asked, WHOLE, use_tqdm=False)
     routed = [
         prompt | ({"route": output.pyramid.experts} if "multi_modal_data" in prompt else {})
         for prompt, output in zip(asked, expected, strict=True)
     ]
-    differences = []
-    for one, other in zip(place.load(engine).generate(routed, PARAMS, use_tqdm=False), expected, strict=True):
-        found, wanted = (output.outputs[0].logprobs[0] for output in (one, other))  # type: ignore[index]
-        differences += [abs(found[token].logprob - wanted[token].logprob) for token in found.keys() & wanted.keys()]
-    assert differences and 0 < max(differences) < 0.5
+    found = place.load(engine).generate(routed, WHOLE, use_tqdm=False)
+    for one, other in zip(found, expected, strict=True):
+        assert 0 < relative(first_logprobs(one), first_logprobs(other)) < 0.35
 
 
 @FORMS
 def test_a_batch_equals_each_alone(place: Place, tmp_path: Path, quantize: Quantize) -> None:
     llm = place.load(write_quantized_engine(tmp_path / "engine", model_of(place, quantize)))
     asked = prompts(4)
+    tolerance = place.tolerance if quantize == "int8" else 0.1  # another order of sums may round a number otherwise
     for prompt, together in zip(asked, llm.generate(asked, PARAMS, use_tqdm=False), strict=True):
-        alone = llm.generate(prompt, PARAMS, use_tqdm=False)[0]
-        assert_same(alone, together, place.tolerance)
+        route = {"route": together.pyramid.experts} if "multi_modal_data" in prompt else {}
+        assert_same(llm.generate(prompt | route, PARAMS, use_tqdm=False)[0], together, tolerance)
 
 
 @FORMS
