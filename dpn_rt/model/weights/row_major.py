@@ -54,6 +54,6 @@ def _multiplication(matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """The library's product `[rows, columns]` of two matrices in 8 bits: int32, or float32 of float8."""
     if matrix.dtype == torch.int8:
         return torch._int_mm
-    # Scales of rows would ask for bfloat16 results and newer GPUs; ours come after the sums, as in int8.
+    # Not every GPU takes scales of rows here (docs/quantization.md); ours come after the sums, as in int8.
     one = torch.ones((), device=matrix.device)
     return lambda x, weight: torch._scaled_mm(x, weight, one, one, out_dtype=torch.float32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpn_rt import LLM, SamplingParams, ops
+from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.quantize import stored_tensors
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
@@ -20,6 +20,7 @@ from dpn_rt.format.weight_spec import canonical_specs, weight_spec
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.schema.weights import Quantize
 from dpn_rt.settings import EngineOptions
+from tests.backends.kernels.launches import counted_launches
 from tests.builders.test_quantized_samples import relative
 from tests.engine.models import MODEL, random_prompt, random_weights, with_decoder
 from tests.places import HAS_GPU, Place
@@ -130,29 +131,23 @@ def test_given_weights(place: Place, quantize: Quantize) -> None:
 
 
 @FORMS
-@pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)  # counts calls of graphs' steps, which a GPU makes while it records
-def test_every_product_is_of_rows_in_8_bits(
+@pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)  # counts launches on the host that stands in for a GPU
+def test_every_product_of_a_decode_step_is_of_rows_in_8_bits(
     place: Place, tmp_path: Path, quantize: Quantize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a decode step: four of each layer, and the output layer; nothing is multiplied as the CPU does."""
+    """Three launches each: four products of each layer, and the output layer; no other product."""
     llm = place.load(write_quantized_engine(tmp_path / "engine", model_of(place, quantize)))
-    calls = {"quantize": 0, "dequantize": 0}
-    for name in calls:
-        original = getattr(ops, name)
-
-        def counted(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
-            calls[name] += 1
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(ops, name, counted)
-    monkeypatch.setattr(ops, "linear_int8", lambda *_, **__: pytest.fail("a product in tiles"))
-    llm.engine.add_request("a", llm.processor.process({"prompt_token_ids": [3, 4, 5]}), PARAMS)
-    llm.engine.step()
-    before = dict(calls)
-    llm.engine.step()
+    step = llm.engine.runner.backend._step  # type: ignore[attr-defined]
+    with torch.inference_mode(), counted_launches(monkeypatch) as launches:
+        step._graphs[4]._step()
     num_products = 4 * MODEL.decoder.num_layers + 1
-    made = {name: calls[name] - before[name] for name in calls}
-    assert made["quantize"] == made["dequantize"] and made["quantize"] % num_products == 0 and made["quantize"] > 0
+    library = "_int_mm" if quantize == "int8" else "_scaled_mm"
+    assert {name: launches.counts[name] for name in ("quantize", library, "dequantize")} == {
+        "quantize": num_products,
+        library: num_products,
+        "dequantize": num_products,
+    }
+    assert not {"product", "mm", "linear", "addmm", "matmul"} & set(launches.counts)
 
 
 def test_4_bits_are_refused(place: Place, tmp_path: Path) -> None:
