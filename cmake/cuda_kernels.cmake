@@ -4,6 +4,21 @@ set(DPN_RT_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO (where nvcc is f
 set_property(CACHE DPN_RT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(DPN_RT_CUDA_ARCHITECTURES "" CACHE STRING
     "As CMAKE_CUDA_ARCHITECTURES; empty: the GPUs of this machine, or 80 and 90a-real where there is none")
+set(DPN_RT_HEAD_DIMS "16;32;64;96;128" CACHE STRING
+    "Head sizes that attention is built for on GPUs: multiples of 16 from 16 to 128")
+
+foreach(head_dim IN LISTS DPN_RT_HEAD_DIMS)
+  math(EXPR remainder "${head_dim} % 16")
+  if(NOT remainder EQUAL 0 OR head_dim LESS 16 OR head_dim GREATER 128)
+    message(FATAL_ERROR "DPN_RT_HEAD_DIMS has ${head_dim}, expected multiples of 16 from 16 to 128")
+  endif()
+endforeach()
+# For the bindings too, which tell Python the list. nvcc takes what stands after a comma for another definition.
+list(JOIN DPN_RT_HEAD_DIMS "," head_dims)
+list(JOIN DPN_RT_HEAD_DIMS "\\," head_dims_for_nvcc)
+target_compile_definitions(dpn_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:DPN_CUDA_HEAD_DIMS=${head_dims}>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:DPN_CUDA_HEAD_DIMS=${head_dims_for_nvcc}>")
 
 set(DPN_CUDA_OBJECTS "")
 add_library(dpn_cuda INTERFACE)
@@ -64,12 +79,22 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "dpn_rt: CUDA ${CUDAToolkit_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
+add_library(dpn_cuda_options INTERFACE)
+target_link_libraries(dpn_cuda_options INTERFACE dpn_options)
+target_compile_definitions(dpn_cuda_options INTERFACE DPN_HAS_CUDA)
+target_compile_options(dpn_cuda_options INTERFACE -Xcompiler=-Wall,-Wextra
+  $<$<BOOL:${DPN_RT_WARNINGS_AS_ERRORS}>:-Werror=all-warnings>)
+
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/core/*.cu csrc/ops/*/*_cuda.cu)
 add_library(dpn_cuda_kernels OBJECT ${cuda_sources})
-target_link_libraries(dpn_cuda_kernels PRIVATE dpn_options)
-target_compile_definitions(dpn_cuda_kernels PRIVATE DPN_HAS_CUDA)
-target_compile_options(dpn_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra $<$<BOOL:${DPN_RT_WARNINGS_AS_ERRORS}>:-Werror=all-warnings>)
+target_link_libraries(dpn_cuda_kernels PRIVATE dpn_cuda_options)
 set(DPN_CUDA_OBJECTS $<TARGET_OBJECTS:dpn_cuda_kernels>)
+foreach(head_dim IN LISTS DPN_RT_HEAD_DIMS)
+  add_library(dpn_cuda_head_dim_${head_dim} OBJECT csrc/ops/attention/head_dim.cu)
+  target_compile_definitions(dpn_cuda_head_dim_${head_dim} PRIVATE DPN_HEAD_DIM=${head_dim})
+  target_link_libraries(dpn_cuda_head_dim_${head_dim} PRIVATE dpn_cuda_options)
+  list(APPEND DPN_CUDA_OBJECTS $<TARGET_OBJECTS:dpn_cuda_head_dim_${head_dim}>)
+endforeach()
 
 # Linked statically, so that the extension is imported where there is no CUDA, and hidden, so that torch's copy of the
 # same library stays torch's.

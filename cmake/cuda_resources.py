@@ -3,7 +3,7 @@
 Compiles the sources for every architecture, prints a Markdown table, and fails where a kernel spills registers or keeps
 a stack frame. Needs nvcc, no GPU.
 
-    python cmake/cuda_resources.py [--sources FILE ...] [--architectures 80 90a]
+    python cmake/cuda_resources.py [--sources FILE ...] [--head-dims N ...] [--architectures 80 90a]
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ THREADS = {
     "last_row_totals_kernel": 128, "last_row_scores_kernel": 128,
 }  # fmt: skip
 DEFAULT_THREADS = 256
+HEAD_DIM_SOURCE = "head_dim.cu"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def short(name: str) -> str:
     return name.split("(")[0].replace("__nv_bfloat16", "bf16").replace("__half", "f16")
 
 
-def compile_source(source: Path, architecture: str) -> list[Kernel]:
+def compile_source(source: Path, head_dims: tuple[int, ...], architecture: str) -> list[Kernel]:
     """The kernels of one file. The object file, which is not needed, goes into a directory of its own.
 
     nvcc removes its output before it writes it: as root and with /dev/null for an output it would remove the device.
@@ -100,6 +101,7 @@ def compile_source(source: Path, architecture: str) -> list[Kernel]:
     with tempfile.TemporaryDirectory(prefix="dpn_rt-cuda-") as directory:
         command = [
             "nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-DDPN_HAS_CUDA", "-Xptxas=-v", "-c",
+            "-DDPN_CUDA_HEAD_DIMS=" + "\\,".join(map(str, head_dims)), f"-DDPN_HEAD_DIM={head_dims[0]}",
             "-o", str(Path(directory) / "kernels.o"),
             f"-gencode=arch=compute_{architecture},code=sm_{architecture}", str(source),
         ]  # fmt: skip
@@ -107,6 +109,14 @@ def compile_source(source: Path, architecture: str) -> list[Kernel]:
     if result.returncode != 0:
         sys.exit(f"{source} does not compile:\n{result.stderr}")
     return parse(result.stdout + result.stderr, architecture)
+
+
+def head_dims_of_build() -> list[int]:
+    """The default of DPN_RT_HEAD_DIMS."""
+    text = (ROOT / "cmake/cuda_kernels.cmake").read_text(encoding="utf-8")
+    found = re.search(r'set\(DPN_RT_HEAD_DIMS "([\d;]+)"', text)
+    assert found is not None
+    return [int(number) for number in found.group(1).split(";")]
 
 
 def parse(log: str, architecture: str) -> list[Kernel]:
@@ -145,10 +155,18 @@ def table(kernels: list[Kernel]) -> str:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", nargs="+", type=Path, default=sorted((ROOT / "csrc/ops").glob("*/*_cuda.cu")))
+    parser.add_argument("--sources", nargs="+", type=Path, default=sorted((ROOT / "csrc/ops").glob("*/*.cu")))
+    parser.add_argument("--head-dims", nargs="+", type=int, default=head_dims_of_build(), help="of attention")
     parser.add_argument("--architectures", nargs="+", default=["80", "90a"], choices=list(SHARED_BYTES))
     arguments = parser.parse_args()
-    jobs = itertools.product(arguments.sources, arguments.architectures)
+    # The file of one head size is compiled for each of them.
+    of_source = {source: [tuple(arguments.head_dims)] for source in arguments.sources}
+    of_source |= {source: [(n,) for n in arguments.head_dims] for source in of_source if source.name == HEAD_DIM_SOURCE}
+    jobs = [
+        (source, head_dims, architecture)
+        for source, lists in of_source.items()
+        for head_dims, architecture in itertools.product(lists, arguments.architectures)
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         kernels = [k for found in pool.map(lambda job: compile_source(*job), jobs) for k in found]
     print(table(kernels))

@@ -66,6 +66,7 @@ void bind_machine(py::module_& m) {
   });
   m.def("max_threads", &dpn::max_threads);
   m.attr("has_cuda") = dpn::kHasCuda;
+  m.attr("cuda_head_dims") = py::make_tuple(DPN_CUDA_HEAD_DIMS);
 }
 
 void bind_ops(py::module_& m) {

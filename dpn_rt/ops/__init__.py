@@ -12,7 +12,7 @@ of a CUDA tensor, so they are not checked: an index out of range is undefined be
 
 from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
-from dpn_rt.ops.attention import attention, attention_decode, attention_extend
+from dpn_rt.ops.attention import CUDA_HEAD_DIMS, attention, attention_decode, attention_extend
 from dpn_rt.ops.depthwise_conv import depthwise_conv
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa, tune_cpu_isa, tuned_cpu_isa
 from dpn_rt.ops.kept_rows import kept_rows
@@ -29,6 +29,7 @@ from dpn_rt.ops.sample import sample, sample_greedy
 from dpn_rt.ops.segmented_top_k import segmented_top_k
 
 __all__ = [
+    "CUDA_HEAD_DIMS",
     "Advance",
     "DeviceLayout",
     "activation",

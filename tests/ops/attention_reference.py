@@ -8,13 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
+from dpn_rt.ops import CUDA_HEAD_DIMS
 from tests.skips import UNSUPPORTED_BY_GPU
 
 # Absolute allowance over torch's error: the effect of the order of additions on float32 scores of these tests.
 FLOOR = 5e-6
-
-
-CUDA_HEAD_DIMS = (16, 32, 64, 96, 128)
 
 
 def require_head_dim(head_dim: int) -> None:

@@ -22,8 +22,8 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kMostHeads = 8;  // query heads of a block; larger groups read keys and values again, from the L2 cache
 
-// Number of lanes that share a key, a power of two. Each lane has 8 dimensions; with head_dim 96 the last lanes have
-// none.
+// Number of lanes that share a key, a power of two. Each lane has 8 dimensions; where head_dim is no power of two the
+// last lanes have none.
 template <int kHeadDim>
 constexpr int kLanesPerKey = static_cast<int>(std::bit_ceil(static_cast<unsigned>(kHeadDim / 8)));
 
@@ -224,6 +224,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeads>)
 // Merges the splits of a head; one thread per dimension. grid (num_heads, num_seqs).
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads) merge_splits_kernel(const __grid_constant__ AttentionDecodeParams p) {
+  static_assert(kHeadDim <= kThreads);
   const int dim = static_cast<int>(threadIdx.x);
   if (dim >= kHeadDim) return;
   const std::int64_t row = blockIdx.y * p.num_heads + blockIdx.x;

@@ -27,6 +27,8 @@ constexpr int kRows = 16 * kTiles * kWarps;
 // Where queries are kept in registers they have no memory of their own and pass through the second stage.
 template <int kHeadDim, int kTiles>
 struct Shared {
+  // ldmatrix takes 16 dimensions at once; with more than 128 the sums and queries of a thread exceed its registers.
+  static_assert(kHeadDim % 16 == 0 && kHeadDim >= 16 && kHeadDim <= 128);
   static constexpr int kTileBytes = kKeys * kStride<kHeadDim> * 2;
   static constexpr int kStageBytes = 2 * kTileBytes;
   static constexpr int kQueries = kTiles == 1 ? kStageBytes : 2 * kStageBytes;

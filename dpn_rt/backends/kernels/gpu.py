@@ -14,8 +14,6 @@ from dpn_rt.schema.weights import Quantize
 
 DTYPES = ("bfloat16", "float16")
 """Dtypes that attention takes on a GPU."""
-HEAD_DIMS = (16, 32, 64, 96, 128)
-"""Head sizes that attention is built for on a GPU."""
 FP8_CAPABILITY = (8, 9)
 """Oldest compute capability of a GPU that multiplies 8-bit floats."""
 ELSEWHERE = "use device='cpu', or build the engine without plans for it"
@@ -87,9 +85,10 @@ def _check_tower(model: ModelConfig) -> None:
 
 
 def _check_head_dim(part: str, head_dim: int) -> None:
-    if head_dim not in HEAD_DIMS:
-        built = ", ".join(map(str, HEAD_DIMS))
-        raise ConfigError(f"on a GPU: the {part}'s head_dim is {head_dim}, expected one of {built}: {ELSEWHERE}")
+    if head_dim not in ops.CUDA_HEAD_DIMS:
+        built = ", ".join(map(str, ops.CUDA_HEAD_DIMS))
+        other = "" if head_dim % 16 or head_dim > 128 else f"build dpn_rt with {head_dim} in DPN_RT_HEAD_DIMS, or "
+        raise ConfigError(f"on a GPU: the {part}'s head_dim is {head_dim}, expected one of {built}: {other}{ELSEWHERE}")
 
 
 def find_gpu() -> Gpu:

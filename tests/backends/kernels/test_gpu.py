@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dpn_rt import LLM, ops
-from dpn_rt.backends.kernels import gpu
 from dpn_rt.backends.kernels.gpu import (
     Gpu,
     check_gpu,
@@ -33,7 +32,7 @@ without_gpu = pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("head_dim", gpu.HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", ops.CUDA_HEAD_DIMS)
 def test_models_that_are_taken(dtype: str, head_dim: int) -> None:
     check_model_on_cuda(with_decoder(dataclasses.replace(MODEL, dtype=dtype), head_dim=head_dim))
 
@@ -43,7 +42,8 @@ def test_models_that_are_taken(dtype: str, head_dim: int) -> None:
     [
         (MODEL, "dtype is float32, expected bfloat16 or float16: build it again with --dtype bfloat16"),
         (with_decoder(BF16, head_dim=24), "decoder's head_dim is 24, expected one of 16, 32, 64, 96, 128"),
-        (with_decoder(BF16, head_dim=256), "decoder's head_dim is 256"),
+        (with_decoder(BF16, head_dim=256), "decoder's head_dim is 256, expected one of [0-9, ]*: use device='cpu'"),
+        (with_decoder(BF16, head_dim=80), "80, expected one of .*: build dpn_rt with 80 in DPN_RT_HEAD_DIMS, or use"),
         (
             dataclasses.replace(BF16, vision=dataclasses.replace(VISION, num_heads=4)),
             "vision tower's head_dim is 8, expected one of",
