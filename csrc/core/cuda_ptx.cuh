@@ -103,6 +103,18 @@ __device__ const T* offset_bytes(const T* base, std::int32_t index, std::int32_t
   return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + offset);
 }
 
+// Adds to a counter in global memory and returns what it was. Threads of all blocks that see the sum also see what this
+// thread saw and wrote before (release), and this thread sees afterwards what those saw that counted before it
+// (acquire).
+__device__ inline std::uint32_t add_acq_rel(std::uint32_t* counter, std::uint32_t value) {
+  std::uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter)), "r"(value)
+               : "memory");
+  return before;
+}
+
 // 2^x, relative error below 2^-22; 0 for x = -infinity, NaN stays NaN.
 __device__ inline float exp2_approx(float x) {
   float result;

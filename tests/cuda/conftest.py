@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import shutil
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda.emulated import Kernels, build
+from tests.cuda.guard_pages import GuardedBytes
 from tests.ops.conftest import generator
 from tests.skips import NO_COMPILER
 
@@ -32,20 +34,32 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 class Guards:
-    """Tensors with NaN before and after them. A read out of range shows in the results, a write in `check`."""
+    """Tensors between pages that cannot be accessed: at random against the page before or the one after.
 
-    SIZE = 64
+    An access of that page ends the kernel. On the other side, up to the next page, an element has NaN or -2^30: a read
+    there shows in the results, a write in `check`.
+    """
 
     def __init__(self) -> None:
-        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._random = random.Random(torch.initial_seed())
+        self._memory: list[tuple[GuardedBytes, Tensor]] = []
 
-    def put(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy, with torch's alignment."""
-        buffer = self._filled((tensor.numel() + 2 * self.SIZE,), tensor.dtype)
-        inner = buffer[self.SIZE : self.SIZE + tensor.numel()].view(tensor.shape)
-        inner.copy_(tensor)
-        self._buffers.append((buffer, buffer.clone()))
-        return inner
+    def put(self, tensor: Tensor, at_end: bool | None = None) -> Tensor:
+        """A contiguous copy.
+
+        Args:
+            tensor: to copy.
+            at_end: whether it is against the page after it, not the one before it; None: at random.
+        """
+        at_end = self._random.random() < 0.5 if at_end is None else at_end
+        # Floats are loaded 16 bytes at once where their address is a multiple of that, as a GPU's allocations are.
+        alignment = 16 if tensor.is_floating_point() else tensor.itemsize
+        memory = GuardedBytes(tensor.numel() * tensor.itemsize, at_end, alignment)
+        everywhere = memory.all.view(tensor.dtype)
+        everywhere.copy_(self._filled(tuple(everywhere.shape), tensor.dtype))
+        memory.own.view(tensor.dtype).copy_(tensor.reshape(-1))
+        self._memory.append((memory, memory.unused.clone()))
+        return memory.own.view(tensor.dtype).view(tensor.shape)
 
     def poisoned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """An output filled as `_filled` does; a kernel must write every element."""
@@ -59,10 +73,8 @@ class Guards:
         return torch.full(shape, float("nan") if dtype.is_floating_point else -(2**30), dtype=dtype)
 
     def check(self) -> None:
-        for buffer, before in self._buffers:
-            for part in (slice(None, self.SIZE), slice(-self.SIZE, None)):
-                now, then = buffer[part].view(torch.uint8), before[part].view(torch.uint8)
-                assert torch.equal(now, then), "a kernel wrote out of range"
+        for memory, unused in self._memory:
+            assert torch.equal(memory.unused, unused), "a kernel wrote out of range"
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -64,11 +66,46 @@ class Kernels:
         function.restype = ctypes.c_char_p
 
         def call(*arguments: object) -> None:
+            ranges = dict(tensor_ranges(arguments))
+            begins = [addresses.start for addresses in ranges.values()]
+            sizes = [len(addresses) for addresses in ranges.values()]
+            self._library.set_tensors(
+                (ctypes.c_void_p * len(ranges))(*begins),
+                (ctypes.c_int64 * len(ranges))(*sizes),
+                ctypes.c_int64(len(ranges)),
+            )
             message = function(*(c_argument(a) for a in arguments))
             if message is not None:
-                raise KernelError(message.decode())
+                raise KernelError(with_tensor_named(message.decode(), ranges))
 
         return call
+
+
+def tensor_ranges(arguments: tuple[object, ...]) -> Iterator[tuple[str, range]]:
+    """What each tensor among arguments is, and the addresses of its bytes."""
+    for number, argument in enumerate(arguments):
+        for tensor in argument if isinstance(argument, list) else [argument]:
+            if isinstance(tensor, Tensor):
+                last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+                size = (last + 1) * tensor.itemsize if tensor.numel() else 0
+                what = f"argument {number}, {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+                yield f"{what} at {tensor.data_ptr():#x}", range(tensor.data_ptr(), tensor.data_ptr() + size)
+
+
+def with_tensor_named(message: str, ranges: dict[str, range]) -> str:
+    """The message about an invalid address, with its place relative to the nearest of the tensors."""
+    found = re.search(r"address (\d+)", message)
+    if found is None or not ranges:
+        return message
+    address = int(found.group(1))
+
+    def distance(addresses: range) -> int:
+        return max(addresses.start - address, address - addresses.stop + 1)
+
+    name, nearest = min(ranges.items(), key=lambda item: distance(item[1]))
+    before, after = nearest.start - address, address - nearest.stop
+    place = f"{before} bytes before" if before > 0 else f"{after} bytes after the end of"
+    return message.replace(found.group(), f"{place} {name}")
 
 
 def c_argument(value: object) -> object:

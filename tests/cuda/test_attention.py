@@ -75,9 +75,9 @@ def test_wide_blocks(
     # The same rows among short sequences, which are computed in narrow blocks.
     beside = [1] * 8
     assert sum(lengths) < 128 * (len(lengths) + len(beside))
-    batch = [torch.cat((x, x[: len(beside)])) for x in (q, k, v)]
+    batch = [guards.put(torch.cat((x, x[: len(beside)]))) for x in (q, k, v)]
     narrow = guards.poisoned(sum(lengths + beside), heads * head_dim, dtype=dtype)
-    kernels.attention(narrow, *batch, offsets(lengths + beside), None, causal, scale)
+    kernels.attention(narrow, *batch, guards.put(offsets(lengths + beside)), None, causal, scale)
     assert torch.equal(narrow[: sum(lengths)], out)
 
 

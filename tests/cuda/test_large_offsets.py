@@ -44,7 +44,7 @@ def test_attention_over_the_end_of_a_large_pool(
     kernels: Kernels, guards: Guards, generator: torch.Generator, dtype: torch.dtype, op: str
 ) -> None:
     lengths = [1] * len(CONTEXTS) if op == "attention_decode" else [1, 33, 5]
-    q = random_rows(generator, (sum(lengths), HEADS, HEAD_DIM), dtype)
+    q = guards.put(random_rows(generator, (sum(lengths), HEADS, HEAD_DIM), dtype))
     k, v = (random_rows(generator, (sum(CONTEXTS), KV_HEADS, HEAD_DIM), dtype) for _ in range(2))
     outs = []
     for cache in both(PagedCache.of(k, v, CONTEXTS, BLOCK_SIZE)):
@@ -68,14 +68,14 @@ def test_rows_are_stored_at_the_end_of_a_large_pool(
 ) -> None:
     num_tokens, num_blocks = 21, 4
     qkv = random_rows(generator, (num_tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM), dtype)
-    rows = int32(list(range(num_tokens)))
+    rows = guards.put(int32(list(range(num_tokens))))
     angles = torch.randn(num_tokens, HEAD_DIM // 2, generator=generator)
-    cos_sin = torch.cat([angles.cos(), angles.sin()], 1)
+    cos_sin = guards.put(torch.cat([angles.cos(), angles.sin()], 1))
     blocks = torch.full((num_blocks, 3, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM), float("nan"), dtype=dtype)
     pool, table = large(blocks), int32([[3, 1]])
     for target, numbers in ((blocks, table), (pool, moved(table, pool, blocks))):
         kernels.rope_store(
-            guards.put(qkv), rows, rows, cos_sin, target, 1, guards.put(numbers), offsets([num_tokens]),
+            guards.put(qkv), rows, rows, cos_sin, target, 1, guards.put(numbers), guards.put(offsets([num_tokens])),
             HEADS, KV_HEADS, None, None, 1e-5,
         )  # fmt: skip
     stored = pool[len(pool) - num_blocks :]

@@ -152,11 +152,15 @@ __device__ void multiply(float (&sums)[kSums], const RouteParams& p, int units, 
   }
 }
 
-// Makes the block's writes visible to other blocks, then counts it as finished. True in the last of `count` blocks.
+// Counts the block as finished. True in the last of `count` blocks, which sees what the others wrote before.
+//
+// One thread orders memory for its block: the barriers carry the order from and to the block's other threads. The
+// release lets a block that sees the count see the writes before it too, and the acquire keeps the last block from
+// reading older values, of its L1 cache for example. A __threadfence() by every thread before the count would be dearer
+// (it is sequentially consistent, and each warp would wait for its own) and no acquire.
 __device__ bool is_last_of(std::uint32_t* finished, unsigned count, bool& shared) {
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) shared = atomicAdd(finished, 1u) == count - 1;
+  if (threadIdx.x == 0) shared = add_acq_rel(finished, 1u) == count - 1;
   __syncthreads();
   return shared;
 }
@@ -170,7 +174,7 @@ __device__ void add_up_group(const RouteParams& p, int group) {
     float sum = 0;
 #pragma unroll 4
     for (unsigned split = 0; split < gridDim.y; ++split) {
-      sum += __ldcg(p.activations + (split * p.num_seqs + sequence) * width + unit);
+      sum += p.activations[(split * p.num_seqs + sequence) * width + unit];
     }
     const float activation = gelu(sum);  // for units after the last one it is not used: their weight is 0
     for (int e = 0; e < p.num_experts; ++e) {
@@ -210,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 1) router_hidden_kernel(const __grid
     if (!is_routed(p, static_cast<int>(i / p.num_experts))) continue;
     float logit = 0;
 #pragma unroll 16
-    for (unsigned g = 0; g < gridDim.x; ++g) logit += __ldcg(p.logits + g * num_logits + i);
+    for (unsigned g = 0; g < gridDim.x; ++g) logit += p.logits[g * num_logits + i];
     p.probs[i] = logit;
   }
   __syncthreads();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "global_memory.h"
 #include "machine.h"
 
 #define __global__
@@ -26,7 +27,12 @@ inline void __syncwarp(unsigned = ~0u) {
   dpn::emulation::warp_collective("__syncwarp", nullptr, [](void* const*) {});
 }
 
-inline void __threadfence() {}
+// What the block has written can be seen by others. A thread that has counted them with an atomic operation sees what
+// they have released.
+inline void __threadfence() {
+  dpn::emulation::global_memory().release();
+  if (dpn::emulation::current().has_counted) dpn::emulation::global_memory().acquire();
+}
 
 namespace dpn::emulation {
 
@@ -131,20 +137,9 @@ inline int max(int a, int b) { return a > b ? a : b; }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 
+// Of a counter in global or shared memory; orders nothing else.
 template <class T>
 T atomicAdd(T* address, T value) {
-  const T old = *address;
-  *address = old + value;
-  return old;
-}
-
-inline unsigned atomicInc(unsigned* address, unsigned limit) {
-  const unsigned old = *address;
-  *address = old >= limit ? 0 : old + 1;
-  return old;
-}
-
-template <class T>
-T __ldcg(const T* address) {
-  return *address;
+  dpn::emulation::current().has_counted = true;
+  return dpn::emulation::global_memory().add(address, value);
 }

@@ -2,6 +2,7 @@
 #include <exception>
 #include <string>
 
+#include "global_memory.h"
 #include "ops/activation/activation.h"
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
@@ -38,6 +39,11 @@ dpn::OptionalTensor optional(const Tensor* t) { return t ? dpn::OptionalTensor(*
 }  // namespace
 
 extern "C" {
+
+// The tensors of the next calls, see GlobalMemory.
+void set_tensors(unsigned char* const* begins, const std::int64_t* sizes, std::int64_t count) {
+  dpn::emulation::global_memory().set_tensors(begins, sizes, count);
+}
 
 const char* rms_norm(const Tensor* out, const Tensor* x, const Tensor* weight, float eps) {
   return caught([&] { dpn::rms_norm(*out, *x, *weight, eps, 0); });

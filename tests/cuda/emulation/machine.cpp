@@ -11,6 +11,9 @@
 #include <stdexcept>
 #include <utility>
 
+#include "faults.h"
+#include "global_memory.h"
+
 namespace dpn::emulation {
 
 dim3 block_index, block_size, grid_size;
@@ -113,7 +116,7 @@ void prepare_block() {
   m.num_live = m.num_threads;
   m.block = {};
   m.warps.assign(static_cast<std::size_t>(m.num_threads / kWarpSize), {});
-  std::fill(m.memory.begin(), m.memory.end(), 0xFF);  // NaN in every format
+  std::memset(shared_memory(), 0xFF, m.shared_bytes);  // NaN in every format
   m.runnable.clear();
   for (int i = 0; i < m.num_threads; ++i) {
     Thread& thread = *m.threads[static_cast<std::size_t>(i)];
@@ -121,9 +124,10 @@ void prepare_block() {
     thread.index =
         dim3(linear % block_size.x, linear / block_size.x % block_size.y, linear / block_size.x / block_size.y);
     thread.linear = i;
-    thread.is_done = false;
+    thread.is_done = thread.has_counted = false;
     m.runnable.push_back(&thread);
   }
+  if (m.random() % 2) std::reverse(m.runnable.begin(), m.runnable.end());  // first and last threads both come first
 }
 
 void run_block() {
@@ -241,6 +245,8 @@ void run_grid(const char* op, dim3 grid, dim3 block, std::size_t dynamic_shared_
   while (static_cast<int>(m.threads.size()) < m.num_threads) create_thread();
   block_size = block;
   grid_size = grid;
+  const FaultHandler handler;
+  global_memory().begin_launch(std::size_t{grid.x} * grid.y * grid.z);
   // A GPU promises no order of blocks.
   std::vector<std::uint64_t> order(std::uint64_t{grid.x} * grid.y * grid.z);
   std::iota(order.begin(), order.end(), std::uint64_t{0});
@@ -249,7 +255,9 @@ void run_grid(const char* op, dim3 grid, dim3 block, std::size_t dynamic_shared_
     block_index = dim3(static_cast<unsigned>(linear % grid.x), static_cast<unsigned>(linear / grid.x % grid.y),
                        static_cast<unsigned>(linear / grid.x / grid.y));
     run_block();
+    global_memory().end_block();
   }
+  global_memory().end_launch();
 }
 
 }  // namespace dpn::emulation

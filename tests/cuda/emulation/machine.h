@@ -28,7 +28,8 @@ struct Thread {
   int linear;  // index in the block
   std::jmp_buf context;
   bool is_done;
-  void* argument;  // of the collective that it waits in
+  bool has_counted;  // whether it has done an atomic operation
+  void* argument;    // of the collective that it waits in
   std::vector<AsyncCopy> open_copies;
   std::vector<std::vector<AsyncCopy>> copy_groups;
 

@@ -127,6 +127,13 @@ const T* offset_bytes(const T* base, std::int32_t index, std::int32_t stride) {
   return reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(base) + offset);
 }
 
+inline std::uint32_t add_acq_rel(std::uint32_t* counter, std::uint32_t value) {
+  emulation::global_memory().release();
+  const std::uint32_t before = emulation::global_memory().add(counter, value);
+  emulation::global_memory().acquire();
+  return before;
+}
+
 inline float exp2_approx(float x) { return std::exp2(x); }
 
 }  // namespace dpn::cuda
