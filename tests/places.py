@@ -44,9 +44,9 @@ class CountingDevice(HostDevice):
     def upload(self, *arrays: Array) -> list[Tensor]:
         return [tensor.clone() for tensor in super().upload(*arrays)]
 
-    def read(self, *tensors: Tensor) -> HostReadback:
+    def read(self, tensor: Tensor) -> HostReadback:
         self.readings += 1
-        return HostReadback(tuple(tensor.clone() for tensor in tensors))
+        return HostReadback(tensor.clone())
 
     def record(self, step: Step) -> Graph:
         self.recordings += 1

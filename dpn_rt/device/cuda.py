@@ -38,15 +38,15 @@ class CudaGraph:
 
 @dataclass(frozen=True)
 class CudaReadback:
-    """Transfers to pinned memory, and an event that is recorded after them."""
+    """A transfer to pinned memory, and an event that is recorded after it."""
 
-    targets: tuple[Tensor, ...]
+    target: Tensor
     done: torch.cuda.Event
 
-    def wait(self) -> list[Array]:
-        """The values of the tensors, once the transfers are done."""
+    def wait(self) -> Array:
+        """The values, once the transfer is done."""
         self.done.synchronize()
-        return [target.numpy() for target in self.targets]
+        return self.target.numpy()
 
 
 class CudaDevice(Device):
@@ -68,13 +68,12 @@ class CudaDevice(Device):
         # torch reuses pinned memory only after the transfers from it are done.
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def read(self, *tensors: Tensor) -> CudaReadback:
-        targets = tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
-        for target, tensor in zip(targets, tensors, strict=True):
-            target.copy_(tensor, non_blocking=True)
+    def read(self, tensor: Tensor) -> CudaReadback:
+        target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        target.copy_(tensor, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self._device))
-        return CudaReadback(targets, done)
+        return CudaReadback(target, done)
 
     def record(self, step: Step) -> CudaGraph:
         return CudaGraph(step, self._stream, self._pool)

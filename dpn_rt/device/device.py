@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -28,10 +29,21 @@ class Graph(Protocol):
 
 
 class Readback(Protocol):
-    """Tensors on their way to the host."""
+    """A tensor on its way to the host."""
 
-    def wait(self) -> list[Array]:
-        """The values of the tensors, once they have arrived."""
+    def wait(self) -> Array:
+        """Its values, once they have arrived."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A `Readback` of values that the host has."""
+
+    values: Array
+
+    def wait(self) -> Array:
+        """The values."""
+        return self.values
 
 
 class Device(ABC):
@@ -61,8 +73,11 @@ class Device(ABC):
         """`[num_bytes]` uint8 in the host's memory to send from; not reused before transfers from it are done."""
 
     @abstractmethod
-    def read(self, *tensors: Tensor) -> Readback:
-        """Queues transfers of `tensors` to the host and returns at once; `Readback.wait` waits for them."""
+    def read(self, tensor: Tensor) -> Readback:
+        """Queues the transfer of a tensor to the host and returns at once; `Readback.wait` waits for it.
+
+        `PackedOutputs` brings several tensors in one transfer.
+        """
 
     @abstractmethod
     def record(self, step: Step) -> Graph:
@@ -114,3 +129,35 @@ class StaticInputs:
         block = self._device.staging(self._packing.num_bytes)
         self._packing.fill(block, arrays)
         self._block.copy_(block, non_blocking=True)
+
+
+class PackedOutputs:
+    """Tensors on a device that work fills and one transfer brings to the host: parts of one block."""
+
+    def __init__(self, device: Device, shapes: Sequence[tuple[Sequence[int], torch.dtype]]) -> None:
+        """
+        Args:
+            device: that holds the tensors.
+            shapes: and the dtype of each tensor.
+        """
+        self._device = device
+        self._packing = Packing.of_shapes(shapes)
+        self._block = torch.empty(self._packing.num_bytes, dtype=torch.uint8, device=device.torch_device)
+        self.tensors = self._packing.views(self._block)
+        """The tensors on the device, uninitialised."""
+
+    def read(self) -> PackedReadback:
+        """Queues the transfer, as `Device.read`."""
+        return PackedReadback(self._device.read(self._block), self._packing)
+
+
+@dataclass(frozen=True)
+class PackedReadback:
+    """The tensors of `PackedOutputs` on their way to the host."""
+
+    block: Readback
+    packing: Packing
+
+    def wait(self) -> list[Array]:
+        """The values of the tensors, once they have arrived."""
+        return [view.numpy() for view in self.packing.views(torch.from_numpy(self.block.wait()))]

@@ -32,13 +32,13 @@ class RepeatedStep:
 
 @dataclass(frozen=True)
 class HostReadback:
-    """A `Readback` of tensors that are on the host already."""
+    """A `Readback` of a tensor that is on the host already."""
 
-    tensors: tuple[Tensor, ...]
+    tensor: Tensor
 
-    def wait(self) -> list[Array]:
-        """The values of the tensors, without a copy."""
-        return [tensor.numpy() for tensor in self.tensors]
+    def wait(self) -> Array:
+        """Its values, without a copy."""
+        return self.tensor.numpy()
 
 
 class HostDevice(Device):
@@ -68,8 +68,8 @@ class HostDevice(Device):
     def staging(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)
 
-    def read(self, *tensors: Tensor) -> HostReadback:
-        return HostReadback(tensors)
+    def read(self, tensor: Tensor) -> HostReadback:
+        return HostReadback(tensor)
 
     def record(self, step: Step) -> RepeatedStep:
         return RepeatedStep(step)

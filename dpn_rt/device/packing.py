@@ -32,12 +32,16 @@ class Packing:
     @classmethod
     def of(cls, arrays: Sequence[Array]) -> Packing:
         """The packing of arrays with the shapes and dtypes of `arrays`."""
+        return cls.of_shapes([(array.shape, torch.from_numpy(np.empty(0, array.dtype)).dtype) for array in arrays])
+
+    @classmethod
+    def of_shapes(cls, shapes: Sequence[tuple[Sequence[int], torch.dtype]]) -> Packing:
+        """The packing of arrays with these shapes and dtypes."""
         offsets, end = [], 0
-        for array in arrays:
+        for shape, dtype in shapes:
             offsets.append(end)
-            end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-        dtypes = tuple(torch.from_numpy(np.empty(0, array.dtype)).dtype for array in arrays)
-        return cls(tuple(array.shape for array in arrays), dtypes, tuple(offsets), end)
+            end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        return cls(tuple(tuple(shape) for shape, _ in shapes), tuple(dtype for _, dtype in shapes), tuple(offsets), end)
 
     def views(self, block: Tensor) -> list[Tensor]:
         """One tensor per array, a view of `block` `[num_bytes]` uint8."""

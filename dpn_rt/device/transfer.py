@@ -1,4 +1,4 @@
-"""Transfers from the host to a device, which the host does not wait for."""
+"""Transfers to a device, which the host does not wait for, and one from a device, which it waits for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Array:
+    """The values of a tensor, once they are computed and have arrived; not copied where they are on the host."""
+    return tensor.numpy(force=True)
 
 
 def upload(device: torch.device, *arrays: Array, staging: Callable[[int], Tensor] | None = None) -> list[Tensor]:

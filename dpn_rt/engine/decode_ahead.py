@@ -68,7 +68,7 @@ class DecodeAhead:
             raise failed[1]
         queued = queued or self._queue(batch, None)
         self._queue_next(queued)
-        return sampled_tokens(queued.reading.wait()[0])
+        return sampled_tokens(queued.reading.wait())
 
     def _queue_next(self, last: _QueuedStep) -> None:
         batch = self._scheduler.schedule_ahead()

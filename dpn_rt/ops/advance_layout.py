@@ -61,6 +61,9 @@ def advance_layout(
     routed: Tensor | None = None,
     probs: Tensor | None = None,
     forced: Tensor | None = None,
+    *,
+    chosen: Tensor | None = None,
+    out_cu_seqlens: Tensor | None = None,
 ) -> Advance:
     """Each image's expert, and the layout of the next stage. Nothing is read back from a GPU.
 
@@ -75,12 +78,16 @@ def advance_layout(
         probs: `[num_seqs, num_experts]` float32 from `route`.
         forced: `[num_seqs]` int32 expert to take, -1 where the router decides; None: the router decides everywhere.
             Without a router, -1 means expert 0.
+        chosen: memory for the result's field, `[num_images]` int32, contiguous; None: new memory.
+        out_cu_seqlens: the same for `layout.cu_seqlens`, `[num_seqs + 1]` int32.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device, layout or content.
     """
-    after = _layout_to_fill(layout)
-    chosen, experts = torch.empty_like(layout.image_starts), torch.empty_like(layout.image_starts)
+    after = _layout_to_fill(layout, out_cu_seqlens)
+    if chosen is None:
+        chosen = torch.empty_like(layout.image_starts)
+    experts = torch.empty_like(layout.image_starts)
     scales = torch.empty_like(layout.image_starts, dtype=torch.float32)
     _kernels.advance_layout(
         chosen,
@@ -110,10 +117,10 @@ def advance_layout(
     return Advance(chosen, experts, scales, after)
 
 
-def _layout_to_fill(layout: DeviceLayout) -> DeviceLayout:
-    """The next stage's layout: new memory for what a boundary changes, and the tensors that stay the same."""
+def _layout_to_fill(layout: DeviceLayout, cu_seqlens: Tensor | None) -> DeviceLayout:
+    """The next stage's layout: memory for what a boundary changes, and the tensors that stay the same."""
     return DeviceLayout(
-        cu_seqlens=torch.empty_like(layout.cu_seqlens),
+        cu_seqlens=torch.empty_like(layout.cu_seqlens) if cu_seqlens is None else cu_seqlens,
         first_positions=layout.first_positions,
         first_cache_rows=layout.first_cache_rows,
         cu_images=layout.cu_images,

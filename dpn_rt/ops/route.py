@@ -22,6 +22,8 @@ def route(
     eps: float = 1e-5,
     biases: Tensor | None = None,
     levels: Tensor | None = None,
+    *,
+    probs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Probabilities of the experts, and the most probable one, for each sequence.
 
@@ -40,6 +42,7 @@ def route(
         biases: `[num_seqs]` float32, finite; give it together with `levels`. `biases[b] * levels[e]` is added to the
             logit of expert e. A bias of 0 does not change a bit of the sequence's probabilities.
         levels: `[num_experts]` int32 level of compression of each expert.
+        probs: memory for the result, `[num_seqs, num_experts]` float32, contiguous; None: new memory.
 
     Returns:
         probs `[num_seqs, num_experts]` float32, and experts `[num_seqs]` int32: the most probable expert, of equal ones
@@ -56,7 +59,8 @@ def route(
         size = _kernels.route_workspace_size(hidden, cu_router_rows, predictor)
         workspace = torch.empty(size, dtype=torch.float32, device=hidden.device)
     device = hidden.device if hidden.is_cuda else None
-    probs = torch.empty(max(num_seqs, 0), predictor.shape[0], dtype=torch.float32, device=device)
+    if probs is None:
+        probs = torch.empty(max(num_seqs, 0), predictor.shape[0], dtype=torch.float32, device=device)
     experts = torch.empty(max(num_seqs, 0), dtype=torch.int32, device=device)
     _kernels.route(
         probs,

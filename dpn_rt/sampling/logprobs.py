@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpn_rt.device.transfer import to_device
+from dpn_rt.device.transfer import to_device, to_host
 
 TokenText = Callable[[int], str]
 """Token id -> its text."""
@@ -98,48 +99,57 @@ class VocabularyLogprobs(Mapping[int, Logprob]):
         return VocabularyLogprobs, (self.values_array,)
 
 
-def gather_logprobs(
-    logits: Tensor, token_ids: Tensor, counts: Sequence[int], text: TokenText | None
-) -> list[Mapping[int, Logprob]]:
-    """Log-probabilities of each row's sampled token and of its `counts[row]` most probable tokens.
+@dataclass(frozen=True, eq=False)
+class LogprobTable:
+    """The log-probabilities that some rows of logits are asked for, on the device of the logits."""
 
-    Args:
-        logits: [rows, vocab_size], unmodified, any float dtype; computed in float32.
-        token_ids: [rows] int64, the sampled tokens.
-        counts: number of most probable tokens per row; -1: the whole vocabulary.
-        text: token id -> text; None without a tokenizer.
+    numbers: Tensor
+    """`[rows, 3 + 2 * most]` float64: the sampled token, its rank, its log-probability, the most probable tokens, and
+    their log-probabilities. float64 holds ids, ranks and float32 values exactly."""
+    counts: Sequence[int]
+    """Number of most probable tokens that each row is asked for; -1: the whole vocabulary."""
+    whole: Tensor | None
+    """`[rows with count -1, vocab_size]` float32; None without such rows."""
 
-    Returns:
-        Per row, token id -> log-probability.
-    """
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    sampled = logprobs.gather(1, token_ids[:, None])
-    ranks = (logprobs > sampled).sum(dim=1, keepdim=True) + 1
-    most = min(max(*counts, 0), logits.shape[1])
-    best = logprobs.topk(most, dim=1)
-    # One transfer; float64 holds ids, ranks and float32 values exactly.
-    parts = (token_ids[:, None], ranks, sampled, best.indices, best.values)
-    rows = torch.cat([part.double() for part in parts], dim=1).tolist()
-    whole = [row for row, count in enumerate(counts) if count < 0]
-    whole_logprobs = dict(zip(whole, _rows_on_host(logprobs, whole), strict=True))
-    result: list[Mapping[int, Logprob]] = []
-    for row, (token_id, rank, value, *top) in enumerate(rows):
-        if row in whole_logprobs:
-            result.append(VocabularyLogprobs(whole_logprobs[row], text))
-            continue
-        count = min(counts[row], most)
-        entries = {int(token_id): Logprob(value, int(rank), int(token_id), text)}
-        pairs = zip(top[:count], top[most : most + count], strict=True)
-        for place, (top_id, top_value) in enumerate(pairs, start=1):
-            entries[int(top_id)] = Logprob(top_value, place, int(top_id), text)
-        result.append(entries)
-    return result
+    @classmethod
+    def of(cls, logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> LogprobTable:
+        """
+        Args:
+            logits: [rows, vocab_size], unmodified, any float dtype; computed in float32.
+            token_ids: [rows] int64, the sampled tokens.
+            counts: as the field.
+        """
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        sampled = logprobs.gather(1, token_ids[:, None])
+        ranks = (logprobs > sampled).sum(dim=1, keepdim=True) + 1
+        best = logprobs.topk(min(max(*counts, 0), logits.shape[1]), dim=1)
+        parts = (token_ids[:, None], ranks, sampled, best.indices, best.values)
+        numbers = torch.cat([part.double() for part in parts], dim=1)
+        rows = [row for row, count in enumerate(counts) if count < 0]
+        whole = None
+        if rows:
+            indices = to_device(torch.tensor(rows), logprobs.device)
+            whole = logprobs if len(rows) == len(counts) else logprobs.index_select(0, indices)
+        return cls(numbers, counts, whole)
 
+    def entries(self, numbers: npt.NDArray[np.float64], text: TokenText | None) -> list[Mapping[int, Logprob]]:
+        """Per row, token id -> log-probability. Rows that ask for the whole vocabulary are read from the device.
 
-def _rows_on_host(logprobs: Tensor, rows: list[int]) -> list[npt.NDArray[np.float32]]:
-    """Copies of the given rows, `[vocab_size]` each."""
-    if not rows:
-        return []
-    if len(rows) < len(logprobs):
-        logprobs = logprobs.index_select(0, to_device(torch.tensor(rows), logprobs.device))
-    return [row.copy() for row in logprobs.cpu().numpy()]
+        Args:
+            numbers: the field of that name on the host.
+            text: token id -> text; None without a tokenizer.
+        """
+        most = (numbers.shape[1] - 3) // 2
+        whole = iter(() if self.whole is None else to_host(self.whole))
+        result: list[Mapping[int, Logprob]] = []
+        for count, (token_id, rank, value, *top) in zip(self.counts, numbers.tolist(), strict=True):
+            if count < 0:
+                result.append(VocabularyLogprobs(next(whole).copy(), text))
+                continue
+            count = min(count, most)
+            entries = {int(token_id): Logprob(value, int(rank), int(token_id), text)}
+            pairs = zip(top[:count], top[most : most + count], strict=True)
+            for place, (top_id, top_value) in enumerate(pairs, start=1):
+                entries[int(top_id)] = Logprob(top_value, place, int(top_id), text)
+            result.append(entries)
+        return result

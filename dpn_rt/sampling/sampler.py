@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.device.transfer import to_device, upload
+from dpn_rt.device.transfer import to_device, to_host, upload
 from dpn_rt.sampling.filters import (
     NO_SOFTMAX,
     apply_min_p,
@@ -24,7 +24,7 @@ from dpn_rt.sampling.filters import (
     stream_key,
     uniforms,
 )
-from dpn_rt.sampling.logprobs import Logprob, TokenText, gather_logprobs
+from dpn_rt.sampling.logprobs import Logprob, LogprobTable, TokenText
 from dpn_rt.sampling.params import SamplingParams
 
 
@@ -136,7 +136,17 @@ class Sampler:
             best: [num_seqs] int64, `best_ids` of the logits; None: it is computed here.
         """
         ids = self.choose(logits, states, best)
-        return sampled_tokens(ids.numpy(force=True), self._logprobs(logits, ids[0], states))
+        wanted = {row: count for row, state in enumerate(states) if (count := state.params.logprobs) is not None}
+        if not wanted:
+            return sampled_tokens(to_host(ids))
+        table = _logprob_table(logits, ids[0], wanted)
+        # One transfer of both; float64 holds ids exactly.
+        both = to_host(torch.cat((ids.double().flatten(), table.numbers.flatten())))
+        entries = table.entries(both[ids.numel() :].reshape(table.numbers.shape), self._token_text)
+        logprobs: list[Mapping[int, Logprob] | None] = [None] * len(states)
+        for row, of_row in zip(wanted, entries, strict=True):
+            logprobs[row] = of_row
+        return sampled_tokens(both[: ids.numel()].reshape(ids.shape).astype(np.int64), logprobs)
 
     def choose(
         self, logits: Tensor, states: Sequence[SamplingState], best: Tensor | None = None, num_unread: int = 0
@@ -169,21 +179,13 @@ class Sampler:
         drawn = _draw_rows(scores.index_select(0, rows), [states[row] for row in random_rows], num_unread)
         return argmax(scores).index_copy_(0, rows, drawn)
 
-    def _logprobs(
-        self, logits: Tensor, token_ids: Tensor, states: Sequence[SamplingState]
-    ) -> list[Mapping[int, Logprob] | None] | None:
-        wanted = {row: count for row, state in enumerate(states) if (count := state.params.logprobs) is not None}
-        if not wanted:
-            return None
-        rows = list(wanted)
-        if len(rows) < len(states):
-            indices = to_device(torch.tensor(rows), logits.device)
-            logits, token_ids = logits.index_select(0, indices), token_ids.index_select(0, indices)
-        result: list[Mapping[int, Logprob] | None] = [None] * len(states)
-        gathered = gather_logprobs(logits, token_ids, list(wanted.values()), self._token_text)
-        for row, entries in zip(rows, gathered, strict=True):
-            result[row] = entries
-        return result
+
+def _logprob_table(logits: Tensor, token_ids: Tensor, wanted: Mapping[int, int]) -> LogprobTable:
+    """Of the rows of logits that are asked for log-probabilities: row -> number of most probable tokens."""
+    if len(wanted) < len(logits):
+        rows = to_device(torch.tensor(list(wanted)), logits.device)
+        logits, token_ids = logits.index_select(0, rows), token_ids.index_select(0, rows)
+    return LogprobTable.of(logits, token_ids, list(wanted.values()))
 
 
 def _forbid_early_ends(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpn_rt.device.device import StaticInputs
+from dpn_rt.device.device import Known, PackedOutputs, StaticInputs
 from dpn_rt.device.host import HostDevice
 from dpn_rt.device.packing import ALIGNMENT, Packing
 from tests.places import CountingDevice
@@ -50,6 +50,28 @@ def test_places_are_aligned_and_apart() -> None:
 
 def test_nothing_to_upload() -> None:
     assert HostDevice().upload() == []
+
+
+@pytest.mark.parametrize("device", [HostDevice(), CountingDevice()], ids=["host", "counting"])
+def test_packed_outputs_come_in_one_transfer(device: HostDevice) -> None:
+    arrays = random_arrays()
+    before = device.readings if isinstance(device, CountingDevice) else 0
+    outputs = PackedOutputs(device, [(array.shape, torch.from_numpy(array.reshape(-1)).dtype) for array in arrays])
+    for tensor, array in zip(outputs.tensors, arrays, strict=True):
+        tensor.copy_(torch.from_numpy(array))
+    reading = outputs.read()
+    if isinstance(device, CountingDevice):
+        assert device.readings == before + 1
+        for tensor in outputs.tensors:
+            tensor.zero_()  # later work, which the transfer came before
+    for found, array in zip(reading.wait(), arrays, strict=True):
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+
+
+def test_values_that_the_host_has_need_no_transfer() -> None:
+    values = np.arange(5)
+    assert Known(values).wait() is values
 
 
 def test_static_inputs_stay_where_they_are() -> None:

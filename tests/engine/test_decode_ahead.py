@@ -188,7 +188,7 @@ class LoggedReadback:
     reading: HostReadback
     log: list[str]
 
-    def wait(self) -> list[Array]:
+    def wait(self) -> Array:
         self.log.append("wait")
         return self.reading.wait()
 
@@ -205,7 +205,7 @@ def log(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         events.append("decode")
         return run(self, *arguments)
 
-    monkeypatch.setattr(place.device, "read", lambda *tensors: LoggedReadback(read(*tensors), events))
+    monkeypatch.setattr(place.device, "read", lambda tensor: LoggedReadback(read(tensor), events))
     monkeypatch.setattr(DecodeGraph, "run", logged_run)
     return events
 

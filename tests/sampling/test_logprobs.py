@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from dpn_rt.device.transfer import to_host
+from dpn_rt.sampling import logprobs, sampler
 from dpn_rt.sampling.logprobs import Logprob, VocabularyLogprobs
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler, SamplingState
@@ -75,3 +77,26 @@ def test_they_travel_without_the_tokenizer() -> None:
     assert Logprob(-1.0, 1, 3).decoded_token is None
     mapping = pickle.loads(pickle.dumps(VocabularyLogprobs(np.array([-1.0, -0.5], dtype=np.float32))))
     assert mapping[1].rank == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "transfers"), [((None, None), 1), ((3, None), 1), ((2, 0), 1), ((-1, 5), 2), ((-1, -1), 2)], ids=str
+)
+def test_tokens_and_their_log_probabilities_are_one_transfer(
+    logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch, counts: tuple[int | None, ...], transfers: int
+) -> None:
+    """And one for whole vocabularies."""
+    shapes: list[torch.Size] = []
+    for module in (sampler, logprobs):
+        monkeypatch.setattr(module, "to_host", lambda tensor: shapes.append(tensor.shape) or to_host(tensor))
+    states = [SamplingState(SamplingParams(temperature=0, logprobs=c), np.array([3]), VOCAB_SIZE) for c in counts]
+    result = Sampler().sample(logits[:2], states)
+    assert len(shapes) == transfers
+    assert result.token_ids == logits[:2].argmax(dim=1).tolist() and result.finite == [True, True]
+    assert [entry is None for entry in result.logprobs or (None, None)] == [count is None for count in counts]
+
+
+def test_rows_without_a_softmax_are_told_with_log_probabilities(logits: torch.Tensor) -> None:
+    logits[1, 3] = torch.nan
+    states = [SamplingState(SamplingParams(temperature=0, logprobs=2), np.array([3]), VOCAB_SIZE) for _ in range(3)]
+    assert Sampler().sample(logits[:3], states).finite == [True, False, True]

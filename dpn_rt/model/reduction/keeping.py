@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.device.device import Device, Readback
+from dpn_rt.device.device import Device, Known, Readback
 from dpn_rt.model.layout import IntArray, Layout, cumulative
 from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.model.reduction.grid import Segments, as_grid
@@ -53,7 +53,7 @@ class KeptRows:
 
     def finish(self) -> tuple[Layout, KeepTrace]:
         """The next stage's layout on the host, and what was done."""
-        (kept,) = self._readback.wait()
+        kept = self._readback.wait()
         return self._selection.with_rows(self._layout, kept), self._selection.trace(kept)
 
 
@@ -76,14 +76,13 @@ class KeepReducer:
         if not any(choice.cut is not None for _, choice in selection.images):
             return None
         scored, keys = self._kept_by_scores(output, selection)
-        kept = self._kept(selection, scored)
+        kept, readback = self._kept(selection, scored)
         after = layout.with_grids(selection.grids)
         row_ids = self._row_ids(selection, after, kept)
         rows = output.rows.index_select(0, row_ids)
         if self._pool(output.rows, rows, selection, after):
             keys = None  # of rows that have other values now
         device_layout = self._device_layout(selection, after, row_ids)
-        readback = self._device.read(kept)
         next_keys = None if keys is None else keys.index_select(0, row_ids)
         return KeptRows(rows, next_keys, device_layout, after, selection, readback)
 
@@ -152,15 +151,20 @@ class KeepReducer:
             kept_rows.index_copy_(0, place_ids, values)
         return bool(pooled)
 
-    def _kept(self, selection: Selection, scored: dict[int, Tensor]) -> Tensor:
-        """`[sum of counts]` int32 ascending rows of each image, on the device."""
+    def _kept(self, selection: Selection, scored: dict[int, Tensor]) -> tuple[Tensor, Readback]:
+        """`[sum of counts]` int32 ascending rows of each image, on the device and on their way to the host.
+
+        Nothing is transferred back where the host knows all of them.
+        """
         known = [selection.known_rows(image) for image in range(len(selection.counts)) if image not in scored]
-        (uploaded,) = self._device.upload(np.concatenate([*known, NO_ROWS]))
+        all_known = np.concatenate([*known, NO_ROWS])
+        (uploaded,) = self._device.upload(all_known)
         if not scored:
-            return uploaded
+            return uploaded, Known(all_known)
         of_known = iter(torch.split(uploaded, [len(rows) for rows in known]))
         images = range(len(selection.counts))
-        return torch.cat([scored[image] if image in scored else next(of_known) for image in images])
+        kept = torch.cat([scored[image] if image in scored else next(of_known) for image in images])
+        return kept, self._device.read(kept)
 
     def _row_ids(self, selection: Selection, after: Layout, kept: Tensor) -> Tensor:
         """`[num rows after]` int64 packed row that each row after the boundary comes from."""

@@ -16,10 +16,11 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.device.device import Device, Readback
+from dpn_rt.device.device import Device, PackedOutputs, PackedReadback
 from dpn_rt.errors import RequestError
 from dpn_rt.model.layout import IntArray, Layout
 from dpn_rt.model.reduction.choice import Choice
@@ -113,7 +114,7 @@ class PooledRows:
     next_keys = None
 
     def __init__(
-        self, rows: Tensor, advance: Advance, before: Layout, config: BoundaryConfig, readback: Readback
+        self, rows: Tensor, advance: Advance, before: Layout, config: BoundaryConfig, readback: PackedReadback
     ) -> None:
         """
         Args:
@@ -187,12 +188,20 @@ class PoolingReducer:
         if (self._config.choose(layout.grids, np.zeros(len(layout.grids), dtype=np.int32)) == SKIPPED).all():
             return None
         inputs = output.device_inputs or self._upload(output)
-        routed, probs = self._route(output.rows, inputs.layout, output.router_biases)
+        told = self._outputs_for_host(layout)
+        chosen, out_cu_seqlens, *router_probs = told.tensors
+        routed, probs = self._route(output.rows, inputs.layout, output.router_biases, *router_probs)
         advance = ops.advance_layout(
-            inputs.layout, self._kernels, self._config.min_visual_tokens, routed, probs, inputs.forced
+            inputs.layout,
+            self._kernels,
+            self._config.min_visual_tokens,
+            routed,
+            probs,
+            inputs.forced,
+            chosen=chosen,
+            out_cu_seqlens=out_cu_seqlens,
         )
-        told = (advance.chosen, advance.layout.cu_seqlens, *(() if probs is None else (probs,)))
-        readback = self._device.read(*told)
+        readback = told.read()
         rows = ops.pool(
             output.rows,
             inputs.layout.cu_seqlens,
@@ -207,6 +216,17 @@ class PoolingReducer:
             conv_weights=self._conv_weights,
         )
         return PooledRows(rows, advance, layout, self._config, readback)
+
+    def _outputs_for_host(self, layout: Layout) -> PackedOutputs:
+        """Memory for the chosen experts, the next stage's offsets, and the probabilities where there is a router."""
+        num_images, num_seqs = len(layout.grids), len(layout.lengths)
+        shapes: list[tuple[tuple[int, ...], torch.dtype]] = [
+            ((num_images,), torch.int32),
+            ((num_seqs + 1,), torch.int32),
+        ]
+        if self._router is not None:
+            shapes.append(((num_seqs, self._config.num_experts), torch.float32))
+        return PackedOutputs(self._device, shapes)
 
     def _upload(self, output: StageOutput) -> DeviceInputs:
         """The layout and the forced experts, on the device."""
@@ -240,9 +260,12 @@ class PoolingReducer:
         return DeviceInputs(device_layout, forced)
 
     def _route(
-        self, x: Tensor, layout: DeviceLayout, biases: npt.NDArray[np.float64]
+        self, x: Tensor, layout: DeviceLayout, biases: npt.NDArray[np.float64], out: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Experts `[num_seqs]` int32 and probabilities `[num_seqs, num_experts]` float32; None without a router."""
+        """Experts `[num_seqs]` int32 and probabilities `[num_seqs, num_experts]` float32; None without a router.
+
+        `out` is memory for the probabilities.
+        """
         if self._router is None:
             return None, None
         device_biases, levels = None, None
@@ -259,5 +282,6 @@ class PoolingReducer:
             eps=ROUTER_NORM_EPS,
             biases=device_biases,
             levels=levels,
+            probs=out,
         )
         return experts, probs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from dpn_rt.builders.native import build_engine
 from dpn_rt.device.host import HostReadback
 from dpn_rt.model.decoder import Stage
 from dpn_rt.model.layout import Layout
+from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
+from tests.engine.models import MODEL, write_random_engine
 from tests.golden_cases import CASES, GoldenCase
 from tests.places import HAS_GPU, CountingDevice, Place
 from tests.skips import GPU_PRESENT
@@ -78,3 +81,29 @@ def test_a_prefill_sends_and_reads_once_for_each_stage(place: Place, tmp_path: P
         assert place.device.readings - readings == boundaries
         embedding, stages, first_layout = 1, 4, int(boundaries > 0)
         assert place.device.uploads - uploads == embedding + stages + first_layout
+
+
+@pytest.mark.skipif(HAS_GPU, reason=GPU_PRESENT)  # counts transfers of the host
+@pytest.mark.parametrize(
+    ("spec", "readings"),
+    [
+        ("pyramiddrop:layers=2-4-6,ratios=0.5-0.25-0.1", 3),
+        ("fastv:k=2,ratio=0.5", 1),
+        ("random:layer=2,keep=0.6", 0),  # the host itself draws the rows
+        ("pool:kernel=2x2,layer=2", 0),
+    ],
+)
+def test_a_boundary_that_keeps_rows_is_read_once_at_most(
+    place: Place, tmp_path: Path, spec: str, readings: int
+) -> None:
+    engine = write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, reduction=NoReduction()))
+    llm = place.load(engine, reduce=spec)
+    assert place.device is not None
+    embeds = torch.randn(16, MODEL.decoder.hidden_size)
+    prompt = {"prompt_token_ids": [5, -200, 7], "multi_modal_data": {"image_embeds": embeds}}
+    for number in range(2):
+        llm.engine.add_request(str(number), llm.processor.process(prompt), FIRST_TOKEN)
+    before = place.device.readings
+    finished = llm.engine.step().finished
+    assert len(finished) == 2 and all(output.error is None for output in finished)
+    assert place.device.readings - before == readings
