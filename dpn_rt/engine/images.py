@@ -41,15 +41,16 @@ class ImageRows:
     def encode(self, images: Sequence[VisualInput]) -> list[ImageResult]:
         """The rows of each image, reduced as it says."""
         sources = [image if image.before_llm is None else image.before_llm.source for image in images]
-        rows = {source.key: self._known_rows(source) for source in sources}
-        new = {source.key: source for source in sources if rows[source.key] is None}
+        rows = {source.handle: self._known_rows(source) for source in sources}
+        new = {source.handle: source for source in sources if rows[source.handle] is None}
         if new:
             assert self.encoder is not None, "the processor refuses images without an encoder"
-            for key, encoded in zip(new, self.encoder.encode(list(new.values())), strict=True):
-                rows[key] = encoded.rows
+            images_to_encode = list(new.values())
+            for source, encoded in zip(images_to_encode, self.encoder.encode(images_to_encode), strict=True):
+                rows[source.handle] = encoded.rows
                 if self.cache is not None:
-                    self.cache.insert(key, encoded.rows)
-        return [_reduced(image, rows[source.key]) for image, source in zip(images, sources, strict=True)]
+                    self.cache.insert(source.key, encoded.rows)
+        return [_reduced(image, rows[source.handle]) for image, source in zip(images, sources, strict=True)]
 
     def _known_rows(self, image: VisualInput) -> Tensor | None:
         if image.embeds is not None:

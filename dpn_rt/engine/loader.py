@@ -212,6 +212,7 @@ def _processor(opened: OpenedEngine) -> Processor:
         max_model_len=opened.settings.max_model_len,
         max_pixels=opened.settings.max_image_pixels,
         max_images=opened.settings.max_images,
+        keys_of_embeds=opened.settings.reuse_bytes > 0,
     )
 
 

@@ -9,6 +9,7 @@ told how many there are, they can be queued at once; the host makes its own layo
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,17 +112,17 @@ class Prefill:
 
     def _images_without_rows(self) -> list[VisualInput]:
         """The images that have no rows yet and need some, each once however many sequences share it."""
-        images: dict[bytes, VisualInput] = {}
+        images: dict[Hashable, VisualInput] = {}
         for sequence, prefix in zip(self.sequences, self._cached, strict=True):
             for image in sequence.prompt.images[prefix.num_images :]:
-                if image.key not in sequence.image_rows:
-                    images[image.key] = image
+                if image.handle not in sequence.image_rows:
+                    images[image.handle] = image
         return list(images.values())
 
     def _encode(self, images: list[VisualInput]) -> None:
-        rows = {image.key: row for image, row in zip(images, self._images.encode(images), strict=True)}
+        rows = {image.handle: row for image, row in zip(images, self._images.encode(images), strict=True)}
         for sequence in self.sequences:
-            own = {image.key: rows[image.key] for image in sequence.prompt.images if image.key in rows}
+            own = {image.handle: rows[image.handle] for image in sequence.prompt.images if image.handle in rows}
             sequence.image_rows = {**own, **sequence.image_rows}
 
     def _embed(self) -> Tensor:
@@ -129,7 +130,7 @@ class Prefill:
         ids, images = [], []
         for sequence, prefix in zip(self.sequences, self._cached, strict=True):
             ids.append(sequence.row_token_ids()[prefix.num_rows + prefix.num_stage_0_rows :])
-            images += [sequence.image_rows[image.key].rows for image in sequence.prompt.images[prefix.num_images :]]
+            images += [sequence.image_rows[image.handle].rows for image in sequence.prompt.images[prefix.num_images :]]
         return self._backend.embed(np.concatenate(ids), images)
 
     def _newline_rows(self) -> list[IntArray]:
@@ -266,7 +267,7 @@ class Prefill:
         """Of each image of a sequence, see `ImageResult`."""
         prefix, sequence = self._cached[index], self.sequences[index]
         encoded = sequence.prompt.images[prefix.num_images :]
-        return [*prefix.kept, *(sequence.image_rows[image.key].kept for image in encoded)]
+        return [*prefix.kept, *(sequence.image_rows[image.handle].kept for image in encoded)]
 
 
 def _without(parts: list[Tensor], index: int) -> list[Tensor]:

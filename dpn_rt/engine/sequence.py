@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,8 +42,8 @@ class Sequence:
     logprobs: list[Mapping[int, Logprob]] = field(default_factory=list)
     slot: int | None = None
     """In the KV cache; None while it waits."""
-    image_rows: Mapping[bytes, ImageResult] = field(default_factory=dict)
-    """Key of an image -> its rows in the engine's dtype, kept while the sequence may be prefilled again."""
+    image_rows: Mapping[Hashable, ImageResult] = field(default_factory=dict)
+    """Handle of an image -> its rows in the engine's dtype, kept while the sequence may be prefilled again."""
     num_cached_rows: int = 0
     """Rows of its first prefill that stage 0 found in the cache."""
     pyramid: Pyramid | None = None

@@ -113,6 +113,7 @@ class Processor:
         max_model_len: int | None = None,
         max_pixels: int = MAX_PIXELS,
         max_images: int = MAX_IMAGES,
+        keys_of_embeds: bool = False,
     ) -> None:
         """
         Args:
@@ -121,6 +122,8 @@ class Processor:
             max_model_len: rows of prompt and output together; None: the model's `max_position_embeddings`.
             max_pixels: of an image.
             max_images: of a prompt.
+            keys_of_embeds: whether to compute the keys of embeddings, because the engine compares images. The engine
+                would compute them in its own thread.
 
         Raises:
             EngineError: tokenizer or image processor cannot be loaded.
@@ -134,7 +137,7 @@ class Processor:
         self._template: ChatTemplate = VicunaTemplate()
         if directory and self.tokenizer is not None and config.template == "tokenizer":
             self._template = load_template(directory, self.tokenizer, config.image_token_id)
-        self.max_pixels, self.max_images = max_pixels, max_images
+        self.max_pixels, self.max_images, self._keys_of_embeds = max_pixels, max_images, keys_of_embeds
         self._preprocessor: Preprocessor | None = None
         if model.vision is not None:
             files = directory if config.has_image_processor else None
@@ -291,7 +294,8 @@ class Processor:
         if parts.image_embeds:
             needs_grid = any(step.needs_grid for step in chain.steps) if chain else bool(self.model.reduction.layers)
             embeds = zip(parts.image_embeds, parts.image_grids, strict=True)
-            return tuple(from_embeds(rows, grid, self.model, needs_grid) for rows, grid in embeds)
+            images = tuple(from_embeds(rows, grid, self.model, needs_grid) for rows, grid in embeds)
+            return tuple(image.with_key() for image in images) if self._keys_of_embeds else images
         given = zip(parts.images, parts.image_grids, strict=True)
         count = len(parts.images)
         return tuple(self._prepared(image, grid, f"image {index}", count) for index, (image, grid) in enumerate(given))

@@ -15,6 +15,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.visual_input import VisualInput, describe_content
 from dpn_rt.schema.text import shown
+from dpn_rt.schema.weights import TORCH_DTYPES
 
 
 def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig, needs_grid: bool) -> VisualInput:
@@ -38,21 +39,24 @@ def from_embeds(embeds: Any, image_grid: Any, model: ModelConfig, needs_grid: bo
     hidden_size = model.decoder.hidden_size
     if embeds.ndim != 2 or embeds.shape[1] != hidden_size or embeds.shape[0] == 0:
         raise ImageError(f"image_embeds: expected shape [num_visual_tokens, {hidden_size}], got {list(embeds.shape)}")
-    # A copy: the caller may use its memory again while the request waits, or runs anew after a preemption.
-    embeds = embeds.detach().resolve_neg().to("cpu", torch.float32, copy=True).contiguous()
+    embeds = embeds.detach().resolve_neg()
     if (row := _row_that_is_not_finite(embeds)) is not None:
         raise ImageError(f"image_embeds: row {row} has NaN or infinite values, expected finite ones")
-    count = embeds.shape[0]
-    return VisualInput.of_embeds(embeds, _grid(image_grid, count, pools=needs_grid))
+    # A copy: the caller may use its memory again while the request waits, or runs anew after a preemption. The engine
+    # computes in its dtype, and a copy in 16 bits takes a fifth of the time of one in float32.
+    rows = embeds.to("cpu", TORCH_DTYPES[model.dtype], copy=True).contiguous()
+    return VisualInput.of_embeds(rows, _grid(image_grid, len(rows), pools=needs_grid))
 
 
 def _row_that_is_not_finite(rows: Tensor) -> int | None:
-    """The first; None where all are finite.
+    """The first that is not finite in float32; None where all are.
 
     NaN and infinities stay in a sum, which takes a fifth of the time of a look at each element. Where a sum of finite
     numbers overflows, each is looked at.
     """
-    if math.isfinite(float(rows.sum())):
+    if rows.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        rows = rows.to(torch.float32)
+    if math.isfinite(float(rows.sum(dtype=torch.float32))):
         return None
     wrong = torch.nonzero(~torch.isfinite(rows).all(dim=1))
     return int(wrong[0, 0]) if len(wrong) else None

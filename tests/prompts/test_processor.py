@@ -18,6 +18,7 @@ from dpn_rt.model.vision.preprocessing import pad_to_square
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.placeholders import place_images
 from dpn_rt.prompts.processor import Processor
+from dpn_rt.schema.weights import TORCH_DTYPES
 from tests.prompts.conftest import Setup
 from tests.prompts.models import (
     CLIP_MEAN,
@@ -325,6 +326,27 @@ def test_embeddings_are_a_copy(negative: bool) -> None:
     expected = given.clone()
     given.zero_()
     assert torch.equal(result.images[0].embeds, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_embeddings_are_kept_in_the_model_s_dtype(dtype: str) -> None:
+    processor = Processor(None, dataclasses.replace(make_model(vision=False, router_id=199), dtype=dtype))
+    given = embeds().double()
+    result = processor.process({"prompt_token_ids": [-200, 199], "multi_modal_data": {"image_embeds": given}})
+    rows = result.images[0].embeds
+    assert rows is not None and rows.dtype == TORCH_DTYPES[dtype]
+    assert torch.equal(rows, given.float().to(rows.dtype))
+    for number in (float("nan"), float("inf"), 1e300):
+        given[3, 1] = number
+        with pytest.raises(ImageError, match="image_embeds: row 3 has NaN or infinite values"):
+            processor.process({"prompt_token_ids": [-200, 199], "multi_modal_data": {"image_embeds": given}})
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_keys_of_embeddings_are_computed_for_an_engine_that_compares_images(is_known: bool) -> None:
+    processor = Processor(None, make_model(vision=False, router_id=199), keys_of_embeds=is_known)
+    result = processor.process({"prompt_token_ids": [-200, 199], "multi_modal_data": {"image_embeds": embeds()}})
+    assert ("key" in vars(result.images[0])) == is_known
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
@@ -33,6 +35,20 @@ def test_other_content_has_another_key() -> None:
         VisualInput.of_views((rows,), (2, 2), 4),
     ]
     assert len({image.key for image in images}) == len(images)
+
+
+def test_embeddings_are_read_only_where_their_key_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests: list[bytes] = []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda start: digests.append(start) or sha256(start))
+    rows = torch.randn(4, 12)
+    image, other = VisualInput.of_embeds(rows, (2, 2)), VisualInput.of_embeds(rows, (2, 2))
+    assert image.handle == image.handle != other.handle and not digests
+    assert image.key == other.key and len(digests) == 2
+    assert VisualInput.of_embeds(rows.bfloat16(), (2, 2)).key != image.key
+    picture = VisualInput.of_views((rows,), (2, 2), 4)
+    assert len(digests) == 4, "a picture's key is computed where it is prepared"
+    assert picture.handle == VisualInput.of_views((rows.clone(),), (2, 2), 4).handle
 
 
 def test_embeddings_count_their_rows() -> None:
