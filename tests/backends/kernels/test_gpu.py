@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dpn_rt import LLM, ops
+from dpn_rt.backends.kernels import gpu
 from dpn_rt.backends.kernels.gpu import (
     Gpu,
     check_gpu,
