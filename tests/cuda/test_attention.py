@@ -185,7 +185,7 @@ def test_bad_arguments_are_refused_by_name(kernels: Kernels, dtype: torch.dtype)
         q, k, v = buffer.split(1, dim=1)
         kernels.attention(torch.zeros(4, head_dim, dtype=kind), q, k, v, offsets([4]), None, True, 1.0)
 
-    with pytest.raises(KernelError, match="attention: head_dim is 40, expected 16, 32, 64, 96 or 128"):
+    with pytest.raises(KernelError, match="attention: head_dim is 40, expected one of 16, 32, 64, 96, 128 on cuda"):
         run(40)
     with pytest.raises(KernelError, match="q has dtype float32, expected bfloat16 or float16"):
         run(16, torch.float32)
