@@ -64,6 +64,18 @@ def place(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     return place
 
 
+@pytest.fixture
+def quick(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU torch takes 25 ms for a small product of 8-bit floats; `test_row_major.py` compares it with this one."""
+    if place.device is not None:
+
+        def multiply(x: Tensor, weight: Tensor, *scales: Tensor, out_dtype: torch.dtype) -> Tensor:
+            assert all(scale == 1 for scale in scales) and out_dtype == torch.float32
+            return x.float() @ weight.float()
+
+        monkeypatch.setattr(torch, "_scaled_mm", multiply)
+
+
 def prompts(count: int) -> list[dict[str, Any]]:
     random = np.random.default_rng(torch.initial_seed() % 2**32)
     return [random_prompt(random, grid) for grid in [(4, 4), None, (2, 4), (6, 3), None][:count]]
@@ -97,6 +109,7 @@ def test_int8_equals_the_cpu(place: Place, tmp_path: Path, tied: bool) -> None:
             assert one.outputs[0].token_ids == other.outputs[0].token_ids
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
 def test_fp8_is_near_what_its_weights_stand_for(place: Place, tmp_path: Path, tied: bool) -> None:
     """On the CPU rows are not rounded. With the expert that the CPU took: a near choice may fall otherwise."""
@@ -112,9 +125,11 @@ def test_fp8_is_near_what_its_weights_stand_for(place: Place, tmp_path: Path, ti
         assert 0 < relative(first_logprobs(one), first_logprobs(other)) < 0.35
 
 
+@pytest.mark.usefixtures("quick")
 @FORMS
 def test_a_batch_equals_each_alone(place: Place, tmp_path: Path, quantize: Quantize) -> None:
-    llm = place.load(write_quantized_engine(tmp_path / "engine", model_of(place, quantize)))
+    engine = write_quantized_engine(tmp_path / "engine", model_of(place, quantize))
+    llm = place.load(engine)
     asked = prompts(4)
     tolerance = place.tolerance if quantize == "int8" else 0.1  # another order of sums may round a number otherwise
     for prompt, together in zip(asked, llm.generate(asked, PARAMS, use_tqdm=False), strict=True):
@@ -122,10 +137,12 @@ def test_a_batch_equals_each_alone(place: Place, tmp_path: Path, quantize: Quant
         assert_same(llm.generate(prompt | route, PARAMS, use_tqdm=False)[0], together, tolerance)
 
 
+@pytest.mark.usefixtures("quick")
 @FORMS
 def test_given_weights(place: Place, quantize: Quantize) -> None:
     model = model_of(place, quantize, tie_word_embeddings=True)
-    llm = LLM.from_weights(model, quantized_weights(model), "cuda", EngineOptions(max_num_seqs=2))
+    options = EngineOptions(max_num_seqs=2, max_graph_rows=16)
+    llm = LLM.from_weights(model, quantized_weights(model), "cuda", options)
     output = llm.generate({"prompt_token_ids": [3, 4, 5]}, PARAMS, use_tqdm=False)[0]
     assert len(output.outputs[0].token_ids) == 5
 
@@ -136,7 +153,8 @@ def test_every_product_of_a_decode_step_is_of_rows_in_8_bits(
     place: Place, tmp_path: Path, quantize: Quantize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three launches each: four products of each layer, and the output layer; no other product."""
-    llm = place.load(write_quantized_engine(tmp_path / "engine", model_of(place, quantize)))
+    engine = write_quantized_engine(tmp_path / "engine", model_of(place, quantize))
+    llm = place.load(engine, max_graph_rows=0)
     step = llm.engine.runner.backend._step  # type: ignore[attr-defined]
     with torch.inference_mode(), counted_launches(monkeypatch) as launches:
         step._graphs[4]._step()
