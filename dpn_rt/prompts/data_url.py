@@ -24,6 +24,9 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN = bytes(range(ord("!"), ord("~") + 1)).replace(b"%", b"")
 """Characters that stand for themselves."""
 _SPACES = b" \t\r\n\f\v"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
+_ENCODED = re.compile(r"[A-Za-z0-9+/=_\s-]{80}", re.ASCII)
+"""Longer than any part of a path without a dot, but shorter than an image in base64."""
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -36,16 +39,33 @@ def is_data_url(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
+def has_scheme(url: str) -> bool:
+    """Whether there is a colon where a URL could have one. Base64 has none."""
+    return ":" in url[:MOST_SEARCHED]
+
+
+def is_encoded(text: str) -> bool:
+    """Whether a text looks like base64 rather than like a path or a URL."""
+    return _ENCODED.match(text) is not None
+
+
+def stripped(url: str) -> str:
+    """`url` without white space around it, which browsers ignore as well."""
+    return url.strip(_SPACES.decode())
+
+
 def shorten(url: str) -> str:
     """`url` for messages: quoted, cut, and without parts that may be secret (data, user and password, query)."""
     if is_data_url(url[:SHOWN_LENGTH].lstrip()):
         shown = f"{url[: min(url.index(','), SHOWN_LENGTH - 2)]},…" if "," in url else "data:…"
-    elif ":" not in url and not url.startswith("/"):
+    elif not has_scheme(url) and (not url.startswith("/") or is_encoded(url)):
         return f"of {len(url)} characters without a scheme"
+    elif (scheme := _SCHEME.match(url)) and not url.startswith(("/", "\\"), scheme.end()):
+        shown = f"{scheme[0]}…"  # data may follow, as in base64:iVBORw0KGgo
     else:
         # Cut to its length last: a cut before the "@" would leave the password.
         is_long = len(url) > MOST_SEARCHED
-        shown = re.sub(r"[?#].*", "…", url[:MOST_SEARCHED], flags=re.DOTALL)
+        shown = re.sub(r"([?#]|base64,).*", "…", url[:MOST_SEARCHED], flags=re.DOTALL)
         shown = re.sub(r"//[^/?#]*(@|\Z)" if is_long else r"//[^/?#]*@", "//…@", shown)
         shown = shown if len(shown) <= SHOWN_LENGTH else f"{shown[: SHOWN_LENGTH - 1]}…"
     return repr(shown)
@@ -71,7 +91,7 @@ def decode_data_url(url: str, max_bytes: int) -> bytes:
     if not _IMAGE_TYPE.fullmatch(media_type):
         raise ImageError(f"{name}: expected the media type image/*, application/octet-stream or none")
     start = comma + 1
-    is_base64 = bool(parameters) and parameters[-1].lower() == "base64"
+    is_base64 = bool(parameters) and parameters[-1].strip(" ").lower() == "base64"
     fewest = _fewest_base64_bytes if is_base64 else _fewest_bytes
     _check_size(name, fewest(url, start, max_bytes), max_bytes)
     data = io.BytesIO()

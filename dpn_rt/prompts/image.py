@@ -10,6 +10,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, ImageOps
 
 from dpn_rt.errors import ImageError
+from dpn_rt.prompts.data_url import is_data_url, is_encoded, shorten
 from dpn_rt.prompts.gray import eight_bits, gray_range, is_wide_gray
 from dpn_rt.prompts.image_blocks import TooManyBlocksError, check_blocks
 from dpn_rt.prompts.image_metadata import without_metadata
@@ -55,7 +56,7 @@ def load_image(
     name = f"image {os.fspath(source)!r:.200}"
     # Reading a device or pipe would block, and URLs are never fetched.
     if not _is_file(source):
-        raise ImageError(f"{name}: no such file (expected a PIL image or the path of an image file)")
+        raise ImageError(_no_file(os.fspath(source)))
     with open_file(Path(source), ImageError) as file, decode_image(file, name, max_pixels) as image:
         return _to_rgb(image, name, max_pixels)
 
@@ -93,6 +94,14 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
         wanted = f"expected at most {MAX_WEBP_PIXELS}; save it as JPEG or PNG"
         raise ImageError(f"{name}: a WebP of {width} x {height} = {width * height} pixels, {wanted}")
     return image
+
+
+def _no_file(path: str) -> str:
+    """The message for what is no file. It may be the data of an image, which are not repeated."""
+    is_data = is_data_url(path) or is_encoded(path)
+    name = f"image {shorten(path) if is_data else f'{path!r:.200}'}"
+    hint = '; data: {"type": "image_url", "image_url": "data:image/png;base64,..."}' if is_data else ""
+    return f"{name}: no such file (expected a PIL image or the path of an image file{hint})"
 
 
 def _is_file(source: str | os.PathLike[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dpn_rt.errors import ImageError, RequestError
-from dpn_rt.prompts.data_url import decode_data_url, is_data_url, shorten
+from dpn_rt.prompts.data_url import decode_data_url, is_data_url, shorten, stripped
 from dpn_rt.prompts.image import decode_image
 from dpn_rt.schema.text import check_unicode, shown
 
@@ -112,6 +112,7 @@ def _content(content: Any, role: str, name: str) -> tuple[tuple[str | Marker, ..
 
 def _image_of_url(url: Any, name: str, index: int) -> Image.Image:
     """The image in a data URL. Other URLs are not fetched."""
+    url = stripped(url) if isinstance(url, str) else url
     if not isinstance(url, str) or not is_data_url(url):
         shown = shorten(url) if isinstance(url, str) else type(url).__name__
         raise ImageError(f"{name}: url {shown} is not fetched, expected data:image/png;base64, and the data")

@@ -140,7 +140,7 @@ def test_the_tokenizers_template(huggingface: Setup) -> None:
 
 
 def test_a_data_url(original: Setup) -> None:
-    for url in ({"url": data_url()}, data_url()):
+    for url in ({"url": data_url()}, data_url(), f" \n{data_url()}\r\n", data_url().replace(";base64", "; base64")):
         prompt = original.processor.chat([user({"type": "image_url", "image_url": url}, text("What?"))])
         np.testing.assert_array_equal(np.asarray(prompt["multi_modal_data"]["image"]), np.asarray(PICTURE))
 
@@ -181,6 +181,18 @@ def test_a_data_url(original: Setup) -> None:
 def test_refusals(original: Setup, messages: Any, named: str) -> None:
     with pytest.raises(RequestError, match=named):
         original.processor.chat(messages)
+
+
+@pytest.mark.parametrize("begin", ["data:image/png;base64,", "", "\n"])
+def test_the_data_of_an_image_are_not_repeated(original: Setup, begin: str) -> None:
+    url = begin + "/9j/4AAQSkZJRgABAQ" * 200
+    for part in (
+        {"type": "image", "image": url},
+        {"type": "image_url", "image_url": url.replace("data:", "dat:")},
+    ):
+        with pytest.raises(RequestError) as caught:
+            original.processor.process(original.processor.chat([user(part, text("a"))]))
+        assert "SkZJRgABAQ/9j" not in str(caught.value) and "data:image/png;base64," in str(caught.value)
 
 
 def test_parts_in_their_order(original: Setup, interleaving: Processor) -> None:

@@ -56,6 +56,11 @@ def test_equals_signs_are_no_escapes() -> None:
     assert load("data:,a=41=%3d%20=") == b"a=41== ="
 
 
+@pytest.mark.parametrize("header", ["image/png; base64", "image/png;base64 ", ";  BASE64", "image/png;a=b; base64"])
+def test_spaces_beside_base64(header: str) -> None:
+    assert load(f"data:{header},QUJD") == b"ABC"
+
+
 def test_scheme_in_capitals() -> None:
     assert load("DATA:image/png;base64,QUJD") == b"ABC"
 

@@ -7,7 +7,7 @@ import ssl
 from concurrent.futures import Executor
 
 from dpn_rt.errors import ImageError
-from dpn_rt.prompts.data_url import DataUrlTooLargeError, decode_data_url, is_data_url, shorten
+from dpn_rt.prompts.data_url import DataUrlTooLargeError, decode_data_url, has_scheme, is_data_url, shorten, stripped
 from dpn_rt.server.media.addresses import IsAllowedAddress, Resolve, is_public_address, resolve_host
 from dpn_rt.server.media.fetch import MAX_URL_LENGTH, Fetcher
 from dpn_rt.server.media.local_file import read_local_file
@@ -44,16 +44,21 @@ class MediaLoader:
     async def load(self, url: str) -> bytes:
         """The bytes of a `data:`, `http:`, `https:` or `file:` URL. Whether they are an image is not checked.
 
+        White space around a URL is ignored.
+
         Raises:
             MediaError: the URL is malformed, not allowed, or nothing can be loaded from it in time.
             MediaTooLargeError: more than the policy's `max_image_bytes`.
         """
         if not isinstance(url, str):
             raise MediaError(f"image_url: expected a URL as a string, got {type(url).__name__}")
+        url = stripped(url)
         if is_data_url(url):
             if len(url) <= LONG_URL:
                 return self._decode(url)
             return await asyncio.get_running_loop().run_in_executor(self._reader, self._decode, url)
+        if not has_scheme(url):  # first: this may be the data of an image, of any length and in lines
+            raise _no_url(url)
         if len(url) > MAX_URL_LENGTH:
             raise MediaError(f"image {shorten(url)}: {len(url)} characters, expected at most {MAX_URL_LENGTH}")
         if not url.isprintable():
@@ -84,7 +89,11 @@ class MediaLoader:
                 limits = self._policy.allowed_local_path, self._policy.max_image_bytes
                 return await asyncio.to_thread(read_local_file, url, *limits)
             case _:
-                raise MediaError(
-                    f"image {shorten(url)}: expected a URL that starts with data:, https:, http: or file:, "
-                    "and for base64 data 'data:image/png;base64,' before them"
-                )
+                raise _no_url(url)
+
+
+def _no_url(url: str) -> MediaError:
+    return MediaError(
+        f"image {shorten(url)}: expected a URL that starts with data:, https:, http: or file:, "
+        "and for base64 data 'data:image/png;base64,' before them"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dpn_rt.errors import ConfigError, ImageError
 from dpn_rt.prompts.data_url import shorten
 from dpn_rt.server.media.fetch import MAX_URL_LENGTH
 from dpn_rt.server.media.policy import MediaError, MediaPolicy, MediaTooLargeError
-from tests.server.media.image_site import refused
+from tests.server.media.image_site import load, refused
 
 
 @pytest.mark.parametrize("url", [None, 7, b"data:,x", ["data:,x"], {"url": "data:,x"}])
@@ -29,7 +30,7 @@ def test_not_a_string(url: object) -> None:
         "cat.jpg",
         "/etc/passwd",
         "data",
-        " http://images.test/",
+        "http",
         "ftp://images.test/a",
         "ws://images.test/",
         "javascript:alert(1)",
@@ -44,16 +45,46 @@ def test_other_schemes(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("character", ["\0", "\n", "\r\n", "\t", "\x7f", "\x85", "\u2028", "\ud800", "\u202e"])
-@pytest.mark.parametrize(
-    "url", ["http://images.test/a{}b", "http://images{}.test/", "file:///a{}", "{}http://images.test/"]
-)
+@pytest.mark.parametrize("url", ["http://images.test/a{}b", "http://images{}.test/", "file:///a{}b", "htt{}p://a/"])
 def test_control_characters(url: str, character: str) -> None:
     message = refused(url.format(character), allowed_domains=frozenset({"images.test"}))
     assert "control characters" in message
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("start", ["http://images.test/", "file:///", "cat"])
+@pytest.mark.parametrize("around", [" ", "\n", "\r\n", "\t", " \n \t"])
+def test_white_space_around_a_url_is_ignored(around: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"ABC")
+    for url in ("data:image/png;base64,QUJD", "DATA:image/png,ABC", f"file://{tmp_path}/a.png"):
+        for given in (around + url, url + around, around + url + around):
+            assert load(given, allowed_local_path=tmp_path) == b"ABC"
+    message = refused(f"{around}http://other.test/{around}", allowed_domains=frozenset({"images.test"}))
+    assert "the host 'other.test' is not in this server's list" in message
+
+
+FILES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff\xe0\0\x10JFIF", "GIF": b"GIF89a", "BMP": b"BM"}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("size", [30, 300, 21_000, 200_000])
+@pytest.mark.parametrize("columns", [0, 64, 76])
+@pytest.mark.parametrize("before", ["", "image/png;base64,", "base64,"])
+def test_base64_without_a_data_url(name: str, size: int, columns: int, before: str) -> None:
+    """Of any length, in one line or many, it is told what to write before it, and is not repeated."""
+    data = base64.b64encode(FILES[name] + bytes(range(256)) * (size // 256 + 1)).decode()[: size // 3 * 4]
+    lines = [data[i : i + columns] for i in range(0, len(data), columns)] if columns else [data]
+    message = refused(before + "\n".join(lines))
+    assert "and for base64 data 'data:image/png;base64,' before them" in message
+    assert len(message) < 250 and data[:20] not in message
+
+
+@pytest.mark.parametrize("before", ["dat:image/png;base64,", "image:", "base64:", "'data:image/png;base64,", "b64://a;base64,"])
+def test_base64_after_something_else(before: str) -> None:
+    assert "iVBORw0KGgoAAAA" not in refused(before + "iVBORw0KGgoAAAA" * 100)
+    assert "iVBORw0KGgoAAAA" not in refused(before + "iVBORw0KGgoAAAA" * 3)
+
+
+@pytest.mark.parametrize("start", ["http://images.test/", "file:///", "ftp://"])
 def test_too_long(start: str) -> None:
     url = start.ljust(MAX_URL_LENGTH + 1, "a")
     message = refused(url, allowed_domains=frozenset({"images.test"}))
