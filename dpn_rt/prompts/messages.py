@@ -65,12 +65,12 @@ def parse_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
     images: list[Any] = []
     for position, message in enumerate(messages):
         name = f"messages[{position}]"
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        if not isinstance(message, Mapping) or "role" not in message or not _has_content(message):
             raise RequestError(f'{name}: expected a dict with "role" and "content", got {shown(message)}')
         role = "system" if message["role"] == "developer" else message["role"]
         if role not in _ROLES or (role == "system" and turns and turns[-1].role != "system"):
             raise RequestError(f"{name}: role {shown(message['role'])}, expected user or assistant (or system, first)")
-        parts, found = _content(message["content"], role, name)
+        parts, found = _content(message.get("content"), role, name)
         if found and role != "user":
             raise ImageError(f"{name}: an image in a message of role {role}, expected it in one of role user")
         images += found
@@ -79,6 +79,11 @@ def parse_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
         else:
             turns.append(Turn(role, parts))
     return turns, images
+
+
+def _has_content(message: Message) -> bool:
+    """Of an assistant's message it may be left out."""
+    return "content" in message or message["role"] == "assistant"
 
 
 def _content(content: Any, role: str, name: str) -> tuple[tuple[str | Marker, ...], list[Any]]:
@@ -94,9 +99,9 @@ def _content(content: Any, role: str, name: str) -> tuple[tuple[str | Marker, ..
     images: list[Any] = []
     for position, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            check_unicode(part["text"], f"{name}.content[{position}]")
-            parts.append(part["text"])
+        if (kind == "text" or (kind == "refusal" and role == "assistant")) and isinstance(part.get(kind), str):
+            check_unicode(part[kind], f"{name}.content[{position}]")
+            parts.append(part[kind])
         elif kind == "image" and part.get("image") is not None:
             parts.append(Marker.IMAGE)
             images.append(part["image"])

@@ -136,17 +136,17 @@ def _message(message: ChatMessage, images: Iterator[VisualInput]) -> dict[str, A
         return {"role": message.role, "content": message.content}
     content: list[dict[str, Any]] = []
     for part in message.content:
-        if part.type == "text":
-            content.append({"type": "text", "text": part.text})
-        else:
+        if part.type == "image_url":
             content.append({"type": "image", "image": next(images)})
+        else:
+            content.append({"type": "text", "text": part.text})
     return {"role": message.role, "content": content}
 
 
 def _texts(message: ChatMessage) -> list[str]:
     if not isinstance(message.content, list):
         return [message.content or ""]
-    return [part.text for part in message.content if part.type == "text"]
+    return [part.text for part in message.content if part.type != "image_url"]
 
 
 def _tokens(text: str) -> int:

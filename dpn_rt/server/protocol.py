@@ -146,6 +146,18 @@ class TextPart(NeutralPartFields):
     text: str
 
 
+class RefusalPart(NeutralPartFields):
+    """What an assistant said when it refused to answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """It is text of the message as any other."""
+        return self.refusal
+
+
 class ImageUrl(Strict):
     """Where an image comes from."""
 
@@ -167,21 +179,26 @@ class ImagePart(NeutralPartFields):
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(NeutralMessageFields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None
-    """Null in an assistant's message stands for no text."""
+    content: str | Annotated[list[Part], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
+    """Null or none in an assistant's message stands for no text."""
     name: str | None = None
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
-        if self.content is None and self.role != "assistant":
-            raise ValueError(f"content: null in a message of role {self.role!r}, expected text or parts")
+        if self.role == "assistant":
+            return self
+        if self.content is None:
+            what = "null" if "content" in self.model_fields_set else "missing"
+            raise ValueError(f"content: {what} in a message of role {self.role!r}, expected text or parts")
+        if isinstance(self.content, list) and any(isinstance(part, RefusalPart) for part in self.content):
+            raise ValueError(f"content: a refusal in a message of role {self.role!r}, expected it in an assistant's")
         return self
 
     @property

@@ -221,6 +221,22 @@ def test_system_messages_are_merged(original: Setup) -> None:
     assert prompt == "One.\nTwo.Three. USER: Hi ASSISTANT: </s>USER: there ASSISTANT:"
 
 
+def test_assistants_without_content_and_with_refusals(original: Setup) -> None:
+    refusal = {"type": "refusal", "refusal": "I may not."}
+    for message, said in (
+        ({"role": "assistant"}, ""),
+        ({"role": "assistant", "content": [text("No. "), refusal]}, "No. I may not."),
+    ):
+        prompt = original.processor.chat([user(text("Hi")), message, user(text("there"))])["prompt"]
+        assert prompt.endswith(f"USER: Hi ASSISTANT: {said}</s>USER: there ASSISTANT:")
+    for role in ("user", "system"):
+        with pytest.raises(RequestError, match=r"content\[0\]: expected"):
+            original.processor.chat([{"role": role, "content": [refusal]}, user(text("a"))])
+    for wrong in ({"type": "refusal"}, {"type": "refusal", "refusal": None}, {"type": "refusal", "text": "a"}):
+        with pytest.raises(RequestError, match=r"content\[0\]: expected"):
+            original.processor.chat([user(text("a")), {"role": "assistant", "content": [wrong]}, user(text("a"))])
+
+
 @pytest.mark.parametrize("kind", ["original", "huggingface"])
 def test_an_answer_that_is_continued(kind: str, original: Setup, huggingface: Setup) -> None:
     processor = (original if kind == "original" else huggingface).processor

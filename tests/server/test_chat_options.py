@@ -56,6 +56,24 @@ def test_an_answer_is_continued(server: RunningServer, llm: LLM, options: dict[s
         assert server.post({**body, **refused}).status_code == 400
 
 
+def test_assistants_without_content_and_with_refusals(server: RunningServer, llm: LLM) -> None:
+    refusal = {"type": "refusal", "refusal": "I may not."}
+    question = {"role": "user", "content": "Count."}
+    greedy = SamplingParams(temperature=0, max_tokens=6)
+    for message, said in (({}, ""), ({"content": [{"type": "text", "text": "No. "}, refusal]}, "No. I may not.")):
+        talk = [question, {"role": "assistant", **message}, question]
+        same = [question, {"role": "assistant", "content": said}, question]
+        reply = server.post({"model": MODEL, "messages": talk, "temperature": 0, "max_tokens": 6})
+        assert reply.status_code == 200, reply.text
+        expected = llm.chat(same, greedy)[0]
+        assert reply.json()["choices"][0]["message"]["content"] == expected.outputs[0].text
+        assert reply.json()["usage"]["prompt_tokens"] == len(expected.prompt_token_ids)
+    for wrong, reason in (({}, "missing"), ({"content": None}, "null"), ({"content": [refusal]}, "a refusal")):
+        reply = server.post({"model": MODEL, "messages": [{"role": "user", **wrong}], "max_tokens": 1})
+        message = reply.json()["error"]["message"]
+        assert reply.status_code == 400 and f"content: {reason} in a message of role 'user'" in message
+
+
 def test_variables_of_the_template(server: RunningServer) -> None:
     body = Ask().body(chat_template_kwargs={"enable_thinking": False})
     assert server.post(body).json()["choices"] == server.post(Ask().body()).json()["choices"]
