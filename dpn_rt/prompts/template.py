@@ -14,6 +14,7 @@ from dpn_rt.prompts.messages import Marker, Turn
 from dpn_rt.prompts.template_process import TemplateLimitError, TemplateProcess
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.schema.files import TEXT_BYTES, read_text
+from dpn_rt.schema.text import check_unicode
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -100,6 +101,7 @@ class JinjaTemplate:
             "add_generation_prompt": options.add_generation_prompt,
         }
         text = self._process.render(variables)
+        check_unicode(text, "chat_template_kwargs: the prompt that the chat template makes of them")
         return _before_mark(text) if is_continued else text
 
     def _find_roles_with_parts(self, image_markers: Sequence[str]) -> frozenset[str]:

@@ -280,6 +280,13 @@ def test_halves_of_surrogate_pairs(original: Setup, messages: Any) -> None:
         original.processor.chat(messages)
 
 
+@pytest.mark.parametrize("typed", ["a", "<image>"])
+@pytest.mark.parametrize("ending", ["\ud83d", "a\udfff\ud83d"])
+def test_halves_of_surrogate_pairs_in_variables(interleaving: Processor, typed: str, ending: str) -> None:
+    with pytest.raises(RequestError, match="chat_template_kwargs: .* half of a surrogate pair"):
+        interleaving.chat([user(text(typed))], chat_template_kwargs={"ending": ending})
+
+
 @pytest.mark.parametrize(
     ("message", "options"),
     [
