@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import Tensor
 from tqdm import tqdm
 
+from dpn_rt.engine.call_arguments import checked_priority, params_of_each, priorities_of_each, with_arguments
 from dpn_rt.engine.engine import Progress
 from dpn_rt.engine.interrupts import deferred_interrupt
 from dpn_rt.engine.loader import LoadedEngine, load_engine, load_engine_of_weights
@@ -46,8 +47,8 @@ class _Inbox:
 class _Run:
     """The prompts of one call, on their way to results."""
 
-    waiting: Iterator[tuple[int, tuple[Prompt | MakePrompt, SamplingParams]]]
-    """Position and prompt of those that have not been submitted."""
+    waiting: Iterator[tuple[int, tuple[Prompt | MakePrompt, SamplingParams, int]]]
+    """Position and prompt of those that have not been submitted, with parameters and priority."""
     is_fed: bool = False
     """Whether all prompts have been submitted."""
     running: dict[str, tuple[int, _Inbox]] = field(default_factory=dict)
@@ -180,6 +181,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Completions of one prompt or many, batched, in the order of the prompts.
 
@@ -192,6 +194,7 @@ class LLM:
                 `Pyramid.kept`).
             sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar.
+            priority: of all prompts, or one for each: lower numbers go first; default: 0.
 
         Raises:
             DpnError: the only prompt failed.
@@ -200,14 +203,17 @@ class LLM:
         if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
             raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
         items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        params = _params_of_each(sampling_params, len(items))
+        params, priorities = params_of_each(sampling_params, len(items)), priorities_of_each(priority, len(items))
+        order = sorted(range(len(items)), key=priorities.__getitem__)  # the engine sees a part of a long list
         by_position: dict[int, RequestOutput | DpnError] = {}
         with (
             tqdm(total=len(items), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar,
-            closing(self.as_completed(items, params)) as ended,
+            closing(
+                self.as_completed([items[i] for i in order], [params[i] for i in order], [priorities[i] for i in order])
+            ) as ended,
         ):
             for position, result in ended:
-                by_position[position] = result
+                by_position[order[position]] = result
                 bar.update()
         results = [by_position[position] for position in range(len(items))]
         errors = {i: result for i, result in enumerate(results) if isinstance(result, DpnError)}
@@ -229,6 +235,8 @@ class LLM:
         route: Sequence[int | None] | None = None,
         router_bias: float | None = None,
         reduce: Any = None,
+        kept: Sequence[Any] | None = None,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answers to one conversation or many.
 
@@ -244,13 +252,16 @@ class LLM:
             route: as in `generate`, for all conversations.
             router_bias: as in `generate`, for all conversations.
             reduce: as in `generate`, for all conversations.
+            kept: as in `generate`, for all conversations.
+            priority: as in `generate`.
 
         Raises:
             DpnError, BatchError: as `generate`.
         """
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-            raise RequestError(f"messages: expected a list of messages or of conversations, got {messages!r:.80}")
+            raise RequestError(f"messages: expected a list of messages or of conversations, got {shown(messages)}")
         conversations = [messages] if isinstance(messages[0], Mapping) else messages
+        steering = {"route": route, "router_bias": router_bias, "reduce": reduce, "kept": kept}
 
         def make_prompt(conversation: Sequence[Message]) -> ProcessedPrompt:
             prompt = self.processor.chat(
@@ -259,15 +270,16 @@ class LLM:
                 continue_final_message=continue_final_message,
                 chat_template_kwargs=chat_template_kwargs,
             )
-            return self.processor.process({**prompt, "route": route, "router_bias": router_bias, "reduce": reduce})
+            return self.processor.process({**prompt, **steering})
 
         items = [partial(make_prompt, each) for each in cast(Sequence[Sequence[Message]], conversations)]
-        return self.generate(cast(Sequence[Prompt], items), sampling_params, use_tqdm=use_tqdm)
+        return self.generate(cast(Sequence[Prompt], items), sampling_params, use_tqdm=use_tqdm, priority=priority)
 
     def as_completed(
         self,
         prompts: Iterable[Prompt | MakePrompt],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        priority: int | Iterable[int] | None = None,
     ) -> Generator[tuple[int, RequestOutput | DpnError]]:
         """Completions of any number of prompts, batched, each as soon as it is there.
 
@@ -278,14 +290,15 @@ class LLM:
             prompts: as in `generate`; or functions that make one when its turn comes, such as
                 `lambda: llm.processor.process(prompt)`.
             sampling_params: for all prompts, or one for each.
+            priority: as in `generate`, among the prompts that have been taken.
 
         Yields:
             Position of a prompt, and its output; or the error, where the prompt was refused or failed.
 
         Raises:
-            RequestError: there are fewer sampling parameters than prompts.
+            RequestError: there are fewer sampling parameters or priorities than prompts.
         """
-        run = _Run(enumerate(_with_params(prompts, sampling_params)))
+        run = _Run(enumerate(with_arguments(prompts, sampling_params, priority)))
         try:
             while not run.is_fed or run.running:
                 self._feed(run)
@@ -294,21 +307,23 @@ class LLM:
         finally:
             self._withdraw(run.running)  # only when it ends early: what is left must free its KV blocks
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamDelta]:
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int | None = None
+    ) -> Iterator[StreamDelta]:
         """The completion of one prompt, piece by piece; each delta is a string.
 
-        Closing the iterator aborts the request.
+        Closing the iterator aborts the request. `priority` is as in `generate`, among the requests of other callers.
 
         Raises:
             DpnError: the request failed.
         """
-        params = _params_of_each(sampling_params, 1)[0]
+        params, rank = params_of_each(sampling_params, 1)[0], checked_priority(priority)
         request_id = next(self._request_ids)
         processed = self.processor.process(prompt)
         try:
             progress: deque[Progress] = deque()
             inbox = _Inbox(progress)
-            self._submit(request_id, processed, params, inbox)
+            self._submit(request_id, processed, params, rank, inbox)
             while self.engine.is_unfinished(request_id) or progress:
                 if not progress:
                     self._step()
@@ -335,11 +350,11 @@ class LLM:
             if taken is None:
                 run.is_fed = True
                 return
-            position, (prompt, sampling) = taken
+            position, (prompt, sampling, priority) = taken
             request_id, inbox = next(self._request_ids), _Inbox()
             run.running[request_id] = position, inbox  # first: Ctrl-C may come as soon as the engine has it
             try:
-                self._submit(request_id, self._processed(prompt), sampling, inbox)
+                self._submit(request_id, self._processed(prompt), sampling, priority, inbox)
             except DpnError as error:
                 del run.running[request_id]
                 run.ended.append((position, error))
@@ -347,9 +362,11 @@ class LLM:
     def _processed(self, prompt: Prompt | MakePrompt) -> ProcessedPrompt:
         return prompt() if callable(prompt) else self.processor.process(prompt)
 
-    def _submit(self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, inbox: _Inbox) -> None:
+    def _submit(
+        self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, priority: int, inbox: _Inbox
+    ) -> None:
         with deferred_interrupt():
-            self.engine.add_request(request_id, prompt, params)
+            self.engine.add_request(request_id, prompt, params, priority=priority)
             self._inboxes[request_id] = inbox
 
     def _step(self) -> None:
@@ -370,26 +387,3 @@ class LLM:
             for request_id in request_ids:
                 self._inboxes.pop(request_id, None)
                 self.engine.abort(request_id)
-
-
-def _with_params(
-    prompts: Iterable[Prompt | MakePrompt], params: SamplingParams | Iterable[SamplingParams] | None
-) -> Iterator[tuple[Prompt | MakePrompt, SamplingParams]]:
-    """Prompts with their parameters, each taken when it is asked for."""
-    is_shared = params is None or isinstance(params, SamplingParams)
-    each = itertools.repeat(params or SamplingParams()) if is_shared else iter(cast(Iterable[SamplingParams], params))
-    for position, prompt in enumerate(prompts):
-        own = next(each, None)
-        if not isinstance(own, SamplingParams):
-            raise RequestError(f"sampling_params of prompt {position}: expected SamplingParams, got {shown(own)}")
-        yield prompt, own
-
-
-def _params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
-        raise RequestError(f"sampling_params={params!r:.80}: expected SamplingParams, or a list with one per prompt")
-    if len(params) != num_prompts:
-        raise RequestError(f"{num_prompts} prompts with {len(params)} sampling parameters: expected as many")
-    return list(params)

@@ -24,6 +24,10 @@ _ROLES = ("system", "user", "assistant")
 _PARTS = (
     '{"type": "text", "text": ...}, {"type": "image", "image": ...} or {"type": "image_url", "image_url": {"url": ...}}'
 )
+_IMAGE_KEYS = (("image", "image"), ("image", "path"), ("image_pil", "image_pil"))
+"""Types of parts, and what an image or the name of its file is called there: our own, transformers' and vLLM's."""
+_URL_KEYS = (("image_url", "image_url"), ("image", "url"))
+"""The same for URLs."""
 
 
 class Marker(Enum):
@@ -102,20 +106,26 @@ def _content(content: Any, role: str, name: str) -> tuple[tuple[str | Marker, ..
         if (kind == "text" or (kind == "refusal" and role == "assistant")) and isinstance(part.get(kind), str):
             check_unicode(part[kind], f"{name}.content[{position}]")
             parts.append(part[kind])
-        elif kind == "image" and part.get("image") is not None:
+        elif (image := _value(part, _IMAGE_KEYS)) is not None:
             parts.append(Marker.IMAGE)
-            images.append(part["image"])
-        elif kind == "image_url":
-            url = part.get("image_url")
+            images.append(image)
+        elif (url := _value(part, _URL_KEYS)) is not None or kind == "image_url":
             url = url.get("url") if isinstance(url, Mapping) else url
             parts.append(Marker.IMAGE)
-            images.append(_image_of_url(url, f"{name}.content[{position}]", len(images)))
+            images.append(_image_of_url(url, f"{name}.content[{position}]"))
         else:
             raise RequestError(f"{name}.content[{position}]: expected {_PARTS}, got {shown(part)}")
     return tuple(parts), images
 
 
-def _image_of_url(url: Any, name: str, index: int) -> Image.Image:
+def _value(part: Any, keys: Sequence[tuple[str, str]]) -> Any:
+    """The value of a part by the first of some (type, key) that it has; None where it has none of them."""
+    if not isinstance(part, Mapping):
+        return None
+    return next((part[key] for kind, key in keys if part.get("type") == kind and part.get(key) is not None), None)
+
+
+def _image_of_url(url: Any, name: str) -> Image.Image:
     """The image in a data URL. Other URLs are not fetched."""
     url = stripped(url) if isinstance(url, str) else url
     if not isinstance(url, str) or not is_data_url(url):

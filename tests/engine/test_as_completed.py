@@ -43,6 +43,41 @@ def test_they_are_those_of_generate(llm: LLM, prompts: list[dict[str, Any]]) -> 
         assert_ids_are(ids(results[position]), ids(output), all_logprobs(output))
 
 
+@pytest.mark.parametrize("kind", ["all", "taken"])
+def test_lower_priorities_end_first(llm: LLM, prompts: list[dict[str, Any]], kind: str) -> None:
+    """Of a list all are compared, of an iterator those that have been taken; outputs keep the order of the prompts."""
+    priorities = [position % 2 for position in range(20)]
+    begun: list[int] = []
+
+    def maker(position: int) -> Any:
+        def make() -> Any:
+            begun.append(position)
+            return llm.processor.process(prompts[position])
+
+        return make
+
+    makers: Any = [maker(position) for position in range(20)]
+    expected = llm.generate(prompts, dataclasses.replace(GREEDY, logprobs=-1), use_tqdm=False)
+    if kind == "all":
+        outputs: Any = llm.generate(makers, GREEDY, use_tqdm=False, priority=priorities)
+        assert begun == sorted(range(20), key=priorities.__getitem__)
+    else:
+        outputs = dict(llm.as_completed(iter(makers), GREEDY, iter(priorities)))
+        places = {position: place for place, position in enumerate(outputs)}
+        assert begun == list(range(20))
+        assert sum(places[i] for i in range(0, 20, 2)) < sum(places[i] for i in range(1, 20, 2))
+    for position, output in enumerate(expected):
+        assert_ids_are(ids(outputs[position]), ids(output), all_logprobs(output))
+
+
+@pytest.mark.parametrize("priority", ["a", 1.5, True, [1], [0, "a"], [0, None, 1]])
+def test_what_is_no_priority(llm: LLM, prompts: list[dict[str, Any]], priority: Any) -> None:
+    with pytest.raises(RequestError, match="priorit"):
+        llm.generate(prompts[:2], GREEDY, use_tqdm=False, priority=priority)
+    with pytest.raises(RequestError, match="priority"):
+        next(iter(llm.stream(prompts[0], GREEDY, priority=priority)))
+
+
 def test_short_answers_come_before_long_ones(llm: LLM, prompts: list[dict[str, Any]]) -> None:
     params = [SamplingParams(temperature=0, max_tokens=20 if i == 0 else 2, ignore_eos=True) for i in range(20)]
     positions = [position for position, _ in llm.as_completed(prompts, iter(params))]

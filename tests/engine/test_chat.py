@@ -68,6 +68,18 @@ def test_routes_and_biases(llm: LLM) -> None:
         llm.chat(conversation, GREEDY, route=[9])
 
 
+def test_kept_rows_and_priorities(llm: LLM) -> None:
+    """The model has a trained reduction, so `kept` is refused; that it is heard of shows that it is passed on."""
+    with pytest.raises(RequestError, match="kept: the request has no reduction that keeps rows"):
+        llm.chat(ask("What is this?"), GREEDY, kept=[[1, 2]])
+    conversations = [ask("What is this?"), ask("How many are there?", 2)]
+    outputs = llm.chat(conversations, GREEDY, priority=[1, 0])
+    for output, conversation in zip(outputs, conversations, strict=True):
+        assert output.outputs[0].token_ids == llm.chat(conversation, GREEDY, priority=-3)[0].outputs[0].token_ids
+    with pytest.raises(RequestError, match="2 prompts with 1 priorities"):
+        llm.chat(conversations, GREEDY, priority=[1])
+
+
 def test_flops_are_those_of_the_rows(llm: LLM) -> None:
     output = llm.chat(ask("What is this?"), GREEDY)[0]
     flops, rows = output.pyramid.flops, output.pyramid.kv_lengths

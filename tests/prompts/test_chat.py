@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,10 @@ def test_a_data_url(original: Setup) -> None:
         ([user({"type": "image_url", "image_url": "iVBORw0KGgo"})], "expected data:image/png;base64, and the data"),
         ([user({"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}})], "not an image"),
         ([user({"type": "image_url"})], "url NoneType is not fetched"),
+        ([user({"type": "image", "url": "https://example.com/a.png"})], "is not fetched, expected data:image/png"),
+        ([user({"type": "image_pil"})], r"messages\[0\]\.content\[0\]: expected"),
+        ([user({"type": "image", "path": None})], r"messages\[0\]\.content\[0\]: expected"),
+        ([user({"type": "text", "path": "a.png"})], r"messages\[0\]\.content\[0\]: expected"),
         ([user(text(" "))], r"messages\[0\]: empty"),
         ([user(text("a")), assistant("b"), {"role": "user", "content": ""}], r"messages\[2\]: empty"),
     ],
@@ -181,6 +186,27 @@ def test_a_data_url(original: Setup) -> None:
 def test_refusals(original: Setup, messages: Any, named: str) -> None:
     with pytest.raises(RequestError, match=named):
         original.processor.chat(messages)
+
+
+@pytest.mark.parametrize("form", ["image", "image_pil", "path", "path object", "url", "image_url"])
+def test_parts_with_an_image(original: Setup, tmp_path: Path, form: str) -> None:
+    """Our own form, vLLM's, that of transformers' templates, and OpenAI's."""
+    path = tmp_path / "a.png"
+    PICTURE.save(path)
+    part = {
+        "image": IMAGE,
+        "image_pil": {"type": "image_pil", "image_pil": PICTURE},
+        "path": {"type": "image", "path": str(path)},
+        "path object": {"type": "image", "path": path},
+        "url": {"type": "image", "url": data_url()},
+        "image_url": {"type": "image_url", "image_url": {"url": data_url()}},
+    }[form]
+    prompt = original.processor.chat([user(part, text("a"))])
+    expected = original.processor.chat([user(IMAGE, text("a"))])
+    assert prompt["prompt_token_ids"] == expected["prompt_token_ids"]
+    seen, same = (original.processor.process(each).images[0].views for each in (prompt, expected))
+    assert len(seen) == len(same) == 1
+    np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(same[0]))
 
 
 @pytest.mark.parametrize("begin", ["data:image/png;base64,", "", "\n"])

@@ -78,7 +78,9 @@ def test_base64_without_a_data_url(name: str, size: int, columns: int, before: s
     assert len(message) < 250 and data[:20] not in message
 
 
-@pytest.mark.parametrize("before", ["dat:image/png;base64,", "image:", "base64:", "'data:image/png;base64,", "b64://a;base64,"])
+@pytest.mark.parametrize(
+    "before", ["dat:image/png;base64,", "image:", "base64:", "'data:image/png;base64,", "b64://a;base64,"]
+)
 def test_base64_after_something_else(before: str) -> None:
     assert "iVBORw0KGgoAAAA" not in refused(before + "iVBORw0KGgoAAAA" * 100)
     assert "iVBORw0KGgoAAAA" not in refused(before + "iVBORw0KGgoAAAA" * 3)
