@@ -31,7 +31,7 @@ from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.schema.files import SETTINGS_BYTES, read_file
-from dpn_rt.schema.text import is_text
+from dpn_rt.schema.text import is_text, shown
 from dpn_rt.schema.weights import DType, Quantize
 
 Progress = Callable[[int, int], None]
@@ -87,13 +87,13 @@ def build_engine(
     )
     check_model(model)
     if make_plans is not None and quantize != "none":
-        raise ConfigError(f"quantize={quantize!r}: TensorRT plans have no quantised weights, expected 'none'")
+        raise ConfigError(f"quantize={shown(quantize)}: TensorRT plans have no quantised weights, expected 'none'")
     files = {**(tokenizer.files if tokenizer else {}), **for_images}
     try_processor(path, files, model)
     sources = weight_sources(model, checkpoint, layout.names, layout.tower)
     check_published(checkpoint, layout, sources, note)
     if make_plans is not None and reduce is not None and model.reduction.layers:
-        raise ConfigError(f"reduce={reduce!r}: TensorRT plans have no boundaries for it, expected none")
+        raise ConfigError(f"reduce={shown(reduce)}: TensorRT plans have no boundaries for it, expected none")
     plans = None if make_plans is None else make_plans(model)
     specs, canonical = weight_spec(model), canonical_specs(model)
     stream = WeightStream(read_file(path / "config.json", CheckpointError, SETTINGS_BYTES), sources, canonical)
@@ -122,7 +122,7 @@ def _reduction(layout: Layout, reduce: Spec | None) -> ReductionConfig:
         return layout.reduction
     chain = parse_spec(reduce, layout.decoder.num_layers)
     if layout.reduction.layers:
-        raise ConfigError(f"reduce={reduce!r}: the checkpoint has a trained reduction of its own, expected none")
+        raise ConfigError(f"reduce={shown(reduce)}: the checkpoint has a trained reduction of its own, expected none")
     return chain if chain.steps else layout.reduction
 
 

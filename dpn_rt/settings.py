@@ -68,7 +68,7 @@ class EngineOptions:
             self._check_count(name, least=0)
         share = self.gpu_memory_utilization
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ConfigError(f"gpu_memory_utilization={share!r}: expected a number above 0 and at most 1")
+            raise ConfigError(f"gpu_memory_utilization={shown(share)}: expected a number above 0 and at most 1")
         for name in ("max_num_seqs", "block_size", "max_image_pixels", "tensor_parallel_size"):
             self._check_count(name)
         for name in ("max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"):
@@ -91,7 +91,7 @@ class EngineOptions:
     def _check_count(self, name: str, *, least: int = 1) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}")
+            raise ConfigError(f"{name}={shown(value)}: expected a whole number of at least {least}")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler
+from dpn_rt.schema.text import shown
 from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
 from dpn_rt.settings import EngineOptions, EngineSettings, resolve
 
@@ -51,7 +52,7 @@ def check_device(device: str, model: ModelConfig, has_plans: bool) -> None:
     """
     if has_plans:
         if device not in ("auto", "cuda"):
-            raise ConfigError(f"device={device!r}: expected 'auto' or 'cuda', TensorRT plans run on GPUs alone")
+            raise ConfigError(f"device={shown(device)}: expected 'auto' or 'cuda', TensorRT plans run on GPUs alone")
         return
     if device == "cuda" and model.quantize not in GPU_FORMS:
         raise ConfigError(
@@ -61,7 +62,7 @@ def check_device(device: str, model: ModelConfig, has_plans: bool) -> None:
     if device == "cuda":
         return  # `open_cuda` knows what else a GPU takes
     if device not in ("auto", "cpu"):
-        raise ConfigError(f"device={device!r}: expected 'auto', 'cpu' or 'cuda'")
+        raise ConfigError(f"device={shown(device)}: expected 'auto', 'cpu' or 'cuda'")
     if model.dtype not in CPU_DTYPES:
         raise ConfigError(
             f"the engine's dtype is {model.dtype}, expected {' or '.join(CPU_DTYPES)} on the CPU: "

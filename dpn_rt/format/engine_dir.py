@@ -110,7 +110,7 @@ class EngineDir:
                 damaged.
         """
         if not isinstance(path, str | Path):
-            raise EngineError(f"engine directory {path!r:.80}: expected a path, got {type(path).__name__}")
+            raise EngineError(f"engine directory {shown(path)}: expected a path, got {type(path).__name__}")
         _check_name(Path(path))
         engine = _read_manifest(Path(path))
         _check_files(engine, verify)

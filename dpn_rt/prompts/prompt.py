@@ -58,7 +58,7 @@ def take_apart(prompt: Prompt) -> PromptParts:
     _check_keys("multi_modal_data", media, _IMAGE_KEYS)
     text, ids = _get(prompt, "prompt"), _get(prompt, "prompt_token_ids")
     if text is None and ids is None:
-        raise RequestError(f'prompt: expected one of "prompt" and "prompt_token_ids", got keys {list(prompt)}')
+        raise RequestError(f'prompt: expected one of "prompt" and "prompt_token_ids", got keys {shown(list(prompt))}')
     if text is not None and not isinstance(text, str):
         raise RequestError(f"prompt: expected a string, got {type(text).__name__}")
     check_unicode(text or "", "prompt")

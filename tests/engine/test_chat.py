@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from PIL import Image
 
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
-from dpn_rt.errors import BatchError, RequestError
+from dpn_rt.engine.loader import check_device
+from dpn_rt.errors import BatchError, DpnError, RequestError
 from dpn_rt.format.flops import prefill_flops
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,41 @@ def test_kept_rows_and_priorities(llm: LLM) -> None:
         assert output.outputs[0].token_ids == llm.chat(conversation, GREEDY, priority=-3)[0].outputs[0].token_ids
     with pytest.raises(RequestError, match="2 prompts with 1 priorities"):
         llm.chat(conversations, GREEDY, priority=[1])
+
+
+@pytest.mark.parametrize("bad", [object(), lambda: 1, {"a": object()}, Image.new("RGB", (2, 2))])
+def test_messages_show_no_addresses(llm: LLM, bad: Any) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: llm.chat(bad, GREEDY),
+        lambda: llm.chat([{"role": bad, "content": "a"}], GREEDY),
+        lambda: llm.chat([{"role": "user", "content": [bad]}], GREEDY),
+        lambda: llm.chat([{"role": "user", "content": [{"type": "image_pil", "image": bad}]}], GREEDY),
+        lambda: llm.chat(ask("a"), bad),
+        lambda: llm.chat(ask("a"), [bad]),
+        lambda: llm.chat(ask("a"), GREEDY, route=bad),
+        lambda: llm.chat(ask("a"), GREEDY, route=[bad] * 3),
+        lambda: llm.chat(ask("a"), GREEDY, router_bias=bad),
+        lambda: llm.chat(ask("a"), GREEDY, reduce=bad),
+        lambda: llm.chat(ask("a"), GREEDY, priority=bad),
+        lambda: llm.chat(ask("a"), GREEDY, add_generation_prompt=bad),
+        lambda: llm.generate(bad, GREEDY, use_tqdm=False),
+        lambda: llm.generate({"prompt_token_ids": [bad]}, GREEDY, use_tqdm=False),
+        lambda: llm.generate({"prompt": "a", "multi_modal_data": {"image": [bad, [bad]]}}, GREEDY, use_tqdm=False),
+        lambda: llm.generate({"prompt": "a", "other": bad}, GREEDY, use_tqdm=False),
+        lambda: SamplingParams(temperature=bad),
+        lambda: SamplingParams(stop=[bad]),
+        lambda: SamplingParams(stop_token_ids=[bad]),
+        lambda: LLM(bad),
+        lambda: check_device(bad, llm.model, has_plans=False),
+        lambda: LLM("nowhere", max_num_seqs=bad),
+        lambda: LLM("nowhere", gpu_memory_utilization=bad),
+        lambda: LLM("nowhere", limit_mm_per_prompt=bad),
+        lambda: LLM("nowhere", reduce=bad),
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(DpnError) as caught:
+            call()
+        assert " at 0x" not in str(caught.value), number
 
 
 def test_flops_are_those_of_the_rows(llm: LLM) -> None:

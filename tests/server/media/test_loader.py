@@ -56,8 +56,8 @@ def test_control_characters(url: str, character: str) -> None:
 def test_white_space_around_a_url_is_ignored(around: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"ABC")
     for url in ("data:image/png;base64,QUJD", "DATA:image/png,ABC", f"file://{tmp_path}/a.png"):
-        for given in (around + url, url + around, around + url + around):
-            assert load(given, allowed_local_path=tmp_path) == b"ABC"
+        for padded in (around + url, url + around, around + url + around):
+            assert load(padded, allowed_local_path=tmp_path) == b"ABC"
     message = refused(f"{around}http://other.test/{around}", allowed_domains=frozenset({"images.test"}))
     assert "the host 'other.test' is not in this server's list" in message
 
