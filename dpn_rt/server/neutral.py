@@ -60,6 +60,7 @@ class NeutralFields(Strict):
     """No model here reasons apart from its answer."""
     extra_body: NoObject = None
     """Of a client that does not unpack it."""
+    best_of: Annotated[Any, neutral(1)] = None
     use_beam_search: NotAsked = None
     early_stopping: NotAsked = None
     length_penalty: Annotated[Any, neutral(1.0)] = None
@@ -74,10 +75,10 @@ class NeutralFields(Strict):
     watermarking: NotAsked = None
     repetition_detection: Unsupported = None
     thinking_token_budget: Annotated[Any, neutral(-1)] = None
-    structured_outputs: Unsupported = None
+    structured_outputs: NoObject = None
     guided_json: Unsupported = None
     guided_regex: Unsupported = None
-    guided_choice: Unsupported = None
+    guided_choice: NoList = None
     guided_grammar: Unsupported = None
     guided_decoding_backend: Unsupported = None
     guided_whitespace_pattern: Unsupported = None
@@ -120,8 +121,9 @@ class NeutralChatFields(Strict):
     audio: Unsupported = None
     moderation: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Annotated[Any, neutral("none", "medium")] = None
-    verbosity: Annotated[Any, neutral("medium")] = None
+    reasoning_effort: Annotated[Any, neutral("none", "minimal", "low", "medium", "high", "xhigh", "max")] = None
+    """A wish for effort, and so is the next one: any value that OpenAI documents, without effect, as in vLLM."""
+    verbosity: Annotated[Any, neutral("low", "medium", "high")] = None
     web_search_options: Unsupported = None
     # vLLM's.
     echo: NotAsked = None
@@ -133,7 +135,6 @@ class NeutralCompletionFields(Strict):
 
     echo: NotAsked = None
     suffix: Annotated[Any, neutral("")] = None
-    best_of: Annotated[Any, neutral(1)] = None
     response_format: Annotated[Any, neutral({"type": "text"})] = None
     prompt_embeds: Unsupported = None
     add_special_tokens: Annotated[Any, neutral(True)] = None

@@ -53,7 +53,8 @@ VLLM_NEUTRAL: list[tuple[str, Any]] = [
     ("thinking_token_budget", -1), ("kv_transfer_params", {}), ("vllm_xargs", {}), ("extra_body", {}),
     ("stream_interval", 1), ("top_k", -1), ("top_k", 0), ("min_p", 0), ("repetition_penalty", 1.0),
     ("min_tokens", 0), ("ignore_eos", False), ("skip_special_tokens", True), ("include_stop_str_in_output", False),
-    ("priority", 0), ("echo", False), ("session_id", "mine"),
+    ("priority", 0), ("echo", False), ("session_id", "mine"), ("best_of", 1), ("guided_choice", []),
+    ("structured_outputs", {}),
 ]  # fmt: skip
 VLLM_NEUTRAL_CHAT: list[tuple[str, Any]] = [
     ("add_generation_prompt", True), ("continue_final_message", False), ("chat_template_kwargs", {}),
@@ -73,7 +74,8 @@ REFUSED: dict[str, list[tuple[str, Any]]] = {
         ("guided_choice", ["a", "b"]), ("structured_outputs", {"choice": ["a"]}), ("bad_words", ["a"]),
         ("prompt_logprobs", 1), ("cache_salt", "salt"), ("chat_template", "{{ messages }}"), ("echo", True),
         ("mm_processor_kwargs", {"num_crops": 4}), ("add_special_tokens", True), ("return_token_ids", True),
-        ("reasoning_effort", "high"), ("verbosity", "low"), ("web_search_options", {}), ("moderation", {"model": "m"}),
+        ("reasoning_effort", "enormous"), ("reasoning_effort", 3), ("verbosity", "silent"), ("best_of", 2),
+        ("web_search_options", {}), ("moderation", {"model": "m"}),
         ("prediction", {"type": "content", "content": "a"}), ("audio", {"voice": "alloy", "format": "wav"}),
         ("modalities", ["text", "audio"]), ("logit_bias", {"1": 5}), ("tools", [{"type": "function"}]),
         ("function_call", {"name": "f"}), ("tool_choice", "required"), ("truncate_prompt_tokens", 5),
@@ -113,6 +115,16 @@ def test_every_field_of_openai_has_a_value_that_is_accepted(server: RunningServe
         assert field in OPENAI_FIELDS[kind]
         reply = server.post(body(kind, **{field: value}), URLS[kind])
         assert reply.status_code == 200, reply.text
+
+
+def test_wishes_for_effort_are_accepted() -> None:
+    """All that OpenAI's types have, so that a client written for a model that reasons gets its answer."""
+    hints = typing.get_type_hints(chat_create_params.CompletionCreateParamsNonStreaming)
+    for field in ("reasoning_effort", "verbosity"):
+        values = [value for each in typing.get_args(hints[field]) for value in typing.get_args(each)]
+        assert "low" in values and "high" in values
+        for value in values:
+            assert getattr(ChatRequest.model_validate(body("chat", **{field: value})), field) == value
 
 
 PARTS: list[tuple[Any, dict[str, Any]]] = [
