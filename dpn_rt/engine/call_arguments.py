@@ -12,6 +12,7 @@ from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.schema.text import shown
 
 Prompt = TypeVar("Prompt")
+_NONE_LEFT = "none"
 
 
 def with_arguments(
@@ -24,15 +25,14 @@ def with_arguments(
     Raises:
         RequestError: there are fewer of one of them than prompts, or one has the wrong type.
     """
-    params, priority = params or SamplingParams(), 0 if priority is None else priority
-    is_one = isinstance(params, SamplingParams)
-    each = itertools.repeat(params) if is_one else iter(cast(Iterable[SamplingParams], params))
-    priorities = iter(priority) if isinstance(priority, Iterable) else itertools.repeat(priority)
+    is_one = params is None or isinstance(params, SamplingParams)
+    each = itertools.repeat(params or SamplingParams()) if is_one else iter(cast(Iterable[SamplingParams], params))
+    priorities = iter(priority) if isinstance(priority, Iterable) else itertools.repeat(priority or 0)
     for position, prompt in enumerate(prompts):
         own = next(each, None)
         if not isinstance(own, SamplingParams):
             raise RequestError(f"sampling_params of prompt {position}: expected SamplingParams, got {shown(own)}")
-        yield prompt, own, checked_priority(next(priorities, None), f"priority of prompt {position}: ")
+        yield prompt, own, checked_priority(next(priorities, _NONE_LEFT), f"priority of prompt {position}: ")
 
 
 def params_of_each(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
