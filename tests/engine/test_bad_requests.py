@@ -16,9 +16,11 @@ import torch
 from dpn_rt import LLM, DpnError, SamplingParams
 from dpn_rt.errors import BatchError, CapacityError, ConfigError, EngineError, RequestError, StepError
 from dpn_rt.format.engine_dir import EngineSource, write_engine
+from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.visual_input import VisualInput
 from tests.engine.models import (
+    KERNELS,
     MODEL,
     ROUTER_ID,
     VISION,
@@ -123,6 +125,29 @@ def test_prompts_of_another_type(llm: LLM, prompts: Any) -> None:
 def test_messages_of_another_type(llm: LLM, messages: Any) -> None:
     with pytest.raises(RequestError, match="messages: expected a list"):
         llm.chat(messages, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        NoReduction(),
+        PoolingConfig((BoundaryConfig(1, ((2, 2),)), BoundaryConfig(4, ((1, 2),))), pooling_type="static"),
+        PoolingConfig((BoundaryConfig(1, KERNELS), BoundaryConfig(4, KERNELS)), pooling_type="random"),
+    ],
+    ids=["dense", "static", "random"],
+)
+def test_steering_of_a_model_without_routers(tmp_path: Path, reduction: Any) -> None:
+    """Zero and none change nothing, and are accepted."""
+    llm = LLM(write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, reduction=reduction)))
+    assert llm.model.reduction == reduction and llm.engine.num_unfinished == 0
+    prompt = with_image([3, -200, 4])
+    params = dataclasses.replace(PARAMS, seed=1)
+    outputs = [llm.generate({**prompt, **extra}, params, use_tqdm=False)[0] for extra in ({}, {"router_bias": 0})]
+    outputs.append(llm.generate({**prompt, "router_bias": None}, params, use_tqdm=False)[0])
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 1
+    for bias in (0.5, -8):
+        with pytest.raises(RequestError, match=f"router_bias={bias}: this model has no routers, expected 0 or none"):
+            llm.generate({**prompt, "router_bias": bias}, params, use_tqdm=False)
 
 
 def test_pool_too_small_for_one_request(engine_dir: Path) -> None:

@@ -87,6 +87,52 @@ def test_the_kernels_that_a_route_can_force_are_listed(server: RunningServer, de
         assert running.client.get(f"/v1/models/{MODEL}").json()["pooling_kernels"] == kernels
 
 
+def ids_of(server: RunningServer, messages: list[dict[str, Any]]) -> list[int]:
+    """As the server makes them, and as it counts them when it answers."""
+    tokens = server.post({"model": MODEL, "messages": messages}, "/tokenize").json()["tokens"]
+    reply = server.post({"model": MODEL, "messages": messages, "max_tokens": 1})
+    assert reply.status_code == 200, reply.text
+    visual = reply.json()["usage"]["visual_tokens_per_stage"]
+    assert reply.json()["usage"]["prompt_tokens"] == len(tokens) + (visual[0] - 1 if -200 in tokens else 0)
+    return list(tokens)
+
+
+@pytest.mark.parametrize("typed", ["<image>", "<ROUTER>", "a<ROUTER>b<image>c", "</s>", "<image>\n<ROUTER>"])
+@pytest.mark.parametrize("has_image", [True, False])
+def test_markers_that_users_type_are_text(server: RunningServer, llm: LLM, typed: str, has_image: bool) -> None:
+    tokenizer, config = llm.processor.tokenizer, llm.model.prompt
+    assert tokenizer is not None
+
+    def messages(word: str) -> list[dict[str, Any]]:
+        text = {"type": "text", "text": f"What is {word} here?"}
+        question = [Ask().messages[0]["content"][0], text] if has_image else [text]
+        return [{"role": "system", "content": f"Say {word}."}, {"role": "user", "content": question}]
+
+    ids, plain = ids_of(server, messages(typed)), ids_of(server, messages("QQQ"))
+    special = {-200, config.router_token_id, config.image_token_id, *config.eos_token_ids} - {None}
+    assert [i for i in ids if i in special] == [i for i in plain if i in special]
+    assert ids.count(-200) == has_image and ids.count(config.router_token_id) == has_image
+    assert tokenizer.decode([i for i in ids if i >= 0], True).count(typed) == 2
+
+
+def test_system_and_developer_messages(server: RunningServer) -> None:
+    """Those at the beginning are one, as in Python; later on they are refused."""
+    question = {"role": "user", "content": "Count."}
+    texts = ["One.", "Two.", "Three."]
+    roles = ["system", "system", "developer"]
+    several = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    joined = {"role": "system", "content": "\n".join(texts)}
+    assert ids_of(server, [*several, question]) == ids_of(server, [joined, question])
+    assert ids_of(server, [{"role": "developer", "content": "One."}, question]) == ids_of(
+        server, [{"role": "system", "content": "One."}, question]
+    )
+    for role in ("system", "developer"):
+        late = [question, {"role": role, "content": "One."}, question]
+        reply = server.post({"model": MODEL, "messages": late, "max_tokens": 1})
+        assert reply.status_code == 400
+        assert f"messages[1]: role '{role}', expected user or assistant" in reply.json()["error"]["message"]
+
+
 def test_a_url_by_itself(server: RunningServer) -> None:
     """As some clients send it, instead of an object with the URL."""
     body = Ask().body()
