@@ -27,6 +27,8 @@ _SPACES = b" \t\r\n\f\v"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_\s-]{80}", re.ASCII)
 """Longer than any part of a path without a dot, but shorter than an image in base64."""
+_JPEG = "/9j/"
+"""As a JPEG in base64 begins: like a path."""
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -46,7 +48,7 @@ def has_scheme(url: str) -> bool:
 
 def is_encoded(text: str) -> bool:
     """Whether a text looks like base64 rather than like a path or a URL."""
-    return _ENCODED.match(text) is not None
+    return text.startswith(_JPEG) or _ENCODED.match(text) is not None
 
 
 def stripped(url: str) -> str:
