@@ -43,31 +43,29 @@ def test_they_are_those_of_generate(llm: LLM, prompts: list[dict[str, Any]]) -> 
         assert_ids_are(ids(results[position]), ids(output), all_logprobs(output))
 
 
-@pytest.mark.parametrize("kind", ["all", "taken"])
-def test_lower_priorities_end_first(llm: LLM, prompts: list[dict[str, Any]], kind: str) -> None:
+def test_lower_priorities_go_first(llm: LLM, prompts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a list all are compared, of an iterator those that have been taken; outputs keep the order of the prompts."""
-    priorities = [position % 2 for position in range(20)]
-    begun: list[int] = []
-
-    def maker(position: int) -> Any:
-        def make() -> Any:
-            begun.append(position)
-            return llm.processor.process(prompts[position])
-
-        return make
-
-    makers: Any = [maker(position) for position in range(20)]
+    priorities = [-(position % 3) for position in range(20)]
     expected = llm.generate(prompts, dataclasses.replace(GREEDY, logprobs=-1), use_tqdm=False)
-    if kind == "all":
-        outputs: Any = llm.generate(makers, GREEDY, use_tqdm=False, priority=priorities)
-        assert begun == sorted(range(20), key=priorities.__getitem__)
-    else:
-        outputs = dict(llm.as_completed(iter(makers), GREEDY, iter(priorities)))
-        places = {position: place for place, position in enumerate(outputs)}
-        assert begun == list(range(20))
-        assert sum(places[i] for i in range(0, 20, 2)) < sum(places[i] for i in range(1, 20, 2))
+    submitted: list[int] = []
+    add_request = llm.engine.add_request
+
+    def add(*arguments: Any, priority: int) -> None:
+        submitted.append(priority)
+        add_request(*arguments, priority=priority)
+
+    monkeypatch.setattr(llm.engine, "add_request", add)
+    outputs = llm.generate(prompts, GREEDY, use_tqdm=False, priority=priorities)
+    assert submitted == sorted(priorities)
+    taken = dict(llm.as_completed(iter(prompts), GREEDY, iter(priorities)))
+    assert submitted[20:] == priorities
     for position, output in enumerate(expected):
-        assert_ids_are(ids(outputs[position]), ids(output), all_logprobs(output))
+        for each in (outputs[position], taken[position]):
+            assert_ids_are(ids(each), ids(output), all_logprobs(output))
+    list(llm.stream(prompts[0], GREEDY, priority=7))
+    llm.generate(prompts[:2], GREEDY, use_tqdm=False, priority=5)
+    llm.generate(prompts[:2], GREEDY, use_tqdm=False)
+    assert submitted[40:] == [7, 5, 5, 0, 0]
 
 
 @pytest.mark.parametrize("priority", ["a", 1.5, True, [1], [0, "a"], [0, None, 1]])
