@@ -30,7 +30,7 @@ MAX_TEXT_BYTES = 10 * 2**20
 reads. The parser keeps Python's lock while it reads them, for some tens of milliseconds."""
 PIECE = 2**16
 """Bytes that are counted at once."""
-_DATA_URL = re.compile(rb'"(?: |\\[fnrt])*data:')
+_DATA_URL = re.compile(rb'"(?: |\\[fnrt]){0,16}data:')
 _OUTSIDE_ASCII = re.compile(rb"\\u(?!00[0-7])[0-9a-fA-F]{4}")
 Bytes = bytes | bytearray
 

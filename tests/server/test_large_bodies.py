@@ -36,8 +36,8 @@ def keys(count: int) -> bytes:
     return b", ".join(b'"k%d": 1' % i for i in range(count))
 
 
-def url_of(data: str) -> bytes:
-    part = f'{{"type": "image_url", "image_url": "data:image/png;base64,{data}"}}'
+def url_of(data: str, before: str = "") -> bytes:
+    part = f'{{"type": "image_url", "image_url": "{before}data:image/png;base64,{data}"}}'
     return f'{{"model": "tiny", "messages": [{{"role": "user", "content": [{part}]}}]}}'.encode()
 
 
@@ -147,12 +147,12 @@ def test_requests_as_they_are_pass() -> None:
             check_json(within + mark)
 
 
-@pytest.mark.parametrize("escaped", ["/", r"\/", r"\u002B"])
-def test_data_urls_of_all_sizes_pass(escaped: str) -> None:
-    """As encoders write them: some escape slashes, some the plus sign."""
+@pytest.mark.parametrize(("escaped", "before"), [("/", ""), (r"\/", ""), (r"\u002B", ""), ("/", r" \r\n ")])
+def test_data_urls_of_all_sizes_pass(escaped: str, before: str) -> None:
+    """As encoders write them: some escape slashes, some the plus sign; and after white space."""
     data = escaped * 400_000 + "QUJD" * 2**22
-    (message,) = _parsed(ChatRequest, url_of(data)).messages
-    assert message.images[0].url == json.loads('"data:image/png;base64,' + data + '"')
+    (message,) = _parsed(ChatRequest, url_of(data, before)).messages
+    assert message.images[0].url == json.loads(f'"{before}data:image/png;base64,{data}"')
 
 
 @pytest.mark.parametrize("place", [0, 2**14 - 1, 2**14, 2**16 - 1])
