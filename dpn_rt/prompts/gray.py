@@ -1,4 +1,4 @@
-"""Gray samples of more than 8 bits -> 8 bits, by the range that the file's format fixes."""
+"""Gray samples of more than 8 bits -> 8 bits, by the range that the format or the mode fixes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def is_wide_gray(image: Image.Image) -> bool:
 
 
 def gray_range(image: Image.Image) -> Range | None:
-    """Of an image in a mode of `is_wide_gray`, as opened; None where neither its format nor its mode fixes one.
+    """Of an image in a mode of `is_wide_gray`, as opened; None for floating-point samples, which have none.
 
-    16-bit modes, PNG and PGM: 0 to 65535 (Pillow has scaled a PGM by its maxval). TIFF: all values that its samples can
-    have, 0 being black for signed ones; the tags with the smallest and largest sample describe the content and do not
-    count.
+    TIFF: all values that its samples can have, 0 being black for signed ones; the tags with the smallest and largest
+    sample describe the content and do not count. Anything else, also an image in memory that has lost its format: 0 to
+    65535. In mode `I` too: Pillow reads PGM and PNG of 16 bits into it, and scales a PGM from its maxval to 65535.
     """
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if image.mode == "F":
@@ -40,15 +40,14 @@ def gray_range(image: Image.Image) -> Range | None:
         bits = tags.get(_TIFF_BITS, (16,))[0] - (tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
         black, white = 0.0, float(2**bits - 1)
         return (white, black) if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO else (black, white)
-    return None if image.mode == "I" and image.format not in ("PNG", "PPM") else _SIXTEEN_BITS
+    return _SIXTEEN_BITS
 
 
 def eight_bits(image: Image.Image, samples: Range | None, name: str) -> Image.Image:
     """An image of mode L from one in a mode of `is_wide_gray`.
 
     Args:
-        samples: by `gray_range`. None: the values decide between 0 to 1 (floating-point ones only), 0 to 255 and 0 to
-            65535.
+        samples: by `gray_range`. None: the values decide between 0 to 1, 0 to 255 and 0 to 65535.
         name: of the image in messages.
 
     Raises:
@@ -57,7 +56,7 @@ def eight_bits(image: Image.Image, samples: Range | None, name: str) -> Image.Im
     is_unsigned = samples is not None and max(samples) > np.iinfo(np.int32).max
     low, high = _extrema(image, is_unsigned)
     if samples is None:
-        samples = _range_of_values(image.mode == "F", low, high, name)
+        samples = _range_of_values(low, high, name)
     black, white = samples
     if not (low >= min(samples) and high <= max(samples)):
         raise _beyond(low, high, f"{min(samples):.0f} to {max(samples):.0f}", name)
@@ -85,8 +84,8 @@ def _extrema(image: Image.Image, is_unsigned: bool) -> tuple[float, float]:
     return float(extrema[:, 0].min()), float(extrema[:, 1].max())
 
 
-def _range_of_values(has_fractions: bool, low: float, high: float, name: str) -> Range:
-    for white in (1.0, 255.0, 65535.0) if has_fractions else (255.0, 65535.0):
+def _range_of_values(low: float, high: float, name: str) -> Range:
+    for white in (1.0, 255.0, 65535.0):
         if low >= 0 and high <= white:
             return 0.0, white
     raise _beyond(low, high, "0 to 65535", name)

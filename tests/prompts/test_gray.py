@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,41 @@ def test_sixteen_bits_in_memory(mode: str) -> None:
         values = np.array(samples).astype(">u2" if mode == "I;16B" else "<u2")
         image = Image.frombytes(mode, (3, 2), values.tobytes())
         assert np.asarray(load_image(image))[:, :, 0].ravel().tolist() == scaled(samples, 65535)
+
+
+@pytest.mark.parametrize("kind", ["I", "I of a PGM", "int32", "uint16"])
+@pytest.mark.parametrize("content", SAMPLES)
+def test_images_in_memory_have_one_range(kind: str, content: str, tmp_path: Path) -> None:
+    samples = SAMPLES[content]
+    values = np.array(samples).reshape(2, 3)
+    if kind == "I":
+        image = Image.frombytes("I", (3, 2), values.astype("<i4").tobytes())
+    elif kind == "I of a PGM":
+        with Image.open(write(tmp_path / "a.pgm", "PGM", samples)) as opened:
+            image = opened.copy()
+    else:
+        image = Image.fromarray(values.astype(kind))
+    assert image.format is None
+    assert np.asarray(load_image(image))[:, :, 0].ravel().tolist() == scaled(samples, 65535)
+
+
+@pytest.mark.parametrize("change", [Image.Image.copy, lambda i: i.crop((0, 0, 3, 2)), lambda i: i.resize((3, 2))])
+def test_a_copy_of_a_dark_pgm_is_as_dark_as_the_file(
+    change: Callable[[Image.Image], Image.Image], tmp_path: Path
+) -> None:
+    path = tmp_path / "dark.pgm"
+    path.write_bytes(b"P5 3 2 1000\n" + np.array([0, 1, 50, 100, 150, 200], ">u2").tobytes())
+    with Image.open(path) as opened:
+        copy = change(opened)
+    assert copy.format is None
+    np.testing.assert_array_equal(np.asarray(load_image(copy)), np.asarray(load_image(path)))
+    assert np.asarray(load_image(copy)).max() == 51
+
+
+@pytest.mark.parametrize("wrong", [-1, 65536])
+def test_values_in_memory_beyond_sixteen_bits_are_refused(wrong: int) -> None:
+    with pytest.raises(ImageError, match=f"gray values from .*{wrong}.*, expected 0 to 65535"):
+        load_image(Image.fromarray(np.array([[0, wrong]], np.int32)))
 
 
 @pytest.mark.parametrize("maxval", [256, 1000, 4095, 65534])
