@@ -43,7 +43,7 @@ def prompt_config(
         if tokenizer.image_token_id is not None:
             image_token_id = tokenizer.image_token_id
     template = tokenizer.chat_template if tokenizer and layout.has_own_template else None
-    if tokenizer is not None and template is None and layout.kind == "original" and layout.has_own_template:
+    if tokenizer is not None and template is None and layout.has_own_template:
         note("the tokenizer has no chat template: conversations are written as Vicuna's, give prompts as text instead")
     if tokenizer is not None and template is not None:
         check_chat_template(template, tokenizer.special_tokens, tokenizer.text_of(image_token_id), path)

@@ -150,6 +150,71 @@ def test_chat_template_of_the_hugging_face_layout(tmp_path: Path, place: str, ki
     assert processor.chat([{"role": "user", "content": "x"}])["prompt"] == "[x]"
 
 
+def write_additional(path: Path, **templates: str) -> None:
+    """As transformers saves named templates."""
+    (path / "additional_chat_templates").mkdir()
+    for name, text in templates.items():
+        (path / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("additional", "place"),
+    [
+        ({"default": TEMPLATE, "tool_use": "{{ nothing.at.all }}"}, None),
+        ({"chat": TEMPLATE}, None),
+        ({"tool_use": "{{ nothing.at.all }}", "rag": "{{ 'rag' }}"}, "chat_template.jinja"),
+        ({"tool_use": "{{ nothing.at.all }}", "rag": "{{ 'rag' }}"}, "tokenizer"),
+        ({"default": "{{ nothing.at.all }}"}, "chat_template.jinja"),
+    ],
+)
+def test_additional_chat_templates(tmp_path: Path, additional: dict[str, str], place: str | None) -> None:
+    save_model(tmp_path / "c")
+    make_tokenizer(tmp_path / "c", image=True)
+    write_additional(tmp_path / "c", **additional)
+    if place is not None:
+        write_template(tmp_path / "c", place, TEMPLATE)
+    engine = build_engine(tmp_path / "c", tmp_path / "e")
+    assert engine.model.prompt.template == "tokenizer"
+    of_transformers = AutoTokenizer.from_pretrained(tmp_path / "c", local_files_only=True)
+    name = "chat" if "chat" in additional else None  # transformers wants the name of one that is no default
+    messages = [{"role": "user", "content": "x"}]
+    # Beside these files transformers' tokenizers forget the default of tokenizer_config.json, and take an additional
+    # default before chat_template.jinja, which its processors take first.
+    if place != "tokenizer" and not (place and "default" in additional):
+        assert of_transformers.apply_chat_template(messages, chat_template=name, tokenize=False) == "[x]"
+    assert Processor(engine.processor_path, engine.model).chat(messages)["prompt"] == "[x]"
+
+
+def test_additional_chat_templates_without_a_default(tmp_path: Path) -> None:
+    save_model(tmp_path / "c")
+    make_tokenizer(tmp_path / "c", image=True)
+    write_additional(tmp_path / "c", tool_use=TEMPLATE, rag=TEMPLATE)
+    with pytest.raises(
+        CheckpointError, match=r"additional_chat_templates: .*\['rag', 'tool_use'\], expected 'default'"
+    ):
+        build_engine(tmp_path / "c", tmp_path / "e")
+
+
+def test_additional_chat_templates_that_are_no_directory(tmp_path: Path) -> None:
+    save_model(tmp_path / "c")
+    make_tokenizer(tmp_path / "c", image=True)
+    (tmp_path / "c" / "additional_chat_templates").write_text(TEMPLATE)
+    with pytest.raises(CheckpointError, match="additional_chat_templates: expected a directory of templates"):
+        build_engine(tmp_path / "c", tmp_path / "e")
+
+
+@pytest.mark.parametrize("has_template", [False, True])
+def test_a_note_says_that_conversations_are_written_as_vicunas(tmp_path: Path, has_template: bool) -> None:
+    save_model(tmp_path / "c")
+    make_tokenizer(tmp_path / "c", image=True)
+    if has_template:
+        write_template(tmp_path / "c", "chat_template.jinja", TEMPLATE)
+    notes: list[str] = []
+    engine = build_engine(tmp_path / "c", tmp_path / "e", note=notes.append)
+    assert engine.model.prompt.template == ("tokenizer" if has_template else "vicuna_v1")
+    assert any("no chat template: conversations are written as Vicuna's" in note for note in notes) != has_template
+
+
 @pytest.mark.parametrize(
     ("template", "named"),
     [
