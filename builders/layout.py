@@ -32,8 +32,10 @@ class Layout:
     tower: VisionTower | None
     projector: ProjectorConfig | None
     image_aspect_ratio: AspectRatio
-    token_values: Json
-    """The part of config.json with the ids that start and end a sequence."""
+    token_values: tuple[Json, ...]
+    """The parts of config.json with ids that start and end a sequence, the decoder's own last."""
+    token_defaults: Json
+    """Ids that transformers takes where no file names one."""
     has_own_template: bool
     """Whether conversations are written by the tokenizer's chat template, where it has one; if not, as Vicuna's."""
     image_token_id: int | None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from dpn_rt.builders.chat_template import check_chat_template
 from dpn_rt.builders.decoder_config import token_ids
-from dpn_rt.builders.json_values import Json, read_json_if_there
+from dpn_rt.builders.json_values import Json, name_of, read_json_if_there
 from dpn_rt.builders.layout import Layout, Note
 from dpn_rt.builders.tokenizer_files import TokenizerFiles
 from dpn_rt.errors import ConfigError
@@ -30,7 +31,7 @@ def prompt_config(
         ConfigError: ids contradict each other, or the id of `<ROUTER>` is missing.
     """
     generation = read_json_if_there(path / "generation_config.json")
-    bos, eos = special_ids(layout.token_values, generation, tokenizer, note)
+    bos, eos = special_ids(layout, generation, tokenizer, note)
     image_token_id = layout.image_token_id
     if tokenizer is None:
         note("no tokenizer files: the engine takes token ids only")
@@ -60,15 +61,16 @@ def prompt_config(
 
 
 def special_ids(
-    values: Json, generation: Json, tokenizer: TokenizerFiles | None, note: Note
+    layout: Layout, generation: Json, tokenizer: TokenizerFiles | None, note: Note
 ) -> tuple[int | None, tuple[int, ...]]:
     """The id that begins a sequence, and those that end one.
 
     An answer ends with any id that one of the files names. A sequence begins with the tokenizer's own start token,
-    which prompts have; config.json's counts where there is no tokenizer.
+    which prompts have; config.json's counts where there is no tokenizer, that of the decoder's part first. What
+    transformers takes by default counts where no file names an id.
 
     Args:
-        values: the part of config.json that names ids.
+        layout: of the checkpoint.
         generation: generation_config.json.
         tokenizer: of the checkpoint; None: it has none.
         note: takes a line where the files disagree.
@@ -84,7 +86,7 @@ def special_ids(
     for key, own in of_tokenizer.items():
         named = {
             "generation_config.json": token_ids(generation, key),
-            "config.json": token_ids(values, key),
+            **{name_of(values, "").rstrip(": ."): token_ids(values, key) for values in layout.token_values},
             "the tokenizer": () if own is None else (own,),
         }
         named = {file: ids for file, ids in named.items() if ids}
@@ -94,9 +96,8 @@ def special_ids(
                 f"{key}: {listed}: "
                 + ("each ends an answer" if key == "eos_token_id" else "the last one begins prompts")
             )
-        found[key] = tuple(dict.fromkeys(token_id for ids in named.values() for token_id in ids))
-        if key == "bos_token_id" and named:
-            found[key] = list(named.values())[-1]
+        lists = list(named.values()) or [token_ids(layout.token_defaults, key)]
+        found[key] = tuple(dict.fromkeys(itertools.chain(*lists))) if key == "eos_token_id" else lists[-1]
     bos = found["bos_token_id"]
     return (bos[0] if bos else None), found["eos_token_id"]
 

@@ -113,6 +113,83 @@ def test_ids_that_end_an_answer_are_those_of_all_files(
     assert len(notes) == len(noted) and all(any(part in note for note in notes) for part in noted)
 
 
+@pytest.mark.parametrize(
+    ("top", "text", "generation", "eos", "noted"),
+    [
+        ({}, {}, None, (2,), []),
+        ({"eos_token_id": 7, "bos_token_id": 1}, {}, None, (7, 2), ["[7] in config.json, [2] in the tokenizer: each"]),
+        ({"eos_token_id": [2, 8]}, {}, None, (2, 8), ["[2, 8] in config.json, [2] in the tokenizer: each"]),
+        ({}, {"eos_token_id": 9}, None, (9, 2), ["[9] in config.json: text_config, [2] in the tokenizer: each"]),
+        (
+            {"eos_token_id": 7},
+            {"eos_token_id": 9},
+            {"eos_token_id": [5]},
+            (5, 7, 9, 2),
+            ["[5] in generation_config.json, [7] in config.json, [9] in config.json: text_config, [2] in the to"],
+        ),
+        ({"bos_token_id": 3}, {}, None, (2,), ["bos_token_id: [3] in config.json, [1] in the tokenizer: the last"]),
+        (
+            {"bos_token_id": 3},
+            {"bos_token_id": 4},
+            None,
+            (2,),
+            ["bos_token_id: [3] in config.json, [4] in config.json: text_config, [1] in the tokenizer: the last"],
+        ),
+        ({"pad_token_id": 5}, {"pad_token_id": 6}, {"pad_token_id": 0}, (2,), []),
+        ({"pad_token_id": 2}, {}, None, (2,), []),
+        ({"pad_token_id": 7, "eos_token_id": 7}, {}, None, (7, 2), ["[7] in config.json, [2] in the tokenizer: each"]),
+    ],
+)
+def test_ids_of_every_part_of_the_hugging_face_layout(
+    tmp_path: Path,
+    top: dict[str, Any],
+    text: dict[str, Any],
+    generation: dict[str, Any] | None,
+    eos: tuple[int, ...],
+    noted: list[str],
+) -> None:
+    """The ids that fill up batches (pad) end no answer, wherever they stand, unless they are one that does."""
+    path = tmp_path / "c"
+    save_model(path)
+    make_tokenizer(path, image=True)
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "<unk>"}))
+    config = json.loads((path / "config.json").read_text())
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    config = {key: value for key, value in config.items() if key not in ids}
+    own = {key: value for key, value in config["text_config"].items() if key not in ids}
+    (path / "config.json").write_text(json.dumps({**config, **top, "text_config": {**own, **text}}))
+    (path / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    notes: list[str] = []
+    prompt = build_engine(path, tmp_path / "e", note=notes.append).model.prompt
+    assert (prompt.bos_token_id, prompt.eos_token_ids) == (1, eos)
+    notes = [note for note in notes if "eos_token_id" in note or "bos_token_id" in note]
+    assert len(notes) == len(noted) and all(any(part in note for note in notes) for part in noted)
+
+
+@pytest.mark.parametrize(
+    ("top", "text", "expected"),
+    [
+        ({}, {}, (1, (2,))),  # transformers' defaults for this family
+        ({"eos_token_id": 7}, {}, (1, (7,))),  # a default ends no answer where a file names another id
+        ({"bos_token_id": 3, "eos_token_id": 7}, {"bos_token_id": 4, "eos_token_id": 8}, (4, (7, 8))),
+        ({}, {"bos_token_id": None, "eos_token_id": None}, (None, ())),
+    ],
+)
+def test_ids_of_the_hugging_face_layout_without_tokenizer(
+    tmp_path: Path, top: dict[str, Any], text: dict[str, Any], expected: tuple[int | None, tuple[int, ...]]
+) -> None:
+    save_model(tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    own = {key: value for key, value in config["text_config"].items() if not key.endswith("token_id")}
+    edit_config(tmp_path / "c", **{"bos_token_id": None, "eos_token_id": None, **top}, text_config={**own, **text})
+    (tmp_path / "c" / "generation_config.json").unlink(missing_ok=True)
+    prompt = build_engine(tmp_path / "c", tmp_path / "e").model.prompt
+    assert (prompt.bos_token_id, prompt.eos_token_ids) == expected
+
+
 def test_ids_of_an_engine_without_tokenizer(tmp_path: Path) -> None:
     checkpoint = OriginalCheckpoint().fill()
     checkpoint.config.update(bos_token_id=3, eos_token_id=[4, 4])
