@@ -73,8 +73,10 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Ima
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            check_blocks(file)
-            image = Image.open(without_metadata(file), formats=FORMATS)
+            pixels = without_metadata(file)
+            check_blocks(pixels)
+            pixels.seek(0)
+            image = Image.open(pixels, formats=FORMATS)
     except TooManyBlocksError as error:
         raise ImageError(f"{name}: {error}: it would take too long to read") from error
     except Image.DecompressionBombError as error:

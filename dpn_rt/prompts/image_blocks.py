@@ -1,7 +1,7 @@
 """Files of GIF, BMP and PPM that Pillow would read a few bytes at a time, for minutes: refused before it does.
 
 Pillow reads these formats' headers, and some of their pixels, in Python. (`image_metadata` counts the blocks of PNG and
-JPEG.)
+JPEG, and gives this the files without their comments.)
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import BinaryIO
 MOST_BLOCKS = 20_000
 """That Pillow reads of a PNG, a JPEG, or a GIF up to its first frame. Files of 100 MB in blocks of 8 KB have 13,000."""
 MOST_SKIPPED = 100_000
-"""Blocks of a PNG or a JPEG, together with those that are skipped here."""
+"""Blocks of a PNG, a JPEG or a GIF, together with those that are skipped."""
 MOST_TEXT_BYTES = 2**18
 """Of a PPM as text."""
 MOST_SCALED_BYTES = 2**22
 """Of a PPM whose samples have another range than 255 or 65535: Pillow reads them one by one."""
 MOST_RUNS_BYTES = 2**19
 """Of a BMP in runs."""
-_PPM_HEADER = 2**12
-_PPM_NUMBERS = {b"P1": 2, b"P4": 2}
+PPM_HEADER = 2**12
+"""Bytes of a PPM before its pixels, without comments."""
+PPM_NUMBERS = {b"P1": 2, b"P4": 2}
 """Of a header: width and height; others have a range too."""
 _BMP_COMPRESSION = slice(30, 34)
 _BMP_RUNS = (1, 2)
@@ -37,7 +38,7 @@ def check_blocks(file: BinaryIO) -> None:
         TooManyBlocksError: the file would take long to read.
     """
     file.seek(0)
-    head = file.read(_PPM_HEADER)
+    head = file.read(PPM_HEADER)
     if head[:3] == b"GIF":
         _check_gif(file)
     elif head[:2] == b"BM" and int.from_bytes(head[_BMP_COMPRESSION], "little") in _BMP_RUNS:
@@ -48,8 +49,8 @@ def check_blocks(file: BinaryIO) -> None:
 
 def _check_ppm(file: BinaryIO, head: bytes) -> None:
     numbers = re.sub(rb"#[^\r\n]*[\r\n]?", b"", head).split()[1:]
-    if len(numbers) < _PPM_NUMBERS.get(head[:2], 3) and len(head) == _PPM_HEADER:
-        raise TooManyBlocksError(f"a PPM whose header has more than {_PPM_HEADER} bytes")
+    if len(numbers) < PPM_NUMBERS.get(head[:2], 3) and len(head) == PPM_HEADER:
+        raise TooManyBlocksError(f"a PPM whose header has more than {PPM_HEADER} bytes")
     if head[1:2] in b"123":
         _check_size(file, MOST_TEXT_BYTES, "a PPM as text")
     elif head[1:2] in b"056y" and numbers[2:3] not in ([b"255"], [b"65535"]):

@@ -1,4 +1,4 @@
-"""PNG and JPEG files without the blocks that hold no pixels, which Pillow would read, keep and count.
+"""PNG, JPEG, GIF and PPM files without the blocks that hold no pixels, which Pillow would read, keep and count.
 
 Colour profiles, texts, thumbnails and private blocks are skipped, however large, many or damaged they are. What can
 turn the picture stays, up to `MOST_BYTES`: EXIF, XMP and ImageMagick's EXIF as text. Animations become their first
@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import BinaryIO
 
 from dpn_rt.prompts.image_blocks import MOST_BLOCKS, MOST_SKIPPED, TooManyBlocksError
+from dpn_rt.prompts.image_comments import Span, gif_spans, ppm_spans, size_of
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -43,12 +44,9 @@ _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 _COMMENT, _SCAN = 0xFE, 0xDA
 
-Span = tuple[int, int]
-"""First byte and end of a part of a file."""
-
 
 def without_metadata(file: BinaryIO) -> BinaryIO:
-    """A view of a PNG or JPEG file from its beginning; any other file itself, at its beginning.
+    """A view of a PNG, JPEG, GIF or PPM file from its beginning; any other file itself, at its beginning.
 
     Time is linear in the size of the metadata, and memory bounded. A WebP is read as a whole later, so its view ends
     where the file ends now.
@@ -63,9 +61,13 @@ def without_metadata(file: BinaryIO) -> BinaryIO:
     elif head.startswith(JPEG_SIGNATURE):
         spans = _merged(_jpeg_spans(file))
     elif head.startswith(b"RIFF"):
-        if (size := _size(file)) > MOST_WHOLE_BYTES:
+        if (size := size_of(file)) > MOST_WHOLE_BYTES:
             raise TooManyBlocksError(f"a WebP of {size} bytes, expected at most {MOST_WHOLE_BYTES}")
         spans = [(0, size)]
+    elif head.startswith(b"GIF"):
+        spans = _merged(gif_spans(file))
+    elif head.startswith(b"P"):
+        spans = _merged(ppm_spans(file))
     else:
         file.seek(0)
         return file
@@ -107,7 +109,7 @@ def _merged(spans: Iterator[Span]) -> list[Span]:
     merged: list[Span] = []
     for count, (start, end) in enumerate(spans):
         if count > MOST_BLOCKS:
-            raise TooManyBlocksError(f"a PNG or JPEG of more than {MOST_BLOCKS} blocks")
+            raise TooManyBlocksError(f"a file of more than {MOST_BLOCKS} blocks that hold pixels")
         if merged and merged[-1][1] == start:
             merged[-1] = (merged[-1][0], end)
         elif len(merged) == MOST_SPANS:
@@ -117,16 +119,9 @@ def _merged(spans: Iterator[Span]) -> list[Span]:
     return merged
 
 
-def _size(file: BinaryIO) -> int:
-    position = file.tell()
-    size = file.seek(0, io.SEEK_END)
-    file.seek(position)
-    return size
-
-
 def _png_spans(file: BinaryIO) -> Iterator[Span]:
     """Signature, critical chunks, transparency, and what can turn the picture."""
-    size = _size(file)
+    size = size_of(file)
     start, budget, kind = len(PNG_SIGNATURE), MOST_BYTES, b""
     yield 0, start
     for _ in range(MOST_SKIPPED):
@@ -181,7 +176,7 @@ def _expanded_size(data: bytes) -> int | None:
 
 def _jpeg_spans(file: BinaryIO) -> Iterator[Span]:
     """All but application blocks and comments; of those the ones that name the colour space, and EXIF and XMP."""
-    size = _size(file)
+    size = size_of(file)
     start, turning_budget, colour_budget = 2, MOST_BYTES, MOST_BYTES
     yield 0, start
     for _ in range(MOST_SKIPPED):

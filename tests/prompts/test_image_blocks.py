@@ -99,8 +99,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: after_scan(bytes(PIECE - 700) + b"\xff" * (MOST_PADDING + 1) + b"\xfe"),
         "more than 65536 bytes of padding",
     ),
-    "GIF, comments": (lambda: gif(b"!\xfe\1a\0" * MANY), "a GIF of more than 20000 blocks"),
-    "GIF, a comment in parts": (lambda: gif(b"!\xfe" + b"\1a" * MANY + b"\0"), "blocks"),
+    "GIF, comments": (lambda: gif(b"!\xfe\1a\0" * MOST_SKIPPED), "a GIF of more than 100000 blocks"),
+    "GIF, a comment in parts": (lambda: gif(b"!\xfe" + b"\1a" * MOST_SKIPPED + b"\0"), "a GIF of more than 100000"),
     "GIF, bytes between": (lambda: gif(b"\7" * MANY), "blocks"),
     "GIF, an extension without end": (lambda: gif(b"!\xf9" + b"\1a" * MANY), "blocks"),
     "BMP in runs": (lambda: bmp(b"\1\1" * (MOST_RUNS_BYTES // 2)), "a BMP in runs of 525366 bytes"),
@@ -109,7 +109,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "PGM as text": (lambda: b"P2 300 300 255\n" + b"#\n" * MOST_TEXT_BYTES, "a PPM as text"),
     "PBM as text": (lambda: b"P1 900 900\n" + b"1" * MOST_TEXT_BYTES, "a PPM as text"),
     "PPM, spaces": (lambda: b"P6" + b" " * 10**6, "a PPM whose header has more than 4096 bytes"),
-    "PPM, a long comment": (lambda: b"P6 #" + b"1 " * 10**6, "header"),
+    "PPM, comments": (lambda: b"P6 " + b"#\n" * (MOST_SKIPPED + 1), "a PPM of more than 100000 comments"),
     "PPM, an odd range": (lambda: b"P6 1200 1200 254\n" + bytes(MOST_SCALED_BYTES), "another range than 255 or 65535"),
     "PPM, four colours of 16 bits": (
         lambda: b"P0CMYK 900 800 65535\n" + bytes(MOST_SCALED_BYTES),
@@ -147,6 +147,9 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "JPEG, another after it": lambda: saved("JPEG") * 300,
     "PPM in colours of 16 bits": lambda: b"P6 900 800 65535\n" + bytes(MOST_SCALED_BYTES + 2**18),
     "GIF, comments": lambda: gif(b"!\xfe\1a\0" * 1000),
+    "GIF, many comments": lambda: gif(b"!\xfe\1a\0" * MANY),
+    "GIF, a comment in many parts": lambda: gif(b"!\xfe" + b"\1a" * MANY + b"\0"),
+    "GIF, extensions": lambda: gif(b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0!\xf9\4\1\0\0\0\0\7!\1\2ab\0"),
     "GIF, frames": lambda: saved(
         "GIF", save_all=True, append_images=[Image.new("RGB", (16, 8), (i % 256, i // 256, 0)) for i in range(500)]
     ),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 
 from dpn_rt.errors import ImageError
 from dpn_rt.prompts.image import decode_image, load_image
@@ -130,6 +130,83 @@ def test_colour_spaces_of_jpeg(mode: str) -> None:
     np.testing.assert_array_equal(loaded(with_blocks(BLOCKS["EXIF"], buffer.getvalue())), expected)
 
 
+PPM_PIXELS = {
+    "P1": b"1 0 1 1 0 1", "P2": b"1 2 3 4 5 6", "P3": b"1 2 3 4 5 6 7 8 9 1 2 3 4 5 6 7 8 9", "P4": b"\xa0\x40",
+    "P5": b"ab#d\ne", "P6": b"##\n 12 \nabcdefghijk", "Pf": np.linspace(0, 1, 6, dtype="<f4").tobytes(),
+}  # fmt: skip
+
+
+def ppm(kind: str, *between: bytes, last: bytes = b"255") -> bytes:
+    """A picture of 3 x 2 pixels, with something before each number of its header."""
+    numbers = [b"3", b"2", *({"P1": [], "P4": [], "Pf": [b"-1.0"]}.get(kind, [last]))]
+    header = b"".join(space + number for space, number in zip(between, numbers, strict=False))
+    return kind.encode() + header + b"\n" + PPM_PIXELS[kind]
+
+
+@pytest.mark.parametrize("kind", PPM_PIXELS)
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_comments_of_a_ppm(kind: str, end: bytes) -> None:
+    expected = loaded(ppm(kind, b"\n", b" ", b"\n"))
+    for size in (4, 5000, 3 << 20):
+        comment = b"# 7 8 9" + b" 1#" * (size // 3) + end
+        np.testing.assert_array_equal(loaded(ppm(kind, b"\n" + comment, b" ", b"\n")), expected)
+        np.testing.assert_array_equal(loaded(ppm(kind, b"\n" + 2 * comment, b" " + comment, b" " + comment)), expected)
+    many = b"\n" + b"# comment" * 3 + end
+    np.testing.assert_array_equal(loaded(ppm(kind, many * 1000, b" " + many * 300, b"\t" + many)), expected)
+
+
+def test_comments_within_a_number_of_a_ppm() -> None:
+    """As Pillow and netpbm read them: they end no number."""
+    expected = Image.open(io.BytesIO(ppm("P5", b"\n", b" ", b"\n", last=b"2#a\n5#b\n5")))
+    np.testing.assert_array_equal(
+        loaded(ppm("P5", b"\n", b" ", b"\n", last=b"2#" + BIG + b"\n5#b\n5"))[..., 0], expected
+    )
+
+
+def test_a_ppm_that_is_a_comment_alone() -> None:
+    with pytest.raises(ImageError, match="image 0: not an image that can be read"):
+        loaded(b"P6 #" + b"1 " * 10**6)
+
+
+MEGABYTES = [2, 5]
+
+
+@pytest.mark.parametrize("megabytes", MEGABYTES)
+@pytest.mark.parametrize("kind", ["exif", "xmp", "icc_profile"])
+def test_metadata_of_a_webp(kind: str, megabytes: int) -> None:
+    data = bytes(range(256)) * (megabytes << 12)
+    given = b"Exif\0\0" + exif(1) + data if kind == "exif" else data
+    expected = loaded(encoded("WEBP", lossless=True))
+    file = encoded("WEBP", lossless=True, **{kind: given})
+    assert len(file) > megabytes << 20
+    np.testing.assert_array_equal(loaded(file), expected)
+    np.testing.assert_array_equal(expected, PIXELS)
+
+
+@pytest.mark.parametrize("megabytes", MEGABYTES)
+@pytest.mark.parametrize("kind", [b"\xfe", b"\xff\x0bXMP DataXMP", b"\xff\x0bICCRGBG1012", b"\1\x0c" + bytes(12)])
+def test_metadata_of_a_gif(kind: bytes, megabytes: int) -> None:
+    gif = encoded("GIF")
+    start = 13 + (3 << ((gif[10] & 7) + 1)) * (gif[10] >> 7)
+    count = (megabytes << 20) // 255 + 1
+    for block in (kind + (b"\xff" + b",;!" * 85) * count, kind + (b"\xff" + b"\0" * 255) * count):
+        np.testing.assert_array_equal(loaded(gif[:start] + b"!" + block + b"\0" + gif[start:]), loaded(gif))
+    commented = encoded("GIF", comment=b"a" * (megabytes << 20))
+    assert len(commented) > megabytes << 20
+    np.testing.assert_array_equal(loaded(commented), loaded(gif))
+
+
+@pytest.mark.parametrize("megabytes", MEGABYTES)
+@pytest.mark.parametrize("tag", [270, 700, 34675, 34377, 50000], ids=["text", "XMP", "ICC", "Photoshop", "private"])
+def test_metadata_of_a_tiff(tag: int, megabytes: int) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[tag] = TiffTags.ASCII if tag == 270 else TiffTags.UNDEFINED
+    tags[tag] = "a" * (megabytes << 20) if tag == 270 else b"a" * (megabytes << 20)
+    file = encoded("TIFF", tiffinfo=tags)
+    assert len(file) > megabytes << 20
+    np.testing.assert_array_equal(loaded(file), PIXELS)
+
+
 TURNED = {
     "PNG, EXIF": with_chunks(CHUNKS["zTXt"] + chunk(b"eXIf", exif(6)) + CHUNKS["ICC"]),
     "PNG, EXIF at its end": with_chunks(CHUNKS["EXIF"] + chunk(b"eXIf", exif(6)), at_end=True),
@@ -173,7 +250,16 @@ def test_a_file_that_is_made_to_cost_memory_is_refused(make: Callable[[], bytes]
         loaded(make())
 
 
-@pytest.mark.parametrize("data", [with_chunks(CHUNKS["many texts"]), with_blocks(BLOCKS["EXIF"])])
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_chunks(CHUNKS["many texts"]),
+        with_blocks(BLOCKS["EXIF"]),
+        ppm("P6", b"\n#" + b"a" * (20 << 20) + b"\n", b" ", b"\n"),
+        encoded("GIF", comment=b"a" * (20 << 20)),
+    ],
+    ids=["PNG", "JPEG", "PPM", "GIF"],
+)
 def test_skipped_metadata_are_not_held_in_memory(data: bytes) -> None:
     file = io.BytesIO(data)
     tracemalloc.start()
