@@ -59,14 +59,24 @@ def _of_settings(path: Path, tokenizer_settings: Json) -> str | None:
     return None if template is None else _one_of(template, path / "tokenizer_config.json")
 
 
-def check_chat_template(source: str, special_tokens: Mapping[str, str], image_token: str | None, path: Path) -> None:
-    """Refuses a template that the runtime cannot use.
+def check_chat_template(
+    source: str,
+    special_tokens: Mapping[str, str],
+    image_token: str | None,
+    path: Path,
+    takes_images: bool = True,
+) -> None:
+    """Refuses a template that the runtime cannot use, also one that no conversation with an image could use.
+
+    Args:
+        source, special_tokens, image_token, takes_images: as in `JinjaTemplate`.
+        path: of the checkpoint, for messages.
 
     Raises:
         CheckpointError: with what the template says.
     """
     try:
-        JinjaTemplate(source, special_tokens, image_token)
+        JinjaTemplate(source, special_tokens, image_token, takes_images)
     except RequestError as error:
         raise CheckpointError(f"{path}: chat_template cannot be used: {error}") from error
 

@@ -47,7 +47,8 @@ def prompt_config(
     if tokenizer is not None and template is None and layout.has_own_template:
         note("the tokenizer has no chat template: conversations are written as Vicuna's, give prompts as text instead")
     if tokenizer is not None and template is not None:
-        check_chat_template(template, tokenizer.special_tokens, tokenizer.text_of(image_token_id), path)
+        image_token = tokenizer.text_of(image_token_id)
+        check_chat_template(template, tokenizer.special_tokens, image_token, path, layout.tower is not None)
     return PromptConfig(
         template="vicuna_v1" if template is None else "tokenizer",
         image_aspect_ratio=layout.image_aspect_ratio,

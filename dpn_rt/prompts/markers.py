@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 IMAGE_TEXT = "<image>"
 """The placeholder of an image in a prompt string, whatever image token the tokenizer has."""
-_PRIVATE_USE = range(0xE000, 0xF900)
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+
+
+def unused_characters(texts: Iterable[str]) -> Iterator[str]:
+    """Private-use characters that no text has. There are more of them than a prompt may have characters."""
+    used: set[str] = set().union(*texts)
+    return (chr(code) for code in chain(*_PRIVATE_USE) if chr(code) not in used)
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,7 @@ class Typed:
         ordered = tuple(sorted(set(names), key=lambda name: (-len(name), name)))
         if not any(name in text for name in ordered for text in texts):
             return None
-        used = set().union(*texts)
-        one, two, three, four, *_ = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+        one, two, three, four = islice(unused_characters(texts), 4)
         return cls(ordered, (one, two, three, four))
 
     def hide(self, text: str) -> str:

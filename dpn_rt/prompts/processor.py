@@ -136,7 +136,8 @@ class Processor:
         self.tokenizer = Tokenizer.load(directory) if directory and config.has_tokenizer else None
         self._template: ChatTemplate = VicunaTemplate()
         if directory and self.tokenizer is not None and config.template == "tokenizer":
-            self._template = load_template(directory, self.tokenizer, config.image_token_id)
+            takes_images = model.vision is not None
+            self._template = load_template(directory, self.tokenizer, config.image_token_id, takes_images)
         self.max_pixels, self.max_images, self._keys_of_embeds = max_pixels, max_images, keys_of_embeds
         self._preprocessor: Preprocessor | None = None
         if model.vision is not None:

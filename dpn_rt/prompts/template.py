@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from dpn_rt.errors import EngineError, RequestError
-from dpn_rt.prompts.markers import IMAGE_TEXT
+from dpn_rt.prompts.markers import IMAGE_TEXT, unused_characters
 from dpn_rt.prompts.messages import Marker, Turn
+from dpn_rt.prompts.template_form import (
+    LEFT_OUT,
+    ContentForm,
+    Marks,
+    content_forms,
+    images_first,
+    problem_of_marks,
+    problem_of_words,
+    written,
+)
 from dpn_rt.prompts.template_process import TemplateLimitError, TemplateProcess
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.schema.files import TEXT_BYTES, read_text
@@ -22,6 +32,8 @@ VICUNA_SYSTEM = (
 )
 _END = "</s>"
 _CONTINUED = "DpnContinuesHere "
+_ROUTER = "<DpnRouter>"
+"""A router token in conversations that are tried."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +69,51 @@ class VicunaTemplate:
     def render(self, turns: Sequence[Turn], router: str, options: ChatOptions) -> str:
         """See `ChatTemplate`."""
         system, turns = (turns[0], turns[1:]) if turns[0].role == "system" else (None, turns)
-        text = VICUNA_SYSTEM if system is None else written(system, router)
+        marks = _marks(router)
+        text = VICUNA_SYSTEM if system is None else written(system, marks)
         for turn in turns:
             if turn.role == "user":
-                text += f"{'' if text.endswith(_END) else ' '}USER: {_images_first(turn, router)}"
+                text += f"{'' if text.endswith(_END) else ' '}USER: {images_first(turn, marks)}"
             else:
-                text += f" ASSISTANT: {written(turn, router)}{_END}"
+                text += f" ASSISTANT: {written(turn, marks)}{_END}"
         if options.continue_final_message:
             return text.removesuffix(_END)
         return text + " ASSISTANT:" if options.add_generation_prompt else text
 
 
 class JinjaTemplate:
-    """A checkpoint's own template. How it takes contents, as strings or as lists of parts, is found by rendering."""
+    """A checkpoint's own template. How it takes contents is found by rendering (`template_form`)."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], image_token: str | None) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], image_token: str | None, takes_images: bool = True
+    ) -> None:
         """
         Args:
             source: of the template.
             special_tokens: variables that a template may use, such as `bos_token`.
             image_token: what stands for an image in the text, besides `<image>`; None: nothing does.
+            takes_images: whether conversations may have images.
 
         Raises:
-            RequestError: the template cannot be rendered; EngineError: nor any other.
+            RequestError: the template cannot be rendered, or what it makes of a conversation is of no use;
+                EngineError: no template can be rendered.
         """
-        self._process, self._special_tokens = TemplateProcess(source), dict(special_tokens)
-        self._roles_with_parts = self._find_roles_with_parts([IMAGE_TEXT, *([image_token] if image_token else [])])
+        self._source, self._process, self._special_tokens = source, TemplateProcess(source), dict(special_tokens)
+        self._form = self._find_form(image_token, takes_images)
 
     def render(self, turns: Sequence[Turn], router: str, options: ChatOptions) -> str:
         """See `ChatTemplate`."""
-        messages = [_message(turn, router, turn.role in self._roles_with_parts) for turn in turns]
-        return self._render(messages, options)
+        return self._render_as(self._form, turns, router, options)
+
+    def _render_as(self, form: ContentForm, turns: Sequence[Turn], router: str, options: ChatOptions) -> str:
+        marks = _marks(router)
+        stand_ins: Marks = {}
+        if form.has_stand_ins:
+            stand_ins = dict(zip(Marker, unused_characters([self._source, *_texts(turns)]), strict=False))
+        text = self._render([form.message(turn, {**marks, **stand_ins}) for turn in turns], options)
+        for marker, character in stand_ins.items():
+            text = text.replace(character, marks[marker])
+        return text
 
     def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         """Of a message that is continued, a mark at its end is rendered too: the prompt is what stands before it."""
@@ -104,80 +130,49 @@ class JinjaTemplate:
         check_unicode(text, "chat_template_kwargs: the prompt that the chat template makes of them")
         return _before_mark(text) if is_continued else text
 
-    def _find_roles_with_parts(self, image_markers: Sequence[str]) -> frozenset[str]:
-        """The roles whose contents are to be lists of parts.
+    def _find_form(self, image_token: str | None, takes_images: bool) -> ContentForm:
+        """The first form in which a conversation appears in the prompt, text for text.
 
         Raises:
-            RequestError: the template renders a conversation in no form.
+            RequestError: there is none. It says what is wrong with the form that came nearest.
         """
-        failure: RequestError | None = None
-        for roles in _subsets(("user", "assistant")):
+        problems: list[tuple[int, str]] = []  # how near the form came
+        for form in content_forms():
             try:
-                fits = self._fits(roles, image_markers)
+                problem = self._problem(form, image_token, takes_images)
             except TemplateLimitError:
                 raise
             except RequestError as error:
-                failure = failure or error
+                problems.append((1, str(error)))
                 continue
-            if fits:
-                return roles | ({"system"} if self._takes_system_parts(roles) else set())
-        if failure is None:
-            raise RequestError("the chat template leaves out what messages say")
-        raise failure
+            if problem is None:
+                with_system = replace(form, roles_with_parts=form.roles_with_parts | {"system"})
+                return with_system if self._takes_system(with_system) else form
+            problems.append((0 if problem == LEFT_OUT else 2, f"the chat template {problem}"))
+        raise RequestError(max(problems, key=lambda problem: problem[0])[1])
 
-    def _fits(self, roles: frozenset[str], image_markers: Sequence[str]) -> bool:
-        """Whether a conversation appears in the prompt, text for text, if these roles' contents are lists."""
-        first = Turn("user", (Marker.IMAGE, "DpnQuestionA", "DpnQuestionB") if "user" in roles else ("DpnQuestionA",))
+    def _problem(self, form: ContentForm, image_token: str | None, takes_images: bool) -> str | None:
+        """What is wrong with a conversation in some form; None where nothing is."""
+        image = (Marker.IMAGE,) if takes_images else ()
+        first = Turn("user", (*image, "DpnQuestionA", "DpnQuestionB", Marker.ROUTER))
         turns = [first, Turn("assistant", ("DpnAnswer",)), Turn("user", ("DpnQuestionC",))]
-        text = self._render([_message(turn, "", turn.role in roles) for turn in turns], ChatOptions())
-        words = [part for turn in turns for part in turn.parts if isinstance(part, str)]
-        has_image = any(marker in text for marker in image_markers)
-        return _in_order(words, text) and (has_image or "user" not in roles)
+        text = self._render_as(form, turns, _ROUTER, ChatOptions())
+        return problem_of_words(_texts(turns), text) or problem_of_marks(text, image_token, _ROUTER, len(image))
 
-    def _takes_system_parts(self, roles: frozenset[str]) -> bool:
+    def _takes_system(self, form: ContentForm) -> bool:
         turns = [Turn("system", ("DpnSystem",)), Turn("user", ("DpnQuestion",))]
-        messages = [_message(turn, "", turn.role != "user" or "user" in roles) for turn in turns]
         try:
-            return _in_order(["DpnSystem", "DpnQuestion"], self._render(messages, ChatOptions()))
+            return problem_of_words(_texts(turns), self._render_as(form, turns, "", ChatOptions())) is None
         except RequestError:
             return False
 
 
-def written(turn: Turn, router: str) -> str:
-    """The parts of a turn in their order, with nothing between them."""
-    markers = {Marker.IMAGE: IMAGE_TEXT, Marker.ROUTER: router}
-    return "".join(part if isinstance(part, str) else markers[part] for part in turn.parts)
+def _marks(router: str) -> Marks:
+    return {Marker.IMAGE: IMAGE_TEXT, Marker.ROUTER: router}
 
 
-def _images_first(turn: Turn, router: str) -> str:
-    """A turn as LLaVA writes it: images, each on a line of its own, and then the text.
-
-    A turn whose images stand between texts keeps their places.
-    """
-    places = [i for i, part in enumerate(turn.parts) if part is Marker.IMAGE]
-    texts = [i for i, part in enumerate(turn.parts) if isinstance(part, str) and part]
-    if not places or (texts and texts[0] < places[-1] and places[0] < texts[-1]):
-        return written(turn, router)
-    others = tuple(part for part in turn.parts if part is not Marker.IMAGE)
-    return f"{IMAGE_TEXT}\n" * len(places) + written(Turn(turn.role, others), router)
-
-
-def _message(turn: Turn, router: str, takes_parts: bool) -> dict[str, Any]:
-    """A turn as templates take it."""
-    if not takes_parts:
-        content = _images_first(turn, router) if turn.has_image else written(turn, router)
-        return {"role": turn.role, "content": content}
-    parts: list[dict[str, Any]] = []
-    for part in turn.parts:
-        if part is Marker.IMAGE:
-            parts.append({"type": "image"})
-        elif isinstance(part, str):
-            parts.append({"type": "text", "text": part})
-        elif parts and parts[-1]["type"] == "text":  # templates may write something after each text
-            parts[-1]["text"] += router
-        else:
-            parts.append({"type": "text", "text": router})
-    return {"role": turn.role, "content": parts}
+def _texts(turns: Sequence[Turn]) -> list[str]:
+    return [part for turn in turns for part in turn.parts if isinstance(part, str)]
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:
@@ -193,27 +188,17 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _before_mark(text: str) -> str:
-    place = text.rfind(_CONTINUED.strip())
-    if place < 0:
+    marks = list(re.finditer(re.escape(_CONTINUED.strip()), text, re.IGNORECASE | re.ASCII))
+    if not marks:
         raise RequestError("continue_final_message: the model's chat template leaves out the end of the last message")
-    is_whole = text.startswith(_CONTINUED, place)  # else the template trims messages, and the last one as well
+    place = marks[-1].start()
+    is_whole = text.startswith(" ", marks[-1].end())  # else the template trims messages, and the last one as well
     return text[:place] if is_whole else text[:place].rstrip()
 
 
-def _in_order(words: Sequence[str], text: str) -> bool:
-    """Whether each word is in the text once, one after the other, and no list of parts is printed as Python or JSON."""
-    places = [text.find(word) for word in words]
-    is_printed = any(f"{quote}type{quote}:" in text for quote in "'\"")
-    return not is_printed and places == sorted(places) and all(text.count(word) == 1 for word in words)
-
-
-def _subsets(roles: tuple[str, ...]) -> list[frozenset[str]]:
-    """Largest first: lists of parts say more than strings."""
-    counts = range(len(roles), -1, -1)
-    return [frozenset(subset) for count in counts for subset in itertools.combinations(roles, count)]
-
-
-def load_template(directory: Path, tokenizer: Tokenizer, image_token_id: int | None) -> JinjaTemplate:
+def load_template(
+    directory: Path, tokenizer: Tokenizer, image_token_id: int | None, takes_images: bool
+) -> JinjaTemplate:
     """The template of an engine's tokenizer.
 
     Raises:
@@ -223,6 +208,6 @@ def load_template(directory: Path, tokenizer: Tokenizer, image_token_id: int | N
     image_token = None if image_token_id is None else tokenizer.token(image_token_id)
     source = read_text(path, EngineError, TEXT_BYTES)
     try:
-        return JinjaTemplate(source, tokenizer.special_tokens, image_token)
+        return JinjaTemplate(source, tokenizer.special_tokens, image_token, takes_images)
     except RequestError as error:
         raise EngineError(f"{path}: no template that can be used: build the engine again") from error

@@ -305,6 +305,8 @@ def test_a_note_says_that_conversations_are_written_as_vicunas(tmp_path: Path, h
         ("{{ 'Hello' }}", "leaves out what messages say"),
         ("{% for message in messages %}", "its line 1 is no valid Jinja"),
         ("{{ raise_exception('no') }}", "chat template: no"),
+        (TEMPLATE.replace("content", "content.split('\n')[-1]"), "writes 0 placeholders for one image"),
+        (2 * TEMPLATE, "writes a message 2 times, expected once"),
     ],
 )
 def test_templates_that_no_request_could_use(tmp_path: Path, template: Any, named: str) -> None:
@@ -313,6 +315,27 @@ def test_templates_that_no_request_could_use(tmp_path: Path, template: Any, name
     write_template(tmp_path / "c", "tokenizer", template)
     with pytest.raises(CheckpointError, match=named):
         build_engine(tmp_path / "c", tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "message.content | upper",
+        "message.content | lower",
+        "message.content.replace('<image>', '')",
+    ],
+)
+def test_images_of_templates_that_change_letters(tmp_path: Path, content: str) -> None:
+    """The build accepts the template, and so does a conversation with an image."""
+    save_model(tmp_path / "c")
+    make_tokenizer(tmp_path / "c", image=True)
+    write_template(tmp_path / "c", "tokenizer", TEMPLATE.replace("message.content", content))
+    engine = build_engine(tmp_path / "c", tmp_path / "e")
+    processor = Processor(engine.processor_path, engine.model)
+    parts = [{"type": "image", "image": Image.new("RGB", (30, 30))}, {"type": "text", "text": "What?"}]
+    prompt = processor.chat([{"role": "user", "content": parts}])
+    assert prompt["prompt"].startswith("[<image>\n")
+    assert len(processor.process(prompt).images) == 1
 
 
 @pytest.mark.parametrize(

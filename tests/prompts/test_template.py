@@ -36,6 +36,15 @@ PARTS = {
     "strings of assistants": "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}"
     "{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}{% else %}{{ m.content + '' }}{% endif %}"
     "{% endfor %}",
+    "OpenAI's parts": "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}"
+    "{% if p.type == 'image_url' %}<image>{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}",
+    "OpenAI's parts or strings": "{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for p in m.content %}{% if 'image_url' in p %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}",
+    "parts with an image": "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}"
+    "{% if p.image is defined %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}",
+    "places of images": "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}"
+    "{% if p.type == 'image_url' %}{{ p.image_url.url }}{% else %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}",
     "own image token": "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}"
     "{{ p.text or '<|picture|>' }}{% endfor %}{% endfor %}",
 }
@@ -57,6 +66,67 @@ def test_lists_of_parts(source: str) -> None:
     assert render(source).replace("<|picture|>", "<image>") == "[user]a<image>bc[assistant]d[user]e"
     system = [Turn("system", ("s",)), *TURNS]
     assert render(source, system).startswith("[system]s[user]a<")
+
+
+CHANGED = {
+    "upper": ("{{ m.content | upper }}", str.upper),
+    "lower": ("{{ m.content.lower() }}", str.lower),
+    "title": ("{{ m.content | title }}", str.title),
+    "escape": ("{{ m.content | e }}", str),
+    "without images": ("{{ m.content.replace('<image>', '') }}", str),
+    "without tags": ("{{ m.content | striptags }}", str),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_images_and_routers_stay_where_a_template_changes_letters(name: str) -> None:
+    content, change = CHANGED[name]
+    template = JinjaTemplate("{% for m in messages %}[" + content + "]{% endfor %}", {}, "<|picture|>")
+    turns = [Turn("user", ("ab", Marker.IMAGE, " cD", Marker.ROUTER)), Turn("assistant", ("eF \ue000",))]
+    expected = f"[{change('ab')}<image>{change(' cD')}<ROUTER>][{change('eF')} \ue000]"
+    assert template.render(turns, "<ROUTER>", ChatOptions()) == expected
+    options = ChatOptions(add_generation_prompt=False, continue_final_message=True)
+    assert template.render(turns, "<ROUTER>", options) == expected[:-1]
+
+
+@pytest.mark.parametrize("name", ["upper", "lower", "title"])
+def test_parts_whose_letters_change(name: str) -> None:
+    content, change = CHANGED[name]
+    source = "{% for m in messages %}[{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}"
+    template = JinjaTemplate(
+        source + content.replace("m.content", "p.text") + "{% endif %}{% endfor %}]{% endfor %}", {}, None
+    )
+    turns = [Turn("user", ("aB", Marker.IMAGE, "c", Marker.ROUTER))]
+    assert template.render(turns, "<ROUTER>", ChatOptions()) == f"[{change('aB')}<image>{change('c')}<ROUTER>]"
+
+
+LOOP = "{% for m in messages %}[@]{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{{ m.content }}{{ m.content }}", "writes a message 2 times, expected once"),
+        ("{{ m.content ~ '!' ~ m.content | upper }}", "writes a message 2 times, expected once"),
+        ("{% for p in m.content %}{{ p.text or '<image>' }}{{ p.text }}{% endfor %}", "writes a message 2 times"),
+        ("{{ m.content.split('\\n')[-1] }}", "writes 0 placeholders for one image, expected one: <image>$"),
+        ("{% for p in m.content %}{{ p.text }}{% endfor %}", "writes 0 placeholders for one image"),
+        ("{{ '<image>' ~ m.content }}", "writes 4 placeholders for one image"),
+        ("{{ '<image>' ~ m.content if loop.first else m.content }}", "writes 2 placeholders for one image"),
+    ],
+)
+def test_templates_that_no_image_could_use(content: str, named: str) -> None:
+    with pytest.raises(RequestError, match=f"^the chat template {named}"):
+        JinjaTemplate(LOOP.replace("@", content), {}, None)
+    if "writes 0" in named:  # a model without a vision tower has no images
+        template = JinjaTemplate(LOOP.replace("@", content), {}, None, takes_images=False)
+        assert "a question]" in template.render([Turn("user", ("a question",))], "", ChatOptions())
+
+
+def test_an_image_token_for_each_row() -> None:
+    source = LOOP.replace("@", "{% for p in m.content %}{{ p.text or '<|picture|>' * 9 }}{% endfor %}")
+    template = JinjaTemplate(source, {}, "<|picture|>")
+    assert template.render([Turn("user", (Marker.IMAGE, "a"))], "", ChatOptions()) == f"[{'<|picture|>' * 9}a]"
 
 
 def test_images_of_strings_stand_first_where_they_stand_alone() -> None:

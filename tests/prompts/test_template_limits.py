@@ -186,8 +186,8 @@ def test_continued_messages_are_those_of_transformers(name: str, last: str) -> N
 def test_a_continued_message_without_text_or_end() -> None:
     options = ChatOptions(add_generation_prompt=False, continue_final_message=True)
     with pytest.raises(RequestError, match="leaves out the end"):
-        JinjaTemplate(STRINGS["attribute"].replace("m.content }}", "m.content[:15] }}"), {}, None).render(
-            [Turn("user", ("a",)), Turn("assistant", ("A long answer that is cut",))], "", options
+        JinjaTemplate(STRINGS["attribute"].replace("m.content }}", "m.content[:60] }}"), {}, None).render(
+            [Turn("user", ("a",)), Turn("assistant", (7 * "A long answer that is cut",))], "", options
         )
     with pytest.raises(RequestError, match="no text to continue"):
         JinjaTemplate(PARTS["get"], {}, None).render(
