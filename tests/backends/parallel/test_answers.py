@@ -100,7 +100,7 @@ def test_images_and_completions_that_share_blocks(tmp_path: Path, size: int) -> 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4", "fp8"])
 def test_the_trained_model_in_fewer_bits(tmp_path: Path, quantize: Any) -> None:
-    """The bits of one rank that has as many threads as each of two: the number of threads decides in which parts
+    """In integers the bits of one rank that has as many threads as each of two: the number of threads decides in which parts
     attention sums keys up in a decode step, and so which way its results are rounded to 8 bits."""
     asked = sample("test", 3)
     conversations = [chat_messages(asked.image, question.text) for question in asked.questions[:4]]
@@ -116,7 +116,10 @@ def test_the_trained_model_in_fewer_bits(tmp_path: Path, quantize: Any) -> None:
     for one, two in zip(*outputs, strict=True):
         assert two.pyramid.experts == one.pyramid.experts
         assert two.outputs[0].token_ids == one.outputs[0].token_ids
-        assert torch.equal(all_logprobs(two), all_logprobs(one))
+        if quantize == "fp8":  # dense on a CPU, where a library's sums depend on the width of a matrix
+            torch.testing.assert_close(all_logprobs(two), all_logprobs(one), rtol=0, atol=1e-3)
+        else:
+            assert torch.equal(all_logprobs(two), all_logprobs(one))
 
 
 def test_bfloat16_is_as_exact_as_one_rank(tmp_path: Path) -> None:
