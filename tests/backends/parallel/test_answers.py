@@ -100,8 +100,8 @@ def test_images_and_completions_that_share_blocks(tmp_path: Path, size: int) -> 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4", "fp8"])
 def test_the_trained_model_in_fewer_bits(tmp_path: Path, quantize: Any) -> None:
-    """In integers the bits of one rank that has as many threads as each of two: the number of threads decides in which parts
-    attention sums keys up in a decode step, and so which way its results are rounded to 8 bits."""
+    """In integers the bits of one rank that has as many threads as each of two: the number of threads decides in which
+    parts attention sums keys up in a decode step, and so which way its results are rounded to 8 bits."""
     asked = sample("test", 3)
     conversations = [chat_messages(asked.image, question.text) for question in asked.questions[:4]]
     build_engine(CHECKPOINT, tmp_path / "e", dtype="float32", quantize=quantize)
