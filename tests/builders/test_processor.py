@@ -334,8 +334,8 @@ def test_images_of_templates_that_change_letters(tmp_path: Path, content: str) -
     processor = Processor(engine.processor_path, engine.model)
     parts = [{"type": "image", "image": Image.new("RGB", (30, 30))}, {"type": "text", "text": "What?"}]
     prompt = processor.chat([{"role": "user", "content": parts}])
-    assert prompt["prompt"].startswith("[<image>\n")
-    assert len(processor.process(prompt).images) == 1
+    assert prompt["prompt"].startswith("[<image>\n") and prompt["prompt"].lower().count("<image>") == 1
+    assert prompt["multi_modal_data"]["image"] is parts[0]["image"]
 
 
 @pytest.mark.parametrize(
