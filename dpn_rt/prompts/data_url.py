@@ -48,7 +48,8 @@ def has_scheme(url: str) -> bool:
 
 def is_encoded(text: str) -> bool:
     """Whether a text looks like base64 rather than like a path or a URL."""
-    return text.startswith(_JPEG) or _ENCODED.match(text) is not None
+    is_path = text.startswith(("/", "~", "\\")) or text[1:2] == ":"
+    return text.startswith(_JPEG) or (not is_path and _ENCODED.match(text) is not None)
 
 
 def stripped(url: str) -> str:

@@ -209,6 +209,18 @@ CALLS: list[tuple[str, Json]] = [
             "bias": floats(20),
         },
     ),
+    ("quantize", {"x": floats(3, 36), "dtype": None, "out": floats(4, 40, dtype="int8"), "scale": floats(3)}),
+    (
+        "dequantize",
+        {
+            "sums": ints(1, -500, 70000, shape=[4, 24]),
+            "row_scale": floats(3),
+            "scale": floats(20),
+            "bias": floats(20),
+            "activation": "gelu",
+            "out": floats(3, 20),
+        },
+    ),
     ("rms_norm", {"x": floats(3, 40, strides=[48, 1]), "weight": floats(40), "eps": 1e-5}),
     (
         "add_rms_norm",

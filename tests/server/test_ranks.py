@@ -17,7 +17,7 @@ def test_a_server_of_which_a_rank_is_killed_ends_for_its_supervisor(engine_dir: 
     params = SamplingParams(max_tokens=8, temperature=0.0)
     expected = llm.chat(Ask().local_messages, params)[0].outputs[0].text
     body = Ask().body(max_tokens=700, stream=True, ignore_eos=True)
-    with serving(engine_dir, "--tensor-parallel-size", "2") as (process, url, lines):
+    with serving(engine_dir, "--tensor-parallel-size", "2", imports_anew=True) as (process, url, lines):
         assert post(url, Ask().body()).json()["choices"][0]["message"]["content"] == expected
         (engine,) = psutil.Process(process.pid).children()
         rank = next(child for child in engine.children() if "dpn_rt.backends.parallel.worker" in child.cmdline())
