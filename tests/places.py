@@ -86,6 +86,6 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
 
     def load(path: Path, **options: Any) -> LLM:
         # Every graph is recorded by running it here, so that fewer of them are made.
-        return LLM(path, device="cuda", **{"max_num_seqs": 6, "max_graph_rows": 320, **options})
+        return LLM(path, device="cuda", **{"max_num_seqs": 6, "max_graph_rows": 64, **options})
 
     return Place("cpu", load, device)
