@@ -118,7 +118,7 @@ def _build(
         step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
         graph_rows = min(settings.max_graph_rows, settings.max_prefill_tokens)
         if graph_rows and not geometry.has_windows:
-            stages = StageGraphs(executor, cache, device, graph_rows, sorted(stages_with_queries(reducers)))
+            stages = StageGraphs(executor, cache, device, graph_rows, stages_with_queries(reducers))
     backend = KernelBackend(executor, reducers, cache, stages, step, device)
     return backend, image_encoder(encoder, device)
 

@@ -9,7 +9,7 @@ graphs read the same memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,8 @@ from dpn_rt.device.device import Device, Graph
 from dpn_rt.model.stage_batch import StageBatch
 
 WEIGHT_BOUND_ROWS = 128
-"""Up to so many rows a product takes the time of reading its weights, on every GPU that bfloat16 products run fast on
-(an A100 has 150 FLOPs a byte of memory, an H100 about 300)."""
+"""Up to so many rows a product should take the time of reading its weights: by its data sheet an A100 has 150 bfloat16
+FLOPs a byte of memory, an H100 about 300. Not measured."""
 MOST_PADDING = 1.25
 """Rows of a bucket over the rows that take it, above `WEIGHT_BOUND_ROWS`."""
 
@@ -42,6 +42,10 @@ class StageInputs:
     ends: Tensor
     """`[2, max_seqs]` int64 `last_rows` and `last_seqs`; 0 behind the last."""
     queries_out: Tensor
+    all_seqs: Tensor
+    """`[max_seqs]` int64 numbers from 0; a constant."""
+    one_row_each: Tensor
+    """`[max_seqs]` int32 of 1; a constant. The kernels know no empty context, nor one whose blocks are another's."""
 
     @classmethod
     def empty(cls, executor: Executor, cache: BlockAllocator, max_rows: int, device: torch.device) -> StageInputs:
@@ -59,10 +63,12 @@ class StageInputs:
             cu_seqlens=zeros(max_seqs + 1),
             positions=zeros(max_rows),
             cache_rows=zeros(max_rows),
-            context_lens=zeros(max_seqs) + 1,  # the kernels know no empty context
+            context_lens=zeros(max_seqs) + 1,
             block_tables=zeros(max(config.layer_groups), max_seqs, width) + cache.padding_block,
             ends=torch.zeros(2, max_seqs, dtype=torch.int64, device=device),
             queries_out=row.new_zeros(max_seqs, heads, head_dim),
+            all_seqs=torch.arange(max_seqs, device=device),
+            one_row_each=zeros(max_seqs) + 1,
         )
 
     def batch(self, bucket: Bucket, groups: int, *, reads_queries: bool) -> StageBatch:
@@ -80,24 +86,26 @@ class StageInputs:
             extends=bucket.extends,
         )
 
-    def fill(self, batch: StageBatch, all_seqs: Tensor) -> None:
-        """Copies where rows stand, on the device. Sequences behind the last have no rows.
-
-        Args:
-            batch: to copy.
-            all_seqs: `[max_seqs]` int64 numbers from 0.
-        """
+    def fill(self, batch: StageBatch) -> None:
+        """Copies where the rows of a batch stand, on the device. Sequences behind the last have no rows."""
         assert batch.last_rows is not None, "a prefill tells which rows are last"
         num_seqs, (groups, _, width) = len(batch.context_lens), batch.block_tables.shape
         num_rows, num_ends = min(len(batch.positions), len(self.positions)), len(batch.last_rows)
-        last_seqs = all_seqs[:num_ends] if batch.last_seqs is None else batch.last_seqs
+        last_seqs = self.all_seqs[:num_ends] if batch.last_seqs is None else batch.last_seqs
         targets = (
             self.cu_seqlens[: num_seqs + 1],
             self.context_lens[:num_seqs],
+            self.context_lens[num_seqs:],
             self.positions[:num_rows],
             self.cache_rows[:num_rows],
         )
-        sources = (batch.cu_seqlens, batch.context_lens, batch.positions[:num_rows], batch.cache_rows[:num_rows])
+        sources = (
+            batch.cu_seqlens,
+            batch.context_lens,
+            self.one_row_each[num_seqs:],
+            batch.positions[:num_rows],
+            batch.cache_rows[:num_rows],
+        )
         torch._foreach_copy_(targets, sources)
         self.cu_seqlens[num_seqs + 1 :].copy_(batch.cu_seqlens[num_seqs:])
         self.block_tables[:groups, :num_seqs, :width].copy_(batch.block_tables)
@@ -125,7 +133,7 @@ class StageGraphs:
         cache: BlockAllocator,
         device: Device,
         max_rows: int,
-        stages_with_queries: Sequence[int],
+        stages_with_queries: Set[int],
     ) -> None:
         """Records a graph for every bucket. The largest comes first, so that the others fit in its memory.
 
@@ -137,20 +145,18 @@ class StageGraphs:
             stages_with_queries: stages after which a reducer reads `StageBatch.queries_out`.
         """
         self._executor, self._cache = executor, cache
-        self._with_queries = frozenset(stages_with_queries)
+        self._with_queries = stages_with_queries
         self._num_stages = len(executor.decoder.stages)
         self._row_buckets = list(row_buckets(max_rows))
         self._seq_buckets = list(seq_buckets(cache.config.max_num_seqs))
-        where = device.torch_device
-        self._inputs = StageInputs.empty(executor, cache, max_rows, where)
-        self._all_seqs = torch.arange(cache.config.max_num_seqs, device=where)
+        self._inputs = StageInputs.empty(executor, cache, max_rows, device.torch_device)
         self._placed: Tensor | None = None  # `cu_seqlens` of the batch that the inputs have
         self._graphs = {bucket: self._record(bucket, device) for bucket in self._buckets()}
 
     def place(self, stage: int, batch: StageBatch) -> None:
         """See `Stages`."""
         del stage  # the inputs are those of any stage
-        self._inputs.fill(batch, self._all_seqs)
+        self._inputs.fill(batch)
         self._placed = batch.cu_seqlens
 
     def run(self, stage: int, x: Tensor, batch: StageBatch) -> Tensor:

@@ -26,6 +26,7 @@ from dpn_rt.backends.kernels.stage_graphs import (
 from dpn_rt.backends.kernels.stages import PlainStages
 from dpn_rt.device.host import RepeatedStep
 from dpn_rt.model.reduction.reduction import NoReduction
+from dpn_rt.model.stage_batch import StageBatch
 from tests.engine.models import MODEL, random_prompt, with_decoder, write_random_engine
 from tests.engine.test_batching import all_logprobs
 from tests.places import Place
@@ -99,7 +100,7 @@ def test_graphs_give_what_kernels_give(
         pytest.skip(GPU_PRESENT)
     engine = write_random_engine(tmp_path / "engine")
     plain = place.load(engine, **{**options, "max_graph_rows": 0})
-    recorded = place.load(engine, **{"max_graph_rows": 320, **options})
+    recorded = place.load(engine, **{"max_graph_rows": 1024, **options})
     assert isinstance(stages_of(plain), PlainStages)
     graphs = stages_of(recorded)
     assert isinstance(graphs, StageGraphs)
@@ -123,7 +124,7 @@ def test_stages_whose_queries_are_read(place: Place, tmp_path: Path, spec: str, 
     generator = np.random.default_rng(torch.initial_seed())
     engine = write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, reduction=NoReduction()))
     prompts = [random_prompt(generator, grid) for grid in [(8, 8), (4, 6), (12, 12)]]
-    plain, recorded = (place.load(engine, reduce=spec, max_graph_rows=rows) for rows in (0, 320))
+    plain, recorded = (place.load(engine, reduce=spec, max_graph_rows=rows) for rows in (0, 1024))
     graphs = stages_of(recorded)
     assert isinstance(graphs, StageGraphs)
     expected = plain.generate(prompts, PARAMS, use_tqdm=False)
@@ -150,6 +151,26 @@ def test_rows_of_a_bucket_that_nobody_needs(place: Place, tmp_path: Path, prompt
     for output, other in zip(llm.generate(prompts[:3], PARAMS, use_tqdm=False), expected, strict=True):
         assert output.outputs[0].token_ids == other.outputs[0].token_ids
         assert torch.equal(all_logprobs(output), all_logprobs(other))
+
+
+def test_sequences_behind_the_last_have_no_context_of_an_earlier_batch(place: Place, tmp_path: Path) -> None:
+    """Its blocks may be another sequence's by now, or none."""
+    llm = place.load(write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, dtype=place.dtype)))
+    graphs = stages_of(llm)
+    assert isinstance(graphs, StageGraphs)
+    where = graphs._inputs.rows.device
+    for lengths in ([50, 3, 20], [7]):
+        rows = torch.arange(len(lengths), dtype=torch.int32, device=where)
+        batch = StageBatch(
+            cu_seqlens=torch.arange(len(lengths) + 1, dtype=torch.int32, device=where),
+            positions=rows,
+            cache_rows=rows,
+            context_lens=torch.tensor(lengths, dtype=torch.int32, device=where),
+            block_tables=rows.new_full((1, len(lengths), 4), -1),
+            last_rows=rows.long(),
+        )
+        graphs.place(1, batch)
+        assert graphs._inputs.context_lens.tolist() == lengths + [1] * (6 - len(lengths))
 
 
 def test_models_with_windows_have_no_graphs(place: Place, tmp_path: Path) -> None:
