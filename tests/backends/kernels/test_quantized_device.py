@@ -66,7 +66,7 @@ def place(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture
 def quick(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU torch takes 25 ms for a small product of 8-bit floats; `test_row_major.py` compares it with this one."""
+    """On a CPU torch takes long for a small product of 8-bit floats; `test_row_major.py` tests it."""
     if place.device is not None:
 
         def multiply(x: Tensor, weight: Tensor, *scales: Tensor, out_dtype: torch.dtype) -> Tensor:
