@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dpn_rt.errors import EngineError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.weight_spec import weight_spec
+from dpn_rt.format.weight_spec import differences, weight_spec
 from dpn_rt.schema.text import few
+from dpn_rt.schema.weights import WeightSpec
 
 
 def collect_weights(model: ModelConfig, pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -22,20 +23,15 @@ def collect_weights(model: ModelConfig, pairs: Iterable[tuple[str, Tensor]]) -> 
     Raises:
         EngineError: weights are missing, unknown, given twice, or of the wrong shape or dtype.
     """
-    spec, weights, problems = weight_spec(model), dict[str, Tensor](), []
+    weights, problems = dict[str, Tensor](), []
     for name, tensor in pairs:
-        wanted = spec.get(name)
-        if wanted is None:
-            problems.append(f"{name} is not a weight of this model")
-        elif name in weights:
+        if name in weights:
             problems.append(f"{name} is given twice")
-        elif (tuple(tensor.shape), tensor.dtype) != (wanted.shape, wanted.dtype):
-            found = f"{list(tensor.shape)} {tensor.dtype}"
-            problems.append(f"{name} is {found}, expected {list(wanted.shape)} {wanted.dtype}")
         elif not tensor.is_contiguous():
             problems.append(f"{name} has strides {list(tensor.stride())}, expected a contiguous tensor")
         weights[name] = tensor
-    problems += [f"{name} is missing" for name in spec if name not in weights]
+    found = {name: WeightSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    problems = differences(weight_spec(model), found) + problems
     if problems:
         raise EngineError(f"weights do not fit the model: {few(problems, '; ')}")
     return weights

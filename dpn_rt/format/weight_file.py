@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dpn_rt.errors import EngineError
 from dpn_rt.format.safetensors_header import StoredTensor, read_header
-from dpn_rt.format.weight_spec import TENSOR_ALIGNMENT
+from dpn_rt.format.weight_spec import TENSOR_ALIGNMENT, describe, differences
 from dpn_rt.schema.text import few
 from dpn_rt.schema.weights import WeightSpec
 
@@ -123,13 +123,7 @@ def check_weights(path: Path, spec: Mapping[str, WeightSpec]) -> int:
     """
     header = read_header(path, EngineError)
     found = {name: WeightSpec(tensor.shape, _dtype(path, name, tensor)) for name, tensor in header.tensors.items()}
-    problems = [f"{name} is missing" for name in spec if name not in found]
-    problems += [f"{name} is unexpected" for name in found if name not in spec]
-    problems += [
-        f"{name}: expected {describe(weight)}, got {describe(found[name])}"
-        for name, weight in spec.items()
-        if name in found and found[name] != weight
-    ]
+    problems = differences(spec, found)
     offset = 0
     for name, weight in spec.items() if not problems else ():
         place = header.tensors[name].begin, header.tensors[name].end
@@ -147,8 +141,3 @@ def _dtype(path: Path, name: str, tensor: StoredTensor) -> torch.dtype:
     if tensor.dtype not in _DTYPES:
         raise EngineError(f"{path}: {name} has the dtype {tensor.dtype!r:.40}, expected one of {', '.join(_DTYPES)}")
     return _DTYPES[tensor.dtype]
-
-
-def describe(weight: WeightSpec) -> str:
-    """Shape and dtype for an error message, such as `[2, 3] float32`."""
-    return f"{list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"

@@ -7,6 +7,7 @@ weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.decoder_weights import decoder_specs
@@ -44,6 +45,22 @@ def canonical_specs(model: ModelConfig) -> dict[str, WeightSpec]:
     if model.vision is not None:
         named += model.vision.weight_specs(dtype)
     return dict(named)
+
+
+def differences(expected: Mapping[str, WeightSpec], found: Mapping[str, WeightSpec]) -> list[str]:
+    """How weights differ from what is expected, one line each: missing, unexpected, or of another shape or dtype."""
+    lines = [f"{name} is missing" for name in expected if name not in found]
+    lines += [f"{name} is unexpected" for name in found if name not in expected]
+    return lines + [
+        f"{name}: expected {describe(weight)}, got {describe(found[name])}"
+        for name, weight in expected.items()
+        if name in found and found[name] != weight
+    ]
+
+
+def describe(weight: WeightSpec) -> str:
+    """Shape and dtype for an error message, such as `[2, 3] float32`."""
+    return f"{list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
 
 
 def _size_alignment(num_bytes: int) -> int:

@@ -39,15 +39,17 @@ def test_it_answers_as_the_written_engine(engine: Path, weights: dict[str, torch
 
 
 def test_weights_that_do_not_fit_are_named(weights: dict[str, torch.Tensor]) -> None:
-    first, second, third, fourth, *_ = weights
+    first, second, third, fourth, fifth, *_ = weights
     changed = {**weights, "other": torch.zeros(1), first: weights[first][:1], second: weights[second].double()}
+    changed[fifth] = torch.stack([weights[fifth]] * 2, -1)[..., 0]
     del changed[third]
     with pytest.raises(EngineError) as caught:
         LLM.from_weights(MODEL, [*changed.items(), (fourth, weights[fourth])], "cpu")
     message = str(caught.value)
-    for part in ("other is not a weight", f"{first} is [1", "torch.float64, expected", f"{third} is missing"):
+    for part in ("other is unexpected", f"{first}: expected", "got [1", "float64", f"{third} is missing"):
         assert part in message
     assert f"{fourth} is given twice" in message
+    assert f"{fifth} has strides" in message
 
 
 def test_what_only_a_directory_has_is_refused(weights: dict[str, torch.Tensor]) -> None:
