@@ -28,7 +28,7 @@ LONGEST = [
         "benchmarks/test_benchmarks", "backends/tensorrt/test_evaluated_golden", "training/test_run",
         "server/test_hostile", "prompts/test_tokenizer", "backends/parallel/test_golden_ranks",
         "server/test_engine_client", "cuda/test_activation", "server/test_standard_error", "examples/test_checkpoint",
-        "engine/test_hr", "builders/test_quantized_checkpoints", "test_build_command", "server/page/test_problems",
+        "engine/test_hr", "builders/test_quantized_engines", "test_build_command", "server/page/test_problems",
         "server/test_connections", "evaluate/test_run", "engine/test_windows", "benchmarks/test_gpu_quick",
         "server/test_refusals", "server/test_tls",
     )

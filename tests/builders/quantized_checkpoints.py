@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from tests.builders.checkpoints import CONFIG, OriginalCheckpoint
 
+SAMPLES = Path("tests/quant_samples")
+"""Checkpoints that the packages themselves have written."""
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Row, of eight, of each nibble of a word, the lowest first."""
 
@@ -144,3 +148,16 @@ def put(checkpoint: OriginalCheckpoint, module: str, tensors: dict[str, Tensor])
     """Replace the weight of a layer by quantised tensors."""
     del checkpoint.weights[f"{module}.weight"]
     checkpoint.weights |= {f"{module}.{suffix}": tensor for suffix, tensor in tensors.items()}
+
+
+def quantize_layers(
+    checkpoint: OriginalCheckpoint, modules: list[str], make: Callable[[int, int], Grid], pack: Callable[..., Any]
+) -> tuple[OriginalCheckpoint, dict[str, Grid]]:
+    """Quantises some layers; returns also the checkpoint that the result stands for."""
+    dense = replace(checkpoint, weights=dict(checkpoint.weights))
+    grids = {}
+    for module in modules:
+        grids[module] = make(*checkpoint.weights[f"{module}.weight"].shape)
+        dense.weights[f"{module}.weight"] = grids[module].values
+        put(checkpoint, module, pack(grids[module]))
+    return dense, grids

@@ -16,7 +16,7 @@ from dpn_rt.errors import CheckpointError, ConfigError, DpnError
 from tests.builders import quantized_checkpoints as written
 from tests.builders.checkpoints import OriginalCheckpoint
 from tests.builders.quantized_checkpoints import layers_of, put, random_grid, wide_checkpoint
-from tests.builders.test_bad_checkpoints import message_of, message_of_path
+from tests.builders.refusals import message_of, message_of_path
 
 Q = "model.layers.0.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"

@@ -20,7 +20,7 @@ from dpn_rt.builders.shards import TensorInfo, open_shard
 from dpn_rt.builders.tokenizer_files import read_tokenizer
 from dpn_rt.errors import CheckpointError, ConfigError, DpnError
 from tests.builders.checkpoints import OriginalCheckpoint
-from tests.builders.test_bad_checkpoints import message_of, message_of_path
+from tests.builders.refusals import message_of, message_of_path
 from tests.tiny_tokenizer import make_tokenizer
 
 OPTIONAL = (

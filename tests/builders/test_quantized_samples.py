@@ -17,8 +17,8 @@ from dpn_rt.model.vision.encoder import load_encoder
 from dpn_rt.model.weights.tiles import unpack_int8
 from dpn_rt.reference import EagerDpn
 from dpn_rt.schema.weights import Quantize
+from tests.builders.quantized_checkpoints import SAMPLES
 
-SAMPLES = Path("tests/quant_samples")
 IMAGE = 95
 """Id of each of the image's rows in the samples' prompts."""
 

@@ -1,160 +1,23 @@
-"""The scheduler alone, with a fake allocator of one stage, sequences without prompts and steps without a model."""
+"""The scheduler alone: what the next step computes, and for which sequences."""
 
 from __future__ import annotations
 
-import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from dpn_rt.engine.scheduler import Batch, Scheduler
+from dpn_rt.engine.scheduler import Scheduler
 from dpn_rt.engine.sequence import Sequence
-from dpn_rt.model.reduction.reduction import NoReduction
-from dpn_rt.settings import EngineOptions, EngineSettings, resolve
-from tests.engine.models import MODEL
-
-BLOCK_SIZE = 4
-SETTINGS = resolve(MODEL, EngineOptions(block_size=BLOCK_SIZE, max_num_batched_tokens=100))
-
-
-def blocks_of_rows(num_rows: int) -> int:
-    return -(-num_rows // BLOCK_SIZE)
-
-
-class FakeAllocator:
-    """A `SequenceCache` of one stage with one layer: slots with lists of blocks. Fails when blocks run out."""
-
-    def __init__(self, num_blocks: int, num_slots: int = 64) -> None:
-        self.users = [0] * num_blocks
-        self.blocks: dict[int, list[int]] = {}
-        self.lengths: dict[int, int] = {}
-        self.slots = list(range(num_slots))[::-1]
-        self.fitted: list[tuple[Any, int]] = []
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.users)
-
-    @property
-    def num_free_blocks(self) -> int:
-        return self.users.count(0)
-
-    @property
-    def num_free_slots(self) -> int:
-        return len(self.slots)
-
-    @property
-    def bytes_in_use(self) -> int:
-        return self.num_blocks - self.num_free_blocks
-
-    def check_fits(self, lengths: Any, max_tokens: int) -> None:
-        self.fitted.append((lengths, max_tokens))
-
-    def blocks_for(self, lengths: Any) -> int:
-        return sum(blocks_of_rows(length) for length in lengths)
-
-    def blocks_of(self, slot: int) -> int:
-        return len(self.blocks[slot])
-
-    def blocks_to_grow(self, slots: np.ndarray) -> int:
-        return sum(self.lengths[slot] % BLOCK_SIZE == 0 for slot in slots.tolist())
-
-    def grow(self, slots: np.ndarray) -> None:
-        for slot in slots.tolist():
-            self.fill(slot, self.lengths[slot] + 1)
-
-    def fill(self, slot: int, num_rows: int) -> None:
-        """Makes room for the rows of a prefill, as the engine does."""
-        while len(self.blocks[slot]) < blocks_of_rows(num_rows):
-            self._take(slot)
-        self.lengths[slot] = num_rows
-
-    def fork(self, slot: int, max_blocks: int) -> int | None:
-        num_full = self.lengths[slot] // BLOCK_SIZE
-        is_partial = self.lengths[slot] % BLOCK_SIZE != 0
-        if is_partial > max_blocks:
-            return None
-        child = self.open_slot()
-        for block in self.blocks[slot][:num_full]:
-            self.users[block] += 1
-            self.blocks[child].append(block)
-        if is_partial:
-            self._take(child)
-        self.lengths[child] = self.lengths[slot]
-        return child
-
-    def open_slot(self) -> int:
-        slot = self.slots.pop()
-        self.blocks[slot], self.lengths[slot] = [], 0
-        return slot
-
-    def close_slot(self, slot: int) -> None:
-        for block in self.blocks.pop(slot):
-            self.users[block] -= 1
-        del self.lengths[slot]
-        self.slots.append(slot)
-
-    def _take(self, slot: int) -> None:
-        assert 0 in self.users, "more blocks than there are"
-        block = self.users.index(0)
-        self.users[block] = 1
-        self.blocks[slot].append(block)
-
-
-def make(num_blocks: int = 100, **changes: Any) -> tuple[Scheduler, FakeAllocator]:
-    cache = FakeAllocator(num_blocks)
-    return Scheduler(dataclasses.replace(SETTINGS, **changes), NoReduction(), cache), cache
-
-
-def sequence(name: str, num_rows: int = 5, max_tokens: int = 100, priority: int = 0) -> Sequence:
-    prompt: Any = SimpleNamespace(num_rows=num_rows, segments=(), image_starts=(), is_dense=False)
-    nothing: Any = None
-    return Sequence(name, 0, prompt, nothing, nothing, None, max_tokens, [], priority)
-
-
-def add(scheduler: Scheduler, *sequences: Sequence) -> None:
-    for each in sequences:
-        scheduler.add(each)
-
-
-def names(batch: Batch | None) -> str:
-    """Kind and sequences of a batch, such as `prefill a b`."""
-    return "" if batch is None else " ".join([batch.kind, *(each.request_id for each in batch.sequences)])
-
-
-def prefill(scheduler: Scheduler, cache: FakeAllocator) -> str:
-    """A whole prefill with the first token of each sequence."""
-    batch = scheduler.schedule()
-    assert batch is not None and batch.kind == "prefill"
-    assert batch.slots.tolist() == [each.slot for each in batch.sequences]
-    fill(batch, cache)
-    scheduler.end_prefill()
-    take_tokens(batch)
-    return names(batch)
-
-
-def decode(scheduler: Scheduler) -> str:
-    batch = scheduler.schedule()
-    assert batch is not None and batch.kind == "decode"
-    assert batch.slots.tolist() == [each.slot for each in batch.sequences]
-    take_tokens(batch)
-    return names(batch)
-
-
-def fill(batch: Batch, cache: FakeAllocator) -> None:
-    for each in batch.sequences:
-        assert each.slot is not None
-        cache.fill(each.slot, each.num_rows)
-
-
-def take_tokens(batch: Batch) -> None:
-    for each in batch.sequences:
-        each.output_token_ids.append(0)
-
+from tests.engine.scheduling import (
+    FakeAllocator,
+    add,
+    decode,
+    fill,
+    make,
+    names,
+    prefill,
+    sequence,
+)
 
 # Admission
 
@@ -445,105 +308,3 @@ def test_removal_in_every_state() -> None:
     assert cache.num_free_blocks == cache.num_blocks and cache.num_free_slots == 64
     scheduler.remove(running)  # once more
     assert cache.num_free_slots == 64
-
-
-# All together
-
-
-@dataclasses.dataclass
-class Loop:
-    """Uses the scheduler as an engine does, and queues a step ahead where the scheduler gives one."""
-
-    scheduler: Scheduler
-    cache: FakeAllocator
-    settings: EngineSettings
-    siblings: dict[str, list[Sequence]] = dataclasses.field(default_factory=dict)
-    live: list[Sequence] = dataclasses.field(default_factory=list)
-    ahead: Batch | None = None
-
-    def add(self, first: Sequence, siblings: list[Sequence]) -> None:
-        self.siblings[first.request_id] = siblings
-        self.live += [first, *siblings]
-        self.scheduler.add(first, siblings)
-
-    def remove(self, each: Sequence) -> None:
-        self.scheduler.remove(each)
-        self.live.remove(each)
-
-    def abort(self, request_id: str) -> None:
-        for each in [each for each in self.live if each.request_id == request_id]:
-            self.remove(each)
-        self.siblings.pop(request_id, None)
-        self.check()
-
-    def step(self, ends_prefill: bool, ends_early: bool) -> None:
-        batch, self.ahead = self.ahead or self.scheduler.schedule(), None
-        assert batch is not None, "sequences are left, and nothing is to be done"
-        alive = [each for each in batch.sequences if each in self.live]
-        assert all(each.slot is not None for each in alive)
-        if batch.kind == "prefill":
-            assert sum(each.num_rows for each in alive) <= self.settings.max_num_batched_tokens or len(alive) == 1
-            if not ends_prefill and self.settings.max_chunk_tokens is not None:
-                return
-            fill(batch, self.cache)
-            self.scheduler.end_prefill()
-            for each in list(alive):
-                siblings = self.siblings.pop(each.request_id, [])
-                alive += [sibling for sibling in siblings if self.scheduler.fork(each, sibling)]
-        else:
-            for each in alive:
-                assert self.cache.lengths[each.slot or 0] == each.num_rows
-            self.ahead = self.scheduler.schedule_ahead()
-        for each in alive:
-            each.output_token_ids.append(0)
-            if len(each.output_token_ids) == each.max_tokens or (ends_early and each is alive[0]):
-                self.remove(each)
-        self.check()
-
-    def check(self) -> None:
-        assert self.scheduler.num_running <= self.settings.max_num_seqs
-        with_slot = [each for each in self.live if each.slot is not None]
-        assert len(with_slot) == self.scheduler.num_running == len(self.cache.blocks)
-        unforked = sum(map(len, self.siblings.values()))
-        assert len(self.live) == self.scheduler.num_running + self.scheduler.num_waiting + unforked
-        if self.ahead is not None and all(each not in self.live for each in self.ahead.sequences):
-            self.ahead = None
-
-
-REQUESTS = st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1), st.integers(0, 2))
-ACTIONS = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), REQUESTS),
-        st.tuples(st.just("step"), st.tuples(st.booleans(), st.booleans())),
-        st.tuples(st.just("abort"), st.integers(0, 20)),
-    ),
-    max_size=50,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    actions=ACTIONS,
-    num_blocks=st.integers(blocks_of_rows(30 + 12 - 1), 40),
-    max_num_seqs=st.integers(1, 5),
-    max_num_batched_tokens=st.integers(1, 60),
-    max_chunk_tokens=st.none() | st.just(8),
-)
-def test_every_sequence_ends(actions: list[Any], num_blocks: int, **limits: Any) -> None:
-    scheduler, cache = make(num_blocks, **limits)
-    loop = Loop(scheduler, cache, dataclasses.replace(SETTINGS, **limits))
-    for number, (action, value) in enumerate(actions):
-        if action == "add":
-            num_rows, max_tokens, priority, count = value
-            first, *siblings = (sequence(str(number), num_rows, max_tokens, priority) for _ in range(1 + count))
-            loop.add(first, siblings)
-        elif action == "step" and loop.live:
-            loop.step(*value)
-        elif action == "abort" and loop.live:
-            loop.abort(loop.live[value % len(loop.live)].request_id)
-    for _ in range(2000):
-        if not loop.live:
-            break
-        loop.step(ends_prefill=True, ends_early=False)
-    assert not loop.live and scheduler.num_waiting == scheduler.num_running == 0
-    assert cache.num_free_blocks == num_blocks and cache.num_free_slots == 64

@@ -14,7 +14,7 @@ from dpn_rt.format.engine_dir import MAX_FILES, EngineDir, write_engine
 from dpn_rt.schema.bounds import bound_problems
 from dpn_rt.settings import EngineOptions, resolve
 from tests.engine.models import MODEL as LARGER
-from tests.format.test_engine_dir import MODEL, SOURCE, random_weights
+from tests.format.engines import MODEL, SOURCE, random_weights
 
 HUGE = (10**9, 10**30, 10**99)
 NO_INTEGERS = (True, 4.0, "4", None, [1])

@@ -21,7 +21,7 @@ from dpn_rt.errors import DpnError, EngineError
 from dpn_rt.format.atomic_dir import replaced_directory, settle
 from dpn_rt.format.engine_dir import MANIFEST, EngineDir, write_engine
 from dpn_rt.format.swapped_files import own_files
-from tests.format.test_engine_dir import MODEL, SOURCE, names, random_weights
+from tests.format.engines import MODEL, SOURCE, names, random_weights
 
 
 @pytest.mark.parametrize("state", ["absent", "empty", "engine"])

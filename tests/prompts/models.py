@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from dpn_rt.format.config import ModelConfig, PromptConfig, ReductionConfig
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig
@@ -97,3 +99,8 @@ def write_image_processor(path: Path, size: int = IMAGE_SIZE) -> None:
         "do_convert_rgb": True,
     }
     (path / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+def embeds(rows: int = 16) -> torch.Tensor:
+    """`[rows, HIDDEN_SIZE]`, the same for the same number of rows."""
+    return torch.randn(rows, HIDDEN_SIZE, generator=torch.Generator().manual_seed(rows))
