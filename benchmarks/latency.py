@@ -27,7 +27,7 @@ from benchmarks.result_file import write_json
 from benchmarks.rows import DENSE_SUBJECTS, MIXES, OPTIONAL_SUBJECTS, SUBJECTS
 from benchmarks.shapes import SHAPES
 from dpn_rt.model.vision.hr.config import HrConfig
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.dtypes import DType
 from dpn_rt.terminal import escape_output
 
 

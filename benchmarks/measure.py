@@ -39,7 +39,8 @@ from dpn_rt.model.reduction.grid import Segments, num_visual
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.reference import EagerDpn
-from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
+from dpn_rt.schema.dtypes import Quantize
+from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineOptions
 
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 
 from benchmarks.samples import Samples
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 
 SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt", "tensorrt")
 OPTIONAL_SUBJECTS = ("compiled", "tensorrt")

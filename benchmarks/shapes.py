@@ -17,7 +17,7 @@ from dpn_rt.model.vision.hr.config import FastConfig, HrConfig, fast_image_size
 from dpn_rt.model.vision.hr.convnext_config import ConvNextConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.model.weights.weight import QuantizedWeight
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.dtypes import DType
 
 KERNELS = ((1, 1), (1, 2), (2, 2))
 ROUTER_TOKEN = 7

@@ -12,7 +12,7 @@ from benchmarks.samples import Samples, paired_ratio
 from benchmarks.shapes import NUM_TEXT_ROWS
 from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 
 
 def report(options: argparse.Namespace, model: ModelConfig, rows: list[Row], limits: Row) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
+from dpn_rt.schema.dtypes import DType, Quantize
 from dpn_rt.schema.files import SETTINGS_BYTES, read_file
 from dpn_rt.schema.text import is_text, shown
-from dpn_rt.schema.weights import DType, Quantize
 
 Progress = Callable[[int, int], None]
 """Takes the number of weight bytes written since the last call, and the total."""

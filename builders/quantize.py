@@ -13,7 +13,8 @@ from dpn_rt.builders.quantized.checkpoint import QuantizedCheckpoint
 from dpn_rt.builders.weight_stream import WeightStream
 from dpn_rt.model.weights.forms import DENSE_SUFFIX, quantized_form, stored_specs
 from dpn_rt.model.weights.weight import QuantizedWeight
-from dpn_rt.schema.weights import DType, Quantize, WeightSpec
+from dpn_rt.schema.dtypes import DType, Quantize
+from dpn_rt.schema.weights import WeightSpec
 
 
 class CanonicalWeights(Protocol):

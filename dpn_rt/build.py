@@ -13,52 +13,61 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
-from tqdm import tqdm
-
-from dpn_rt.builders.native import build_engine
-from dpn_rt.builders.supported import supported_models
-from dpn_rt.errors import ConfigError, DpnError
-from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.engine_dir import EngineDir
+from dpn_rt.errors import ConfigError
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
-from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
-from dpn_rt.terminal import check_text, escape_output, output_failed
+from dpn_rt.schema.dtypes import DType, Quantize
+from dpn_rt.terminal import check_text, escape_output, exit_status, output_failed
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from dpn_rt.format.config import ModelConfig
+    from dpn_rt.format.engine_dir import EngineDir
 
 T = TypeVar("T")
 
 DEFAULT_PLAN_ROWS = 2048
 """Rows of a sequence in a plan's caches: 1 GB per sequence of a 7B model."""
+NO_MEMORY = (
+    "not enough memory to build an engine: expected room for twice its largest weight and about 0.5 GB, for the "
+    "largest shard of a checkpoint in .bin files, and for the whole model with --report "
+    "(is there a limit, such as that of ulimit -v?)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     escape_output()
     options = _parse(arguments)
-    try:
-        check_text(options)
-        if options.report is not None and not options.report.parent.is_dir():
-            raise ConfigError(f"--report: {options.report.parent}: not a directory")
-        with _one_interrupt():
-            engine = _build(options)
-            if options.report is not None:
-                _report(options, engine)
-        if not options.quiet:
-            size = sum(record.bytes for record in engine.files.values())
-            try:
-                print(f"{options.output}: {size / 1e9:.2f} GB, {_describe(engine)}", flush=True)
-            except OSError as error:
-                output_failed(error)  # told, but the engine is built
-    except DpnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
-        return 130
-    except OSError as error:
+
+    def failed(error: OSError) -> int:
         print(f"error: {error.filename or options.checkpoint}: {error.strerror or error}", file=sys.stderr)
         return 1
+
+    return exit_status(
+        lambda: _build_and_report(options),
+        no_memory=lambda: f"{options.checkpoint}: {NO_MEMORY}",
+        interrupted="interrupted; nothing was left behind",
+        system_error=failed,
+    )
+
+
+def _build_and_report(options: argparse.Namespace) -> int:
+    check_text(options)
+    if options.report is not None and not options.report.parent.is_dir():
+        raise ConfigError(f"--report: {options.report.parent}: not a directory")
+    with _one_interrupt():
+        engine = _build(options)
+        if options.report is not None:
+            _report(options, engine)
+    if not options.quiet:
+        size = sum(record.bytes for record in engine.files.values())
+        try:
+            print(f"{options.output}: {size / 1e9:.2f} GB, {_describe(engine)}", flush=True)
+        except OSError as error:
+            output_failed(error)  # told, but the engine is built
     return 0
 
 
@@ -75,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dtype",
-        choices=tuple(TORCH_DTYPES),
+        choices=get_args(DType),
         help="of the weights (default: float32 for a float32 checkpoint, else bfloat16)",
     )
     parser.add_argument(
@@ -110,6 +119,8 @@ class _ListModels(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Takes what argparse gives to every action."""
+        from dpn_rt.builders.supported import supported_models
+
         try:
             print(supported_models(), flush=True)
         except OSError as error:
@@ -164,6 +175,11 @@ def _plan_maker(options: argparse.Namespace, note: Callable[[str], None]) -> Cal
 
 
 def _build(options: argparse.Namespace) -> EngineDir:
+    # Imported here: --help and a wrong option should not wait for torch.
+    from tqdm import tqdm
+
+    from dpn_rt.builders.native import build_engine
+
     quiet: bool = options.quiet
     with contextlib.ExitStack() as stack:
         bar: tqdm | None = None
@@ -200,6 +216,7 @@ def _report(options: argparse.Namespace, engine: EngineDir) -> None:
     from dpn_rt.evaluate.writing import write_whole
     from dpn_rt.reference.model import EagerDpn
     from dpn_rt.reference.quantization_report import quantization_report
+    from dpn_rt.schema.weights import TORCH_DTYPES
 
     dense = EagerDpn.from_checkpoint(
         options.checkpoint, dtype=TORCH_DTYPES[engine.model.dtype], vision_tower=options.vision_tower

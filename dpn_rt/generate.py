@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpn_rt.errors import DpnError, RequestError
-from dpn_rt.memory import lacks_memory, not_enough_memory
-from dpn_rt.terminal import check_text, escape_output, output_failed
+from dpn_rt.errors import RequestError
+from dpn_rt.memory import not_enough_memory
+from dpn_rt.terminal import check_text, escape_output, exit_status
 
 if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
@@ -21,60 +21,54 @@ if TYPE_CHECKING:
 DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DEFAULT_DRAWING = Path()
 """Stands for a name made from the image's."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells use it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     escape_output()
     options = _parser().parse_args(arguments)
-    try:
-        check_text(options, file_names=("engine", "image"))
-        # Imported here: --help and a wrong option should not wait for torch.
-        from dpn_rt import LLM, SamplingParams
+    return exit_status(
+        lambda: _generate(options),
+        no_memory=lambda: not_enough_memory(Path(options.engine)),
+        interrupted="interrupted",
+    )
 
-        prompt_options = _prompt(options)
-        drawing = _drawing(options)
-        params = SamplingParams(
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            seed=options.seed,
-        )
-        reduce = {} if options.reduce is None else {"reduce": options.reduce}
-        llm = LLM(
-            options.engine,
-            device=options.device,
-            tensor_parallel_size=options.tensor_parallel_size,
-            verify=not options.skip_verify,
-            **reduce,
-        )
-        prompt = prompt_options if _is_raw(options) else _chat(llm, options)
-        if options.route is not None:
-            prompt = {**prompt, "route": options.route}
-        specs = options.reduce or [None]
-        prompts = [prompt] if len(specs) == 1 else [{**prompt, "reduce": spec} for spec in specs]
-        outputs = _answers(llm, prompts, params, silent=options.json)
-        if drawing is not None:
-            _draw_pyramids(llm, prompt, outputs, options.prompt, drawing)
-        if options.json:
-            answers = [_as_json(output) for output in outputs]
-            print(json.dumps(answers[0] if len(answers) == 1 else {"answers": answers}), flush=True)
-        elif drawing is not None:
-            print(f"picture         {drawing}", flush=True)
-    except (DpnError, MemoryError, RuntimeError, ImportError) as error:
-        is_memory = lacks_memory(error)
-        if not is_memory and not isinstance(error, DpnError):
-            raise
-        print(f"error: {not_enough_memory(Path(options.engine)) if is_memory else error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        return output_failed(error)
+
+def _generate(options: argparse.Namespace) -> int:
+    check_text(options, file_names=("engine", "image"))
+    # Imported here: --help and a wrong option should not wait for torch.
+    from dpn_rt import LLM, SamplingParams
+
+    prompt_options = _prompt(options)
+    drawing = _drawing(options)
+    params = SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        seed=options.seed,
+    )
+    reduce = {} if options.reduce is None else {"reduce": options.reduce}
+    llm = LLM(
+        options.engine,
+        device=options.device,
+        tensor_parallel_size=options.tensor_parallel_size,
+        verify=not options.skip_verify,
+        **reduce,
+    )
+    prompt = prompt_options if _is_raw(options) else _chat(llm, options)
+    if options.route is not None:
+        prompt = {**prompt, "route": options.route}
+    specs = options.reduce or [None]
+    prompts = [prompt] if len(specs) == 1 else [{**prompt, "reduce": spec} for spec in specs]
+    outputs = _answers(llm, prompts, params, silent=options.json)
+    if drawing is not None:
+        _draw_pyramids(llm, prompt, outputs, options.prompt, drawing)
+    if options.json:
+        answers = [_as_json(output) for output in outputs]
+        print(json.dumps(answers[0] if len(answers) == 1 else {"answers": answers}), flush=True)
+    elif drawing is not None:
+        print(f"picture         {drawing}", flush=True)
     return 0
 
 

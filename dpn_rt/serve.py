@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpn_rt.errors import ConfigError, DpnError, StepError
-from dpn_rt.memory import lacks_memory, not_enough_memory
+from dpn_rt.errors import ConfigError, StepError
+from dpn_rt.memory import not_enough_memory
 from dpn_rt.schema.text import is_text
 from dpn_rt.server.tls import check_tls
-from dpn_rt.terminal import check_text, escape_output
+from dpn_rt.terminal import check_text, escape_output, exit_status
 
 if TYPE_CHECKING:
     from dpn_rt.server.config import ServerConfig
@@ -35,26 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, serve: Callable[[argparse.Namespace], None]) -> int:
     """Checks the options that all servers have, serves, and returns the exit status. An error is told."""
-    try:
+
+    def checked() -> int:
         check_text(options)
         check_tls(options.ssl_certfile, options.ssl_keyfile)
         serve(options)
-    except (DpnError, MemoryError, RuntimeError, OSError, ImportError) as error:
-        return _failed(error, options)
-    return 0
+        return 0
 
-
-def _failed(error: Exception, options: argparse.Namespace) -> int:
-    """The exit status after an error, which is told."""
-    if lacks_memory(error):
-        print(f"error: {not_enough_memory(options.engine)}", file=sys.stderr)
-    elif isinstance(error, DpnError):
-        print(f"error: {error}", file=sys.stderr)
-    elif isinstance(error, OSError):
+    def address_failed(error: OSError) -> int:
         print(f"error: --host {options.host} --port {options.port}: {error.strerror or error}", file=sys.stderr)
-    else:
-        raise error
-    return 1
+        return 1
+
+    return exit_status(
+        checked,
+        no_memory=lambda: not_enough_memory(options.engine),
+        interrupted="interrupted",
+        system_error=address_failed,
+    )
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What every command does about its standard streams, and about the encoding of its arguments and of its output."""
+"""What all commands share: exit statuses, standard streams, and the encodings of arguments and output."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from dpn_rt.errors import ConfigError
+from dpn_rt.errors import ConfigError, DpnError
+from dpn_rt.memory import lacks_memory
 from dpn_rt.schema.text import is_text
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells use it."""
 
 
 class LossyText(io.TextIOWrapper):
@@ -60,6 +64,42 @@ def output_failed(error: OSError) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
     return 1
+
+
+def exit_status(
+    command: Callable[[], int],
+    *,
+    no_memory: Callable[[], str],
+    interrupted: str,
+    system_error: Callable[[OSError], int] = output_failed,
+) -> int:
+    """Runs a command. What went wrong is told in one line, unless it is a defect.
+
+    Args:
+        command: returns its exit status.
+        no_memory: gives the message for too little memory of the host.
+        interrupted: the message after Ctrl-C.
+        system_error: tells what an `OSError` means and returns the exit status; by default one of standard output.
+
+    Returns:
+        The command's exit status, 1 after an error, or `INTERRUPTED`.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if lacks_memory(error):
+            message = no_memory()
+        elif isinstance(error, DpnError):
+            message = str(error)
+        elif isinstance(error, OSError):
+            return system_error(error)
+        else:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
 
 
 def check_text(options: argparse.Namespace, file_names: Collection[str] = ()) -> None:

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from dpn_rt.errors import DpnError
-from dpn_rt.memory import lacks_memory
 from dpn_rt.model.reduction.pooling_config import PoolingFunction, RouterVersion
 from dpn_rt.schema.weights import TORCH_DTYPES
-from dpn_rt.terminal import check_text, escape_output
+from dpn_rt.terminal import check_text, escape_output, exit_status
 from dpn_rt.training.options import MAX_LENGTH, LossOptions, Part, RouterOptions, RunOptions, TrainOptions
 
 RUN, LOSS = RunOptions(), LossOptions()
@@ -26,25 +24,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     escape_output()
     given = _parser().parse_args(arguments)
-    try:
-        check_text(given)
-        options = _options(given)
-        from dpn_rt.training.run import train  # transformers' Trainer takes seconds to import
 
-        train(options)
-    except (DpnError, MemoryError, RuntimeError) as error:
-        is_memory = lacks_memory(error) or type(error).__name__ == "OutOfMemoryError"
-        if not is_memory and not isinstance(error, DpnError):
-            raise
-        message = "not enough memory: expected more, or a smaller --batch-size, --recompute or --lora"
-        print(f"error: {message if is_memory else error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except OSError as error:
+    def failed(error: OSError) -> int:
         print(f"error: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
         return 1
+
+    return exit_status(
+        lambda: _train(given),
+        no_memory=lambda: "not enough memory: expected more, or a smaller --batch-size, --recompute or --lora",
+        interrupted="interrupted; the same command with --resume goes on from the last checkpoint",
+        system_error=failed,
+    )
+
+
+def _train(given: argparse.Namespace) -> int:
+    check_text(given)
+    options = _options(given)
+    from dpn_rt.training.run import train  # transformers' Trainer takes seconds to import
+
+    try:
+        train(options)
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            raise MemoryError from error
+        raise
     if not given.quiet:
         print(f"{given.output}: trained; python -m dpn_rt.build --checkpoint {given.output} makes an engine of it")
     return 0

@@ -17,7 +17,7 @@ from dpn_rt.device.host import HostDevice, HostReadback
 from dpn_rt.device.packing import Array
 from dpn_rt.engine import loader
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.dtypes import DType
 from tests.skips import NO_GPU
 
 HAS_GPU = torch.cuda.is_available()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from dpn_rt import generate, serve
+from dpn_rt import build, generate, serve, train_routers
 from dpn_rt.errors import CapacityError, EngineError
+from dpn_rt.evaluate import __main__ as evaluate
 from dpn_rt.memory import lacks_memory
 from dpn_rt.server.engine_client import worker
 from dpn_rt.server.engine_client.messages import EngineSource, Loaded
@@ -52,10 +53,19 @@ def test_commands_say_so(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(serve, "_serve", raising(LACKS[name]))
     assert serve.main(["--engine", "nowhere"]) == 1
     assert capsys.readouterr().err.startswith(EXPECTED)
-    if name != "the system":  # which `generate` takes for its output's
-        monkeypatch.setattr(generate, "_prompt", raising(LACKS[name]))
-        assert generate.main(["--engine", "nowhere", "--prompt", "a"]) == 1
-        assert capsys.readouterr().err.startswith(EXPECTED)
+    monkeypatch.setattr(generate, "_prompt", raising(LACKS[name]))
+    assert generate.main(["--engine", "nowhere", "--prompt", "a"]) == 1
+    assert capsys.readouterr().err.startswith(EXPECTED)
+    monkeypatch.setattr(evaluate, "_run", raising(LACKS[name]))
+    files = ["--question-file", "questions.jsonl", "--answers-file", "answers.jsonl"]
+    assert evaluate.main(["run", "--engine", "nowhere", *files]) == 1
+    assert capsys.readouterr().err.startswith(EXPECTED)
+    monkeypatch.setattr(build, "_build", raising(LACKS[name]))
+    assert build.main(["--checkpoint", "nowhere", "--output", "engine"]) == 1
+    assert capsys.readouterr().err.startswith("error: nowhere: not enough memory to build an engine: expected room for")
+    monkeypatch.setattr(train_routers, "_options", raising(LACKS[name]))
+    assert train_routers.main(["--checkpoint", "c", "--data", "d", "--output", "o"]) == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory: expected more, or a smaller --batch-size")
 
 
 def test_commands_leave_other_errors_as_they_are(

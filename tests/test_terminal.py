@@ -46,6 +46,25 @@ def test_every_command_escapes_its_output_first(path: Path) -> None:
     assert ast.unparse(body[0]) == "escape_output()", path
 
 
+WITHOUT_TORCH = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    sys.exit(9 if "torch" in sys.modules else end.code)
+"""
+
+
+@pytest.mark.parametrize("option", ["--help", "--no-such-option"])
+@pytest.mark.parametrize("command", ["build", "generate", "serve", "serve_ray", "evaluate"])
+def test_help_and_a_wrong_option_do_not_wait_for_torch(command: str, option: str) -> None:
+    arguments = [sys.executable, "-c", WITHOUT_TORCH, f"dpn_rt.{command}", option]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == (0 if option == "--help" else 2), result.stderr
+    assert "usage: " in (result.stdout if option == "--help" else result.stderr)
+
+
 def test_output_is_escaped_only_where_it_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for errors, expected in (("strict", b"\\xe9"), ("replace", b"?"), ("surrogateescape", b"\\xe9")):
         written = io.BytesIO()

@@ -35,8 +35,9 @@ from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.sampling.sampler import Sampler
+from dpn_rt.schema.dtypes import Quantize
 from dpn_rt.schema.text import shown
-from dpn_rt.schema.weights import TORCH_DTYPES, Quantize
+from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineOptions, EngineSettings, resolve
 
 CPU_DTYPES = ("float32", "bfloat16")

@@ -18,7 +18,7 @@ from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.model.vision.siglip.config import SiglipConfig
 from dpn_rt.schema.bounds import FEW, TokenId
-from dpn_rt.schema.weights import DType, Quantize
+from dpn_rt.schema.dtypes import DType, Quantize
 
 AspectRatio = Literal["pad", "processor"]
 PromptTemplate = Literal["vicuna_v1", "tokenizer"]

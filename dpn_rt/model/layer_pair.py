@@ -13,7 +13,7 @@ from torch import Tensor
 from dpn_rt.model.weights.dense import DenseWeight
 from dpn_rt.model.weights.forms import form_of
 from dpn_rt.model.weights.tiles import TILE_ROWS
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 
 NamedTensors = Iterator[tuple[str, Tensor]]
 

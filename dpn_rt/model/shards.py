@@ -18,7 +18,7 @@ from dpn_rt.model.layer_pair import LayerPair, take_rows
 from dpn_rt.model.ranks import vocabulary_parts
 from dpn_rt.model.vision.encoder import ENCODER_PREFIXES
 from dpn_rt.model.weights.tiles import TILE_ROWS
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 
 
 def check_shards(config: DecoderConfig, quantize: Quantize, size: int) -> None:

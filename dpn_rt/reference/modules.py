@@ -22,7 +22,7 @@ from dpn_rt.reference import hf_modules, weights
 from dpn_rt.reference.boundary import Boundary
 from dpn_rt.reference.hr import HrTower
 from dpn_rt.reference.open_config import OpenConfig
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.dtypes import DType
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -5,14 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
-
-DType = Literal["float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8", "int4", "fp8"]
-"""How an engine stores the matrices of linear layers: in its dtype, or where they may be in integers of 8 or 4 bits, or
-in floats of 8."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

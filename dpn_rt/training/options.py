@@ -11,7 +11,7 @@ from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.reduction.pooling_config import BoundaryConfig, PoolingConfig, PoolingFunction, RouterVersion
 from dpn_rt.reference.boundary import MIN_DRAWN_VISUAL_TOKENS
 from dpn_rt.reference.training import ROUTING_HINGE_TARGET, ROUTING_LOSS_WEIGHT
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.dtypes import DType
 
 Part = Literal["tower", "projector", "decoder"]
 """What can be frozen; routers are always trained."""

@@ -23,7 +23,7 @@ from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
 from dpn_rt.evaluate.writing import write_whole
-from dpn_rt.schema.weights import DType
+from dpn_rt.schema.dtypes import DType
 from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import plots
 from examples.tiny_dpn.agreement import compare_with_eager

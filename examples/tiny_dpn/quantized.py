@@ -21,7 +21,7 @@ from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
 from dpn_rt.evaluate.writing import write_whole
 from dpn_rt.format.weight_spec import weight_spec
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 from dpn_rt.terminal import escape_output
 from examples.tiny_dpn.answers import Answer, ask_runtime
 from examples.tiny_dpn.data import LEVELS, Sample, sample

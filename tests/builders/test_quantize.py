@@ -15,7 +15,7 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.weight_spec import canonical_specs, weight_spec
 from dpn_rt.model.weights.forms import DENSE_SUFFIX, quantized_form
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 from examples.tiny_dpn.answers import ask_runtime
 from examples.tiny_dpn.data import sample
 from tests.builders.test_huggingface_layout import save_model

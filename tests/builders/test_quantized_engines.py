@@ -17,7 +17,7 @@ from dpn_rt.model.weights.fp8 import Fp8Weight
 from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.model.weights.tiles import unpack_int4, unpack_int8
-from dpn_rt.schema.weights import DType, Quantize
+from dpn_rt.schema.dtypes import DType, Quantize
 from tests.builders import quantized_checkpoints as written
 from tests.builders.checkpoints import expected_weights
 from tests.builders.quantized_checkpoints import SAMPLES, layers_of, put, quantize_layers, random_grid, wide_checkpoint

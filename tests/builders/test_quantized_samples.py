@@ -16,7 +16,7 @@ from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.vision.encoder import load_encoder
 from dpn_rt.model.weights.tiles import unpack_int8
 from dpn_rt.reference import EagerDpn
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 from tests.builders.quantized_checkpoints import SAMPLES
 
 IMAGE = 95

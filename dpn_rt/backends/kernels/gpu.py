@@ -10,7 +10,7 @@ from dpn_rt import ops
 from dpn_rt.device.cuda import CudaDevice
 from dpn_rt.errors import ConfigError, KernelArgumentError
 from dpn_rt.format.config import OLDEST_CAPABILITY, ModelConfig
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 
 DTYPES = ("bfloat16", "float16")
 """Dtypes that attention takes on a GPU."""

@@ -13,7 +13,8 @@ from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.model.weights.tiles import TILE_ROWS
 from dpn_rt.model.weights.weight import QuantizedWeight, Weight
-from dpn_rt.schema.weights import Quantize, WeightSpec
+from dpn_rt.schema.dtypes import Quantize
+from dpn_rt.schema.weights import WeightSpec
 
 FORMS: Mapping[Quantize, type[QuantizedWeight]] = {"int8": Int8Weight, "int4": Int4Weight, "fp8": Fp8Weight}
 DENSE_SUFFIX = f".{DenseWeight.suffix}"

@@ -18,7 +18,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineSource, write_engine
 from dpn_rt.format.weight_spec import canonical_specs, weight_spec
 from dpn_rt.outputs import RequestOutput
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 from dpn_rt.settings import EngineOptions
 from tests.backends.kernels.launches import counted_launches
 from tests.builders.test_quantized_samples import relative

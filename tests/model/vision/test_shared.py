@@ -23,7 +23,7 @@ from dpn_rt.model.vision.hr.convnext_config import ConvNextConfig
 from dpn_rt.model.vision.projector import ProjectorConfig
 from dpn_rt.model.vision.siglip.config import SiglipConfig
 from dpn_rt.model.weights.forms import quantized_form
-from dpn_rt.schema.weights import Quantize
+from dpn_rt.schema.dtypes import Quantize
 from tests.engine.models import MODEL, random_weights
 
 CLIP = ClipConfig(64, 96, 2, 4, 56, 14, 1e-5, "quick_gelu", "patch")
