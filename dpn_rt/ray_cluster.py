@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -84,6 +85,20 @@ class RayCluster:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(f"--ray-temp-dir {folder}: expected a folder that can be written to")
         return str(folder)
+
+
+def check_share(given: str, share: float) -> None:
+    """Refuses a number of cores or GPUs of one engine that Ray could not give out.
+
+    Args:
+        given: the option with its value, for the message.
+        share: the value.
+
+    Raises:
+        ConfigError: it is below 0, infinite or NaN.
+    """
+    if not 0 <= share < math.inf:
+        raise ConfigError(f"{given}: expected a number, 0 or more")
 
 
 def check_room(ray: Any, count: int, cpus: float, gpus: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.ray_cluster import check_share
 from dpn_rt.schema.packages import load_ray
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ class ActorPool:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size}: expected at least 1")
         for name in ("cpus_per_actor", "gpus_per_actor"):
-            value = getattr(self, name)
-            if value < 0:
-                raise ConfigError(f"{name}={value}: expected at least 0")
+            check_share(f"{name}={getattr(self, name)}", getattr(self, name))
 
     def map(self, dataset: Dataset, step: Callable[..., Any], *arguments: Any) -> Dataset:
         """A dataset whose tables have gone through the actors.

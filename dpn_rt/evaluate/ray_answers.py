@@ -18,7 +18,7 @@ from dpn_rt.evaluate.ray_questions import open_questions
 from dpn_rt.evaluate.runner import Answer, Run, ask
 from dpn_rt.evaluate.source import QuestionSource
 from dpn_rt.memory import telling_memory
-from dpn_rt.ray_cluster import RayCluster, check_room, own_message
+from dpn_rt.ray_cluster import RayCluster, check_room, check_share, own_message
 from dpn_rt.schema.packages import load_ray
 from dpn_rt.settings import EngineOptions
 
@@ -48,8 +48,7 @@ class RayEngines:
             raise ConfigError(f"--replicas {self.replicas}: expected at least 1")
         for name in ("cpus_per_replica", "gpus_per_replica"):
             value = getattr(self, name)
-            if value < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {value:g}: expected at least 0")
+            check_share(f"--{name.replace('_', '-')} {value:g}", value)
 
     def answers(
         self, engine: EngineChoice, source: QuestionSource, runs: Sequence[Run]

@@ -51,7 +51,8 @@ def test_images_of_all_forms_and_what_is_wrong_with_a_row(engine_dir: Path, tmp_
         ({"actors": 0}, "actors=0"),
         ({"actors": (3, 2)}, r"actors=\(3, 2\)"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"cpus_per_actor": -1}, "cpus_per_actor=-1"),
+        ({"cpus_per_actor": -1}, "cpus_per_actor=-1: expected a number, 0 or more"),
+        ({"gpus_per_actor": float("nan")}, "gpus_per_actor=nan: expected a number"),
     ],
 )
 def test_wrong_numbers_are_told(engine_dir: Path, options: dict[str, Any], words: str) -> None:

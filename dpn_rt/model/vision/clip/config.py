@@ -14,16 +14,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dpn_rt.errors import ImageError
 from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import linear_specs
 from dpn_rt.model.ranks import RankGroup
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.clip import names
 from dpn_rt.model.vision.encoder import CropEncoder
+from dpn_rt.model.vision.one_view import OneView
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.projector import Projector
-from dpn_rt.model.vision.visual_input import ViewShape, VisualInput, check_view_shapes
 from dpn_rt.schema.activation import Activation
 from dpn_rt.schema.bounds import Epsilon, Heads, LayerCount, Side, Width
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
@@ -32,7 +31,7 @@ SelectFeature = Literal["patch", "cls_patch"]
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(OneView):
     """A CLIP ViT, cut after the layer whose hidden state is used. A `VisionEncoderConfig`."""
 
     hidden_size: Width
@@ -93,16 +92,6 @@ class ClipConfig:
         return self.num_rows - self.num_dropped_rows
 
     @property
-    def max_visual_tokens(self) -> int:
-        """The same for all images."""
-        return self.num_visual_tokens
-
-    @property
-    def view_shapes(self) -> tuple[ViewShape, ...]:
-        """The pixel values."""
-        return ((3, self.image_size, self.image_size),)
-
-    @property
     def head_dims(self) -> tuple[int, ...]:
         return (self.hidden_size // self.num_heads,)
 
@@ -161,15 +150,6 @@ class ClipConfig:
             yield f"vision image_size {self.image_size} is smaller than its patch_size {self.patch_size}"
         if needs_grid and self.select_feature != "patch":
             yield "pooling needs a grid of visual tokens, but the class token is kept (select feature cls_patch)"
-
-    def check_views(self, image: VisualInput) -> None:
-        """Refuse an image that is not one view `[3, image_size, image_size]` for this tower's patches."""
-        check_view_shapes(image, self.view_shapes)
-        if (image.grid, image.num_visual_tokens) != (self.grid, self.num_visual_tokens):
-            raise ImageError(
-                f"image: {image.num_visual_tokens} visual tokens on the grid {image.grid}, expected "
-                f"{self.num_visual_tokens} on {self.grid}"
-            )
 
     def preprocessor(self, directory: Path | None, *, pads: bool, max_pixels: int) -> Preprocessor | None:
         """Through transformers' image processor, whose settings are in `directory`."""

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dpn_rt.errors import ImageError
 from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import linear_specs
 from dpn_rt.model.ranks import RankGroup
@@ -19,9 +18,9 @@ from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.model.vision.encoder import CropEncoder
 from dpn_rt.model.vision.hr import names
 from dpn_rt.model.vision.hr.convnext_config import KERNEL, STRIDE, ConvNextConfig, depthwise_specs
+from dpn_rt.model.vision.one_view import OneView
 from dpn_rt.model.vision.preprocessing import Preprocessor
 from dpn_rt.model.vision.projector import Projector
-from dpn_rt.model.vision.visual_input import ViewShape, VisualInput, check_view_shapes
 from dpn_rt.schema.bounds import Side
 from dpn_rt.schema.weights import NamedSpecs
 
@@ -61,7 +60,7 @@ class FastConfig(ClipConfig):
 
 
 @dataclass(frozen=True)
-class HrConfig:
+class HrConfig(OneView):
     """LLaVA-HR's tower. A `VisionEncoderConfig`."""
 
     image_size: Side
@@ -95,16 +94,6 @@ class HrConfig:
     def num_visual_tokens(self) -> int:
         """Rows that every image puts into the prompt."""
         return self.grid[0] * self.grid[1]
-
-    @property
-    def max_visual_tokens(self) -> int:
-        """The same for all images."""
-        return self.num_visual_tokens
-
-    @property
-    def view_shapes(self) -> tuple[ViewShape, ...]:
-        """The pixel values."""
-        return ((3, self.image_size, self.image_size),)
 
     @property
     def head_dims(self) -> tuple[int, ...]:
@@ -174,15 +163,6 @@ class HrConfig:
             yield f"vision image_size: {problem}"
         elif self.fast.image_size != fast_image_size(self.image_size):
             yield f"fast tower: image_size must be {fast_image_size(self.image_size)}, got {self.fast.image_size}"
-
-    def check_views(self, image: VisualInput) -> None:
-        """Refuse an image that is not one view `[3, image_size, image_size]` for this tower's grid."""
-        check_view_shapes(image, self.view_shapes)
-        if (image.grid, image.num_visual_tokens) != (self.grid, self.num_visual_tokens):
-            raise ImageError(
-                f"image: {image.num_visual_tokens} visual tokens on the grid {image.grid}, expected "
-                f"{self.num_visual_tokens} on {self.grid}"
-            )
 
     def preprocessor(self, directory: Path | None, *, pads: bool, max_pixels: int) -> Preprocessor | None:
         """LLaVA-HR's own steps, for which no file is needed."""
