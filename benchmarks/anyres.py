@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
-from benchmarks.machine import machine
-from benchmarks.result_file import write_json
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.result_file import write_json
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.cache.image_cache import ImageCache

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes import SHAPES
+from benchmarks.models.shapes import SHAPES
 from dpn_rt.terminal import escape_output
 
 

@@ -20,7 +20,8 @@ from typing import Any
 if not __package__:  # run as a file: `benchmarks` is found in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks import ops, report
+from benchmarks import ops
+from benchmarks.comparison import report
 from dpn_rt.terminal import escape_output
 
 ROOT = Path(__file__).resolve().parents[1]

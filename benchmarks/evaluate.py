@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine
-from benchmarks.result_file import write_json
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.result_file import write_json
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.evaluate.answers_file import AnswersFile
 from dpn_rt.evaluate.question_format import QuestionFormat

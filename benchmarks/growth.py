@@ -22,10 +22,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.http_questions import data_url
-from benchmarks.machine import machine
-from benchmarks.result_file import write_json
-from benchmarks.soak import serving
+from benchmarks.load.http_questions import data_url
+from benchmarks.load.server_process import serving
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.result_file import write_json
 from dpn_rt.terminal import escape_output
 
 SAMPLE_EVERY = 100

@@ -23,13 +23,13 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from benchmarks.attacks import ATTACKS, Target
 from benchmarks.hostile_alone import ALONE, measure_kinds
-from benchmarks.http_questions import Question, questions
-from benchmarks.machine import machine
-from benchmarks.result_file import write_json
-from benchmarks.soak import serving
-from benchmarks.watch import Watch, watch
+from benchmarks.load.attacks import ATTACKS, Target
+from benchmarks.load.http_questions import Question, questions
+from benchmarks.load.server_process import serving
+from benchmarks.load.watch import Watch, watch
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.result_file import write_json
 from dpn_rt.terminal import escape_output
 
 Good = list[tuple[Question, str]]

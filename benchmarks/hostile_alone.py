@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks.attacks import ATTACKS, Target
-from benchmarks.machine import machine
-from benchmarks.memory import peak_memory
-from benchmarks.result_file import write_json
-from benchmarks.soak import serving
+from benchmarks.load.attacks import ATTACKS, Target
+from benchmarks.load.server_process import serving
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.memory import peak_memory
+from benchmarks.measuring.result_file import write_json
 from dpn_rt.terminal import escape_output
 
 ALONE = (

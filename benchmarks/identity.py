@@ -31,9 +31,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.http_questions import data_url
-from benchmarks.soak import serving
-from benchmarks.tiled_checkpoint import Family, write_tiled_checkpoint
+from benchmarks.load.http_questions import data_url
+from benchmarks.load.server_process import serving
+from benchmarks.models.tiled_checkpoint import Family, write_tiled_checkpoint
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.terminal import escape_output

@@ -23,8 +23,8 @@ import torch
 if not __package__:  # run as a file: `benchmarks` is found in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.memory import resident_bytes
-from benchmarks.shapes import ROUTER_TOKEN, SHAPES, WEIGHT_STD
+from benchmarks.measuring.memory import resident_bytes
+from benchmarks.models.shapes import ROUTER_TOKEN, SHAPES, WEIGHT_STD
 from dpn_rt.builders.hr_tower import CLIP_L, PREFIX, hr_forms
 from dpn_rt.builders.names import hr_modules, original_names, published_modules, weight_names
 from dpn_rt.builders.native import build_engine

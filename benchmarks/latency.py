@@ -21,11 +21,11 @@ import torch
 if not __package__:  # run as a file: `benchmarks` is found in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.measure import measure
-from benchmarks.report import print_table
-from benchmarks.result_file import write_json
-from benchmarks.rows import DENSE_SUBJECTS, MIXES, OPTIONAL_SUBJECTS, SUBJECTS
-from benchmarks.shapes import SHAPES
+from benchmarks.comparison.measure import measure
+from benchmarks.comparison.report import print_table
+from benchmarks.comparison.rows import DENSE_SUBJECTS, MIXES, OPTIONAL_SUBJECTS, SUBJECTS
+from benchmarks.measuring.result_file import write_json
+from benchmarks.models.shapes import SHAPES
 from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.schema.dtypes import DType
 from dpn_rt.terminal import escape_output

@@ -22,13 +22,13 @@ import torch
 if not __package__:  # run as a file: the repository's root is where `benchmarks` is found
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.clock import Run, is_cuda, replayable, seconds
-from benchmarks.convolution_cases import convolution_cases
-from benchmarks.machine import machine
-from benchmarks.ops_cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
-from benchmarks.quantized_cases import quantized_cases, row_major_cases
-from benchmarks.reduction_cases import reduction_cases
-from benchmarks.result_file import write_json
+from benchmarks.measuring.clock import Run, is_cuda, replayable, seconds
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.result_file import write_json
+from benchmarks.op_cases.cases import EPS, LLAVA_1B, LLAVA_7B, Case, KernelShapes, all_cases, int32
+from benchmarks.op_cases.convolution import convolution_cases
+from benchmarks.op_cases.quantized import quantized_cases, row_major_cases
+from benchmarks.op_cases.reduction import reduction_cases
 from dpn_rt import ops
 from dpn_rt.terminal import escape_output
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import engine_directory
-from benchmarks.memory import resident_bytes
-from benchmarks.result_file import write_json
-from benchmarks.shapes import SHAPES, prompt_token_ids
+from benchmarks.comparison.measure import engine_directory
+from benchmarks.measuring.memory import resident_bytes
+from benchmarks.measuring.result_file import write_json
+from benchmarks.models.shapes import SHAPES, prompt_token_ids
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.backends.parallel.parallel_executor import ParallelExecutor
 from dpn_rt.format.config import ModelConfig

@@ -45,8 +45,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from benchmarks.identity import Answer, Case, answer_alone, cases, fault_of
-from benchmarks.result_file import write_json
-from benchmarks.soak import serving
+from benchmarks.load.server_process import serving
+from benchmarks.measuring.result_file import write_json
 from dpn_rt import LLM
 from dpn_rt.ray_serve.app import build
 from dpn_rt.ray_serve.messages import REPLICA_HEADER

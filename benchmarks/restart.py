@@ -21,8 +21,8 @@ from statistics import median
 
 import httpx
 
-from benchmarks.http_questions import Question
-from benchmarks.soak import serving
+from benchmarks.load.http_questions import Question
+from benchmarks.load.server_process import serving
 from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import data
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.http_questions import Question
-from benchmarks.serve import closed_loop
-from benchmarks.soak import serving
+from benchmarks.load.http_questions import Question
+from benchmarks.load.loops import closed_loop
+from benchmarks.load.server_process import serving
 from dpn_rt.terminal import escape_output
 from examples.tiny_dpn import data
 

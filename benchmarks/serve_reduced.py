@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.http_questions import Question
-from benchmarks.machine import machine
-from benchmarks.measure import reduced_stages
-from benchmarks.result_file import write_json
-from benchmarks.serve import Round, closed_loop, summarize
-from benchmarks.shapes import SHAPES, random_weights
-from benchmarks.soak import serving
+from benchmarks.comparison.measure import reduced_stages
+from benchmarks.load.http_questions import Question
+from benchmarks.load.loops import Round, closed_loop, summarize
+from benchmarks.load.server_process import serving
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.result_file import write_json
+from benchmarks.models.shapes import SHAPES, random_weights
 from dpn_rt import LLM
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineSource, write_engine

@@ -15,7 +15,6 @@ import io
 import json
 import random
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -30,8 +29,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.http_questions import Question, data_url, questions
-from benchmarks.watch import watch
+from benchmarks.load.http_questions import Question, data_url, questions
+from benchmarks.load.server_process import serving
+from benchmarks.load.watch import watch
 from dpn_rt.terminal import escape_output
 
 TIMEOUT = 300.0
@@ -229,29 +229,6 @@ async def _cells_in_use(client: httpx.AsyncClient) -> float:
     found = re.search(r"^dpn_rt:kv_cache_usage_perc\{.*\} (\S+)$", text, re.MULTILINE)
     assert found
     return float(found[1])
-
-
-@contextmanager
-def serving(engine: Path, *options: str) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: its URL and process id."""
-    command = [sys.executable, "-m", "dpn_rt.serve", "--engine", str(engine), "--port", "0", "--log-level", "info"]
-    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if found := re.search(r"running on (http://\S+)", line):
-                    break
-            else:
-                raise RuntimeError("the server did not start")
-            with subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL) as drain:
-                try:
-                    yield found[1], process.pid
-                finally:
-                    process.terminate()
-                    process.wait(60)
-                    drain.wait(10)
-        finally:
-            process.kill()
 
 
 def main() -> int:

@@ -24,11 +24,11 @@ from torch import Tensor
 if not __package__:  # run as a file: `benchmarks` is found in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.clock import Run, seconds
-from benchmarks.machine import machine
-from benchmarks.result_file import write_json
-from benchmarks.samples import Samples, paired_ratio
-from benchmarks.shapes import SHAPES, random_weights
+from benchmarks.measuring.clock import Run, seconds
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.result_file import write_json
+from benchmarks.measuring.samples import Samples, paired_ratio
+from benchmarks.models.shapes import SHAPES, random_weights
 from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.vision.encoder import load_encoder

@@ -92,7 +92,7 @@ def test_ray_is_imported_where_it_is_used() -> None:
 
 
 def test_only_ops_import_the_extension() -> None:
-    for path in [*product_files(), *files("benchmarks/*.py")]:
+    for path in [*product_files(), *files("benchmarks/**/*.py")]:
         assert path.parent.name == "ops" or "_kernels" not in packages(path), path
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.shapes import SHAPES
+from benchmarks.models.shapes import SHAPES
 from dpn_rt import LLM, SamplingParams, errors
 from dpn_rt.errors import BatchError, ConfigError, DpnError, RequestError
 from dpn_rt.outputs import StreamDelta

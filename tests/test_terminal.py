@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import print_table
+from benchmarks.comparison.report import print_table
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.serve import main as serve
@@ -83,7 +83,10 @@ def test_output_is_escaped_only_where_it_cannot_be_shown(monkeypatch: pytest.Mon
 
 def test_a_benchmarks_table_in_ascii() -> None:
     """`±` stands in its cells."""
-    assert "±" in (ROOT / "benchmarks" / "report.py").read_text(encoding="utf-8") and print_table is not None
+    assert (
+        "±" in (ROOT / "benchmarks" / "comparison" / "report.py").read_text(encoding="utf-8")
+        and print_table is not None
+    )
     script = "from dpn_rt.terminal import escape_output; escape_output(); print('5 ±11%')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.clock import Run
 from benchmarks.gpu_quick.record import Recorder
 from benchmarks.gpu_quick.settings import Settings
 from benchmarks.gpu_quick.timing import cold_seconds, copies_of, shown, told
-from benchmarks.ops_cases import KernelShapes, attention_cases, torch_attention
-from benchmarks.shapes import SHAPES
+from benchmarks.measuring.clock import Run
+from benchmarks.models.shapes import SHAPES
+from benchmarks.op_cases.cases import KernelShapes, attention_cases, torch_attention
 from dpn_rt import ops
 from dpn_rt.schema.weights import TORCH_DTYPES
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks import latency
+from benchmarks.comparison.measure import measure
+from benchmarks.comparison.report import print_table
 from benchmarks.gpu_quick.record import Recorder
 from benchmarks.gpu_quick.settings import Settings
-from benchmarks.measure import measure
-from benchmarks.report import print_table
 
 ROUNDS, STEPS = 3, 8
 

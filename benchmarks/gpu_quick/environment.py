@@ -41,7 +41,7 @@ def rates(settings: Settings, record: Recorder) -> None:
     """Bytes/s of a copy, read and written bytes counted, and FLOP/s of a matrix product."""
     import torch
 
-    from benchmarks.clock import is_cuda, replayable, seconds
+    from benchmarks.measuring.clock import is_cuda, replayable, seconds
 
     device = settings.device
     if is_cuda(device):

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.clock import Run, is_cuda
 from benchmarks.gpu_quick.cublaslt import Algorithm, CublasLt
 from benchmarks.gpu_quick.record import Recorder
 from benchmarks.gpu_quick.settings import Settings
 from benchmarks.gpu_quick.timing import cold_seconds, copies_of, shown, told
-from benchmarks.shapes import SHAPES
+from benchmarks.measuring.clock import Run, is_cuda
+from benchmarks.models.shapes import SHAPES
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 ALGORITHMS = 8

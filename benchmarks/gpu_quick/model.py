@@ -11,14 +11,14 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.clock import is_cuda, synchronize
-from benchmarks.dense_llava import dense_llava
+from benchmarks.comparison.measure import load_runtime, make_requests
+from benchmarks.comparison.rows import DENSE, MIXES, Row
+from benchmarks.comparison.subjects import Eager, Request, Runtime, Timing, TransformersDense
 from benchmarks.gpu_quick.record import Recorder
 from benchmarks.gpu_quick.settings import Settings
-from benchmarks.measure import load_runtime, make_requests
-from benchmarks.rows import DENSE, MIXES, Row
-from benchmarks.shapes import SHAPES, random_weights
-from benchmarks.subjects import Eager, Request, Runtime, Timing, TransformersDense
+from benchmarks.measuring.clock import is_cuda, synchronize
+from benchmarks.models.dense_llava import dense_llava
+from benchmarks.models.shapes import SHAPES, random_weights
 from dpn_rt import SamplingParams
 from dpn_rt.backends.kernels.stage_graphs import StageGraphs
 from dpn_rt.format.config import ModelConfig

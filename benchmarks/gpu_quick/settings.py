@@ -13,7 +13,7 @@ class Settings:
 
     device: str
     shape: str
-    """Of `benchmarks.shapes`."""
+    """Of `benchmarks.models.shapes`."""
     dtype: str
     batches: tuple[int, ...]
     """Requests at one time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from benchmarks.clock import Run, replayable, seconds
+from benchmarks.measuring.clock import Run, replayable, seconds
 
 ROUNDS = 7
 MOST_COPIES = 16

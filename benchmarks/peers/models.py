@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from benchmarks.dense_llava import IMAGE_TOKEN, dense_llava
+from benchmarks.models.dense_llava import IMAGE_TOKEN, dense_llava
 from benchmarks.peers.remote import WORKERS, Remote
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.subjects import Request, Timing
+from benchmarks.comparison.subjects import Request, Timing
 
 WORKERS = Path(__file__).parent
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import document, latency, ops, ops_cases, serve_reduced
-from benchmarks.clock import Stopwatch, replayable, seconds
-from benchmarks.dense_llava import IMAGE_TOKEN, dense_llava
-from benchmarks.measure import measure
-from benchmarks.rows import plan
-from benchmarks.samples import Samples, paired_ratio
-from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
+from benchmarks import document, latency, ops, serve_reduced
+from benchmarks.comparison.measure import measure
+from benchmarks.comparison.rows import plan
+from benchmarks.measuring.clock import Stopwatch, replayable, seconds
+from benchmarks.measuring.samples import Samples, paired_ratio
+from benchmarks.models.dense_llava import IMAGE_TOKEN, dense_llava
+from benchmarks.models.shapes import NUM_TEXT_ROWS, SHAPES, prompt_token_ids, random_weights
+from benchmarks.op_cases import cases as ops_cases
 from dpn_rt.format import flops
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import check_model, weight_spec

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks import limits
 from benchmarks.gpu_quick import __main__ as command
 from benchmarks.gpu_quick.pytest_files import Job, Result, files_under, run_jobs
 from benchmarks.gpu_quick.record import Recorder
@@ -21,6 +20,7 @@ from benchmarks.gpu_quick.runner import DONE, FAILED, NOT_HERE, NOT_RUN, STOPPED
 from benchmarks.gpu_quick.sanitize import TESTS
 from benchmarks.gpu_quick.settings import GPU, STAND_IN, Settings
 from benchmarks.gpu_quick.steps import STEPS, TOTAL_SECONDS, Step
+from benchmarks.measuring import limits
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from benchmarks import latency
-from benchmarks import measure as benchmark
+from benchmarks.comparison import measure as benchmark
+from benchmarks.comparison.rows import PEERS
+from benchmarks.models.shapes import SHAPES, random_weights
 from benchmarks.peers.models import save_checkpoint
 from benchmarks.peers.remote import WORKERS, Remote
-from benchmarks.rows import PEERS
-from benchmarks.shapes import SHAPES, random_weights
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.engine_dir import EngineDir, EngineSource, write_engine
 from dpn_rt.model.reduction.reduction import NoReduction

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.result_file import write_json
+from benchmarks.measuring.result_file import write_json
 from tests.skips import NOT_LINUX
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from benchmarks.result_file import write_json
+from benchmarks.measuring.result_file import write_json
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 write_json(Path(sys.argv[1]), {"rows": list(range(10_000))})
 """

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import latency, limits, measure, subjects
-from benchmarks.measure import make_requests
-from benchmarks.rows import Row, plan
-from benchmarks.shapes import SHAPES, random_weights
-from benchmarks.subjects import Request, Runtime, TransformersDense
+from benchmarks import latency
+from benchmarks.comparison import measure, subjects
+from benchmarks.comparison.measure import make_requests
+from benchmarks.comparison.rows import Row, plan
+from benchmarks.comparison.subjects import Request, Runtime, TransformersDense
+from benchmarks.measuring import limits
+from benchmarks.models.shapes import SHAPES, random_weights
 from dpn_rt import LLM
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.weight_spec import weight_spec

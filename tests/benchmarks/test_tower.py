@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import large_build, latency, tower
-from benchmarks.convolution_cases import convolution_cases
-from benchmarks.shapes import SHAPES
+from benchmarks.models.shapes import SHAPES
+from benchmarks.op_cases.convolution import convolution_cases
 from dpn_rt.format import flops
 from dpn_rt.model.vision.hr.config import HrConfig
 

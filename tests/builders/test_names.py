@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks.shapes import SHAPES
+from benchmarks.models.shapes import SHAPES
 from dpn_rt.builders.names import (
     LayoutNames,
     NameMap,

@@ -30,7 +30,7 @@ MEASURE = """
 import io, json, sys
 from pathlib import Path
 from PIL import Image
-from benchmarks.memory import peak_memory
+from benchmarks.measuring.memory import peak_memory
 from dpn_rt.model.vision.clip.preprocessing import ClipPreprocessor
 from dpn_rt.prompts.image import MAX_PIXELS, decode_image, load_image
 from tests.engine.models import VISION

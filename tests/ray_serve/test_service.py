@@ -23,7 +23,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from benchmarks.http_questions import Question
+from benchmarks.load.http_questions import Question
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.ray_serve.app import build
 from dpn_rt.ray_serve.image_key import image_key

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.shapes import SHAPES, prompt_token_ids, random_weights
+from benchmarks.models.shapes import SHAPES, prompt_token_ids, random_weights
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import RopeConfig

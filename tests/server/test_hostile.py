@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.attacks import ATTACKS
 from benchmarks.hostile import hostile
+from benchmarks.load.attacks import ATTACKS
 
 SERVED = (
     "an animation of 500 frames",

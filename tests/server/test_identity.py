@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from benchmarks.identity import KV_CACHE_BYTES, TILED_KV_CACHE_BYTES, TILED_SCALE, ask_all, cases
-from benchmarks.tiled_checkpoint import Family, write_tiled_checkpoint
+from benchmarks.models.tiled_checkpoint import Family, write_tiled_checkpoint
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.settings import EngineOptions

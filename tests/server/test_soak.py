@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from benchmarks.http_questions import questions
-from benchmarks.soak import ATTACKS, serving, soak
+from benchmarks.load.http_questions import questions
+from benchmarks.load.server_process import serving
+from benchmarks.soak import ATTACKS, soak
 
 
 def test_good_requests_are_answered_among_hostile_ones(engine_dir: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import latency, measure
-from benchmarks.report import print_table
+from benchmarks import latency
+from benchmarks.comparison import measure
+from benchmarks.comparison.report import print_table
 from dpn_rt.backends.tensorrt import cuda
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineDir

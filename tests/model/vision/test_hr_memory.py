@@ -16,8 +16,8 @@ MB = 10**6
 MEASURE = """
 import json, sys
 import torch
-from benchmarks.memory import peak_memory
-from benchmarks.shapes import random_weights
+from benchmarks.measuring.memory import peak_memory
+from benchmarks.models.shapes import random_weights
 from dpn_rt.model.vision.encoder import load_encoder
 from dpn_rt.model.vision.hr.config import FastConfig, HrConfig
 from dpn_rt.model.vision.hr.convnext_config import ConvNextConfig

@@ -16,17 +16,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.clock import is_cuda
-from benchmarks.dense_llava import dense_llava
-from benchmarks.limits import GemmLimit, ReadLimit
-from benchmarks.memory import peak_memory
+from benchmarks.comparison.rows import (
+    DENSE,
+    DENSE_SUBJECTS,
+    PEERS,
+    REDUCED,
+    REDUCED_EAGER,
+    Row,
+    plan,
+    quantized_subject,
+)
+from benchmarks.comparison.subjects import Eager, EagerReducing, Request, Runtime, Subject, TransformersDense
+from benchmarks.comparison.summary import report
+from benchmarks.measuring.clock import is_cuda
+from benchmarks.measuring.limits import GemmLimit, ReadLimit
+from benchmarks.measuring.memory import peak_memory
+from benchmarks.models.dense_llava import dense_llava
+from benchmarks.models.plan_engine import write_plan_engine
+from benchmarks.models.shapes import NUM_TEXT_ROWS, SHAPES, RandomWeights, prompt_token_ids, random_weights
 from benchmarks.peers.models import load_peer
 from benchmarks.peers.remote import Remote
-from benchmarks.plan_engine import write_plan_engine
-from benchmarks.rows import DENSE, DENSE_SUBJECTS, PEERS, REDUCED, REDUCED_EAGER, Row, plan, quantized_subject
-from benchmarks.shapes import NUM_TEXT_ROWS, SHAPES, RandomWeights, prompt_token_ids, random_weights
-from benchmarks.subjects import Eager, EagerReducing, Request, Runtime, Subject, TransformersDense
-from benchmarks.summary import report
 from dpn_rt.builders.quantize import stored_tensors
 from dpn_rt.errors import DpnError
 from dpn_rt.format import flops

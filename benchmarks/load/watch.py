@@ -1,8 +1,8 @@
 """Watches a server from a separate process, so that a busy load generator does not look like a slow server.
 
-`python -m benchmarks.watch URL PID` reads lines. At each first one it polls /health and the memory of the process with
-its children, prints a line, and goes on polling until the next line; then it prints what it saw as JSON. Each poll has
-a connection of its own, as a supervisor's has.
+`python -m benchmarks.load.watch URL PID` reads lines. At each first one it polls /health and the memory of the process
+with its children, prints a line, and goes on polling until the next line; then it prints what it saw as JSON. Each poll
+has a connection of its own, as a supervisor's has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INTERVAL = 0.05
 TIMEOUT = 60
 
@@ -56,7 +56,7 @@ class Watch:
 @contextmanager
 def watch(url: str, pid: int) -> Iterator[Watch]:
     """Starts to watch the server at `url`, whose process is `pid`."""
-    command = [sys.executable, "-m", "benchmarks.watch", url, str(pid)]
+    command = [sys.executable, "-m", "benchmarks.load.watch", url, str(pid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         yield Watch(process)
         process.communicate()

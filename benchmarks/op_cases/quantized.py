@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.clock import Run
-from benchmarks.ops_cases import Case, KernelShapes
+from benchmarks.measuring.clock import Run
+from benchmarks.op_cases.cases import Case, KernelShapes
 from dpn_rt import ops
 from dpn_rt.backends.kernels.gpu import FP8_CAPABILITY
 from dpn_rt.model.weights.row_major import row_major_products

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
-from benchmarks.clock import Mark, Stopwatch, synchronize
-from benchmarks.dense_llava import IMAGE_TOKEN
+from benchmarks.measuring.clock import Mark, Stopwatch, synchronize
+from benchmarks.models.dense_llava import IMAGE_TOKEN
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.format.flops import Route, kv_rows
 from dpn_rt.model.reduction.spec import parse_spec

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.http_questions import data_url
+from benchmarks.load.http_questions import data_url
 
 TIMEOUT = 60.0
 MEGABYTE = b"x" * 2**20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.clock import Run
-from benchmarks.ops_cases import BLOCK, GRID, Case, KernelShapes, int32, kv_cache
+from benchmarks.measuring.clock import Run
+from benchmarks.op_cases.cases import BLOCK, GRID, Case, KernelShapes, int32, kv_cache
 from dpn_rt import ops
 
 BEFORE, VISUAL, AFTER = 35, GRID * GRID, 25

@@ -6,10 +6,10 @@ import argparse
 from dataclasses import replace
 from typing import Any, get_args
 
-from benchmarks.machine import machine
-from benchmarks.rows import DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row, quantized_subject
-from benchmarks.samples import Samples, paired_ratio
-from benchmarks.shapes import NUM_TEXT_ROWS
+from benchmarks.comparison.rows import DENSE_SUBJECTS, REDUCED, REDUCED_EAGER, Row, quantized_subject
+from benchmarks.measuring.machine import machine
+from benchmarks.measuring.samples import Samples, paired_ratio
+from benchmarks.models.shapes import NUM_TEXT_ROWS
 from dpn_rt.format import flops
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.schema.dtypes import Quantize

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from benchmarks.clock import Run
-from benchmarks.ops_cases import Case
+from benchmarks.measuring.clock import Run
+from benchmarks.op_cases.cases import Case
 from dpn_rt import ops
 
 SIZES = ((192, 256), (384, 128), (768, 64), (1536, 32), (1024, 32))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.clock import is_cuda
-from benchmarks.memory import resident_bytes
+from benchmarks.measuring.clock import is_cuda
+from benchmarks.measuring.memory import resident_bytes
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field
 
-from benchmarks.samples import Samples
+from benchmarks.measuring.samples import Samples
 from dpn_rt.schema.dtypes import Quantize
 
 SUBJECTS = ("transformers", "compiled", "eager", "dpn_rt", "tensorrt")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.clock import Run
+from benchmarks.measuring.clock import Run
 from dpn_rt import ops
 from dpn_rt.device.host import HostDevice
 

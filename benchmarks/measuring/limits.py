@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.clock import is_cuda, seconds
+from benchmarks.measuring.clock import is_cuda, seconds
 from dpn_rt.format.flops import layer_weights
 from dpn_rt.model.config import DecoderConfig
 

@@ -1,0 +1,1 @@
+"""Clocks, memory, limits of the machine, samples, and files of results."""

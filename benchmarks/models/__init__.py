@@ -1,0 +1,1 @@
+"""Models of published sizes, and engines of them."""
