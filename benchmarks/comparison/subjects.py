@@ -11,6 +11,7 @@ ready (lists of ids, the runtime's checks and hashes of a prompt) is not timed.
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,10 @@ from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.reduced import EagerReduced
 
 Clock = time.perf_counter
+
+IS_NEW_NAME = "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
+CACHE = "cache" if IS_NEW_NAME else "past_key_values"
+"""The argument of transformers' models that takes their KV cache: newer versions warn of its old name."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,12 @@ class TransformersDense:
         )
         vision = now(model)
         rows = self._rows(ids, embeds)
-        logits = forward(inputs_embeds=rows, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = forward(inputs_embeds=rows, use_cache=True, logits_to_keep=1, **{CACHE: cache}).logits
         tokens = logits[:, -1].argmax(-1, keepdim=True)
         prefill = now(model)
         kv_rows = len(requests) * self.num_layers * cache.get_seq_length()
         for _ in range(steps):
-            logits = forward(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits = forward(input_ids=tokens, use_cache=True, logits_to_keep=1, **{CACHE: cache}).logits
             tokens = logits[:, -1].argmax(-1, keepdim=True)
         end = now(model)
         return Timing(vision - start, prefill - vision, (end - prefill) / steps, None, kv_rows)

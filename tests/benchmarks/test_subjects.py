@@ -18,6 +18,7 @@ from benchmarks.comparison.measure import make_requests
 from benchmarks.comparison.rows import Row, plan
 from benchmarks.comparison.subjects import Request, Runtime, TransformersDense
 from benchmarks.measuring import limits
+from benchmarks.models.dense_llava import dense_llava
 from benchmarks.models.shapes import SHAPES, random_weights
 from dpn_rt import LLM
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
@@ -78,6 +79,14 @@ def test_requests_of_the_host_reach_a_model_on_a_gpu(synchronized: list[str], mo
     assert given == [(GPU, (2, 5, 4))]
     assert model.rows == [(2, 7, 4), (2, 1, 4), (2, 1, 4), (2, 1, 4)]
     assert set(synchronized) == {GPU}
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_transformers_gets_its_cache_by_its_present_name() -> None:
+    requests = make_requests(TINY, TWO)
+    timing = TransformersDense(dense_llava(TINY, dict(random_weights(TINY)))).run(requests, 2)
+    num_rows = len(requests[0].token_ids) - 1 + len(requests[0].image_embeds)
+    assert timing.kv_rows == 2 * num_rows * TINY.decoder.num_layers
 
 
 def test_the_hosts_work_on_a_prompt_is_done_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
