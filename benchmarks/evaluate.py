@@ -19,8 +19,8 @@ from benchmarks.measuring.machine import machine
 from benchmarks.measuring.result_file import write_json
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.evaluate.answers_file import AnswersFile
+from dpn_rt.evaluate.asking import Run, answers_of
 from dpn_rt.evaluate.question_format import QuestionFormat
-from dpn_rt.evaluate.runner import Run, answers_of
 from dpn_rt.evaluate.settings import RunSettings
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from dpn_rt.terminal import escape_output

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpn_rt.evaluate.engine_choice import EngineChoice
 from dpn_rt.evaluate.question import PromptStyle
-from dpn_rt.evaluate.running import RunResult, run_all
+from dpn_rt.evaluate.runs import RunResult, run_all
 from dpn_rt.evaluate.scorers.benchmark import Score
 from dpn_rt.evaluate.scorers.table import benchmark
 from dpn_rt.evaluate.scorers.truth import Inputs, read_answers

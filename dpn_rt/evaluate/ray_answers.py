@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from dpn_rt.batch.actor_pool import ActorPool
 from dpn_rt.engine.loader import load_processor
 from dpn_rt.errors import ConfigError, EngineError
+from dpn_rt.evaluate.asking import Answer, Run, ask
 from dpn_rt.evaluate.engine_choice import EngineChoice
 from dpn_rt.evaluate.question_format import QuestionFormat
 from dpn_rt.evaluate.ray_questions import open_questions
-from dpn_rt.evaluate.runner import Answer, Run, ask
 from dpn_rt.evaluate.source import QuestionSource
 from dpn_rt.memory import telling_memory
 from dpn_rt.ray_cluster import RayCluster, check_room, check_share, own_message
@@ -53,7 +53,7 @@ class RayEngines:
     def answers(
         self, engine: EngineChoice, source: QuestionSource, runs: Sequence[Run]
     ) -> Generator[tuple[Run, Answer], None, None]:
-        """As `runner.answers_here`: all runs go through the same engines.
+        """As `asking.answers_here`: all runs go through the same engines.
 
         Raises:
             DpnError: there is no room for the engines, they cannot be loaded, refuse the settings of a run, or stop.

@@ -1,4 +1,4 @@
-"""Texts that callers hold but that no tokenizer takes."""
+"""Which texts can be encoded as UTF-8, and how values are shown in error messages."""
 
 from __future__ import annotations
 

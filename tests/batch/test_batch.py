@@ -30,7 +30,7 @@ from dpn_rt.batch.answering import ANSWER_SCHEMA, Answerer
 from dpn_rt.batch.options import AnswerOptions
 from dpn_rt.evaluate.__main__ import main as evaluate
 from dpn_rt.evaluate.commands.run import SKIPPED
-from dpn_rt.evaluate.running import skipped_file
+from dpn_rt.evaluate.runs import skipped_file
 from dpn_rt.outputs import RequestOutput
 from examples.answer_parquet import main as answer_parquet_example
 from examples.tiny_dpn import data

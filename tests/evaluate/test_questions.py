@@ -19,11 +19,11 @@ from dpn_rt import LLM
 from dpn_rt.errors import EvaluationError
 from dpn_rt.evaluate.__main__ import main
 from dpn_rt.evaluate.answers_file import AnswersFile
+from dpn_rt.evaluate.asking import Run, answers_of
 from dpn_rt.evaluate.images import ImageBytes, ImageFile
 from dpn_rt.evaluate.question import PromptStyle, Question
 from dpn_rt.evaluate.question_format import QuestionFormat
 from dpn_rt.evaluate.readers.rows import BadRow
-from dpn_rt.evaluate.runner import Run, answers_of
 from dpn_rt.evaluate.settings import RunSettings
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from tests.evaluate.conftest import Tiny, read_lines, write_lines

@@ -12,7 +12,7 @@ from dpn_rt.errors import EvaluationError
 
 if TYPE_CHECKING:
     from dpn_rt.evaluate.ray_answers import RayEngines
-    from dpn_rt.evaluate.running import RunResult
+    from dpn_rt.evaluate.runs import RunResult
 
 SKIPPED = 3
 """Exit status where rows were skipped."""
@@ -103,10 +103,10 @@ def run(options: argparse.Namespace) -> int:
         )
     _check_ray(options)
     # Imported here: --help and a wrong option should not wait for torch.
+    from dpn_rt.evaluate.asking import answers_here
     from dpn_rt.evaluate.engine_choice import EngineChoice
     from dpn_rt.evaluate.question import PromptStyle
-    from dpn_rt.evaluate.runner import answers_here
-    from dpn_rt.evaluate.running import run_all
+    from dpn_rt.evaluate.runs import run_all
     from dpn_rt.evaluate.scorers.table import benchmark
     from dpn_rt.evaluate.settings import RunSettings, Sweep, parse_route
     from dpn_rt.evaluate.source import QuestionSource

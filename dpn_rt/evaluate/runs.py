@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from dpn_rt.errors import EvaluationError
 from dpn_rt.evaluate.answers_file import AnswersFile
+from dpn_rt.evaluate.asking import Answer, Answers, Outcome, Run, answers_here
 from dpn_rt.evaluate.engine_choice import EngineChoice
 from dpn_rt.evaluate.question_format import OTHER_SYSTEM, QuestionFormat
 from dpn_rt.evaluate.readers.rows import BadRow
-from dpn_rt.evaluate.runner import Answer, Answers, Outcome, Run, answers_here
 from dpn_rt.evaluate.settings import RunSettings, Sweep, runs_of
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from dpn_rt.format.engine_dir import EngineDir
