@@ -106,7 +106,9 @@ def test_few_files_ask_for_cuda() -> None:
 
 
 def test_the_decoder_sees_no_images() -> None:
-    seen = imported_modules(ROOT / "dpn_rt/model/decoder.py")
+    seen = {
+        name for path in files("dpn_rt/model/decoder.py", "dpn_rt/model/layer.py") for name in imported_modules(path)
+    }
     assert not {name.rsplit(".", 1)[-1] for name in seen} & {"visual_input", "image", "pooling", "layout"}
     assert not [name for name in seen if name.startswith("dpn_rt.model.vision")]
 

@@ -1,1 +1,1 @@
-"""Frozen dataclasses as JSON values, and shapes and dtypes of weights."""
+"""What every package may use: bounded JSON, files, texts and processes, and names, shapes and dtypes of weights."""
