@@ -99,7 +99,14 @@ class Stage:
 
 
 def add_norm(addend: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of `residual`, to which `addend` is added in place before, if there is one; in the addend's memory."""
+    """RMSNorm of rows `[num_rows, hidden_size]`.
+
+    Args:
+        addend: is added to `residual` in place before, and its memory takes the result; None: nothing is added.
+        residual: the rows.
+        weight: `[hidden_size]`.
+        eps: of the norm.
+    """
     if addend is None:
         return ops.rms_norm(residual, weight, eps)
     return ops.add_rms_norm(addend, residual, weight, eps, out=addend)
@@ -176,7 +183,7 @@ class Decoder:
         return queries.chunk(self._group.size, dim=1)[self._group.rank].contiguous()
 
     def mean_of_ranks(self, scores: Tensor) -> Tensor:
-        """The mean over all heads, of the means over each rank's heads; in their memory."""
+        """The mean over all heads, of scores `[num_scores]` that are means over each rank's heads; in their memory."""
         return scores if self._group is None else self._group.sum(scores).div_(self._group.size)
 
     @property

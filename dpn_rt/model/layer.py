@@ -117,6 +117,7 @@ class Layer:
 
     @property
     def input_norm(self) -> Tensor:
+        """`[hidden_size]` of the norm before attention."""
         return self._weights.input_norm
 
     def next_attention(self, x: Tensor, positions: Tensor, last_rows: Tensor) -> NextAttention:

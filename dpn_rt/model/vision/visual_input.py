@@ -75,7 +75,7 @@ class VisualInput:
 
     @classmethod
     def of_embeds(cls, embeds: Tensor, grid: Grid) -> VisualInput:
-        """Decoder rows that stand for an image. Their key is computed when it is first asked for."""
+        """Decoder rows `[num_rows, hidden_size]` for an image. Their key is computed when it is first asked for."""
         return cls((), embeds, (grid,), embeds.shape[0])
 
     @cached_property

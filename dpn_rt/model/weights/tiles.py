@@ -36,7 +36,7 @@ def pack_int8(q: Tensor) -> Tensor:
 
 
 def unpack_int8(tiles: Tensor) -> Tensor:
-    """The matrix of `pack_int8`, with the rows and columns that fill the last tiles."""
+    """The matrix of `pack_int8`, int8 `[16 N, 4 K]` of tiles `[N, K, 16, 4]`: rows and columns fill the last tiles."""
     return tiles.bitwise_xor(INT8_ZERO).view(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
@@ -48,7 +48,7 @@ def pack_int4(q: Tensor) -> Tensor:
 
 
 def unpack_int4(tiles: Tensor) -> Tensor:
-    """The matrix of `pack_int4`, with the rows and columns that fill the last tiles."""
+    """The matrix of `pack_int4`, int8 `[16 N, 8 K]` of tiles `[N, K, 16, 4]`: rows and columns fill the last tiles."""
     both = torch.cat((tiles & 15, tiles >> 4), dim=-1)
     return both.to(torch.int8).sub_(INT4_ZERO).transpose(1, 2).flatten(2).flatten(0, 1)
 
