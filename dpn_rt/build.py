@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
 from dpn_rt.schema.dtypes import DType, Quantize
-from dpn_rt.terminal import check_text, escape_output, exit_status, output_failed
+from dpn_rt.terminal import check_text, escape_output, exit_status, file_failed, output_failed
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -41,16 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     escape_output()
     options = _parse(arguments)
-
-    def failed(error: OSError) -> int:
-        print(f"error: {error.filename or options.checkpoint}: {error.strerror or error}", file=sys.stderr)
-        return 1
-
     return exit_status(
         lambda: _build_and_report(options),
         no_memory=lambda: f"{options.checkpoint}: {NO_MEMORY}",
         interrupted="interrupted; nothing was left behind",
-        system_error=failed,
+        system_error=lambda error: file_failed(error, options.checkpoint),
     )
 
 

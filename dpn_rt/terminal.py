@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from pathlib import Path
 
 from dpn_rt.errors import ConfigError, DpnError
 from dpn_rt.memory import lacks_memory
@@ -63,6 +64,12 @@ def output_failed(error: OSError) -> int:
     with suppress(OSError):  # Python flushes once more when it ends, and would report the error again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+    return 1
+
+
+def file_failed(error: OSError, path: Path) -> int:
+    """The exit status after a file could not be read or written; `path` where the error names none."""
+    print(f"error: {error.filename or path}: {error.strerror or error}", file=sys.stderr)
     return 1
 
 

@@ -14,7 +14,7 @@ from typing import get_args
 
 from dpn_rt.model.reduction.pooling_config import PoolingFunction, RouterVersion
 from dpn_rt.schema.weights import TORCH_DTYPES
-from dpn_rt.terminal import check_text, escape_output, exit_status
+from dpn_rt.terminal import check_text, escape_output, exit_status, file_failed
 from dpn_rt.training.options import MAX_LENGTH, LossOptions, Part, RouterOptions, RunOptions, TrainOptions
 
 RUN, LOSS = RunOptions(), LossOptions()
@@ -24,16 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     escape_output()
     given = _parser().parse_args(arguments)
-
-    def failed(error: OSError) -> int:
-        print(f"error: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
-        return 1
-
     return exit_status(
         lambda: _train(given),
         no_memory=lambda: "not enough memory: expected more, or a smaller --batch-size, --recompute or --lora",
         interrupted="interrupted; the same command with --resume goes on from the last checkpoint",
-        system_error=failed,
+        system_error=lambda error: file_failed(error, given.output),
     )
 
 
