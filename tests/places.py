@@ -75,17 +75,16 @@ class Place:
 
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    def load(path: Path, **options: Any) -> LLM:
+        # Each graph is recorded by running it, so fewer of them are made.
+        return LLM(path, device="cuda", **{"max_num_seqs": 6, "max_graph_rows": 64, **options})
+
     if request.param == "cuda":
-        return Place("cuda", lambda path, **options: LLM(path, device="cuda", **options), None)
+        return Place("cuda", load, None)
     device = CountingDevice()
 
     def open_host(model: ModelConfig) -> HostDevice:
         return device
 
     monkeypatch.setattr(loader, "open_cuda", open_host)
-
-    def load(path: Path, **options: Any) -> LLM:
-        # Every graph is recorded by running it here, so that fewer of them are made.
-        return LLM(path, device="cuda", **{"max_num_seqs": 6, "max_graph_rows": 64, **options})
-
     return Place("cpu", load, device)

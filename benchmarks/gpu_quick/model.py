@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -33,10 +34,22 @@ def run(settings: Settings, record: Recorder) -> None:
     model = SHAPES[settings.shape].model(settings.dtype)
     weights = dict(random_weights(model, device=settings.device))
     options = argparse.Namespace(batch=settings.batches, tokens=settings.tokens, device=settings.device)
+    start = time.perf_counter()
     runtime = load_runtime(options, weights, model)
+    synchronize(settings.device)
+    record.attempt("load", lambda: tell_load(runtime, time.perf_counter() - start, settings.device, record))
     record.attempt("first_logits", lambda: first_logits(model, weights, runtime, settings.device, record))
     record.attempt("times", lambda: times(model, runtime, settings, record))
     record.attempt("kernels", lambda: longest_kernels(model, runtime, settings.device, record))
+
+
+def tell_load(runtime: Runtime, seconds: float, device: str, record: Recorder) -> None:
+    """How long it took to load the runtime, most of which is recording graphs on a GPU, and what memory is taken."""
+    stages = runtime.llm.engine.runner.backend.stages
+    graphs = len(stages._graphs) if isinstance(stages, StageGraphs) else 0
+    free, total = torch.cuda.mem_get_info() if is_cuda(device) else (0, 0)
+    record.put(load={"seconds": seconds, "stage_graphs": graphs, "taken_bytes": total - free})
+    record.say(f"loaded in {seconds:.1f} s with {graphs} graphs of stages; {(total - free) / 1e9:.1f} GB are taken")
 
 
 def first_logits(

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +81,8 @@ def run_jobs(jobs: Sequence[Job], processes: int, seconds: float, junit: Path | 
     seed = os.environ.get(SEED) or str(int.from_bytes(os.urandom(4), "little"))
     print(f"{SEED}={seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="gpu-tests-") as folder, ThreadPoolExecutor(processes) as pool:
-        started = [pool.submit(_run, job, Path(folder) / f"{i}.xml", end, seed) for i, job in enumerate(jobs)]
+        variables = {**cores_of_each(min(processes, len(jobs))), **os.environ, SEED: seed}
+        started = [pool.submit(_run, job, Path(folder) / f"{i}.xml", end, variables) for i, job in enumerate(jobs)]
         for future in as_completed(started):
             result, report = future.result()
             if report is not None:
@@ -91,13 +92,18 @@ def run_jobs(jobs: Sequence[Job], processes: int, seconds: float, junit: Path | 
             yield result
 
 
-def _run(job: Job, file: Path, end: float, seed: str) -> tuple[Result, ET.Element | None]:
+def cores_of_each(processes: int) -> dict[str, str]:
+    """Variables of processes that share the cores: a part for each, and threads that wait do not spin."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, processes))), "OMP_WAIT_POLICY": "passive"}
+
+
+def _run(job: Job, file: Path, end: float, variables: Mapping[str, str]) -> tuple[Result, ET.Element | None]:
     left = end - time.monotonic()
     if left <= 0:
         return Result(job.name, None, 0.0, output="no time was left"), None
     command = [*job.prefix, sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider"]
     command += [f"--junit-xml={file}", *job.arguments]
-    environment = {**os.environ, SEED: seed, **dict(job.environment)}
+    environment = {**variables, **dict(job.environment)}
     start, log = time.monotonic(), file.with_suffix(".log")
     with log.open("wb") as stream:  # a pipe would be waited for until the last child has closed it
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ class NotHereError(Exception):
 class Recorder:
     """Values and short lines of one step."""
 
-    def __init__(self, file: Path, folder: Path) -> None:
-        """`file`: for the values and lines; `folder`: of the run, for what a step saves beside them."""
-        self._file, self.folder = file, folder
+    def __init__(self, file: Path, folder: Path, seconds: float = 3600.0) -> None:
+        """
+        Args:
+            file: for the values and lines.
+            folder: of the run, for what a step saves beside them.
+            seconds: that the step has.
+        """
+        self._file, self.folder, self._end = file, folder, time.monotonic() + seconds
         self.values: dict[str, Any] = {}
         self.lines: list[str] = []
         self._save()
@@ -40,6 +46,11 @@ class Recorder:
         except Exception as error:  # any part may fail in its own way on a machine that nobody has seen
             self.put(**{f"{name}_error": f"{type(error).__name__}: {error}"[:2000]})
             self.say(f"{name} FAILED: {type(error).__name__}: {first_line(error)}")
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the step is stopped."""
+        return self._end - time.monotonic()
 
     @property
     def failed_parts(self) -> list[str]:

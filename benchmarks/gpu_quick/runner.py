@@ -1,4 +1,7 @@
-"""Runs steps one after the other, each in a process of its own and within its time."""
+"""Runs steps one after the other, each in a process of its own and within its time.
+
+A step may take what the steps before it have left of theirs, and nothing of the time of those after it.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,8 @@ class Outcome:
     step: str
     state: str
     seconds: float = 0.0
+    limit: float = 0.0
+    """Seconds that it had."""
     why: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -64,6 +69,7 @@ class Run:
         """
         self._settings, self.folder, self._say, self._program = settings, folder, say, program
         self._end = time.monotonic() + total_seconds
+        self._spare = 0.0  # what the steps so far have left of their seconds
         self.outcomes: list[Outcome] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "gpu-quick.log"
@@ -72,11 +78,12 @@ class Run:
     def steps(self, steps: Sequence[Step]) -> list[Outcome]:
         """Run them all; the files are complete after each."""
         for step in steps:
-            outcome = self._step(step)
+            outcome = self._step(step, step.seconds + self._spare)
+            self._spare = max(0.0, self._spare + step.seconds - outcome.seconds)
             self.outcomes.append(outcome)
             self._save()
             why = f": {outcome.why}" if outcome.why else ""
-            self._say(f"== {step.name}: {outcome.state} after {outcome.seconds:.0f} of {step.seconds} s{why}")
+            self._say(f"== {step.name}: {outcome.state} after {outcome.seconds:.0f} of {outcome.limit:.0f} s{why}")
             for line in outcome.lines:
                 self._say(f"   {line}")
             if outcome.state in (FAILED, STOPPED):
@@ -84,8 +91,9 @@ class Run:
                     self._say(f"   | {line[:200]}")
         return self.outcomes
 
-    def _step(self, step: Step) -> Outcome:
+    def _step(self, step: Step, most_seconds: float) -> Outcome:
         left = self._end - time.monotonic()
+        limit = min(most_seconds, left)
         if left < LEAST_SECONDS:
             return Outcome(step.name, NOT_RUN, why="no time is left")
         if step.needs_kernels and any(each.step == "build" and each.state != DONE for each in self.outcomes):
@@ -93,12 +101,12 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="gpu-quick-") as folder:
             file = Path(folder) / "step.json"
             start = time.monotonic()
-            status = self._process(step.name, file, min(step.seconds, left))
+            status = self._process(step.name, file, limit)
             seconds = time.monotonic() - start
             found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"values": {}, "lines": []}
-        outcome = Outcome(step.name, DONE, seconds, values=found["values"], lines=found["lines"])
+        outcome = Outcome(step.name, DONE, seconds, limit, values=found["values"], lines=found["lines"])
         if status is None:
-            outcome.state, outcome.why = STOPPED, f"it took longer than {min(step.seconds, left):.0f} s"
+            outcome.state, outcome.why = STOPPED, f"it took longer than {limit:.0f} s"
         elif status != 0:
             outcome.state, outcome.why = FAILED, f"exit status {status}"
         elif "not_here" in found["values"]:
@@ -107,7 +115,7 @@ class Run:
 
     def _process(self, name: str, file: Path, seconds: float) -> int | None:
         """The exit status of a step's process; None where it was stopped. Its children end with it."""
-        command = [*self._program, name, self._settings.to_json(), str(file), str(self.folder)]
+        command = [*self._program, name, self._settings.to_json(), str(file), str(self.folder), str(seconds)]
         with self._log.open("ab") as log:
             log.write(f"\n== {name}\n".encode())
             log.flush()

@@ -1,4 +1,4 @@
-"""One step in a process of its own: python -m benchmarks.gpu_quick.step NAME SETTINGS FILE FOLDER."""
+"""One step in a process of its own: python -m benchmarks.gpu_quick.step NAME SETTINGS FILE FOLDER SECONDS."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from benchmarks.gpu_quick.settings import Settings
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0; 1 where a part of the step failed."""
-    name, settings, file, folder = arguments
-    record = Recorder(Path(file), Path(folder))
+    name, settings, file, folder, seconds = arguments
+    record = Recorder(Path(file), Path(folder), float(seconds))
     try:
         importlib.import_module(f"benchmarks.gpu_quick.{name}").run(Settings.from_json(settings), record)
     except NotHereError as error:

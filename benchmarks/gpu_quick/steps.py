@@ -19,13 +19,13 @@ class Step:
 
 
 STEPS = (
-    Step("environment", 30, needs_kernels=False),
+    Step("environment", 45, needs_kernels=False),
     Step("build", 120, needs_kernels=False),
     Step("op_tests", 85),
     Step("model", 85),
     Step("gemm", 30, needs_kernels=False),
     Step("attention", 25),
-    Step("sanitize", 75),
-    Step("baselines", 55),
-    Step("answers", 35),
+    Step("sanitize", 70),
+    Step("baselines", 50),
+    Step("answers", 30),
 )

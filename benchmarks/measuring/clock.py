@@ -40,6 +40,7 @@ def replayable(run: Run, device: str | torch.device) -> Run:
     if not is_cuda(device):
         return run
     warm_up = torch.cuda.Stream(device)
+    warm_up.wait_stream(torch.cuda.current_stream(device))  # which may still be making the inputs
     with torch.cuda.stream(warm_up):  # makes workspaces and loads modules before the capture
         run()
     torch.cuda.current_stream(device).wait_stream(warm_up)

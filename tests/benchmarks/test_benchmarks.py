@@ -279,6 +279,38 @@ def test_a_stopwatch_sums_what_runs_within_it() -> None:
     assert replayable(run := lambda: None, "cpu") is run
 
 
+class FakeStream:
+    """A stream of a GPU that is not there: notes who waits for whom."""
+
+    def __init__(self, name: str, events: list[str]) -> None:
+        self.name, self.events = name, events
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.events.append(f"{self.name} waits for {other.name}")
+
+    def __enter__(self) -> None:
+        self.events.append(f"on {self.name}")
+
+    def __exit__(self, *_: object) -> None:
+        self.events.append(f"off {self.name}")
+
+
+def test_a_graph_is_warmed_up_on_inputs_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of its own does not wait by itself: kernels would read indices that are still being made."""
+    events: list[str] = []
+    inputs, warm_up, graph = (FakeStream(name, events) for name in ("inputs", "warm-up", "graph"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: warm_up)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: inputs)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: argparse.Namespace(replay=None))
+    replayable(lambda: events.append("runs"), "cuda")
+    assert events == [
+        "warm-up waits for inputs", "on warm-up", "runs", "off warm-up", "inputs waits for warm-up",
+        "on graph", "runs", "off graph",
+    ]  # fmt: skip
+
+
 def test_ops_report_names_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "ops.json"
     monkeypatch.setattr(ops, "CPU", dataclasses.replace(ops.CPU, limit_bytes=1 << 20, cold_bytes=1 << 20, gemm_rows=2))

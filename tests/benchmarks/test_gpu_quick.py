@@ -28,12 +28,14 @@ FEW_PLUGINS = (("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),)
 """pytest starts in a fraction of the time without those of other packages."""
 FAKE_STEP = """
 import json, os, subprocess, sys, time
-name, settings, file, folder = sys.argv[1:]
+name, settings, file, folder, seconds = sys.argv[1:]
 found = {"values": {"name": name}, "lines": ["a line"]}
 if name == "missing":
     found["values"]["not_here"] = "it lacks a thing"
 open(file, "w").write(json.dumps(found))
 print("says", name, flush=True)
+if name == "slow":
+    time.sleep(2)
 if name == "hangs":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
     open(folder + "/child", "w").write(str(child.pid))
@@ -73,6 +75,15 @@ def test_a_step_that_hangs_or_dies_costs_the_others_nothing(tmp_path: Path) -> N
     log = (tmp_path / "out" / "gpu-quick.log").read_text()
     assert all(f"says {step.name}" in log for step in steps)
     assert any("says dies" in line for line in lines) and "   a line" in lines
+
+
+def test_a_step_may_take_what_others_have_left_and_no_more(tmp_path: Path) -> None:
+    """A step that hangs leaves the next one its own time; one that ends early leaves it the rest of its own too."""
+    run, _ = run_fake(tmp_path, Step("hangs", 1, False), Step("missing", 20, False), Step("slow", 1, False))
+    hangs, early, slow = run.outcomes
+    assert [each.state for each in run.outcomes] == [STOPPED, NOT_HERE, DONE]
+    assert (hangs.limit, early.limit) == (1, 20)
+    assert slow.limit == pytest.approx(21 - early.seconds) and slow.seconds > 1
 
 
 def is_running(process: int) -> bool:
@@ -139,6 +150,7 @@ def check_model(values: dict[str, Any]) -> None:
     assert set(values["times"]) == {"222 x1", "1x1 x1", "mixed x2"}
     assert all(len(each["stages"]) == 4 and min(each["stages"]) > 0 for each in values["times"].values())
     assert values["prefill_kernels"] and values["decode_kernels"]
+    assert values["load"]["seconds"] > 0 and values["load"]["stage_graphs"] == 0
 
 
 def check_attention(values: dict[str, Any]) -> None:
@@ -179,6 +191,20 @@ def test_each_test_file_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert results["wrong"].status == 1 and "the reason" in results["wrong"].failures[0]
     assert results["dies"].status == -6
     assert (tmp_path / "junit.xml").read_text().count("<testsuite ") == 2
+
+
+def test_test_files_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    body = "import os\ndef test_it():\n    assert os.environ['OMP_NUM_THREADS'] == '{}'\n"
+    body += "    assert os.environ['OMP_WAIT_POLICY'] == 'passive'\n"
+    for given, expected in ((None, 8), ("3", 3)):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if given is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        (tmp_path / "test_cores.py").write_text(body.format(expected))
+        job = Job("cores", (str(tmp_path / "test_cores.py"),), environment=FEW_PLUGINS)
+        assert [result.status for result in run_jobs([job, job], 8, 300)] == [0, 0]
 
 
 def test_a_test_file_that_takes_too_long_is_stopped(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def run(**change: Any) -> ops.Advance:
     for name, value in change.items():
         new = torch.tensor(value) if isinstance(value, list) else value
         new = new.int() if isinstance(value, list) and not new.is_floating_point() else new
+        new = None if new is None else new.to(torch.get_default_device())  # tensors of the table are on the host
         if name in FIELDS:
             given["layout"] = dataclasses.replace(given["layout"], **{name: new})
         else:

@@ -193,9 +193,10 @@ def test_graphs_equal_eager_launches_bit_for_bit(tmp_path: Path, monkeypatch: py
     engine = write_random_engine(tmp_path / "engine", dataclasses.replace(MODEL, dtype="bfloat16"))
     prompts = [{"prompt_token_ids": list(range(3, 20 + n))} for n in range(5)]
     params = SamplingParams(temperature=0, max_tokens=12, logprobs=-1, ignore_eos=True)
-    recorded = LLM(engine, device="cuda", max_num_seqs=6).generate(prompts, params, use_tqdm=False)
+    options = {"device": "cuda", "max_num_seqs": 6, "max_graph_rows": 128}
+    recorded = LLM(engine, **options).generate(prompts, params, use_tqdm=False)
     monkeypatch.setattr(cuda.CudaDevice, "record", HostDevice.record)
-    launched = LLM(engine, device="cuda", max_num_seqs=6).generate(prompts, params, use_tqdm=False)
+    launched = LLM(engine, **options).generate(prompts, params, use_tqdm=False)
     for output, other in zip(recorded, launched, strict=True):
         assert output.outputs[0].token_ids == other.outputs[0].token_ids
         for position, expected in zip(output.outputs[0].logprobs or (), other.outputs[0].logprobs or (), strict=True):

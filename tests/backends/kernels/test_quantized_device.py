@@ -81,6 +81,14 @@ def prompts(count: int) -> list[dict[str, Any]]:
     return [random_prompt(random, grid) for grid in [(4, 4), None, (2, 4), (6, 3), None][:count]]
 
 
+def routed(asked: list[dict[str, Any]], outputs: list[RequestOutput]) -> list[dict[str, Any]]:
+    """The prompts, each with the route that its output took."""
+    return [
+        prompt | ({"route": output.pyramid.experts} if "multi_modal_data" in prompt else {})
+        for prompt, output in zip(asked, outputs, strict=True)
+    ]
+
+
 def assert_same(actual: RequestOutput, expected: RequestOutput, tolerance: float) -> None:
     """Log-probabilities of the first token: what comes later may rest on a choice between two near ones."""
     found, wanted = (output.outputs[0].logprobs[0] for output in (actual, expected))  # type: ignore[index]
@@ -102,6 +110,8 @@ def test_int8_equals_the_cpu(place: Place, tmp_path: Path, tied: bool) -> None:
     engine = write_quantized_engine(tmp_path / "engine", model_of(place, "int8", tie_word_embeddings=tied))
     asked = prompts(5)
     expected = LLM(engine, device="cpu").generate(asked, PARAMS, use_tqdm=False)
+    if place.device is None:  # in bfloat16 a router with two nearly equal probabilities may choose the other expert
+        asked = routed(asked, expected)
     actual = place.load(engine).generate(asked, PARAMS, use_tqdm=False)
     for one, other in zip(actual, expected, strict=True):
         assert_same(one, other, place.tolerance)
@@ -116,11 +126,7 @@ def test_fp8_is_near_what_its_weights_stand_for(place: Place, tmp_path: Path, ti
     engine = write_quantized_engine(tmp_path / "engine", model_of(place, "fp8", tie_word_embeddings=tied))
     asked = prompts(5)
     expected = LLM(engine, device="cpu").generate(asked, WHOLE, use_tqdm=False)
-    routed = [
-        prompt | ({"route": output.pyramid.experts} if "multi_modal_data" in prompt else {})
-        for prompt, output in zip(asked, expected, strict=True)
-    ]
-    found = place.load(engine).generate(routed, WHOLE, use_tqdm=False)
+    found = place.load(engine).generate(routed(asked, expected), WHOLE, use_tqdm=False)
     for one, other in zip(found, expected, strict=True):
         assert 0 < relative(first_logprobs(one), first_logprobs(other)) < 0.35
 
