@@ -71,7 +71,7 @@ gpu-quick-stand-in: $(READY)
 	$(BIN)/python -m benchmarks.gpu_quick --out $(OUT) --stand-in
 
 gpu-build:
-	$(PYTHON) cmake/build_in_place.py -D DPN_RT_CUDA=ON
+	$(PYTHON) cmake/build_in_place.py -D DPN_RT_CUDA=ON -D DPN_RT_WARNINGS_AS_ERRORS=OFF
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"; print(torch.cuda.get_device_name())'
 
 gpu-test: gpu-build
