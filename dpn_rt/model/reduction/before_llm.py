@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dpn_rt.device.transfer import to_device
 from dpn_rt.model.reduction.divprune import DivPrune, most_diverse
 from dpn_rt.model.reduction.grid import IntArray, Segments, as_grid, num_visual
 from dpn_rt.model.reduction.newlines import newlines_among, rows_of, visual_rows
@@ -85,9 +86,9 @@ def _pooled(rows: Tensor, step: Pool, segments: Segments, newlines: IntArray) ->
         return values
     firsts = first_tokens(segments, step)
     stays = rows_of(firsts, len(rows), newlines)
-    places = torch.from_numpy(stays.searchsorted(tokens[firsts])).to(rows.device)
+    places = to_device(torch.from_numpy(stays.searchsorted(tokens[firsts])), rows.device)
     return _take(rows, stays).index_copy_(0, places, values)
 
 
 def _take(rows: Tensor, numbers: IntArray) -> Tensor:
-    return rows.index_select(0, torch.from_numpy(numbers.astype("int64")).to(rows.device))
+    return rows.index_select(0, to_device(torch.from_numpy(numbers.astype("int64")), rows.device))

@@ -7,12 +7,14 @@ values into them; newline rows stay where they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpn_rt import ops
+from dpn_rt.device.transfer import upload
 from dpn_rt.model.reduction.grid import IntArray, Segments, num_visual, pooled_grid
 from dpn_rt.model.reduction.pool import Pool
 
@@ -82,5 +84,5 @@ def pooled_tokens(tokens: Tensor, images: Sequence[tuple[Segments, Pool]], uploa
 
 
 def upload_to(device: torch.device) -> Upload:
-    """An `Upload` that waits until the arrays are there."""
-    return lambda *arrays: [torch.from_numpy(array).to(device) for array in arrays]
+    """An `Upload` to a device, in one transfer that the host does not wait for."""
+    return partial(upload, device)
