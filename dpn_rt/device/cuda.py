@@ -28,7 +28,9 @@ class CudaGraph:
             step()  # libraries initialise themselves in their first call, which cannot be recorded
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream):  # type: ignore[arg-type]
+        # Other threads may use the GPU meanwhile: what they may not do in a recording concerns theirs alone.
+        recording = torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local")  # type: ignore[arg-type]
+        with recording:
             self.outputs = step()
 
     def replay(self) -> None:
