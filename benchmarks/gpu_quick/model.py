@@ -44,12 +44,16 @@ def run(settings: Settings, record: Recorder) -> None:
 
 
 def tell_load(runtime: Runtime, seconds: float, device: str, record: Recorder) -> None:
-    """How long it took to load the runtime, most of which is recording graphs on a GPU, and what memory is taken."""
+    """How long it took to load the runtime and to record its graphs, and what memory is taken."""
     stages = runtime.llm.engine.runner.backend.stages
     graphs = len(stages._graphs) if isinstance(stages, StageGraphs) else 0
     free, total = torch.cuda.mem_get_info() if is_cuda(device) else (0, 0)
-    record.put(load={"seconds": seconds, "stage_graphs": graphs, "taken_bytes": total - free})
-    record.say(f"loaded in {seconds:.1f} s with {graphs} graphs of stages; {(total - free) / 1e9:.1f} GB are taken")
+    taken, of_torch = total - free, torch.cuda.memory_reserved() if is_cuda(device) else 0
+    record.put(load={"seconds": seconds, "stage_graphs": graphs, "taken_bytes": taken, "torch_bytes": of_torch})
+    record.say(
+        f"loaded in {seconds:.1f} s with {graphs} graphs of stages; {taken / 1e9:.1f} GB are taken, "
+        f"{of_torch / 1e9:.1f} of them by torch, the rest by the driver and its graphs"
+    )
 
 
 def first_logits(
