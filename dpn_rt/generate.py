@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import DpnError, RequestError
 from dpn_rt.memory import lacks_memory, not_enough_memory
-from dpn_rt.terminal import check_text, escape_output, output_failed
+from dpn_rt.terminal import INTERRUPTED, check_text, escape_output, output_failed
 
 if TYPE_CHECKING:
     from dpn_rt import LLM, SamplingParams
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DEFAULT_DRAWING = Path()
 """Stands for a name made from the image's."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells use it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from dpn_rt.errors import ConfigError, DpnError, StepError
 from dpn_rt.memory import lacks_memory, not_enough_memory
 from dpn_rt.schema.text import is_text
 from dpn_rt.server.tls import check_tls
-from dpn_rt.terminal import check_text, escape_output
+from dpn_rt.terminal import INTERRUPTED, check_text, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt.server.config import ServerConfig
@@ -41,6 +41,9 @@ def run(options: argparse.Namespace, serve: Callable[[argparse.Namespace], None]
         serve(options)
     except (DpnError, MemoryError, RuntimeError, OSError, ImportError) as error:
         return _failed(error, options)
+    except KeyboardInterrupt:  # before it serves; then the server acts on the signal
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

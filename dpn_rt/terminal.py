@@ -12,6 +12,9 @@ from contextlib import suppress
 from dpn_rt.errors import ConfigError
 from dpn_rt.schema.text import is_text
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells use it."""
+
 
 class LossyText(io.TextIOWrapper):
     """Loses what there is no room for: a message that cannot be written must not end what it tells about."""
@@ -76,3 +79,18 @@ def check_text(options: argparse.Namespace, file_names: Collection[str] = ()) ->
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and name not in file_names and not is_text(text):
                 raise ConfigError(f"--{name.replace('_', '-')} {text!r:.200}: not UTF-8, expected text in UTF-8")
+
+
+def whole_number(text: str) -> int:
+    """Of an option, for `argparse`: 0 or more, of nine digits at most."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a whole number")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """The same, of at least 1."""
+    number = whole_number(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected at least 1")
+    return number

@@ -10,10 +10,7 @@ from pathlib import Path
 from dpn_rt.errors import DpnError
 from dpn_rt.evaluate.commands import convert, report, run, score
 from dpn_rt.memory import lacks_memory, not_enough_memory
-from dpn_rt.terminal import check_text, escape_output, output_failed
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells use it."""
+from dpn_rt.terminal import INTERRUPTED, check_text, escape_output, output_failed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

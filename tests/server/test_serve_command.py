@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from dpn_rt import serve
+from dpn_rt.engine import loader
 from tests.server.command import post, serving
 from tests.server.conftest import Ask
 
@@ -146,6 +147,16 @@ def test_logs_name_requests_and_never_their_content(engine_dir: Path) -> None:
     assert "secret" not in text and "base64" not in text
     entries = [json.loads(line) for line in lines]
     assert sum("request-7" in entry["message"] for entry in entries) == 2
+
+
+def test_ctrl_c_while_the_engine_is_loaded(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "load_processor", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    children = psutil.Process().children()
+    assert serve.main(["--engine", str(engine_dir), "--port", "0"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert psutil.Process().children() == children, "the engine's process is left"
 
 
 @pytest.mark.parametrize(
