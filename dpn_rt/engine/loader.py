@@ -170,6 +170,8 @@ class OpenedEngine:
 
 def _open(path: str | Path, device: str, options: EngineOptions, verify: bool) -> OpenedEngine:
     """An engine that the device can run, and the settings that it runs with."""
+    if not isinstance(verify, bool):
+        raise ConfigError(f"verify={shown(verify)}: expected True or False")
     directory = EngineDir.open(path, verify=verify)
     check_device(device, directory.model, directory.plans is not None)
     model = with_reductions(directory.model, options.reduce, directory.plans is not None)
@@ -190,6 +192,8 @@ def with_reductions(model: ModelConfig, reduce: Spec | Sequence[Spec] | None, ha
     """
     if reduce is None:
         return model
+    if not isinstance(reduce, str | Mapping | Iterable):
+        raise ConfigError(f"reduce={shown(reduce)}: expected a SPEC such as 'fastv:k=2,ratio=0.5', or a list of them")
     specs = [reduce] if isinstance(reduce, str | Mapping) else list(reduce)
     if not specs:
         raise ConfigError("reduce=[]: expected at least one SPEC, 'none' for no reduction")
