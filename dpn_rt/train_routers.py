@@ -16,8 +16,8 @@ from dpn_rt.errors import DpnError
 from dpn_rt.memory import lacks_memory
 from dpn_rt.model.reduction.pooling_config import PoolingFunction, RouterVersion
 from dpn_rt.schema.weights import TORCH_DTYPES
-from dpn_rt.terminal import check_text, escape_output
-from dpn_rt.training.options import MAX_LENGTH, LossOptions, Part, RouterOptions, RunOptions, TrainOptions
+from dpn_rt.terminal import INTERRUPTED, check_text, count, escape_output, whole_number
+from dpn_rt.training.options import MAX_LENGTH, WORK, LossOptions, Part, RouterOptions, RunOptions, TrainOptions
 
 RUN, LOSS = RunOptions(), LossOptions()
 
@@ -40,8 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {message if is_memory else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        is_saved = any((given.output / WORK).glob("checkpoint-*"))
+        then = (
+            "the same command with --resume goes on from the last checkpoint" if is_saved else "nothing was saved yet"
+        )
+        print(f"interrupted; {then}", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         print(f"error: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -100,7 +104,7 @@ def _add_trained(group: argparse._ArgumentGroup) -> None:
         "--freeze", type=_parts, default=(), metavar="PART[,PART...]",
         help=f"parts that stay as they are: {', '.join(get_args(Part))} (default: none; routers are always trained)",
     )  # fmt: skip
-    group.add_argument("--lora", type=_count, metavar="RANK", help="train the decoder through LoRA, merged in the end")
+    group.add_argument("--lora", type=count, metavar="RANK", help="train the decoder through LoRA, merged in the end")
     group.add_argument(
         "--routing-weight",
         type=_positive,
@@ -117,7 +121,7 @@ def _add_trained(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--least-visual-tokens",
-        type=_count,
+        type=count,
         default=LOSS.least_visual_tokens,
         metavar="N",
         help="experts that would leave fewer are not drawn (default: %(default)s)",
@@ -126,18 +130,18 @@ def _add_trained(group: argparse._ArgumentGroup) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--epochs", type=_positive, default=RUN.epochs, metavar="X", help="default: %(default)s")
-    add("--max-steps", type=_count, metavar="N", help="in place of --epochs")
+    add("--epochs", type=_above_0, default=RUN.epochs, metavar="X", help="default: %(default)s")
+    add("--max-steps", type=count, metavar="N", help="in place of --epochs")
     add(
         "--batch-size",
-        type=_count,
+        type=count,
         default=RUN.batch_size,
         metavar="N",
         help="samples at a time (default: %(default)s)",
     )
     add(
         "--accumulate",
-        type=_count,
+        type=count,
         default=RUN.accumulate,
         metavar="N",
         help="batches of a step (default: %(default)s)",
@@ -146,7 +150,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--router-learning-rate", type=_positive, metavar="X", help="default: that of the other weights")
     add(
         "--warmup-ratio",
-        type=_positive,
+        type=_share,
         default=RUN.warmup_ratio,
         metavar="X",
         help="share of the steps (default: %(default)s)",
@@ -154,7 +158,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--weight-decay", type=_positive, default=RUN.weight_decay, metavar="X", help="default: %(default)s")
     add(
         "--max-length",
-        type=_count,
+        type=count,
         metavar="N",
         help=f"rows of a sample, visual ones too (default: {MAX_LENGTH}, or the model's positions if fewer)",
     )
@@ -162,21 +166,21 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--recompute", action="store_true", help="compute activations twice: less memory, more time")
     add(
         "--save-steps",
-        type=_count,
+        type=count,
         default=RUN.save_steps,
         metavar="N",
         help="steps between checkpoints (default: %(default)s)",
     )
-    add("--keep", type=_count, default=RUN.keep, metavar="N", help="checkpoints that stay (default: %(default)s)")
-    add("--log-steps", type=_count, default=RUN.log_steps, metavar="N", help="default: %(default)s")
+    add("--keep", type=count, default=RUN.keep, metavar="N", help="checkpoints that stay (default: %(default)s)")
+    add("--log-steps", type=count, default=RUN.log_steps, metavar="N", help="default: %(default)s")
     add(
         "--workers",
-        type=_number,
+        type=whole_number,
         default=RUN.workers,
         metavar="N",
         help="processes that read images (default: %(default)s)",
     )
-    add("--seed", type=_number, default=RUN.seed, metavar="N", help="default: %(default)s")
+    add("--seed", type=whole_number, default=RUN.seed, metavar="N", help="default: %(default)s")
     add("--cpu", action="store_true", help="do not use a GPU")
 
 
@@ -191,19 +195,6 @@ def _options(given: argparse.Namespace) -> TrainOptions:
     return TrainOptions(**values, routers=routers, loss=loss, run=run)
 
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a whole number")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    number = _number(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected at least 1")
-    return number
-
-
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -214,8 +205,22 @@ def _positive(text: str) -> float:
     return value
 
 
+def _above_0(text: str) -> float:
+    value = _positive(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a share from 0 to 1")
+    return value
+
+
 def _layers(text: str) -> tuple[int, ...]:
-    return tuple(_number(part) for part in text.split(","))
+    return tuple(whole_number(part) for part in text.split(","))
 
 
 def _kernels(text: str) -> tuple[tuple[int, int], ...]:
@@ -226,7 +231,7 @@ def _kernel(text: str) -> tuple[int, int]:
     height, separator, width = text.partition("x")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r:.100}: expected height x width, such as 1x2")
-    return _count(height), _count(width)
+    return count(height), count(width)
 
 
 def _parts(text: str) -> tuple[str, ...]:
