@@ -31,6 +31,7 @@ from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.model.weights.dense import can_prepack
+from dpn_rt.ops.isa import cpu_isa
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
@@ -63,6 +64,7 @@ def check_device(device: str, model: ModelConfig, has_plans: bool) -> None:
         return  # `open_cuda` knows what else a GPU takes
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={shown(device)}: expected 'auto', 'cpu' or 'cuda'")
+    cpu_isa()  # DPN_RT_CPU_ISA may have none of its values
     if model.dtype not in CPU_DTYPES:
         raise ConfigError(
             f"the engine's dtype is {model.dtype}, expected {' or '.join(CPU_DTYPES)} on the CPU: "

@@ -166,6 +166,7 @@ def test_ctrl_c_while_the_engine_is_loaded(
         (["--allowed-media-domains", "http://x"], "allowed_domains"),
         (["--allowed-local-media-path", "nowhere"], "nowhere"),
         (["--max-num-seqs", "0"], "max_num_seqs=0"),
+        (["--host", ""], "--host '': expected an address of this machine, or 0.0.0.0 for all"),
     ],
 )
 def test_wrong_options_are_refused_by_name(
