@@ -31,7 +31,7 @@ from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.clip.config import ClipConfig
 from dpn_rt.schema.dtypes import DType, Quantize
-from dpn_rt.schema.files import SETTINGS_BYTES, read_file
+from dpn_rt.schema.files import SETTINGS_BYTES, is_there, read_file
 from dpn_rt.schema.text import is_text, shown
 
 Progress = Callable[[int, int], None]
@@ -136,6 +136,8 @@ def read_config(path: Path) -> Json:
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
     check_name(path)
+    if is_there(path / "engine.json") and not is_there(path / "config.json"):
+        raise CheckpointError(f"{path}: is an engine, expected the checkpoint that it was built from")
     return read_json(path / "config.json")
 
 

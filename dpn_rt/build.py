@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,26 +36,36 @@ NO_MEMORY = (
     "largest shard of a checkpoint in .bin files, and for the whole model with --report "
     "(is there a limit, such as that of ulimit -v?)"
 )
+DEFAULT_PLAN_BATCH = 8
+"""Sequences that run together."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     escape_output()
     options = _parse(arguments)
+    engines: list[EngineDir] = []
+
+    def interrupted() -> str:
+        left = f"{options.output} is built, without its report" if engines else "nothing was left behind"
+        return f"interrupted; {left}"
+
     return exit_status(
-        lambda: _build_and_report(options),
+        lambda: _build_and_report(options, engines.append),
         no_memory=lambda: f"{options.checkpoint}: {NO_MEMORY}",
-        interrupted="interrupted; nothing was left behind",
+        interrupted=interrupted,
         system_error=lambda error: file_failed(error, options.checkpoint),
     )
 
 
-def _build_and_report(options: argparse.Namespace) -> int:
+def _build_and_report(options: argparse.Namespace, built: Callable[[EngineDir], None]) -> int:
+    """The command; `built` is told of the engine before there is its report."""
     check_text(options)
-    if options.report is not None and not options.report.parent.is_dir():
-        raise ConfigError(f"--report: {options.report.parent}: not a directory")
+    if options.report is not None:
+        _check_report(options.report, options.output)
     with _one_interrupt():
         engine = _build(options)
+        built(engine)
         if options.report is not None:
             _report(options, engine)
     if not options.quiet:
@@ -128,13 +139,11 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=("native", "tensorrt"), default="native", help="what runs the engine (default: native)"
     )
     group = parser.add_argument_group("with --backend tensorrt (docs/tensorrt.md)")
+    group.add_argument("--tensorrt-flavor", choices=get_args(Flavor), help="TensorRT-RTX, or TensorRT (default: rtx)")
     group.add_argument(
-        "--tensorrt-flavor", choices=get_args(Flavor), default="rtx", help="TensorRT-RTX, or TensorRT (default: rtx)"
+        "--sm", type=_list_of(str), metavar="86,89", help="compute capabilities of the GPUs to build for"
     )
-    group.add_argument(
-        "--sm", type=_list_of(str), default=[], metavar="86,89", help="compute capabilities of the GPUs to build for"
-    )
-    group.add_argument("--max-batch", type=int, default=8, metavar="N", help="sequences that run together (default: 8)")
+    group.add_argument("--max-batch", type=int, metavar="N", help="sequences that run together (default: 8)")
     group.add_argument(
         "--max-prefill-batch", type=int, metavar="N", help="sequences that are prefilled together (default: up to 4)"
     )
@@ -148,25 +157,42 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
 
 def _list_of(kind: type[T]) -> Callable[[str], list[T]]:
     def items(text: str) -> list[T]:
-        return [kind(item) for item in text.split(",")]  # type: ignore[call-arg]
+        try:
+            return [kind(item) for item in text.split(",")]  # type: ignore[call-arg]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r:.100}: expected whole numbers separated by commas") from None
 
     return items
 
 
 def _plan_maker(options: argparse.Namespace, note: Callable[[str], None]) -> Callable[[ModelConfig], BuiltPlans] | None:
     if options.backend == "native":
+        _check_native(options)
         return None
     from dpn_rt.builders.tensorrt.plans import build_plans
 
     def make_plans(model: ModelConfig) -> BuiltPlans:
         num_stages = len(model.stage_layers)
         rows: list[int] = options.max_rows or [min(DEFAULT_PLAN_ROWS, model.decoder.max_position_embeddings)]
-        prefill_batch = min(4, options.max_batch) if options.max_prefill_batch is None else options.max_prefill_batch
+        batch = DEFAULT_PLAN_BATCH if options.max_batch is None else options.max_batch
+        prefill_batch = min(4, batch) if options.max_prefill_batch is None else options.max_prefill_batch
         stage_rows = tuple(rows * num_stages if len(rows) == 1 else rows)
-        limits = PlanLimits(options.max_batch, prefill_batch, stage_rows)
-        return build_plans(model, options.tensorrt_flavor, options.sm, limits, lambda name: note(f"built {name}"))
+        limits = PlanLimits(batch, prefill_batch, stage_rows)
+        flavor: Flavor = options.tensorrt_flavor or "rtx"
+        return build_plans(model, flavor, options.sm or [], limits, lambda name: note(f"built {name}"))
 
     return make_plans
+
+
+def _check_native(options: argparse.Namespace) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    for name in ("tensorrt_flavor", "sm", "max_batch", "max_prefill_batch", "max_rows"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}: expected --backend tensorrt as well, which it is for")
 
 
 def _build(options: argparse.Namespace) -> EngineDir:
@@ -202,6 +228,17 @@ def _build(options: argparse.Namespace) -> EngineDir:
             reduce=options.reduce,
             quantize=options.quantize,
         )
+
+
+def _check_report(report: Path, output: Path) -> None:
+    """Refuse a file that could not be written, or that the engine would not be one with, before anything is built."""
+    from dpn_rt.evaluate.writing import check_target
+
+    if Path(os.path.realpath(report)).is_relative_to(os.path.realpath(output)):
+        raise ConfigError(f"--report {report}: is within --output {output}, expected a place beside the engine")
+    if not report.parent.is_dir():
+        raise ConfigError(f"--report: {report.parent}: not a directory")
+    check_target(report)
 
 
 def _report(options: argparse.Namespace, engine: EngineDir) -> None:

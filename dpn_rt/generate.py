@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(
         lambda: _generate(options),
         no_memory=lambda: not_enough_memory(Path(options.engine)),
-        interrupted="interrupted",
+        interrupted=lambda: "interrupted",
     )
 
 

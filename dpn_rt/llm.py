@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, Self, cast
 
 from torch import Tensor
 from tqdm import tqdm
 
 from dpn_rt.engine.call_arguments import checked_priority, params_of_each, priorities_of_each, with_arguments
 from dpn_rt.engine.engine import Progress
-from dpn_rt.engine.interrupts import deferred_interrupt
 from dpn_rt.engine.loader import LoadedEngine, load_engine, load_engine_of_weights
+from dpn_rt.engine.shared_engine import Inbox, SharedEngine
 from dpn_rt.errors import BatchError, ConfigError, DpnError, RequestError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.spec import Spec
@@ -35,15 +34,6 @@ MakePrompt = Callable[[], ProcessedPrompt]
 
 
 @dataclass(eq=False)
-class _Inbox:
-    """What steps have given to one request since its caller last looked: a step serves the requests of all callers."""
-
-    progress: deque[Progress] | None = None
-    """None where only the output is wanted."""
-    output: RequestOutput | None = None
-
-
-@dataclass(eq=False)
 class _Run:
     """The prompts of one call, on their way to results."""
 
@@ -51,7 +41,7 @@ class _Run:
     """Position and prompt of those that have not been submitted, with parameters and priority."""
     is_fed: bool = False
     """Whether all prompts have been submitted."""
-    running: dict[str, tuple[int, _Inbox]] = field(default_factory=dict)
+    running: dict[str, tuple[int, Inbox]] = field(default_factory=dict)
     """Position and inbox of each request."""
     ended: list[tuple[int, RequestOutput | DpnError]] = field(default_factory=list)
     """Position and result of those that the caller has not got yet."""
@@ -68,7 +58,7 @@ class _Run:
 
 @lists_keywords(ConfigError)
 class LLM:
-    """A loaded engine.
+    """A loaded engine. Threads may share it: their requests run in one batch.
 
     Example:
         >>> llm = LLM("engine")
@@ -172,8 +162,16 @@ class LLM:
 
     def _take(self, loaded: LoadedEngine) -> None:
         self.model, self.processor, self.engine = loaded.model, loaded.processor, loaded.engine
-        self._request_ids = (str(number) for number in itertools.count())
-        self._inboxes: dict[str, _Inbox] = {}
+        self._shared = SharedEngine(loaded.engine)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an LLM cannot be copied or sent to another process: load its engine there")
 
     def generate(
         self,
@@ -200,9 +198,7 @@ class LLM:
             DpnError: the only prompt failed.
             BatchError: some prompts of several failed; its `outputs` has the results of the others.
         """
-        if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
-            raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
-        items = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        items = list(_each_prompt(prompts))
         params, priorities = params_of_each(sampling_params, len(items)), priorities_of_each(priority, len(items))
         order = sorted(range(len(items)), key=priorities.__getitem__)  # the engine sees a part of a long list
         by_position: dict[int, RequestOutput | DpnError] = {}
@@ -277,7 +273,7 @@ class LLM:
 
     def as_completed(
         self,
-        prompts: Iterable[Prompt | MakePrompt],
+        prompts: Prompt | Iterable[Prompt | MakePrompt],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         priority: int | Iterable[int] | None = None,
     ) -> Generator[tuple[int, RequestOutput | DpnError]]:
@@ -296,16 +292,16 @@ class LLM:
             Position of a prompt, and its output; or the error, where the prompt was refused or failed.
 
         Raises:
-            RequestError: there are fewer sampling parameters or priorities than prompts.
+            RequestError: `prompts` are none, or there are fewer sampling parameters or priorities than prompts.
         """
-        run = _Run(enumerate(with_arguments(prompts, sampling_params, priority)))
+        run = _Run(enumerate(with_arguments(_each_prompt(prompts), sampling_params, priority)))
         try:
             while not run.is_fed or run.running:
                 self._feed(run)
-                self._step()
+                self._shared.step()
                 yield from run.take_ended()
         finally:
-            self._withdraw(run.running)  # only when it ends early: what is left must free its KV blocks
+            self._shared.withdraw(run.running)  # only when it ends early: what is left must free its KV blocks
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int | None = None
@@ -318,30 +314,31 @@ class LLM:
             DpnError: the request failed.
         """
         params, rank = params_of_each(sampling_params, 1)[0], checked_priority(priority)
-        request_id = next(self._request_ids)
+        request_id = self._shared.new_id()
         processed = self.processor.process(prompt)
         try:
-            progress: deque[Progress] = deque()
-            inbox = _Inbox(progress)
-            self._submit(request_id, processed, params, rank, inbox)
-            while self.engine.is_unfinished(request_id) or progress:
-                if not progress:
-                    self._step()
+            progress: deque[tuple[Progress, RequestOutput | None]] = deque()
+            inbox = Inbox(progress)
+            self._shared.submit(request_id, processed, params, rank, inbox)
+            has_ended = False
+            while not has_ended:
+                self._shared.step()
+                has_ended = inbox.output is not None  # before its last progress is looked for
                 while progress:
-                    item = progress.popleft()
-                    output = None if progress else inbox.output
+                    item, output = progress.popleft()
                     yield StreamDelta(item.text, item.index, item.token_ids, item.finish_reason, output, item.logprobs)
             if inbox.output is not None and inbox.output.error is not None:
                 raise inbox.output.error
         finally:
-            self._withdraw([request_id])
+            self._shared.withdraw([request_id])
 
     def close(self) -> None:
-        """Ends the processes that share the decoder, where there are several; the LLM answers no more.
+        """Ends the processes that share the decoder, where there are several; the LLM answers no more. A `with` block
+        does it at its end.
 
         Otherwise they end with the LLM or with this process, however that ends.
         """
-        self.engine.close()
+        self._shared.close()
 
     def _feed(self, run: _Run) -> None:
         """Submits prompts while the engine has room, so that the images of a long list are not all held at once."""
@@ -351,10 +348,10 @@ class LLM:
                 run.is_fed = True
                 return
             position, (prompt, sampling, priority) = taken
-            request_id, inbox = next(self._request_ids), _Inbox()
+            request_id, inbox = self._shared.new_id(), Inbox()
             run.running[request_id] = position, inbox  # first: Ctrl-C may come as soon as the engine has it
             try:
-                self._submit(request_id, self._processed(prompt), sampling, priority, inbox)
+                self._shared.submit(request_id, self._processed(prompt), sampling, priority, inbox)
             except DpnError as error:
                 del run.running[request_id]
                 run.ended.append((position, error))
@@ -362,28 +359,15 @@ class LLM:
     def _processed(self, prompt: Prompt | MakePrompt) -> ProcessedPrompt:
         return prompt() if callable(prompt) else self.processor.process(prompt)
 
-    def _submit(
-        self, request_id: str, prompt: ProcessedPrompt, params: SamplingParams, priority: int, inbox: _Inbox
-    ) -> None:
-        with deferred_interrupt():
-            self.engine.add_request(request_id, prompt, params, priority=priority)
-            self._inboxes[request_id] = inbox
 
-    def _step(self) -> None:
-        """One step for the requests of all callers. Ctrl-C waits until their inboxes are filled."""
-        with deferred_interrupt():
-            result = self.engine.step()
-            for item in result.progress:
-                inbox = self._inboxes.get(item.request_id)
-                if inbox is not None and inbox.progress is not None:
-                    inbox.progress.append(item)
-            for output in result.finished:
-                inbox = self._inboxes.pop(output.request_id, None)
-                if inbox is not None:
-                    inbox.output = output
+def _each_prompt(prompts: Any) -> Iterable[Any]:
+    """The prompts of a call: one, or any number.
 
-    def _withdraw(self, request_ids: Iterable[str]) -> None:
-        with deferred_interrupt():
-            for request_id in request_ids:
-                self._inboxes.pop(request_id, None)
-                self.engine.abort(request_id)
+    Raises:
+        RequestError: they are neither.
+    """
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts: expected a prompt or a list of them, got {type(prompts).__name__}")
+    return prompts

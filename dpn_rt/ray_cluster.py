@@ -87,7 +87,7 @@ class RayCluster:
         return str(folder)
 
 
-def check_share(given: str, share: float) -> None:
+def check_share(given: str, share: object) -> None:
     """Refuses a number of cores or GPUs of one engine that Ray could not give out.
 
     Args:
@@ -95,9 +95,9 @@ def check_share(given: str, share: float) -> None:
         share: the value.
 
     Raises:
-        ConfigError: it is below 0, infinite or NaN.
+        ConfigError: it is no number, below 0, infinite or NaN.
     """
-    if not 0 <= share < math.inf:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
         raise ConfigError(f"{given}: expected a number, 0 or more")
 
 

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, serve: Callable[[argparse.Namespace], None]
     return exit_status(
         checked,
         no_memory=lambda: not_enough_memory(options.engine),
-        interrupted="interrupted",
+        interrupted=lambda: "interrupted",
         system_error=address_failed,
     )
 
@@ -150,6 +150,8 @@ def server_config(options: argparse.Namespace) -> ServerConfig:
     from dpn_rt.server.cors import CorsPolicy
     from dpn_rt.server.media.policy import MediaPolicy
 
+    if not options.host.strip():
+        raise ConfigError(f"--host {options.host!r}: expected an address of this machine, or 0.0.0.0 for all")
     model_name = options.served_model_name or options.engine.resolve().name
     if not is_text(model_name):
         raise ConfigError(f"the engine's directory is {model_name!r}, not UTF-8: expected a --served-model-name")

@@ -73,7 +73,9 @@ class EngineOptions:
             self._check_count(name)
         for name in ("max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"):
             if getattr(self, name) is not None:
-                self._check_count(name)
+                self._check_count(name, least=2 if name == "max_model_len" else 1)  # a row to ask, and one to answer
+        if self.prepack_weights is not None and not isinstance(self.prepack_weights, bool):
+            raise ConfigError(f"prepack_weights={shown(self.prepack_weights)}: expected True, False or None")
         _ = self.max_images  # raises if the limit is none
 
     @property

@@ -77,7 +77,7 @@ def exit_status(
     command: Callable[[], int],
     *,
     no_memory: Callable[[], str],
-    interrupted: str,
+    interrupted: Callable[[], str],
     system_error: Callable[[OSError], int] = output_failed,
 ) -> int:
     """Runs a command. What went wrong is told in one line, unless it is a defect.
@@ -85,7 +85,7 @@ def exit_status(
     Args:
         command: returns its exit status.
         no_memory: gives the message for too little memory of the host.
-        interrupted: the message after Ctrl-C.
+        interrupted: gives the message after Ctrl-C.
         system_error: tells what an `OSError` means and returns the exit status; by default one of standard output.
 
     Returns:
@@ -94,7 +94,7 @@ def exit_status(
     try:
         return command()
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        print(interrupted(), file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if lacks_memory(error):
@@ -123,3 +123,18 @@ def check_text(options: argparse.Namespace, file_names: Collection[str] = ()) ->
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and name not in file_names and not is_text(text):
                 raise ConfigError(f"--{name.replace('_', '-')} {text!r:.200}: not UTF-8, expected text in UTF-8")
+
+
+def whole_number(text: str) -> int:
+    """Of an option, for `argparse`: 0 or more, of nine digits at most."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a whole number")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """The same, of at least 1."""
+    number = whole_number(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected at least 1")
+    return number

@@ -14,8 +14,8 @@ from typing import get_args
 
 from dpn_rt.model.reduction.pooling_config import PoolingFunction, RouterVersion
 from dpn_rt.schema.weights import TORCH_DTYPES
-from dpn_rt.terminal import check_text, escape_output, exit_status, file_failed
-from dpn_rt.training.options import MAX_LENGTH, LossOptions, Part, RouterOptions, RunOptions, TrainOptions
+from dpn_rt.terminal import check_text, count, escape_output, exit_status, file_failed, whole_number
+from dpn_rt.training.options import MAX_LENGTH, WORK, LossOptions, Part, RouterOptions, RunOptions, TrainOptions
 
 RUN, LOSS = RunOptions(), LossOptions()
 
@@ -27,9 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(
         lambda: _train(given),
         no_memory=lambda: "not enough memory: expected more, or a smaller --batch-size, --recompute or --lora",
-        interrupted="interrupted; the same command with --resume goes on from the last checkpoint",
+        interrupted=lambda: f"interrupted; {_what_is_left(given.output)}",
         system_error=lambda error: file_failed(error, given.output),
     )
+
+
+def _what_is_left(output: Path) -> str:
+    is_saved = any((output / WORK).glob("checkpoint-*"))
+    return "the same command with --resume goes on from the last checkpoint" if is_saved else "nothing was saved yet"
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -98,7 +103,7 @@ def _add_trained(group: argparse._ArgumentGroup) -> None:
         "--freeze", type=_parts, default=(), metavar="PART[,PART...]",
         help=f"parts that stay as they are: {', '.join(get_args(Part))} (default: none; routers are always trained)",
     )  # fmt: skip
-    group.add_argument("--lora", type=_count, metavar="RANK", help="train the decoder through LoRA, merged in the end")
+    group.add_argument("--lora", type=count, metavar="RANK", help="train the decoder through LoRA, merged in the end")
     group.add_argument(
         "--routing-weight",
         type=_positive,
@@ -115,7 +120,7 @@ def _add_trained(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--least-visual-tokens",
-        type=_count,
+        type=count,
         default=LOSS.least_visual_tokens,
         metavar="N",
         help="experts that would leave fewer are not drawn (default: %(default)s)",
@@ -124,18 +129,18 @@ def _add_trained(group: argparse._ArgumentGroup) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--epochs", type=_positive, default=RUN.epochs, metavar="X", help="default: %(default)s")
-    add("--max-steps", type=_count, metavar="N", help="in place of --epochs")
+    add("--epochs", type=_above_0, default=RUN.epochs, metavar="X", help="default: %(default)s")
+    add("--max-steps", type=count, metavar="N", help="in place of --epochs")
     add(
         "--batch-size",
-        type=_count,
+        type=count,
         default=RUN.batch_size,
         metavar="N",
         help="samples at a time (default: %(default)s)",
     )
     add(
         "--accumulate",
-        type=_count,
+        type=count,
         default=RUN.accumulate,
         metavar="N",
         help="batches of a step (default: %(default)s)",
@@ -144,7 +149,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--router-learning-rate", type=_positive, metavar="X", help="default: that of the other weights")
     add(
         "--warmup-ratio",
-        type=_positive,
+        type=_share,
         default=RUN.warmup_ratio,
         metavar="X",
         help="share of the steps (default: %(default)s)",
@@ -152,7 +157,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--weight-decay", type=_positive, default=RUN.weight_decay, metavar="X", help="default: %(default)s")
     add(
         "--max-length",
-        type=_count,
+        type=count,
         metavar="N",
         help=f"rows of a sample, visual ones too (default: {MAX_LENGTH}, or the model's positions if fewer)",
     )
@@ -160,21 +165,21 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--recompute", action="store_true", help="compute activations twice: less memory, more time")
     add(
         "--save-steps",
-        type=_count,
+        type=count,
         default=RUN.save_steps,
         metavar="N",
         help="steps between checkpoints (default: %(default)s)",
     )
-    add("--keep", type=_count, default=RUN.keep, metavar="N", help="checkpoints that stay (default: %(default)s)")
-    add("--log-steps", type=_count, default=RUN.log_steps, metavar="N", help="default: %(default)s")
+    add("--keep", type=count, default=RUN.keep, metavar="N", help="checkpoints that stay (default: %(default)s)")
+    add("--log-steps", type=count, default=RUN.log_steps, metavar="N", help="default: %(default)s")
     add(
         "--workers",
-        type=_number,
+        type=whole_number,
         default=RUN.workers,
         metavar="N",
         help="processes that read images (default: %(default)s)",
     )
-    add("--seed", type=_number, default=RUN.seed, metavar="N", help="default: %(default)s")
+    add("--seed", type=whole_number, default=RUN.seed, metavar="N", help="default: %(default)s")
     add("--cpu", action="store_true", help="do not use a GPU")
 
 
@@ -189,19 +194,6 @@ def _options(given: argparse.Namespace) -> TrainOptions:
     return TrainOptions(**values, routers=routers, loss=loss, run=run)
 
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a whole number")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    number = _number(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected at least 1")
-    return number
-
-
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -212,8 +204,22 @@ def _positive(text: str) -> float:
     return value
 
 
+def _above_0(text: str) -> float:
+    value = _positive(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a share from 0 to 1")
+    return value
+
+
 def _layers(text: str) -> tuple[int, ...]:
-    return tuple(_number(part) for part in text.split(","))
+    return tuple(whole_number(part) for part in text.split(","))
 
 
 def _kernels(text: str) -> tuple[tuple[int, int], ...]:
@@ -224,7 +230,7 @@ def _kernel(text: str) -> tuple[int, int]:
     height, separator, width = text.partition("x")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r:.100}: expected height x width, such as 1x2")
-    return _count(height), _count(width)
+    return count(height), count(width)
 
 
 def _parts(text: str) -> tuple[str, ...]:

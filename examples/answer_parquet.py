@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from dpn_rt.batch import answer_parquet, build_processor, read_answers
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DpnError
-from dpn_rt.terminal import escape_output
+from dpn_rt.terminal import count, escape_output
 from examples.tiny_dpn.data import KINDS, sample
 
 CHECKPOINT = Path(__file__).parent / "tiny_dpn" / "checkpoint"
@@ -58,7 +58,8 @@ def summary(answers: pa.Table) -> str:
         ]
         lines.append(f"{kind:12} {sum(right):5} of {len(right)}")
     dense = sum(row["dense_prefill_flops"] for row in rows if row["error"] is None)
-    saved = 1 - sum(row["prefill_flops"] for row in rows if row["error"] is None) / dense
+    computed = sum(row["prefill_flops"] for row in rows if row["error"] is None)
+    saved = 1 - computed / dense if dense else 0.0
     failed = sum(row["error"] is not None for row in rows)
     return "\n".join([*lines, f"{saved:.0%} of the prefills' FLOPs saved; {failed} questions without an answer"])
 
@@ -67,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_output()
     parser = argparse.ArgumentParser(description="Answer questions of a parquet file on Ray.")
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--questions", type=int, default=2000, metavar="N")
-    parser.add_argument("--actors", type=int, default=1, metavar="N", help="engines, each with one core")
+    parser.add_argument("--questions", type=count, default=2000, metavar="N")
+    parser.add_argument("--actors", type=count, default=1, metavar="N", help="engines, each with one core")
     options = parser.parse_args(arguments)
     engine, questions, job = (options.folder / name for name in ("engine", "questions.parquet", "job"))
     options.folder.mkdir(parents=True, exist_ok=True)

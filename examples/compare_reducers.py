@@ -16,7 +16,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.drawing import draw_pyramids
 from dpn_rt.evaluate.dataframe import rows_of
-from dpn_rt.terminal import escape_output
+from dpn_rt.terminal import count, escape_output
 from examples.tiny_dpn.answers import MAX_TOKENS, chat_messages
 from examples.tiny_dpn.data import sample
 
@@ -29,9 +29,13 @@ DRAWN_QUESTION = 7
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_output()
     parser = argparse.ArgumentParser(prog="python -m examples.compare_reducers", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--scenes", type=int, default=3, metavar="N", help="ten questions each (default 3)")
+    parser.add_argument("--scenes", type=count, default=3, metavar="N", help="ten questions each (default 3)")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="for the picture (default here)")
     options = parser.parse_args(arguments)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output {options.output}: {error.strerror}")
     scenes = [sample("test", index) for index in range(options.scenes)]
     asked = [(scene, question) for scene in scenes for question in scene.questions]
     conversations = [chat_messages(scene.image, question.text) for scene, question in asked]

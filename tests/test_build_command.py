@@ -16,6 +16,7 @@ from dpn_rt.build import _one_interrupt, main
 from dpn_rt.builders import clip_config, decoder_families, hr_tower, huggingface_layout
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.reduction.spec import parse_spec
+from dpn_rt.reference import quantization_report
 from tests.builders.checkpoints import OriginalCheckpoint
 from tests.builders.test_memory import large_checkpoint
 
@@ -80,6 +81,49 @@ def test_the_working_directory_as_output(tmp_path: Path, monkeypatch: pytest.Mon
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(tmp_path / "c"), "--output", str(tmp_path / "e")]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'c'}: not a directory\n"
+
+
+def test_paths_that_are_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    assert main(["--checkpoint", str(path), "--output", str(tmp_path / "e"), "--quiet"]) == 0
+    for checkpoint, output, message in (
+        (
+            tmp_path / "e",
+            tmp_path / "f",
+            f"{tmp_path / 'e'}: is an engine, expected the checkpoint that it was built from",
+        ),
+        (path, path / "config.json" / "e", f"{path / 'config.json'} is not a directory; nothing was left behind"),
+    ):
+        assert main(["--checkpoint", str(checkpoint), "--output", str(output)]) == 1
+        assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--tensorrt-flavor", "rtx"],
+        ["--sm", "86"],
+        ["--max-batch", "8"],
+        ["--max-prefill-batch", "2"],
+        ["--max-rows", "5"],
+    ],
+)
+def test_options_without_an_effect(tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    assert main(["--checkpoint", str(path), "--output", str(tmp_path / "e"), *option]) == 1
+    assert capsys.readouterr().err == f"error: {option[0]}: expected --backend tensorrt as well, which it is for\n"
+    assert not (tmp_path / "e").exists()
+
+
+def test_an_interrupted_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    monkeypatch.setattr(quantization_report, "quantization_report", lambda *_: signal.raise_signal(signal.SIGINT))
+    arguments = ["--checkpoint", str(path), "--output", str(tmp_path / "e"), "--quantize", "int8", "--dtype", "float32"]
+    assert main([*arguments, "--report", str(tmp_path / "r.json")]) == 130
+    assert capsys.readouterr().err.endswith(f"interrupted; {tmp_path / 'e'} is built, without its report\n")
+    EngineDir.open(tmp_path / "e")
 
 
 NOT_UTF8 = "caf\udce9"

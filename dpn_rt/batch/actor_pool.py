@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpn_rt.errors import ConfigError
 from dpn_rt.ray_cluster import check_share
 from dpn_rt.schema.packages import load_ray
+from dpn_rt.schema.text import shown
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -21,7 +22,7 @@ class ActorPool:
     """How many actors there are, and what each takes.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a value is of the wrong type or out of range.
     """
 
     actors: int | tuple[int, int]
@@ -32,13 +33,14 @@ class ActorPool:
     gpus_per_actor: float = 0.0
 
     def __post_init__(self) -> None:
-        fewest, most = self._bounds
-        if not 1 <= fewest <= most:
-            raise ConfigError(f"actors={self.actors}: expected at least 1, or the fewest and the most")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size}: expected at least 1")
+        numbers = self.actors if isinstance(self.actors, tuple) and len(self.actors) == 2 else (self.actors,)
+        if not all(map(_is_count, numbers)) or list(numbers) != sorted(numbers):
+            raise ConfigError(f"actors={shown(self.actors)}: expected at least 1, or the fewest and the most")
+        if not _is_count(self.batch_size):
+            raise ConfigError(f"batch_size={shown(self.batch_size)}: expected a whole number of at least 1")
         for name in ("cpus_per_actor", "gpus_per_actor"):
-            check_share(f"{name}={getattr(self, name)}", getattr(self, name))
+            value = getattr(self, name)
+            check_share(f"{name}={shown(value)}", value)
 
     def map(self, dataset: Dataset, step: Callable[..., Any], *arguments: Any) -> Dataset:
         """A dataset whose tables have gone through the actors.
@@ -64,6 +66,21 @@ class ActorPool:
             num_gpus=self.gpus_per_actor or None,
         )
 
+    def check_room(self) -> None:
+        """Refuses actors for which the cluster has no room: Ray would wait for it without an end.
+
+        Raises:
+            ConfigError: the fewest need more than there is.
+        """
+        there = load_ray("ray", PURPOSE).cluster_resources()
+        fewest, _ = self._bounds
+        for name, resource in (("cpus_per_actor", "CPU"), ("gpus_per_actor", "GPU")):
+            each, most = getattr(self, name), there.get(resource, 0.0)
+            if fewest * each > most:
+                raise ConfigError(
+                    f"actors={fewest} with {name}={each:g}: expected at most {most:g} in all, which the cluster has"
+                )
+
     def takes_all_cores(self) -> str | None:
         """Why Ray would wait without an end for a core to read with, where the fewest actors have them all."""
         fewest, _ = self._bounds
@@ -78,3 +95,7 @@ class ActorPool:
     @property
     def _bounds(self) -> tuple[int, int]:
         return (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -11,29 +11,14 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from dpn_rt.batch.answer_schema import ANSWER_SCHEMA
+from dpn_rt.batch.columns import check_columns
 from dpn_rt.batch.options import AnswerOptions
-from dpn_rt.errors import DpnError, RequestError, StepError
+from dpn_rt.errors import DpnError, StepError
 from dpn_rt.llm import LLM
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.image import decode_image
 from dpn_rt.prompts.processor import ProcessedPrompt
-
-ANSWER_SCHEMA = pa.schema(
-    [
-        ("answer", pa.string()),
-        ("finish_reason", pa.string()),
-        ("num_tokens", pa.int64()),
-        ("logprobs", pa.list_(pa.float64())),  # of the answer's tokens
-        ("cumulative_logprob", pa.float64()),
-        ("route", pa.list_(pa.int64())),  # expert per boundary
-        ("reduction", pa.string()),
-        ("visual_tokens", pa.list_(pa.int64())),  # per stage
-        ("prefill_flops", pa.int64()),
-        ("dense_prefill_flops", pa.int64()),
-        ("error", pa.string()),  # why there is no answer
-    ]
-)
-"""The columns that are added. They have types of their own, so that files of failures alone fit to the others."""
 
 
 class Answerer:
@@ -59,13 +44,11 @@ class Answerer:
             The table in the same order, without the images, and with the columns of `ANSWER_SCHEMA`.
 
         Raises:
-            RequestError: a column is missing; StepError: the engine has stopped. What is wrong with one row stands in
-                its column `error`.
+            RequestError: a column is missing, or has the name of one of `ANSWER_SCHEMA`; StepError: the engine has
+                stopped. What is wrong with one row stands in its column `error`.
         """
         options = self._options
-        for column in (options.image_column, options.question_column):
-            if column not in table.column_names:
-                raise RequestError(f"column {column!r}: expected one of the table's, {', '.join(table.column_names)}")
+        check_columns("the questions", table.column_names, options)
         rows = table.select([options.question_column, options.image_column]).to_pylist()
         answers = pa.Table.from_pylist(self._answers(rows), schema=ANSWER_SCHEMA)
         kept = table.drop_columns([options.image_column])

@@ -12,14 +12,23 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dpn_rt.batch.actor_pool import PURPOSE
 from dpn_rt.batch.options import AnswerOptions
 from dpn_rt.batch.processor import Processor
+from dpn_rt.batch.question_files import (
+    check_text_column,
+    check_texts,
+    open_parquet,
+    question_ids,
+    read_columns,
+)
 from dpn_rt.errors import RequestError
 from dpn_rt.format.fingerprint import fingerprint
+from dpn_rt.schema.json_text import parse_json
 from dpn_rt.schema.packages import load_package, load_ray
+from dpn_rt.schema.text import few, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +44,7 @@ def answer_parquet(
     """Answers the questions of parquet files, each once, however often the job is killed and called again.
 
     Files of answers appear as a whole, so what has been answered is what stands in them. A job that was killed repeats
-    the rows of unfinished files alone.
+    the rows of unfinished files alone. What is wrong with files or arguments is told before anything is computed.
 
     Args:
         questions: a file or a folder of them.
@@ -45,27 +54,41 @@ def answer_parquet(
         rows_per_file: questions of one file of answers.
 
     Raises:
-        RequestError: the ids are not unique, the folder has answers that were made in another way, or another job
-            writes there.
+        ConfigError: the cluster has no room for the actors.
+        RequestError: the questions cannot be read, their columns do not fit, the ids are not unique, the folder cannot
+            be written to, has answers to other questions or that were made in another way, or another job writes there.
     """
     data = load_ray("ray.data", PURPOSE)
-    ids = _question_ids(questions, id_column)
-    parts = Path(output).resolve() / PARTS
-    parts.mkdir(parents=True, exist_ok=True)
-    with _settings_file(parts.parent / SETTINGS, _settings(processor.answers, id_column)):
+    from dpn_rt.batch.columns import check_columns  # imports pyarrow, which comes with Ray
+
+    if isinstance(rows_per_file, bool) or not isinstance(rows_per_file, int) or rows_per_file < 1:
+        raise RequestError(f"rows_per_file={shown(rows_per_file)}: expected a whole number of at least 1")
+    name, options = str(questions), processor.answers
+    asked = open_parquet(questions, name)
+    check_columns(name, asked.schema.names, options, id_column)
+    check_text_column(asked, name, options.question_column)
+    ids = question_ids(asked, name, id_column)
+    folder = Path(output).resolve()
+    parts = folder / PARTS
+    _make(parts)
+    with _settings_file(folder / SETTINGS, _settings(options, id_column)):
         for unfinished in parts.glob(".*.tmp"):
             unfinished.unlink()
-        done = _answered_ids(parts, id_column)
-        if len(done) >= len(ids):
+        answered = _answered(parts, [id_column, options.question_column])
+        if answered is not None:
+            check_texts(asked, name, answered, folder, options, id_column)
+        done = _ids(answered, id_column)
+        if set(ids) <= set(done.to_pylist()):
             return
         dataset = data.read_parquet(str(questions)).map_batches(
             partial(_without, ids=done, id_column=id_column), batch_format="pyarrow", batch_size=None
         )
-        answered = processor(dataset.repartition(target_num_rows_per_block=rows_per_file))
+        answers = processor(dataset.repartition(target_num_rows_per_block=rows_per_file))
+        processor.pool.check_room()
         warning = processor.pool.takes_all_cores()
         if warning is not None:
             log.warning(warning)
-        written = answered.map_batches(
+        written = answers.map_batches(
             partial(_write, folder=parts, id_column=id_column), batch_format="pyarrow", batch_size=None
         )
         for _ in written.iter_batches():  # it is computed as it is read
@@ -76,21 +99,43 @@ def read_answers(questions: str | Path, output: str | Path, *, id_column: str = 
     """The answers of a finished job, in the order of its questions.
 
     Raises:
-        RequestError: questions have no answers yet.
+        RequestError: questions or answers cannot be read, or questions have no answers yet.
     """
     pyarrow = load_package("pyarrow", PURPOSE, "ray", RequestError)
-    dataset = load_package("pyarrow.dataset", PURPOSE, "ray", RequestError)
-    wanted, files = _question_ids(questions, id_column), _files(Path(output) / PARTS)
-    places: dict[Any, int] = {}
-    if files:
-        answers = dataset.dataset(files, format="parquet").to_table()
-        places = {value: place for place, value in enumerate(answers[id_column].to_pylist())}
+    name, folder = str(questions), Path(output)
+    asked = open_parquet(questions, name)
+    if id_column not in asked.schema.names:
+        raise RequestError(f"{name}: no column {id_column!r}, expected one of {few(asked.schema.names)}")
+    wanted, answers = question_ids(asked, name, id_column), _answered(folder / PARTS, None)
+    if answers is not None and id_column not in answers.column_names:
+        raise RequestError(f"{folder}: its answers have no column {id_column!r}: expected the job's id_column")
+    places = {} if answers is None else {value: place for place, value in enumerate(answers[id_column].to_pylist())}
     missing = sum(value not in places for value in wanted)
     if missing:
         raise RequestError(
             f"{output}: {missing} of {len(wanted)} questions have no answer yet: call answer_parquet again"
         )
-    return answers.take(pyarrow.array([places[value] for value in wanted]))
+    if answers is None:
+        return _no_answers(asked.schema, folder)
+    return answers.take(pyarrow.array([places[value] for value in wanted], pyarrow.int64()))
+
+
+def _no_answers(schema: pa.Schema, folder: Path) -> pa.Table:
+    """The table of a job without questions, which has no files."""
+    from dpn_rt.batch.answer_schema import ANSWER_SCHEMA
+
+    pyarrow = load_package("pyarrow", PURPOSE, "ray", RequestError)
+    file = folder / SETTINGS
+    settings = _read_settings(folder, file.read_text("utf-8", "replace")) if file.exists() else {}
+    kept = [column for column in schema if column.name != settings.get("image_column")]
+    return pyarrow.schema([*kept, *ANSWER_SCHEMA]).empty_table()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder.parent}: answers cannot be written there: {error.strerror}") from error
 
 
 def _without(table: pa.Table, ids: pa.Array, id_column: str) -> pa.Table:
@@ -121,30 +166,19 @@ def _files(parts: Path) -> list[str]:
     return sorted(str(path) for path in parts.glob("*.parquet"))
 
 
-def _answered_ids(parts: Path, id_column: str) -> pa.Array:
-    pyarrow = load_package("pyarrow", PURPOSE, "ray", RequestError)
-    dataset = load_package("pyarrow.dataset", PURPOSE, "ray", RequestError)
-    files = _files(parts)
-    if not files:
-        return pyarrow.array([], pyarrow.null())
-    return dataset.dataset(files, format="parquet").to_table(columns=[id_column])[id_column].combine_chunks()
-
-
-def _question_ids(questions: str | Path, id_column: str) -> list[Any]:
-    """The ids of all questions.
+def _answered(parts: Path, columns: list[str] | None) -> pa.Table | None:
+    """Columns of the answers that there are; None: there are none.
 
     Raises:
-        RequestError: the column is missing, or an id is null or stands twice.
+        RequestError: a file of answers is damaged.
     """
-    dataset = load_package("pyarrow.dataset", PURPOSE, "ray", RequestError)
-    table = dataset.dataset(str(questions), format="parquet")
-    if id_column not in table.schema.names:
-        raise RequestError(f"{questions}: no column {id_column!r}, expected one of {', '.join(table.schema.names)}")
-    ids: list[Any] = table.to_table(columns=[id_column])[id_column].to_pylist()
-    if None in ids or len(set(ids)) < len(ids):
-        twice = next(value for value in ids if value is None or ids.count(value) > 1)
-        raise RequestError(f"{questions}: {id_column}={twice!r}, expected every id once, and none of them null")
-    return ids
+    files, name = _files(parts), f"answers in {parts}"
+    return read_columns(open_parquet(files, name), name, columns) if files else None
+
+
+def _ids(answered: pa.Table | None, id_column: str) -> pa.Array:
+    pyarrow = load_package("pyarrow", PURPOSE, "ray", RequestError)
+    return pyarrow.array([], pyarrow.null()) if answered is None else answered[id_column].combine_chunks()
 
 
 def _settings(options: AnswerOptions, id_column: str) -> dict[str, Any]:
@@ -161,7 +195,7 @@ def _settings_file(path: Path, wanted: dict[str, Any]) -> Iterator[None]:
     Raises:
         RequestError: they differ, or another job has the file.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -172,8 +206,22 @@ def _settings_file(path: Path, wanted: dict[str, Any]) -> Iterator[None]:
             file.write(json.dumps(wanted, indent=1) + "\n")
             file.flush()
         else:
-            _compare(path.parent, json.loads(text), wanted)
+            _compare(path.parent, _read_settings(path.parent, text), wanted)
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RequestError(f"{path.parent}: answers cannot be written there: {error.strerror}") from error
+
+
+def _read_settings(folder: Path, text: str) -> dict[str, Any]:
+    value = parse_json(text, str(folder / SETTINGS), RequestError)
+    if not isinstance(value, dict):
+        raise RequestError(f"{folder / SETTINGS}: not the settings of a job: choose another folder")
+    return value
 
 
 def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

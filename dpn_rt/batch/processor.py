@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.batch.actor_pool import ActorPool
 from dpn_rt.batch.options import AnswerOptions
+from dpn_rt.errors import ConfigError
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.schema.packages import load_ray
+from dpn_rt.schema.text import shown
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -73,15 +77,53 @@ def build_processor(
         llm_options: further arguments of `LLM`.
 
     Raises:
-        ConfigError: a number is out of range, or Ray is not installed; EngineError: there is no engine.
+        ConfigError: an argument is unknown, of the wrong type or out of range, or Ray is not installed; EngineError:
+            there is no engine; RequestError: the engine cannot serve `route`, `router_bias` or `reduce`.
     """
     load_ray("ray.data", "a batch on Ray")
-    from dpn_rt.format.engine_dir import EngineDir  # imports torch, which tasks that read and write do without
-
     pool = ActorPool(actors, batch_size, cpus_per_actor, gpus_per_actor)
-    path = Path(engine).resolve()
-    EngineDir.open(path, verify=False)  # told here: Ray would start its actors again and again
+    _check_sampling(sampling_params)
+    _check_engine(engine, llm_options, route=route, router_bias=router_bias, reduce=reduce)
     answers = AnswerOptions(
-        path, sampling_params, image_column, question_column, route, router_bias, reduce, llm_options
+        Path(engine).resolve(),
+        sampling_params,
+        image_column,
+        question_column,
+        route,
+        router_bias,
+        reduce,
+        llm_options,
     )
     return Processor(answers, pool)
+
+
+def _check_sampling(params: SamplingParams) -> None:
+    if not isinstance(params, SamplingParams):
+        raise ConfigError(f"sampling_params={shown(params)}: expected SamplingParams")
+    if params.n != 1:
+        raise ConfigError(f"sampling_params.n={params.n}: expected 1, a row has one answer")
+
+
+def _check_engine(engine: str | Path, llm_options: Mapping[str, Any], **choice: Any) -> None:
+    """Refuses what no engine could be loaded with, or no row answered. Ray would start its actors again and again.
+
+    Args:
+        engine: directory.
+        llm_options: of `LLM`.
+        choice: how rows are reduced, as of a prompt.
+    """
+    from dpn_rt.engine.loader import load_processor  # imports torch, which tasks that read and write do without
+    from dpn_rt.llm import LLM
+    from dpn_rt.settings import EngineOptions
+
+    own = {"engine_dir", "reduce"}
+    known = [name for name in inspect.signature(LLM).parameters if name not in own]
+    for name in llm_options:
+        if name not in known:
+            raise ConfigError(
+                f"build_processor has no argument {name!r:.80}: expected one of LLM's, {', '.join(known)}"
+            )
+    limits = {name: value for name, value in llm_options.items() if name not in ("device", "verify")}
+    options = EngineOptions(reduce=choice["reduce"], **limits)
+    processor = load_processor(engine, llm_options.get("device", "auto"), options, verify=False)
+    processor.process({"prompt_token_ids": [0], **choice})

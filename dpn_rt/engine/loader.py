@@ -31,6 +31,7 @@ from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import Spec, parse_spec
 from dpn_rt.model.weights.dense import can_prepack
+from dpn_rt.ops.isa import cpu_isa
 from dpn_rt.prompts.processor import Processor
 from dpn_rt.prompts.tokenizer import Tokenizer
 from dpn_rt.sampling.params import SamplingParams
@@ -64,6 +65,7 @@ def check_device(device: str, model: ModelConfig, has_plans: bool) -> None:
         return  # `open_cuda` knows what else a GPU takes
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={shown(device)}: expected 'auto', 'cpu' or 'cuda'")
+    cpu_isa()  # DPN_RT_CPU_ISA may have none of its values
     if model.dtype not in CPU_DTYPES:
         raise ConfigError(
             f"the engine's dtype is {model.dtype}, expected {' or '.join(CPU_DTYPES)} on the CPU: "
@@ -171,6 +173,8 @@ class OpenedEngine:
 
 def _open(path: str | Path, device: str, options: EngineOptions, verify: bool) -> OpenedEngine:
     """An engine that the device can run, and the settings that it runs with."""
+    if not isinstance(verify, bool):
+        raise ConfigError(f"verify={shown(verify)}: expected True or False")
     directory = EngineDir.open(path, verify=verify)
     check_device(device, directory.model, directory.plans is not None)
     model = with_reductions(directory.model, options.reduce, directory.plans is not None)
@@ -191,6 +195,8 @@ def with_reductions(model: ModelConfig, reduce: Spec | Sequence[Spec] | None, ha
     """
     if reduce is None:
         return model
+    if not isinstance(reduce, str | Mapping | Iterable):
+        raise ConfigError(f"reduce={shown(reduce)}: expected a SPEC such as 'fastv:k=2,ratio=0.5', or a list of them")
     specs = [reduce] if isinstance(reduce, str | Mapping) else list(reduce)
     if not specs:
         raise ConfigError("reduce=[]: expected at least one SPEC, 'none' for no reduction")

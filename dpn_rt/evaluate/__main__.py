@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(
         lambda: _run(options),
         no_memory=lambda: not_enough_memory(getattr(options, "engine", Path())),
-        interrupted="interrupted: what has been written is kept, and the same command goes on",
+        interrupted=lambda: "interrupted: what has been written is kept, and the same command goes on",
     )
 
 

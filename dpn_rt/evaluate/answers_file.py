@@ -54,6 +54,18 @@ class AnswersFile:
         """
         os.close(_opened(path))
 
+    @staticmethod
+    def remove_empty(path: Path) -> None:
+        """Removes a file without answers, unless another run has it."""
+        with suppress(EvaluationError, OSError):
+            file = _opened(path)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(file).st_size and _is_at(file, path):
+                    path.unlink()
+            finally:
+                os.close(file)
+
     def __enter__(self) -> AnswersFile:
         return self
 
@@ -124,6 +136,8 @@ class AnswersFile:
             ) from None
         except OSError as error:
             raise EvaluationError(f"{self.path}: answers cannot be written there: {error.strerror}") from error
+        if not _is_at(self._file, self.path):  # until now another run had it
+            raise EvaluationError(f"{self.path}: another run has just ended there: expected the same command again")
 
     def _read(self) -> int:
         """Reads the answers that are there, and returns the size of the file without half a line at its end."""
@@ -179,6 +193,14 @@ def _opened(path: Path) -> int:
         os.close(file)
         raise EvaluationError(f"{path}: answers cannot be written there: not a regular file")
     return file
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the path names the open file, and not one that has taken its place."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _write_all(file: int, data: bytes) -> None:

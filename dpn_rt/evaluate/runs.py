@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dpn_rt.evaluate.settings import RunSettings, Sweep, runs_of
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.fingerprint import fingerprint
+from dpn_rt.schema.files import is_there
 
 BUILT_IN_MODES = ("vicuna_v1", "v1", *OTHER_SYSTEM)
 """LLaVA's names of conversation modes that the built-in template can write."""
@@ -80,11 +81,9 @@ def run_all(
     settings.sampling("0")  # wrong values are told before anything is opened
     _check_model(engine.path, settings)
     wanted = runs_of(replace(settings, engine=fingerprint(engine.path)), sweeps, answers_file)
-    for _, path in wanted:
-        AnswersFile.check_writable(path)  # to read the questions may take a while
-    scan = Scan.of(source)
     model_id = engine.path.resolve().name
-    with ExitStack() as stack:
+    with _new_files([path for _, path in wanted]), ExitStack() as stack:
+        scan = Scan.of(source)
         runs = [
             Run(
                 QuestionFormat(run_settings, model_id),
@@ -104,6 +103,25 @@ def run_all(
     return [
         RunResult(run.file.path, run.format.settings, run.num_questions, len(run.file), run.outcome) for run in runs
     ]
+
+
+@contextmanager
+def _new_files(paths: Sequence[Path]) -> Iterator[None]:
+    """Makes the answers files that are not there, since to read the questions may take a while. Those without an answer
+    go again where the runs fail.
+
+    Raises:
+        EvaluationError: one could not be written.
+    """
+    made = [path for path in paths if not is_there(path)]
+    try:
+        for path in paths:
+            AnswersFile.check_writable(path)
+        yield
+    except BaseException:
+        for path in made:
+            AnswersFile.remove_empty(path)
+        raise
 
 
 def _write(answers: Iterable[tuple[Run, Answer]], use_tqdm: bool) -> None:

@@ -85,7 +85,10 @@ class Sweep:
         texts = tuple(value.strip() for value in rest.split("," if name == "router_bias" else ";"))
         if not all(texts) or len(set(texts)) < len(texts):
             raise EvaluationError(f"--sweep {text!r:.200}: expected values that differ, none of them empty")
-        return cls(name, tuple(PARSERS[name](value) for value in texts), texts)
+        values = tuple(PARSERS[name](value) for value in texts)
+        if len(set(values)) < len(values):
+            raise EvaluationError(f"--sweep {text!r:.200}: expected values that differ, some are equal")
+        return cls(name, values, texts)
 
     def apply(self, settings: RunSettings, answers_file: Path) -> Iterator[tuple[RunSettings, Path]]:
         """The settings and the answers file of each value."""

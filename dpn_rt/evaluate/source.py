@@ -12,6 +12,7 @@ from dpn_rt.evaluate.question import PromptStyle, Question
 from dpn_rt.evaluate.readers.files import read_rows
 from dpn_rt.evaluate.readers.prompts import questions_of_row
 from dpn_rt.evaluate.readers.rows import BadRow, Row
+from dpn_rt.schema.files import is_directory
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class Scan:
         """Reads the whole file, and keeps no texts or images.
 
         Raises:
-            EvaluationError: the file cannot be read, or none of its rows is a question.
+            EvaluationError: the file cannot be read, none of its rows is a question, or the folder of images is none.
         """
+        if not is_directory(source.image_folder):
+            raise EvaluationError(f"--image-folder {source.image_folder}: not a directory, expected that of the images")
         places: dict[str, int] = {}
         bad_rows: list[BadRow] = []
         for question in source.questions():
@@ -78,4 +81,6 @@ class Scan:
                 places[question.key] = len(places)
         if bad_rows and not places:
             raise EvaluationError(f"{source.path}: none of its {len(bad_rows)} rows is a question: {bad_rows[0]}")
+        if not places and source.num_chunks == 1:  # one of several chunks may well be empty
+            raise EvaluationError(f"{source.path}: has no rows, expected questions")
         return cls(places, bad_rows)

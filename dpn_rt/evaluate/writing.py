@@ -19,8 +19,8 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError(0, "Is a directory")
+        if target.exists() and not target.is_file():  # a file would take the place of a device
+            raise OSError(0, "not a regular file")
         partial.write_bytes(data)
         partial.replace(target)
     except OSError as error:
@@ -38,5 +38,7 @@ def check_target(path: Path) -> None:
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise EvaluationError(f"{path}: cannot be written there: expected a file in a directory that can be written to")
+    if (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise EvaluationError(
+            f"{path}: cannot be written there: expected a regular file in a directory that can be written to"
+        )

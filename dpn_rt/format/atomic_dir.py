@@ -43,7 +43,7 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool, seal: str) -
     exists = target.is_dir()
     parent, prefix = (target, ".") if exists else (target.parent, f".{target.name}.")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        _make(parent)
         _check_space(target, parent, num_bytes)
         with _own_directory(parent, prefix) as partial:
             yield partial
@@ -60,6 +60,13 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool, seal: str) -
         raise EngineError(
             f"{target}: cannot be written: {_reason(error, parent, num_bytes)}; nothing was left behind"
         ) from error
+
+
+def _make(parent: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # which says of a target that its files have appeared
+        raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a directory") from error
 
 
 @contextlib.contextmanager

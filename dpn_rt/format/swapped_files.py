@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpn_rt.schema.files import is_directory
+
 _OURS = re.compile(r"\.[0-9a-f]{8}\.(partial|retiring|retired)")
 
 
@@ -22,7 +24,7 @@ def own_files(directory: Path) -> Iterator[str]:
 
     Those are not even looked into: another process may remove them now.
     """
-    for entry in directory.iterdir() if directory.is_dir() else ():
+    for entry in directory.iterdir() if is_directory(directory) else ():
         if not _OURS.fullmatch(entry.name):
             for file in (entry, *(() if entry.is_symlink() else entry.rglob("*"))):
                 if file.is_symlink() or not file.is_dir():
@@ -31,12 +33,14 @@ def own_files(directory: Path) -> Iterator[str]:
 
 def partial_directories(directory: Path) -> list[Path]:
     """The new files of swaps that are under way or were killed."""
-    found = directory.glob(".*.partial") if directory.is_dir() else ()
+    found = directory.glob(".*.partial") if is_directory(directory) else ()
     return [path for path in found if _OURS.fullmatch(path.name) and path.is_dir()]
 
 
 def unfinished_swap(directory: Path) -> Path | None:
     """Where the old files of a swap are that was killed; None where there was none."""
+    if not is_directory(directory):
+        return None
     return next((path for kind in ("retiring", "retired") for path in directory.glob(f".????????.{kind}")), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpn_rt import _kernels
+from dpn_rt.errors import ConfigError
 
 
 def cpu_isa() -> str:
@@ -10,8 +11,14 @@ def cpu_isa() -> str:
 
     The environment variable `DPN_RT_CPU_ISA` selects one of `available_cpu_isas()`. It is read when `dpn_rt.ops` is
     imported.
+
+    Raises:
+        ConfigError: the variable has another value.
     """
-    return str(_kernels.cpu_isa())
+    try:
+        return str(_kernels.cpu_isa())
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def available_cpu_isas() -> list[str]:

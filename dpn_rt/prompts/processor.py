@@ -354,7 +354,8 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
 def _checked_bias(bias: Any, model: ModelConfig) -> float:
     if bias is None:
         return 0.0
-    if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or not abs(float(bias)) <= MAX_ROUTER_BIAS:
+    is_number = isinstance(bias, numbers.Real) and not isinstance(bias, bool)
+    if not (is_number and -MAX_ROUTER_BIAS <= bias <= MAX_ROUTER_BIAS):  # before it is a float, which may be too large
         raise RequestError(f"router_bias={shown(bias)}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}")
     if bias and not model.reduction.reads_router_rows:
         raise RequestError(f"router_bias={shown(bias)}: this model has no routers, expected 0 or none")

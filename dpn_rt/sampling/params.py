@@ -15,6 +15,8 @@ from dpn_rt.schema.text import check_unicode, shown
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this temperature sampling is greedy, since a division by it could overflow. The bound is vLLM's."""
+MAX_COMPLETIONS = 16384
+"""Of one prompt, each of which takes memory before the first step. The bound is vLLM's."""
 
 
 @lists_keywords(RequestError)
@@ -79,7 +81,7 @@ class SamplingParams:
         self._check_together()
 
     def _check_ranges(self) -> None:
-        _require("n", self.n, self.n >= 1, "at least 1")
+        _require("n", self.n, 1 <= self.n <= MAX_COMPLETIONS, f"1 to {MAX_COMPLETIONS}")
         _require("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _require("top_k", self.top_k, self.top_k >= -1, "0 or -1 (off), or at least 1")

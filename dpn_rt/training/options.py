@@ -18,6 +18,8 @@ Part = Literal["tower", "projector", "decoder"]
 
 NUM_BOUNDARIES = 3
 MAX_LENGTH = 2048
+WORK = "training"
+"""Directory of Trainer's checkpoints, in that of the written one."""
 KERNELS: tuple[Grid, ...] = ((1, 1), (1, 2), (2, 2))
 
 
@@ -120,4 +122,4 @@ class TrainOptions:
     @property
     def work(self) -> Path:
         """Directory of Trainer's checkpoints."""
-        return self.output / "training"
+        return self.output / WORK

@@ -6,16 +6,17 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from dpn_rt.errors import TrainingError
 from dpn_rt.schema.text import few
 from dpn_rt.schema.weights import TORCH_DTYPES
+from dpn_rt.training.checkpoints import last_checkpoint
 from dpn_rt.training.collator import collate
 from dpn_rt.training.optional import need
 from dpn_rt.training.options import MAX_LENGTH, RunOptions, TrainOptions
@@ -23,7 +24,7 @@ from dpn_rt.training.rows import BadRow, Conversation, read_conversations
 from dpn_rt.training.samples import Conversations
 from dpn_rt.training.start import Start, cast_parameters, load_start
 from dpn_rt.training.trained import add_lora, freeze
-from dpn_rt.training.trainer import RouterTrainer
+from dpn_rt.training.trainer import RouterTrainer, has_finite_weights
 
 CONFIG = "config.json"
 
@@ -39,11 +40,11 @@ def train(options: TrainOptions) -> None:
     need("accelerate", "training")
     if options.lora is not None:
         need("peft", f"--lora {options.lora}")
-    last = _prepare_output(options)
-    conversations, bad_rows = read_conversations(options.data, options.image_folder)
-    _report_bad_rows(bad_rows, options)
-    set_seed(options.run.seed)
-    with tempfile.TemporaryDirectory(prefix="dpn_rt-train-") as directory:
+    last = _check_output(options)
+    with _work_directory(options), tempfile.TemporaryDirectory(prefix="dpn_rt-train-") as directory:
+        conversations, bad_rows = read_conversations(options.data, options.image_folder)
+        _report_bad_rows(bad_rows, options)
+        set_seed(options.run.seed)
         start = load_start(
             options.checkpoint, options.vision_tower, options.routers, options.loss, Path(directory), _note
         )
@@ -56,27 +57,51 @@ def train(options: TrainOptions) -> None:
         merge()
         model = start.model.cpu().eval()
         cast_parameters(model, TORCH_DTYPES[options.dtype], frozen_only=False)
+        if not has_finite_weights(model):
+            raise TrainingError(
+                f"the trained weights are not finite in {options.dtype}, and were not written: expected a lower "
+                "--learning-rate, or --dtype bfloat16"
+            )
         model.save_checkpoint(options.output, start.files)
 
 
-def _prepare_output(options: TrainOptions) -> str | None:
-    """Make the output directory; the checkpoint to go on from, None for a new training."""
-    output, last = options.output, None
+def _check_output(options: TrainOptions) -> str | None:
+    """Refuse an output that holds anything else; the checkpoint to go on from, None for a new training."""
+    output = options.output
     if (output / CONFIG).is_file():
         raise TrainingError(
             f"--output {output}: holds a checkpoint, expected a directory that does not exist or is empty"
         )
-    if options.work.is_dir():
-        last = get_last_checkpoint(str(options.work))  # type: ignore[no-untyped-call]
+    last = last_checkpoint(options.work, _note)
     if options.resume and last is None:
         raise TrainingError(f"--resume: {options.work} has no checkpoint of a training to go on from")
-    if not options.resume and output.is_dir() and any(output.iterdir()):
+    if not options.resume and output.is_dir() and not _is_empty(options):
         more = ", or --resume to go on from its last checkpoint" if last else ""
         raise TrainingError(
             f"--output {output}: is not empty, expected a directory that does not exist or is empty{more}"
         )
+    return None if last is None else str(last)
+
+
+def _is_empty(options: TrainOptions) -> bool:
+    """Whether an output has nothing but what a training leaves that was killed before its first checkpoint."""
+    work = options.work
+    return all(path == work and path.is_dir() and not any(path.iterdir()) for path in options.output.iterdir())
+
+
+@contextmanager
+def _work_directory(options: TrainOptions) -> Iterator[None]:
+    """Make the directory of Trainer's checkpoints. If the training ends without one, what was made goes again, so that
+    the command may be given once more."""
+    made = [path for path in (options.work, *options.work.parents) if not path.exists()]
     options.work.mkdir(parents=True, exist_ok=True)
-    return last
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # those that are not empty stay
+                path.rmdir()
+        raise
 
 
 def _report_bad_rows(bad_rows: Sequence[BadRow], options: TrainOptions) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from dpn_rt.errors import TrainingError
+from dpn_rt.errors import DpnError, TrainingError
 from dpn_rt.format.config import stage_layers
 from dpn_rt.reference.model import EagerDpn
 from dpn_rt.reference.outputs import EagerBatchOutput
@@ -47,14 +47,31 @@ class RouterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As Trainer's; notes what `log` adds."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        """As Trainer's; notes what `log` adds.
+
+        Raises:
+            TrainingError: the training has diverged.
+        """
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        except (RuntimeError, DpnError) as error:
+            if self.state.global_step and (_tells_overflow(error) or not has_finite_weights(self._dpn)):
+                raise self._diverged() from error
+            raise
+        if not bool(torch.isfinite(loss)):
+            raise self._diverged()
         assert isinstance(outputs, EagerBatchOutput)
         for name in ("language_loss", "routing_loss"):
             self._means[name].append(float(getattr(outputs, name).detach()))
         left = (visual_tokens_left(trace, self._dpn) for trace in outputs.traces)
         self._means["visual_tokens_left"] += [share for share in left if share is not None]
         return (loss, outputs) if return_outputs else loss
+
+    def _diverged(self) -> TrainingError:
+        return TrainingError(
+            f"the training has diverged in step {self.state.global_step + 1}, where numbers are not finite any more: "
+            "expected a lower --learning-rate or --router-learning-rate, or a higher --warmup-ratio"
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """As Trainer's, with the means since the last call where there is a loss."""
@@ -68,6 +85,15 @@ class RouterTrainer(Trainer):
         state = self._dpn.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, {name: tensor for name, tensor in state.items() if name in trained})
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:  # sizes of weights differ
+            raise TrainingError(
+                f"{resume_from_checkpoint}: the checkpoint of another training, whose weights have other sizes: "
+                "expected the options that it was begun with"
+            ) from error
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         missing = [name for name in load_result.missing_keys if name in trained_names(self._dpn)]
         if missing or load_result.unexpected_keys:
@@ -80,6 +106,16 @@ class RouterTrainer(Trainer):
 def trained_names(model: EagerDpn) -> set[str]:
     """Names of the parameters that the optimiser changes."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _tells_overflow(error: Exception) -> bool:
+    """Whether a step ended at a number that is infinite or NaN: at a check of ours, or where torch draws experts."""
+    return any(word in str(error) for word in ("must be finite", "`nan`"))
+
+
+def has_finite_weights(model: torch.nn.Module) -> bool:
+    """Whether no weight is infinite or NaN."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
 def visual_tokens_left(trace: PyramidTrace, model: EagerDpn) -> float | None:

@@ -26,8 +26,10 @@ import ray
 
 from dpn_rt import LLM, DpnError, SamplingParams
 from dpn_rt.batch import answer_parquet, build_processor, read_answers
-from dpn_rt.batch.answering import ANSWER_SCHEMA, Answerer
+from dpn_rt.batch.answer_schema import ANSWER_SCHEMA
+from dpn_rt.batch.answering import Answerer
 from dpn_rt.batch.options import AnswerOptions
+from dpn_rt.errors import ConfigError
 from dpn_rt.evaluate.__main__ import main as evaluate
 from dpn_rt.evaluate.commands.run import SKIPPED
 from dpn_rt.evaluate.runs import skipped_file
@@ -211,6 +213,30 @@ def test_an_actor_that_is_killed_comes_back(
     assert note.read_text() == "1"
     table = pa.Table.from_pylist(answers.sort_values("n").to_dict("records"), schema=_schema(questions))
     check(table, questions, expected)
+
+
+def test_a_folder_takes_a_second_file_of_questions(engine_dir: Path, tmp_path: Path, cluster: str) -> None:
+    """As many as have answers, of other ids."""
+    processor, job = build_processor(engine_dir, PARAMS), tmp_path / "job"
+    for first in (1, 4):
+        path = tmp_path / f"{first}.parquet"
+        ids = list(range(first, first + 3))
+        table = pa.table(
+            {"id": ids, "image": pa.nulls(3, pa.binary()), "question": [f"What is {each}?" for each in ids]}
+        )
+        pa.parquet.write_table(table, path)
+        answer_parquet(path, job, processor)
+        answers = read_answers(path, job)
+        assert answers["id"].to_pylist() == ids and None not in answers["answer"].to_pylist()
+
+
+@pytest.mark.parametrize("size", [{"cpus_per_actor": 2.5}, {"actors": 3}, {"gpus_per_actor": 1}])
+def test_actors_that_the_cluster_has_no_room_for(
+    engine_dir: Path, questions: Path, tmp_path: Path, cluster: str, size: dict[str, Any]
+) -> None:
+    """Ray would wait for it without an end."""
+    with pytest.raises(ConfigError, match=r"^actors=. with .pus_per_actor=.*: expected at most [02] in all"):
+        answer_parquet(questions, tmp_path / "job", build_processor(engine_dir, **size))
 
 
 def test_the_example_answers_a_table(cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,17 @@ def test_an_error_stands_beside_the_answers(llm: LLM, prompts: list[dict[str, An
     assert list(llm.as_completed([], GREEDY)) == []
 
 
+def test_one_prompt_and_what_is_none(llm: LLM, prompts: list[dict[str, Any]]) -> None:
+    """As `generate` takes it: a text is not a list of letters, nor an object one of its keys."""
+    (number, result), *others = llm.as_completed(prompts[0], GREEDY)
+    assert number == 0 and not others and len(ids(result)) == GREEDY.max_tokens
+    ((_, refused),) = llm.as_completed("two words", GREEDY)
+    assert isinstance(refused, RequestError) and "this engine has no tokenizer" in str(refused)
+    for wrong in (None, 5, b"words"):
+        with pytest.raises(RequestError, match="^prompts: expected a prompt or a list of them, got "):
+            next(llm.as_completed(wrong, GREEDY))  # type: ignore[arg-type]
+
+
 def test_closing_it_frees_the_engine(llm: LLM, prompts: list[dict[str, Any]]) -> None:
     with closing(llm.as_completed(prompts, GREEDY)) as results:
         next(results)

@@ -70,6 +70,7 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     (with_image([-200, ROUTER_ID], router_bias="fast"), "router_bias='fast': expected a number"),
     (with_image([-200, ROUTER_ID], router_bias=float("nan")), "router_bias=nan"),
     (with_image([-200, ROUTER_ID], router_bias=1001), "router_bias=1001"),
+    (with_image([-200, ROUTER_ID], router_bias=-(10**400)), "router_bias=-1000"),
     ({"prompt_token_ids": [3], "unknown": 1}, "unknown"),
     (7, "expected a string or a dict"),
 ]

@@ -223,6 +223,7 @@ BAD_SPECS: list[tuple[Any, str]] = [
     ("random:layer=7", "layer=7: expected a layer from 0 to 6"),
     ("random:layer=0,positions=keep", "no positions before the decoder"),
     ("random:seed=-1", "seed=-1"),
+    ("random:seed=9007199254740993", "seed=9007199254740993: expected 0 to 9007199254740992"),
     ("pool:kernel=0x2", "kernel=0x2"),
     ("pool:kernel=2", "expected height and width joined by x"),
     ("fastv:k=2+pool:layer=4", "the step before leaves rows that are no grid"),

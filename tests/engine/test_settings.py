@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpn_rt import LLM
-from dpn_rt.errors import ConfigError
+from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.format.plans import PlanLimits
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.settings import EngineOptions, EngineSettings, resolve
-from tests.engine.models import MODEL, with_decoder
+from tests.engine.models import MODEL, with_decoder, write_random_engine
 
 PLANS = PlanLimits(max_batch=3, max_prefill_batch=2, stage_rows=(96, 90, 80, 70))
 
@@ -63,6 +64,32 @@ def test_what_was_asked_for_is_taken() -> None:
 def test_limits_of_images(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"limit_mm_per_prompt=.*: expected {\"image\": N} with a whole number N"):
         EngineOptions(limit_mm_per_prompt=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("prepack_weights", "yes", "expected True, False or None"),
+        ("max_model_len", 1, "expected a whole number of at least 2"),
+    ],
+)
+def test_values_of_the_wrong_kind(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}={value!r}: {expected}$"):
+        EngineOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"verify": "no"}, ConfigError, "^verify='no': expected True or False$"),
+        ({"reduce": 5}, ConfigError, "^reduce=5: expected a SPEC such as 'fastv:k=2,ratio=0.5', or a list of them$"),
+        ({"engine_dir": "x" * 5000}, EngineError, "not an engine directory"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(tmp_path: Path, options: dict[str, Any], error: type, message: str) -> None:
+    engine = write_random_engine(tmp_path / "engine")
+    with pytest.raises(error, match=message):
+        LLM(**{"engine_dir": engine, **options})
 
 
 def test_no_images_at_all() -> None:
@@ -131,7 +158,8 @@ def test_plans_limit_what_can_be_asked_for() -> None:
     ],
 )
 def test_counts_are_whole_and_positive(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{name}={value!r}: expected a whole number of at least 1"):
+    least = 2 if name == "max_model_len" else 1
+    with pytest.raises(ConfigError, match=f"{name}={value!r}: expected a whole number of at least {least}"):
         EngineOptions(**{name: value})
 
 

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from dpn_rt.errors import EvaluationError
 from dpn_rt.evaluate import answers_file
 from dpn_rt.evaluate.__main__ import main
+from dpn_rt.evaluate.answers_file import AnswersFile
+from dpn_rt.evaluate.source import QuestionSource, Scan
 from tests.evaluate.conftest import Tiny, read_lines, without_times, write_lines
 
 Failing = Callable[[list[str]], str]
@@ -101,6 +104,9 @@ def test_bad_rows_are_skipped_by_name(
         ("q.csv", b"question_id,text\n1,caf\xe9\n", "not UTF-8 after line "),
         ("q.json", b"{", "not JSON (truncated?): line 1, column 2"),
         ("q.json", b"5", "expected a list of questions, got int"),
+        ("q.jsonl", b"\n\n", "has no rows, expected questions"),
+        ("q.json", b"[]", "has no rows, expected questions"),
+        ("q.csv", b"question_id,text\n", "has no rows, expected questions"),
         ("q.txt", b"", "expected a file whose name ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )  # fmt: skip
@@ -110,6 +116,7 @@ def test_a_file_without_questions_is_told(
     (tmp_path / name).write_bytes(content)
     said = failing(tiny.arguments(tmp_path / "a.jsonl", question_file=tmp_path / name))
     assert said.startswith(f"{tmp_path / name}: {message}"), said
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_a_missing_question_file_is_told(failing: Failing, tiny: Tiny, no_load: None, tmp_path: Path) -> None:
@@ -275,6 +282,10 @@ def test_a_full_disk_while_arranging_loses_nothing(
     ("changes", "message"),
     [
         ({"chunk_idx": 2, "num_chunks": 2}, "--chunk-idx 2 of --num-chunks 2: expected 0 to 1"),
+        ({"num_chunks": 0}, "--num-chunks 0: expected at least 1"),
+        ({"image_folder": "/nowhere"}, "--image-folder /nowhere: not a directory"),
+        ({"score": "exact", "annotations": "/nowhere.jsonl"}, "/nowhere.jsonl: cannot be read: No such file"),
+        ({"sweep": "router_bias=0,0.0"}, "--sweep 'router_bias=0,0.0': expected values that differ, some are equal"),
         ({"sweep": "bias=1,2"}, "--sweep 'bias=1,2': expected router_bias, route, reduce, = and values"),
         ({"sweep": "router_bias=1,x"}, "router_bias 'x': expected a number"),
         ({"sweep": "router_bias=1,1"}, "--sweep 'router_bias=1,1': expected values that differ, none of them empty"),
@@ -309,4 +320,39 @@ def test_settings_that_the_engine_cannot_take_are_told_once(
     failing: Failing, tiny: Tiny, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     assert failing(tiny.arguments(tmp_path / "a.jsonl", **changes)).startswith(message)
-    assert (tmp_path / "a.jsonl").read_bytes() == b""
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_an_empty_file_that_another_run_has_is_left_alone(
+    failing: Failing, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be made by a run that fails, and found by one that goes on."""
+    path = tmp_path / "a.jsonl"
+
+    def found(source: QuestionSource) -> Scan:
+        nonlocal other
+        other = AnswersFile(path, {}, {})
+        raise EvaluationError("fails")
+
+    other: AnswersFile | None = None
+    monkeypatch.setattr(Scan, "of", found)
+    assert failing(tiny.arguments(path)) == "fails"
+    assert other is not None and path.read_bytes() == b""
+    with other:
+        pass
+    assert failing(tiny.arguments(path)) == "fails" and path.exists(), "it was there before the run"
+
+
+def test_a_file_that_another_run_has_just_arranged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers to the file that is no longer there would be lost."""
+    path = tmp_path / "a.jsonl"
+    lock = fcntl.flock
+
+    def locked(file: int, operation: int) -> None:
+        (tmp_path / "new").write_bytes(b"")
+        (tmp_path / "new").rename(path)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with pytest.raises(EvaluationError, match="another run has just ended there: expected the same command again"):
+        AnswersFile(path, {}, {})

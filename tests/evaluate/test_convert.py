@@ -132,4 +132,6 @@ def test_what_cannot_be_converted_is_told(
 
 def test_an_output_that_cannot_be_written_is_told_first(failing: Callable[[list[str]], str], tmp_path: Path) -> None:
     arguments = ["convert", "vqav2", "--answers-file", "missing", "--question-file", "missing", "--output"]
-    assert failing([*arguments, str(tmp_path)]).startswith(f"{tmp_path}: cannot be written there: expected a file")
+    assert failing([*arguments, str(tmp_path)]).startswith(
+        f"{tmp_path}: cannot be written there: expected a regular file"
+    )

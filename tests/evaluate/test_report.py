@@ -194,5 +194,5 @@ def test_wrong_options_are_told(failing: Failing, tiny: Tiny, answers: list[Path
         "no right answers: expected --annotations, or a --question-file that has them"
     )
     in_a_file = arguments(tiny, answers, tiny.questions)
-    assert "report.md: cannot be written there: expected a file in a directory" in failing(in_a_file)
+    assert "report.md: cannot be written there: expected a regular file in a directory" in failing(in_a_file)
     assert not (tmp_path / "out").exists()

@@ -375,6 +375,11 @@ def test_what_cannot_be_scored_is_told(scored: Scorer, name: str, tmp_path: Path
         scored(name, [row], [])
     with pytest.raises(EvaluationError, match=r"line 1: not an answer: expected question_id and text, got question_id"):
         scored(name, [row], [{"question_id": 1}])
+    for field in ("round_id", "options", "option_char", "metadata"):
+        with pytest.raises(
+            EvaluationError, match=f"line 1: not an answer: {field}='x', expected (int|list|dict) or none"
+        ):
+            scored(name, [row], [{"question_id": 1, "text": "A", field: "x"}])
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(EvaluationError, match="the annotations have no questions"):
         scored(name, tmp_path / "empty.jsonl", answers("A"))

@@ -10,6 +10,19 @@ from PIL import Image
 from examples import compare_reducers
 
 
+def test_wrong_options_are_told_before_anything_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for arguments, message in (
+        (["--scenes", "0"], "argument --scenes: '0': expected at least 1"),
+        (["--scenes", "-1"], "argument --scenes: '-1': expected a whole number"),
+        (["--output", str(file)], f"--output {file}: File exists"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            compare_reducers.main(arguments)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_it_prints_a_line_a_reduction_and_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare_reducers.main(["--scenes", "1", "--output", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()

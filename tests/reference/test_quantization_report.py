@@ -102,6 +102,28 @@ def test_what_is_not_quantised_has_no_report(tmp_path: Path, capsys: pytest.Capt
     assert f"{missing.parent}: not a directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("folder", "folder: cannot be written there: expected a regular file"),
+        ("engine", "is within --output "),
+        ("engine/r.json", "is within --output "),
+        ("link/r.json", "is within --output "),
+    ],
+)
+def test_a_report_that_could_not_be_written_is_told_before_the_build(
+    report: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the engine it would be a file that is not the engine's, and the next build would not replace that."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "link").symlink_to("engine")
+    arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(tmp_path / "engine"), "--quantize", "int8"]
+    assert command.main([*arguments, "--report", str(tmp_path / report)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and message in told and not any((tmp_path / "engine").iterdir())
+
+
 def test_a_full_disk_leaves_the_earlier_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,9 @@ def test_values_are_normalised() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"n": 0}, "n=0: expected at least 1"),
+        ({"n": 0}, "n=0: expected 1 to 16384"),
+        ({"n": 16385}, "n=16385: expected 1 to 16384"),
+        ({"n": 10**30}, "n=10000"),
         ({"n": True}, "n=True: expected an integer"),
         ({"n": 2.0}, "n=2.0: expected an integer"),
         ({"n": 2, "temperature": 0}, "n=2 with temperature=0.0"),

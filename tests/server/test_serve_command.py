@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from dpn_rt import serve
+from dpn_rt.engine import loader
 from tests.server.command import post, serving
 from tests.server.conftest import Ask
 
@@ -148,6 +149,16 @@ def test_logs_name_requests_and_never_their_content(engine_dir: Path) -> None:
     assert sum("request-7" in entry["message"] for entry in entries) == 2
 
 
+def test_ctrl_c_while_the_engine_is_loaded(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "load_processor", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    children = psutil.Process().children()
+    assert serve.main(["--engine", str(engine_dir), "--port", "0"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert psutil.Process().children() == children, "the engine's process is left"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -155,6 +166,7 @@ def test_logs_name_requests_and_never_their_content(engine_dir: Path) -> None:
         (["--allowed-media-domains", "http://x"], "allowed_domains"),
         (["--allowed-local-media-path", "nowhere"], "nowhere"),
         (["--max-num-seqs", "0"], "max_num_seqs=0"),
+        (["--host", ""], "--host '': expected an address of this machine, or 0.0.0.0 for all"),
     ],
 )
 def test_wrong_options_are_refused_by_name(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from dpn_rt.build import main as build
 from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.reference import EagerDpn
 from dpn_rt.train_routers import main
+from dpn_rt.training.checkpoints import last_checkpoint
+from dpn_rt.training.trainer import RouterTrainer
 from examples.tiny_dpn.data import sample
 from tests.model.test_transformers_parity import save_checkpoint
 from tests.skips import NO_PEFT
@@ -197,7 +201,21 @@ def test_wrong_options_are_refused(
     assert main(command(dense, data, tmp_path / "out", **changed)) == 1
     printed = capsys.readouterr().err
     assert re.search(f"^error: .*{message}", printed, re.M), printed
-    assert not (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "out").exists()  # so that the mended command may be given
+
+
+def test_a_training_that_ends_before_its_first_checkpoint_leaves_nothing(
+    dense: Path, data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "given").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(RouterTrainer, "compute_loss", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        for output in (tmp_path / "given", tmp_path / "a" / "b"):
+            assert main(command(dense, data, output)) == 130
+            assert capsys.readouterr().err.endswith("interrupted; nothing was saved yet\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["given"] and not any((tmp_path / "given").iterdir())
+    (tmp_path / "given" / "training").mkdir()  # as a kill leaves it
+    assert main(command(dense, data, tmp_path / "given", max_steps=1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -207,6 +225,8 @@ def test_wrong_options_are_refused(
         ("--kernels", "2", "'2': expected height x width"),
         ("--lora", "0", "'0': expected at least 1"),
         ("--learning-rate", "fast", "'fast': expected a number"),
+        ("--epochs", "0", "'0': expected a number above 0"),
+        ("--warmup-ratio", "1.5", "'1.5': expected a share from 0 to 1"),
         ("--unknown", "1", "unrecognized arguments"),
     ],
 )
@@ -216,12 +236,43 @@ def test_options_that_mean_nothing(option: str, value: str, message: str, dense:
     assert raised.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("rate", "dtype"), [("1e4", "float32"), ("1e30", "float32"), ("1e6", "float16")])
+def test_a_training_that_diverges_is_told(
+    rate: str, dtype: str, dense: Path, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """In a step, or in what would be written after the last one."""
+    steps = {"max_steps": 1, "warmup_ratio": 0} if dtype == "float16" else {"max_steps": 8}
+    changed = {"learning_rate": rate, "dtype": dtype, "save_steps": 100, **steps}
+    assert main(command(dense, data, tmp_path / "out", **changed)) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match("error: the train(ing has diverged in step [2-8],|ed weights are not finite in float16,)", line), (
+        line
+    )
+    assert "--learning-rate" in line and not (tmp_path / "out" / "config.json").exists()
+    assert dtype == "float16" or not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+@pytest.mark.parametrize("kind", ["missing", "cut"])
+def test_a_checkpoint_that_is_not_whole_is_left_out(name: str, kind: str, trained: Path, tmp_path: Path) -> None:
+    work, notes = tmp_path / "training", []
+    shutil.copytree(trained / "training", work)
+    assert last_checkpoint(work) == work / f"checkpoint-{STEPS}"
+    damaged = work / f"checkpoint-{STEPS}" / name
+    damaged.unlink() if kind == "missing" else os.truncate(damaged, 9)
+    assert last_checkpoint(work, notes.append) == work / f"checkpoint-{SAVED}"
+    (note,) = notes
+    assert note.startswith(f"{work / f'checkpoint-{STEPS}'} is left out: {name} is missing or damaged")
+
+
 def test_an_output_that_exists_is_kept(trained: Path, dense: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
     before = (trained / "model.safetensors").stat().st_mtime_ns
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "file").write_text("mine")
     unfinished = tmp_path / "unfinished"
-    (unfinished / "training" / "checkpoint-1").mkdir(parents=True)
+    shutil.copytree(trained / "training" / f"checkpoint-{SAVED}", unfinished / "training" / f"checkpoint-{SAVED}")
     for output, more, message in (
         (trained, [], "holds a checkpoint, expected a directory that does not exist or is empty"),
         (trained, ["--resume"], "holds a checkpoint"),
@@ -266,3 +317,5 @@ def test_a_checkpoint_of_another_training_is_refused(
     shutil.copytree(trained / "training" / f"checkpoint-{SAVED}", output / "training" / f"checkpoint-{SAVED}")
     assert main([*command(dense, data, output, pooling_layers="1"), "--resume"]) == 1
     assert "the checkpoint of another training" in capsys.readouterr().err
+    assert main([*command(dense, data, output, kernels="1x1,2x2"), "--resume"]) == 1
+    assert "another training, whose weights have other sizes" in capsys.readouterr().err

@@ -224,7 +224,9 @@ def num_pool_blocks(geometry: KvGeometry, settings: EngineSettings, num_bytes: i
         full_length = count_blocks([settings.max_model_len] * len(groups), groups, block_size)
         num_blocks = min(settings.max_num_seqs * full_length, num_blocks)
     if num_blocks < 1:
-        raise CapacityError(f"kv_cache_bytes={num_bytes}: expected at least {block_bytes}, one KV block")
+        raise CapacityError(
+            f"kv_cache_bytes={num_bytes}: expected at least {block_bytes}, one KV block (block_size={block_size})"
+        )
     return num_blocks
 
 

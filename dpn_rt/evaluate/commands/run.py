@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import EvaluationError
+from dpn_rt.evaluate.commands.score import Truths, print_scores, read_truths
 
 if TYPE_CHECKING:
     from dpn_rt.evaluate.ray_answers import RayEngines
@@ -96,6 +97,8 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
+    if options.num_chunks < 1:
+        raise EvaluationError(f"--num-chunks {options.num_chunks}: expected at least 1")
     if not 0 <= options.chunk_idx < options.num_chunks:
         raise EvaluationError(
             f"--chunk-idx {options.chunk_idx} of --num-chunks {options.num_chunks}: "
@@ -107,12 +110,11 @@ def run(options: argparse.Namespace) -> int:
     from dpn_rt.evaluate.engine_choice import EngineChoice
     from dpn_rt.evaluate.question import PromptStyle
     from dpn_rt.evaluate.runs import run_all
-    from dpn_rt.evaluate.scorers.table import benchmark
     from dpn_rt.evaluate.settings import RunSettings, Sweep, parse_route
     from dpn_rt.evaluate.source import QuestionSource
 
-    if options.score is not None:
-        benchmark(options.score)  # a wrong name is told before anything is computed
+    # What is wrong with name or annotations is told before anything is computed.
+    truths = None if options.score is None else _truths(options)
     settings = RunSettings(
         engine="",
         temperature=options.temperature,
@@ -142,8 +144,8 @@ def run(options: argparse.Namespace) -> int:
         use_tqdm=not options.quiet,
     )
     _tell(results)
-    if options.score is not None:
-        _score(options, [result.answers_file for result in results])
+    if truths is not None:
+        print_scores(truths, [result.answers_file for result in results], as_json=False)
     return SKIPPED if any(result.outcome.skipped for result in results) else 0
 
 
@@ -196,9 +198,7 @@ def _tell(results: Sequence[RunResult]) -> None:
                 print(f"    and {more} more", file=sys.stderr)
 
 
-def _score(options: argparse.Namespace, answers_files: Sequence[Path]) -> None:
-    from dpn_rt.evaluate.commands.score import print_scores
+def _truths(options: argparse.Namespace) -> Truths:
     from dpn_rt.evaluate.scorers.truth import Inputs
 
-    inputs = Inputs(options.annotations or options.question_file, options.question_file)
-    print_scores(options.score, answers_files, inputs, as_json=False)
+    return read_truths(options.score, Inputs(options.annotations or options.question_file, options.question_file))

@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpn_rt.evaluate.scorers.truth import Inputs
+    from dpn_rt.evaluate.scorers.benchmark import Benchmark
+    from dpn_rt.evaluate.scorers.truth import Inputs, Truth
 
 
 def add_parser(commands: Any) -> None:
@@ -53,29 +55,47 @@ def inputs_of(options: argparse.Namespace) -> Inputs:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    print_scores(options.benchmark, options.answers_file, inputs_of(options), as_json=options.json)
+    print_scores(read_truths(options.benchmark, inputs_of(options)), options.answers_file, as_json=options.json)
     return 0
 
 
-def print_scores(name: str, answers_files: Sequence[Path], inputs: Inputs, *, as_json: bool) -> None:
+@dataclass(frozen=True)
+class Truths:
+    """A benchmark and its right answers."""
+
+    name: str
+    benchmark: Benchmark
+    truths: list[Truth]
+
+
+def read_truths(name: str, inputs: Inputs) -> Truths:
+    """The right answers of a benchmark.
+
+    Raises:
+        EvaluationError: there is none of the name, or the annotations cannot be used.
+    """
+    from dpn_rt.evaluate.scorers.table import benchmark
+
+    chosen = benchmark(name)
+    return Truths(name, chosen, chosen.read(inputs))
+
+
+def print_scores(truths: Truths, answers_files: Sequence[Path], *, as_json: bool) -> None:
     """Scores answers files and prints the numbers.
 
     Raises:
         EvaluationError: a file cannot be used.
     """
-    from dpn_rt.evaluate.scorers.table import benchmark
     from dpn_rt.evaluate.scorers.truth import read_answers
 
-    chosen = benchmark(name)
-    truths = chosen.read(inputs)
-    scores = [chosen.score(truths, read_answers(path)) for path in answers_files]
+    scores = [truths.benchmark.score(truths.truths, read_answers(path)) for path in answers_files]
     if as_json:
         values = [
             {"answers_file": str(path), "questions": len(score.graded), "missing": score.num_missing}
             | {"unused": score.num_unused, "metrics": dict(score.metrics)}
             for path, score in zip(answers_files, scores, strict=True)
         ]
-        print(json.dumps({"benchmark": name, "scores": values}), flush=True)
+        print(json.dumps({"benchmark": truths.name, "scores": values}), flush=True)
         return
     for path, score in zip(answers_files, scores, strict=True):
         print(f"{path}: {score.title}, {len(score.graded)} questions")

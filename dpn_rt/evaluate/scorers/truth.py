@@ -12,7 +12,7 @@ from typing import Any
 from dpn_rt.errors import EvaluationError
 from dpn_rt.evaluate.readers.files import read_rows
 from dpn_rt.evaluate.readers.rows import BadRow, Row
-from dpn_rt.schema.text import few
+from dpn_rt.schema.text import few, shown
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,23 @@ def _answer(row: Row, path: Path) -> Answer:
     if "question_id" not in values or not isinstance(values.get("text"), str):
         found = ", ".join(values)[:200]
         raise EvaluationError(f"{path}: {row.place}: not an answer: expected question_id and text, got {found}")
+
+    def optional(name: str, kind: type, default: Any) -> Any:
+        value = values.get(name) or default
+        if not isinstance(value, kind):
+            raise EvaluationError(
+                f"{path}: {row.place}: not an answer: {name}={shown(value)}, expected {kind.__name__} or none"
+            )
+        return value
+
     return Answer(
         question_id=str(values["question_id"]),
         prompt=str(values.get("prompt", "")),
         text=values["text"],
-        round_id=int(values.get("round_id") or 0),
-        options=tuple(map(str, values.get("options") or ())),
-        letters=tuple(map(str, values.get("option_char") or ())),
-        metadata=values.get("metadata") or {},
+        round_id=optional("round_id", int, 0),
+        options=tuple(map(str, optional("options", list, []))),
+        letters=tuple(map(str, optional("option_char", list, []))),
+        metadata=optional("metadata", dict, {}),
     )
 
 

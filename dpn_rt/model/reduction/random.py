@@ -11,6 +11,9 @@ import numpy as np
 from dpn_rt.model.reduction.grid import Grid, IntArray
 from dpn_rt.model.reduction.step import Scores, has_layers_after, keeps_share, share_text
 
+MOST_SEED = 2**53
+"""That engine.json can hold."""
+
 
 @dataclass(frozen=True)
 class RandomKeep:
@@ -48,8 +51,8 @@ class RandomKeep:
         """See `Step`."""
         yield from has_layers_after("layer", self.layer, num_layers)
         yield from keeps_share("keep", self.keep)
-        if self.seed < 0:
-            yield f"seed={self.seed}: expected 0 or more"
+        if not 0 <= self.seed <= MOST_SEED:
+            yield f"seed={self.seed}: expected 0 to {MOST_SEED}"
         if self.layer == 0 and self.positions == "keep":
             yield "positions=keep with layer=0: rows have no positions before the decoder, expected positions=renumber"
 
