@@ -25,6 +25,7 @@ from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import check_model, weight_spec
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.reference import EagerDpn
+from tests.fake_streams import FakeStream
 from tests.skips import GPU_PRESENT
 
 TINY = SHAPES["tiny"].model("float32")
@@ -277,22 +278,6 @@ def test_a_stopwatch_sums_what_runs_within_it() -> None:
     assert 0 < first < watch.seconds
     assert seconds(lambda: None) >= 0
     assert replayable(run := lambda: None, "cpu") is run
-
-
-class FakeStream:
-    """A stream of a GPU that is not there: notes who waits for whom."""
-
-    def __init__(self, name: str, events: list[str]) -> None:
-        self.name, self.events = name, events
-
-    def wait_stream(self, other: FakeStream) -> None:
-        self.events.append(f"{self.name} waits for {other.name}")
-
-    def __enter__(self) -> None:
-        self.events.append(f"on {self.name}")
-
-    def __exit__(self, *_: object) -> None:
-        self.events.append(f"off {self.name}")
 
 
 def test_a_graph_is_warmed_up_on_inputs_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,22 +9,7 @@ import pytest
 import torch
 
 from dpn_rt.device.cuda import CudaGraph
-
-
-class FakeStream:
-    """Notes who waits for whom, and when it is the current one."""
-
-    def __init__(self, name: str, events: list[str]) -> None:
-        self.name, self.events = name, events
-
-    def wait_stream(self, other: FakeStream) -> None:
-        self.events.append(f"{self.name} waits for {other.name}")
-
-    def __enter__(self) -> None:
-        self.events.append(f"on {self.name}")
-
-    def __exit__(self, *_: object) -> None:
-        self.events.append(f"off {self.name}")
+from tests.fake_streams import FakeStream
 
 
 def test_a_step_runs_once_and_is_recorded_beside_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
