@@ -78,7 +78,7 @@ class Layer:
             return
         self.find(suffix, INTEGERS, (columns,))
         index = self.files.read(f"{self.name}.{suffix}")
-        expected = torch.arange(columns) // group_size
+        expected = torch.arange(columns, device="cpu") // group_size
         if not torch.equal(index.long(), expected) and not bool((index == -1).all()):  # -1: never set
             raise CheckpointError(
                 f"{self.name}.{suffix}: act-order (desc_act) is not read: expected column k in group k // {group_size}"

@@ -99,7 +99,7 @@ class IntegerMatrix:
         if not per_row and (form.group is None or self.group_size % form.group):
             return None
         half = 1 << (self.bits - 1)
-        zero = torch.zeros(1, dtype=torch.int8) if self.read_zero is None else self.read_zero()
+        zero = torch.zeros(1, dtype=torch.int8, device="cpu") if self.read_zero is None else self.read_zero()
         if -half - int(zero.max()) < form.least or half - 1 - int(zero.min()) > form.largest:
             return None
         scale = self._scale()

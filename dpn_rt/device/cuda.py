@@ -68,10 +68,10 @@ class CudaDevice(Device):
 
     def staging(self, num_bytes: int) -> Tensor:
         # torch reuses pinned memory only after the transfers from it are done.
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True, device="cpu")
 
     def read(self, tensor: Tensor) -> CudaReadback:
-        target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True, device="cpu")
         target.copy_(tensor, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self._device))

@@ -66,7 +66,7 @@ class HostDevice(Device):
         return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
     def staging(self, num_bytes: int) -> Tensor:
-        return torch.empty(num_bytes, dtype=torch.uint8)
+        return torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
 
     def read(self, tensor: Tensor) -> HostReadback:
         return HostReadback(tensor)

@@ -36,7 +36,7 @@ def upload(device: torch.device, *arrays: Array, staging: Callable[[int], Tensor
     """
     packing = Packing.of(arrays)
     if staging is None:
-        block = torch.empty(packing.num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        block = torch.empty(packing.num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu")
     else:
         block = staging(packing.num_bytes)
     packing.fill(block, arrays)

@@ -61,7 +61,7 @@ class SharedEngine:
         """
         with self._turn():
             if self._is_closed:
-                raise StepError("the engine has been closed: expected a new one")
+                raise StepError("the engine was closed: expected a new one")
             self._engine.add_request(request_id, prompt, params, priority=priority)
             self._inboxes[request_id] = inbox
 

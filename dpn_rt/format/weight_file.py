@@ -106,7 +106,7 @@ def map_weights(path: Path, spec: Mapping[str, WeightSpec]) -> dict[str, Tensor]
     """
     start = check_weights(path, spec)
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    whole = torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage))
+    whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(cast(torch.UntypedStorage, storage))
     tensors = {}
     for name, weight in spec.items():
         tensors[name] = whole[start : start + weight.num_bytes].view(weight.dtype).view(weight.shape)

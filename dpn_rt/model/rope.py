@@ -22,7 +22,7 @@ def rope_table(config: DecoderConfig, num_positions: int) -> Tensor:
     dividing instead moves logits by 1e-4 at position 1000. Scaled variants come from transformers' own rules.
     """
     frequencies, scale = rope_frequencies(config)
-    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies[None, :]
+    angles = torch.arange(num_positions, dtype=torch.float32, device="cpu")[:, None] * frequencies[None, :]
     return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=1)
 
 
@@ -70,7 +70,7 @@ def rope_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
 
 
 def _unscaled(config: DecoderConfig) -> Tensor:
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
     return 1.0 / (config.rope.theta**exponents)
 
 

@@ -127,7 +127,7 @@ def _output(op: str, cu_scores: Tensor, most_keys: int) -> Tensor:
         raise KernelArgumentError(
             f"{op}: cu_scores ends at {num_scores}, expected at most {most}: all keys, per segment"
         )
-    return torch.empty(num_scores, dtype=torch.float32)
+    return torch.empty(num_scores, dtype=torch.float32, device="cpu")
 
 
 def _workspace(q: Tensor, num_kv_heads: int, most_keys: int) -> Tensor | None:

@@ -58,10 +58,9 @@ def route(
         stream = stream_of(hidden)
         size = _kernels.route_workspace_size(hidden, cu_router_rows, predictor)
         workspace = torch.empty(size, dtype=torch.float32, device=hidden.device)
-    device = hidden.device if hidden.is_cuda else None
     if probs is None:
-        probs = torch.empty(max(num_seqs, 0), predictor.shape[0], dtype=torch.float32, device=device)
-    experts = torch.empty(max(num_seqs, 0), dtype=torch.int32, device=device)
+        probs = torch.empty(max(num_seqs, 0), predictor.shape[0], dtype=torch.float32, device=hidden.device)
+    experts = torch.empty(max(num_seqs, 0), dtype=torch.int32, device=hidden.device)
     _kernels.route(
         probs,
         experts,

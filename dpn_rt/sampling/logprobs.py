@@ -128,7 +128,7 @@ class LogprobTable:
         rows = [row for row, count in enumerate(counts) if count < 0]
         whole = None
         if rows:
-            indices = to_device(torch.tensor(rows), logprobs.device)
+            indices = to_device(torch.tensor(rows, device="cpu"), logprobs.device)
             whole = logprobs if len(rows) == len(counts) else logprobs.index_select(0, indices)
         return cls(numbers, counts, whole)
 

@@ -64,7 +64,8 @@ class SamplingState:
         self.key = stream_key(seed, index)
         ends = {*params.stop_ids, *(() if params.ignore_eos else eos_token_ids)}
         early = sorted(token_id for token_id in ends if token_id < vocab_size)
-        self.forbidden_early = torch.tensor(early, dtype=torch.int64) if params.min_tokens and early else None
+        is_bounded = bool(params.min_tokens and early)
+        self.forbidden_early = torch.tensor(early, dtype=torch.int64, device="cpu") if is_bounded else None
         self._counts: npt.NDArray[np.int32] | None = None
         self._seen: npt.NDArray[np.bool_] | None = None
         if params.has_penalties:
@@ -175,7 +176,7 @@ class Sampler:
             return argmax(scores)
         if len(random_rows) == len(states):
             return _draw_rows(scores, states, num_unread)
-        rows = to_device(torch.tensor(random_rows), scores.device)
+        rows = to_device(torch.tensor(random_rows, device="cpu"), scores.device)
         drawn = _draw_rows(scores.index_select(0, rows), [states[row] for row in random_rows], num_unread)
         return argmax(scores).index_copy_(0, rows, drawn)
 
@@ -183,7 +184,7 @@ class Sampler:
 def _logprob_table(logits: Tensor, token_ids: Tensor, wanted: Mapping[int, int]) -> LogprobTable:
     """Of the rows of logits that are asked for log-probabilities: row -> number of most probable tokens."""
     if len(wanted) < len(logits):
-        rows = to_device(torch.tensor(list(wanted)), logits.device)
+        rows = to_device(torch.tensor(list(wanted), device="cpu"), logits.device)
         logits, token_ids = logits.index_select(0, rows), token_ids.index_select(0, rows)
     return LogprobTable.of(logits, token_ids, list(wanted.values()))
 
@@ -209,13 +210,15 @@ def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         return logits
     params = [states[row].params for row in rows]
     strengths = torch.tensor(
-        [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params], dtype=torch.float32
+        [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params],
+        dtype=torch.float32,
+        device="cpu",
     )
     device = logits.device
     repetition, presence, frequency = (to_device(strengths, device)[:, i, None] for i in range(3))
     seen = to_device(torch.from_numpy(np.stack([states[row].seen for row in rows])), device)
     counts = to_device(torch.from_numpy(np.stack([states[row].counts for row in rows])), device)
-    indices = to_device(torch.tensor(rows), device)
+    indices = to_device(torch.tensor(rows, device="cpu"), device)
     penalized = apply_penalties(logits.index_select(0, indices), seen, counts, repetition, presence, frequency)
     return logits.index_copy(0, indices, penalized)
 
@@ -241,16 +244,16 @@ def _draw_rows(logits: Tensor, states: Sequence[SamplingState], num_unread: int 
         return draw_without_sorting(logits, states, num_unread)
     vocab_size = logits.shape[1]
     params = [state.params for state in states]
-    temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)
+    temperatures = torch.tensor([[p.temperature] for p in params], dtype=torch.float32, device="cpu")
     # The largest entry becomes 0, so that the division by a small temperature cannot give +inf.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / temperatures
     if any(p.min_p > 0 for p in params):
-        min_p = torch.tensor([[p.min_p] for p in params], dtype=torch.float32)
+        min_p = torch.tensor([[p.min_p] for p in params], dtype=torch.float32, device="cpu")
         logits = apply_min_p(logits, min_p)
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
         top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
-        top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64)
-        logits = apply_top_k_top_p(logits, torch.tensor(top_k)[:, None], top_p, max(top_k))
+        top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64, device="cpu")
+        logits = apply_top_k_top_p(logits, torch.tensor(top_k, device="cpu")[:, None], top_p, max(top_k))
     keys = np.array([state.key for state in states], dtype=np.uint64)
     positions = np.array([state.num_output + num_unread for state in states], dtype=np.uint64)
     return draw(logits, torch.from_numpy(uniforms(keys, positions)))

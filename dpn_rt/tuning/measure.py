@@ -35,7 +35,7 @@ def measured_choices(default: CpuChoices, candidates: Mapping[str, Sequence[str]
         default: what is chosen unless something else is clearly faster.
         candidates: op -> instruction sets, the default one first.
     """
-    weights = [torch.ones(WEIGHT_SHAPE, dtype=torch.bfloat16) for _ in range(NUM_WEIGHTS)]
+    weights = [torch.ones(WEIGHT_SHAPE, dtype=torch.bfloat16, device="cpu") for _ in range(NUM_WEIGHTS)]
     works: dict[str, Work] = {
         "attention": _attention(),
         "attention_decode": _attention_decode(),
@@ -90,29 +90,31 @@ def _seconds(work: Work) -> float:
 
 
 def _few_rows(weights: list[Tensor], rows: int) -> None:
-    x = torch.ones(rows, WEIGHT_SHAPE[1], dtype=torch.bfloat16)
+    x = torch.ones(rows, WEIGHT_SHAPE[1], dtype=torch.bfloat16, device="cpu")
     for weight in weights:
         ops.linear(x, weight)
 
 
 def _torch_rows(weights: list[Tensor], rows: int) -> None:
-    x = torch.ones(rows, WEIGHT_SHAPE[1], dtype=torch.bfloat16)
+    x = torch.ones(rows, WEIGHT_SHAPE[1], dtype=torch.bfloat16, device="cpu")
     for weight in weights:
         functional.linear(x, weight)
 
 
 def _attention() -> Work:
     rows, heads, kv_heads, head_dim = 384, 8, 2, 64
-    q, k, v = (torch.ones(rows, count, head_dim, dtype=torch.bfloat16) for count in (heads, kv_heads, kv_heads))
-    offsets = torch.tensor([0, rows], dtype=torch.int32)
+    q, k, v = (
+        torch.ones(rows, count, head_dim, dtype=torch.bfloat16, device="cpu") for count in (heads, kv_heads, kv_heads)
+    )
+    offsets = torch.tensor([0, rows], dtype=torch.int32, device="cpu")
     return lambda: ops.attention(q, k, v, offsets, causal=True, scale=head_dim**-0.5)
 
 
 def _attention_decode() -> Work:
     sequences, keys, heads, kv_heads, head_dim, block_size = 4, 1024, 32, 8, 64, 16
     blocks = keys // block_size
-    cache = torch.ones(sequences * blocks, 1, 2, kv_heads, block_size, head_dim, dtype=torch.bfloat16)
-    table = torch.arange(sequences * blocks, dtype=torch.int32).view(sequences, blocks)
-    lengths = torch.full((sequences,), keys, dtype=torch.int32)
-    q = torch.ones(sequences, heads, head_dim, dtype=torch.bfloat16)
+    cache = torch.ones(sequences * blocks, 1, 2, kv_heads, block_size, head_dim, dtype=torch.bfloat16, device="cpu")
+    table = torch.arange(sequences * blocks, dtype=torch.int32, device="cpu").view(sequences, blocks)
+    lengths = torch.full((sequences,), keys, dtype=torch.int32, device="cpu")
+    q = torch.ones(sequences, heads, head_dim, dtype=torch.bfloat16, device="cpu")
     return lambda: ops.attention_decode(q, cache, 0, table, lengths, scale=head_dim**-0.5)

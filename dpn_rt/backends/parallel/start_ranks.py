@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -52,6 +53,7 @@ def load_parallel_backend(
     size, num_threads = settings.tensor_parallel_size, torch.get_num_threads()
     share = max(1, num_threads // size)
     ranks = RankProcesses(size)
+    end: Callable[[], object] = partial(_end, ranks, num_threads)
     try:
         sources = [
             RankSource(
@@ -81,6 +83,7 @@ def load_parallel_backend(
         local = part.executor(num_blocks)
         ranks.wait_until_loaded()
         executor = ParallelExecutor(local, part.group, ranks, partial(torch.set_num_threads, num_threads))
+        end = executor.close  # it does the same, and would do it again when it is collected
         cache = make_allocator(executor, part.geometry, settings)
         reducers = load_reducers(model.reduction, part.weights, own)
         step = PlainDecodeStep(executor, cache, own)
@@ -89,6 +92,10 @@ def load_parallel_backend(
             return backend, ParallelEncoder(part.encoder, executor, own)
         return backend, image_encoder(part.encoder, own)
     except BaseException:
-        ranks.end()
-        torch.set_num_threads(num_threads)
+        end()
         raise
+
+
+def _end(ranks: RankProcesses, num_threads: int) -> None:
+    ranks.end()
+    torch.set_num_threads(num_threads)

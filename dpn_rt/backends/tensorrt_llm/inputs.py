@@ -55,7 +55,7 @@ def context_inputs(stage: SessionStage, hidden: Tensor, lengths: Sequence[int], 
         ValueError: `hidden` has another number of rows, or a sequence has more rows than the stage allows.
     """
     _check_rows(hidden, sum(lengths))
-    ends = torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    ends = torch.tensor(lengths, dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
     return _inputs(stage, hidden, caches, CONTEXT, lengths, lengths, [0] * len(lengths), ends)
 
 
@@ -78,7 +78,7 @@ def generation_inputs(
     Returns, Raises: as `context_inputs`.
     """
     _check_rows(hidden, len(past_lengths))
-    ends = torch.arange(1, len(past_lengths) + 1, dtype=torch.int32)
+    ends = torch.arange(1, len(past_lengths) + 1, dtype=torch.int32, device="cpu")
     total = [length + 1 for length in past_lengths]
     return _inputs(stage, hidden, caches, GENERATION, context_lengths, total, past_lengths, ends)
 
@@ -106,7 +106,7 @@ def _inputs(
         raise ValueError(f"{max(lengths)} rows, expected at most {stage.max_rows}")
 
     def host(values: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.tensor(values, dtype=dtype)
+        return torch.tensor(values, dtype=dtype, device="cpu")
 
     inputs = {
         "hidden_states_input": hidden,

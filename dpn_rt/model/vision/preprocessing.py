@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,7 +68,9 @@ def picture_of(pixels: Tensor, settings: Any) -> Image.Image:
         settings: the image processor that made them.
     """
     if settings.do_normalize:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.image_mean, settings.image_std))
+        mean, std = (
+            torch.tensor(values, device="cpu").view(3, 1, 1) for values in (settings.image_mean, settings.image_std)
+        )
         pixels = pixels * std + mean
     if settings.do_rescale:
         pixels = pixels / settings.rescale_factor
@@ -89,12 +92,12 @@ def load_image_processor(directory: Path) -> Any:
     if settings is not None:
         check_image_settings(settings, directory / SETTINGS)
     try:
-        from transformers import AutoImageProcessor  # takes seconds
-
+        # From its own module: where there is no torchvision, the name that the package of transformers 5.4 to 5.19 has
+        # for it can do nothing but ask for torchvision. The import takes seconds.
+        loader: Any = import_module("transformers.models.auto.image_processing_auto").AutoImageProcessor
         # The keyword's name changed within transformers 5, together with this module.
         has_backends = find_spec("transformers.image_processing_backends") is not None
         choice: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}
-        loader: Any = AutoImageProcessor
         return loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **choice)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and ImportError here
         reason = f"{SETTINGS} is missing" if settings is None else _reason(settings.get("image_processor_type"))

@@ -118,9 +118,9 @@ def _quantize_rows(weight: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor
     """`[num_rows, in_features]` -> the same in int8, -8 to 7, and scales `[num_rows, groups]` bfloat16."""
     num_rows, num_columns = weight.shape
     groups = functional.pad(weight.float(), (0, -num_columns % GROUP)).view(num_rows, -1, GROUP)
-    best = torch.zeros(groups.shape, dtype=torch.int8)
-    best_scale = torch.zeros(groups.shape[:2], dtype=torch.bfloat16)
-    least = torch.full(groups.shape[:2], torch.inf)
+    best = torch.zeros(groups.shape, dtype=torch.int8, device=groups.device)
+    best_scale = torch.zeros(groups.shape[:2], dtype=torch.bfloat16, device=groups.device)
+    least = torch.full(groups.shape[:2], torch.inf, device=groups.device)
     for candidate in _candidates(groups) if given is None else (given,):
         scale = candidate.bfloat16()
         exact = scale.float()[..., None]

@@ -5,6 +5,7 @@ The host stands for the GPUs; torch.distributed and the messages are the same, b
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from contextlib import closing
@@ -107,6 +108,10 @@ def test_an_error_after_all_ranks_have_loaded(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(ConfigError, match="a reducer") as caught:
             LLM(write_random_engine(tmp_path / "e"), tensor_parallel_size=2)
         assert torch.get_num_threads() == 2, caught
+        torch.set_num_threads(3)  # the caller's own affair from here on
+        del caught
+        gc.collect()
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(num_threads)
 

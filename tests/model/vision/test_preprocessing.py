@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from dpn_rt.errors import EngineError, ImageError
@@ -88,3 +89,16 @@ def test_one_transparent_colour_is_not_blended(name: str, tmp_path: Path) -> Non
     for source in (black, *(tmp_path / file for file in ("colour.png", "gray.png", "palette.gif"))):
         assert torch.equal(prepare(load_image(source)).views[0], expected), source
     assert black.info == {"transparency": (0, 0, 0)}
+
+
+def test_the_package_of_transformers_may_ask_for_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of some versions does where there is none, though the processor on PIL needs none."""
+
+    class AsksForTorchvision:
+        @classmethod
+        def from_pretrained(cls, *_: object, **__: object) -> None:
+            raise ImportError("AutoImageProcessor requires the Torchvision library")
+
+    transformers.CLIPImageProcessor().save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers, "AutoImageProcessor", AsksForTorchvision)
+    assert load_image_processor(tmp_path).size == {"shortest_edge": 224}

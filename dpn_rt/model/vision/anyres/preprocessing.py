@@ -84,7 +84,7 @@ class AnyresPreprocessor:
     def _views(self, pixels: object, image: Image.Image) -> list[torch.Tensor]:
         """The crops as float32 tensors of their own."""
         side = self._config.tower.image_size
-        crops = torch.as_tensor(pixels)
+        crops = torch.as_tensor(pixels, device="cpu")
         if tuple(crops.shape[1:]) != (3, side, side):
             raise ImageError(
                 f"image of {image.width} x {image.height}: the image processor gave pixel values {list(crops.shape)}, "

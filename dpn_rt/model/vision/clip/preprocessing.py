@@ -53,7 +53,7 @@ class ClipPreprocessor:
                 f"image of {width} x {height}: scaled to a short side of {side} it has {scaled} pixels, "
                 f"expected at most {self._max_pixels}"
             )
-        pixels = torch.as_tensor(self._pixel_values(image))[0]
+        pixels = torch.as_tensor(self._pixel_values(image), device="cpu")[0]
         if tuple(pixels.shape) != (3, side, side):
             raise ImageError(
                 f"image of {width} x {height}: the image processor gave pixel values {list(pixels.shape)}, "
