@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,5 +101,5 @@ def test_the_package_of_transformers_may_ask_for_torchvision(tmp_path: Path, mon
             raise ImportError("AutoImageProcessor requires the Torchvision library")
 
     transformers.CLIPImageProcessor().save_pretrained(tmp_path)
-    monkeypatch.setattr(transformers, "AutoImageProcessor", AsksForTorchvision)
+    monkeypatch.setattr(sys.modules["transformers"], "AutoImageProcessor", AsksForTorchvision)
     assert load_image_processor(tmp_path).size == {"shortest_edge": 224}
