@@ -280,8 +280,12 @@ def asked(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Asked:
 
 def results(path: Path) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]]]:
     """Answers of the two runs, without times, and skipped rows."""
-    paths = [path.with_name(f"{path.stem}.router_bias={bias}.jsonl") for bias in (0, 32)]
+    paths = answers_files(path)
     return [without_times(each) for each in paths], [read_lines(skipped_file(each)) for each in paths]
+
+
+def answers_files(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.stem}.router_bias={bias}.jsonl") for bias in (0, 32)]
 
 
 def test_the_evaluation_on_ray_was_killed_and_goes_on_to_the_same_answers(
@@ -290,13 +294,13 @@ def test_the_evaluation_on_ray_was_killed_and_goes_on_to_the_same_answers(
     """Two runs of sampled answers in one pipeline, with rows that are bad."""
     path = tmp_path / "a.jsonl"
     arguments = [*asked.arguments, "--answers-file", str(path), "--ray"]
-    first = path.with_name("a.router_bias=0.jsonl")
+    first = answers_files(path)[0]
     command = [sys.executable, "-m", "dpn_rt.evaluate", *arguments, "--ray-address", cluster]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     kill_with_workers(command, environment, lambda: first.exists() and first.read_bytes().count(b"\n") > 0)
     kept = first.read_bytes()
     kept = kept[: kept.rindex(b"\n") + 1]
-    done = sum(each.read_bytes().count(b"\n") for each in tmp_path.glob("*.jsonl"))
+    done = sum(each.read_bytes().count(b"\n") for each in answers_files(path) if each.exists())
 
     capsys.readouterr()
     assert evaluate(arguments) == SKIPPED
