@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpn_rt.errors import EvaluationError
-from dpn_rt.evaluate import score
 from dpn_rt.evaluate.scorers import mmbench, mme, pope, scienceqa, textvqa
-from dpn_rt.evaluate.scorers.benchmark import Score
-from dpn_rt.evaluate.scorers.table import BENCHMARKS
 from tests.evaluate.conftest import write_lines
+from tests.evaluate.scoring import Scorer, answers
+from tests.evaluate.scoring import scored as scored
 
-Scorer = Callable[..., Score]
 PEOPLE = ["cat"] * 3 + ["a cat."] * 2 + ["dog", "Dogs", "two", "2", "none"]
-
-
-@pytest.fixture
-def scored(tmp_path: Path) -> Scorer:
-    """Scores answers against annotations that are given as values."""
-
-    def run(
-        name: str, annotations: Any, answers: list[dict[str, Any]], file: str = "annotations.jsonl", **options: Any
-    ) -> Score:
-        path = tmp_path / file
-        if isinstance(annotations, Path):
-            path = annotations
-        elif path.suffix == ".jsonl":
-            write_lines(path, annotations)
-        else:
-            path.write_text(json.dumps(annotations), encoding="utf-8")
-        return score(name, write_lines(tmp_path / "answers.jsonl", answers), path, **options)
-
-    return run
-
-
-def answers(*texts: str, first: int = 0, prompt: str = "") -> list[dict[str, Any]]:
-    return [{"question_id": first + i, "prompt": prompt, "text": text} for i, text in enumerate(texts)]
 
 
 @pytest.mark.parametrize(
@@ -358,47 +332,3 @@ def test_exact(scored: Scorer) -> None:
     rows = [{"question_id": i, "answer": answer} for i, answer in enumerate(["red", "Red", 3, "none"])]
     rows.append({"question_id": 4, "answers": ["two", "2"]})
     assert scored("exact", rows, answers(" red\n", "red", "3", "none", "2")).metrics["accuracy"] == 80
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_what_cannot_be_scored_is_told(scored: Scorer, name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        EvaluationError, match=r"line 1: expected a column answer, label, answers, got question_id, text"
-    ):
-        scored(name, [{"question_id": 1, "text": "?"}], answers("A"))
-    row = {"question_id": 1, "text": "?", "answer": "yes" if name in ("pope", "mme") else "A", "choices": ["x", "y"]}
-    with pytest.raises(
-        EvaluationError, match=r"no answer belongs to any of 1 questions: expected .* such as '1', got '5'"
-    ):
-        scored(name, [row], answers("A", first=5))
-    with pytest.raises(EvaluationError, match=r"there are no answers$"):
-        scored(name, [row], [])
-    with pytest.raises(EvaluationError, match=r"line 1: not an answer: expected question_id and text, got question_id"):
-        scored(name, [row], [{"question_id": 1}])
-    for field in ("round_id", "options", "option_char", "metadata"):
-        with pytest.raises(
-            EvaluationError, match=f"line 1: not an answer: {field}='x', expected (int|list|dict) or none"
-        ):
-            scored(name, [row], [{"question_id": 1, "text": "A", field: "x"}])
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(EvaluationError, match="the annotations have no questions"):
-        scored(name, tmp_path / "empty.jsonl", answers("A"))
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "message"),
-    [
-        ("pope", {"label": "maybe"}, "label 'maybe', expected yes or no"),
-        ("mme", {"answer": "true"}, "answer 'true', expected yes or no"),
-        ("scienceqa", {"answer": 2, "choices": ["x", "y"]}, "answer '2', expected a letter A to B or a number 0 to 1"),
-        ("mmbench", {"answer": "C", "A": "x", "B": "y"}, "answer 'C', expected the letter of one of 2 options"),
-    ],
-)
-def test_wrong_annotations_are_told(scored: Scorer, name: str, row: dict[str, Any], message: str) -> None:
-    with pytest.raises(EvaluationError, match=message):
-        scored(name, [{"question_id": 0, "text": "?", **row}], answers("A"))
-
-
-def test_an_unknown_benchmark_is_told(scored: Scorer) -> None:
-    with pytest.raises(EvaluationError, match="benchmark 'popes': expected exact, gqa, mmbench"):
-        scored("popes", [], [])
