@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 DEFAULT_PLAN_ROWS = 2048
 """Rows of a sequence in a plan's caches: 1 GB per sequence of a 7B model."""
+DEFAULT_PLAN_BATCH = 8
+"""Sequences that run together."""
 NO_MEMORY = (
     "not enough memory to build an engine: expected room for twice its largest weight and about 0.5 GB, for the "
     "largest shard of a checkpoint in .bin files, and for the whole model with --report "
     "(is there a limit, such as that of ulimit -v?)"
 )
-DEFAULT_PLAN_BATCH = 8
-"""Sequences that run together."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

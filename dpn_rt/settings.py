@@ -12,6 +12,7 @@ from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.model.shards import check_shards
 from dpn_rt.prompts.image import MAX_PIXELS
 from dpn_rt.prompts.prompt import MAX_IMAGES
+from dpn_rt.schema.bounds import is_whole
 from dpn_rt.schema.text import shown
 
 LEAST_BATCHED_TOKENS = 8192
@@ -86,13 +87,13 @@ class EngineOptions:
         if not isinstance(limits, Mapping) or set(limits) - {"image"}:
             raise ConfigError(f"limit_mm_per_prompt={shown(limits)}: {expected}")
         value = limits.get("image", MAX_IMAGES)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if not is_whole(value, 0):
             raise ConfigError(f"limit_mm_per_prompt={shown(dict(limits))}: {expected}")
         return value
 
     def _check_count(self, name: str, *, least: int = 1) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_whole(value, least):
             raise ConfigError(f"{name}={shown(value)}: expected a whole number of at least {least}")
 
 

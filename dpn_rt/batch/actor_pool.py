@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.ray_cluster import check_share
+from dpn_rt.schema.bounds import is_whole
 from dpn_rt.schema.packages import load_ray
 from dpn_rt.schema.text import shown
 
@@ -34,9 +35,9 @@ class ActorPool:
 
     def __post_init__(self) -> None:
         numbers = self.actors if isinstance(self.actors, tuple) and len(self.actors) == 2 else (self.actors,)
-        if not all(map(_is_count, numbers)) or list(numbers) != sorted(numbers):
+        if not all(map(is_whole, numbers)) or list(numbers) != sorted(numbers):
             raise ConfigError(f"actors={shown(self.actors)}: expected at least 1, or the fewest and the most")
-        if not _is_count(self.batch_size):
+        if not is_whole(self.batch_size):
             raise ConfigError(f"batch_size={shown(self.batch_size)}: expected a whole number of at least 1")
         for name in ("cpus_per_actor", "gpus_per_actor"):
             value = getattr(self, name)
@@ -95,7 +96,3 @@ class ActorPool:
     @property
     def _bounds(self) -> tuple[int, int]:
         return (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -26,6 +26,7 @@ from dpn_rt.batch.question_files import (
 )
 from dpn_rt.errors import RequestError
 from dpn_rt.format.fingerprint import fingerprint
+from dpn_rt.schema.bounds import is_whole
 from dpn_rt.schema.json_text import parse_json
 from dpn_rt.schema.packages import load_package, load_ray
 from dpn_rt.schema.text import few, shown
@@ -61,7 +62,7 @@ def answer_parquet(
     data = load_ray("ray.data", PURPOSE)
     from dpn_rt.batch.columns import check_columns  # imports pyarrow, which comes with Ray
 
-    if isinstance(rows_per_file, bool) or not isinstance(rows_per_file, int) or rows_per_file < 1:
+    if not is_whole(rows_per_file):
         raise RequestError(f"rows_per_file={shown(rows_per_file)}: expected a whole number of at least 1")
     name, options = str(questions), processor.answers
     asked = open_parquet(questions, name)

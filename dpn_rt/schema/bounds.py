@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.schema.field_types import field_types
@@ -66,6 +66,11 @@ FEW = Bounds(0, 256)
 """Boundaries, kernels, ids that end an answer: lists that are walked for each request."""
 _DEFAULTS = {int: Bounds(-LARGEST_INT, LARGEST_INT), float: Bounds(-sys.float_info.max, sys.float_info.max)}
 """Of fields that name none: whole numbers that floats can hold, and finite numbers."""
+
+
+def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
+    """Whether a value that a caller gave is a whole number of at least this; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def bound_problems(config: Any, name: str = "") -> Iterator[str]:

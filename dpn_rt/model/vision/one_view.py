@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from dpn_rt.errors import ImageError
 from dpn_rt.model.reduction.grid import Grid
 from dpn_rt.model.vision.visual_input import ViewShape, VisualInput, check_view_shapes
 
 
-class OneView:
+class OneView(ABC):
     """Part of a `VisionEncoderConfig`: every image is one view, and has the same grid of visual tokens."""
 
     image_size: int
     """Pixels per side of the view."""
 
     @property
+    @abstractmethod
     def grid(self) -> Grid:
-        raise NotImplementedError
+        """Visual tokens of every image."""
 
     @property
+    @abstractmethod
     def num_visual_tokens(self) -> int:
         """Rows that every image puts into the prompt."""
-        raise NotImplementedError
 
     @property
     def max_visual_tokens(self) -> int:
