@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,8 @@ from tests.skips import pytest_terminal_summary as pytest_terminal_summary
 os.environ.setdefault("DPN_RT_CPU_CHOICES", "default")
 
 gc.disable()  # until all tests are imported
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it to what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # From 15 seconds on, the longest first: processes finish at about the same time, since what comes last is short.
 LONGEST = [
     f"tests/{name}.py"

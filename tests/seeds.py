@@ -39,7 +39,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before the test's fixtures, which may draw weights."""
     seed = item.config.stash[_SEED]
     own = zlib.crc32(f"{seed} {item.nodeid}".encode())
-    torch.manual_seed(own)
+    if torch.cuda.is_available():
+        torch.manual_seed(own)
+    else:  # torch.manual_seed would keep a call for each kind of device that may come, each with its stack
+        torch.default_generator.manual_seed(own)
     np.random.seed(own)  # noqa: NPY002  (libraries may draw from it)
     random.seed(own)
     if is_hypothesis_test(item):

@@ -25,7 +25,7 @@ import pytest
 import ray
 
 from dpn_rt import LLM, DpnError, SamplingParams
-from dpn_rt.batch import answer_parquet, build_processor, read_answers
+from dpn_rt.batch import Processor, answer_parquet, build_processor, read_answers
 from dpn_rt.batch.answer_schema import ANSWER_SCHEMA
 from dpn_rt.batch.answering import Answerer
 from dpn_rt.batch.options import AnswerOptions
@@ -216,18 +216,26 @@ def test_an_actor_that_is_killed_comes_back(
 
 
 def test_a_folder_takes_a_second_file_of_questions(engine_dir: Path, tmp_path: Path, cluster: str) -> None:
-    """As many as have answers, of other ids."""
-    processor, job = build_processor(engine_dir, PARAMS), tmp_path / "job"
+    """As many as have answers, of other ids. No engine answers them, since each would take seconds to start."""
+
+    class Echo(Processor):
+        def __call__(self, dataset: ray.data.Dataset) -> ray.data.Dataset:
+            return dataset.map_batches(echo, batch_format="pyarrow")
+
+    def echo(table: pa.Table) -> pa.Table:
+        answers = {field.name: pa.nulls(len(table), field.type) for field in ANSWER_SCHEMA}
+        answers["answer"] = table["question"]
+        return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **answers}).drop(["image"])
+
+    processor, job = Echo(**vars(build_processor(engine_dir, PARAMS))), tmp_path / "job"
     for first in (1, 4):
         path = tmp_path / f"{first}.parquet"
         ids = list(range(first, first + 3))
-        table = pa.table(
-            {"id": ids, "image": pa.nulls(3, pa.binary()), "question": [f"What is {each}?" for each in ids]}
-        )
-        pa.parquet.write_table(table, path)
+        questions = [f"What is {each}?" for each in ids]
+        pa.parquet.write_table(pa.table({"id": ids, "image": pa.nulls(3, pa.binary()), "question": questions}), path)
         answer_parquet(path, job, processor)
         answers = read_answers(path, job)
-        assert answers["id"].to_pylist() == ids and None not in answers["answer"].to_pylist()
+        assert answers["id"].to_pylist() == ids and answers["answer"].to_pylist() == questions
 
 
 @pytest.mark.parametrize("size", [{"cpus_per_actor": 2.5}, {"actors": 3}, {"gpus_per_actor": 1}])
