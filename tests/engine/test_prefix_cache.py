@@ -64,6 +64,11 @@ def ask(llm: LLM, asked: Prompt) -> RequestOutput:
     return llm.generate(asked, GREEDY, use_tqdm=False)[0]
 
 
+def assert_as_without_caches(plain: LLM, asked: list[Prompt], outputs: list[RequestOutput]) -> None:
+    for output, expected in zip(outputs, plain.generate(asked, GREEDY, use_tqdm=False), strict=True):
+        assert_same(output, expected)
+
+
 def caches(llm: LLM) -> tuple[PrefixCache, ImageCache]:
     runner = llm.engine.runner
     assert runner.prefix_cache is not None and runner.images.cache is not None
@@ -77,13 +82,15 @@ def test_second_questions_about_an_image(
 ) -> None:
     llm = LLM(engine_dir, reuse_bytes=2**24, max_chunk_tokens=chunk)
     prefix, _ = caches(llm)
+    asked, outputs = [], []
     for grid in ((8, 8), (3, 7), (1, 5)):
         start, rows = ids(generator, before), image(generator, grid)
         for number in range(4):
-            asked = prompt(start, rows, grid, ids(generator, 1 + 5 * number))
+            asked.append(prompt(start, rows, grid, ids(generator, 1 + 5 * number)))
             hits = prefix.statistics.image_hits
-            assert_same(ask(llm, asked), ask(plain, asked))
+            outputs.append(ask(llm, asked[-1]))
             assert prefix.statistics.image_hits - hits == (number > 0)
+    assert_as_without_caches(plain, asked, outputs)
     assert_pool_is_full(llm)
 
 
@@ -281,23 +288,27 @@ def test_earlier_images_are_reused(
     llm.processor.max_images = plain.processor.max_images = 4
     prefix, _ = caches(llm)
     grids = [(2, 3), (4, 4), (1, 5), (3, 1)]
+    asked, outputs = [], []
+
+    def ask_next(prompt: Prompt) -> None:
+        asked.append(prompt)
+        outputs.append(ask(llm, prompt))
+
     for before in (0, 1, 15, 16, 17, 40):
         texts = [ids(generator, count) for count in (before, int(generator.integers(0, 20)), 0, 1)]
         images = [(image(generator, grid), grid) for grid in grids]
         for count in range(1, 5):
             question = ids(generator, 1 + 4 * count)
             hits = prefix.statistics.image_hits
-            asked = with_images([*texts[:count], question], images[:count])
-            assert_same(ask(llm, asked), ask(plain, asked))
+            ask_next(with_images([*texts[:count], question], images[:count]))
             assert prefix.statistics.image_hits - hits == count - 1
         other = [images[0], (image(generator, (4, 4)), (4, 4)), *images[2:]]
         hits = prefix.statistics.image_hits
         for number in range(2):
-            asked = with_images([*texts, ids(generator, 3)], other)
-            assert_same(ask(llm, asked), ask(plain, asked))
+            ask_next(with_images([*texts, ids(generator, 3)], other))
             assert prefix.statistics.image_hits - hits == (1, 1 + 4)[number]
         swapped = [images[1], images[0], *images[2:]]
-        asked = with_images([*texts, ids(generator, 3)], swapped)
-        assert_same(ask(llm, asked), ask(plain, asked))
+        ask_next(with_images([*texts, ids(generator, 3)], swapped))
         assert prefix.statistics.image_hits - hits == 5
+    assert_as_without_caches(plain, asked, outputs)
     assert_pool_is_full(llm)
