@@ -50,6 +50,7 @@ def build_engine(
     make_plans: Callable[[ModelConfig], BuiltPlans] | None = None,
     reduce: Spec | None = None,
     quantize: Quantize | None = None,
+    check: Callable[[ModelConfig], None] = lambda _: None,
 ) -> EngineDir:
     """Build an engine directory from a checkpoint directory.
 
@@ -62,6 +63,7 @@ def build_engine(
         make_plans: builds TensorRT plans, which then run the engine; None: the product's own kernels run it.
         quantize: stores the matrices of linear layers in integers or floats of 8 bits, or those of the decoder in 4
             bits and the others in 8; None: int8 for a checkpoint that is published as W8A8, and none for any other.
+        check: may refuse the engine by an error, before a weight is read.
 
     Raises:
         CheckpointError: files are missing or damaged, or weights do not match the configuration (all are named).
@@ -86,6 +88,7 @@ def build_engine(
         quantize=quantize,
     )
     check_model(model)
+    check(model)
     if make_plans is not None and quantize != "none":
         raise ConfigError(f"quantize={shown(quantize)}: TensorRT plans have no quantised weights, expected 'none'")
     files = {**(tokenizer.files if tokenizer else {}), **for_images}

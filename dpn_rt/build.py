@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar, get_args
@@ -227,6 +228,7 @@ def _build(options: argparse.Namespace) -> EngineDir:
             make_plans=_plan_maker(options, show_note),
             reduce=options.reduce,
             quantize=options.quantize,
+            check=partial(_check_reported, options),
         )
 
 
@@ -241,10 +243,16 @@ def _check_report(report: Path, output: Path) -> None:
     check_target(report)
 
 
+def _check_reported(options: argparse.Namespace, model: ModelConfig) -> None:
+    """Refuse `--report` of an engine that would have nothing to report."""
+    if options.report is not None and model.quantize == "none":
+        raise ConfigError(
+            f"--report {options.report}: no layer of this engine is quantised, expected --quantize int8, int4 or fp8"
+        )
+
+
 def _report(options: argparse.Namespace, engine: EngineDir) -> None:
     """Write `--report`; a line names the layer with the largest error."""
-    if engine.model.quantize == "none":
-        raise ConfigError(f"--report {options.report}: {options.output} is built, but none of its layers is quantised")
     from dpn_rt.evaluate.writing import write_whole
     from dpn_rt.reference.model import EagerDpn
     from dpn_rt.reference.quantization_report import quantization_report

@@ -66,6 +66,7 @@ def _serve(options: argparse.Namespace) -> None:
     from dpn_rt.server.gen_ai import otlp_metrics
     from dpn_rt.server.http_server import Server, bind, uvicorn_config
     from dpn_rt.server.logs import set_up_logs
+    from dpn_rt.server.otlp import check_endpoint
     from dpn_rt.server.tracing import otlp_tracing
 
     config, limits = server_config(options), engine_options(options)
@@ -74,6 +75,11 @@ def _serve(options: argparse.Namespace) -> None:
     source = EngineSource(options.engine, options.device, limits, logs)
     if not 0 <= options.port < 2**16:
         raise ConfigError(f"--port {options.port}: expected 0 to 65535")
+    traces, metrics = options.otlp_traces_endpoint, options.otlp_metrics_endpoint
+    if traces:
+        check_endpoint(traces, "traces")
+    if metrics:
+        check_endpoint(metrics, "metrics")
     with ExitStack() as stack:
         sockets = bind(options.host, options.port)  # first of all: to load an engine takes longer than to find this out
         for sock in sockets:
@@ -81,10 +87,8 @@ def _serve(options: argparse.Namespace) -> None:
         process = stack.enter_context(EngineProcess(source))  # it loads the weights while the files are verified here
         processor = load_processor(source.path, source.device, limits, verify=not options.skip_verify)
         process.wait_until_loaded()
-        endpoint = options.otlp_traces_endpoint
-        tracing = otlp_tracing(endpoint, config.model_name, "dpn_rt") if endpoint else None
-        endpoint = options.otlp_metrics_endpoint
-        gen_ai_metrics = otlp_metrics(endpoint, config.model_name, "dpn_rt") if endpoint else None
+        tracing = otlp_tracing(traces, config.model_name, "dpn_rt") if traces else None
+        gen_ai_metrics = otlp_metrics(metrics, config.model_name, "dpn_rt") if metrics else None
         app = create_app(processor, process, config, tracing, gen_ai_metrics)
         torch.set_num_threads(1)  # images are prepared in parallel, and the cores are for the engine
         # What is loaded by now stays. A full pass of the garbage collector over it would stop every stream.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from tests.golden_cases import GoldenCase
@@ -103,3 +104,10 @@ HR_CASES = tuple(HrCase(path.stem) for path in sorted(DIRECTORY.glob("*.npz")))
 def hr_case(name: str) -> HrCase:
     """The first case whose name begins so."""
     return next(case for case in HR_CASES if case.name.startswith(name))
+
+
+def assert_near(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-4) -> None:
+    assert actual.shape == expected.shape, what
+    error = (actual.double() - expected.double()).abs()
+    assert torch.isfinite(error).all(), what
+    assert error.max() <= tolerance, f"{what}: {error.max():.2e} at {tuple(torch.nonzero(error == error.max())[0])}"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
@@ -14,10 +13,9 @@ from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.vision.encoder import ImageEncoder, load_encoder
 from dpn_rt.model.vision.hr.config import HrConfig
 from dpn_rt.model.vision.hr.encoder import HrEncoder
-from tests.hr_cases import HR_CASES, HrCase, hr_case
-from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
+from tests.golden_answers import PARAMS, assert_gives, of_golden
+from tests.hr_cases import HR_CASES, HrCase, assert_near, hr_case
 
-TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 2e-5
 """Rounding of the normalisation in float32."""
 
@@ -26,13 +24,6 @@ golden = pytest.mark.parametrize("case", HR_CASES, ids=lambda case: case.name)
 
 def build(case: HrCase, directory: Path) -> EngineDir:
     return build_engine(case.write_checkpoint(directory / "checkpoint"), directory / "engine")
-
-
-def assert_near(actual: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
-    assert actual.shape == expected.shape, what
-    error = (actual.double() - expected.double()).abs()
-    assert torch.isfinite(error).all(), what
-    assert error.max() <= tolerance, f"{what}: {error.max():.2e} at {tuple(torch.nonzero(error == error.max())[0])}"
 
 
 @golden

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
 
-def named_resource(endpoint: str, kind: Literal["traces", "metrics"], service_name: str) -> Resource:
-    """The resource of a provider that sends to a collector.
+Kind = Literal["traces", "metrics"]
+
+
+def check_endpoint(endpoint: str, kind: Kind) -> None:
+    """Refuses a collector that nothing can be sent to.
 
     Args:
         endpoint: URL of the collector, OTLP over HTTP.
         kind: what is sent.
-        service_name: of this server; the variable OTEL_SERVICE_NAME overrides it.
 
     Raises:
         ConfigError: the packages are missing, or the endpoint is no URL.
@@ -25,10 +27,26 @@ def named_resource(endpoint: str, kind: Literal["traces", "metrics"], service_na
         raise ConfigError(f"otlp endpoint {endpoint!r}: expected a URL such as http://localhost:4318/v1/{kind}")
     try:
         import opentelemetry.exporter.otlp.proto.http
-        import opentelemetry.instrumentation.fastapi  # noqa: F401
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        import opentelemetry.instrumentation.fastapi
+        import opentelemetry.sdk.resources  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{kind} need the package {error.name}: in the repository, pip install --no-build-isolation -e '.[otel]'"
         ) from error
+
+
+def named_resource(endpoint: str, kind: Kind, service_name: str) -> Resource:
+    """The resource of a provider that sends to a collector.
+
+    Args:
+        endpoint: see `check_endpoint`.
+        kind: what is sent.
+        service_name: of this server; the variable OTEL_SERVICE_NAME overrides it.
+
+    Raises:
+        ConfigError: as `check_endpoint`.
+    """
+    check_endpoint(endpoint, kind)
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
     return Resource.create({"service.name": service_name}).merge(OTELResourceDetector().detect())

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import CheckpointError
 from dpn_rt.prompts.processor import Processor
-from tests.builders.test_huggingface_layout import save_model
+from tests.builders.huggingface_checkpoint import save_model
 from tests.tiny_tokenizer import make_tokenizer
 
 TEMPLATE = "{% for message in messages %}[{{ message.content }}]{% endfor %}"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.model.config import DecoderConfig, RopeConfig
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.vision.clip.config import ClipConfig
+from tests.builders.huggingface_checkpoint import bare, edit_config, save_model
 
 Rename = Callable[[str], str]
 
@@ -36,48 +36,9 @@ def transformers_5(name: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"
 
 
-def bare(name: str) -> str:
-    """The name without any of the wrappers of transformers' versions."""
-    name = name.removeprefix("model.").replace("language_model.lm_head", "lm_head")
-    return name.replace("language_model.model.", "language_model.").replace(
-        "vision_tower.vision_model.", "vision_tower."
-    )
-
-
-def save_model(path: Path, *, tied: bool = False, bias: bool = False) -> dict[str, torch.Tensor]:
-    """Save a tiny random model; returns its weights by bare name."""
-    text = LlamaConfig(
-        vocab_size=100,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        attention_bias=bias,
-        rms_norm_eps=1e-5,
-        max_position_embeddings=256,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=28, patch_size=7
-    )
-    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=99, tie_word_embeddings=tied)
-    model = LlavaForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.1)
-    model.save_pretrained(path)
-    return {bare(name): tensor.clone() for name, tensor in model.state_dict().items()}
-
-
 def rename(path: Path, spelling: Rename) -> None:
     weights = load_file(path / "model.safetensors")
     save_file({spelling(name): tensor for name, tensor in weights.items()}, path / "model.safetensors")
-
-
-def edit_config(path: Path, **changes: object) -> None:
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 @pytest.mark.parametrize("spelling", [transformers_4, transformers_5, None], ids=["4", "5", "as_saved"])

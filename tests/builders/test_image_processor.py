@@ -16,7 +16,7 @@ from dpn_rt.engine.loader import load_processor
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.settings import EngineOptions
 from tests.builders.checkpoints import TOWER, OriginalCheckpoint, write_tower
-from tests.builders.test_huggingface_layout import edit_config, save_model
+from tests.builders.huggingface_checkpoint import edit_config, save_model
 
 
 def test_image_processor_is_made_for_the_tower(tmp_path: Path) -> None:

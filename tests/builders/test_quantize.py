@@ -18,9 +18,9 @@ from dpn_rt.model.weights.forms import DENSE_SUFFIX, quantized_form
 from dpn_rt.schema.dtypes import Quantize
 from examples.tiny_dpn.answers import ask_runtime
 from examples.tiny_dpn.data import sample
-from tests.builders.test_huggingface_layout import save_model
+from tests.builders.huggingface_checkpoint import save_model
 from tests.builders.test_quantized_samples import relative
-from tests.model.test_transformers_parity import save_checkpoint
+from tests.model.llava_checkpoints import save_checkpoint
 
 CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
 QUANTIZED: tuple[Quantize, ...] = ("int8", "int4", "fp8")

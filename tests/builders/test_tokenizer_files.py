@@ -15,7 +15,7 @@ from dpn_rt.builders.tokenizer_files import read_tokenizer
 from dpn_rt.errors import CheckpointError, ConfigError
 from dpn_rt.prompts.tokenizer import Tokenizer
 from tests.builders.checkpoints import OriginalCheckpoint
-from tests.builders.test_huggingface_layout import edit_config, save_model
+from tests.builders.huggingface_checkpoint import edit_config, save_model
 from tests.tiny_tokenizer import KINDS, Kind, TinyTokenizer, make_tokenizer
 
 

@@ -16,8 +16,8 @@ from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import BatchError, DeviceError, KernelArgumentError, StepError
 from dpn_rt.sampling.sampler import Sampler
 from dpn_rt.server.engine_client.client import EngineClient
+from tests.engine.answers import assert_pool_is_full
 from tests.engine.models import write_random_engine
-from tests.engine.test_batching import assert_pool_is_full
 from tests.places import HAS_GPU, Place
 from tests.server.local_engine import LocalEngine
 from tests.skips import GPU_PRESENT

@@ -22,6 +22,8 @@ from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.schema.weights import TORCH_DTYPES
 
 ROUTER_ID = 99
+# Every route fits these grids. A grid of 24 x 2 would not do: it could become 24 x 1, which no 1 x 2 kernel fits.
+GRIDS = [(12, 12), (4, 4), None, (5, 5), (8, 8), (3, 7), (1, 1), (10, 6), (9, 2), None, (16, 16), (2, 20)]
 VOCAB_SIZE = 100
 KERNELS = ((1, 1), (1, 2), (2, 2))
 

@@ -14,8 +14,8 @@ import torch
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import RequestError
 from dpn_rt.outputs import RequestOutput
+from tests.engine.answers import all_logprobs, assert_ids_are
 from tests.engine.models import random_prompt, write_random_engine
-from tests.engine.test_batching import all_logprobs, assert_ids_are
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 

@@ -13,8 +13,8 @@ import torch
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.cache.block_allocator import BlockAllocator
 from dpn_rt.outputs import RequestOutput
-from tests.engine.models import kv_bytes, random_prompt, write_random_engine
-from tests.engine.test_batching import GREEDY, GRIDS, assert_pool_is_full, assert_same
+from tests.engine.answers import GREEDY, assert_pool_is_full, assert_same
+from tests.engine.models import GRIDS, kv_bytes, random_prompt, write_random_engine
 
 LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
 

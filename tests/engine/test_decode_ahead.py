@@ -17,8 +17,8 @@ from dpn_rt.device.packing import Array
 from dpn_rt.engine.engine import StepResult
 from dpn_rt.errors import StepError
 from dpn_rt.outputs import RequestOutput
+from tests.engine.answers import all_logprobs, assert_ids_are, assert_pool_is_full
 from tests.engine.models import MODEL, kv_bytes, random_prompt, write_random_engine
-from tests.engine.test_batching import all_logprobs, assert_ids_are, assert_pool_is_full
 from tests.places import Place
 from tests.skips import GPU_PRESENT
 

@@ -13,8 +13,8 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.settings import EngineOptions
+from tests.engine.answers import all_logprobs
 from tests.engine.models import MODEL, random_prompt, write_random_engine
-from tests.engine.test_batching import all_logprobs
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=-1)
 

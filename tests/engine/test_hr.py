@@ -17,11 +17,10 @@ from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.model.vision.hr.encoder import HrEncoder
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.reduced import EagerReduced
+from tests.engine.answers import assert_same_tokens
 from tests.engine.margins import recorded_margins
-from tests.engine.test_batching import assert_same_tokens
-from tests.hr_cases import HrCase, hr_case
-from tests.test_golden_hr import assert_near
-from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
+from tests.golden_answers import PARAMS, assert_gives, of_golden
+from tests.hr_cases import HrCase, assert_near, hr_case
 
 ROUTES = [[0, 0, 0], [0, 1, 2], [2, 2, 2], [1, 1, 1], [2, 0, 1]]
 

@@ -15,8 +15,8 @@ from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.engine.prefix_cache import PrefixCache
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
+from tests.engine.answers import GREEDY, assert_pool_is_full, assert_same
 from tests.engine.models import ROUTER_ID, kv_bytes, kv_geometry, write_random_engine
-from tests.engine.test_batching import GREEDY, assert_pool_is_full, assert_same
 
 Prompt = dict[str, Any]
 

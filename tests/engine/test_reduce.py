@@ -18,9 +18,7 @@ from dpn_rt.model.decoder import Stage
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.model.stage_batch import StageBatch
-from tests.engine.margins import draw_clear_choices
-from tests.engine.models import MODEL, kv_bytes, random_images, write_random_engine
-from tests.engine.test_batching import (
+from tests.engine.answers import (
     GREEDY,
     all_logprobs,
     assert_ids_are,
@@ -28,6 +26,8 @@ from tests.engine.test_batching import (
     assert_same,
     assert_same_tokens,
 )
+from tests.engine.margins import draw_clear_choices
+from tests.engine.models import MODEL, kv_bytes, random_images, write_random_engine
 
 DENSE = dataclasses.replace(MODEL, reduction=NoReduction())  # 7 layers
 SPECS = [

@@ -22,8 +22,8 @@ from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.reduced import EagerReduced
+from tests.engine.answers import assert_pool_is_full, assert_same_tokens, assert_tokens_are
 from tests.engine.margins import draw_clear_choices
-from tests.engine.test_batching import assert_pool_is_full, assert_same_tokens, assert_tokens_are
 from tests.model.test_anyres_parity import rows_of_transformers, save_anyres
 
 NUM_LAYERS, VOCAB_ROOM = 3, 100

@@ -12,8 +12,8 @@ import torch
 
 from dpn_rt import LLM
 from dpn_rt.model.reduction.reduction import NoReduction
+from tests.engine.answers import GREEDY, assert_pool_is_full, assert_same, assert_same_tokens
 from tests.engine.models import MODEL, ROUTER_ID, kv_bytes, random_images, random_weights, write_random_engine
-from tests.engine.test_batching import GREEDY, assert_pool_is_full, assert_same, assert_same_tokens
 
 GRIDS = [(12, 12), (4, 4), (8, 8), (3, 7), (1, 1), (2, 20)]
 DENSE = dataclasses.replace(MODEL, reduction=NoReduction())

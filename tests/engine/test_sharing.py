@@ -23,8 +23,8 @@ from dpn_rt.engine.engine import StepResult
 from dpn_rt.engine.turns import Turns
 from dpn_rt.errors import BatchError, StepError
 from dpn_rt.outputs import RequestOutput
+from tests.engine.answers import all_logprobs, assert_ids_are
 from tests.engine.models import random_prompt, write_random_engine
-from tests.engine.test_batching import all_logprobs, assert_ids_are
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 THREADS, CALLS = 6, 5

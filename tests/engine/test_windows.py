@@ -15,8 +15,8 @@ from transformers import DynamicCache
 from dpn_rt import LLM
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.reference import EagerDpn
+from tests.engine.answers import GREEDY, all_logprobs, assert_pool_is_full, assert_same_tokens, assert_tokens_are
 from tests.engine.models import MODEL, kv_bytes, random_prompt, with_decoder, write_random_engine
-from tests.engine.test_batching import GREEDY, all_logprobs, assert_pool_is_full, assert_same_tokens, assert_tokens_are
 from tests.places import Place
 
 WINDOWS = (None, 20, 9, 20, 1, None, 33)

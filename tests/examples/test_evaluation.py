@@ -123,12 +123,13 @@ def test_margins_of_a_disagreement(checkpoint: Path, tmp_path: Path) -> None:
     engine = build_engine(checkpoint, tmp_path / "engine", dtype="float32").path
     llm, asked = LLM(engine), sample("test", 0)
     first, *others = ask_runtime(llm, [asked], "test")
-    # As if the runtime had given another third token than it does.
-    changed = (*first.token_ids[:2], first.token_ids[2] + 1, *first.token_ids[3:])
+    # As if the runtime had given another third token than it does, or another last one where its answer is short.
+    position = min(2, len(first.token_ids) - 1)
+    changed = (*first.token_ids[:position], first.token_ids[position] + 1, *first.token_ids[position + 1 :])
     wrong = dataclasses.replace(first, token_ids=changed)
     (found,) = compare_with_eager(llm, engine, [asked], [wrong, *others], "test")
     assert (found.scene, found.kind) == (0, first.kind)
-    assert found.position == 2 and found.question == asked.questions[0].text
+    assert found.position == position and found.question == asked.questions[0].text
     assert found.expected == asked.questions[0].answer and found.runtime_alone == found.eager == first.text
     assert found.runtime_margin == pytest.approx(found.eager_margin, abs=1e-4)
     assert len(found.runtime_router_margins) == 3

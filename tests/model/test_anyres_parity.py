@@ -21,7 +21,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.outputs import RequestOutput
-from tests.model.test_transformers_parity import IMAGES, decoder_config, tower_config
+from tests.model.llava_checkpoints import IMAGES, decoder_config, tower_config
 from tests.tiny_tokenizer import make_tokenizer
 
 NUM_TOKENS = 16

@@ -14,7 +14,7 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.outputs import RequestOutput
-from tests.model.test_transformers_parity import IMAGES, save_checkpoint
+from tests.model.llava_checkpoints import IMAGES, save_checkpoint
 
 NUM_TOKENS = 16
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, logprobs=-1, ignore_eos=True)

@@ -14,9 +14,9 @@ from dpn_rt import LLM, SamplingParams
 from dpn_rt.builders.native import build_engine
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.reference import EagerDpn
-from tests.engine.test_batching import assert_same_tokens, assert_tokens_are
+from tests.engine.answers import assert_same_tokens, assert_tokens_are
 from tests.engine.test_prefix_cache import caches
-from tests.model.test_transformers_parity import save_checkpoint
+from tests.model.llava_checkpoints import save_checkpoint
 
 NUM_TOKENS = 16
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, logprobs=-1, ignore_eos=True)

@@ -14,8 +14,7 @@ from dpn_rt.model.vision.hr.convnext_config import ConvNextConfig
 from dpn_rt.model.vision.hr.preprocessing import HrPreprocessor
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.convnext import ConvNext
-from tests.hr_cases import HR_CASES, HrCase, hr_case
-from tests.test_golden_hr import assert_near
+from tests.hr_cases import HR_CASES, HrCase, assert_near, hr_case
 
 
 def pixels_of(case: HrCase, model: EagerDpn) -> torch.Tensor:

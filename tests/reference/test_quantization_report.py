@@ -18,7 +18,7 @@ from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.quantization_report import quantization_report
-from tests.builders.test_huggingface_layout import save_model
+from tests.builders.huggingface_checkpoint import save_model
 from tests.hr_cases import hr_case
 from tests.model.weights.test_quantized import stored_values
 
@@ -94,9 +94,10 @@ def test_a_damaged_layer_is_the_first(tmp_path: Path) -> None:
 
 def test_what_is_not_quantised_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(tmp_path / "engine")]
-    assert command.main([*arguments, "--report", str(tmp_path / "r.json")]) == 1
-    assert "none of its layers is quantised" in capsys.readouterr().err
-    assert not (tmp_path / "r.json").exists()
+    for options in ([], ["--quantize", "none"]):
+        assert command.main([*arguments, *options, "--report", str(tmp_path / "r.json")]) == 1
+        assert "no layer of this engine is quantised, expected --quantize int8," in capsys.readouterr().err
+    assert not any(tmp_path.iterdir()), "it is told before anything is built"
     missing = tmp_path / "missing" / "r.json"
     assert command.main([*arguments, "--quantize", "int8", "--report", str(missing)]) == 1
     assert f"{missing.parent}: not a directory" in capsys.readouterr().err

@@ -18,9 +18,9 @@ from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.reduced import EagerReduced
+from tests.engine.answers import GREEDY, assert_tokens_are
 from tests.engine.margins import draw_clear_choices
 from tests.engine.models import MODEL, random_weights, with_decoder, write_random_engine
-from tests.engine.test_batching import GREEDY, assert_tokens_are
 from tests.reducer_cases import CASES, ReducerCase
 
 SPECS = (

@@ -190,3 +190,12 @@ def test_a_port_in_use_is_refused_before_an_engine_is_loaded(
         assert serve.main(["--engine", "nowhere", f"--port={number}"]) == 1
     told = capsys.readouterr().err
     assert message in told and "nowhere" not in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("kind", ["traces", "metrics"])
+def test_a_collector_that_is_no_url_is_refused_before_an_engine_is_loaded(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve.main(["--engine", "nowhere", "--port=0", f"--otlp-{kind}-endpoint", "localhost:4318"]) == 1
+    told = capsys.readouterr().err
+    assert "'localhost:4318': expected a URL" in told and f"/v1/{kind}" in told and "nowhere" not in told

@@ -22,7 +22,7 @@ from dpn_rt.train_routers import main
 from dpn_rt.training.checkpoints import last_checkpoint
 from dpn_rt.training.trainer import RouterTrainer
 from examples.tiny_dpn.data import sample
-from tests.model.test_transformers_parity import save_checkpoint
+from tests.model.llava_checkpoints import save_checkpoint
 from tests.skips import NO_PEFT
 
 STEPS, SAVED = 16, 8

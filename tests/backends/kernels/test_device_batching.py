@@ -16,6 +16,7 @@ from dpn_rt.errors import BatchError
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.processor import MAX_ROUTER_BIAS
+from tests.engine.answers import all_logprobs, assert_ids_are, assert_pool_is_full, assert_tokens_are
 from tests.engine.models import (
     MODEL,
     kv_bytes,
@@ -24,7 +25,6 @@ from tests.engine.models import (
     with_pyramid,
     write_random_engine,
 )
-from tests.engine.test_batching import all_logprobs, assert_ids_are, assert_pool_is_full, assert_tokens_are
 from tests.places import Place
 
 # Every route fits these grids. A grid of 24 x 2 would not do: it could become 24 x 1, which no 1 x 2 kernel fits.

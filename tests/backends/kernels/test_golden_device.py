@@ -16,10 +16,10 @@ from dpn_rt.model.layout import Layout
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.outputs import RequestOutput
 from tests.engine.models import MODEL, write_random_engine
+from tests.golden_answers import PARAMS, assert_gives, of_golden
 from tests.golden_cases import CASES, GoldenCase
 from tests.places import HAS_GPU, CountingDevice, Place
 from tests.skips import GPU_PRESENT
-from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
 
 FIRST_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)
 

@@ -18,10 +18,9 @@ from dpn_rt.model.vision.visual_input import VisualInput
 from tests.backends.kernels.test_golden_device import FIRST_TOKEN, first_error
 from tests.backends.kernels.test_graphs import WAITS, OperatorNames
 from tests.engine.test_hr import picture
-from tests.hr_cases import HR_CASES, HrCase, hr_case
+from tests.golden_answers import PARAMS, assert_gives, of_golden
+from tests.hr_cases import HR_CASES, HrCase, assert_near, hr_case
 from tests.places import Place
-from tests.test_golden_hr import assert_near
-from tests.test_golden_runtime import PARAMS, assert_gives, of_golden
 
 
 @pytest.fixture(autouse=True)

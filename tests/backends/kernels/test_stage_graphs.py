@@ -27,8 +27,8 @@ from dpn_rt.backends.kernels.stages import PlainStages
 from dpn_rt.device.host import RepeatedStep
 from dpn_rt.model.reduction.reduction import NoReduction
 from dpn_rt.model.stage_batch import StageBatch
+from tests.engine.answers import all_logprobs
 from tests.engine.models import MODEL, random_prompt, with_decoder, write_random_engine
-from tests.engine.test_batching import all_logprobs
 from tests.places import Place
 from tests.skips import GPU_PRESENT
 

@@ -17,6 +17,7 @@ from dpn_rt.format.config import ModelConfig
 from dpn_rt.format.engine_dir import EngineSource, write_engine
 from examples.tiny_dpn.answers import chat_messages
 from examples.tiny_dpn.data import sample
+from tests.engine.answers import GREEDY, all_logprobs, assert_pool_is_full, assert_same, assert_tokens_are
 from tests.engine.models import (
     MODEL,
     kv_bytes,
@@ -26,7 +27,6 @@ from tests.engine.models import (
     with_decoder,
     write_random_engine,
 )
-from tests.engine.test_batching import GREEDY, all_logprobs, assert_pool_is_full, assert_same, assert_tokens_are
 
 pytestmark = pytest.mark.usefixtures("ranks_in_threads")
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny_dpn" / "checkpoint"

@@ -21,8 +21,8 @@ from dpn_rt.backends.parallel import group, part, start_ranks
 from dpn_rt.cache.kv_pool import KvPool
 from dpn_rt.errors import CapacityError, ConfigError
 from tests.backends.parallel.test_answers import SHORT, prompts
+from tests.engine.answers import assert_pool_is_full, assert_same
 from tests.engine.models import MODEL, write_random_engine
-from tests.engine.test_batching import assert_pool_is_full, assert_same
 from tests.places import HAS_GPU, CountingDevice
 from tests.skips import GPU_PRESENT
 

@@ -11,9 +11,9 @@ import pytest
 from dpn_rt import LLM
 from dpn_rt.format.engine_dir import EngineSource, weight_spec, write_engine
 from tests import reducer_cases, test_golden_reducers, test_golden_runtime
+from tests.golden_answers import PARAMS
 from tests.golden_cases import CASES, GoldenCase
 from tests.reducer_cases import ReducerCase
-from tests.test_golden_runtime import PARAMS
 
 pytestmark = pytest.mark.usefixtures("ranks_in_threads")
 

@@ -17,8 +17,8 @@ from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import DeviceError, StepError
 from examples.tiny_dpn.answers import chat_messages
 from examples.tiny_dpn.data import sample
+from tests.engine.answers import all_logprobs, assert_same
 from tests.engine.models import write_random_engine
-from tests.engine.test_batching import all_logprobs, assert_same
 
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny_dpn" / "checkpoint"
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0, logprobs=-1, ignore_eos=True)

@@ -13,9 +13,9 @@ from dpn_rt import ops
 from dpn_rt.backends.tensorrt.stage import PlanStage
 from dpn_rt.builders.tensorrt.layers import Graph
 from tests.backends.tensorrt.engines import evaluated_llm, logprob_error, write_plan_engine
+from tests.golden_answers import PARAMS
 from tests.golden_cases import case_named
 from tests.skips import NO_TENSORRT
-from tests.test_golden_runtime import PARAMS
 
 pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
