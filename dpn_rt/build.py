@@ -63,7 +63,7 @@ def _build_and_report(options: argparse.Namespace, built: Callable[[EngineDir], 
     """The command; `built` is told of the engine before there is its report."""
     check_text(options)
     if options.report is not None:
-        _check_report(options.report, options.output)
+        _check_report_file(options.report, options.output)
     with _one_interrupt():
         engine = _build(options)
         built(engine)
@@ -228,11 +228,11 @@ def _build(options: argparse.Namespace) -> EngineDir:
             make_plans=_plan_maker(options, show_note),
             reduce=options.reduce,
             quantize=options.quantize,
-            check=partial(_check_reported, options),
+            check=partial(_check_report_has_layers, options),
         )
 
 
-def _check_report(report: Path, output: Path) -> None:
+def _check_report_file(report: Path, output: Path) -> None:
     """Refuse a file that could not be written, or that the engine would not be one with, before anything is built."""
     from dpn_rt.evaluate.writing import check_target
 
@@ -243,7 +243,7 @@ def _check_report(report: Path, output: Path) -> None:
     check_target(report)
 
 
-def _check_reported(options: argparse.Namespace, model: ModelConfig) -> None:
+def _check_report_has_layers(options: argparse.Namespace, model: ModelConfig) -> None:
     """Refuse `--report` of an engine that would have nothing to report."""
     if options.report is not None and model.quantize == "none":
         raise ConfigError(

@@ -263,3 +263,8 @@ CASES = tuple(GoldenCase(path.stem) for path in sorted(DIRECTORY.glob("*.npz")))
 def case_named(name: str) -> GoldenCase:
     """The case of one file, without `.npz`."""
     return next(case for case in CASES if case.name == name)
+
+
+def prompts_for(case: GoldenCase) -> list[GoldenCase]:
+    """Cases whose image embeddings fit the model of `case`."""
+    return [other for other in CASES if other.meta["hidden"] == case.meta["hidden"]]

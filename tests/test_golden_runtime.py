@@ -13,7 +13,7 @@ from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.reference import EagerDpn
 from tests.golden_answers import PARAMS, assert_gives, of_eager, of_golden
-from tests.golden_cases import CASES, GoldenCase, case_named
+from tests.golden_cases import CASES, GoldenCase, case_named, prompts_for
 
 golden = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -33,11 +33,6 @@ def test_generate_equals_the_published_code(case: GoldenCase, tmp_path: Path) ->
 # Each case has its own weights. So a batch of different prompts uses one case's model, and the eager model, which is
 # checked against all golden data, computes the expected outputs of the other prompts.
 BATCH_MODELS = ("c04_g24_r222", "c12_g5_r002", "c18_g12_lasttoken", "c19_g12_avg", "c21_g7_conv", "c23_g12_static22")
-
-
-def prompts_for(case: GoldenCase) -> list[GoldenCase]:
-    """Cases whose image embeddings fit the model of `case`."""
-    return [other for other in CASES if other.meta["hidden"] == case.meta["hidden"]]
 
 
 @pytest.fixture(params=BATCH_MODELS)

@@ -64,8 +64,10 @@ def ask(llm: LLM, asked: Prompt) -> RequestOutput:
     return llm.generate(asked, GREEDY, use_tqdm=False)[0]
 
 
-def assert_as_without_caches(plain: LLM, asked: list[Prompt], outputs: list[RequestOutput]) -> None:
-    for output, expected in zip(outputs, plain.generate(asked, GREEDY, use_tqdm=False), strict=True):
+def assert_as_without_caches(plain: LLM, answers: list[tuple[Prompt, RequestOutput]]) -> None:
+    """Prompts and their outputs; `plain` answers them in one batch, which is faster than one after another."""
+    prompts = [asked for asked, _ in answers]
+    for (_, output), expected in zip(answers, plain.generate(prompts, GREEDY, use_tqdm=False), strict=True):
         assert_same(output, expected)
 
 
@@ -82,15 +84,15 @@ def test_second_questions_about_an_image(
 ) -> None:
     llm = LLM(engine_dir, reuse_bytes=2**24, max_chunk_tokens=chunk)
     prefix, _ = caches(llm)
-    asked, outputs = [], []
+    answers = []
     for grid in ((8, 8), (3, 7), (1, 5)):
         start, rows = ids(generator, before), image(generator, grid)
         for number in range(4):
-            asked.append(prompt(start, rows, grid, ids(generator, 1 + 5 * number)))
+            asked = prompt(start, rows, grid, ids(generator, 1 + 5 * number))
             hits = prefix.statistics.image_hits
-            outputs.append(ask(llm, asked[-1]))
+            answers.append((asked, ask(llm, asked)))
             assert prefix.statistics.image_hits - hits == (number > 0)
-    assert_as_without_caches(plain, asked, outputs)
+    assert_as_without_caches(plain, answers)
     assert_pool_is_full(llm)
 
 
@@ -288,27 +290,25 @@ def test_earlier_images_are_reused(
     llm.processor.max_images = plain.processor.max_images = 4
     prefix, _ = caches(llm)
     grids = [(2, 3), (4, 4), (1, 5), (3, 1)]
-    asked, outputs = [], []
-
-    def ask_next(prompt: Prompt) -> None:
-        asked.append(prompt)
-        outputs.append(ask(llm, prompt))
-
+    answers = []
     for before in (0, 1, 15, 16, 17, 40):
         texts = [ids(generator, count) for count in (before, int(generator.integers(0, 20)), 0, 1)]
         images = [(image(generator, grid), grid) for grid in grids]
         for count in range(1, 5):
             question = ids(generator, 1 + 4 * count)
             hits = prefix.statistics.image_hits
-            ask_next(with_images([*texts[:count], question], images[:count]))
+            asked = with_images([*texts[:count], question], images[:count])
+            answers.append((asked, ask(llm, asked)))
             assert prefix.statistics.image_hits - hits == count - 1
         other = [images[0], (image(generator, (4, 4)), (4, 4)), *images[2:]]
         hits = prefix.statistics.image_hits
         for number in range(2):
-            ask_next(with_images([*texts, ids(generator, 3)], other))
+            asked = with_images([*texts, ids(generator, 3)], other)
+            answers.append((asked, ask(llm, asked)))
             assert prefix.statistics.image_hits - hits == (1, 1 + 4)[number]
         swapped = [images[1], images[0], *images[2:]]
-        ask_next(with_images([*texts, ids(generator, 3)], swapped))
+        asked = with_images([*texts, ids(generator, 3)], swapped)
+        answers.append((asked, ask(llm, asked)))
         assert prefix.statistics.image_hits - hits == 5
-    assert_as_without_caches(plain, asked, outputs)
+    assert_as_without_caches(plain, answers)
     assert_pool_is_full(llm)

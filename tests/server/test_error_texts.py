@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -76,42 +75,17 @@ BODIES: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-class Log(logging.Handler):
-    """What the product logs meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-    @property
-    def messages(self) -> list[str]:
-        return [record.getMessage() for record in self.records]
-
-
-@pytest.fixture
-def log() -> Iterator[Log]:
-    logger, heard = logging.getLogger("dpn_rt"), Log()
-    before = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(heard)
-    yield heard
-    logger.removeHandler(heard)
-    logger.setLevel(before)
-
-
 @pytest.mark.parametrize("name", BODIES)
-def test_what_is_wrong_with_a_body(server: RunningServer, log: Log, name: str) -> None:
+def test_what_is_wrong_with_a_body(server: RunningServer, caplog: pytest.LogCaptureFixture, name: str) -> None:
     body, expected = BODIES[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    reply = server.client.post("/v1/chat/completions", content=content, headers=headers)
+    with heard(caplog):
+        headers = {"Content-Type": "application/json"}
+        reply = server.client.post("/v1/chat/completions", content=content, headers=headers)
     assert reply.status_code == 400
     message = reply.json()["error"]["message"]
     assert message.startswith(expected)
-    for text in (message, *log.messages):
+    for text in (message, *caplog.messages):
         assert not LIBRARIES.search(text) and "SECRET" not in text and len(text) < 250
 
 
@@ -128,6 +102,11 @@ def test_what_is_wrong_with_a_body(server: RunningServer, log: Log, name: str) -
 def test_what_is_wrong_with_a_completion(server: RunningServer, body: Any, expected: str) -> None:
     message = server.post(body, "/v1/completions").json()["error"]["message"]
     assert message.startswith(expected) and not LIBRARIES.search(message)
+
+
+def heard(caplog: pytest.LogCaptureFixture) -> Any:
+    logging.getLogger("dpn_rt").propagate = True
+    return caplog.at_level(logging.INFO, "dpn_rt")
 
 
 def jpeg() -> bytes:
@@ -152,15 +131,16 @@ URLS = [
 ]  # fmt: skip
 
 
-def test_what_is_wrong_with_the_place_of_an_image(start_server: StartServer, log: Log) -> None:
+def test_what_is_wrong_with_the_place_of_an_image(start_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
     hosts = frozenset({"localhost", "127.0.0.1", "nowhere.invalid", "a" * 63})
     server = start_server(media=MediaPolicy(allowed_domains=hosts, timeout=5))
-    for url in URLS:
-        reply = server.post(GOOD.body(**part(type="image_url", image_url={"url": url})))
-        message = reply.json()["error"]["message"]
-        assert reply.status_code == 400 and message.startswith("image "), message
-        assert not LIBRARIES.search(message), message
-    assert not [message for message in log.messages if LIBRARIES.search(message)]
+    with heard(caplog):
+        for url in URLS:
+            reply = server.post(GOOD.body(**part(type="image_url", image_url={"url": url})))
+            message = reply.json()["error"]["message"]
+            assert reply.status_code == 400 and message.startswith("image "), message
+            assert not LIBRARIES.search(message), message
+    assert not [message for message in caplog.messages if LIBRARIES.search(message)]
 
 
 def test_a_step_that_fails_tells_no_text_of_its_exception(
@@ -204,7 +184,7 @@ def test_a_request_that_the_engine_cannot_take_names_only_the_type(
 
 
 def test_an_unexpected_error_has_its_id_and_keeps_the_connection(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, log: Log
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log has the error under the id. The client's next requests go over the same connection."""
     server = start_server(cors=CorsPolicy(("*",)))
@@ -214,11 +194,12 @@ def test_an_unexpected_error_has_its_id_and_keeps_the_connection(
 
     monkeypatch.setattr(type(server.service.preparation), "chat", broken)
     for body, status in ((GOOD.body(), 500), (GOOD.body(stream=True), 500), (GOOD.body(n="a"), 400)):
-        reply = server.post(body, headers={"X-Request-Id": "mine", "Origin": "https://a.example.com"})
+        with heard(caplog):
+            reply = server.post(body, headers={"X-Request-Id": "mine", "Origin": "https://a.example.com"})
         assert reply.status_code == status and reply.json()["error"]["code"] is None
         assert reply.headers.get_list("x-request-id") == ["mine"]
         assert reply.headers["access-control-allow-origin"] == "*"
-    assert len([record for record in log.records if record.exc_info and "mine" in record.getMessage()]) == 2
+    assert len([record for record in caplog.records if record.exc_info and "mine" in record.getMessage()]) == 2
     assert 'request_refused_total{model_name="tiny",status="500"} 2.0' in server.client.get("/metrics").text
 
 

@@ -42,10 +42,7 @@ def load(case: HrCase, place: Place, directory: Path) -> LLM:
 
 
 @pytest.mark.parametrize("case", HR_CASES, ids=lambda case: case.name)
-def test_generate_equals_the_published_code(
-    case: HrCase, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hr_encoder.HrEncoder, "crops_per_call", 1)  # one graph: recording each runs the tower
+def test_generate_equals_the_published_code(case: HrCase, place: Place, tmp_path: Path) -> None:
     llm = load(case, place, tmp_path)
     if place.device is not None:
         assert_gives(llm.generate(case.request(), PARAMS, use_tqdm=False)[0], of_golden(case), case.name)

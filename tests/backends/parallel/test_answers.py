@@ -68,9 +68,9 @@ def test_a_batch(tmp_path: Path, model: ModelConfig, size: int) -> None:
     own = with_decoder(model, num_kv_heads=max(1, model.decoder.num_kv_heads // size))  # of a rank
     options = {"block_size": 4, "max_chunk_tokens": 9, "reuse_bytes": 2**20, "kv_cache_bytes": kv_bytes(150, 4, own)}
     with closing(LLM(path, tensor_parallel_size=size, **options)) as llm:
-        # The last one twice: whatever the pool had to give up before, its rows are still there.
-        for again in (asked, asked, asked[:1], asked[:1]):
-            for output, expected in zip(llm.generate(again, SHORT, use_tqdm=False), one, strict=False):
+        # One prompt twice more: whatever the pool has had to give up until then, its rows are still there.
+        for count in (len(asked), len(asked), 1, 1):
+            for output, expected in zip(llm.generate(asked[:count], SHORT, use_tqdm=False), one[:count], strict=True):
                 assert_same(output, expected)
         prefixes = llm.engine.runner.prefix_cache
         assert prefixes is not None and prefixes.statistics.hit_rows > 0

@@ -11,9 +11,8 @@ from dpn_rt import LLM
 from dpn_rt.reference import EagerDpn
 from tests.backends.tensorrt.engines import evaluated_llm, limits_of, write_plan_engine
 from tests.golden_answers import PARAMS, assert_gives, of_eager, of_golden
-from tests.golden_cases import CASES, GoldenCase, case_named
+from tests.golden_cases import CASES, GoldenCase, case_named, prompts_for
 from tests.skips import NO_TENSORRT
-from tests.test_golden_runtime import prompts_for
 
 pytest.importorskip("tensorrt_rtx_bindings", reason=NO_TENSORRT)
 
