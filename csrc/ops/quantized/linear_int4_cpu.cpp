@@ -64,8 +64,7 @@ struct Int4 {
     for (int n = 0; n < kAmxRows; n += kWidth) {
       const VecF scale = scale_of(p, tile.first_row + n, group, groups);
       for (std::int64_t m = 0; m < block.num_tokens; ++m) {
-        VecI total;
-        std::memcpy(&total, totals[m] + n, sizeof total);
+        const VecI total = totals.row(m, n / kWidth);
         const VecF before = group == 0 ? VecF{} : load(sums[m] + n);
         store(sums[m] + n, before + __builtin_convertvector(total, VecF) * scale);
       }

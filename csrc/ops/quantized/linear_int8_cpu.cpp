@@ -51,18 +51,6 @@ struct Int8 {
   static void unpack(const std::uint8_t* panel, std::int64_t lines, std::uint8_t* bytes) {
     std::memcpy(bytes, panel, static_cast<std::size_t>(lines * kLineBytes));
   }
-
-  static void add_group(const QuantizedLinearParams&, const Tile<2>&, const Block& block, std::int64_t,
-                        const AmxTotals& totals, AmxSums& sums) {
-    for (std::int64_t m = 0; m < block.num_tokens; ++m) {
-      for (int n = 0; n < kAmxRows; n += kWidth) {
-        VecU total;
-        std::memcpy(&total, totals[m] + n, sizeof total);
-        total += static_cast<std::uint32_t>(block.starts[m]);
-        store(sums[m] + n, __builtin_convertvector(reinterpret_cast<VecI>(total), VecF));
-      }
-    }
-  }
 #endif
 };
 

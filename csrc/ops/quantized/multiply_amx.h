@@ -3,7 +3,8 @@
 //   F::kSignedBytes                              whether unpack gives signed numbers
 //   F::unpack(panel, lines, bytes)               [lines * kQuadsPerLine, 16, 4] weights in 8 bits
 //   F::kGroupQuads                               groups of 4 columns that are summed as integers; 0: all
-//   F::add_group(params, tile, block, group, totals, sums)  adds their sums to those of the block, which group 0 starts
+//   F::add_group(params, tile, block, group, totals, sums)  adds their sums to those of the block, which group 0
+//                                                starts; not asked for where all columns are summed as integers
 // Include as core/tiles.h.
 #pragma once
 
@@ -13,8 +14,19 @@
 namespace dpn::DPN_ISA {
 
 constexpr int kAmxRows = 2 * int{kTileSide};  // of x, and of weights
-using AmxTotals = std::int32_t[kAmxRows][kAmxRows];
 using AmxSums = float[kAmxRows][kAmxRows];
+
+// Products of kAmxRows rows of x and of weights: four tiles, each in consecutive memory.
+struct alignas(64) AmxTotals {
+  std::int32_t tiles[2][2][kTileSide][kTileSide];
+
+  // Of row m of x, and kTileSide weights from `half * kTileSide` on.
+  VecI row(std::int64_t m, int half) const {
+    VecI totals;
+    std::memcpy(&totals, tiles[m / kTileSide][half][m % kTileSide], sizeof totals);
+    return totals;
+  }
+};
 
 // All rows, in tiles: 16 rows and 64 columns lie together, tile after tile of the same rows. Loading a tile from rows
 // of a matrix, some pages apart, was slower.
@@ -26,7 +38,8 @@ QuantizedRows quantize_tiles(const QuantizedLinearParams& p, const Columns& colu
       auto* line = reinterpret_cast<std::uint8_t*>(rows.packed + token / kTileSide * kTileSide * columns.quads) +
                    token % kTileSide * kTileBytes;
       quantize_row<T>(p, columns, rows, token, [=](std::int64_t quad, const std::int8_t* bytes, std::int64_t) {
-        std::memcpy(line + quad / kTileSide * kTileSide * kTileBytes + quad % kTileSide * 4, bytes, kWidth);
+        const auto place = static_cast<std::uint64_t>(quad);
+        std::memcpy(line + place / kTileSide * kTileSide * kTileBytes + place % kTileSide * 4, bytes, kWidth);
       });
     }
   });
@@ -55,16 +68,25 @@ class NextWeights {
   std::int64_t lines_per_step_;
 };
 
-// totals = kRowTiles * 16 rows of a times 2 * 16 rows of b, over `steps` steps of 64 columns.
+// totals = kRowTiles * 16 rows of a times 2 * 16 rows of b, over `steps` steps of 64 columns; or is added to them.
 template <bool kSignedBytes, int kRowTiles>
 void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::uint8_t* b0, const std::uint8_t* b1,
-                    std::int64_t steps, AmxTotals& totals, NextWeights& next) {
+                    std::int64_t steps, bool add, AmxTotals& totals, NextWeights& next) {
   constexpr std::int64_t kTile = kTileSide * kTileBytes;
   publish(a0);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if (add) {
+    _tile_loadd(0, totals.tiles[0][0], kTileBytes);
+    _tile_loadd(1, totals.tiles[0][1], kTileBytes);
+    if constexpr (kRowTiles == 2) {
+      _tile_loadd(2, totals.tiles[1][0], kTileBytes);
+      _tile_loadd(3, totals.tiles[1][1], kTileBytes);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (std::int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, b0, kTileBytes);
     _tile_loadd(7, b1, kTileBytes);
@@ -92,17 +114,43 @@ void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::u
     b0 += kTile;
     b1 += kTile;
   }
-  _tile_stored(0, totals[0], sizeof totals[0]);
-  _tile_stored(1, totals[0] + kTileSide, sizeof totals[0]);
+  _tile_stored(0, totals.tiles[0][0], kTileBytes);
+  _tile_stored(1, totals.tiles[0][1], kTileBytes);
   if constexpr (kRowTiles == 2) {
-    _tile_stored(2, totals[kTileSide], sizeof totals[0]);
-    _tile_stored(3, totals[kTileSide] + kTileSide, sizeof totals[0]);
+    _tile_stored(2, totals.tiles[1][0], kTileBytes);
+    _tile_stored(3, totals.tiles[1][1], kTileBytes);
+  }
+}
+
+// Two panels, `columns` bytes a row.
+struct Panels {
+  const std::uint8_t* first;
+  const std::uint8_t* second;
+  std::int64_t columns;
+};
+
+// Consecutive steps of 64 columns.
+struct Steps {
+  std::int64_t begin, end;
+};
+
+template <bool kSignedBytes>
+void multiply_steps(const Block& block, const Panels& panels, Steps steps, bool add, AmxTotals& totals,
+                    NextWeights& next) {
+  const std::int64_t offset = steps.begin * kTileSide * kTileBytes, count = steps.end - steps.begin;
+  const auto* a0 = reinterpret_cast<const std::uint8_t*>(block.packed) + offset;
+  const std::uint8_t* a1 = a0 + kTileSide * panels.columns;
+  const std::uint8_t *b0 = panels.first + offset, *b1 = panels.second + offset;
+  if (block.num_tokens > kTileSide) {
+    multiply_steps<kSignedBytes, 2>(a0, a1, b0, b1, count, add, totals, next);
+  } else {
+    multiply_steps<kSignedBytes, 1>(a0, a1, b0, b1, count, add, totals, next);
   }
 }
 
 // The bytes of a panel in tiles of 16 groups of 4 columns: in place, or unpacked and filled up.
 template <class Form>
-const std::uint8_t* panel_bytes(const std::uint8_t* panel, std::int64_t lines, std::int64_t quads,
+const std::uint8_t* whole_panel(const std::uint8_t* panel, std::int64_t lines, std::int64_t quads,
                                 std::uint8_t* unpacked) {
   if (Form::kQuadsPerLine == 1 && lines == quads) return panel;
   Form::unpack(panel, lines, unpacked);
@@ -111,60 +159,113 @@ const std::uint8_t* panel_bytes(const std::uint8_t* panel, std::int64_t lines, s
   return unpacked;
 }
 
+// Writes whole lines past the caches; publish_lines lets other threads see them.
+template <std::size_t kBytes>
+void store_lines(void* target, const void* lines) {
+  static_assert(kBytes % kLineBytes == 0);
+  for (std::size_t i = 0; i < kBytes; i += kLineBytes) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<char*>(target) + i),
+                        _mm512_loadu_si512(static_cast<const char*>(lines) + i));
+  }
+}
+inline void publish_lines() { _mm_sfence(); }
+
+// Groups of columns, one after the other; each has a scale of its own.
 template <class Form>
-void multiply_amx_block(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block, std::int64_t quads,
-                        const std::uint8_t* const (&panels)[2], AmxSums& sums, NextWeights& next) {
-  alignas(64) AmxTotals totals;
-  if (quads == 0) std::memset(sums, 0, sizeof sums);
-  const auto* a0 = reinterpret_cast<const std::uint8_t*>(block.packed);
-  const std::uint8_t* a1 = a0 + kTileSide * quads * 4;
-  const std::int64_t group_quads = Form::kGroupQuads > 0 ? Form::kGroupQuads : quads;
-  for (std::int64_t quad = 0, group = 0; quad < quads; quad += group_quads, ++group) {
-    const std::int64_t steps = (quads - quad < group_quads ? quads - quad : group_quads) / kTileSide;
-    const std::int64_t offset = quad * kLineBytes;
-    const std::uint8_t *b0 = panels[0] + offset, *b1 = panels[1] + offset;
-    if (block.num_tokens > kTileSide) {
-      multiply_steps<Form::kSignedBytes, 2>(a0 + offset, a1 + offset, b0, b1, steps, totals, next);
-    } else {
-      multiply_steps<Form::kSignedBytes, 1>(a0 + offset, a1 + offset, b0, b1, steps, totals, next);
-    }
+void multiply_groups(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block, const Panels& panels,
+                     AmxSums& sums, NextWeights& next) {
+  constexpr std::int64_t kSteps = Form::kGroupQuads / kTileSide;
+  AmxTotals totals;
+  const std::int64_t steps = panels.columns / kTileBytes;
+  if (steps == 0) std::memset(sums, 0, sizeof sums);
+  for (std::int64_t begin = 0, group = 0; begin < steps; begin += kSteps, ++group) {
+    const Steps of_group{begin, begin + kSteps < steps ? begin + kSteps : steps};
+    multiply_steps<Form::kSignedBytes>(block, panels, of_group, false, totals, next);
     Form::add_group(p, tile, block, group, totals, sums);
   }
 }
 
-// Chunks of rows stay in the second-level cache, as in multiply_tiles; processors with AMX have 2 MiB of it.
+// The exact sums of all columns. Results that fill the second-level cache go past it, a line at a time: reading what
+// they replace took a third of the time.
+template <class T>
+void store_totals(const QuantizedLinearParams& p, const float* row_scale, const Tile<2>& tile, const Block& block,
+                  const AmxTotals& totals, bool past_caches) {
+  VecF scale[2], bias[2];
+  int counts[2];
+  for (int half = 0; half < 2; ++half) {
+    const std::int64_t n = tile.first_row + half * kWidth, left = p.out_features - n;
+    counts[half] = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
+    scale[half] = load_n(row_scale + n, counts[half]);
+    bias[half] = p.bias ? load_n(static_cast<const T*>(p.bias) + n, counts[half]) : VecF{};
+  }
+  for (std::int64_t m = 0; m < block.num_tokens; ++m) {
+    T* const out = static_cast<T*>(p.out) + (block.first_token + m) * p.out_features + tile.first_row;
+    alignas(64) T lines[kAmxRows];
+    T* const target = past_caches ? lines : out;
+    for (int half = 0; half < 2; ++half) {
+      if (counts[half] == 0) break;
+      const VecU total = reinterpret_cast<VecU>(totals.row(m, half)) + static_cast<std::uint32_t>(block.starts[m]);
+      const VecF sum = __builtin_convertvector(reinterpret_cast<VecI>(total), VecF);
+      store_columns(target + half * kWidth, sum * block.scales[m] * scale[half] + bias[half], counts[half]);
+    }
+    if (past_caches) store_lines<sizeof lines>(out, lines);
+  }
+}
+
+// Whether the results are many, and consist of whole lines.
+template <class T>
+bool goes_past_caches(const QuantizedLinearParams& p) {
+  constexpr std::int64_t kMany = 1024 * 1024;
+  return p.num_tokens * p.out_features * std::int64_t{sizeof(T)} >= kMany && p.out_features % kAmxRows == 0 &&
+         reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
+}
+
+// Chunks of rows stay in the second-level cache, as in multiply_tiles. The exact sums of many columns are kept while
+// parts of the columns are multiplied one after the other: of each part, the weights stay in the first-level cache.
 template <class Form, class T>
 void multiply_amx(const QuantizedLinearParams& p) {
-  constexpr std::int64_t kChunkBytes = 1024 * 1024;
   Columns columns = Form::columns(p);
   const std::int64_t lines = columns.quads / Form::kQuadsPerLine;
   columns.quads = ceil_div(columns.quads, kTileSide) * kTileSide;
   const QuantizedRows rows = quantize_tiles<T>(p, columns);
   const std::int64_t blocks = ceil_div(p.num_tokens, kAmxRows), tiles = ceil_div(p.out_features, kAmxRows);
-  const std::int64_t wanted_chunks = ceil_div(p.num_tokens * columns.quads * 4 + 1, kChunkBytes);
-  const std::int64_t chunks = wanted_chunks < blocks ? wanted_chunks : blocks;
+  const std::int64_t chunks = ceil_div(blocks, amx_blocks_in_chunk(p.num_tokens, p.in_features));
   const std::int64_t ranges = tasks_for_rows(tiles, lines * kLineBytes * 2 * blocks);
+  const std::int64_t steps = columns.quads / kTileSide;
+  const std::int64_t parts = Form::kGroupQuads > 0 ? 1 : amx_parts(p.in_features);
+  const bool past_caches = goes_past_caches<T>(p);
   parallel_for(ranges * chunks, [&](std::int64_t task, int thread) {
     const ConfiguredTiles configured;
     const std::int64_t range = task / chunks, chunk = task % chunks;
-    const std::int64_t panel_size = columns.quads * kLineBytes;
-    std::uint8_t* unpacked = rows.rest + thread * 2 * panel_size;
-    alignas(64) AmxSums sums;
+    const std::int64_t begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
+    const std::int64_t panel_bytes = columns.quads * kLineBytes;
+    std::uint8_t* const unpacked = rows.rest + thread * amx_bytes_of_thread(p.num_tokens, p.in_features);
+    auto* const totals = reinterpret_cast<AmxTotals*>(unpacked + 2 * panel_bytes);
     for (std::int64_t t = tiles * range / ranges; t < tiles * (range + 1) / ranges; ++t) {
       const Tile<2> tile = tile_at<2>(p, t, lines);
-      const std::uint8_t* const panels[2] = {
-          panel_bytes<Form>(tile.weight[0], lines, columns.quads, unpacked),
-          panel_bytes<Form>(tile.weight[1], lines, columns.quads, unpacked + panel_size)};
-      const std::int64_t begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
-      NextWeights next(tile, (end - begin) * columns.quads / kTileSide);
-      for (std::int64_t b = begin; b < end; ++b) {
-        const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
-        const Block block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads,
-                          rows.scales + first, rows.starts + first * columns.groups};
-        multiply_amx_block<Form>(p, tile, block, columns.quads, panels, sums, next);
-        store_sums<T, 2>(p, Form::row_scale(p), tile, block, sums);
+      const Panels panels{whole_panel<Form>(tile.weight[0], lines, columns.quads, unpacked),
+                          whole_panel<Form>(tile.weight[1], lines, columns.quads, unpacked + panel_bytes),
+                          columns.quads * 4};
+      NextWeights next(tile, (end - begin) * steps);
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const Steps of_part{steps * part / parts, steps * (part + 1) / parts};
+        for (std::int64_t b = begin; b < end; ++b) {
+          const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
+          const Block block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads,
+                            rows.scales + first, rows.starts + first * columns.groups};
+          if constexpr (Form::kGroupQuads > 0) {
+            alignas(64) AmxSums sums;
+            multiply_groups<Form>(p, tile, block, panels, sums, next);
+            store_sums<T, 2>(p, Form::row_scale(p), tile, block, sums);
+          } else {
+            AmxTotals& sums = totals[parts > 1 ? b - begin : 0];
+            multiply_steps<Form::kSignedBytes>(block, panels, of_part, part > 0, sums, next);
+            if (part == parts - 1) store_totals<T>(p, Form::row_scale(p), tile, block, sums, past_caches);
+          }
+        }
       }
     }
+    if (past_caches) publish_lines();
   });
 }
 

@@ -52,21 +52,27 @@ void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const 
   using Bytes = std::int8_t __attribute__((vector_size(kWidth)));
   const T* x = static_cast<const T*>(p.x) + token * p.x_stride;
   const float scale = largest_magnitude(x, p.in_features) / kInt8Steps;
-  const bool is_finite = scale - scale == 0.0f;
+  const bool is_finite = scale - scale == 0.0f, is_zero = !is_finite || scale == 0.0f;
+  const Divider divider(is_zero ? 1.0f : scale);
   rows.scales[token] = is_finite ? scale : __builtin_nanf("");
   for (std::int64_t group = 0; group < columns.groups; ++group) {
-    const std::int64_t begin = group * columns.group_quads;
-    const std::int64_t end = group + 1 < columns.groups ? begin + columns.group_quads : columns.quads;
+    const std::int64_t end = group + 1 < columns.groups ? (group + 1) * columns.group_quads : columns.quads;
     VecI sum{};
-    for (std::int64_t quad = begin; quad < end; quad += kQuads) {
-      const std::int64_t left = p.in_features - quad * 4;
-      const int count = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
-      const VecI integers = is_finite && scale > 0.0f ? to_integers(load_n(x + quad * 4, count), scale) : VecI{};
+    std::int64_t quad = group * columns.group_quads;
+    const auto store = [&](VecF values, int num_quads) {
+      const VecI integers = is_zero ? VecI{} : to_integers(values, divider);
       sum += integers;
       const Bytes bytes = __builtin_convertvector(integers, Bytes);
       std::int8_t lanes[kWidth];
       std::memcpy(lanes, &bytes, sizeof lanes);
-      store_quads(quad, lanes, end - quad < kQuads ? end - quad : kQuads);
+      store_quads(quad, lanes, num_quads);
+    };
+    const std::int64_t whole = p.in_features / 4 < end ? p.in_features / 4 : end;
+    for (; quad + kQuads <= whole; quad += kQuads) store(load(x + quad * 4), kQuads);
+    for (; quad < end; quad += kQuads) {
+      const std::int64_t left = p.in_features - quad * 4;
+      const int count = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
+      store(load_n(x + quad * 4, count), end - quad < kQuads ? static_cast<int>(end - quad) : kQuads);
     }
     std::int32_t total = 0;
     for (int i = 0; i < kWidth; ++i) total += sum[i];

@@ -31,14 +31,37 @@ struct QuantizedLinearParams {
   DType dtype;  // of out, x and bias
 };
 
+constexpr std::int64_t padded_columns(std::int64_t in_features) { return ceil_div(in_features, 64) * 64; }
+
+// With tiles (AMX): blocks of 32 rows in a chunk of rows that stays in the second-level cache of 2 MiB.
+constexpr std::int64_t amx_blocks_in_chunk(std::int64_t num_tokens, std::int64_t in_features) {
+  constexpr std::int64_t kChunkBytes = 1024 * 1024;
+  const std::int64_t blocks = ceil_div(num_tokens, 32);
+  const std::int64_t chunks = ceil_div(num_tokens * padded_columns(in_features) + 1, kChunkBytes);
+  return ceil_div(blocks, chunks < blocks ? chunks : blocks);
+}
+
+// With tiles: parts of the columns for which 32 rows of weights and of x stay in the first-level cache of 48 KiB.
+constexpr std::int64_t amx_parts(std::int64_t in_features) {
+  constexpr std::int64_t kPart = 512;
+  const std::int64_t columns = padded_columns(in_features);
+  return columns < kPart * 3 / 2 ? 1 : ceil_div(columns, kPart);
+}
+
+// With tiles, each thread needs two panels of weights in 8 bits, and 32 x 32 sums for each block that has parts.
+constexpr std::int64_t amx_bytes_of_thread(std::int64_t num_tokens, std::int64_t in_features) {
+  const std::int64_t blocks = amx_parts(in_features) > 1 ? amx_blocks_in_chunk(num_tokens, in_features) : 1;
+  return 2 * kPanelRows * padded_columns(in_features) + blocks * 32 * 32 * 4;
+}
+
 // Bytes of scratch memory: for each row its integers (int16 at most), its scale and its sum over every group of
-// columns, then for each thread two panels of weights in 8 bits, where many rows are multiplied with tiles of 16 groups
-// of 4 columns. Such tiles also read up to 31 rows too many. The parts are padded to whole cache lines.
+// columns, then what each thread needs where many rows are multiplied with tiles, which also read up to 31 rows too
+// many. The parts are padded to whole cache lines.
 constexpr std::int64_t quantized_scratch_bytes(std::int64_t num_tokens, std::int64_t in_features, std::int64_t groups,
                                                std::int64_t num_threads) {
-  const std::int64_t columns = ceil_div(in_features, 64) * 64;
-  const std::int64_t panels = num_tokens > kMostStreamedRows ? num_threads * 2 * kPanelRows * columns : 0;
-  return (2 * num_tokens + 31) * columns + num_tokens * (4 + groups * 4) + panels + 4 * 64;
+  const std::int64_t of_threads =
+      num_tokens > kMostStreamedRows ? num_threads * amx_bytes_of_thread(num_tokens, in_features) : 0;
+  return (2 * num_tokens + 31) * padded_columns(in_features) + num_tokens * (4 + groups * 4) + of_threads + 4 * 64;
 }
 
 }  // namespace dpn

@@ -1,6 +1,7 @@
 // AVX-512 on arrays, from the operation sections of Intel's manual. Names as in the compiler's immintrin.h.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -62,6 +63,10 @@ inline void _mm512_storeu_si512(void* target, __m512i value) { std::memcpy(targe
 
 inline void _mm512_storeu_ps(void* target, __m512 value) { std::memcpy(target, &value, sizeof value); }
 
+// Past the caches, of which there are none here.
+inline void _mm512_stream_si512(void* target, __m512i value) { std::memcpy(target, &value, sizeof value); }
+inline void _mm_sfence() {}
+
 NOT_INLINED __m512i _mm512_maskz_loadu_epi16(__mmask32 mask, const void* source) {
   std::uint16_t lanes[32] = {};
   for (int i = 0; i < 32; ++i) {
@@ -100,6 +105,16 @@ NOT_INLINED __m512 _mm512_maskz_shuffle_f32x4(__mmask16 mask, __m512 a, __m512 b
   }
   return result;
 }
+
+inline __m512 _mm512_mul_ps(__m512 a, __m512 b) { return a * b; }
+
+// Rounded once.
+NOT_INLINED __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  __m512 result;
+  for (int i = 0; i < 16; ++i) result[i] = std::fma(a[i], b[i], c[i]);
+  return result;
+}
+inline __m512 _mm512_fnmadd_ps(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(-a, b, c); }
 
 NOT_INLINED __m256bh _mm512_cvtneps_pbh(__m512 x) {
   __m256bh result;

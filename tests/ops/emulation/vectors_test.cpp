@@ -67,7 +67,7 @@ struct Inputs {
 };
 
 struct Results {
-  Vector dpbf16, cvtne2ps, cvtneps, dpbusd, madd, cvtepu16, loadu_epi16, permute, shuffle;
+  Vector dpbf16, cvtne2ps, cvtneps, dpbusd, madd, cvtepu16, loadu_epi16, permute, shuffle, fmadd, fnmadd;
 };
 
 // The same calls twice, since functions with and without AVX-512 cannot give each other vectors.
@@ -91,6 +91,8 @@ struct Results {
   const auto loadu_epi16 = _mm512_maskz_loadu_epi16(0x3FF, in.a.words);                         \
   const auto permute = _mm512_maskz_permute_ps(0xF7FF, x, 0x4E);                                \
   const auto shuffle = _mm512_maskz_shuffle_f32x4(0xFFFE, x, y, 0xD8);                          \
+  const auto fmadd = _mm512_fmadd_ps(x, y, x);                                                  \
+  const auto fnmadd = _mm512_fnmadd_ps(x, y, y);                                                \
   out = {};                                                                                     \
   std::memcpy(&out.dpbf16, &dpbf16, sizeof dpbf16), std::memcpy(&out.madd, &madd, sizeof madd); \
   std::memcpy(&out.cvtne2ps, &cvtne2ps, sizeof cvtne2ps);                                       \
@@ -99,7 +101,8 @@ struct Results {
   std::memcpy(&out.cvtepu16, &cvtepu16, sizeof cvtepu16);                                       \
   std::memcpy(&out.loadu_epi16, &loadu_epi16, sizeof loadu_epi16);                              \
   std::memcpy(&out.permute, &permute, sizeof permute);                                          \
-  std::memcpy(&out.shuffle, &shuffle, sizeof shuffle);
+  std::memcpy(&out.shuffle, &shuffle, sizeof shuffle);                                          \
+  std::memcpy(&out.fmadd, &fmadd, sizeof fmadd), std::memcpy(&out.fnmadd, &fnmadd, sizeof fnmadd);
 
 WITH_AVX512 void run_processor(const Inputs& in, Results& out) { CALL_ALL }
 
@@ -133,7 +136,9 @@ bool one_round() {
          same("cvtepu16", ours.cvtepu16, theirs.cvtepu16, Elements::integers) &&
          same("loadu_epi16", ours.loadu_epi16, theirs.loadu_epi16, Elements::integers) &&
          same("permute", ours.permute, theirs.permute, Elements::floats) &&
-         same("shuffle", ours.shuffle, theirs.shuffle, Elements::floats);
+         same("shuffle", ours.shuffle, theirs.shuffle, Elements::floats) &&
+         same("fmadd", ours.fmadd, theirs.fmadd, Elements::floats) &&
+         same("fnmadd", ours.fnmadd, theirs.fnmadd, Elements::floats);
 }
 
 }  // namespace
