@@ -45,7 +45,7 @@ struct Int4 {
 
 #if defined(__AMX_INT8__)
   static constexpr bool kSignedBytes = true;
-  static constexpr std::int64_t kGroupQuads = kInt4Group / 4;
+  using Sums = AmxBlock<float>;
 
   static void unpack(const std::uint8_t* panel, std::int64_t lines, std::uint8_t* bytes) {
     using Bytes = std::uint8_t __attribute__((vector_size(kLineBytes)));
@@ -58,21 +58,56 @@ struct Int4 {
     }
   }
 
-  static void add_group(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block, std::int64_t group,
-                        const AmxTotals& totals, AmxSums& sums) {
-    const std::int64_t groups = ceil_div(p.in_features, kInt4Group);
-    for (int n = 0; n < kAmxRows; n += kWidth) {
-      const VecF scale = scale_of(p, tile.first_row + n, group, groups);
-      for (std::int64_t m = 0; m < block.num_tokens; ++m) {
-        const VecI total = totals.row(m, n / kWidth);
-        const VecF before = group == 0 ? VecF{} : load(sums[m] + n);
-        store(sums[m] + n, before + __builtin_convertvector(total, VecF) * scale);
-      }
+  // Two groups are multiplied before the sums are read and written: tried were 1, 2, 4 and 8.
+  static void add_part(const QuantizedLinearParams& p, const AmxOperands& operands, Steps steps, Sums& sums) {
+    constexpr std::int64_t kSteps = kInt4Group / kTileBytes;
+    AmxTotals totals[2];
+    if (steps.end == 0) sums = {};
+    for (std::int64_t begin = steps.begin; begin < steps.end; begin += 2 * kSteps) {
+      const std::int64_t middle = smaller(begin + kSteps, steps.end), end = smaller(middle + kSteps, steps.end);
+      multiply_steps<kSignedBytes>(operands, {begin, middle}, nullptr);
+      store_tiles(operands.block, totals[0]);
+      if (middle == end) return add_groups<1>(p, operands, begin / kSteps, totals, sums);
+      multiply_steps<kSignedBytes>(operands, {middle, end}, nullptr);
+      store_tiles(operands.block, totals[1]);
+      add_groups<2>(p, operands, begin / kSteps, totals, sums);
     }
   }
+
+  static VecF sum(const Sums& sums, const Block&, std::int64_t m, int half) { return load(sums.row(m, half)); }
 #endif
 
  private:
+#if defined(__AMX_INT8__)
+  static std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+  // Whole tiles of rows, also for sums that are not stored.
+  template <int Count>
+  static void add_groups(const QuantizedLinearParams& p, const AmxOperands& operands, std::int64_t first,
+                         const AmxTotals* totals, Sums& sums) {
+    const std::int64_t groups = ceil_div(p.in_features, kInt4Group);
+    for (int half = 0; half < 2; ++half) {
+      VecF scale[Count];
+      for (int i = 0; i < Count; ++i) {
+        scale[i] = scale_of(p, operands.tile.first_row + half * kWidth, first + i, groups);
+      }
+      for (int tile = 0; tile < row_tiles(operands.block); ++tile) {
+        for (int m = 0; m < kTileSide; ++m) {
+          VecF sum = first == 0 ? VecF{} : load(sums.tiles[tile][half][m]);
+          for (int i = 0; i < Count; ++i) sum = sum + scaled(totals[i].tiles[tile][half][m], scale[i]);
+          store(sums.tiles[tile][half][m], sum);
+        }
+      }
+    }
+  }
+
+  static VecF scaled(const std::int32_t* totals, VecF scale) {
+    VecI integers;
+    std::memcpy(&integers, totals, sizeof integers);
+    return __builtin_convertvector(integers, VecF) * scale;
+  }
+#endif
+
   // Of kWidth weight rows from `row` on; past the last panel those of the last one, for sums that are not stored.
   static VecF scale_of(const QuantizedLinearParams& p, std::int64_t row, std::int64_t group, std::int64_t groups) {
     const std::int64_t n = row < p.out_features ? row : p.out_features - 1;

@@ -46,10 +46,22 @@ struct Int8 {
 
 #if defined(__AMX_INT8__)
   static constexpr bool kSignedBytes = false;
-  static constexpr std::int64_t kGroupQuads = 0;
+  using Sums = AmxTotals;
 
   static void unpack(const std::uint8_t* panel, std::int64_t lines, std::uint8_t* bytes) {
     std::memcpy(bytes, panel, static_cast<std::size_t>(lines * kLineBytes));
+  }
+
+  static void add_part(const QuantizedLinearParams&, const AmxOperands& operands, Steps steps, AmxTotals& totals) {
+    multiply_steps<kSignedBytes>(operands, steps, steps.begin > 0 ? &totals : nullptr);
+    store_tiles(operands.block, totals);
+  }
+
+  static VecF sum(const AmxTotals& totals, const Block& block, std::int64_t m, int half) {
+    VecU total;
+    std::memcpy(&total, totals.row(m, half), sizeof total);
+    total += static_cast<std::uint32_t>(block.starts[m]);
+    return __builtin_convertvector(reinterpret_cast<VecI>(total), VecF);
   }
 #endif
 };

@@ -1,10 +1,10 @@
 // Many rows of x, quantised, times all weights, with AMX: blocks of 32 rows times 32 weight rows. Beyond what
 // multiply_tiles.h asks of a form of weights F, this asks for
-//   F::kSignedBytes                              whether unpack gives signed numbers
-//   F::unpack(panel, lines, bytes)               [lines * kQuadsPerLine, 16, 4] weights in 8 bits
-//   F::kGroupQuads                               groups of 4 columns that are summed as integers; 0: all
-//   F::add_group(params, tile, block, group, totals, sums)  adds their sums to those of the block, which group 0
-//                                                starts; not asked for where all columns are summed as integers
+//   F::kSignedBytes                                whether unpack gives signed numbers
+//   F::unpack(panel, lines, bytes)                 [lines * kQuadsPerLine, 16, 4] weights in 8 bits
+//   F::Sums                                        what is kept of a block: AmxBlock of integers or floats
+//   F::add_part(params, operands, steps, sums)     adds the products of some columns; those from column 0 on start
+//   F::sum(sums, block, m, half)                   kWidth sums of all columns
 // Include as core/tiles.h.
 #pragma once
 
@@ -14,19 +14,16 @@
 namespace dpn::DPN_ISA {
 
 constexpr int kAmxRows = 2 * int{kTileSide};  // of x, and of weights
-using AmxSums = float[kAmxRows][kAmxRows];
 
-// Products of kAmxRows rows of x and of weights: four tiles, each in consecutive memory.
-struct alignas(64) AmxTotals {
-  std::int32_t tiles[2][2][kTileSide][kTileSide];
+// kAmxRows rows of x times kAmxRows weights: four tiles, each in consecutive memory.
+template <class Element>
+struct alignas(64) AmxBlock {
+  static constexpr int kTiles = 2;
+  Element tiles[kTiles][2][kTileSide][kTileSide];  // tiles of rows, halves of the weights
 
-  // Of row m of x, and kTileSide weights from `half * kTileSide` on.
-  VecI row(std::int64_t m, int half) const {
-    VecI totals;
-    std::memcpy(&totals, tiles[m / kTileSide][half][m % kTileSide], sizeof totals);
-    return totals;
-  }
+  const Element* row(std::int64_t m, int half) const { return tiles[m / kTileSide][half][m % kTileSide]; }
 };
+using AmxTotals = AmxBlock<std::int32_t>;
 
 // All rows, in tiles: 16 rows and 64 columns lie together, tile after tile of the same rows. Loading a tile from rows
 // of a matrix, some pages apart, was slower.
@@ -68,18 +65,15 @@ class NextWeights {
   std::int64_t lines_per_step_;
 };
 
-// totals = kRowTiles * 16 rows of a times 2 * 16 rows of b, over `steps` steps of 64 columns; or is added to them.
-template <bool kSignedBytes, int kRowTiles>
-void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::uint8_t* b0, const std::uint8_t* b1,
-                    std::int64_t steps, bool add, AmxTotals& totals, NextWeights& next) {
-  constexpr std::int64_t kTile = kTileSide * kTileBytes;
-  publish(a0);
-  if (add) {
-    _tile_loadd(0, totals.tiles[0][0], kTileBytes);
-    _tile_loadd(1, totals.tiles[0][1], kTileBytes);
+// Tiles 0 to 3 = totals, or zeros.
+template <int kRowTiles>
+void start_tiles(const AmxTotals* totals) {
+  if (totals) {
+    _tile_loadd(0, totals->tiles[0][0], kTileBytes);
+    _tile_loadd(1, totals->tiles[0][1], kTileBytes);
     if constexpr (kRowTiles == 2) {
-      _tile_loadd(2, totals.tiles[1][0], kTileBytes);
-      _tile_loadd(3, totals.tiles[1][1], kTileBytes);
+      _tile_loadd(2, totals->tiles[1][0], kTileBytes);
+      _tile_loadd(3, totals->tiles[1][1], kTileBytes);
     }
   } else {
     _tile_zero(0);
@@ -87,6 +81,13 @@ void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::u
     _tile_zero(2);
     _tile_zero(3);
   }
+}
+
+// Tiles 0 to 3 += kRowTiles * 16 rows of a times 2 * 16 rows of b, over `steps` steps of 64 columns.
+template <bool kSignedBytes, int kRowTiles>
+void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::uint8_t* b0, const std::uint8_t* b1,
+                    std::int64_t steps, NextWeights& next) {
+  constexpr std::int64_t kTile = kTileSide * kTileBytes;
   for (std::int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, b0, kTileBytes);
     _tile_loadd(7, b1, kTileBytes);
@@ -114,12 +115,6 @@ void multiply_steps(const std::uint8_t* a0, const std::uint8_t* a1, const std::u
     b0 += kTile;
     b1 += kTile;
   }
-  _tile_stored(0, totals.tiles[0][0], kTileBytes);
-  _tile_stored(1, totals.tiles[0][1], kTileBytes);
-  if constexpr (kRowTiles == 2) {
-    _tile_stored(2, totals.tiles[1][0], kTileBytes);
-    _tile_stored(3, totals.tiles[1][1], kTileBytes);
-  }
 }
 
 // Two panels, `columns` bytes a row.
@@ -129,22 +124,44 @@ struct Panels {
   std::int64_t columns;
 };
 
+struct AmxOperands {
+  const Tile<2>& tile;
+  const Panels& panels;
+  const Block& block;
+  NextWeights& next;
+};
+
 // Consecutive steps of 64 columns.
 struct Steps {
   std::int64_t begin, end;
 };
 
+inline int row_tiles(const Block& block) { return block.num_tokens > kTileSide ? 2 : 1; }
+
+// Tiles 0 to 3 = products of some columns, added to `totals` unless they are null.
 template <bool kSignedBytes>
-void multiply_steps(const Block& block, const Panels& panels, Steps steps, bool add, AmxTotals& totals,
-                    NextWeights& next) {
+void multiply_steps(const AmxOperands& operands, Steps steps, const AmxTotals* totals) {
+  const auto& [tile, panels, block, next] = operands;
   const std::int64_t offset = steps.begin * kTileSide * kTileBytes, count = steps.end - steps.begin;
   const auto* a0 = reinterpret_cast<const std::uint8_t*>(block.packed) + offset;
   const std::uint8_t* a1 = a0 + kTileSide * panels.columns;
   const std::uint8_t *b0 = panels.first + offset, *b1 = panels.second + offset;
-  if (block.num_tokens > kTileSide) {
-    multiply_steps<kSignedBytes, 2>(a0, a1, b0, b1, count, add, totals, next);
+  publish(a0);
+  if (row_tiles(block) == 2) {
+    start_tiles<2>(totals);
+    multiply_steps<kSignedBytes, 2>(a0, a1, b0, b1, count, next);
   } else {
-    multiply_steps<kSignedBytes, 1>(a0, a1, b0, b1, count, add, totals, next);
+    start_tiles<1>(totals);
+    multiply_steps<kSignedBytes, 1>(a0, a1, b0, b1, count, next);
+  }
+}
+
+inline void store_tiles(const Block& block, AmxTotals& totals) {
+  _tile_stored(0, totals.tiles[0][0], kTileBytes);
+  _tile_stored(1, totals.tiles[0][1], kTileBytes);
+  if (row_tiles(block) == 2) {
+    _tile_stored(2, totals.tiles[1][0], kTileBytes);
+    _tile_stored(3, totals.tiles[1][1], kTileBytes);
   }
 }
 
@@ -170,32 +187,18 @@ void store_lines(void* target, const void* lines) {
 }
 inline void publish_lines() { _mm_sfence(); }
 
-// Groups of columns, one after the other; each has a scale of its own.
-template <class Form>
-void multiply_groups(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block, const Panels& panels,
-                     AmxSums& sums, NextWeights& next) {
-  constexpr std::int64_t kSteps = Form::kGroupQuads / kTileSide;
-  AmxTotals totals;
-  const std::int64_t steps = panels.columns / kTileBytes;
-  if (steps == 0) std::memset(sums, 0, sizeof sums);
-  for (std::int64_t begin = 0, group = 0; begin < steps; begin += kSteps, ++group) {
-    const Steps of_group{begin, begin + kSteps < steps ? begin + kSteps : steps};
-    multiply_steps<Form::kSignedBytes>(block, panels, of_group, false, totals, next);
-    Form::add_group(p, tile, block, group, totals, sums);
-  }
-}
-
-// The exact sums of all columns. Results that fill the second-level cache go past it, a line at a time: reading what
-// they replace took a third of the time.
-template <class T>
-void store_totals(const QuantizedLinearParams& p, const float* row_scale, const Tile<2>& tile, const Block& block,
-                  const AmxTotals& totals, bool past_caches) {
+// Results that fill the second-level cache go past it, a line at a time: reading what they replace took a third of the
+// time.
+template <class Form, class T>
+void store_block(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block,
+                 const typename Form::Sums& sums, bool past_caches) {
+  const float* const row_scale = Form::row_scale(p);
   VecF scale[2], bias[2];
   int counts[2];
   for (int half = 0; half < 2; ++half) {
     const std::int64_t n = tile.first_row + half * kWidth, left = p.out_features - n;
     counts[half] = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
-    scale[half] = load_n(row_scale + n, counts[half]);
+    scale[half] = row_scale ? load_n(row_scale + n, counts[half]) : broadcast(1.0f);
     bias[half] = p.bias ? load_n(static_cast<const T*>(p.bias) + n, counts[half]) : VecF{};
   }
   for (std::int64_t m = 0; m < block.num_tokens; ++m) {
@@ -204,9 +207,8 @@ void store_totals(const QuantizedLinearParams& p, const float* row_scale, const 
     T* const target = past_caches ? lines : out;
     for (int half = 0; half < 2; ++half) {
       if (counts[half] == 0) break;
-      const VecU total = reinterpret_cast<VecU>(totals.row(m, half)) + static_cast<std::uint32_t>(block.starts[m]);
-      const VecF sum = __builtin_convertvector(reinterpret_cast<VecI>(total), VecF);
-      store_columns(target + half * kWidth, sum * block.scales[m] * scale[half] + bias[half], counts[half]);
+      const VecF value = Form::sum(sums, block, m, half) * block.scales[m] * scale[half] + bias[half];
+      store_columns(target + half * kWidth, value, counts[half]);
     }
     if (past_caches) store_lines<sizeof lines>(out, lines);
   }
@@ -220,10 +222,12 @@ bool goes_past_caches(const QuantizedLinearParams& p) {
          reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
 }
 
-// Chunks of rows stay in the second-level cache, as in multiply_tiles. The exact sums of many columns are kept while
-// parts of the columns are multiplied one after the other: of each part, the weights stay in the first-level cache.
+// Chunks of rows stay in the second-level cache, as in multiply_tiles. The sums of a chunk are kept while parts of the
+// columns are multiplied one after the other: of each part, the weights stay in the first-level cache.
 template <class Form, class T>
 void multiply_amx(const QuantizedLinearParams& p) {
+  using Sums = typename Form::Sums;
+  static_assert(sizeof(Sums) == kAmxSumsBytes);
   Columns columns = Form::columns(p);
   const std::int64_t lines = columns.quads / Form::kQuadsPerLine;
   columns.quads = ceil_div(columns.quads, kTileSide) * kTileSide;
@@ -231,16 +235,17 @@ void multiply_amx(const QuantizedLinearParams& p) {
   const std::int64_t blocks = ceil_div(p.num_tokens, kAmxRows), tiles = ceil_div(p.out_features, kAmxRows);
   const std::int64_t chunks = ceil_div(blocks, amx_blocks_in_chunk(p.num_tokens, p.in_features));
   const std::int64_t ranges = tasks_for_rows(tiles, lines * kLineBytes * 2 * blocks);
-  const std::int64_t steps = columns.quads / kTileSide;
-  const std::int64_t parts = Form::kGroupQuads > 0 ? 1 : amx_parts(p.in_features);
+  const std::int64_t steps = columns.quads / kTileSide, parts = amx_parts(p.in_features);
   const bool past_caches = goes_past_caches<T>(p);
+  // Two steps stay together: a group of 128 columns.
+  const auto step_of_part = [=](std::int64_t part) { return part == parts ? steps : steps / 2 * part / parts * 2; };
   parallel_for(ranges * chunks, [&](std::int64_t task, int thread) {
     const ConfiguredTiles configured;
     const std::int64_t range = task / chunks, chunk = task % chunks;
     const std::int64_t begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
     const std::int64_t panel_bytes = columns.quads * kLineBytes;
     std::uint8_t* const unpacked = rows.rest + thread * amx_bytes_of_thread(p.num_tokens, p.in_features);
-    auto* const totals = reinterpret_cast<AmxTotals*>(unpacked + 2 * panel_bytes);
+    auto* const sums = reinterpret_cast<Sums*>(unpacked + 2 * panel_bytes);
     for (std::int64_t t = tiles * range / ranges; t < tiles * (range + 1) / ranges; ++t) {
       const Tile<2> tile = tile_at<2>(p, t, lines);
       const Panels panels{whole_panel<Form>(tile.weight[0], lines, columns.quads, unpacked),
@@ -248,20 +253,13 @@ void multiply_amx(const QuantizedLinearParams& p) {
                           columns.quads * 4};
       NextWeights next(tile, (end - begin) * steps);
       for (std::int64_t part = 0; part < parts; ++part) {
-        const Steps of_part{steps * part / parts, steps * (part + 1) / parts};
         for (std::int64_t b = begin; b < end; ++b) {
           const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
           const Block block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads,
                             rows.scales + first, rows.starts + first * columns.groups};
-          if constexpr (Form::kGroupQuads > 0) {
-            alignas(64) AmxSums sums;
-            multiply_groups<Form>(p, tile, block, panels, sums, next);
-            store_sums<T, 2>(p, Form::row_scale(p), tile, block, sums);
-          } else {
-            AmxTotals& sums = totals[parts > 1 ? b - begin : 0];
-            multiply_steps<Form::kSignedBytes>(block, panels, of_part, part > 0, sums, next);
-            if (part == parts - 1) store_totals<T>(p, Form::row_scale(p), tile, block, sums, past_caches);
-          }
+          Sums& of_block = sums[parts > 1 ? b - begin : 0];
+          Form::add_part(p, {tile, panels, block, next}, {step_of_part(part), step_of_part(part + 1)}, of_block);
+          if (part == parts - 1) store_block<Form, T>(p, tile, block, of_block, past_caches);
         }
       }
     }

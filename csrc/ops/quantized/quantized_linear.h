@@ -48,10 +48,11 @@ constexpr std::int64_t amx_parts(std::int64_t in_features) {
   return columns < kPart * 3 / 2 ? 1 : ceil_div(columns, kPart);
 }
 
-// With tiles, each thread needs two panels of weights in 8 bits, and 32 x 32 sums for each block that has parts.
+// With tiles, each thread needs two panels of weights in 8 bits, and sums for each block that has parts.
+constexpr std::int64_t kAmxSumsBytes = 32 * 32 * 4;
 constexpr std::int64_t amx_bytes_of_thread(std::int64_t num_tokens, std::int64_t in_features) {
   const std::int64_t blocks = amx_parts(in_features) > 1 ? amx_blocks_in_chunk(num_tokens, in_features) : 1;
-  return 2 * kPanelRows * padded_columns(in_features) + blocks * 32 * 32 * 4;
+  return 2 * kPanelRows * padded_columns(in_features) + blocks * kAmxSumsBytes;
 }
 
 // Bytes of scratch memory: for each row its integers (int16 at most), its scale and its sum over every group of
