@@ -17,6 +17,7 @@ from dpn_rt.model.layer_pair import LayerPair
 from dpn_rt.model.linear import Linear, linear_specs, load_linear
 from dpn_rt.model.ranks import Product, RankGroup, load_row_parallel, shared_embedding, shared_head
 from dpn_rt.model.weights.table import EmbeddingTable
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 EMBED_TOKENS, LAYERS, FINAL_NORM, LM_HEAD = "embed_tokens", "layers", "norm", "lm_head"
@@ -103,7 +104,7 @@ class LayerWeights:
     qkv: Linear  # [num_heads * head_dim + 2 * num_kv_heads * head_dim, hidden_size]
     o: Product  # [hidden_size, num_heads * head_dim]
     post_norm: Tensor  # [hidden_size]
-    gate_up: Linear  # [2 * intermediate_size, hidden_size]
+    gated: Linear  # [2 * intermediate_size, hidden_size], and silu(gate) * up of the halves
     down: Product  # [hidden_size, intermediate_size]
     parts: QkvParts | None  # of the first layer after a boundary, whose queries and keys reducers ask for
     q_norm: Tensor | None  # [head_dim]; None: heads are not normed
@@ -125,8 +126,8 @@ class LayerWeights:
         def norm(part: str) -> Tensor:
             return tensors[f"{layer_module(layer, part)}.weight"]
 
-        def linear(part: str) -> Linear:
-            return load_linear(tensors, layer_module(layer, part), prepack=prepack)
+        def linear(part: str, activation: ProductActivation | None = None) -> Linear:
+            return load_linear(tensors, layer_module(layer, part), prepack=prepack, activation=activation)
 
         def row_parallel(part: str) -> Product:
             return load_row_parallel(tensors, layer_module(layer, part), group, prepack=prepack)
@@ -136,7 +137,7 @@ class LayerWeights:
             linear(QKV),
             row_parallel(O_PROJ),
             norm(POST_NORM),
-            linear(GATE_UP),
+            linear(GATE_UP, "silu_mul"),
             row_parallel(DOWN),
             QkvParts.load(tensors, layer, config) if with_parts else None,
             norm(Q_NORM) if config.qk_norm else None,

@@ -113,7 +113,7 @@ class Layer:
         """
         x = self._weights.o(attended)
         x = ops.add_rms_norm(x, residual, self._weights.post_norm, self._config.rms_norm_eps, out=x)
-        return self._weights.down(ops.silu_mul(self._weights.gate_up(x)))
+        return self._weights.down(self._weights.gated(x))
 
     @property
     def input_norm(self) -> Tensor:

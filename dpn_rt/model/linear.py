@@ -11,14 +11,14 @@ from torch import Tensor
 from dpn_rt.model.weights.dense import DenseWeight
 from dpn_rt.model.weights.forms import load_weight
 from dpn_rt.model.weights.weight import Weight
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 
 
 class Linear:
     """`activation(x @ weight.T + bias)`; without an activation the sum."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None = None, activation: Activation | None = None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None = None, activation: ProductActivation | None = None) -> None:
         """
         Args:
             weight: `[out_features, in_features]`.
@@ -33,7 +33,7 @@ class Linear:
         self._most_few_rows = products.most_few_rows
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`[num_tokens, in_features]` -> `[num_tokens, out_features]`."""
+        """`[num_tokens, in_features]` -> `[num_tokens, out_features]`, half as many columns after `silu_mul`."""
         product = self._few_rows if x.shape[0] <= self._most_few_rows else self._many_rows
         return product(x)
 
@@ -68,7 +68,7 @@ def load_linear(
     *,
     prepack: bool,
     rows: slice = slice(None),
-    activation: Activation | None = None,
+    activation: ProductActivation | None = None,
 ) -> Linear:
     """The linear layer `module` of an engine, and an activation of its result; the rest as of `Weight.load`."""
     bias = tensors.get(f"{module}.bias")

@@ -6,18 +6,25 @@ from torch import Tensor
 
 from dpn_rt import _kernels
 from dpn_rt.ops.checked import checked_op
+from dpn_rt.schema.activation import ProductActivation
 
 
 @checked_op
 def linear_int8(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: ProductActivation | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`x @ W.T + bias` on the CPU: row n of W is `scale[n]` times integers, and rows of `x` are rounded to integers.
+    """`activation(x @ W.T + bias)` on the CPU: row n of W is `scale[n]` times integers, and rows of `x` are rounded to integers.
 
     Each row of `x` is quantised by itself: `s = max|x| / 127.5` and `a = round(x / s)`, ties to even, within -128 to
     127, as in the package compressed-tensors. A row of zeros has `s = 0` and `a = 0`. Products of integers are summed
-    exactly, converted to float32, multiplied by `s` and then by `scale[n]`, the bias is added in float32, and the
-    result is rounded to the dtype of `x`. So a row's result has the same bits whatever the other rows, the number of
+    exactly, converted to float32, multiplied by `s` and then by `scale[n]`, the bias is added and
+    the activation applied in float32, and the result is rounded to the dtype of `x`. So a row's result has the same bits whatever the other rows, the number of
     threads and the instruction set.
 
     A row of `x` that holds NaN or infinity gives NaN in all of its outputs; other rows are not affected.
@@ -31,15 +38,17 @@ def linear_int8(
             last tiles hold 128. `dpn_rt.model.weights.tiles.pack_int8` makes it.
         scale: `[out_features]` float32: `W = q * scale`.
         bias: `[out_features]`, dtype of `x`.
-        out: `[num_tokens, out_features]`, contiguous, dtype of `x`, no memory shared with the other arguments.
+        activation: of the result; of `silu_mul`, gate and up are halves of W's rows, each a multiple of 16.
+        out: `[num_tokens, out_features]`, contiguous, dtype of `x`, no memory shared with the other arguments. With
+            `silu_mul` it has half as many columns.
 
     Returns:
-        `[num_tokens, out_features]`, dtype of `x`.
+        `[num_tokens, out_features]`, or half as many columns, dtype of `x`.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout.
     """
     if out is None:
-        out = x.new_empty(x.shape[0], scale.shape[0])
-    _kernels.linear_int8(out, x, weight, scale, bias)
+        out = x.new_empty(x.shape[0], scale.shape[0] // (2 if activation == "silu_mul" else 1))
+    _kernels.linear_int8(out, x, weight, scale, bias, activation)
     return out

@@ -24,6 +24,16 @@ ActivationKind kind_named(const Checker& check, const std::string& kind) {
   return ActivationKind::gelu_tanh;
 }
 
+ActivationKind activation_named(const Checker& check, const std::optional<std::string>& activation) {
+  if (!activation) return ActivationKind::none;
+  if (*activation == "silu_mul") return ActivationKind::silu_mul;
+  if (*activation == "quick_gelu") return ActivationKind::quick_gelu;
+  if (*activation == "gelu") return ActivationKind::gelu;
+  check.condition(*activation == "gelu_tanh", "activation is " + quoted(*activation) +
+                                                  ", expected 'silu_mul', 'quick_gelu', 'gelu', 'gelu_tanh' or None");
+  return ActivationKind::gelu_tanh;
+}
+
 void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream) {
   const Checker check("silu_mul", gate_up);
   Dim num_tokens("num_tokens"), two_sizes("2 * intermediate_size"), size("intermediate_size");

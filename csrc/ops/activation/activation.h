@@ -1,6 +1,7 @@
 // Activation functions over rows: SiLU of the gate times up, and the GELUs of vision towers and projectors.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "core/check.h"
@@ -26,6 +27,8 @@ struct ActivationParams {
 
 // Of the argument `kind`: all but none and silu_mul.
 ActivationKind kind_named(const Checker& check, const std::string& kind);
+// Of the argument `activation` of a product: of null none, and silu_mul too.
+ActivationKind activation_named(const Checker& check, const std::optional<std::string>& activation);
 
 void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream);
 void activation(const Tensor& out, const Tensor& x, const std::string& kind, Stream stream);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/simd.h"
+#include "ops/activation/activation.h"
 
 namespace dpn::DPN_ISA {
 
@@ -12,7 +13,7 @@ inline VecF at_most(VecF x, float high) { return x > high ? broadcast(high) : x;
 // becoming infinity * 0.
 inline VecF sigmoid_linear(VecF x, float slope) {
   const VecF clamped = at_least(x, -80.0f / slope);
-  return clamped / (1.0f + exp(-slope * clamped));
+  return clamped * reciprocal(1.0f + exp(-slope * clamped));
 }
 
 inline VecF silu(VecF x) { return sigmoid_linear(x, 1.0f); }
@@ -22,7 +23,7 @@ inline VecF quick_gelu(VecF x) { return sigmoid_linear(x, 1.702f); }
 // below 1e-31.
 inline VecF gelu_tanh(VecF x) {
   const VecF clamped = at_least(x, -9.5f);
-  return clamped / (1.0f + exp(clamped * (clamped * clamped * -0.07135481282553577f + -1.5957691216057308f)));
+  return clamped * reciprocal(1.0f + exp(clamped * (clamped * clamped * -0.07135481282553577f + -1.5957691216057308f)));
 }
 
 // x Phi(x), where Phi is the normal distribution function, computed as max(x, 0) - |x| Phi(-|x|): without cancellation.
@@ -31,7 +32,7 @@ inline VecF gelu_tanh(VecF x) {
 // 3e-7.
 inline VecF gelu(VecF x) {
   const VecF magnitude = at_most(x < 0.0f ? -x : x, 20.0f);
-  const VecF t = 1.0f / (1.0f + magnitude * 0.21213203435596426f);
+  const VecF t = reciprocal(1.0f + magnitude * 0.21213203435596426f);
   VecF p = broadcast(-0.06538543863426784f);
   p = p * t + 0.24596713527857597f;
   p = p * t - 0.2630758314121461f;
@@ -43,6 +44,20 @@ inline VecF gelu(VecF x) {
   p = p * t + 0.08458652882580843f;
   const VecF tail = exp(magnitude * magnitude * -0.5f) * (p * t);
   return max(x, VecF{}) - magnitude * tail;
+}
+
+// Of one number each.
+inline VecF activate(VecF x, ActivationKind kind) {
+  switch (kind) {
+    case ActivationKind::quick_gelu:
+      return quick_gelu(x);
+    case ActivationKind::gelu:
+      return gelu(x);
+    case ActivationKind::gelu_tanh:
+      return gelu_tanh(x);
+    default:
+      return x;
+  }
 }
 
 }  // namespace dpn::DPN_ISA

@@ -14,19 +14,6 @@ inline VecF load_sums(const std::int32_t* source, int count) {
   return __builtin_convertvector(sums, VecF);
 }
 
-inline VecF activate(VecF x, ActivationKind kind) {
-  switch (kind) {
-    case ActivationKind::quick_gelu:
-      return quick_gelu(x);
-    case ActivationKind::gelu:
-      return gelu(x);
-    case ActivationKind::gelu_tanh:
-      return gelu_tanh(x);
-    default:
-      return x;
-  }
-}
-
 template <class Sum, class T>
 void run(const DequantizeParams& p) {
   const T* bias = static_cast<const T*>(p.bias);

@@ -17,12 +17,20 @@ void run(const QuantizedLinearParams& params) {
 }  // namespace
 
 void linear_int4(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& scale,
-                 const OptionalTensor& bias) {
+                 const OptionalTensor& bias, const std::optional<std::string>& activation) {
   const Checker check("linear_int4");
+  const ActivationKind kind = activation_named(check, activation);
+  const bool is_gated = kind == ActivationKind::silu_mul;
   Dim num_tokens("num_tokens"), in_features("in_features"), out_features("out_features");
+  Dim out_columns(is_gated ? "out_features / 2" : "out_features");
   check.tensor("x", x, {&num_tokens, &in_features}, {DType::f32, DType::bf16})
       .range("in_features", in_features, 0, kMostInFeatures)
-      .contiguous("out", out, {&num_tokens, &out_features}, {x.dtype});
+      .contiguous("out", out, {&num_tokens, &out_columns}, {x.dtype});
+  if (is_gated) {
+    check.condition(out_columns % kPanelRows == 0,
+                    "out has " + std::to_string(out_columns) + " columns, expected a multiple of 16 with silu_mul");
+  }
+  out_features.value = is_gated ? 2 * out_columns : std::int64_t{out_columns};
   Dim panels("ceil(out_features / 16)", ceil_div(out_features, kPanelRows)), rows("rows", kPanelRows);
   Dim lines("ceil(in_features / 8)", ceil_div(in_features, 8)), bytes("bytes", 4);
   Dim groups("ceil(in_features / 128)", ceil_div(in_features, kInt4Group));
@@ -40,6 +48,7 @@ void linear_int4(const Tensor& out, const Tensor& x, const Tensor& weight, const
        .in_features = in_features,
        .out_features = out_features,
        .x_stride = x.strides[0],
+       .activation = kind,
        .dtype = x.dtype});
 }
 

@@ -11,7 +11,7 @@ constexpr std::int64_t kInt4Group = 128;
 // weight: uint8 [panels, ceil(in_features / 8), 16, 4]. Byte [p, j, n, i] has, of row 16 p + n, column 8 j + i in its
 // low bits and column 8 j + 4 + i in its high bits, as q + 8. scale: bfloat16 [panels, ceil(in_features / 128), 16].
 void linear_int4(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& scale,
-                 const OptionalTensor& bias);
+                 const OptionalTensor& bias, const std::optional<std::string>& activation);
 
 }  // namespace dpn
 

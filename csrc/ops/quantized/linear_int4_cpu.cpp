@@ -34,7 +34,7 @@ struct Int4 {
       const std::int64_t begin = group * kGroupLines, end = begin + kGroupLines < lines ? begin + kGroupLines : lines;
       multiply_group<Vectors, Rows>(tile, block, begin, end, totals);
       for (int v = 0; v < Vectors; ++v) {
-        const VecF scale = scale_of(p, tile.first_row + v * kWidth, group, groups);
+        const VecF scale = scale_of(p, tile.rows[v], group, groups);
         for (int m = 0; m < Rows; ++m) {
           float* sum = sums[m] + v * kWidth;
           store(sum, load(sum) + __builtin_convertvector(reinterpret_cast<VecI>(totals[m][v]), VecF) * scale);
@@ -89,7 +89,7 @@ struct Int4 {
     for (int half = 0; half < 2; ++half) {
       VecF scale[Count];
       for (int i = 0; i < Count; ++i) {
-        scale[i] = scale_of(p, operands.tile.first_row + half * kWidth, first + i, groups);
+        scale[i] = scale_of(p, operands.rows[half], first + i, groups);
       }
       for (int tile = 0; tile < row_tiles(operands.block); ++tile) {
         for (int m = 0; m < kTileSide; ++m) {
@@ -108,10 +108,9 @@ struct Int4 {
   }
 #endif
 
-  // Of kWidth weight rows from `row` on; past the last panel those of the last one, for sums that are not stored.
+  // Of kWidth weight rows from `row` on.
   static VecF scale_of(const QuantizedLinearParams& p, std::int64_t row, std::int64_t group, std::int64_t groups) {
-    const std::int64_t n = row < p.out_features ? row : p.out_features - 1;
-    const std::int64_t panel = n / kPanelRows, column = row % kPanelRows;
+    const std::int64_t panel = row / kPanelRows, column = row % kPanelRows;
     return load(static_cast<const bf16*>(p.scale) + (panel * groups + group) * kPanelRows + column);
   }
 

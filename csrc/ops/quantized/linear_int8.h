@@ -9,7 +9,7 @@ namespace dpn {
 // weight: uint8 [panels, ceil(in_features / 4), 16, 4], element [p, j, n, i] is q + 128 of row 16 p + n, column 4 j +
 // i. scale: float32 [out_features].
 void linear_int8(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& scale,
-                 const OptionalTensor& bias);
+                 const OptionalTensor& bias, const std::optional<std::string>& activation);
 
 }  // namespace dpn
 

@@ -43,25 +43,27 @@ QuantizedRows quantize_tiles(const QuantizedLinearParams& p, const Columns& colu
   return rows;
 }
 
-// The weights that follow, prefetched some lines at each step of 64 columns: all at once they would hold the buffers
+// Two panels that follow, prefetched some lines at each step of 64 columns: all at once they would hold the buffers
 // that the tiles' own lines need, and to wait for them took a fifth of the time.
 class NextWeights {
  public:
-  NextWeights(const Tile<2>& tile, std::int64_t steps)
-      : line_(tile.weight[0] + tile.lookahead), lines_per_step_(lines_per_step(tile, steps)) {}
+  NextWeights(const std::uint8_t* first, const std::uint8_t* second, std::int64_t lines, std::int64_t steps)
+      : first_(first), second_(second), lines_per_step_(ceil_div(lines, steps > 0 ? steps : 1)) {
+    constexpr std::int64_t kMost = 2;
+    if (lines_per_step_ > kMost) lines_per_step_ = kMost;
+  }
 
   void prefetch() {
-    for (std::int64_t i = 0; i < lines_per_step_; ++i, line_ += kLineBytes) __builtin_prefetch(line_, 0, 2);
+    for (std::int64_t i = 0; i < lines_per_step_; ++i) {
+      __builtin_prefetch(first_, 0, 2);
+      __builtin_prefetch(second_, 0, 2);
+      first_ += kLineBytes;
+      second_ += kLineBytes;
+    }
   }
 
  private:
-  static std::int64_t lines_per_step(const Tile<2>& tile, std::int64_t steps) {
-    constexpr std::int64_t kMost = 4;
-    const std::int64_t needed = ceil_div(tile.lookahead / kLineBytes, steps > 0 ? steps : 1);
-    return needed < kMost ? needed : kMost;
-  }
-
-  const std::uint8_t* line_;
+  const std::uint8_t *first_, *second_;
   std::int64_t lines_per_step_;
 };
 
@@ -125,7 +127,7 @@ struct Panels {
 };
 
 struct AmxOperands {
-  const Tile<2>& tile;
+  std::int64_t rows[2];  // of the weight, the first of each panel
   const Panels& panels;
   const Block& block;
   NextWeights& next;
@@ -141,7 +143,7 @@ inline int row_tiles(const Block& block) { return block.num_tokens > kTileSide ?
 // Tiles 0 to 3 = products of some columns, added to `totals` unless they are null.
 template <bool kSignedBytes>
 void multiply_steps(const AmxOperands& operands, Steps steps, const AmxTotals* totals) {
-  const auto& [tile, panels, block, next] = operands;
+  const auto& [rows, panels, block, next] = operands;
   const std::int64_t offset = steps.begin * kTileSide * kTileBytes, count = steps.end - steps.begin;
   const auto* a0 = reinterpret_cast<const std::uint8_t*>(block.packed) + offset;
   const std::uint8_t* a1 = a0 + kTileSide * panels.columns;
@@ -176,65 +178,65 @@ const std::uint8_t* whole_panel(const std::uint8_t* panel, std::int64_t lines, s
   return unpacked;
 }
 
-// Writes whole lines past the caches; publish_lines lets other threads see them.
-template <std::size_t kBytes>
-void store_lines(void* target, const void* lines) {
-  static_assert(kBytes % kLineBytes == 0);
-  for (std::size_t i = 0; i < kBytes; i += kLineBytes) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<char*>(target) + i),
-                        _mm512_loadu_si512(static_cast<const char*>(lines) + i));
-  }
-}
+// Writes past the caches; publish_lines lets other threads see it.
+inline void store_line(void* target, __m512i line) { _mm512_stream_si512(static_cast<__m512i*>(target), line); }
 inline void publish_lines() { _mm_sfence(); }
 
-// Results that fill the second-level cache go past it, a line at a time: reading what they replace took a third of the
-// time.
+inline void store_lines(float* out, VecF first, VecF second) {
+  store_line(out, reinterpret_cast<__m512i>(first));
+  store_line(out + kWidth, reinterpret_cast<__m512i>(second));
+}
+inline void store_lines(bf16* out, VecF first, VecF second) {
+  const auto join = []<std::size_t... Lane>(VecH a, VecH b, std::index_sequence<Lane...>) {
+    return __builtin_shufflevector(a, b, Lane...);
+  };
+  store_line(out, reinterpret_cast<__m512i>(
+                      join(to_bf16_portably(first), to_bf16_portably(second), std::make_index_sequence<2 * kWidth>())));
+}
+
+constexpr int kAmxVectors = 4;  // of weights, two at a time: results of whole lines, gated or not
+template <class Form>
+using AmxSums = typename Form::Sums[kAmxVectors / 2];  // of a block
+
+// Results that fill the second-level cache go past it: reading what they replace took a third of the time.
 template <class Form, class T>
-void store_block(const QuantizedLinearParams& p, const Tile<2>& tile, const Block& block,
-                 const typename Form::Sums& sums, bool past_caches) {
-  const float* const row_scale = Form::row_scale(p);
-  VecF scale[2], bias[2];
-  int counts[2];
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t n = tile.first_row + half * kWidth, left = p.out_features - n;
-    counts[half] = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
-    scale[half] = row_scale ? load_n(row_scale + n, counts[half]) : broadcast(1.0f);
-    bias[half] = p.bias ? load_n(static_cast<const T*>(p.bias) + n, counts[half]) : VecF{};
-  }
+void store_block(const QuantizedLinearParams& p, const Tile<kAmxVectors>& tile, const Block& block,
+                 const AmxSums<Form>& sums, bool past_caches) {
+  const Results<T, kAmxVectors> results(p, Form::row_scale(p), tile);
   for (std::int64_t m = 0; m < block.num_tokens; ++m) {
-    T* const out = static_cast<T*>(p.out) + (block.first_token + m) * p.out_features + tile.first_row;
-    alignas(64) T lines[kAmxRows];
-    T* const target = past_caches ? lines : out;
-    for (int half = 0; half < 2; ++half) {
-      if (counts[half] == 0) break;
-      const VecF value = Form::sum(sums, block, m, half) * block.scales[m] * scale[half] + bias[half];
-      store_columns(target + half * kWidth, value, counts[half]);
+    T* const out = static_cast<T*>(p.out) + (block.first_token + m) * p.out_columns();
+    const auto sum = [&](int v) { return Form::sum(sums[v / 2], block, m, v % 2); };
+    const auto result = [&](int v) { return results.at(v, block.scales[m], sum); };
+    if (past_caches) {
+      for (int v = 0; v < results.count(); v += 2) store_lines(out + tile.rows[v], result(v), result(v + 1));
+    } else {
+      for (int v = 0; v < results.count() && tile.counts[v] > 0; ++v) {
+        store_columns(out + tile.rows[v], result(v), tile.counts[v]);
+      }
     }
-    if (past_caches) store_lines<sizeof lines>(out, lines);
   }
 }
 
-// Whether the results are many, and consist of whole lines.
+// Whether the results are many, and tiles give whole lines of them.
 template <class T>
 bool goes_past_caches(const QuantizedLinearParams& p) {
   constexpr std::int64_t kMany = 1024 * 1024;
-  return p.num_tokens * p.out_features * std::int64_t{sizeof(T)} >= kMany && p.out_features % kAmxRows == 0 &&
-         reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
+  return p.num_tokens * p.out_columns() * std::int64_t{sizeof(T)} >= kMany &&
+         p.out_columns() % rows_of_part<kAmxVectors>(p) == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
 }
 
 // Chunks of rows stay in the second-level cache, as in multiply_tiles. The sums of a chunk are kept while parts of the
 // columns are multiplied one after the other: of each part, the weights stay in the first-level cache.
 template <class Form, class T>
 void multiply_amx(const QuantizedLinearParams& p) {
-  using Sums = typename Form::Sums;
-  static_assert(sizeof(Sums) == kAmxSumsBytes);
+  static_assert(sizeof(AmxSums<Form>) == 2 * kAmxSumsBytes);
   Columns columns = Form::columns(p);
   const std::int64_t lines = columns.quads / Form::kQuadsPerLine;
   columns.quads = ceil_div(columns.quads, kTileSide) * kTileSide;
   const QuantizedRows rows = quantize_tiles<T>(p, columns);
-  const std::int64_t blocks = ceil_div(p.num_tokens, kAmxRows), tiles = ceil_div(p.out_features, kAmxRows);
+  const std::int64_t blocks = ceil_div(p.num_tokens, kAmxRows), tiles = num_tiles<kAmxVectors>(p);
   const std::int64_t chunks = ceil_div(blocks, amx_blocks_in_chunk(p.num_tokens, p.in_features));
-  const std::int64_t ranges = tasks_for_rows(tiles, lines * kLineBytes * 2 * blocks);
+  const std::int64_t ranges = tasks_for_rows(tiles, lines * kLineBytes * kAmxVectors * blocks);
   const std::int64_t steps = columns.quads / kTileSide, parts = amx_parts(p.in_features);
   const bool past_caches = goes_past_caches<T>(p);
   // Two steps stay together: a group of 128 columns.
@@ -245,21 +247,28 @@ void multiply_amx(const QuantizedLinearParams& p) {
     const std::int64_t begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
     const std::int64_t panel_bytes = columns.quads * kLineBytes;
     std::uint8_t* const unpacked = rows.rest + thread * amx_bytes_of_thread(p.num_tokens, p.in_features);
-    auto* const sums = reinterpret_cast<Sums*>(unpacked + 2 * panel_bytes);
+    auto* const sums = reinterpret_cast<AmxSums<Form>*>(unpacked + 2 * panel_bytes);
     for (std::int64_t t = tiles * range / ranges; t < tiles * (range + 1) / ranges; ++t) {
-      const Tile<2> tile = tile_at<2>(p, t, lines);
-      const Panels panels{whole_panel<Form>(tile.weight[0], lines, columns.quads, unpacked),
-                          whole_panel<Form>(tile.weight[1], lines, columns.quads, unpacked + panel_bytes),
-                          columns.quads * 4};
-      NextWeights next(tile, (end - begin) * steps);
-      for (std::int64_t part = 0; part < parts; ++part) {
-        for (std::int64_t b = begin; b < end; ++b) {
-          const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
-          const Block block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads,
-                            rows.scales + first, rows.starts + first * columns.groups};
-          Sums& of_block = sums[parts > 1 ? b - begin : 0];
-          Form::add_part(p, {tile, panels, block, next}, {step_of_part(part), step_of_part(part + 1)}, of_block);
-          if (part == parts - 1) store_block<Form, T>(p, tile, block, of_block, past_caches);
+      const Tile<kAmxVectors> tile = tile_at<kAmxVectors>(p, t, lines);
+      const int pairs = tile.counts[2] > 0 ? 2 : 1;
+      for (int pair = 0; pair < pairs; ++pair) {
+        const std::uint8_t* const* weight = tile.weight + 2 * pair;
+        const Panels panels{whole_panel<Form>(weight[0], lines, columns.quads, unpacked),
+                            whole_panel<Form>(weight[1], lines, columns.quads, unpacked + panel_bytes),
+                            columns.quads * 4};
+        NextWeights next(pair == 0 ? weight[2] : tile.weight[0] + tile.lookahead,
+                         pair == 0 ? weight[3] : tile.weight[1] + tile.lookahead, lines, (end - begin) * steps);
+        for (std::int64_t part = 0; part < parts; ++part) {
+          for (std::int64_t b = begin; b < end; ++b) {
+            const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
+            const Block block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads,
+                              rows.scales + first, rows.starts + first * columns.groups};
+            Form::add_part(p, {{tile.rows[2 * pair], tile.rows[2 * pair + 1]}, panels, block, next},
+                           {step_of_part(part), step_of_part(part + 1)}, sums[b - begin][pair]);
+            if (part == parts - 1 && pair == pairs - 1) {
+              store_block<Form, T>(p, tile, block, sums[b - begin], past_caches);
+            }
+          }
         }
       }
     }

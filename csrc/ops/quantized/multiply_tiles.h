@@ -8,6 +8,7 @@
 //   null
 #pragma once
 
+#include "ops/activation/activation_simd.h"
 #include "ops/quantized/quantize_rows.h"
 
 namespace dpn::DPN_ISA {
@@ -15,12 +16,14 @@ namespace dpn::DPN_ISA {
 constexpr std::int64_t kLineBytes = kPanelRows * 4;      // of a panel, for 4 or 8 columns
 constexpr int kPanelVectors = int{kPanelRows} / kWidth;  // vectors of weights in a panel
 
-// Vectors of kWidth weight rows each, which are multiplied together: some panels, or a part of one.
+// Vectors of kWidth weight rows each, which are multiplied together: some panels, or a part of one. Where the result is
+// gated, the first half are gates, and the second half what they are multiplied with.
 template <int Vectors>
 struct Tile {
   static constexpr int kRows = Vectors * kWidth;
 
-  std::int64_t first_row;
+  std::int64_t rows[Vectors];           // of the weight, the first of each vector
+  int counts[Vectors];                  // of rows that there are
   const std::uint8_t* weight[Vectors];  // first bytes of each vector; kLineBytes to its next ones
   std::int64_t lookahead;               // bytes to the weights that are needed next
 };
@@ -41,13 +44,26 @@ template <int Vectors>
 using TileSums = float[kMostRows<Vectors>][Tile<Vectors>::kRows];
 
 template <int Vectors>
+std::int64_t rows_of_part(const QuantizedLinearParams& p) {
+  return p.is_gated() ? Tile<Vectors>::kRows / 2 : Tile<Vectors>::kRows;
+}
+
+template <int Vectors>
+std::int64_t num_tiles(const QuantizedLinearParams& p) {
+  return ceil_div(p.out_columns(), rows_of_part<Vectors>(p));
+}
+
+template <int Vectors>
 Tile<Vectors> tile_at(const QuantizedLinearParams& p, std::int64_t index, std::int64_t lines) {
-  constexpr int kRows = Tile<Vectors>::kRows;
-  const std::int64_t panel_bytes = lines * kLineBytes, first = index * kRows;
-  Tile<Vectors> tile{first, {}, kRows > kPanelRows ? kRows / kPanelRows * panel_bytes : panel_bytes};
+  const std::int64_t panel_bytes = lines * kLineBytes, rows = rows_of_part<Vectors>(p), first = index * rows;
+  Tile<Vectors> tile;
+  tile.lookahead = rows > kPanelRows ? rows / kPanelRows * panel_bytes : panel_bytes;
   for (int v = 0; v < Vectors; ++v) {
+    const std::int64_t part = v * kWidth / rows, column = first + v * kWidth % rows, left = p.out_columns() - column;
+    tile.counts[v] = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
     // Where the weights end within a tile, its first vector is multiplied again, and those sums are not stored.
-    const std::int64_t n = first + v * kWidth < p.out_features ? first + v * kWidth : first;
+    const std::int64_t n = part * p.out_columns() + (left > 0 ? column : first);
+    tile.rows[v] = n;
     tile.weight[v] = p.weight + n / kPanelRows * panel_bytes + n % kPanelRows * 4;
   }
   return tile;
@@ -74,18 +90,47 @@ void prefetch_next(const Tile<Vectors>& tile, std::int64_t line) {
   }
 }
 
+// What the sums of a tile become: scaled, biased, and activated.
+template <class T, int Vectors>
+class Results {
+ public:
+  Results(const QuantizedLinearParams& p, const float* row_scale, const Tile<Vectors>& tile)
+      : activation_(p.activation), count_(p.is_gated() ? Vectors / 2 : Vectors) {
+    for (int v = 0; v < Vectors; ++v) {
+      const std::int64_t n = tile.rows[v];
+      scale_[v] = row_scale ? load_n(row_scale + n, tile.counts[v]) : broadcast(1.0f);
+      bias_[v] = p.bias ? load_n(static_cast<const T*>(p.bias) + n, tile.counts[v]) : VecF{};
+    }
+  }
+
+  // Vectors of results.
+  int count() const { return count_; }
+
+  // Vector v of the results of a row with scale `factor`; sum(i) is vector i of its sums.
+  template <class Sum>
+  VecF at(int v, float factor, const Sum& sum) const {
+    const VecF value = sum(v) * factor * scale_[v] + bias_[v];
+    if (activation_ == ActivationKind::none) return value;
+    if (activation_ != ActivationKind::silu_mul) return activate(value, activation_);
+    const int up = v + count_;
+    return silu(value) * (sum(up) * factor * scale_[up] + bias_[up]);
+  }
+
+ private:
+  ActivationKind activation_;
+  int count_;
+  VecF scale_[Vectors], bias_[Vectors];
+};
+
 template <class T, int Vectors>
 void store_sums(const QuantizedLinearParams& p, const float* row_scale, const Tile<Vectors>& tile, const Block& block,
                 const float (*sums)[Tile<Vectors>::kRows]) {
-  for (int v = 0; v < Vectors; ++v) {
-    const std::int64_t n = tile.first_row + v * kWidth;
-    if (n >= p.out_features) return;
-    const int count = p.out_features - n < kWidth ? static_cast<int>(p.out_features - n) : kWidth;
-    const VecF scale = row_scale ? load_n(row_scale + n, count) : broadcast(1.0f);
-    const VecF bias = p.bias ? load_n(static_cast<const T*>(p.bias) + n, count) : VecF{};
-    for (std::int64_t m = 0; m < block.num_tokens; ++m) {
-      const VecF value = load(sums[m] + v * kWidth) * block.scales[m] * scale + bias;
-      store_columns(static_cast<T*>(p.out) + (block.first_token + m) * p.out_features + n, value, count);
+  const Results<T, Vectors> results(p, row_scale, tile);
+  for (std::int64_t m = 0; m < block.num_tokens; ++m) {
+    T* const out = static_cast<T*>(p.out) + (block.first_token + m) * p.out_columns();
+    const auto sum = [&](int v) { return load(sums[m] + v * kWidth); };
+    for (int v = 0; v < results.count() && tile.counts[v] > 0; ++v) {
+      store_columns(out + tile.rows[v], results.at(v, block.scales[m], sum), tile.counts[v]);
     }
   }
 }
@@ -109,7 +154,7 @@ void multiply_tiles(const QuantizedLinearParams& p) {
   const std::int64_t row_bytes = columns.quads * static_cast<std::int64_t>(sizeof(Dot4::Activations));
   const std::int64_t wanted_chunks = ceil_div(p.num_tokens * row_bytes + 1, kChunkBytes);
   const std::int64_t chunks = wanted_chunks < rows.blocks ? wanted_chunks : rows.blocks;
-  const std::int64_t tiles = ceil_div(p.out_features, kRows), lines = columns.quads / Form::kQuadsPerLine;
+  const std::int64_t tiles = num_tiles<Vectors>(p), lines = columns.quads / Form::kQuadsPerLine;
   // Consecutive tiles stay on one core, so that each core streams through memory in order.
   const std::int64_t ranges = tasks_for_rows(tiles, lines * 4 * kRows * rows.blocks);
   parallel_for(ranges * chunks, [&](std::int64_t task, int) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/tensor.h"
+#include "ops/activation/activation.h"
 
 namespace dpn {
 
@@ -18,7 +19,7 @@ constexpr std::int64_t kMostStreamedRows = 12;
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 struct QuantizedLinearParams {
-  void* out;                   // [num_tokens, out_features]
+  void* out;                   // [num_tokens, out_columns()]
   const void* x;               // [num_tokens, in_features], row stride x_stride
   const std::uint8_t* weight;  // tiles, see linear_int8.h and linear_int4.h
   const void* scale;           // of the weights, see there
@@ -28,16 +29,23 @@ struct QuantizedLinearParams {
   std::int64_t in_features;
   std::int64_t out_features;
   std::int64_t x_stride;
+  ActivationKind activation;
   DType dtype;  // of out, x and bias
+
+  // silu_mul makes one column of two: weights of the gate, then those of up, kPanelRows or a multiple each.
+  bool is_gated() const { return activation == ActivationKind::silu_mul; }
+  std::int64_t out_columns() const { return is_gated() ? out_features / 2 : out_features; }
 };
 
 constexpr std::int64_t padded_columns(std::int64_t in_features) { return ceil_div(in_features, 64) * 64; }
 
-// With tiles (AMX): blocks of 32 rows in a chunk of rows that stays in the second-level cache of 2 MiB.
+// With tiles (AMX), 64 weights at a time: blocks of 32 rows in a chunk of rows that stays, with its sums, in the
+// second-level cache of 2 MiB.
+constexpr std::int64_t kAmxSumsBytes = 32 * 32 * 4;
 constexpr std::int64_t amx_blocks_in_chunk(std::int64_t num_tokens, std::int64_t in_features) {
-  constexpr std::int64_t kChunkBytes = 1024 * 1024;
+  constexpr std::int64_t kChunkBytes = 1280 * 1024, kSumsOfRow = 2 * kAmxSumsBytes / 32;
   const std::int64_t blocks = ceil_div(num_tokens, 32);
-  const std::int64_t chunks = ceil_div(num_tokens * padded_columns(in_features) + 1, kChunkBytes);
+  const std::int64_t chunks = ceil_div(num_tokens * (padded_columns(in_features) + kSumsOfRow), kChunkBytes);
   return ceil_div(blocks, chunks < blocks ? chunks : blocks);
 }
 
@@ -48,11 +56,10 @@ constexpr std::int64_t amx_parts(std::int64_t in_features) {
   return columns < kPart * 3 / 2 ? 1 : ceil_div(columns, kPart);
 }
 
-// With tiles, each thread needs two panels of weights in 8 bits, and sums for each block that has parts.
-constexpr std::int64_t kAmxSumsBytes = 32 * 32 * 4;
+// With tiles, each thread needs two panels of weights in 8 bits, and the sums of a chunk.
 constexpr std::int64_t amx_bytes_of_thread(std::int64_t num_tokens, std::int64_t in_features) {
-  const std::int64_t blocks = amx_parts(in_features) > 1 ? amx_blocks_in_chunk(num_tokens, in_features) : 1;
-  return 2 * kPanelRows * padded_columns(in_features) + blocks * kAmxSumsBytes;
+  return 2 * kPanelRows * padded_columns(in_features) +
+         amx_blocks_in_chunk(num_tokens, in_features) * 2 * kAmxSumsBytes;
 }
 
 // Bytes of scratch memory: for each row its integers (int16 at most), its scale and its sum over every group of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.model.weights.product import Products, dense_products
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import WeightSpec
 
 
@@ -50,7 +50,7 @@ class DenseWeight:
         """Of the tensor."""
         return self._tensor.nbytes
 
-    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
+    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
         """See `dense_products`."""
         return dense_products(self._tensor, self._packed, bias, activation)
 

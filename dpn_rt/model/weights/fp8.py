@@ -12,7 +12,7 @@ from dpn_rt.model.weights.dense import DenseWeight
 from dpn_rt.model.weights.product import Products
 from dpn_rt.model.weights.row_major import aligned, row_major_products
 from dpn_rt.model.weights.weight import Number, Weight
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import WeightSpec
 
 FP8 = torch.float8_e4m3fn
@@ -82,7 +82,7 @@ class Fp8Weight:
         """Of matrix and scales."""
         return self._matrix.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
+    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
         """See `row_major_products`."""
         return row_major_products(self._matrix, self._scale, bias, activation)
 

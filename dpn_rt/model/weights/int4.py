@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpn_rt import ops
-from dpn_rt.model.weights.product import Product, Products, one_product
+from dpn_rt.model.weights.product import Products, activated, one_product, tiled_product
 from dpn_rt.model.weights.tiles import GROUP, INT4_TILE, pack_int4, panels_of, tile_shape, unpack_int4
 from dpn_rt.model.weights.weight import Number
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import WeightSpec
 
 LEAST, LARGEST = -8, 7
@@ -94,14 +93,16 @@ class Int4Weight:
         """Of tiles and scales."""
         return self._tiles.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
+    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
         """One kernel for any number of rows."""
         num_rows, padding = self._num_rows, -self._num_rows % INT4_TILE[0]
         if bias is not None and padding:
             bias = functional.pad(bias, (0, padding))
-        product = partial(ops.linear_int4, weight=self._tiles, scale=self._scale, bias=bias)
-        unpadded: Product = (lambda x: product(x)[:, :num_rows].contiguous()) if padding else product
-        return one_product(unpadded, activation)
+        operands = {"weight": self._tiles, "scale": self._scale, "bias": bias}
+        if not padding:
+            return one_product(tiled_product(ops.linear_int4, num_rows, activation, **operands))
+        padded = tiled_product(ops.linear_int4, num_rows + padding, **operands)
+        return one_product(activated(lambda x: padded(x)[:, :num_rows].contiguous(), activation))
 
 
 def _tiled(scale: Tensor) -> Tensor:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.model.weights.product import Products, one_product
+from dpn_rt.model.weights.product import Products, one_product, tiled_product
 from dpn_rt.model.weights.row_major import aligned, row_major_products
 from dpn_rt.model.weights.tiles import INT8_TILE, pack_int8, panels_of, tile_shape, unpack_int8
 from dpn_rt.model.weights.weight import Number
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import WeightSpec
 
 LEAST, LARGEST = -128, 127
@@ -87,8 +86,9 @@ class Int8Weight:
         """Of matrix and scales."""
         return self._stored.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
+    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
         """One kernel for any number of rows, or a library's."""
         if self._stored.dtype == torch.int8:
             return row_major_products(self._stored, self._scale, bias, activation)
-        return one_product(partial(ops.linear_int8, weight=self._stored, scale=self._scale, bias=bias), activation)
+        operands = {"weight": self._stored, "scale": self._scale, "bias": bias}
+        return one_product(tiled_product(ops.linear_int8, len(self._scale), activation, **operands))

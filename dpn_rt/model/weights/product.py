@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
-from dpn_rt.schema.activation import Activation
+from dpn_rt.model.weights.tiles import TILE_ROWS
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.tuning.cpu_choices import cpu_choices, default_choices
 
 SIZES_PER_OCTAVE = 16
@@ -27,7 +28,7 @@ _ONEDNN_ACTIVATIONS: Mapping[str | None, tuple[str, str]] = {"gelu": ("gelu", "n
 Product = Callable[[Tensor], Tensor]
 """`x` `[num_tokens, in_features]` -> `activation(x @ weight.T + bias)` `[num_tokens, out_features]`.
 
-Sums are float32; without an activation it is the sum."""
+Sums are float32; without an activation it is the sum. `silu_mul` leaves half as many columns."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Products:
 
 
 def dense_products(
-    weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: Activation | None = None
+    weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: ProductActivation | None = None
 ) -> Products:
     """The products of a weight in the dtype of the activations.
 
@@ -73,16 +74,33 @@ def dense_products(
     return Products(few_rows, many_rows, choices.most_streamed_rows)
 
 
-def one_product(product: Product, activation: Activation | None = None) -> Products:
+def one_product(product: Product) -> Products:
     """The products of a weight whose kernel takes any number of rows."""
-    product = activated(product, activation)
     return Products(product, product, most_few_rows=0)
 
 
-def activated(product: Product, activation: Activation | None) -> Product:
-    """`product`, then an activation in its memory."""
+def tiled_product(
+    kernel: Product, num_rows: int, activation: ProductActivation | None = None, **operands: Tensor | None
+) -> Product:
+    """The product of a matrix in tiles, by a kernel that applies the activation too.
+
+    Args:
+        kernel: `ops.linear_int8` or `ops.linear_int4`.
+        num_rows: of the matrix. A gate is applied by the kernel if both halves of them are whole tiles.
+        activation: of the result.
+        operands: the kernel's.
+    """
+    is_fused = activation != "silu_mul" or num_rows % (2 * TILE_ROWS) == 0
+    product = partial(kernel, **operands, activation=activation if is_fused else None)
+    return product if is_fused else activated(product, activation)
+
+
+def activated(product: Product, activation: ProductActivation | None) -> Product:
+    """`product`, then an activation, of one number in its memory."""
     if activation is None:
         return product
+    if activation == "silu_mul":
+        return lambda x: ops.silu_mul(product(x))
 
     def run(x: Tensor) -> Tensor:
         result = product(x)
@@ -103,7 +121,7 @@ def _torch_product(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _onednn_products(
-    weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: Activation | None
+    weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: ProductActivation | None
 ) -> Product:
     fused = _ONEDNN_ACTIVATIONS.get(activation) if packed is not None else None
     product = partial(_onednn_product, weight=weight, packed=packed, bias=bias, fused=fused or ("none", "none"))

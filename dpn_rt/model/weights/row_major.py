@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.model.weights.product import Products
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 
 ALIGNMENT = 16
 """Of rows and columns. cuBLAS takes multiples of 16 in float8, of 8 in int8 (`torch._scaled_mm`, `torch._int_mm`)."""
@@ -27,7 +27,9 @@ def aligned(matrix: Tensor) -> Tensor:
     return padded.view(matrix.dtype)
 
 
-def row_major_products(matrix: Tensor, scale: Tensor, bias: Tensor | None, activation: Activation | None) -> Products:
+def row_major_products(
+    matrix: Tensor, scale: Tensor, bias: Tensor | None, activation: ProductActivation | None
+) -> Products:
     """The products of a matrix in 8 bits, on a GPU: three launches, whatever the number of rows.
 
     Rows of x are rounded to the matrix's dtype, a library multiplies, then come scales, bias and activation. Sums of

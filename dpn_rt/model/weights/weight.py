@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.model.weights.product import Products
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import WeightSpec
 
 Number = Literal["integer", "e4m3"]
@@ -57,7 +57,7 @@ class Weight(Protocol):
     def num_bytes(self) -> int:
         """Of the stored tensors, without a prepacked copy."""
 
-    def products(self, bias: Tensor | None, activation: Activation | None = None) -> Products:
+    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
         """How rows are multiplied with it.
 
         Args:

@@ -108,6 +108,36 @@ NOT_INLINED __m512 _mm512_maskz_shuffle_f32x4(__mmask16 mask, __m512 a, __m512 b
 
 inline __m512 _mm512_mul_ps(__m512 a, __m512 b) { return a * b; }
 
+inline __m512 _mm512_set1_ps(float value) { return value - __m512{}; }
+
+// More exact than the processor's 14 bits.
+inline __m512 _mm512_maskz_rcp14_ps(__mmask16, __m512 x) { return 1.0f / x; }
+
+// The second operand if one is NaN.
+inline __m512 _mm512_maskz_min_ps(__mmask16, __m512 a, __m512 b) { return a < b ? a : b; }
+
+// To the nearest integers, ties to even, as control 0 has it.
+NOT_INLINED __m512 _mm512_maskz_roundscale_ps(__mmask16, __m512 x, int) {
+  __m512 result;
+  for (int i = 0; i < 16; ++i) result[i] = std::nearbyint(x[i]);
+  return result;
+}
+
+// x * 2^n of whole n.
+NOT_INLINED __m512 _mm512_maskz_scalef_ps(__mmask16 mask, __m512 x, __m512 n) {
+  __m512 result;
+  for (int i = 0; i < 16; ++i) result[i] = mask >> i & 1 ? std::ldexp(x[i], static_cast<int>(n[i])) : 0.0f;
+  return result;
+}
+
+constexpr int _CMP_NLT_UQ = 21;
+// The one comparison that kernels use: not less, or NaN.
+NOT_INLINED __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int) {
+  int mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= (a[i] < b[i] ? 0 : 1) << i;
+  return static_cast<__mmask16>(mask);
+}
+
 // Rounded once.
 NOT_INLINED __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
   __m512 result;
