@@ -74,22 +74,26 @@ def _sums(a: Integers, weights: NDArray[np.int8]) -> Floats:
 
 
 @np.errstate(over="ignore")  # as in the kernels, a large number becomes infinity
-def int8_reference(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The result, bit by bit. `q` is `[out_features, in_features]` int8."""
+def int8_reference(
+    x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The result, bit by bit, in `dtype` or that of `x`. `q` is `[out_features, in_features]` int8."""
     a, s = quantized_rows(x)
-    return _finish(_sums(a, q.numpy()) * s[:, None] * scale.numpy(), bias, x.dtype)
+    return _finish(_sums(a, q.numpy()) * s[:, None] * scale.numpy(), bias, dtype or x.dtype)
 
 
 @np.errstate(over="ignore")
-def int4_reference(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The result, bit by bit. `scale` is `[out_features, groups]`."""
+def int4_reference(
+    x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The result, bit by bit, in `dtype` or that of `x`. `scale` is `[out_features, groups]`."""
     a, s = quantized_rows(x)
     weights, scales = q.numpy(), scale.float().numpy()
     sums = np.zeros((len(a), len(weights)), np.float32)
     for group in range(scales.shape[1]):
         columns = slice(group * GROUP, (group + 1) * GROUP)
         sums += _sums(a[:, columns], weights[:, columns]) * scales[:, group]
-    return _finish(sums * s[:, None], bias, x.dtype)
+    return _finish(sums * s[:, None], bias, dtype or x.dtype)
 
 
 def exact_product(x: Tensor, dequantized: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,31 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
+from tests.ops.activation_reference import FUNCTIONS, silu_mul
 from tests.ops.conftest import assert_close_to_reference, poisoned, random_rows
 
 SHAPES = [(1, 1), (1, 7), (2, 8), (3, 15), (3, 16), (2, 17), (5, 33), (40, 1000), (0, 8), (3, 0)]
-
-
-def silu_mul(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=1)
-    return functional.silu(gate) * up
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """As torch's, which loses all digits of large negative inputs by cancellation, even in float64."""
-    return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
-
-
-FUNCTIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu, "gelu_tanh": gelu_tanh}
 
 
 @pytest.mark.cpu_only

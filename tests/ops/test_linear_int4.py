@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
 from dpn_rt.model.weights.tiles import GROUP, pack_int4
 from tests.ops.conftest import CPU_ONLY, poisoned, random_rows, seeded
+from tests.ops.quantized_cases import random_int4, tiled_scale
 from tests.ops.quantized_reference import exact_product, int4_reference
 
 DEVICES = CPU_ONLY
@@ -23,44 +23,31 @@ SIZES = [
 ]  # fmt: skip
 
 
-def random_weight(generator: torch.Generator, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
-    """Integers `[out_features, in_features]` and scales `[out_features, groups]`, of both signs."""
-    q = torch.randint(-8, 8, (out_features, in_features), generator=generator, dtype=torch.int8)
-    groups = -(-in_features // GROUP)
-    return q, (torch.randn(out_features, groups, generator=generator) * 0.1).bfloat16()
-
-
-def tiled(scale: Tensor) -> Tensor:
-    """`[out_features, groups]` -> `[panels, groups, 16]`, with NaN for rows that are none."""
-    padded = functional.pad(scale, (0, 0, 0, -scale.shape[0] % 16), value=float("nan"))
-    return padded.view(padded.shape[0] // 16, 16, padded.shape[1]).transpose(1, 2).contiguous()
-
-
 def multiply(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     out = poisoned((x.shape[0], q.shape[0]), x.dtype)
-    return ops.linear_int4(x, pack_int4(q), tiled(scale), bias, out=out)
+    return ops.linear_int4(x, pack_int4(q), tiled_scale(scale), bias, out=out)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 def test_bit_by_bit(generator: torch.Generator, dtype: torch.dtype, sizes: tuple[int, int], with_bias: bool) -> None:
-    q, scale = random_weight(generator, sizes[1], sizes[0])
+    q, scale = random_int4(generator, sizes[1], sizes[0])
     bias = random_rows(generator, sizes[1:], dtype) if with_bias else None
     for rows in ROWS:
         x = random_rows(generator, (rows, sizes[0]), dtype)
         assert torch.equal(multiply(x, q, scale, bias), int4_reference(x, q, scale, bias)), f"{rows} rows"
 
 
-@pytest.mark.parametrize("sizes", [(2048, 640), (5632, 200), (130, 7)], ids=str)
+@pytest.mark.parametrize("sizes", [(2048, 640), (5632, 200), (130, 7), (900, 1024), (833, 1024)], ids=str)
 def test_many_rows(generator: torch.Generator, dtype: torch.dtype, sizes: tuple[int, int]) -> None:
     x = random_rows(generator, (640, sizes[0]), dtype)
-    q, scale = random_weight(generator, sizes[1], sizes[0])
+    q, scale = random_int4(generator, sizes[1], sizes[0])
     assert torch.equal(multiply(x, q, scale), int4_reference(x, q, scale, None))
 
 
 def test_the_product_of_the_rounded_rows(generator: torch.Generator, dtype: torch.dtype) -> None:
     x, bias = random_rows(generator, (9, 700), dtype), random_rows(generator, (50,), dtype)
-    q, scale = random_weight(generator, 50, 700)
+    q, scale = random_int4(generator, 50, 700)
     dequantized = q.double() * scale.double().repeat_interleave(GROUP, dim=1)[:, :700]
     expected, magnitudes = exact_product(x, dequantized, bias)
     error = (multiply(x, q, scale, bias).double() - expected).abs()
@@ -82,7 +69,7 @@ def test_extremes_neither_saturate_nor_overflow(in_features: int) -> None:
 def test_rows_of_zeros_give_the_bias(generator: torch.Generator, dtype: torch.dtype) -> None:
     x, bias = random_rows(generator, (5, 140), dtype), random_rows(generator, (20,), dtype)
     x[1], x[3] = 0.0, -0.0
-    q, scale = random_weight(generator, 20, 140)
+    q, scale = random_int4(generator, 20, 140)
     out = multiply(x, q, scale, bias)
     assert torch.equal(out[[1, 3]], bias.expand(2, 20))
     assert torch.equal(out, int4_reference(x, q, scale, bias))
@@ -91,7 +78,7 @@ def test_rows_of_zeros_give_the_bias(generator: torch.Generator, dtype: torch.dt
 @pytest.mark.parametrize("largest", [1e-45, 3e-44, 1e-39, 1e-30, 1e38])
 def test_rows_of_any_magnitude(generator: torch.Generator, largest: float) -> None:
     x = torch.rand(3, 150, generator=generator) * largest
-    q, scale = random_weight(generator, 20, 150)
+    q, scale = random_int4(generator, 20, 150)
     for rows in (x, x.bfloat16()):
         assert torch.equal(multiply(rows, q, scale), int4_reference(rows, q, scale, None))
 
@@ -102,7 +89,7 @@ def test_what_is_not_finite_stays_in_its_row(
     generator: torch.Generator, dtype: torch.dtype, bad: float, column: int
 ) -> None:
     x = random_rows(generator, (14, 137), dtype)
-    q, scale = random_weight(generator, 19, 137)
+    q, scale = random_int4(generator, 19, 137)
     expected = multiply(x, q, scale)
     x[5, column] = bad
     out = multiply(x, q, scale)
@@ -124,7 +111,7 @@ def test_a_row_does_not_depend_on_its_batch(
 ) -> None:
     generator = seeded(seed)
     x = random_rows(generator, (rows, in_features), dtype)
-    q, scale = random_weight(generator, out_features, in_features)
+    q, scale = random_int4(generator, out_features, in_features)
     together = multiply(x, q, scale)
     assert torch.equal(together, int4_reference(x, q, scale, None))
     assert torch.equal(together, torch.cat([multiply(row[None], q, scale) for row in x]))
@@ -135,7 +122,7 @@ def test_a_row_does_not_depend_on_its_batch(
 @pytest.mark.parametrize("rows", [1, 8, 300])
 def test_any_number_of_threads(generator: torch.Generator, dtype: torch.dtype, rows: int) -> None:
     x = random_rows(generator, (rows, 2048), dtype)
-    q, scale = random_weight(generator, 1000, 2048)
+    q, scale = random_int4(generator, 1000, 2048)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -149,7 +136,7 @@ def test_any_number_of_threads(generator: torch.Generator, dtype: torch.dtype, r
 
 def test_strided_rows(generator: torch.Generator, dtype: torch.dtype) -> None:
     wide = random_rows(generator, (4, 290), dtype)
-    q, scale = random_weight(generator, 6, 240)
+    q, scale = random_int4(generator, 6, 240)
     contiguous = multiply(wide[:, 25:265].contiguous(), q, scale)
     assert torch.equal(multiply(wide[:, 25:265], q, scale), contiguous)
     assert torch.equal(multiply(wide[1:2, 25:265].expand(4, 240), q, scale), contiguous[1:2].expand(4, 6))
@@ -157,8 +144,8 @@ def test_strided_rows(generator: torch.Generator, dtype: torch.dtype) -> None:
 
 def test_the_number_of_rows_that_tiles_leave_open(generator: torch.Generator) -> None:
     x = random_rows(generator, (3, 64), torch.float32)
-    q, scale = random_weight(generator, 32, 64)
-    tiles, scales, bias = pack_int4(q), tiled(scale), torch.ones(21)
+    q, scale = random_int4(generator, 32, 64)
+    tiles, scales, bias = pack_int4(q), tiled_scale(scale), torch.ones(21)
     assert torch.equal(ops.linear_int4(x, tiles, scales), int4_reference(x, q, scale, None))
     assert torch.equal(ops.linear_int4(x, tiles, scales, bias), int4_reference(x, q[:21], scale[:21], bias))
 

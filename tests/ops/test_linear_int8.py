@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from dpn_rt import ops
 from dpn_rt.errors import KernelArgumentError
 from dpn_rt.model.weights.tiles import pack_int8
 from tests.ops.conftest import CPU_ONLY, poisoned, random_rows, seeded
+from tests.ops.quantized_cases import random_int8
 from tests.ops.quantized_reference import exact_product, int8_reference
 
 DEVICES = CPU_ONLY
@@ -32,15 +32,10 @@ SIZES = [
 ]
 
 
-def random_weight(generator: torch.Generator, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
-    q = torch.randint(-127, 128, (out_features, in_features), generator=generator, dtype=torch.int8)
-    return q, torch.rand(out_features, generator=generator) * 0.02 + 1e-4
-
-
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 def test_bit_by_bit(generator: torch.Generator, dtype: torch.dtype, sizes: tuple[int, int], with_bias: bool) -> None:
-    q, scale = random_weight(generator, sizes[1], sizes[0])
+    q, scale = random_int8(generator, sizes[1], sizes[0])
     bias = random_rows(generator, sizes[1:], dtype) if with_bias else None
     packed = pack_int8(q)
     for rows in ROWS:
@@ -49,17 +44,17 @@ def test_bit_by_bit(generator: torch.Generator, dtype: torch.dtype, sizes: tuple
         assert torch.equal(out, int8_reference(x, q, scale, bias)), f"{rows} rows"
 
 
-@pytest.mark.parametrize("sizes", [(2048, 640), (5632, 200), (130, 7)], ids=str)
+@pytest.mark.parametrize("sizes", [(2048, 640), (5632, 200), (130, 7), (900, 1024), (833, 1024)], ids=str)
 def test_many_rows(generator: torch.Generator, dtype: torch.dtype, sizes: tuple[int, int]) -> None:
     x = random_rows(generator, (640, sizes[0]), dtype)
-    q, scale = random_weight(generator, sizes[1], sizes[0])
+    q, scale = random_int8(generator, sizes[1], sizes[0])
     out = ops.linear_int8(x, pack_int8(q), scale)
     assert torch.equal(out, int8_reference(x, q, scale, None))
 
 
 def test_the_product_of_the_rounded_rows(generator: torch.Generator, dtype: torch.dtype) -> None:
     x, bias = random_rows(generator, (9, 700), dtype), random_rows(generator, (50,), dtype)
-    q, scale = random_weight(generator, 50, 700)
+    q, scale = random_int8(generator, 50, 700)
     expected, magnitudes = exact_product(x, q.double() * scale.double()[:, None], bias)
     error = (ops.linear_int8(x, pack_int8(q), scale, bias).double() - expected).abs()
     digits = 2**-8 if dtype == torch.bfloat16 else 2**-23
@@ -92,7 +87,7 @@ def test_ties_go_to_even(dtype: torch.dtype) -> None:
 def test_rows_of_zeros_give_the_bias(generator: torch.Generator, dtype: torch.dtype) -> None:
     x, bias = random_rows(generator, (5, 40), dtype), random_rows(generator, (20,), dtype)
     x[1], x[3] = 0.0, -0.0
-    q, scale = random_weight(generator, 20, 40)
+    q, scale = random_int8(generator, 20, 40)
     out = ops.linear_int8(x, pack_int8(q), scale, bias)
     assert torch.equal(out[[1, 3]], bias.expand(2, 20))
     assert torch.equal(out, int8_reference(x, q, scale, bias))
@@ -101,7 +96,7 @@ def test_rows_of_zeros_give_the_bias(generator: torch.Generator, dtype: torch.dt
 @pytest.mark.parametrize("largest", [1e-45, 3e-44, 1e-39, 1e-30, 3e38])
 def test_rows_of_any_magnitude(generator: torch.Generator, largest: float) -> None:
     x = torch.rand(3, 50, generator=generator) * largest
-    q, scale = random_weight(generator, 20, 50)
+    q, scale = random_int8(generator, 20, 50)
     assert torch.equal(ops.linear_int8(x, pack_int8(q), scale), int8_reference(x, q, scale, None))
     half = x.bfloat16()
     assert torch.equal(ops.linear_int8(half, pack_int8(q), scale), int8_reference(half, q, scale, None))
@@ -113,7 +108,7 @@ def test_what_is_not_finite_stays_in_its_row(
     generator: torch.Generator, dtype: torch.dtype, bad: float, column: int
 ) -> None:
     x = random_rows(generator, (14, 37), dtype)
-    q, scale = random_weight(generator, 19, 37)
+    q, scale = random_int8(generator, 19, 37)
     expected = ops.linear_int8(x, pack_int8(q), scale)
     x[5, column] = bad
     out = ops.linear_int8(x, pack_int8(q), scale)
@@ -135,7 +130,7 @@ def test_a_row_does_not_depend_on_its_batch(
 ) -> None:
     generator = seeded(seed)
     x = random_rows(generator, (rows, in_features), dtype)
-    q, scale = random_weight(generator, out_features, in_features)
+    q, scale = random_int8(generator, out_features, in_features)
     tiles = pack_int8(q)
     together = ops.linear_int8(x, tiles, scale)
     assert torch.equal(together, int8_reference(x, q, scale, None))
@@ -147,7 +142,7 @@ def test_a_row_does_not_depend_on_its_batch(
 @pytest.mark.parametrize("rows", [1, 8, 300])
 def test_any_number_of_threads(generator: torch.Generator, dtype: torch.dtype, rows: int) -> None:
     x = random_rows(generator, (rows, 1024), dtype)
-    q, scale = random_weight(generator, 1000, 1024)
+    q, scale = random_int8(generator, 1000, 1024)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -161,7 +156,7 @@ def test_any_number_of_threads(generator: torch.Generator, dtype: torch.dtype, r
 
 def test_strided_rows(generator: torch.Generator, dtype: torch.dtype) -> None:
     wide = random_rows(generator, (4, 90), dtype)
-    q, scale = random_weight(generator, 6, 40)
+    q, scale = random_int8(generator, 6, 40)
     tiles = pack_int8(q)
     contiguous = ops.linear_int8(wide[:, 25:65].contiguous(), tiles, scale)
     assert torch.equal(ops.linear_int8(wide[:, 25:65], tiles, scale), contiguous)
