@@ -120,13 +120,7 @@ def test_bad_activations_are_refused_by_name(generator: torch.Generator, bits: i
             case.kernel(x, activation=kind, out=out)
 
     refused(case, "activation is 'relu', expected 'silu_mul', 'quick_gelu', 'gelu'", "relu", torch.zeros(2, 64))
-    wrong = (
-        r"out has shape \[2, 64\], expected \[num_tokens=2, out_features / 2=32\]" if bits == 8 else "weight has shape"
-    )
-    refused(case, wrong, "silu_mul", torch.zeros(2, 64))
-    many = (
-        "out_features is 48, expected a multiple of 32"
-        if bits == 8
-        else "out has 24 columns, expected a multiple of 16"
-    )
-    refused(uneven, f"{many} with silu_mul", "silu_mul", torch.zeros(2, 24))
+    wrong = {8: r"out has shape \[2, 64\], expected \[num_tokens=2, out_features / 2=32\]", 4: "weight has shape"}
+    refused(case, wrong[bits], "silu_mul", torch.zeros(2, 64))
+    wrong = {8: "out_features is 48, expected a multiple of 32", 4: "out has 24 columns, expected a multiple of 16"}
+    refused(uneven, f"{wrong[bits]} with silu_mul", "silu_mul", torch.zeros(2, 24))

@@ -130,7 +130,9 @@ NOT_INLINED __m512 _mm512_maskz_scalef_ps(__mmask16 mask, __m512 x, __m512 n) {
   return result;
 }
 
-constexpr int _CMP_NLT_UQ = 21;
+#ifndef _CMP_NLT_UQ
+#define _CMP_NLT_UQ 0x15
+#endif
 // The one comparison that kernels use: not less, or NaN.
 NOT_INLINED __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int) {
   int mask = 0;

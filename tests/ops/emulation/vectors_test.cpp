@@ -50,6 +50,15 @@ Vector bytes() {
   return vector;
 }
 
+Vector whole_numbers() {
+  Vector vector;
+  for (auto& word : vector.words) {
+    const float number = static_cast<float>(static_cast<int>(random_words() % 400) - 200);
+    std::memcpy(&word, &number, sizeof number);
+  }
+  return vector;
+}
+
 enum class Elements { integers, floats, bf16 };
 
 bool is_nan(std::uint32_t bits) { return (bits & 0x7FFFFFFF) > 0x7F800000; }
@@ -63,46 +72,53 @@ bool equal(std::uint32_t a, std::uint32_t b, Elements elements) {
 }
 
 struct Inputs {
-  Vector x = floats(), y = floats(), p = bf16_pairs(), q = bf16_pairs(), a = bytes(), b = bytes();
+  Vector x = floats(), y = floats(), p = bf16_pairs(), q = bf16_pairs(), a = bytes(), b = bytes(), n = whole_numbers();
 };
 
 struct Results {
-  Vector dpbf16, cvtne2ps, cvtneps, dpbusd, madd, cvtepu16, loadu_epi16, permute, shuffle, fmadd, fnmadd;
+  Vector dpbf16, cvtne2ps, cvtneps, dpbusd, madd, cvtepu16, loadu_epi16, permute, shuffle, fmadd, fnmadd, min,
+      roundscale, scalef;
 };
 
 // The same calls twice, since functions with and without AVX-512 cannot give each other vectors.
-#define CALL_ALL                                                                                \
-  __m512 x, y;                                                                                  \
-  __m512i a, b;                                                                                 \
-  __m512bh p, q;                                                                                \
-  __m256i half;                                                                                 \
-  std::memcpy(&x, &in.x, sizeof x), std::memcpy(&y, &in.y, sizeof y);                           \
-  std::memcpy(&a, &in.a, sizeof a), std::memcpy(&b, &in.b, sizeof b);                           \
-  std::memcpy(&p, &in.p, sizeof p), std::memcpy(&q, &in.q, sizeof q);                           \
-  std::memcpy(&half, &in.a, sizeof half);                                                       \
-  __m512i sum;                                                                                  \
-  std::memcpy(&sum, &in.x, sizeof sum);                                                         \
-  const auto dpbf16 = _mm512_dpbf16_ps(x, p, q);                                                \
-  const auto cvtne2ps = _mm512_cvtne2ps_pbh(x, y);                                              \
-  const auto cvtneps = _mm512_cvtneps_pbh(x);                                                   \
-  const auto dpbusd = _mm512_dpbusd_epi32(sum, a, b);                                           \
-  const auto madd = _mm512_madd_epi16(a, b);                                                    \
-  const auto cvtepu16 = _mm512_maskz_cvtepu16_epi32(0xB6E5, half);                              \
-  const auto loadu_epi16 = _mm512_maskz_loadu_epi16(0x3FF, in.a.words);                         \
-  const auto permute = _mm512_maskz_permute_ps(0xF7FF, x, 0x4E);                                \
-  const auto shuffle = _mm512_maskz_shuffle_f32x4(0xFFFE, x, y, 0xD8);                          \
-  const auto fmadd = _mm512_fmadd_ps(x, y, x);                                                  \
-  const auto fnmadd = _mm512_fnmadd_ps(x, y, y);                                                \
-  out = {};                                                                                     \
-  std::memcpy(&out.dpbf16, &dpbf16, sizeof dpbf16), std::memcpy(&out.madd, &madd, sizeof madd); \
-  std::memcpy(&out.cvtne2ps, &cvtne2ps, sizeof cvtne2ps);                                       \
-  std::memcpy(&out.cvtneps, &cvtneps, sizeof cvtneps);                                          \
-  std::memcpy(&out.dpbusd, &dpbusd, sizeof dpbusd);                                             \
-  std::memcpy(&out.cvtepu16, &cvtepu16, sizeof cvtepu16);                                       \
-  std::memcpy(&out.loadu_epi16, &loadu_epi16, sizeof loadu_epi16);                              \
-  std::memcpy(&out.permute, &permute, sizeof permute);                                          \
-  std::memcpy(&out.shuffle, &shuffle, sizeof shuffle);                                          \
-  std::memcpy(&out.fmadd, &fmadd, sizeof fmadd), std::memcpy(&out.fnmadd, &fnmadd, sizeof fnmadd);
+#define CALL_ALL                                                                                   \
+  __m512 x, y, n;                                                                                  \
+  __m512i a, b;                                                                                    \
+  __m512bh p, q;                                                                                   \
+  __m256i half;                                                                                    \
+  std::memcpy(&x, &in.x, sizeof x), std::memcpy(&y, &in.y, sizeof y);                              \
+  std::memcpy(&n, &in.n, sizeof n);                                                                \
+  std::memcpy(&a, &in.a, sizeof a), std::memcpy(&b, &in.b, sizeof b);                              \
+  std::memcpy(&p, &in.p, sizeof p), std::memcpy(&q, &in.q, sizeof q);                              \
+  std::memcpy(&half, &in.a, sizeof half);                                                          \
+  __m512i sum;                                                                                     \
+  std::memcpy(&sum, &in.x, sizeof sum);                                                            \
+  const auto dpbf16 = _mm512_dpbf16_ps(x, p, q);                                                   \
+  const auto cvtne2ps = _mm512_cvtne2ps_pbh(x, y);                                                 \
+  const auto cvtneps = _mm512_cvtneps_pbh(x);                                                      \
+  const auto dpbusd = _mm512_dpbusd_epi32(sum, a, b);                                              \
+  const auto madd = _mm512_madd_epi16(a, b);                                                       \
+  const auto cvtepu16 = _mm512_maskz_cvtepu16_epi32(0xB6E5, half);                                 \
+  const auto loadu_epi16 = _mm512_maskz_loadu_epi16(0x3FF, in.a.words);                            \
+  const auto permute = _mm512_maskz_permute_ps(0xF7FF, x, 0x4E);                                   \
+  const auto shuffle = _mm512_maskz_shuffle_f32x4(0xFFFE, x, y, 0xD8);                             \
+  const auto fmadd = _mm512_fmadd_ps(x, y, x);                                                     \
+  const auto fnmadd = _mm512_fnmadd_ps(x, y, y);                                                   \
+  const auto min = _mm512_maskz_min_ps(0xFFFF, x, y);                                              \
+  const auto roundscale = _mm512_maskz_roundscale_ps(0xFFFF, x, 0);                                \
+  const auto scalef = _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ), y, n);         \
+  out = {};                                                                                        \
+  std::memcpy(&out.dpbf16, &dpbf16, sizeof dpbf16), std::memcpy(&out.madd, &madd, sizeof madd);    \
+  std::memcpy(&out.cvtne2ps, &cvtne2ps, sizeof cvtne2ps);                                          \
+  std::memcpy(&out.cvtneps, &cvtneps, sizeof cvtneps);                                             \
+  std::memcpy(&out.dpbusd, &dpbusd, sizeof dpbusd);                                                \
+  std::memcpy(&out.cvtepu16, &cvtepu16, sizeof cvtepu16);                                          \
+  std::memcpy(&out.loadu_epi16, &loadu_epi16, sizeof loadu_epi16);                                 \
+  std::memcpy(&out.permute, &permute, sizeof permute);                                             \
+  std::memcpy(&out.shuffle, &shuffle, sizeof shuffle);                                             \
+  std::memcpy(&out.fmadd, &fmadd, sizeof fmadd), std::memcpy(&out.fnmadd, &fnmadd, sizeof fnmadd); \
+  std::memcpy(&out.min, &min, sizeof min), std::memcpy(&out.scalef, &scalef, sizeof scalef);       \
+  std::memcpy(&out.roundscale, &roundscale, sizeof roundscale);
 
 WITH_AVX512 void run_processor(const Inputs& in, Results& out) { CALL_ALL }
 
@@ -138,7 +154,10 @@ bool one_round() {
          same("permute", ours.permute, theirs.permute, Elements::floats) &&
          same("shuffle", ours.shuffle, theirs.shuffle, Elements::floats) &&
          same("fmadd", ours.fmadd, theirs.fmadd, Elements::floats) &&
-         same("fnmadd", ours.fnmadd, theirs.fnmadd, Elements::floats);
+         same("fnmadd", ours.fnmadd, theirs.fnmadd, Elements::floats) &&
+         same("min", ours.min, theirs.min, Elements::floats) &&
+         same("roundscale", ours.roundscale, theirs.roundscale, Elements::floats) &&
+         same("scalef", ours.scalef, theirs.scalef, Elements::floats);
 }
 
 }  // namespace
