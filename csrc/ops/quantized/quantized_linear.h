@@ -43,7 +43,7 @@ constexpr std::int64_t padded_columns(std::int64_t in_features) { return ceil_di
 // second-level cache of 2 MiB.
 constexpr std::int64_t kAmxSumsBytes = 32 * 32 * 4;
 constexpr std::int64_t amx_blocks_in_chunk(std::int64_t num_tokens, std::int64_t in_features) {
-  constexpr std::int64_t kChunkBytes = 1280 * 1024, kSumsOfRow = 2 * kAmxSumsBytes / 32;
+  constexpr std::int64_t kChunkBytes = 1024 * 1024, kSumsOfRow = 2 * kAmxSumsBytes / 32;
   const std::int64_t blocks = ceil_div(num_tokens, 32);
   const std::int64_t chunks = ceil_div(num_tokens * (padded_columns(in_features) + kSumsOfRow), kChunkBytes);
   return ceil_div(blocks, chunks < blocks ? chunks : blocks);
