@@ -24,7 +24,8 @@ def linear_int4(
     Rows of `x` are rounded to integers as in `linear_int8`. Products of integers are summed exactly within a group,
     converted to float32, multiplied by the scale of the group, and added in float32 in the order of the groups. The sum
     is multiplied by the scale of the row of `x`, the bias is added, the activation applied, and the result is rounded
-    to the dtype of `x`. So a row's result has the same bits whatever the other rows, the number of threads and the instruction set.
+    to the dtype of `x`. So a row's result has the same bits whatever the other rows, the number of threads, and,
+    without an activation, the instruction set.
 
     A row of `x` that holds NaN or infinity gives NaN in all of its outputs; other rows are not affected.
 
@@ -44,8 +45,8 @@ def linear_int4(
             `silu_mul` it has half as many columns.
 
     Returns:
-        `[num_tokens, out_features]`, or half as many columns, dtype of `x`. Without `out` and `bias`, `out_features` is the number of rows that
-        the tiles have, a multiple of 16.
+        `[num_tokens, out_features]`, or half as many columns, dtype of `x`. Without `out` and `bias`, `out_features` is
+        the number of rows that the tiles have, a multiple of 16.
 
     Raises:
         KernelArgumentError: an argument has the wrong shape, dtype, device or layout.

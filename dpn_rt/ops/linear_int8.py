@@ -19,13 +19,13 @@ def linear_int8(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`activation(x @ W.T + bias)` on the CPU: row n of W is `scale[n]` times integers, and rows of `x` are rounded to integers.
+    """`activation(x @ W.T + bias)` on the CPU: row n of W is `scale[n]` times integers, rows of `x` become integers.
 
     Each row of `x` is quantised by itself: `s = max|x| / 127.5` and `a = round(x / s)`, ties to even, within -128 to
     127, as in the package compressed-tensors. A row of zeros has `s = 0` and `a = 0`. Products of integers are summed
-    exactly, converted to float32, multiplied by `s` and then by `scale[n]`, the bias is added and
-    the activation applied in float32, and the result is rounded to the dtype of `x`. So a row's result has the same bits whatever the other rows, the number of
-    threads and the instruction set.
+    exactly, converted to float32, multiplied by `s` and then by `scale[n]`. The bias is added and the activation
+    applied in float32, and the result is rounded to the dtype of `x`. So a row's result has the same bits whatever the
+    other rows, the number of threads, and, without an activation, the instruction set.
 
     A row of `x` that holds NaN or infinity gives NaN in all of its outputs; other rows are not affected.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpn_rt import ops
-from dpn_rt.model.weights.product import Products
+from dpn_rt.model.weights.product import Products, activated, one_product
 from dpn_rt.schema.activation import ProductActivation
 
 ALIGNMENT = 16
@@ -30,7 +30,7 @@ def aligned(matrix: Tensor) -> Tensor:
 def row_major_products(
     matrix: Tensor, scale: Tensor, bias: Tensor | None, activation: ProductActivation | None
 ) -> Products:
-    """The products of a matrix in 8 bits, on a GPU: three launches, whatever the number of rows.
+    """The products of a matrix in 8 bits, on a GPU: three launches whatever the number of rows, and one for a gate.
 
     Rows of x are rounded to the matrix's dtype, a library multiplies, then come scales, bias and activation. Sums of
     int8 are exact, so a row's result does not depend on the others; those of float8 are float32, in any order.
@@ -41,15 +41,16 @@ def row_major_products(
             `in_features` are zeros. On a GPU both are multiples of `ALIGNMENT`.
         scale: `[out_features]` float32, of each row.
         bias: `[out_features]`, dtype of the activations.
-        activation: applied to the result before it is rounded.
+        activation: applied to the result, before it is rounded unless it is a gate.
     """
     transposed, multiply = matrix.t(), _multiplication(matrix)
+    of_numbers = None if activation == "silu_mul" else activation
 
     def product(x: Tensor) -> Tensor:
         q, row_scale = ops.quantize(x, matrix.dtype, num_rows=max(len(x), LEAST_ROWS), columns=matrix.shape[1])
-        return ops.dequantize(multiply(q, transposed), row_scale, scale, bias, activation, dtype=x.dtype)
+        return ops.dequantize(multiply(q, transposed), row_scale, scale, bias, of_numbers, dtype=x.dtype)
 
-    return Products(product, product, most_few_rows=0)
+    return one_product(product if of_numbers == activation else activated(product, activation))
 
 
 def _multiplication(matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
