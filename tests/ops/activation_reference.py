@@ -22,3 +22,5 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 FUNCTIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu, "gelu_tanh": gelu_tanh}
+ACTIVATIONS = {**FUNCTIONS, "silu_mul": silu_mul}
+"""All that a product may apply."""

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpn_rt.errors import KernelArgumentError
-from tests.ops.activation_reference import FUNCTIONS, silu_mul
+from tests.ops.activation_reference import ACTIVATIONS, FUNCTIONS
 from tests.ops.conftest import CPU_ONLY, assert_close_to_reference, poisoned, random_rows, seeded
 from tests.ops.quantized_cases import QuantizedCase
 
 DEVICES = CPU_ONLY
 
-ACTIVATIONS = {**FUNCTIONS, "silu_mul": silu_mul}
 ROWS = [0, 1, 3, 5, 9, 12, 13, 17, 31, 32, 33, 70]
 # (in_features, out_features): one tile or some, and columns in one part or some; the last are of a gate alone
 SIZES = [(0, 32), (5, 32), (130, 96), (300, 160), (1100, 64)]

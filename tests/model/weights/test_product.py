@@ -17,8 +17,9 @@ from dpn_rt.errors import KernelArgumentError
 from dpn_rt.model.linear import Linear
 from dpn_rt.model.weights.dense import DenseWeight, can_prepack
 from dpn_rt.model.weights.product import SIZES_PER_OCTAVE, few_sizes
-from dpn_rt.schema.activation import Activation
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.tuning.cpu_choices import default_choices
+from tests.ops.activation_reference import ACTIVATIONS
 from tests.skips import NO_ONEDNN
 
 MOST = default_choices().most_streamed_rows
@@ -54,18 +55,15 @@ def test_rows_are_what_they_are_alone(rows: int, dtype: torch.dtype, prepack: bo
     ("dtype", "prepack"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
 )
 @pytest.mark.parametrize("rows", [0, 1, MOST, MOST + 1, 131])
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_tanh"])
-def test_activation(rows: int, activation: Activation, dtype: torch.dtype, prepack: bool) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation(rows: int, activation: ProductActivation, dtype: torch.dtype, prepack: bool) -> None:
     if prepack and not can_prepack(dtype):
         pytest.skip(NO_ONEDNN)
     x, weight, bias = (values.to(dtype) for values in (torch.randn(rows, 48), torch.randn(40, 48), torch.randn(40)))
     result = Linear(DenseWeight(weight, prepack=prepack), bias, activation)(x)
     sums = x.double() @ weight.double().t() + bias.double()
-    if activation == "quick_gelu":
-        expected = sums * torch.sigmoid(1.702 * sums)
-    else:
-        expected = functional.gelu(sums, approximate="tanh" if activation == "gelu_tanh" else "none")
-    assert result.shape == (rows, 40) and result.is_contiguous() and result.dtype == dtype
+    expected = ACTIVATIONS[activation](sums)
+    assert result.shape == expected.shape and result.is_contiguous() and result.dtype == dtype
     tolerance = {torch.bfloat16: 2**-7, torch.float32: 1e-6}[dtype]
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance * 20)
 

@@ -16,7 +16,9 @@ from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.model.weights.table import EmbeddingTable
 from dpn_rt.model.weights.tiles import pack_int4, pack_int8, unpack_int4, unpack_int8
 from dpn_rt.model.weights.weight import QuantizedWeight, Weight
+from dpn_rt.schema.activation import ProductActivation
 from dpn_rt.schema.weights import WeightSpec
+from tests.ops.activation_reference import ACTIVATIONS
 
 SIZES = st.tuples(st.integers(1, 70), st.integers(1, 300))
 FORMS: list[type[QuantizedWeight]] = [Int8Weight, Int4Weight]
@@ -181,12 +183,13 @@ def test_which_form_a_weight_takes() -> None:
     }
 
 
-@pytest.mark.parametrize("rows", [slice(None), slice(3, 24)])
+@pytest.mark.parametrize("kind", ["gelu", "silu_mul"])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 25), slice(16, 64), slice(0, 32)])
 @pytest.mark.parametrize("form", FORMS)
-def test_activation_of_the_product(form: type[QuantizedWeight], rows: slice) -> None:
-    stored = {f"fc1.{name}": tensor for name, tensor in form.quantize(torch.randn(32, 300)).items()}
-    stored["fc1.bias"] = torch.randn(32)
+def test_activation_of_the_product(form: type[QuantizedWeight], rows: slice, kind: ProductActivation) -> None:
+    stored = {f"fc1.{name}": tensor for name, tensor in form.quantize(torch.randn(64, 300)).items()}
+    stored["fc1.bias"] = torch.randn(64)
     x = torch.randn(5, 300)
     plain = load_linear(stored, "fc1", prepack=False, rows=rows)
-    activated = load_linear(stored, "fc1", prepack=False, rows=rows, activation="gelu")
-    torch.testing.assert_close(activated(x), torch.nn.functional.gelu(plain(x)), rtol=1e-6, atol=1e-6)
+    activated = load_linear(stored, "fc1", prepack=False, rows=rows, activation=kind)
+    torch.testing.assert_close(activated(x), ACTIVATIONS[kind](plain(x)), rtol=1e-5, atol=1e-5)

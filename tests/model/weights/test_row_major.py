@@ -14,7 +14,9 @@ from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.model.weights.row_major import aligned
 from dpn_rt.model.weights.table import EmbeddingTable
 from dpn_rt.model.weights.weight import QuantizedWeight
+from dpn_rt.schema.activation import ProductActivation
 from tests.model.weights.test_quantized import assert_as_specified
+from tests.ops.activation_reference import ACTIVATIONS
 from tests.ops.quantized_reference import e4m3_numbers, e4m3_rows
 
 CPU = torch.device("cpu")
@@ -142,11 +144,12 @@ def test_parts_of_a_fused_matrix(form: type[QuantizedWeight], rows: slice) -> No
 
 
 @FORMS
-def test_activation_of_the_product(form: type[QuantizedWeight]) -> None:
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activation_of_the_product(form: type[QuantizedWeight], kind: ProductActivation) -> None:
     tensors, x = on_gpu(stored(form, torch.randn(32, 300), torch.randn(32))), torch.randn(5, 300)
     plain = load_linear(tensors, "m", prepack=False)(x)
-    activated = load_linear(tensors, "m", prepack=False, activation="gelu")(x)
-    torch.testing.assert_close(activated, torch.nn.functional.gelu(plain), rtol=1e-6, atol=1e-5)
+    activated = load_linear(tensors, "m", prepack=False, activation=kind)(x)
+    torch.testing.assert_close(activated, ACTIVATIONS[kind](plain), rtol=1e-5, atol=1e-5)
 
 
 @FORMS
