@@ -18,17 +18,25 @@ from dpn_rt.schema.weights import NamedSpecs, WeightSpec
 class Linear:
     """`activation(x @ weight.T + bias)`; without an activation the sum."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None = None, activation: ProductActivation | None = None) -> None:
+    def __init__(
+        self,
+        weight: Weight,
+        bias: Tensor | None = None,
+        activation: ProductActivation | None = None,
+        *,
+        ragged: bool = True,
+    ) -> None:
         """
         Args:
             weight: `[out_features, in_features]`.
             bias: `[out_features]`, dtype of the activations.
             activation: applied to the result.
+            ragged: see `Weight.products`.
 
         Raises:
             KernelArgumentError: the two do not fit each other.
         """
-        products = weight.products(bias, activation)
+        products = weight.products(bias, activation, ragged=ragged)
         self._few_rows, self._many_rows = products.few_rows, products.many_rows
         self._most_few_rows = products.most_few_rows
 
@@ -69,8 +77,12 @@ def load_linear(
     prepack: bool,
     rows: slice = slice(None),
     activation: ProductActivation | None = None,
+    ragged: bool = True,
 ) -> Linear:
-    """The linear layer `module` of an engine, and an activation of its result; the rest as of `Weight.load`."""
+    """The linear layer `module` of an engine, and an activation of its result.
+
+    The rest as of `Weight.load` and `Weight.products`.
+    """
     bias = tensors.get(f"{module}.bias")
     weight = load_weight(tensors, module, prepack=prepack, rows=rows)
-    return Linear(weight, None if bias is None else bias[rows], activation)
+    return Linear(weight, None if bias is None else bias[rows], activation, ragged=ragged)

@@ -57,7 +57,9 @@ def joined(linear: Product, group: RankGroup) -> Product:
     return lambda x: group.join(linear(group.join(x)))
 
 
-def load_row_parallel(tensors: Mapping[str, Tensor], module: str, group: RankGroup | None, *, prepack: bool) -> Product:
+def load_row_parallel(
+    tensors: Mapping[str, Tensor], module: str, group: RankGroup | None, *, prepack: bool, ragged: bool = True
+) -> Product:
     """The second layer of a `LayerPair`.
 
     Args:
@@ -65,8 +67,9 @@ def load_row_parallel(tensors: Mapping[str, Tensor], module: str, group: RankGro
         module: canonical name.
         group: the ranks that share it; None: it is whole.
         prepack: as of `Weight.load`.
+        ragged: as of `Weight.products`.
     """
-    linear = load_linear(tensors, module, prepack=prepack)
+    linear = load_linear(tensors, module, prepack=prepack, ragged=ragged)
     if group is None:
         return linear
     return summed(linear, group) if form_of(tensors, module) is DenseWeight else joined(linear, group)

@@ -50,9 +50,11 @@ class DenseWeight:
         """Of the tensor."""
         return self._tensor.nbytes
 
-    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
+    def products(
+        self, bias: Tensor | None, activation: ProductActivation | None = None, *, ragged: bool = True
+    ) -> Products:
         """See `dense_products`."""
-        return dense_products(self._tensor, self._packed, bias, activation)
+        return dense_products(self._tensor, self._packed, bias, activation, ragged=ragged)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:

@@ -82,7 +82,9 @@ class Fp8Weight:
         """Of matrix and scales."""
         return self._matrix.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
+    def products(
+        self, bias: Tensor | None, activation: ProductActivation | None = None, *, ragged: bool = True
+    ) -> Products:
         """See `row_major_products`."""
         return row_major_products(self._matrix, self._scale, bias, activation)
 

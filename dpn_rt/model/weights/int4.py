@@ -93,7 +93,9 @@ class Int4Weight:
         """Of tiles and scales."""
         return self._tiles.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
+    def products(
+        self, bias: Tensor | None, activation: ProductActivation | None = None, *, ragged: bool = True
+    ) -> Products:
         """One kernel for any number of rows."""
         num_rows, padding = self._num_rows, -self._num_rows % INT4_TILE[0]
         if bias is not None and padding:

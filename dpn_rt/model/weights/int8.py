@@ -86,7 +86,9 @@ class Int8Weight:
         """Of matrix and scales."""
         return self._stored.nbytes + self._scale.nbytes
 
-    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
+    def products(
+        self, bias: Tensor | None, activation: ProductActivation | None = None, *, ragged: bool = True
+    ) -> Products:
         """One kernel for any number of rows, or a library's."""
         if self._stored.dtype == torch.int8:
             return row_major_products(self._stored, self._scale, bias, activation)

@@ -42,7 +42,12 @@ class Products:
 
 
 def dense_products(
-    weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: ProductActivation | None = None
+    weight: Tensor,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    activation: ProductActivation | None = None,
+    *,
+    ragged: bool = True,
 ) -> Products:
     """The products of a weight in the dtype of the activations.
 
@@ -55,6 +60,7 @@ def dense_products(
         packed: `weight` in oneDNN's own layout; None: without.
         bias: `[out_features]`, contiguous, dtype and device of `weight`.
         activation: applied to the result. oneDNN applies GELUs before it stores the result.
+        ragged: see `Weight.products`.
 
     Raises:
         KernelArgumentError: weight or bias has the wrong shape, dtype, device or layout.
@@ -64,7 +70,7 @@ def dense_products(
         on_device = activated(partial(functional.linear, weight=weight, bias=bias), activation)
         return Products(on_device, on_device, most_few_rows=0)
     if weight.dtype == torch.bfloat16:
-        many_rows = _onednn_products(weight, packed, bias, activation)
+        many_rows = _onednn_products(weight, packed, bias, activation, ragged)
     else:
         many_rows = activated(partial(_torch_product, weight=weight, bias=bias), activation)
     if weight.dtype not in (torch.bfloat16, torch.float32):
@@ -121,29 +127,36 @@ def _torch_product(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _onednn_products(
-    weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: ProductActivation | None
+    weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: ProductActivation | None, ragged: bool
 ) -> Product:
     fused = _ONEDNN_ACTIVATIONS.get(activation) if packed is not None else None
     product = partial(_onednn_product, weight=weight, packed=packed, bias=bias, fused=fused or ("none", "none"))
+    product = _with_few_sizes(product, weight) if ragged else product
     return product if fused else activated(product, activation)
+
+
+def _with_few_sizes(product: Product, weight: Tensor) -> Product:
+    """oneDNN compiles a product for every number of rows (0.3 to 1.5 ms, half a megabyte that is kept for 1,024 of
+    them), and ragged batches hardly ever have the same number twice: rows of zeros make the numbers few."""
+
+    def run(x: Tensor) -> Tensor:
+        _check_rows(x, weight)
+        num_rows = x.shape[0]
+        padding = few_sizes(num_rows) - num_rows
+        return product(functional.pad(x, (0, 0, 0, padding)))[:num_rows] if padding else product(x)
+
+    return run
 
 
 def _onednn_product(
     x: Tensor, *, weight: Tensor, packed: Tensor | None, bias: Tensor | None, fused: tuple[str, str]
 ) -> Tensor:
-    """oneDNN compiles a product for every number of rows (0.3 to 1.5 ms, half a megabyte that is kept for 1,024 of
-    them), and ragged batches hardly ever have the same number twice: rows of zeros make the numbers few."""
     _check_rows(x, weight)
-    num_rows = x.shape[0]
-    padding = few_sizes(num_rows) - num_rows
-    if padding:
-        x = functional.pad(x, (0, 0, 0, padding))
     if packed is None:
-        result = functional.linear(x, weight, bias)
-    else:
-        activation, algorithm = fused
-        result = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
-    return result[:num_rows] if padding else result
+        return functional.linear(x, weight, bias)
+    activation, algorithm = fused
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
+    return result
 
 
 def _check_operands(weight: Tensor, bias: Tensor | None) -> None:

@@ -57,12 +57,15 @@ class Weight(Protocol):
     def num_bytes(self) -> int:
         """Of the stored tensors, without a prepacked copy."""
 
-    def products(self, bias: Tensor | None, activation: ProductActivation | None = None) -> Products:
+    def products(
+        self, bias: Tensor | None, activation: ProductActivation | None = None, *, ragged: bool = True
+    ) -> Products:
         """How rows are multiplied with it.
 
         Args:
             bias: `[out_features]`, dtype of the activations.
             activation: applied to the result.
+            ragged: whether numbers of rows hardly ever come back; in a tower they do.
         """
 
 

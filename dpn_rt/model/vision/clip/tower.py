@@ -126,10 +126,10 @@ def load_layer(
     """One layer of an engine's weights; `prefix` without its dot."""
 
     def linear(part: str, activation: Activation | None = None) -> Linear:
-        return load_linear(weights, f"{prefix}.{part}", prepack=prepack, activation=activation)
+        return load_linear(weights, f"{prefix}.{part}", prepack=prepack, activation=activation, ragged=False)
 
     def row_parallel(part: str) -> Product:
-        return load_row_parallel(weights, f"{prefix}.{part}", group, prepack=prepack)
+        return load_row_parallel(weights, f"{prefix}.{part}", group, prepack=prepack, ragged=False)
 
     def norm(part: str) -> Affine:
         return load_norm(weights, f"{prefix}.{part}")
