@@ -44,7 +44,7 @@ struct Region {
 
 int max_threads() {
   const OpenMp& omp = open_mp();
-  if (!omp.found()) return static_cast<int>(std::thread::hardware_concurrency());
+  if (!omp.found()) return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));  // 0: it is not known
   return omp.in_parallel() ? 1 : omp.max_threads();
 }
 

@@ -148,16 +148,17 @@ inline float reduce_max(VecF value) {
   return reduce(value, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// e^x with a relative error below 2e-7; 0 below -87.3, e^88.3 above, NaN stays NaN. In both ways, x is n ln 2 + r.
+// e^x with a relative error below 2e-7; 0 below -87.3, e^88.3 above, NaN stays NaN. Both branches write x as n ln 2 +
+// r.
 inline VecF exp(VecF x) {
 #if defined(__AVX512F__)
   const auto value = reinterpret_cast<__m512>(x);
-  const __mmask16 counts = _mm512_cmp_ps_mask(value, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);  // or is NaN
+  const __mmask16 is_kept = _mm512_cmp_ps_mask(value, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);  // x >= -87.3, or NaN
   const __m512 clamped = _mm512_maskz_min_ps(0xFFFF, _mm512_set1_ps(88.3f), value);
   const __m512 n = _mm512_maskz_roundscale_ps(0xFFFF, _mm512_mul_ps(clamped, _mm512_set1_ps(1.44269504088896f)), 0);
   const __m512 high = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), clamped);
   const __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-1.90465421e-9f), high);
-  // e^r = 1 + r + r^2 q(r), q by least squares, reweighted until all extremes of the error are equal: 3e-9.
+  // e^r = 1 + r + r^2 q(r); q is the minimax polynomial, error 3e-9.
   __m512 p = _mm512_set1_ps(0.0013814467238262296f);
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.008368780836462975f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.04166839271783829f));
@@ -165,7 +166,7 @@ inline VecF exp(VecF x) {
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.4999999403953552f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  return reinterpret_cast<VecF>(_mm512_maskz_scalef_ps(counts, p, n));
+  return reinterpret_cast<VecF>(_mm512_maskz_scalef_ps(is_kept, p, n));
 #else
   const VecF clamped = x > 88.3f ? broadcast(88.3f) : x;
   const VecF scaled = clamped * 1.44269504088896f;
@@ -186,7 +187,7 @@ inline VecF exp(VecF x) {
 #endif
 }
 
-// 1 / x within two units in the last place, for finite x of normal size; NaN stays NaN.
+// 1 / x within two units in the last place, where both are normal numbers; NaN stays NaN.
 inline VecF reciprocal(VecF x) {
 #if defined(__AVX512F__)
   // A division takes 16 cycles; an estimate of 14 bits and a step of Newton's method take 3.

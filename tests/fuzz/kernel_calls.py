@@ -198,6 +198,17 @@ CALLS: list[tuple[str, Json]] = [
             "weight": ints(1, 200, 128, shape=[2, 9, 16, 4], dtype="uint8"),
             "scale": floats(20),
             "bias": floats(20),
+            "activation": None,
+        },
+    ),
+    (
+        "linear_int8",
+        {
+            "x": floats(3, 36),
+            "weight": ints(1, 200, 128, shape=[4, 9, 16, 4], dtype="uint8"),
+            "scale": floats(64),
+            "bias": floats(64),
+            "activation": "silu_mul",
         },
     ),
     (
@@ -207,6 +218,7 @@ CALLS: list[tuple[str, Json]] = [
             "weight": ints(1, 200, 128, shape=[2, 17, 16, 4], dtype="uint8"),
             "scale": floats(2, 2, 16, dtype="bfloat16"),
             "bias": floats(20),
+            "activation": "gelu",
         },
     ),
     ("quantize", {"x": floats(3, 36), "dtype": None, "out": floats(4, 40, dtype="int8"), "scale": floats(3)}),

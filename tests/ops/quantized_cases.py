@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpn_rt import ops
-from dpn_rt.model.weights.product import Product
 from dpn_rt.model.weights.tiles import GROUP, pack_int4, pack_int8
 from tests.ops.conftest import Reference
 from tests.ops.quantized_reference import int4_reference, int8_reference
@@ -39,7 +39,7 @@ def tiled_scale(scale: Tensor) -> Tensor:
 class QuantizedCase:
     """A random weight: its kernel, and its reference bit by bit without an activation; both take rows and a bias."""
 
-    kernel: Product
+    kernel: Callable[..., Tensor]
     reference: Reference
 
     @classmethod

@@ -16,7 +16,7 @@ from tests.ops.quantized_cases import QuantizedCase
 DEVICES = CPU_ONLY
 
 ROWS = [0, 1, 3, 5, 9, 12, 13, 17, 31, 32, 33, 70]
-# (in_features, out_features): one tile or some, and columns in one part or some; the last are of a gate alone
+# (in_features, out_features) of a gate too: one tile or some, and columns in one part or some
 SIZES = [(0, 32), (5, 32), (130, 96), (300, 160), (1100, 64)]
 UNEVEN_SIZES = [(8, 0), (1, 1), (33, 31), (129, 49)]
 
@@ -26,7 +26,7 @@ bits = pytest.mark.parametrize("bits", [8, 4])
 def check(
     generator: torch.Generator, dtype: torch.dtype, bits: int, rows: int, sizes: tuple[int, int], kind: str
 ) -> None:
-    """Against the function in float64 of the sums that are exact, and of the same in float32."""
+    """Compares with the activation, in float64 and in float32, of the exact reference's sums."""
     case = QuantizedCase.of(generator, bits, sizes[1], sizes[0])
     x, bias = random_rows(generator, (rows, sizes[0]), dtype), random_rows(generator, sizes[1:], dtype)
     sums = case.reference(x, bias=bias, dtype=torch.float32)
@@ -59,8 +59,8 @@ def test_parts_of_tiles(
 @bits
 @pytest.mark.parametrize(("kind", "columns"), [("silu_mul", 2048), ("silu_mul", 2080), ("gelu", 1024)])
 def test_many_results(generator: torch.Generator, dtype: torch.dtype, bits: int, kind: str, columns: int) -> None:
-    """They go past the caches where tiles give whole lines of them."""
-    check(generator, dtype, bits, 600, (900, columns), kind)
+    """Of two chunks of rows; they go past the caches where tiles give whole lines of them."""
+    check(generator, dtype, bits, 1000, (900, columns), kind)
 
 
 @bits

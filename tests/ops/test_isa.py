@@ -30,6 +30,7 @@ ISAS: dict[str, tuple[str, ...]] = {
 # compiler's vectors; test_attention.py takes minutes, and extending a prefill is the same kernel.
 EMULATED = (
     *QUANTIZED, "test_attention_extend.py", "test_attention_decode.py", "test_linear.py", "test_last_row_scores.py",
+    "test_activation.py", "test_quantize.py", "test_route.py",
 )  # fmt: skip
 CHOICE = "test_isa_choice.py"
 # The same with every instruction set.

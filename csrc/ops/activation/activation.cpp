@@ -15,23 +15,24 @@ void check_aliasing(const Checker& check, const Tensor& out, const char* x_name,
   if (!in_place) check.no_overlap("out", out, x_name, x);
 }
 
+ActivationKind gelu_named(const Checker& check, const std::string& argument, const std::string& kind,
+                          const std::string& expected) {
+  if (kind == "quick_gelu") return ActivationKind::quick_gelu;
+  if (kind == "gelu") return ActivationKind::gelu;
+  check.condition(kind == "gelu_tanh", argument + " is " + quoted(kind) + ", expected " + expected);
+  return ActivationKind::gelu_tanh;
+}
+
 }  // namespace
 
 ActivationKind kind_named(const Checker& check, const std::string& kind) {
-  if (kind == "quick_gelu") return ActivationKind::quick_gelu;
-  if (kind == "gelu") return ActivationKind::gelu;
-  check.condition(kind == "gelu_tanh", "kind is " + quoted(kind) + ", expected 'quick_gelu', 'gelu' or 'gelu_tanh'");
-  return ActivationKind::gelu_tanh;
+  return gelu_named(check, "kind", kind, "'quick_gelu', 'gelu' or 'gelu_tanh'");
 }
 
 ActivationKind activation_named(const Checker& check, const std::optional<std::string>& activation) {
   if (!activation) return ActivationKind::none;
   if (*activation == "silu_mul") return ActivationKind::silu_mul;
-  if (*activation == "quick_gelu") return ActivationKind::quick_gelu;
-  if (*activation == "gelu") return ActivationKind::gelu;
-  check.condition(*activation == "gelu_tanh", "activation is " + quoted(*activation) +
-                                                  ", expected 'silu_mul', 'quick_gelu', 'gelu', 'gelu_tanh' or None");
-  return ActivationKind::gelu_tanh;
+  return gelu_named(check, "activation", *activation, "'silu_mul', 'quick_gelu', 'gelu', 'gelu_tanh' or None");
 }
 
 void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream) {

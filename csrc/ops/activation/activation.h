@@ -27,7 +27,7 @@ struct ActivationParams {
 
 // Of the argument `kind`: all but none and silu_mul.
 ActivationKind kind_named(const Checker& check, const std::string& kind);
-// Of the argument `activation` of a product: of null none, and silu_mul too.
+// Of the argument `activation` of a product: null is none, and silu_mul is allowed too.
 ActivationKind activation_named(const Checker& check, const std::optional<std::string>& activation);
 
 void silu_mul(const Tensor& out, const Tensor& gate_up, Stream stream);

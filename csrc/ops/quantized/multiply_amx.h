@@ -3,7 +3,7 @@
 //   F::kSignedBytes                                whether unpack gives signed numbers
 //   F::unpack(panel, lines, bytes)                 [lines * kQuadsPerLine, 16, 4] weights in 8 bits
 //   F::Sums                                        what is kept of a block: AmxBlock of integers or floats
-//   F::add_part(params, operands, steps, sums)     adds the products of some columns; those from column 0 on start
+//   F::add_part(params, operands, steps, sums)     adds the products of some columns; with steps.begin == 0 to none
 //   F::sum(sums, block, m, half)                   kWidth sums of all columns
 // Include as core/tiles.h.
 #pragma once
@@ -15,7 +15,7 @@ namespace dpn::DPN_ISA {
 
 constexpr int kAmxRows = 2 * int{kTileSide};  // of x, and of weights
 
-// kAmxRows rows of x times kAmxRows weights: four tiles, each in consecutive memory.
+// Sums of kAmxRows rows of x and kAmxRows weights: four tiles, each in consecutive memory.
 template <class Element>
 struct alignas(64) AmxBlock {
   static constexpr int kTiles = 2;
@@ -194,11 +194,12 @@ inline void store_lines(bf16* out, VecF first, VecF second) {
                       join(to_bf16_portably(first), to_bf16_portably(second), std::make_index_sequence<2 * kWidth>())));
 }
 
-constexpr int kAmxVectors = 4;  // of weights, two at a time: results of whole lines, gated or not
+// Vectors of weights in a tile, of which two are multiplied at a time: half as many results are still whole lines.
+constexpr int kAmxVectors = 4;
 template <class Form>
 using AmxSums = typename Form::Sums[kAmxVectors / 2];  // of a block
 
-// Results that fill the second-level cache go past it: reading what they replace took a third of the time.
+// Many results go past the caches: to read what they replace took a third of the time.
 template <class Form, class T>
 void store_block(const QuantizedLinearParams& p, const Tile<kAmxVectors>& tile, const Block& block,
                  const AmxSums<Form>& sums, bool past_caches) {
@@ -222,14 +223,14 @@ template <class T>
 bool goes_past_caches(const QuantizedLinearParams& p) {
   constexpr std::int64_t kMany = 1024 * 1024;
   return p.num_tokens * p.out_columns() * std::int64_t{sizeof(T)} >= kMany &&
-         p.out_columns() % rows_of_part<kAmxVectors>(p) == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
+         p.out_columns() % columns_of_tile<kAmxVectors>(p) == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 64 == 0;
 }
 
 // Chunks of rows stay in the second-level cache, as in multiply_tiles. The sums of a chunk are kept while parts of the
 // columns are multiplied one after the other: of each part, the weights stay in the first-level cache.
 template <class Form, class T>
 void multiply_amx(const QuantizedLinearParams& p) {
-  static_assert(sizeof(AmxSums<Form>) == 2 * kAmxSumsBytes);
+  static_assert(sizeof(AmxSums<Form>) == 2 * kAmxBlockBytes);
   Columns columns = Form::columns(p);
   const std::int64_t lines = columns.quads / Form::kQuadsPerLine;
   columns.quads = ceil_div(columns.quads, kTileSide) * kTileSide;

@@ -3,9 +3,8 @@
 // A form of weights F has
 //   F::columns(params)                                    how its columns are cut
 //   F::kQuadsPerLine                                      groups of 4 columns in 64 bytes of a panel
-//   F::multiply<Vectors, Rows>(params, tile, block, sums) a block of rows times the weights of a tile, 1 column at
-//   least F::row_scale(params)                                  [out_features], what is left to multiply sums with, or
-//   null
+//   F::multiply<Vectors, Rows>(params, tile, block, sums) a block of rows times a tile, which has 1 column at least
+//   F::row_scale(params)                                  [out_features] scales that sums lack yet, or null
 #pragma once
 
 #include "ops/activation/activation_simd.h"
@@ -25,7 +24,7 @@ struct Tile {
   std::int64_t rows[Vectors];           // of the weight, the first of each vector
   int counts[Vectors];                  // of rows that there are
   const std::uint8_t* weight[Vectors];  // first bytes of each vector; kLineBytes to its next ones
-  std::int64_t lookahead;               // bytes to the weights that are needed next
+  std::int64_t lookahead;               // bytes to the next panels
 };
 
 // Rows of x that are multiplied together: their sums with a tile fill the registers.
@@ -44,25 +43,26 @@ template <int Vectors>
 using TileSums = float[kMostRows<Vectors>][Tile<Vectors>::kRows];
 
 template <int Vectors>
-std::int64_t rows_of_part(const QuantizedLinearParams& p) {
+std::int64_t columns_of_tile(const QuantizedLinearParams& p) {
   return p.is_gated() ? Tile<Vectors>::kRows / 2 : Tile<Vectors>::kRows;
 }
 
 template <int Vectors>
 std::int64_t num_tiles(const QuantizedLinearParams& p) {
-  return ceil_div(p.out_columns(), rows_of_part<Vectors>(p));
+  return ceil_div(p.out_columns(), columns_of_tile<Vectors>(p));
 }
 
 template <int Vectors>
 Tile<Vectors> tile_at(const QuantizedLinearParams& p, std::int64_t index, std::int64_t lines) {
-  const std::int64_t panel_bytes = lines * kLineBytes, rows = rows_of_part<Vectors>(p), first = index * rows;
+  const std::int64_t panel_bytes = lines * kLineBytes, columns = columns_of_tile<Vectors>(p), first = index * columns;
   Tile<Vectors> tile;
-  tile.lookahead = rows > kPanelRows ? rows / kPanelRows * panel_bytes : panel_bytes;
+  tile.lookahead = columns > kPanelRows ? columns / kPanelRows * panel_bytes : panel_bytes;
   for (int v = 0; v < Vectors; ++v) {
-    const std::int64_t part = v * kWidth / rows, column = first + v * kWidth % rows, left = p.out_columns() - column;
+    const std::int64_t half = v * kWidth / columns, column = first + v * kWidth % columns;
+    const std::int64_t left = p.out_columns() - column;
     tile.counts[v] = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
     // Where the weights end within a tile, its first vector is multiplied again, and those sums are not stored.
-    const std::int64_t n = part * p.out_columns() + (left > 0 ? column : first);
+    const std::int64_t n = half * p.out_columns() + (left > 0 ? column : first);
     tile.rows[v] = n;
     tile.weight[v] = p.weight + n / kPanelRows * panel_bytes + n % kPanelRows * 4;
   }
@@ -85,7 +85,8 @@ void prefetch_next(const Tile<Vectors>& tile, std::int64_t line) {
 #else
   const std::int64_t ahead = tile.lookahead;
 #endif
-  for (int v = 0; v < Vectors; v += kPanelVectors) {
+  for (int v = 0; v < Vectors; ++v) {
+    if (v % kPanelVectors != 0 && v != Vectors / 2) continue;  // a panel's first, or what gates are multiplied with
     __builtin_prefetch(tile.weight[v] + line * kLineBytes + ahead, 0, 2);
   }
 }

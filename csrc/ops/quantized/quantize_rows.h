@@ -59,7 +59,7 @@ void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const 
     const std::int64_t end = group + 1 < columns.groups ? (group + 1) * columns.group_quads : columns.quads;
     VecI sum{};
     std::int64_t quad = group * columns.group_quads;
-    const auto store = [&](VecF values, int num_quads) {
+    const auto put = [&](VecF values, int num_quads) {
       const VecI integers = is_zero ? VecI{} : to_integers(values, divider);
       sum += integers;
       const Bytes bytes = __builtin_convertvector(integers, Bytes);
@@ -68,11 +68,11 @@ void quantize_row(const QuantizedLinearParams& p, const Columns& columns, const 
       store_quads(quad, lanes, num_quads);
     };
     const std::int64_t whole = p.in_features / 4 < end ? p.in_features / 4 : end;
-    for (; quad + kQuads <= whole; quad += kQuads) store(load(x + quad * 4), kQuads);
+    for (; quad + kQuads <= whole; quad += kQuads) put(load(x + quad * 4), kQuads);
     for (; quad < end; quad += kQuads) {
       const std::int64_t left = p.in_features - quad * 4;
       const int count = left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
-      store(load_n(x + quad * 4, count), end - quad < kQuads ? static_cast<int>(end - quad) : kQuads);
+      put(load_n(x + quad * 4, count), end - quad < kQuads ? static_cast<int>(end - quad) : kQuads);
     }
     std::int32_t total = 0;
     for (int i = 0; i < kWidth; ++i) total += sum[i];

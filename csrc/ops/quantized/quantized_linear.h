@@ -29,7 +29,7 @@ struct QuantizedLinearParams {
   std::int64_t in_features;
   std::int64_t out_features;
   std::int64_t x_stride;
-  ActivationKind activation;
+  ActivationKind activation = ActivationKind::none;
   DType dtype;  // of out, x and bias
 
   // silu_mul makes one column of two: weights of the gate, then those of up, kPanelRows or a multiple each.
@@ -41,9 +41,9 @@ constexpr std::int64_t padded_columns(std::int64_t in_features) { return ceil_di
 
 // With tiles (AMX), 64 weights at a time: blocks of 32 rows in a chunk of rows that stays, with its sums, in the
 // second-level cache of 2 MiB.
-constexpr std::int64_t kAmxSumsBytes = 32 * 32 * 4;
+constexpr std::int64_t kAmxBlockBytes = 32 * 32 * 4;
 constexpr std::int64_t amx_blocks_in_chunk(std::int64_t num_tokens, std::int64_t in_features) {
-  constexpr std::int64_t kChunkBytes = 1024 * 1024, kSumsOfRow = 2 * kAmxSumsBytes / 32;
+  constexpr std::int64_t kChunkBytes = 1024 * 1024, kSumsOfRow = 2 * kAmxBlockBytes / 32;
   const std::int64_t blocks = ceil_div(num_tokens, 32);
   const std::int64_t chunks = ceil_div(num_tokens * (padded_columns(in_features) + kSumsOfRow), kChunkBytes);
   return ceil_div(blocks, chunks < blocks ? chunks : blocks);
@@ -59,7 +59,7 @@ constexpr std::int64_t amx_parts(std::int64_t in_features) {
 // With tiles, each thread needs two panels of weights in 8 bits, and the sums of a chunk.
 constexpr std::int64_t amx_bytes_of_thread(std::int64_t num_tokens, std::int64_t in_features) {
   return 2 * kPanelRows * padded_columns(in_features) +
-         amx_blocks_in_chunk(num_tokens, in_features) * 2 * kAmxSumsBytes;
+         amx_blocks_in_chunk(num_tokens, in_features) * 2 * kAmxBlockBytes;
 }
 
 // Bytes of scratch memory: for each row its integers (int16 at most), its scale and its sum over every group of

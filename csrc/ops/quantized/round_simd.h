@@ -6,7 +6,7 @@
 
 namespace dpn::DPN_ISA {
 
-// The largest bits of `size` elements without their signs.
+// The largest of the bits of `size` elements, signs cleared.
 template <class Vec, class Bits>
 Bits largest_bits(const void* x, std::int64_t size, Bits all_but_sign) {
   constexpr int kLanes = int{sizeof(Vec) / sizeof(Bits)};
@@ -20,7 +20,7 @@ Bits largest_bits(const void* x, std::int64_t size, Bits all_but_sign) {
     largest = bits > largest ? bits : largest;
   }
   Bits rest[kLanes] = {};
-  std::memcpy(rest, source, static_cast<std::size_t>(size - k) * sizeof(Bits));
+  if (k < size) std::memcpy(rest, source, static_cast<std::size_t>(size - k) * sizeof(Bits));
   Bits most = 0;
   for (int i = 0; i < kLanes; ++i) {
     const Bits bits = rest[i] & all_but_sign;
@@ -43,34 +43,38 @@ inline float largest_magnitude(const bf16* x, std::int64_t size) {
   return to_float(bf16{largest_bits<VecW, std::uint16_t>(x, size, 0x7FFF)});
 }
 
-// Divides by one positive number, rounded as a division is; zeros lose their sign.
+// Divides by one positive number, rounded as a division is; a zero may lose its sign.
 class Divider {
  public:
-  explicit Divider(float divisor) : divisor_(broadcast(divisor)), reciprocal_(broadcast(1.0f / divisor)) {
 #if defined(__AVX512F__)
-    is_corrected_ = divisor > 0x1p-90f && divisor < 0x1p90f;
-#endif
-  }
+  // A division takes 16 cycles. The remainder of a rounded quotient is exact, and corrects it; the second correction
+  // gives the correctly rounded one (P. Markstein, 1990), where no step leaves the range of normal numbers.
+  explicit Divider(float divisor)
+      : divisor_(broadcast(divisor)),
+        reciprocal_(broadcast(1.0f / divisor)),
+        is_corrected_(divisor > 0x1p-90f && divisor < 0x1p90f) {}
 
   VecF divide(VecF x) const {
-#if defined(__AVX512F__)
-    // A division takes 16 cycles. The remainder of a rounded quotient is exact, and corrects it; the second correction
-    // gives the correctly rounded one (P. Markstein, 1990), where no step leaves the range of normal numbers.
-    if (is_corrected_) {
-      const auto d = reinterpret_cast<__m512>(divisor_), r = reinterpret_cast<__m512>(reciprocal_);
-      const auto value = reinterpret_cast<__m512>(x);
-      __m512 quotient = _mm512_mul_ps(value, r);
-      quotient = _mm512_fmadd_ps(_mm512_fnmadd_ps(quotient, d, value), r, quotient);
-      quotient = _mm512_fmadd_ps(_mm512_fnmadd_ps(quotient, d, value), r, quotient);
-      return reinterpret_cast<VecF>(quotient);
-    }
-#endif
-    return x / divisor_;
+    if (!is_corrected_) return x / divisor_;
+    const auto d = reinterpret_cast<__m512>(divisor_), r = reinterpret_cast<__m512>(reciprocal_);
+    const auto value = reinterpret_cast<__m512>(x);
+    __m512 quotient = _mm512_mul_ps(value, r);
+    quotient = _mm512_fmadd_ps(_mm512_fnmadd_ps(quotient, d, value), r, quotient);
+    quotient = _mm512_fmadd_ps(_mm512_fnmadd_ps(quotient, d, value), r, quotient);
+    return reinterpret_cast<VecF>(quotient);
   }
 
  private:
   VecF divisor_, reciprocal_;
-  bool is_corrected_ = false;
+  bool is_corrected_;
+#else
+  explicit Divider(float divisor) : divisor_(broadcast(divisor)) {}
+
+  VecF divide(VecF x) const { return x / divisor_; }
+
+ private:
+  VecF divisor_;
+#endif
 };
 
 // x / scale rounded to the nearest integer, ties to even, and clamped to -128..127: kWidth integers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -100,10 +101,10 @@ class Int4Weight:
         num_rows, padding = self._num_rows, -self._num_rows % INT4_TILE[0]
         if bias is not None and padding:
             bias = functional.pad(bias, (0, padding))
-        operands = {"weight": self._tiles, "scale": self._scale, "bias": bias}
         if not padding:
+            operands = {"weight": self._tiles, "scale": self._scale, "bias": bias}
             return one_product(tiled_product(ops.linear_int4, num_rows, activation, **operands))
-        padded = tiled_product(ops.linear_int4, num_rows + padding, **operands)
+        padded = partial(ops.linear_int4, weight=self._tiles, scale=self._scale, bias=bias)
         return one_product(activated(lambda x: padded(x)[:, :num_rows].contiguous(), activation))
 
 

@@ -86,7 +86,7 @@ def one_product(product: Product) -> Products:
 
 
 def tiled_product(
-    kernel: Product, num_rows: int, activation: ProductActivation | None = None, **operands: Tensor | None
+    kernel: Callable[..., Tensor], num_rows: int, activation: ProductActivation | None = None, **operands: Tensor | None
 ) -> Product:
     """The product of a matrix in tiles, by a kernel that applies the activation too.
 
@@ -102,7 +102,7 @@ def tiled_product(
 
 
 def activated(product: Product, activation: ProductActivation | None) -> Product:
-    """`product`, then an activation, of one number in its memory."""
+    """`product`, then an activation: a GELU in the memory of its result, a gate in new memory."""
     if activation is None:
         return product
     if activation == "silu_mul":
@@ -130,8 +130,11 @@ def _onednn_products(
     weight: Tensor, packed: Tensor | None, bias: Tensor | None, activation: ProductActivation | None, ragged: bool
 ) -> Product:
     fused = _ONEDNN_ACTIVATIONS.get(activation) if packed is not None else None
-    product = partial(_onednn_product, weight=weight, packed=packed, bias=bias, fused=fused or ("none", "none"))
-    product = _with_few_sizes(product, weight) if ragged else product
+    product: Product = partial(
+        _onednn_product, weight=weight, packed=packed, bias=bias, fused=fused or ("none", "none")
+    )
+    if ragged:
+        product = _with_few_sizes(product, weight)
     return product if fused else activated(product, activation)
 
 

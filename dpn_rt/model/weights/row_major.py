@@ -30,7 +30,7 @@ def aligned(matrix: Tensor) -> Tensor:
 def row_major_products(
     matrix: Tensor, scale: Tensor, bias: Tensor | None, activation: ProductActivation | None
 ) -> Products:
-    """The products of a matrix in 8 bits, on a GPU: three launches whatever the number of rows, and one for a gate.
+    """The products of a matrix in 8 bits, on a GPU: three launches whatever the number of rows, a fourth for a gate.
 
     Rows of x are rounded to the matrix's dtype, a library multiplies, then come scales, bias and activation. Sums of
     int8 are exact, so a row's result does not depend on the others; those of float8 are float32, in any order.
@@ -41,7 +41,7 @@ def row_major_products(
             `in_features` are zeros. On a GPU both are multiples of `ALIGNMENT`.
         scale: `[out_features]` float32, of each row.
         bias: `[out_features]`, dtype of the activations.
-        activation: applied to the result, before it is rounded unless it is a gate.
+        activation: applied before the result is rounded; a gate after.
     """
     transposed, multiply = matrix.t(), _multiplication(matrix)
     of_numbers = None if activation == "silu_mul" else activation

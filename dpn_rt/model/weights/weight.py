@@ -65,7 +65,7 @@ class Weight(Protocol):
         Args:
             bias: `[out_features]`, dtype of the activations.
             activation: applied to the result.
-            ragged: whether numbers of rows hardly ever come back; in a tower they do.
+            ragged: whether the number of rows changes from call to call, as in a decoder; not in a tower.
         """
 
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 typedef float __m512 __attribute__((vector_size(64), may_alias));
@@ -63,8 +64,11 @@ inline void _mm512_storeu_si512(void* target, __m512i value) { std::memcpy(targe
 
 inline void _mm512_storeu_ps(void* target, __m512 value) { std::memcpy(target, &value, sizeof value); }
 
-// Past the caches, of which there are none here.
-inline void _mm512_stream_si512(void* target, __m512i value) { std::memcpy(target, &value, sizeof value); }
+// Past the caches, of which there are none here. A processor refuses addresses between lines.
+inline void _mm512_stream_si512(void* target, __m512i value) {
+  if (reinterpret_cast<std::uintptr_t>(target) % sizeof value != 0) std::abort();
+  std::memcpy(target, &value, sizeof value);
+}
 inline void _mm_sfence() {}
 
 NOT_INLINED __m512i _mm512_maskz_loadu_epi16(__mmask32 mask, const void* source) {
