@@ -66,7 +66,7 @@ def test_activation(rows: int, activation: ProductActivation, dtype: torch.dtype
     assert result.shape == expected.shape and result.is_contiguous() and result.dtype == dtype
     tolerance = {torch.bfloat16: 2**-7, torch.float32: 1e-6}[dtype]
     if activation == "silu_mul":  # of two sums, each rounded; a gate's error grows with its size
-        tolerance *= 16
+        tolerance = {torch.bfloat16: 2**-6, torch.float32: 2e-5}[dtype]
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance * 20)
 
 
