@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,19 +39,8 @@ def check(
 
 
 @bits
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("sizes", "kind"), [*product(SIZES, ACTIVATIONS), *product(UNEVEN_SIZES, FUNCTIONS)], ids=str)
 def test_every_number_of_rows(
-    generator: torch.Generator, dtype: torch.dtype, bits: int, sizes: tuple[int, int], kind: str
-) -> None:
-    for rows in ROWS:
-        check(generator, dtype, bits, rows, sizes, kind)
-
-
-@bits
-@pytest.mark.parametrize("kind", FUNCTIONS)
-@pytest.mark.parametrize("sizes", UNEVEN_SIZES, ids=str)
-def test_parts_of_tiles(
     generator: torch.Generator, dtype: torch.dtype, bits: int, sizes: tuple[int, int], kind: str
 ) -> None:
     for rows in ROWS:

@@ -192,4 +192,5 @@ def test_activation_of_the_product(form: type[QuantizedWeight], rows: slice, kin
     x = torch.randn(5, 300)
     plain = load_linear(stored, "fc1", prepack=False, rows=rows)
     activated = load_linear(stored, "fc1", prepack=False, rows=rows, activation=kind)
-    torch.testing.assert_close(activated(x), ACTIVATIONS[kind](plain(x)), rtol=1e-5, atol=1e-5)
+    tolerance = 1e-5 if kind == "silu_mul" else 1e-6  # a gate multiplies two sums
+    torch.testing.assert_close(activated(x), ACTIVATIONS[kind](plain(x)), rtol=tolerance, atol=tolerance)
