@@ -249,29 +249,32 @@ void multiply_amx(const QuantizedLinearParams& p) {
     const std::int64_t panel_bytes = columns.quads * kLineBytes;
     std::uint8_t* const unpacked = rows.rest + thread * amx_bytes_of_thread(p.num_tokens, p.in_features);
     auto* const sums = reinterpret_cast<AmxSums<Form>*>(unpacked + 2 * panel_bytes);
-    for (std::int64_t t = tiles * range / ranges; t < tiles * (range + 1) / ranges; ++t) {
-      const Tile<kAmxVectors> tile = tile_at<kAmxVectors>(p, t, lines);
-      const int pairs = tile.counts[2] > 0 ? 2 : 1;
-      for (int pair = 0; pair < pairs; ++pair) {
-        const std::uint8_t* const* weight = tile.weight + 2 * pair;
-        const Panels panels{whole_panel<Form>(weight[0], lines, columns.quads, unpacked),
-                            whole_panel<Form>(weight[1], lines, columns.quads, unpacked + panel_bytes),
-                            columns.quads * 4};
-        NextWeights next(pair == 0 ? weight[2] : tile.weight[0] + tile.lookahead,
-                         pair == 0 ? weight[3] : tile.weight[1] + tile.lookahead, lines, (end - begin) * steps);
-        for (std::int64_t part = 0; part < parts; ++part) {
-          for (std::int64_t b = begin; b < end; ++b) {
-            const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
-            const Block block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads,
-                              rows.scales + first, rows.starts + first * columns.groups};
-            Form::add_part(p, {{tile.rows[2 * pair], tile.rows[2 * pair + 1]}, panels, block, next},
-                           {step_of_part(part), step_of_part(part + 1)}, sums[b - begin][pair]);
-            if (part == parts - 1 && pair == pairs - 1) {
-              store_block<Form, T>(p, tile, block, sums[b - begin], past_caches);
-            }
-          }
+    const auto nth_block = [&](std::int64_t b) {
+      const std::int64_t first = b * kAmxRows, left = p.num_tokens - first;
+      return Block{first, left < kAmxRows ? left : kAmxRows, rows.packed + first * columns.quads, rows.scales + first,
+                   rows.starts + first * columns.groups};
+    };
+    const auto multiply_pair = [&](const Tile<kAmxVectors>& tile, int pair, bool is_last) {
+      const std::uint8_t* const* weight = tile.weight + 2 * pair;
+      const Panels panels{whole_panel<Form>(weight[0], lines, columns.quads, unpacked),
+                          whole_panel<Form>(weight[1], lines, columns.quads, unpacked + panel_bytes),
+                          columns.quads * 4};
+      NextWeights next(pair == 0 ? weight[2] : tile.weight[0] + tile.lookahead,
+                       pair == 0 ? weight[3] : tile.weight[1] + tile.lookahead, lines, (end - begin) * steps);
+      for (std::int64_t part = 0; part < parts; ++part) {
+        for (std::int64_t b = begin; b < end; ++b) {
+          const Block block = nth_block(b);
+          Form::add_part(p, {{tile.rows[2 * pair], tile.rows[2 * pair + 1]}, panels, block, next},
+                         {step_of_part(part), step_of_part(part + 1)}, sums[b - begin][pair]);
+          if (is_last && part == parts - 1) store_block<Form, T>(p, tile, block, sums[b - begin], past_caches);
         }
       }
+    };
+    for (std::int64_t t = tiles * range / ranges; t < tiles * (range + 1) / ranges; ++t) {
+      const Tile<kAmxVectors> tile = tile_at<kAmxVectors>(p, t, lines);
+      const bool has_two = tile.counts[2] > 0;
+      multiply_pair(tile, 0, !has_two);
+      if (has_two) multiply_pair(tile, 1, true);
     }
     if (past_caches) publish_lines();
   });
