@@ -7,6 +7,7 @@
 #include "core/cpu_isa.h"
 #include "core/cuda_dispatch.h"
 #include "core/parallel.h"
+#include "core/recording.h"
 #include "ops/activation/activation.h"
 #include "ops/attention/attention.h"
 #include "ops/convolution/depthwise_conv.h"
@@ -24,6 +25,7 @@
 #include "ops/reduction/segmented_top_k.h"
 #include "ops/rope/rope.h"
 #include "ops/sampling/sample.h"
+#include "recorded.h"
 #include "tensor_bridge.h"
 
 namespace py = pybind11;
@@ -69,37 +71,49 @@ void bind_machine(py::module_& m) {
   m.attr("cuda_head_dims") = py::make_tuple(DPN_CUDA_HEAD_DIMS);
 }
 
+using release_gil = py::call_guard<py::gil_scoped_release>;
+
+void bind_recording(py::module_& m) {
+  py::class_<dpn::Recording>(m, "Recording")
+      .def(py::init<>())
+      .def("begin", &dpn::Recording::begin)
+      .def("end", &dpn::Recording::end)
+      .def("replay", &dpn::Recording::replay, release_gil())
+      .def("__len__", &dpn::Recording::size);
+}
+
+// Those that return a size are asked before an op. A size that shapes alone decide needs no recording.
 void bind_ops(py::module_& m) {
-  using release_gil = py::call_guard<py::gil_scoped_release>;
-  m.def("activation", &dpn::activation, release_gil());
-  m.def("add_layer_norm", &dpn::add_layer_norm, release_gil());
-  m.def("add_rms_norm", &dpn::add_rms_norm, release_gil());
-  m.def("advance_layout", &dpn::advance_layout, release_gil());
-  m.def("attention", &dpn::attention, release_gil());
-  m.def("attention_decode", &dpn::attention_decode, release_gil());
+  using dpn::python::not_recorded, dpn::python::recorded;
+  m.def("activation", recorded(&dpn::activation), release_gil());
+  m.def("add_layer_norm", recorded(&dpn::add_layer_norm), release_gil());
+  m.def("add_rms_norm", recorded(&dpn::add_rms_norm), release_gil());
+  m.def("advance_layout", recorded(&dpn::advance_layout), release_gil());
+  m.def("attention", recorded(&dpn::attention), release_gil());
+  m.def("attention_decode", recorded(&dpn::attention_decode), release_gil());
   m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
-  m.def("attention_extend", &dpn::attention_extend, release_gil());
-  m.def("depthwise_conv", &dpn::depthwise_conv, release_gil());
-  m.def("dequantize", &dpn::dequantize, release_gil());
-  m.def("kept_rows", &dpn::kept_rows, release_gil());
-  m.def("last_row_scores", &dpn::last_row_scores, release_gil());
-  m.def("last_row_scores_paged", &dpn::last_row_scores_paged, release_gil());
+  m.def("attention_extend", recorded(&dpn::attention_extend), release_gil());
+  m.def("depthwise_conv", recorded(&dpn::depthwise_conv), release_gil());
+  m.def("dequantize", recorded(&dpn::dequantize), release_gil());
+  m.def("kept_rows", recorded(&dpn::kept_rows), release_gil());
+  m.def("last_row_scores", recorded(&dpn::last_row_scores), release_gil());
+  m.def("last_row_scores_paged", recorded(&dpn::last_row_scores_paged), release_gil());
   m.def("last_row_scores_workspace_size", &dpn::last_row_scores_workspace_size);
-  m.def("layer_norm", &dpn::layer_norm, release_gil());
-  m.def("linear", &dpn::linear, release_gil());
-  m.def("linear_int4", &dpn::linear_int4, release_gil());
-  m.def("linear_int8", &dpn::linear_int8, release_gil());
-  m.def("packed_size", &dpn::packed_size);
-  m.def("pool", &dpn::pool, release_gil());
-  m.def("quantize", &dpn::quantize, release_gil());
-  m.def("rms_norm", &dpn::rms_norm, release_gil());
-  m.def("rope_store", &dpn::rope_store, release_gil());
-  m.def("route", &dpn::route, release_gil());
+  m.def("layer_norm", recorded(&dpn::layer_norm), release_gil());
+  m.def("linear", recorded(&dpn::linear), release_gil());
+  m.def("linear_int4", recorded(&dpn::linear_int4), release_gil());
+  m.def("linear_int8", recorded(&dpn::linear_int8), release_gil());
+  m.def("packed_size", not_recorded("packed_size", &dpn::packed_size));
+  m.def("pool", recorded(&dpn::pool), release_gil());
+  m.def("quantize", recorded(&dpn::quantize), release_gil());
+  m.def("rms_norm", recorded(&dpn::rms_norm), release_gil());
+  m.def("rope_store", recorded(&dpn::rope_store), release_gil());
+  m.def("route", recorded(&dpn::route), release_gil());
   m.def("route_workspace_size", &dpn::route_workspace_size);
-  m.def("sample", &dpn::sample, release_gil());
-  m.def("sample_greedy", &dpn::sample_greedy, release_gil());
-  m.def("segmented_top_k", &dpn::segmented_top_k, release_gil());
-  m.def("silu_mul", &dpn::silu_mul, release_gil());
+  m.def("sample", recorded(&dpn::sample), release_gil());
+  m.def("sample_greedy", recorded(&dpn::sample_greedy), release_gil());
+  m.def("segmented_top_k", recorded(&dpn::segmented_top_k), release_gil());
+  m.def("silu_mul", recorded(&dpn::silu_mul), release_gil());
 }
 
 }  // namespace
@@ -107,5 +121,6 @@ void bind_ops(py::module_& m) {
 PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   register_errors();
   bind_machine(m);
+  bind_recording(m);
   bind_ops(m);
 }

@@ -207,6 +207,7 @@ class Decoder:
         self,
         x: Tensor,
         positions: Tensor,
+        cache_rows: Tensor,
         kv_lengths: Tensor,
         block_tables: Sequence[Tensor],
         cu_seqlens: Tensor,
@@ -218,6 +219,7 @@ class Decoder:
         Args:
             x: `[num_seqs, hidden_size]` that enter the first stage, as `embed` makes them; overwritten.
             positions: `[num_stages, num_seqs]` int32 rotary position of the new row.
+            cache_rows: `[num_stages, num_seqs]` int32 row of the cache that takes the new row: the last one.
             kv_lengths: `[num_stages, num_seqs]` int32 rows in the cache, the new one included.
             block_tables: per stage `[groups, num_seqs, max_blocks]` int32.
             cu_seqlens: `[num_seqs + 1]` int32, 0 to num_seqs.
@@ -227,7 +229,6 @@ class Decoder:
         Returns:
             Logits `[num_seqs, vocab_size]`, dtype of the engine.
         """
-        cache_rows = kv_lengths - 1
         addend: Tensor | None = None
         for index, (stage, tables) in enumerate(zip(self.stages, block_tables, strict=True)):
             batch = StageBatch(

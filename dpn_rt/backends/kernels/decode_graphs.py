@@ -92,7 +92,7 @@ class DecodeGraph:
         pool = self._pool.blocks, self._pool.positions
         x = self._decoder.embed(token_ids)
         tables = self._tables.of_slots(slots)
-        logits = self._decoder.decode(x, positions, kv_lengths, tables, self._cu_seqlens, *pool)
+        logits = self._decoder.decode(x, positions, kv_lengths - 1, kv_lengths, tables, self._cu_seqlens, *pool)
         return logits, best_ids(logits)
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend, stages_with_queries
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
-from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
 from dpn_rt.backends.kernels.executor import Executor
 from dpn_rt.backends.kernels.local_executor import LocalExecutor
+from dpn_rt.backends.kernels.recorded_decode import RecordedDecodeSteps
 from dpn_rt.backends.kernels.stage_graphs import StageGraphs
 from dpn_rt.backends.kernels.stages import PlainStages, Stages
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
@@ -111,7 +111,7 @@ def _build(
     executor = LocalExecutor(decoder, pool, device)
     cache = make_allocator(executor, geometry, settings)
     reducers = load_reducers(model.reduction, weights, device)
-    step: DecodeStep = PlainDecodeStep(executor, cache, device)
+    step: DecodeStep
     stages: Stages = PlainStages(executor)
     if device.is_async:
         # Decode steps come first: what they give must not lie where a stage computes.
@@ -119,6 +119,8 @@ def _build(
         graph_rows = min(settings.max_graph_rows, settings.max_prefill_tokens)
         if graph_rows and not geometry.has_windows:
             stages = StageGraphs(executor, cache, device, graph_rows, stages_with_queries(reducers))
+    else:
+        step = RecordedDecodeSteps(executor, cache, device)
     backend = KernelBackend(executor, reducers, cache, stages, step, device)
     return backend, image_encoder(encoder, device)
 

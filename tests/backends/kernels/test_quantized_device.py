@@ -12,45 +12,21 @@ import torch
 from torch import Tensor
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.builders.quantize import stored_tensors
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.format.engine_dir import EngineSource, write_engine
-from dpn_rt.format.weight_spec import canonical_specs, weight_spec
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.schema.dtypes import Quantize
 from dpn_rt.settings import EngineOptions
 from tests.backends.kernels.launches import counted_launches
 from tests.builders.test_quantized_samples import relative
-from tests.engine.models import MODEL, random_prompt, random_weights, with_decoder
+from tests.engine.models import MODEL, random_prompt, with_decoder
+from tests.engine.quantized_models import quantized_weights, write_quantized_engine
 from tests.places import HAS_GPU, Place
 from tests.skips import GPU_PRESENT
 
 PARAMS = SamplingParams(temperature=0, max_tokens=5, logprobs=3, ignore_eos=True)
 WHOLE = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, ignore_eos=True)
 FORMS = pytest.mark.parametrize("quantize", ["int8", "fp8"])
-
-
-class Canonical:
-    """Random weights, none of them published quantised."""
-
-    def __init__(self, model: ModelConfig) -> None:
-        self._weights = dict(random_weights(replace(model, quantize="none")))
-
-    def read(self, name: str) -> Tensor:
-        return self._weights[name]
-
-    def published_scale(self, *_: object) -> None:
-        return None
-
-
-def quantized_weights(model: ModelConfig) -> list[tuple[str, Tensor]]:
-    return list(stored_tensors(weight_spec(model), canonical_specs(model), model.quantize, Canonical(model)))
-
-
-def write_quantized_engine(path: Path, model: ModelConfig) -> Path:
-    write_engine(path, model, EngineSource("0" * 64, "original"), quantized_weights(model), {}, force=False)
-    return path
 
 
 def model_of(place: Place, quantize: Quantize, **changes: Any) -> ModelConfig:

@@ -1,0 +1,42 @@
+"""Calls of ops that are recorded once and repeated without Python between them, on the CPU."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from dpn_rt import _kernels
+
+
+class Recording:
+    """The ops that a thread calls within `with recording:`, which run as they are recorded.
+
+    A call is recorded with the addresses, shapes and other arguments that it was given. So whoever records keeps the
+    memory of all tensors, and nothing but ops may write it: torch is not recorded (`device/host_graph.py` takes care).
+    """
+
+    def __init__(self) -> None:
+        self._calls = _kernels.Recording()
+
+    def __enter__(self) -> Recording:
+        """
+        Raises:
+            RuntimeError: this thread records already.
+        """
+        self._calls.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._calls.end()
+
+    def __len__(self) -> int:
+        """Number of recorded calls."""
+        return len(self._calls)
+
+    def replay(self) -> None:
+        """Runs the calls again, with the values that their tensors have now. They are checked again.
+
+        Raises:
+            KernelArgumentError: an op refuses the values. The calls before it have run.
+            RuntimeError: this thread is recording.
+        """
+        self._calls.replay()
