@@ -88,11 +88,11 @@ class StepMemory:
         return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
-class _MemoryAndViews(TorchDispatchMode):
+class _MemoryAndViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, torch gives memory of a `StepMemory`, makes views, and does nothing else."""
 
     def __init__(self, memory: StepMemory) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._memory = memory
 
     def __torch_dispatch__(

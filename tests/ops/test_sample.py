@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from dpn_rt import ops
@@ -135,7 +138,31 @@ def test_rows_without_a_softmax_are_told(dtype: torch.dtype, vocab_size: int) ->
     best = ops.sample_greedy(logits)
     assert best.dtype == torch.int64
     assert best.tolist() == [0, -1, -1, -1, -1, 4, 0]
-    assert best.tolist() == best_ids(logits.to("cpu")).tolist()
+    assert best_ids(logits).tolist() == best_ids(logits.half()).tolist() == best.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    vocab_size=st.sampled_from([1, 3, 4, 15, 16, 17, 1023, 1024, 1025, 2047, 5003]),
+    planted=st.lists(st.tuples(st.integers(0, 5002), st.sampled_from([7.0, 7.0, INF, -INF, NAN])), max_size=4),
+    shift=st.sampled_from([0.0, -50.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_first_of_the_largest(
+    dtype: torch.dtype, vocab_size: int, planted: list[tuple[int, float]], shift: float, seed: int
+) -> None:
+    """Few values, so that most rows have ties; and values that end a softmax, anywhere."""
+    row = (
+        torch.randint(-3, 4, (vocab_size,), generator=torch.Generator().manual_seed(seed), device="cpu").to(dtype)
+        + shift
+    )
+    for place, value in planted:
+        row[place % vocab_size] = value
+    largest = -1
+    if all(not math.isnan(value) for value in row.tolist()) and math.isfinite(max(row.tolist())):
+        largest = row.tolist().index(max(row.tolist()))
+    assert ops.sample_greedy(row[None].to(torch.get_default_device())).tolist() == [largest]
 
 
 def test_strided_and_empty_rows(generator: torch.Generator, dtype: torch.dtype) -> None:

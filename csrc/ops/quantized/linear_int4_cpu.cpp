@@ -35,8 +35,6 @@ struct Int4 {
       multiply_group<Vectors, Rows>(tile, block, begin, end, totals);
       for (int v = 0; v < Vectors; ++v) {
         const VecF scale = scale_of(p, tile.rows[v], group, groups);
-        // The next tile's: some panels' scales are streams that the processor's own prefetcher does not find.
-        __builtin_prefetch(scales_at(p, tile.rows[v], group + tile.panels_ahead * groups, groups), 0, 2);
         for (int m = 0; m < Rows; ++m) {
           float* sum = sums[m] + v * kWidth;
           store(sum, load(sum) + __builtin_convertvector(reinterpret_cast<VecI>(totals[m][v]), VecF) * scale);
@@ -112,13 +110,8 @@ struct Int4 {
 
   // Of kWidth weight rows from `row` on.
   static VecF scale_of(const QuantizedLinearParams& p, std::int64_t row, std::int64_t group, std::int64_t groups) {
-    return load(scales_at(p, row, group, groups));
-  }
-
-  static const bf16* scales_at(const QuantizedLinearParams& p, std::int64_t row, std::int64_t group,
-                               std::int64_t groups) {
     const std::int64_t panel = row / kPanelRows, column = row % kPanelRows;
-    return static_cast<const bf16*>(p.scale) + (panel * groups + group) * kPanelRows + column;
+    return load(static_cast<const bf16*>(p.scale) + (panel * groups + group) * kPanelRows + column);
   }
 
   template <int Vectors, int Rows>

@@ -24,8 +24,7 @@ struct Tile {
   std::int64_t rows[Vectors];           // of the weight, the first of each vector
   int counts[Vectors];                  // of rows that there are
   const std::uint8_t* weight[Vectors];  // first bytes of each vector; kLineBytes to its next ones
-  std::int64_t panels_ahead;            // to those that are needed next
-  std::int64_t lookahead;               // bytes of them
+  std::int64_t lookahead;               // bytes to the next panels
 };
 
 // Rows of x that are multiplied together: their sums with a tile fill the registers.
@@ -57,8 +56,7 @@ template <int Vectors>
 Tile<Vectors> tile_at(const QuantizedLinearParams& p, std::int64_t index, std::int64_t lines) {
   const std::int64_t panel_bytes = lines * kLineBytes, columns = columns_of_tile<Vectors>(p), first = index * columns;
   Tile<Vectors> tile;
-  tile.panels_ahead = columns > kPanelRows ? columns / kPanelRows : 1;
-  tile.lookahead = tile.panels_ahead * panel_bytes;
+  tile.lookahead = columns > kPanelRows ? columns / kPanelRows * panel_bytes : panel_bytes;
   for (int v = 0; v < Vectors; ++v) {
     const std::int64_t half = v * kWidth / columns, column = first + v * kWidth % columns;
     const std::int64_t left = p.out_columns() - column;

@@ -25,20 +25,44 @@ struct Greedy {
   bool is_finite;      // whether there is a softmax
 };
 
+// The largest of `count` logits that is not NaN, or -inf.
+template <class T>
+float largest_of(const T* logits, std::int64_t count, VecI& is_nan) {
+  VecF largest = broadcast(-INFINITY);
+  std::int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    const VecF values = load(logits + i);
+    is_nan |= values != values;
+    largest = max(values, largest);
+  }
+  float found = reduce_max(largest);
+  for (; i < count; ++i) {
+    const float value = to_float(logits[i]);
+    is_nan[0] |= value != value;
+    found = value > found ? value : found;
+  }
+  return found;
+}
+
 template <class T>
 Greedy choose_best(Row<T> row) {
-  std::int32_t best = -1;
+  constexpr std::int64_t kBlock = 1024;  // tokens, of which one block is looked through again for the token
+  std::int64_t token = 0;
   float largest = -INFINITY;
-  bool has_nan = false;
-  for (std::int64_t token = 0; token < row.vocab_size; ++token) {
-    const float logit = row[token];
-    has_nan |= logit != logit;
-    if (logit > largest) {
-      largest = logit;
-      best = static_cast<std::int32_t>(token);
+  VecI is_nan{};
+  for (std::int64_t first = 0; first < row.vocab_size; first += kBlock) {
+    const std::int64_t left = row.vocab_size - first;
+    const float found = largest_of(row.logits + first, left < kBlock ? left : kBlock, is_nan);
+    if (found > largest) {
+      largest = found;
+      token = first;
     }
   }
-  return {.token = best < 0 ? 0 : best, .is_finite = best >= 0 && largest < INFINITY && !has_nan};
+  if (largest == -INFINITY) return {.token = 0, .is_finite = false};
+  while (row[token] != largest) ++token;
+  bool has_nan = false;
+  for (int lane = 0; lane < kWidth; ++lane) has_nan |= is_nan[lane] != 0;
+  return {.token = static_cast<std::int32_t>(token), .is_finite = largest < INFINITY && !has_nan};
 }
 
 template <class T>

@@ -13,6 +13,7 @@ from dpn_rt.backends.kernels.local_executor import LocalExecutor
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
 from dpn_rt.device.device import Device
 from dpn_rt.device.host_graph import HostGraph, NotRecordableError, StepMemory
+from dpn_rt.sampling.filters import best_ids
 
 MOST_RECORDED_ROWS = 16
 """Above, what lies between kernels is a small part of a step, and the results of all sizes take much memory."""
@@ -69,7 +70,7 @@ class RecordedDecodeStep:
             self._graph = HostGraph(self._step, self._memory)
         else:
             self._graph.replay()
-        return Decoded(self._graph.outputs[0])
+        return Decoded(*self._graph.outputs)
 
     def _set(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> None:
         ids = token_ids if isinstance(token_ids, Tensor) else torch.from_numpy(token_ids)
@@ -82,7 +83,7 @@ class RecordedDecodeStep:
             used = self._cache.block_tables(stage, slots)
             table.numpy()[:, :, : used.shape[2]] = used
 
-    def _step(self) -> tuple[Tensor]:
+    def _step(self) -> tuple[Tensor, Tensor]:
         pool = self._executor.pool
         logits = self._executor.decoder.decode(
             self._x,
@@ -94,4 +95,4 @@ class RecordedDecodeStep:
             pool.blocks,
             pool.positions,
         )
-        return (logits,)
+        return logits, best_ids(logits)
