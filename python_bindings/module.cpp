@@ -74,7 +74,7 @@ void bind_machine(py::module_& m) {
 using release_gil = py::call_guard<py::gil_scoped_release>;
 
 void bind_recording(py::module_& m) {
-  py::class_<dpn::Recording>(m, "Recording")
+  py::class_<dpn::Recording, std::shared_ptr<dpn::Recording>>(m, "Recording")
       .def(py::init<>())
       .def("begin", &dpn::Recording::begin)
       .def("end", &dpn::Recording::end)
@@ -82,38 +82,42 @@ void bind_recording(py::module_& m) {
       .def("__len__", &dpn::Recording::size);
 }
 
-// Those that return a size are asked before an op. A size that shapes alone decide needs no recording.
+template <class Op>
+void def_op(py::module_& m, const char* name, Op* op) {
+  m.def(name, dpn::python::recorded(op), release_gil());
+}
+
+// Sizes that Python asks for before it calls an op are not recorded: shapes decide them, or they are refused.
 void bind_ops(py::module_& m) {
-  using dpn::python::not_recorded, dpn::python::recorded;
-  m.def("activation", recorded(&dpn::activation), release_gil());
-  m.def("add_layer_norm", recorded(&dpn::add_layer_norm), release_gil());
-  m.def("add_rms_norm", recorded(&dpn::add_rms_norm), release_gil());
-  m.def("advance_layout", recorded(&dpn::advance_layout), release_gil());
-  m.def("attention", recorded(&dpn::attention), release_gil());
-  m.def("attention_decode", recorded(&dpn::attention_decode), release_gil());
+  def_op(m, "activation", &dpn::activation);
+  def_op(m, "add_layer_norm", &dpn::add_layer_norm);
+  def_op(m, "add_rms_norm", &dpn::add_rms_norm);
+  def_op(m, "advance_layout", &dpn::advance_layout);
+  def_op(m, "attention", &dpn::attention);
+  def_op(m, "attention_decode", &dpn::attention_decode);
   m.def("attention_decode_workspace_size", &dpn::attention_decode_workspace_size, release_gil());
-  m.def("attention_extend", recorded(&dpn::attention_extend), release_gil());
-  m.def("depthwise_conv", recorded(&dpn::depthwise_conv), release_gil());
-  m.def("dequantize", recorded(&dpn::dequantize), release_gil());
-  m.def("kept_rows", recorded(&dpn::kept_rows), release_gil());
-  m.def("last_row_scores", recorded(&dpn::last_row_scores), release_gil());
-  m.def("last_row_scores_paged", recorded(&dpn::last_row_scores_paged), release_gil());
+  def_op(m, "attention_extend", &dpn::attention_extend);
+  def_op(m, "depthwise_conv", &dpn::depthwise_conv);
+  def_op(m, "dequantize", &dpn::dequantize);
+  def_op(m, "kept_rows", &dpn::kept_rows);
+  def_op(m, "last_row_scores", &dpn::last_row_scores);
+  def_op(m, "last_row_scores_paged", &dpn::last_row_scores_paged);
   m.def("last_row_scores_workspace_size", &dpn::last_row_scores_workspace_size);
-  m.def("layer_norm", recorded(&dpn::layer_norm), release_gil());
-  m.def("linear", recorded(&dpn::linear), release_gil());
-  m.def("linear_int4", recorded(&dpn::linear_int4), release_gil());
-  m.def("linear_int8", recorded(&dpn::linear_int8), release_gil());
-  m.def("packed_size", not_recorded("packed_size", &dpn::packed_size));
-  m.def("pool", recorded(&dpn::pool), release_gil());
-  m.def("quantize", recorded(&dpn::quantize), release_gil());
-  m.def("rms_norm", recorded(&dpn::rms_norm), release_gil());
-  m.def("rope_store", recorded(&dpn::rope_store), release_gil());
-  m.def("route", recorded(&dpn::route), release_gil());
+  def_op(m, "layer_norm", &dpn::layer_norm);
+  def_op(m, "linear", &dpn::linear);
+  def_op(m, "linear_int4", &dpn::linear_int4);
+  def_op(m, "linear_int8", &dpn::linear_int8);
+  m.def("packed_size", dpn::python::not_recorded("packed_size", &dpn::packed_size));
+  def_op(m, "pool", &dpn::pool);
+  def_op(m, "quantize", &dpn::quantize);
+  def_op(m, "rms_norm", &dpn::rms_norm);
+  def_op(m, "rope_store", &dpn::rope_store);
+  def_op(m, "route", &dpn::route);
   m.def("route_workspace_size", &dpn::route_workspace_size);
-  m.def("sample", recorded(&dpn::sample), release_gil());
-  m.def("sample_greedy", recorded(&dpn::sample_greedy), release_gil());
-  m.def("segmented_top_k", recorded(&dpn::segmented_top_k), release_gil());
-  m.def("silu_mul", recorded(&dpn::silu_mul), release_gil());
+  def_op(m, "sample", &dpn::sample);
+  def_op(m, "sample_greedy", &dpn::sample_greedy);
+  def_op(m, "segmented_top_k", &dpn::segmented_top_k);
+  def_op(m, "silu_mul", &dpn::silu_mul);
 }
 
 }  // namespace

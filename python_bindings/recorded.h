@@ -9,12 +9,12 @@
 
 namespace dpn::python {
 
-// A recorded call has copies of its arguments, and tensors own no memory: who records keeps that of tensors.
+// A recorded call copies its arguments. A tensor owns no memory, so the caller keeps the memory that it points to.
 template <class... Arguments>
 auto recorded(void (*op)(Arguments...)) {
   return [op](Arguments... arguments) {
     op(arguments...);
-    if (Recording* const recording = Recording::active()) {
+    if (const auto recording = Recording::active()) {
       recording->add([op, ... copies = std::decay_t<Arguments>(arguments)] { op(copies...); });
     }
   };

@@ -6,8 +6,6 @@ processor's caches by the time that an op has read its weights.
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,77 +13,59 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpn_rt import ops
 from dpn_rt.device.device import Step
+from dpn_rt.device.step_memory import StepMemory
+from dpn_rt.ops.recording import Recording
 
 _aten = torch.ops.aten
 _NEW_MEMORY = (_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default)
-_ALIGNMENT = 64
+_VALUES_OF_THE_HOST = (_aten.lift_fresh.default,)
+"""Operators that pass as views, of tensors that hold values of Python's."""
 
 
 class NotRecordableError(Exception):
-    """A step calls torch for more than memory and views, which is not recorded."""
+    """A step does more than call ops: it calls torch for values, or returns what no op has made."""
 
 
 class HostGraph:
-    """A `Graph` of a step whose results are all made by `dpn_rt.ops`."""
+    """A `Graph` of a step whose values are all made by `dpn_rt.ops`.
+
+    A step may call torch for memory and views. Other operators of torch are noticed and refused. What does not pass
+    through torch's operators is not noticed and must not be in a step: numpy, `tolist`, and tensors made of the host's
+    memory.
+    """
 
     def __init__(self, step: Step, memory: StepMemory) -> None:
         """Runs the step, and records it.
 
         Args:
-            step: all that it reads must stay where it is.
+            step: all that it reads must stay where it is, and is kept by the graph as far as `step` holds it.
             memory: for what it makes.
 
         Raises:
-            NotRecordableError: the step calls torch for values; it has run up to there.
+            NotRecordableError: see above; the step may have run in part.
         """
-        self._step = step  # it holds the tensors that it reads
-        self._calls = ops.Recording()
+        self._step, self._memory = step, memory  # kept, since the recorded calls have addresses alone
+        self._calls = Recording()
         with _MemoryAndViews(memory), self._calls:
-            self.outputs = step()
+            made = step()
+        self.outputs = tuple(_own_place(output, memory) for output in made)
+        """Of the last run, until this or another graph with the same memory runs."""
 
     def replay(self) -> None:
         """Runs the step's ops.
 
         Raises:
-            KernelArgumentError: an op refuses the values of a tensor.
+            KernelArgumentError: an op refuses the values of a tensor. Those before it have run.
         """
         self._calls.replay()
 
 
-class StepMemory:
-    """Memory for what steps make. A part is given again once no tensor lies in it, so steps must not run side by side.
-
-    Graphs of several steps may share it: only what a graph returns stays in use between its replays.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[Tensor] = []
-        self.num_bytes = 0
-        """Of all parts, used or free."""
-
-    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised contiguous tensor."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if not num_bytes:
-            return torch.empty(shape, dtype=dtype, device="cpu")
-        block = self._take(num_bytes)
-        # All tensors within a part hold this array, so it lives as long as any of them.
-        held = block.numpy()[:num_bytes]
-        weakref.finalize(held, self._free.append, block).atexit = False
-        return torch.from_numpy(held).view(dtype).view(*shape)
-
-    def _take(self, num_bytes: int) -> Tensor:
-        """The smallest free part that is large enough, or a new one: sizes are powers of two, to fit more often."""
-        fitting = [block for block in self._free if len(block) >= num_bytes]
-        if fitting:
-            block = min(fitting, key=len)
-            self._free[:] = [other for other in self._free if other is not block]
-            return block
-        size = max(_ALIGNMENT, 1 << (num_bytes - 1).bit_length())
-        self.num_bytes += size
-        return torch.empty(size, dtype=torch.uint8, device="cpu")
+def _own_place(output: Tensor, memory: StepMemory) -> Tensor:
+    place = memory.alias(output) if output.is_contiguous() else None
+    if place is None:
+        raise NotRecordableError("a step returns a tensor that none of its ops has made")
+    return place
 
 
 class _MemoryAndViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -102,7 +82,7 @@ class _MemoryAndViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in _NEW_MEMORY or func.is_view:
+        if func in _NEW_MEMORY or (func.is_view and func not in _VALUES_OF_THE_HOST):
             made = func(*args, **(kwargs or {}))
             if func in _NEW_MEMORY:
                 return self._memory.tensor(made.shape, made.dtype)

@@ -23,7 +23,6 @@ from dpn_rt.ops.linear_int8 import linear_int8
 from dpn_rt.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from dpn_rt.ops.pool import pool
 from dpn_rt.ops.quantize import dequantize, quantize
-from dpn_rt.ops.recording import Recording
 from dpn_rt.ops.rope import rope_store
 from dpn_rt.ops.route import route
 from dpn_rt.ops.sample import sample, sample_greedy
@@ -33,7 +32,6 @@ __all__ = [
     "CUDA_HEAD_DIMS",
     "Advance",
     "DeviceLayout",
-    "Recording",
     "activation",
     "add_layer_norm",
     "add_rms_norm",

@@ -10,8 +10,9 @@ from dpn_rt import _kernels
 class Recording:
     """The ops that a thread calls within `with recording:`, which run as they are recorded.
 
-    A call is recorded with the addresses, shapes and other arguments that it was given. So whoever records keeps the
-    memory of all tensors, and nothing but ops may write it: torch is not recorded (`device/host_graph.py` takes care).
+    A recorded call has the addresses, shapes and other arguments that it was given. So the caller keeps the memory of
+    all tensors as long as it replays: a replay would use an address whose memory is gone. It is the only way to do that
+    from Python, and therefore not among the functions of `dpn_rt.ops`; `device/host_graph.py` uses it.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class Recording:
     def __enter__(self) -> Recording:
         """
         Raises:
-            RuntimeError: this thread records already.
+            RuntimeError: this thread records already, or another thread records this.
         """
         self._calls.begin()
         return self

@@ -37,7 +37,7 @@ def argmax(logits: Tensor) -> Tensor:
 
 def best_ids(logits: Tensor) -> Tensor:
     """`argmax`, but `NO_SOFTMAX` where a row has no softmax: [rows, vocab_size] -> [rows] int64."""
-    if logits.is_cuda or logits.dtype != torch.float16:  # which kernels of the CPU do not take
+    if logits.is_cuda or (logits.dtype in (torch.float32, torch.bfloat16) and logits.stride(-1) == 1):
         return ops.sample_greedy(logits)
     best = argmax(logits)
     # NaN counts as the largest value, so a softmax exists exactly where the largest logit is finite.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpn_rt import ops
-from dpn_rt.device.host_graph import HostGraph, NotRecordableError, StepMemory
+from dpn_rt.device.host_graph import HostGraph, NotRecordableError
+from dpn_rt.device.step_memory import StepMemory
 from dpn_rt.errors import KernelArgumentError
+from dpn_rt.ops.recording import Recording
 
 SIZE = 32
 Layer = Callable[[Tensor], Tensor]
@@ -24,14 +27,14 @@ def make_layer(kind: str, seed: int) -> Layer:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(SIZE, SIZE, generator=generator) / SIZE**0.5
     if kind == "linear":
-        return lambda x: ops.linear(x, weight)
+        return lambda x: ops.linear(ops.rms_norm(x, weight[0], 1e-5), weight)
     if kind == "norm":
         return lambda x: ops.rms_norm(x, weight[0], 1e-5)
     if kind == "norm of a sum":  # in place, and a residual that lives on
         return lambda x: ops.add_rms_norm(ops.linear(x, weight), x, weight[0], 1e-5)
-    if kind == "gate":
+    if kind == "gate":  # of normed rows, so that many gates do not overflow
         both = torch.randn(2 * SIZE, SIZE, generator=generator)
-        return lambda x: ops.silu_mul(ops.linear(x, both))
+        return lambda x: ops.silu_mul(ops.linear(ops.rms_norm(x, weight[0], 1e-5), both))
     assert kind == "view"
     return lambda x: ops.rms_norm(x.view(-1, SIZE // 2), weight[0, : SIZE // 2], 1e-5).view(-1, SIZE)
 
@@ -87,20 +90,26 @@ def test_memory_is_used_again_within_a_step_and_by_others() -> None:
     first = memory.num_bytes
     assert first == 2 * SIZE * 4, "one is read while the other is written"
     graphs += [HostGraph(lambda: step(30), memory) for _ in range(3)]
-    assert memory.num_bytes == first + 3 * SIZE * 4, "what each graph returns, and one to read from"
+    assert memory.num_bytes == first, "what a graph returns may be overwritten by another"
     for graph in graphs:
         graph.replay()
         assert torch.equal(graph.outputs[0], x)
 
 
-def test_what_graphs_return_is_not_written_by_others() -> None:
-    memory, inputs = StepMemory(), [torch.randn(2, SIZE) for _ in range(3)]
-    weight = torch.eye(SIZE)
-    graphs = [HostGraph(lambda x=x: (ops.linear(ops.linear(x, weight), weight),), memory) for x in inputs]  # type: ignore[misc]
+def test_what_a_step_returns_stays_until_the_next_replay() -> None:
+    """Two results of one step; and memory of its own for each graph, if graphs shall not overwrite each other's."""
+    weight, inputs = torch.eye(SIZE), [torch.randn(2, SIZE) for _ in range(3)]
+
+    def step(x: Tensor) -> tuple[Tensor, ...]:
+        first = ops.linear(x, weight)
+        ops.linear(first, weight)
+        return first, ops.silu_mul(ops.linear(first, weight))
+
+    graphs = [HostGraph(partial(step, x), StepMemory()) for x in inputs]
     for graph in graphs:
         graph.replay()
     for graph, x in zip(graphs, inputs, strict=True):
-        assert torch.equal(graph.outputs[0], x)
+        assert torch.equal(graph.outputs[0], x) and torch.equal(graph.outputs[1], ops.silu_mul(x))
 
 
 @pytest.mark.parametrize("shape", [(0, SIZE), (3, 0), (1, 1)])
@@ -121,6 +130,7 @@ def test_small_results(shape: tuple[int, int]) -> None:
         (lambda x: x.to(torch.int32), "aten.(_to_copy.default|to.dtype)"),
         (lambda x: torch.nn.functional.linear(x, x), "aten"),
         (lambda x: x[0, 0].item(), "aten.(item|_local_scalar_dense).default"),
+        (lambda x: torch.tensor([1.0, 2.0]), "aten.(lift_fresh|_to_copy|detach)"),
     ],
 )
 @pytest.mark.parametrize("inference", [False, True])
@@ -131,7 +141,7 @@ def test_values_of_torch_are_refused_by_name(call: Callable[[Tensor], object], o
         def step() -> tuple[Tensor, ...]:
             ops.rms_norm(x, x[0], 1e-5)
             call(x)
-            return (x,)
+            return (ops.rms_norm(x, x[0], 1e-5),)
 
         with pytest.raises(NotRecordableError, match=operator):
             HostGraph(step, StepMemory())
@@ -139,9 +149,23 @@ def test_values_of_torch_are_refused_by_name(call: Callable[[Tensor], object], o
         assert len(HostGraph(lambda: (ops.rms_norm(x, x[0], 1e-5),), StepMemory())._calls) == 1, "records again"
 
 
+@pytest.mark.parametrize(
+    "result",
+    [lambda x, made: x, lambda x, made: made[:, 1], lambda x, made: torch.from_numpy(made.numpy() + 1)],
+    ids=["an input", "a column", "of numpy"],
+)
+@torch.inference_mode()
+def test_results_that_no_op_has_made_are_refused(result: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x = torch.ones(4, 4)
+    with pytest.raises(
+        NotRecordableError, match="returns a tensor that none of its ops has made|aten.lift_fresh.default"
+    ):
+        HostGraph(lambda: (result(x, ops.rms_norm(x, x[0], 1e-5)),), StepMemory())
+
+
 def test_an_op_that_reads_values_on_the_host_is_refused() -> None:
     x, offsets = torch.ones(4, 8), torch.tensor([0, 4], dtype=torch.int32)
-    with ops.Recording(), pytest.raises(RuntimeError, match="packed_size reads values: it cannot be recorded"):
+    with Recording(), pytest.raises(RuntimeError, match="packed_size reads values: it cannot be recorded"):
         ops.segmented_top_k(x[:, 0].contiguous(), offsets, offsets)
 
 
@@ -170,27 +194,49 @@ def test_an_error_in_a_step_ends_its_recording() -> None:
     x = torch.ones(1, 8)
     with pytest.raises(KernelArgumentError, match="weight"):
         HostGraph(lambda: (ops.rms_norm(x, x, 1e-5),), StepMemory())
-    with ops.Recording() as recording:
+    with Recording() as recording:
         ops.rms_norm(x, x[0], 1e-5)
     assert len(recording) == 1
 
 
 def test_one_recording_at_a_time_and_no_replay_meanwhile() -> None:
-    first = ops.Recording()
+    first = Recording()
     with first:
         with pytest.raises(RuntimeError, match="this thread records already: one recording at a time"):
-            ops.Recording().__enter__()
+            Recording().__enter__()
         with pytest.raises(RuntimeError, match="cannot be repeated meanwhile"):
             first.replay()
     first.replay()
 
 
+def test_a_recording_that_is_dropped_or_ended_elsewhere_ends() -> None:
+    x = torch.ones(1, 8)
+    dropped = Recording()
+    dropped.__enter__()
+    del dropped
+    ops.rms_norm(x, x[0], 1e-5)
+    left = Recording()
+    left.__enter__()
+    with pytest.raises(RuntimeError, match="another thread records this already"):
+        in_a_thread(left.__enter__)
+    in_a_thread(lambda: left.__exit__(None, None, None))
+    ops.rms_norm(x, x[0], 1e-5)
+    assert len(left) == 0
+    with Recording() as recording:
+        ops.rms_norm(x, x[0], 1e-5)
+    assert len(recording) == 1
+
+
+def in_a_thread(call: Callable[[], object]) -> None:
+    """Raises what `call` raises there."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(call).result()
+
+
 def test_other_threads_are_not_recorded() -> None:
     x = torch.ones(1, 8)
-    with ops.Recording() as recording:
-        other = threading.Thread(target=ops.rms_norm, args=(x, x[0], 1e-5))
-        other.start()
-        other.join()
+    with Recording() as recording:
+        in_a_thread(lambda: ops.rms_norm(x, x[0], 1e-5))
     assert len(recording) == 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dpn_rt.errors import KernelArgumentError
+from dpn_rt.ops.recording import Recording
 from tests.fuzz.harness import Surface, assert_own_words, fuzz
 from tests.fuzz.json_mutations import encode, mutate_value
 from tests.fuzz.kernel_calls import CALLS, OPS, NotACallError, arguments_of, in_dtype
@@ -29,6 +30,19 @@ def test_every_seed_is_a_call_that_some_dtype_takes() -> None:
     assert set(OPS) == {name for name, _ in CALLS}
     for name, arguments in CALLS:
         OPS[name](**arguments_of(arguments))
+
+
+def test_every_op_is_recorded_or_refused() -> None:
+    """An op that is bound without recording would be missing from every replay."""
+    for name, arguments in CALLS:
+        given = arguments_of(arguments)
+        with Recording() as recording:
+            try:
+                OPS[name](**given)
+            except RuntimeError as error:
+                assert "reads values: it cannot be recorded" in str(error)
+            else:
+                assert len(recording) == 1, name
 
 
 def test_every_call_is_a_result_or_an_error() -> None:

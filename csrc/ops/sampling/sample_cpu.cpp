@@ -46,7 +46,7 @@ float largest_of(const T* logits, std::int64_t count, VecI& is_nan) {
 
 template <class T>
 Greedy choose_best(Row<T> row) {
-  constexpr std::int64_t kBlock = 1024;  // tokens, of which one block is looked through again for the token
+  constexpr std::int64_t kBlock = 1024;  // tokens; the block with the largest is searched again for its place
   std::int64_t token = 0;
   float largest = -INFINITY;
   VecI is_nan{};
@@ -59,7 +59,8 @@ Greedy choose_best(Row<T> row) {
     }
   }
   if (largest == -INFINITY) return {.token = 0, .is_finite = false};
-  while (row[token] != largest) ++token;
+  // The end is checked, since another thread may change what was read before.
+  while (token + 1 < row.vocab_size && row[token] != largest) ++token;
   bool has_nan = false;
   for (int lane = 0; lane < kWidth; ++lane) has_nan |= is_nan[lane] != 0;
   return {.token = static_cast<std::int32_t>(token), .is_finite = largest < INFINITY && !has_nan};

@@ -11,8 +11,8 @@ from dpn_rt.backends.kernels.backend import DecodeStep, KernelBackend, stages_wi
 from dpn_rt.backends.kernels.decode_graphs import DecodeGraphs
 from dpn_rt.backends.kernels.encoder_graphs import EncoderGraphs
 from dpn_rt.backends.kernels.executor import Executor
+from dpn_rt.backends.kernels.host_decode_graphs import HostDecodeGraphs
 from dpn_rt.backends.kernels.local_executor import LocalExecutor
-from dpn_rt.backends.kernels.recorded_decode import RecordedDecodeSteps
 from dpn_rt.backends.kernels.stage_graphs import StageGraphs
 from dpn_rt.backends.kernels.stages import PlainStages, Stages
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
@@ -120,7 +120,7 @@ def _build(
         if graph_rows and not geometry.has_windows:
             stages = StageGraphs(executor, cache, device, graph_rows, stages_with_queries(reducers))
     else:
-        step = RecordedDecodeSteps(executor, cache, device)
+        step = HostDecodeGraphs(executor, cache, device, settings.max_num_seqs)
     backend = KernelBackend(executor, reducers, cache, stages, step, device)
     return backend, image_encoder(encoder, device)
 
@@ -191,7 +191,8 @@ def check_length(settings: EngineSettings, head_dim: int, num_groups: int) -> No
     """
     length = settings.max_model_len
     angles = ANGLE_COPIES * 4 * length * head_dim
-    tables = 4 * num_groups * (settings.max_num_seqs + 1) * -(-length // settings.block_size)
+    # And those that decode steps read.
+    tables = 2 * 4 * num_groups * (settings.max_num_seqs + 1) * -(-length // settings.block_size)
     if angles + tables > (free := free_memory()):
         raise CapacityError(
             f"max_model_len={length:,}: rotary angles and block tables take {angles + tables:,} bytes, {free:,} are "
