@@ -50,7 +50,7 @@ class Device(ABC):
     """Memory and a queue of work. The device does its work in the order in which it was queued."""
 
     is_async: bool = False
-    """Whether the host goes on without waiting for queued work. If so, steps are recorded as graphs."""
+    """Whether the host goes on without waiting for queued work. If so, stages and encoders are recorded as graphs."""
 
     row_major: bool = False
     """Whether its libraries multiply matrices in 8 bits, which are row by row then; not so: our kernels, in tiles."""

@@ -18,7 +18,10 @@ from dpn_rt.device.packing import Array
 
 
 class RepeatedStep:
-    """A `Graph` that runs its step again and copies the results over the outputs of the first run."""
+    """A `Graph` of any step: runs it again, and copies the results over the outputs of the first run.
+
+    `host_graph.py` has one for steps of ops alone.
+    """
 
     def __init__(self, step: Step) -> None:
         self._step = step

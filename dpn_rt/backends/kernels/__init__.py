@@ -1,1 +1,1 @@
-"""The backend of the product's own kernels. On a GPU, steps are recorded once as graphs and replayed."""
+"""The backend of the product's own kernels. Steps are recorded once as graphs and replayed."""

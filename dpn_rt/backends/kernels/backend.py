@@ -23,7 +23,7 @@ from dpn_rt.model.stage_batch import StageBatch
 
 
 class DecodeStep(Protocol):
-    """Computes one new row per sequence: `decode_step.py` on the host, `decode_graphs.py` with graphs."""
+    """Computes one new row per sequence: `decode_graphs.py` on a GPU, `host_decode_graphs.py`, `decode_step.py`."""
 
     def run(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> Decoded:
         """See `Backend.decode`."""

@@ -1,4 +1,4 @@
-"""A decode step whose kernels are called one after another: on the host, and on all ranks of an engine."""
+"""A decode step whose kernels are called one after another: what the host cannot record, and ranks of an engine."""
 
 from __future__ import annotations
 

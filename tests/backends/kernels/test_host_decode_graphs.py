@@ -181,7 +181,7 @@ def test_a_step_that_fails_leaves_the_next_ones_alone(
     assert torch.equal(both(steps, np.array([5, 7]), slots)[0], wanted)
 
 
-@pytest.mark.parametrize("options", [{}, {"kv_cache_bytes": kv_bytes(60, 4)}, {"max_chunk_tokens": 7}])
+@pytest.mark.parametrize("options", [{}, {"kv_cache_bytes": kv_bytes(70, 4)}, {"max_chunk_tokens": 7}])
 def test_whole_answers(options: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences that start and end at different steps, or are preempted, and prefills in parts between the steps."""
     random = np.random.default_rng(torch.initial_seed())
