@@ -157,9 +157,7 @@ def test_values_of_torch_are_refused_by_name(call: Callable[[Tensor], object], o
 @torch.inference_mode()
 def test_results_that_no_op_has_made_are_refused(result: Callable[[Tensor, Tensor], Tensor]) -> None:
     x = torch.ones(4, 4)
-    with pytest.raises(
-        NotRecordableError, match="returns a tensor that none of its ops|lift_fresh"
-    ):
+    with pytest.raises(NotRecordableError, match="returns a tensor that none of its ops|lift_fresh"):
         HostGraph(lambda: (result(x, ops.rms_norm(x, x[0], 1e-5)),), StepMemory())
 
 
