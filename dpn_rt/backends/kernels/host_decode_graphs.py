@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,18 +95,19 @@ class _Inputs:
     def first_rows(self, num_seqs: int) -> _Inputs:
         """Of fewer sequences, contiguous and in the same memory."""
         return _Inputs(
-            self.x[:num_seqs],
-            *(_first(tensor, 1, num_seqs) for tensor in (self.positions, self.cache_rows, self.kv_lengths)),
-            [_first(table, 1, num_seqs) for table in self.tables],
-            self.cu_seqlens[: num_seqs + 1],
+            x=self.x[:num_seqs],
+            positions=_first(self.positions, num_seqs),
+            cache_rows=_first(self.cache_rows, num_seqs),
+            kv_lengths=_first(self.kv_lengths, num_seqs),
+            tables=[_first(table, num_seqs) for table in self.tables],
+            cu_seqlens=self.cu_seqlens[: num_seqs + 1],
         )
 
 
-def _first(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """A contiguous tensor of the same shape but for one dimension, at the beginning of the memory of `tensor`."""
-    shape = list(tensor.shape)
-    shape[dim] = size
-    return tensor.flatten()[: np.prod(shape, dtype=int)].view(shape)
+def _first(tensor: Tensor, num_seqs: int) -> Tensor:
+    """`[first, num_seqs, ...]`, contiguous, at the beginning of the memory of `tensor` `[first, more, ...]`."""
+    shape = (tensor.shape[0], num_seqs, *tensor.shape[2:])
+    return tensor.flatten()[: math.prod(shape)].view(shape)
 
 
 class HostDecodeGraph:
