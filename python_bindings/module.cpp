@@ -11,6 +11,7 @@
 #include "ops/activation/activation.h"
 #include "ops/attention/attention.h"
 #include "ops/convolution/depthwise_conv.h"
+#include "ops/embedding/embedding.h"
 #include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
 #include "ops/quantized/dequantize.h"
@@ -99,6 +100,7 @@ void bind_ops(py::module_& m) {
   def_op(m, "attention_extend", &dpn::attention_extend);
   def_op(m, "depthwise_conv", &dpn::depthwise_conv);
   def_op(m, "dequantize", &dpn::dequantize);
+  def_op(m, "embedding", &dpn::embedding);
   def_op(m, "kept_rows", &dpn::kept_rows);
   def_op(m, "last_row_scores", &dpn::last_row_scores);
   def_op(m, "last_row_scores_paged", &dpn::last_row_scores_paged);

@@ -14,6 +14,7 @@ from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
 from dpn_rt.ops.attention import CUDA_HEAD_DIMS, attention, attention_decode, attention_extend
 from dpn_rt.ops.depthwise_conv import depthwise_conv
+from dpn_rt.ops.embedding import embedding
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa, tune_cpu_isa, tuned_cpu_isa
 from dpn_rt.ops.kept_rows import kept_rows
 from dpn_rt.ops.last_row_scores import last_row_scores, last_row_scores_paged
@@ -43,6 +44,7 @@ __all__ = [
     "cpu_isa",
     "depthwise_conv",
     "dequantize",
+    "embedding",
     "kept_rows",
     "last_row_scores",
     "last_row_scores_paged",

@@ -246,6 +246,16 @@ CALLS: list[tuple[str, Json]] = [
     ("activation", {"x": floats(3, 40), "kind": "gelu", "out": {"like": "x"}}),
     ("activation", {"x": floats(3, 40), "kind": "quick_gelu"}),
     ("silu_mul", {"gate_up": floats(3, 80, strides=[96, 1]), "out": floats(3, 40)}),
+    ("embedding", {"table": floats(9, 16), "token_ids": ints(8, -1, 0, dtype="int64")}),
+    (
+        "embedding",
+        {
+            "table": ints(7, 200, shape=[2, 3, 16, 4], dtype="uint8"),
+            "token_ids": ints(17, 3, dtype="int64"),
+            "scale": {**ints(2, shape=[18]), "dtype": "float32", "values": [0.5]},
+            "out": floats(2, 10),
+        },
+    ),
     ("depthwise_conv", {"x": floats(1, 5, 6, 16), "taps": floats(49, 16), "bias": floats(16)}),
 ]
 

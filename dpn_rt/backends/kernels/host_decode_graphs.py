@@ -58,10 +58,10 @@ class HostDecodeGraphs:
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """What a decode step reads besides weights and KV blocks, at fixed addresses, see `Decoder.decode`."""
+    """What a decode step reads besides weights and KV blocks, at fixed addresses, see `DecodeInputs`."""
 
-    x: Tensor
-    """`[num_seqs, hidden_size]`."""
+    token_ids: Tensor
+    """`[num_seqs]` int64."""
     positions: Tensor
     """`[num_stages, num_seqs]` int32."""
     cache_rows: Tensor
@@ -76,15 +76,13 @@ class _Inputs:
     @classmethod
     def of(cls, executor: LocalExecutor, cache: BlockAllocator, num_seqs: int) -> _Inputs:
         """Of a number of sequences, uninitialised."""
-        decoder = executor.decoder
-        num_stages, no_slots = len(decoder.stages), np.zeros(num_seqs, dtype=np.intp)
-        x = decoder.embed(torch.zeros(num_seqs, dtype=torch.int64, device="cpu"))
+        num_stages, no_slots = len(executor.decoder.stages), np.zeros(num_seqs, dtype=np.intp)
         with torch.inference_mode(False):  # tensors that can be written in any mode
             positions, cache_rows, kv_lengths = (
                 torch.empty(num_stages, num_seqs, dtype=torch.int32, device="cpu") for _ in range(3)
             )
             return cls(
-                torch.empty(x.shape, dtype=x.dtype, device="cpu"),
+                torch.empty(num_seqs, dtype=torch.int64, device="cpu"),
                 positions,
                 cache_rows,
                 kv_lengths,
@@ -95,7 +93,7 @@ class _Inputs:
     def first_rows(self, num_seqs: int) -> _Inputs:
         """Of fewer sequences, contiguous and in the same memory."""
         return _Inputs(
-            x=self.x[:num_seqs],
+            token_ids=self.token_ids[:num_seqs],
             positions=_first(self.positions, num_seqs),
             cache_rows=_first(self.cache_rows, num_seqs),
             kv_lengths=_first(self.kv_lengths, num_seqs),
@@ -133,9 +131,8 @@ class HostDecodeGraph:
         return Decoded(*self._graph.outputs)
 
     def _set(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> None:
-        ids = token_ids if isinstance(token_ids, Tensor) else torch.from_numpy(token_ids)
         inputs = self._inputs
-        inputs.x.copy_(self._executor.decoder.embed(ids.clamp_min(0)))
+        inputs.token_ids.numpy()[:] = token_ids.numpy() if isinstance(token_ids, Tensor) else token_ids
         kv_lengths = self._cache.kv_lengths(slots).T
         inputs.kv_lengths.numpy()[:] = kv_lengths
         np.subtract(kv_lengths, 1, out=inputs.cache_rows.numpy())
@@ -148,7 +145,7 @@ class HostDecodeGraph:
 def _decode(executor: LocalExecutor, inputs: _Inputs) -> tuple[Tensor, Tensor]:
     """Logits `[num_seqs, vocab_size]`, and the best token of each row `[num_seqs]` int64."""
     logits = executor.decoder.decode(
-        inputs.x,
+        executor.decoder.embed(inputs.token_ids),
         inputs.positions,
         inputs.cache_rows,
         inputs.kv_lengths,

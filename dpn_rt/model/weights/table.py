@@ -7,8 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dpn_rt import ops
 from dpn_rt.model.weights.forms import form_of
-from dpn_rt.model.weights.tiles import INT8_TILE, INT8_ZERO
+
+_DTYPES_OF_THE_OP = (torch.float32, torch.bfloat16, torch.uint8)
+"""Of a table: what `ops.embedding` takes, the last in tiles."""
 
 
 class EmbeddingTable:
@@ -29,18 +32,21 @@ class EmbeddingTable:
             self._scale = tensors[f"{module}.scale"]
 
     def rows(self, token_ids: Tensor) -> Tensor:
-        """`[num_rows]` int32 or int64 -> `[num_rows, hidden_size]`."""
+        """`[num_rows]` int32 or int64 -> `[num_rows, hidden_size]`.
+
+        Raises:
+            KernelArgumentError: on the CPU, an id is not in the table.
+        """
+        if self._stored.is_cpu and self._stored.dtype in _DTYPES_OF_THE_OP:
+            token_ids = token_ids if token_ids.dtype == torch.int64 else token_ids.long()
+            out = torch.empty(len(token_ids), self._hidden_size, dtype=self._dtype, device=self._stored.device)
+            return ops.embedding(self._stored, token_ids, self._scale, out=out)
         if self._scale is None:
             return self._stored.index_select(0, token_ids)
         values = self._numbers(token_ids)[:, : self._hidden_size].float()
         return values.mul_(self._scale.index_select(0, token_ids)[:, None]).to(self._dtype)
 
     def _numbers(self, token_ids: Tensor) -> Tensor:
-        """Rows as they are stored, and columns that fill them up."""
-        if self._stored.dtype != torch.uint8:
-            numbers = self._stored.view(torch.uint8).index_select(0, token_ids)  # which moves bytes in any dtype
-            return numbers.view(self._stored.dtype)
-        # The 4 bytes of a row in a tile move as one number.
-        height, tiles = INT8_TILE[0], self._stored.view(torch.int32).squeeze(-1)
-        numbers = tiles[token_ids // height, :, token_ids % height].view(torch.uint8)
-        return numbers.bitwise_xor_(INT8_ZERO).view(torch.int8)
+        """Rows as they are stored: int8 row by row on a GPU, or 8-bit floats."""
+        numbers = self._stored.view(torch.uint8).index_select(0, token_ids)  # which moves bytes in any dtype
+        return numbers.view(self._stored.dtype)
