@@ -10,9 +10,9 @@ from dpn_rt import _kernels
 class Recording:
     """The ops that a thread calls within `with recording:`, which run as they are recorded.
 
-    A recorded call has the addresses, shapes and other arguments that it was given. So the caller keeps the memory of
-    all tensors as long as it replays: a replay would use an address whose memory is gone. It is the only way to do that
-    from Python, and therefore not among the functions of `dpn_rt.ops`; `device/host_graph.py` uses it.
+    A recorded call has the addresses, shapes and other arguments that it was given. So the caller must keep the memory
+    of all tensors as long as it replays; else a replay reads and writes freed memory. No other op can do that, so
+    `dpn_rt.ops` does not export this class; `device/host_graph.py` uses it.
     """
 
     def __init__(self) -> None:

@@ -75,19 +75,19 @@ class _Inputs:
 
     @classmethod
     def of(cls, executor: LocalExecutor, cache: BlockAllocator, num_seqs: int) -> _Inputs:
-        """Of a number of sequences, uninitialised."""
+        """Of a number of sequences; values but for `cu_seqlens` mean nothing yet."""
         num_stages, no_slots = len(executor.decoder.stages), np.zeros(num_seqs, dtype=np.intp)
         with torch.inference_mode(False):  # tensors that can be written in any mode
             positions, cache_rows, kv_lengths = (
                 torch.empty(num_stages, num_seqs, dtype=torch.int32, device="cpu") for _ in range(3)
             )
             return cls(
-                torch.empty(num_seqs, dtype=torch.int64, device="cpu"),
-                positions,
-                cache_rows,
-                kv_lengths,
-                [torch.from_numpy(cache.block_tables(stage, no_slots, whole=True)) for stage in range(num_stages)],
-                torch.arange(num_seqs + 1, dtype=torch.int32, device="cpu"),
+                token_ids=torch.empty(num_seqs, dtype=torch.int64, device="cpu"),
+                positions=positions,
+                cache_rows=cache_rows,
+                kv_lengths=kv_lengths,
+                tables=[torch.from_numpy(cache.block_tables(i, no_slots, whole=True)) for i in range(num_stages)],
+                cu_seqlens=torch.arange(num_seqs + 1, dtype=torch.int32, device="cpu"),
             )
 
     def first_rows(self, num_seqs: int) -> _Inputs:
