@@ -34,7 +34,8 @@ class PlainDecodeStep:
             ids = token_ids.clamp_min(0)  # those of rows whose result is not used
         else:
             (ids,) = self._upload(token_ids)
-        return Decoded(self._executor.decode(ids, DecodeInputs(positions, kv_lengths, on_device, cu_seqlens)))
+        inputs = DecodeInputs(positions, kv_lengths - 1, kv_lengths, on_device, cu_seqlens)
+        return Decoded(self._executor.decode(ids, inputs))
 
 
 def _as_tensors(*arrays: Array) -> list[Tensor]:

@@ -21,6 +21,8 @@ class DecodeInputs:
 
     positions: Tensor
     """`[num_stages, num_seqs]` int32."""
+    cache_rows: Tensor
+    """`[num_stages, num_seqs]` int32."""
     kv_lengths: Tensor
     """`[num_stages, num_seqs]` int32."""
     block_tables: Sequence[Tensor]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpn_rt.backends.backend import Decoded
 from dpn_rt.backends.kernels.decode_step import PlainDecodeStep
+from dpn_rt.backends.kernels.executor import DecodeInputs
 from dpn_rt.backends.kernels.local_executor import LocalExecutor
 from dpn_rt.cache.block_allocator import BlockAllocator, Slots
 from dpn_rt.device.device import Device
@@ -58,20 +59,12 @@ class HostDecodeGraphs:
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """What a decode step reads besides weights and KV blocks, at fixed addresses, see `DecodeInputs`."""
+    """What a decode step reads besides weights and KV blocks, at fixed addresses."""
 
     token_ids: Tensor
     """`[num_seqs]` int64."""
-    positions: Tensor
-    """`[num_stages, num_seqs]` int32."""
-    cache_rows: Tensor
-    """`[num_stages, num_seqs]` int32."""
-    kv_lengths: Tensor
-    """`[num_stages, num_seqs]` int32."""
-    tables: list[Tensor]
-    """Per stage `[groups, num_seqs, max_blocks]` int32, for the longest sequences."""
-    cu_seqlens: Tensor
-    """`[num_seqs + 1]` int32, 0 to num_seqs."""
+    places: DecodeInputs
+    """Of contiguous tensors, with block tables for the longest sequences."""
 
     @classmethod
     def of(cls, executor: LocalExecutor, cache: BlockAllocator, num_seqs: int) -> _Inputs:
@@ -81,25 +74,25 @@ class _Inputs:
             positions, cache_rows, kv_lengths = (
                 torch.empty(num_stages, num_seqs, dtype=torch.int32, device="cpu") for _ in range(3)
             )
-            return cls(
-                token_ids=torch.empty(num_seqs, dtype=torch.int64, device="cpu"),
+            places = DecodeInputs(
                 positions=positions,
                 cache_rows=cache_rows,
                 kv_lengths=kv_lengths,
-                tables=[torch.from_numpy(cache.block_tables(i, no_slots, whole=True)) for i in range(num_stages)],
+                block_tables=[torch.from_numpy(cache.block_tables(i, no_slots, whole=True)) for i in range(num_stages)],
                 cu_seqlens=torch.arange(num_seqs + 1, dtype=torch.int32, device="cpu"),
             )
+            return cls(torch.empty(num_seqs, dtype=torch.int64, device="cpu"), places)
 
     def first_rows(self, num_seqs: int) -> _Inputs:
         """Of fewer sequences, contiguous and in the same memory."""
-        return _Inputs(
-            token_ids=self.token_ids[:num_seqs],
-            positions=_first(self.positions, num_seqs),
-            cache_rows=_first(self.cache_rows, num_seqs),
-            kv_lengths=_first(self.kv_lengths, num_seqs),
-            tables=[_first(table, num_seqs) for table in self.tables],
-            cu_seqlens=self.cu_seqlens[: num_seqs + 1],
+        places = DecodeInputs(
+            positions=_first(self.places.positions, num_seqs),
+            cache_rows=_first(self.places.cache_rows, num_seqs),
+            kv_lengths=_first(self.places.kv_lengths, num_seqs),
+            block_tables=[_first(table, num_seqs) for table in self.places.block_tables],
+            cu_seqlens=self.places.cu_seqlens[: num_seqs + 1],
         )
+        return _Inputs(self.token_ids[:num_seqs], places)
 
 
 def _first(tensor: Tensor, num_seqs: int) -> Tensor:
@@ -131,27 +124,18 @@ class HostDecodeGraph:
         return Decoded(*self._graph.outputs)
 
     def _set(self, token_ids: npt.NDArray[np.int64] | Tensor, slots: Slots) -> None:
-        inputs = self._inputs
-        inputs.token_ids.numpy()[:] = token_ids.numpy() if isinstance(token_ids, Tensor) else token_ids
+        places = self._inputs.places
+        self._inputs.token_ids.numpy()[:] = token_ids.numpy() if isinstance(token_ids, Tensor) else token_ids
         kv_lengths = self._cache.kv_lengths(slots).T
-        inputs.kv_lengths.numpy()[:] = kv_lengths
-        np.subtract(kv_lengths, 1, out=inputs.cache_rows.numpy())
-        np.subtract(self._cache.next_positions(slots).T, 1, out=inputs.positions.numpy())
-        for stage, table in enumerate(inputs.tables):
+        places.kv_lengths.numpy()[:] = kv_lengths
+        np.subtract(kv_lengths, 1, out=places.cache_rows.numpy())
+        np.subtract(self._cache.next_positions(slots).T, 1, out=places.positions.numpy())
+        for stage, table in enumerate(places.block_tables):
             used = self._cache.block_tables(stage, slots)
             table.numpy()[:, :, : used.shape[2]] = used
 
 
 def _decode(executor: LocalExecutor, inputs: _Inputs) -> tuple[Tensor, Tensor]:
     """Logits `[num_seqs, vocab_size]`, and the best token of each row `[num_seqs]` int64."""
-    logits = executor.decoder.decode(
-        executor.decoder.embed(inputs.token_ids),
-        inputs.positions,
-        inputs.cache_rows,
-        inputs.kv_lengths,
-        inputs.tables,
-        inputs.cu_seqlens,
-        executor.pool.blocks,
-        executor.pool.positions,
-    )
+    logits = executor.decode(inputs.token_ids, inputs.places)
     return logits, best_ids(logits)

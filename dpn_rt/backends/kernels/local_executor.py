@@ -31,7 +31,7 @@ class LocalExecutor:
         return self.decoder.decode(
             self.decoder.embed(token_ids),
             inputs.positions,
-            inputs.kv_lengths - 1,
+            inputs.cache_rows,
             inputs.kv_lengths,
             inputs.block_tables,
             inputs.cu_seqlens,
