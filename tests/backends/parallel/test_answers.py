@@ -124,8 +124,8 @@ def test_the_trained_model_in_fewer_bits(tmp_path: Path, quantize: Any) -> None:
 
 
 def test_bfloat16_is_as_exact_as_one_rank(tmp_path: Path) -> None:
-    """Sums over ranks are rounded once more, which the errors against float32 hardly show: of 30 draws the ratio was
-    0.85 to 1.23. That of the largest errors is above 2 for some draws."""
+    """Sums over ranks are rounded once more, which the errors against float32 hardly show: their ratios' geometric mean
+    was 0.81 to 1.28 for 502 draws. One prompt's ratio is up to 3."""
     asked = prompts(9)
     exact = LLM(write_random_engine(tmp_path / "exact")).generate(asked, SHORT, use_tqdm=False)
     path = write_random_engine(tmp_path / "e", dataclasses.replace(MODEL, dtype="bfloat16"))
@@ -134,5 +134,6 @@ def test_bfloat16_is_as_exact_as_one_rank(tmp_path: Path) -> None:
         with closing(LLM(path, tensor_parallel_size=size)) as llm:
             outputs = llm.generate(asked, SHORT, use_tqdm=False)
         first = [all_logprobs(a)[0] - all_logprobs(b)[0] for a, b in zip(outputs, exact, strict=True)]
-        errors.append(torch.stack(first).square().mean().sqrt().item())
-    assert errors[1] <= 1.6 * errors[0], errors
+        errors.append(torch.stack(first).square().mean(1).sqrt())
+    ratios = errors[1] / errors[0]
+    assert ratios.log().mean().exp() <= 1.5, errors
