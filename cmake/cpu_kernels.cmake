@@ -11,7 +11,7 @@ set(DPN_CPU_KERNEL_OBJECTS "")
 file(GLOB quantized_sources CONFIGURE_DEPENDS csrc/ops/quantized/*_cpu.cpp)
 set_source_files_properties(${quantized_sources} PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 file(GLOB dot_sources CONFIGURE_DEPENDS csrc/ops/quantized/linear_*_cpu.cpp)
-set(tile_sources ${dot_sources} csrc/ops/attention/prefill_cpu.cpp)
+set(tile_sources ${dot_sources} csrc/ops/attention/prefill_cpu.cpp csrc/ops/attention/decode_cpu.cpp)
 add_library(dpn_cpu_variants INTERFACE)
 
 # -fno-math-errno and -fno-trapping-math keep NaN and infinity intact and let loops vectorise.

@@ -29,7 +29,7 @@ OPS = [
 # With the best instruction set alone: the same runtime around the same kernels.
 GOLDEN = ["tests/test_golden_runtime.py", "tests/test_golden_reducers.py", "tests/test_golden_hr.py"]
 QUANTIZED = [f"tests/ops/test_{file}.py" for file in ("linear_int8", "linear_int4", "activated_products")]
-ATTENTION = [f"tests/ops/test_attention{which}.py" for which in ("", "_extend", "_windows")]
+ATTENTION = [f"tests/ops/test_attention{which}.py" for which in ("", "_extend", "_windows", "_decode")]
 # Instruction sets that have only some kernels of their own.
 PARTS = {"avx512_vnni": QUANTIZED, "amx": [*QUANTIZED, *ATTENTION]}
 OPTIONS = [

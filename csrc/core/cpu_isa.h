@@ -5,7 +5,7 @@
 namespace dpn {
 
 // From the oldest to the newest. avx512_vnni has kernels of its own for quantised products only, amx for these and for
-// attention of many rows; all other kernels are those of its base.
+// attention in bfloat16; all other kernels are those of its base.
 enum class CpuIsa { portable, avx2, avx512, avx512_vnni, avx512_bf16, amx };
 constexpr CpuIsa kCpuIsas[] = {CpuIsa::portable,    CpuIsa::avx2,        CpuIsa::avx512,
                                CpuIsa::avx512_vnni, CpuIsa::avx512_bf16, CpuIsa::amx};

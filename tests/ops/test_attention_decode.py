@@ -24,7 +24,10 @@ DTYPES = ATTENTION_DTYPES
 
 # num_heads, num_kv_heads, head_dim
 SHAPES = [(8, 1, 64), (4, 2, 128), (3, 1, 8)]
-OTHER_SHAPES = [(4, 4, 64), (6, 6, 32), (2, 2, 96), (2, 2, 16), (12, 2, 80), (2, 1, 256), (17, 1, 40), (20, 1, 64)]
+OTHER_SHAPES = [
+    (4, 4, 64), (6, 6, 32), (2, 2, 96), (2, 2, 16), (12, 2, 80), (2, 1, 256), (17, 1, 40), (20, 1, 64),
+    (14, 2, 64), (10, 2, 32), (9, 1, 96), (16, 1, 128),
+]  # fmt: skip
 # Lengths near multiples of blocks of 16 rows, chunks of 128 keys and splits of 256 keys (64 on a GPU).
 LENGTHS = [[1], [15, 16, 17], [31, 1, 33], [63, 64, 65], [127, 128, 129], [255, 2, 256, 257], [1500, 700], [1] * 20, []]
 CASES = [
@@ -68,7 +71,7 @@ def test_paged_decode(
 @settings(deadline=None, max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5),
-    heads=st.sampled_from([(1, 1), (4, 1), (6, 3), (8, 1), (16, 2)]),
+    heads=st.sampled_from([(1, 1), (4, 1), (6, 3), (8, 1), (16, 2), (13, 1)]),
     head_dim=st.sampled_from([8, 24, 32, 64, 96, 128]),
     block_size=st.sampled_from([1, 8, 16, 19, 32]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),

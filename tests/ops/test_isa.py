@@ -20,7 +20,9 @@ from tests.skips import FORCED_ISA, SUPPORTED_BY_CPU, UNSUPPORTED_BY_CPU
 DEVICES = CPU_ONLY
 HERE = Path(__file__).parent
 QUANTIZED = ("test_linear_int8.py", "test_linear_int4.py", "test_activated_products.py")
-ATTENTION = ("test_attention.py", "test_attention_extend.py", "test_attention_windows.py")
+ATTENTION = (
+    "test_attention.py", "test_attention_extend.py", "test_attention_windows.py", "test_attention_decode.py"
+)  # fmt: skip
 # The files with tests of an instruction set's own kernels; none: it has all kernels.
 ISAS: dict[str, tuple[str, ...]] = {
     "portable": (), "avx2": (), "avx512": (), "avx512_vnni": QUANTIZED, "avx512_bf16": (),

@@ -26,7 +26,8 @@ void run(const AttentionParams& params, const Tensor& q, Stream stream) {
 }
 void run(const AttentionDecodeParams& params, const Tensor& q, Stream stream) {
   DPN_TRY_CUDA_KERNEL(attention_decode_kernel, params, q, stream)
-  DPN_CALL_CPU_KERNEL_OF(cpu_isa(TunedOp::attention_decode), attention_decode_kernel, params)
+  const CpuIsa isa = cpu_isa(TunedOp::attention_decode);
+  DPN_TRY_amx(isa, attention_decode_kernel, params) DPN_CALL_CPU_KERNEL_OF(isa, attention_decode_kernel, params)
 }
 
 // Number of splits on the GPU, from tensors whose shapes were checked. The CPU plans by itself.

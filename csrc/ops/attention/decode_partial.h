@@ -7,6 +7,8 @@
 
 namespace dpn::DPN_ISA {
 
+constexpr float kLog2E = 1.44269504088896f;
+
 // Result of all heads of a group over a part of the keys, as floats: sums [heads, padded_dim], then maxima and weights,
 // each [quads, kWidth]. A row of these repeats the four values of its quad, or the one value of a single head.
 struct Partial {
@@ -21,6 +23,31 @@ struct Partial {
       : sums(memory),
         maxima(sums + round_up(heads, kQuad) * padded_dim),
         weights(maxima + round_up(heads, kQuad) * kWidth / kQuad) {}
+
+  void clear() const {
+    for (float* sum = sums; sum < maxima; ++sum) *sum = 0;
+    for (std::int64_t i = 0; i < weights - maxima; ++i) {
+      maxima[i] = -__builtin_inff();
+      weights[i] = 0;
+    }
+  }
+};
+
+// The query rows of a task, and its results.
+template <class T>
+struct TaskRows {
+  const AttentionDecodeParams& p;
+  const DecodeTask& task;
+  float* partials;     // of all key/value heads
+  std::int64_t heads;  // query heads of a key/value head
+  std::int64_t padded_dim;
+
+  Partial partial_of(std::int64_t kv_head) const {
+    return {partials + kv_head * Partial::size(heads, padded_dim), heads, padded_dim};
+  }
+  const T* query(std::int64_t head) const {
+    return static_cast<const T*>(p.q) + task.sequence * p.q_stride[0] + head * p.q_stride[1];
+  }
 };
 
 // Computes the out row of one head of a group from the partial results of its splits, which are `stride` floats apart.

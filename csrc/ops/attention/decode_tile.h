@@ -5,14 +5,12 @@
 #pragma once
 
 #include "core/simd_dot.h"
+#include "ops/attention/decode_chunk.h"
 
 namespace dpn::DPN_ISA {
 
 constexpr int kQuad = 4;
-constexpr int kMostQuads = 2;    // quads that share one pass over the keys
-constexpr int kGroupKeys = 16;   // keys of one KV block whose scores are computed together
-constexpr int kChunkGroups = 8;  // groups between two updates of the running maximum
-constexpr int kChunkKeys = kGroupKeys * kChunkGroups;
+constexpr int kMostQuads = 2;                     // quads that share one pass over the keys
 constexpr int kScoreKeys = 4;                     // keys whose scores stay in registers
 constexpr int kMostHeads = kWidth == 16 ? 8 : 4;  // heads whose value sums stay in registers
 constexpr int kRun = 2 * kWidth;                  // elements of a run, in which keys and values are read
@@ -99,10 +97,10 @@ inline void score_group(float* scores, std::int64_t quad_stride, const KeyGroup<
   }
 }
 
-// Combines the lanes of the same head; each of these lanes gets the result.
-template <class Combine>
+// Combines the lanes of the same head, kLanes apart; each of these lanes gets the result.
+template <int kLanes, class Combine>
 inline VecF across_keys(VecF value, Combine combine) {
-  for (int step = kWidth / 2; step >= kQuad; step /= 2) {
+  for (int step = kWidth / 2; step >= kLanes; step /= 2) {
     VecI index;
     for (int i = 0; i < kWidth; ++i) index[i] = i ^ step;
     value = combine(value, __builtin_shuffle(value, index));
@@ -110,42 +108,45 @@ inline VecF across_keys(VecF value, Combine combine) {
   return value;
 }
 
-// Converts two vectors of weights, lanes [key, 4], to units [key / kUnitSize, 4].
+// Converts two vectors of weights, lanes [key, kLanes], to units [key / kUnitSize, kLanes].
+template <int kLanes>
 inline void store_key_units(float* target, VecF first, VecF second) {
   store(target, first);
   store(target + kWidth, second);
 }
 
 #if defined(__AVX512BF16__)
+template <int kLanes>
 inline void store_key_units(Pair* target, VecF first, VecF second) {
   using Halves = std::uint16_t __attribute__((vector_size(64)));
   Halves index;
   for (int i = 0; i < 32; ++i)
-    index[i] = static_cast<std::uint16_t>((i / (2 * kQuad) * 2 + i % 2) * kQuad + i / 2 % kQuad);
+    index[i] = static_cast<std::uint16_t>((i / (2 * kLanes) * 2 + i % 2) * kLanes + i / 2 % kLanes);
   const auto halves = (Halves)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
   const Halves pairs = __builtin_shuffle(halves, index);
   std::memcpy(target, &pairs, sizeof pairs);
 }
 #endif
 
-// Turns scores [keys, 4] into weights [keys / kUnitSize, 4] and updates the quad's running maxima and weights. These
-// are vectors that repeat the quad's four values; weights are summed over the repetitions at the very end. `factors`
-// [4] are the factors for earlier sums. `scale` includes log2(e). `keys` is a multiple of kGroupKeys.
-template <class U>
+// Turns the scores [keys, kLanes] of kLanes heads into weights [keys / kUnitSize, kLanes], and updates the heads'
+// running maxima and weights. These are vectors that repeat the kLanes values; weights are summed over the repetitions
+// at the very end. `factors` [kLanes] are the factors for earlier sums. `scale` includes log2(e). `keys` is a multiple
+// of 2 * kWidth / kLanes.
+template <int kLanes = kQuad, class U>
 inline void weigh_chunk(const float* scores, U* weights, std::int64_t keys, float scale, float* maxima,
                         float* weight_sums, float* factors) {
   VecF highest = load(maxima);
-  for (std::int64_t i = 0; i < keys * kQuad; i += kWidth) highest = max(load(scores + i), highest);
-  highest = across_keys(highest, [](VecF a, VecF b) { return max(a, b); });
+  for (std::int64_t i = 0; i < keys * kLanes; i += kWidth) highest = max(load(scores + i), highest);
+  highest = across_keys<kLanes>(highest, [](VecF a, VecF b) { return max(a, b); });
   const VecF factor = exp2_negative<float>(load(maxima) - highest, scale);
-  std::memcpy(factors, &factor, kQuad * sizeof(float));
+  std::memcpy(factors, &factor, kLanes * sizeof(float));
   VecF sum{}, other_sum{};
-  for (std::int64_t i = 0; i < keys * kQuad; i += 2 * kWidth) {
+  for (std::int64_t i = 0; i < keys * kLanes; i += 2 * kWidth) {
     const VecF first = exp2_negative<U>(load(scores + i) - highest, scale);
     const VecF second = exp2_negative<U>(load(scores + i + kWidth) - highest, scale);
     sum += first;
     other_sum += second;
-    store_key_units(weights + i / kUnitSize<U>, first, second);
+    store_key_units<kLanes>(weights + i / kUnitSize<U>, first, second);
   }
   store(maxima, highest);
   store(weight_sums, load(weight_sums) * factor + (sum + other_sum));

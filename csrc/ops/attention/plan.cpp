@@ -72,18 +72,20 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
 
 DecodePlan plan_decode(const std::int32_t* context_lens, const std::int32_t* first_keys, std::int64_t num_seqs,
                        int num_threads) {
-  // About eight tasks per thread, so that threads finish together although memory serves them unevenly.
-  constexpr std::int64_t kSmallestSplit = 64;
+  // Up to eight tasks per thread, so that threads finish together although memory serves them unevenly. Fewer where
+  // they would be short: the first keys of a task come slowly.
+  constexpr std::int64_t kShortest = 64, kWorthwhile = 128, kMostPerThread = 8, kRounding = 16;
   const auto first_key = [&](std::int64_t s) -> std::int64_t { return first_keys ? first_keys[s] : 0; };
   std::int64_t keys = 0;
   for (std::int64_t s = 0; s < num_seqs; ++s) keys += context_lens[s] - first_key(s);
-  const std::int64_t split = std::max(kSmallestSplit, keys / (8 * num_threads));
+  const std::int64_t per_thread = std::clamp<std::int64_t>(keys / (kWorthwhile * num_threads), 1, kMostPerThread);
+  const std::int64_t split = std::max(kShortest, (keys + num_threads * per_thread - 1) / (num_threads * per_thread));
   DecodePlan plan;
   plan.first_task.push_back(0);
   for (std::int64_t s = 0; s < num_seqs; ++s) {
     const std::int64_t end = context_lens[s], length = end - first_key(s);
     const std::int64_t splits = (length + split - 1) / split;
-    const std::int64_t size = round_up((length + splits - 1) / splits, kSmallestSplit);
+    const std::int64_t size = round_up((length + splits - 1) / splits, kRounding);
     for (std::int64_t key = first_key(s); key < end; key += size) {
       plan.tasks.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(key),
                             static_cast<std::int32_t>(std::min(key + size, end))});

@@ -1,6 +1,7 @@
 // Packs queries, keys and values into units, in the order in which prefill_tile.h reads them.
 #pragma once
 
+#include "core/transpose.h"
 #include "ops/attention/prefill_tile.h"
 
 namespace dpn::DPN_ISA {
@@ -12,26 +13,6 @@ inline void pack_row(Unit<T>* target, const T* source, std::int64_t head_dim) {
   std::int64_t i = 0;
   for (; i < head_dim / kStep; ++i) to_unit(target + i, source + i * kStep);
   for (; i < row_units<Unit<T>>(head_dim); ++i) target[i] = {};
-}
-
-// Transposes: lane j of vector i becomes lane i of vector j.
-template <class Vec>
-inline void transpose(Vec (&rows)[kWidth]) {
-#pragma GCC unroll 4
-  for (int step = kWidth / 2; step > 0; step /= 2) {
-    VecI low, high;
-    for (int i = 0; i < kWidth; ++i) {
-      low[i] = i & step ? i - step + kWidth : i;
-      high[i] = low[i] + step;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) {
-      if (i & step) continue;
-      const Vec a = rows[i], b = rows[i + step];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + step] = __builtin_shuffle(a, b, high);
-    }
-  }
 }
 
 inline VecF load_row(const float* source) { return load(source); }
