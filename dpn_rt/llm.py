@@ -82,6 +82,7 @@ class LLM:
         block_size: int = 16,
         limit_mm_per_prompt: Mapping[str, int] | None = None,
         prepack_weights: bool | None = None,
+        copy_weights: bool | None = None,
         reduce: Spec | Sequence[Spec] | None = None,
         tensor_parallel_size: int = 1,
         verify: bool = True,
@@ -106,6 +107,9 @@ class LLM:
             limit_mm_per_prompt: `{"image": N}`, images of one prompt, at most; default: 16.
             prepack_weights: keep a second copy of the weights for a faster prefill; default: if it takes less than a
                 third of the free memory.
+            copy_weights: copy the weights from the engine's file into huge pages, from which decode steps read a
+                quarter to a third faster; default: on the CPU, if the system has them and the copy takes less than half
+                of the free memory. Processes share a file that is not copied.
             reduce: SPECs of training-free reductions that prompts may ask for, such as "fastv:k=2,ratio=0.5"; the first
                 is the default; None: what the engine was built with.
             tensor_parallel_size: processes that share the decoder, each with its part of the weights and of the KV
@@ -129,6 +133,7 @@ class LLM:
             block_size=block_size,
             limit_mm_per_prompt=limit_mm_per_prompt,
             prepack_weights=prepack_weights,
+            copy_weights=copy_weights,
             reduce=reduce,
             tensor_parallel_size=tensor_parallel_size,
         )

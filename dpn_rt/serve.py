@@ -222,6 +222,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         gpu_memory_utilization=options.gpu_memory_utilization,
         max_graph_rows=options.max_graph_rows,
         reuse_bytes=options.reuse_bytes,
+        copy_weights=options.copy_weights,
         max_image_pixels=options.max_image_pixels,
         limit_mm_per_prompt=options.limit_mm_per_prompt,
         reduce=options.reduce,
@@ -277,6 +278,11 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
     add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV cache")
+    add(
+        "--copy-weights",
+        action=argparse.BooleanOptionalAction,
+        help="copy weights into huge pages, or map the file, which processes share; default: by free memory",
+    )
     add("--tensor-parallel-size", type=int, default=1, metavar="N", help="processes that share the decoder")
     add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="share of a GPU's memory to use at most")
     add("--max-graph-rows", type=int, default=2048, metavar="N", help="largest prefill stage that is a graph on a GPU")

@@ -59,6 +59,9 @@ class EngineOptions:
     prepack_weights: bool | None = None
     """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: if the copy takes
     less than a third of the free memory."""
+    copy_weights: bool | None = None
+    """Copy the weights from the engine's file into huge pages: decode steps get a quarter to a third faster. Default:
+    on the CPU, if the system has huge pages and the copy takes less than half of the free memory."""
     reduce: Spec | Sequence[Spec] | None = None
     """SPECs of training-free reductions that requests may ask for; the first is the default. None: the engine's."""
     tensor_parallel_size: int = 1
@@ -75,8 +78,9 @@ class EngineOptions:
         for name in ("max_num_batched_tokens", "max_chunk_tokens", "max_model_len", "kv_cache_bytes"):
             if getattr(self, name) is not None:
                 self._check_count(name, least=2 if name == "max_model_len" else 1)  # a row to ask, and one to answer
-        if self.prepack_weights is not None and not isinstance(self.prepack_weights, bool):
-            raise ConfigError(f"prepack_weights={shown(self.prepack_weights)}: expected True, False or None")
+        for name in ("prepack_weights", "copy_weights"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, bool):
+                raise ConfigError(f"{name}={shown(value)}: expected True, False or None")
         _ = self.max_images  # raises if the limit is none
 
     @property
@@ -129,6 +133,9 @@ class EngineSettings:
     prepack_weights: bool | None
     """Whether a second copy of the weights is kept in oneDNN's layout; None: if it takes less than a third of the
     memory that is free when they are loaded."""
+    copy_weights: bool | None
+    """Whether weights on the CPU are copied into huge pages; None: if the system has them and the copy takes less than
+    half of the memory that is free when they are loaded."""
     tensor_parallel_size: int
     """Processes that share the decoder."""
 
@@ -169,6 +176,7 @@ def resolve(model: ModelConfig, options: EngineOptions, plans: PlanLimits | None
         max_image_pixels=options.max_image_pixels,
         max_images=options.max_images,
         prepack_weights=options.prepack_weights,
+        copy_weights=options.copy_weights,
         tensor_parallel_size=options.tensor_parallel_size,
     )
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import load_kernel_backend
+from dpn_rt.backends.kernels.loading import copy_weights, load_kernel_backend
 from dpn_rt.backends.tensorrt import cuda
 from dpn_rt.backends.tensorrt.loading import load_plan_backend
 from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.device.device import Device
-from dpn_rt.device.host import HostDevice, free_memory
+from dpn_rt.device.free_memory import free_memory
+from dpn_rt.device.host import HostDevice
+from dpn_rt.device.huge_pages import has_huge_pages
 from dpn_rt.engine.detokenizer import Detokenizer
 from dpn_rt.engine.engine import Engine
 from dpn_rt.engine.images import ImageRows
@@ -271,6 +273,8 @@ def _kernel_runner(opened: OpenedEngine, weights: Mapping[str, Tensor], device: 
         backend, encoder = load_parallel_backend(opened.files, model, settings, device, prepack=prepack)
     else:
         host_or_gpu: Device = open_cuda(model) if device == "cuda" else HostDevice()
+        if device != "cuda" and _choose_copy(opened, weights):
+            weights = copy_weights(dict(weights), required=settings.copy_weights is True)
         backend, encoder = load_kernel_backend(model, weights, settings, host_or_gpu, prepack=prepack)
     prefixes = PrefixCache(backend.cache, settings.reuse_bytes) if settings.reuse_bytes else None
     return Runner(backend, ImageRows(encoder, dtype, _image_cache(settings)), prefixes)
@@ -290,3 +294,12 @@ def _choose_prepack(settings: EngineSettings, weights: Mapping[str, Tensor], dty
         for weight in weights.values()
     )
     return sum(sizes) < free_memory() // 3
+
+
+def _choose_copy(opened: OpenedEngine, weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights are copied into huge pages."""
+    if opened.settings.copy_weights is not None:
+        return opened.settings.copy_weights
+    # Weights that are given may be in use elsewhere, and those in 8-bit floats are read once.
+    is_worthwhile = opened.directory is not None and opened.model.quantize != "fp8" and has_huge_pages()
+    return is_worthwhile and sum(weight.nbytes for weight in weights.values()) < free_memory() // 2

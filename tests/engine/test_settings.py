@@ -33,6 +33,7 @@ def test_defaults() -> None:
         max_image_pixels=MAX_PIXELS,
         max_images=16,
         prepack_weights=None,
+        copy_weights=None,
         tensor_parallel_size=1,
     )
 
@@ -51,6 +52,7 @@ def test_what_was_asked_for_is_taken() -> None:
         "max_image_pixels": 23,
         "limit_mm_per_prompt": {"image": 29},
         "prepack_weights": False,
+        "copy_weights": True,
         "tensor_parallel_size": 2,
     }
     settings = resolve(MODEL, EngineOptions(**asked))
@@ -70,6 +72,7 @@ def test_limits_of_images(value: Any) -> None:
     ("name", "value", "expected"),
     [
         ("prepack_weights", "yes", "expected True, False or None"),
+        ("copy_weights", 1, "expected True, False or None"),
         ("max_model_len", 1, "expected a whole number of at least 2"),
     ],
 )

@@ -18,7 +18,8 @@ from dpn_rt.backends.kernels.stages import PlainStages, Stages
 from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_blocks
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
-from dpn_rt.device.host import free_memory
+from dpn_rt.device.free_memory import free_memory
+from dpn_rt.device.huge_pages import gather
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
@@ -71,6 +72,22 @@ def load_kernel_backend(
             f"was tried or graphs were recorded, after {_num_bytes(weights):,} bytes of weights: lower "
             f"max_num_batched_tokens, max_num_seqs or "
             f"gpu_memory_utilization={settings.gpu_memory_utilization} ({error})"
+        ) from error
+
+
+def copy_weights(weights: dict[str, Tensor], *, required: bool) -> dict[str, Tensor]:
+    """Canonical name -> a copy in huge pages, all of them on the CPU; see `gather`.
+
+    Raises:
+        CapacityError: there is no room for copies that are required.
+    """
+    num_bytes = _num_bytes(weights)
+    try:
+        return gather(weights, required=required)
+    except MemoryError as error:
+        raise CapacityError(
+            f"the memory has no room for a copy of {num_bytes:,} bytes of weights: use copy_weights=False, which maps "
+            "the engine's file"
         ) from error
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import load_decoder, place_weights, pool_bytes
+from dpn_rt.backends.kernels.loading import copy_weights, load_decoder, place_weights, pool_bytes
 from dpn_rt.backends.kernels.local_executor import LocalExecutor
 from dpn_rt.backends.parallel.group import ProcessRankGroup
 from dpn_rt.backends.parallel.messages import RankSource
@@ -68,9 +68,12 @@ class RankPart:
         shares_encoder = bool(pairs) and all(pair.divides(model.quantize, size) for pair in pairs)
         shard = Shard(model.decoder, rank, size, pairs if shares_encoder else ())
         group = ProcessRankGroup(rank, size)
-        own = place_weights(shard.tensors(weights), device, TORCH_DTYPES[model.dtype])
+        tensors = shard.tensors(weights)
         if device.torch_device.type == "cpu":
             cpu_choices()
+            if settings.copy_weights is not False and model.quantize != "fp8":
+                tensors = copy_weights(tensors, required=settings.copy_weights is True)
+        own = place_weights(tensors, device, TORCH_DTYPES[model.dtype])
         decoder, geometry = load_decoder(model, shard.config, own, settings, device, prepack=prepack, group=group)
         encoder = None
         if shares_encoder:
