@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measuring.clock import is_cuda, seconds
+from dpn_rt.device.host import HostDevice
 from dpn_rt.format.flops import layer_weights
 from dpn_rt.model.config import DecoderConfig
 
@@ -50,14 +51,14 @@ class GemmLimit:
 class ReadLimit:
     """Rate of memory.
 
-    On the CPU all of torch's threads read a block far larger than the caches. On a GPU a block is copied, and read and
-    written bytes both count.
+    On the CPU all of torch's threads read a block far larger than the caches, in huge pages where the system has them.
+    On a GPU a block is copied, and read and written bytes both count.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         size = COPIED_BYTES if is_cuda(device) else READ_BYTES
-        self.block = torch.ones(size // 8, dtype=torch.int64, device=device)
+        self.block = _memory(size // 8, device).fill_(1)
         self.copy = torch.empty_like(self.block) if is_cuda(device) else None
         self.num_bytes = size if self.copy is None else 2 * size
 
@@ -72,3 +73,10 @@ class ReadLimit:
             self.block.sum()  # adding integers costs less than reading them
         else:
             self.copy.copy_(self.block)
+
+
+def _memory(count: int, device: torch.device) -> torch.Tensor:
+    """`[count]` int64."""
+    if is_cuda(device):
+        return torch.empty(count, dtype=torch.int64, device=device)
+    return HostDevice().pool((count,), torch.int64)
