@@ -33,7 +33,7 @@ CpuIsa choose() {
 
 // The instruction set of a tuned op; -1: cpu_isa().
 std::atomic<int>& tuned(TunedOp op) {
-  static std::atomic<int> isas[] = {-1, -1, -1};
+  static std::atomic<int> isas[] = {-1, -1, -1, -1};
   return isas[static_cast<int>(op)];
 }
 
@@ -45,7 +45,7 @@ const char* name(CpuIsa isa) {
 }
 
 const char* name(TunedOp op) {
-  constexpr const char* names[] = {"attention", "attention_decode", "linear"};
+  constexpr const char* names[] = {"attention", "attention_decode", "attention_decode_grouped", "linear"};
   return names[static_cast<int>(op)];
 }
 

@@ -23,8 +23,9 @@ constexpr CpuIsa base_of(CpuIsa isa) {
 
 // Ops that may use another instruction set than cpu_isa(). Products of bfloat16 pairs (AVX512-BF16) are faster than
 // float32 ones on some processors, and slower on others.
-enum class TunedOp { attention, attention_decode, linear };
-constexpr TunedOp kTunedOps[] = {TunedOp::attention, TunedOp::attention_decode, TunedOp::linear};
+enum class TunedOp { attention, attention_decode, attention_decode_grouped, linear };
+constexpr TunedOp kTunedOps[] = {TunedOp::attention, TunedOp::attention_decode, TunedOp::attention_decode_grouped,
+                                 TunedOp::linear};
 
 const char* name(TunedOp op);
 // cpu_isa(), unless another one was set.

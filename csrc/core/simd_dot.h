@@ -86,6 +86,8 @@ inline void load_values(VecU (&columns)[kCols], const bf16* v, std::int64_t stri
 }
 #endif
 
+constexpr float kLog2E = 1.44269504088896f;
+
 // 2^(x * scale) for x * scale <= 0; zero below -125, NaN stays NaN. The relative error is below 8e-8 for float units,
 // and below 3e-6 for bf16 pairs, which keep only 3 digits. The scale is applied here, so that a difference x of large
 // scores is exact.

@@ -30,7 +30,8 @@ def tune_cpu_isa(op: str, isa: str) -> None:
     """From now on the kernels of an op use this instruction set instead of `cpu_isa()`.
 
     Args:
-        op: `attention` (also with paged keys), `attention_decode` or `linear`.
+        op: `attention` (also with paged keys), `attention_decode`, `attention_decode_grouped` (where query heads share
+            a key/value head) or `linear`.
         isa: one of `available_cpu_isas()`.
 
     Raises:

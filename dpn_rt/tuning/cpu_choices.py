@@ -29,7 +29,9 @@ class CpuChoices:
     attention: str
     """Instruction set of attention of many rows in bfloat16."""
     attention_decode: str
-    """Instruction set of attention of one row a sequence."""
+    """Instruction set of attention of one row a sequence, with as many key/value heads as query heads."""
+    attention_decode_grouped: str
+    """The same where query heads share a key/value head."""
     linear: str
     """Instruction set of products with few rows."""
     most_streamed_rows: int
@@ -46,11 +48,12 @@ class CpuChoices:
 def candidates(isa: str) -> dict[str, tuple[str, ...]]:
     """Op -> instruction sets that may be its fastest one where the processor has `isa`, the likeliest first.
 
-    The dot products of bfloat16 pairs that `avx512_bf16` adds are faster than float32 ones on some processors only.
+    The dot products of bfloat16 pairs that `avx512_bf16` adds are faster than float32 ones on some processors only. What
+    has no kernel for tiles takes them from `amx` too.
     """
     pairs = {"amx": ("amx", "avx512"), "avx512_bf16": ("avx512_bf16", "avx512")}.get(isa, (isa,))
     tiles = ("amx", "avx512_bf16", "avx512") if isa == "amx" else pairs
-    return {"attention": tiles, "attention_decode": pairs, "linear": pairs}
+    return {"attention": tiles, "attention_decode": pairs, "attention_decode_grouped": tiles, "linear": pairs}
 
 
 def default_choices() -> CpuChoices:

@@ -38,7 +38,8 @@ def measured_choices(default: CpuChoices, candidates: Mapping[str, Sequence[str]
     weights = [torch.ones(WEIGHT_SHAPE, dtype=torch.bfloat16, device="cpu") for _ in range(NUM_WEIGHTS)]
     works: dict[str, Work] = {
         "attention": _attention(),
-        "attention_decode": _attention_decode(),
+        "attention_decode": _attention_decode(heads=8),
+        "attention_decode_grouped": _attention_decode(heads=32),
         "linear": lambda: _few_rows(weights, 8),
     }
     chosen = {op: _fastest_isa(op, isas, works[op]) for op, isas in candidates.items()}
@@ -110,8 +111,9 @@ def _attention() -> Work:
     return lambda: ops.attention(q, k, v, offsets, causal=True, scale=head_dim**-0.5)
 
 
-def _attention_decode() -> Work:
-    sequences, keys, heads, kv_heads, head_dim, block_size = 4, 1024, 32, 8, 64, 16
+def _attention_decode(heads: int) -> Work:
+    """Of 8 key/value heads."""
+    sequences, keys, kv_heads, head_dim, block_size = 4, 1024, 8, 64, 16
     blocks = keys // block_size
     cache = torch.ones(sequences * blocks, 1, 2, kv_heads, block_size, head_dim, dtype=torch.bfloat16, device="cpu")
     table = torch.arange(sequences * blocks, dtype=torch.int32, device="cpu").view(sequences, blocks)

@@ -71,7 +71,8 @@ def test_a_measurement_is_kept_for_other_processes(fresh: Path, measured: Measur
     "content",
     [
         *(b"", b"{", b"\xff\xfe", b"[1, 2]", b"null", b'{"%s": 3}', b'{"%s": {"linear": "sse9"}}', b"[" * 100_000),
-        b'{"%s": {"attention": "portable", "attention_decode": "x", "linear": 3, "most_streamed_rows": true}}',
+        b'{"%s": {"attention": "portable", "attention_decode": "x", "attention_decode_grouped": 1, "linear": 3, '
+        b'"most_streamed_rows": true}}',
     ],
     ids=lambda content: repr(content[:12]),
 )
@@ -128,7 +129,7 @@ def test_what_the_environment_may_say() -> None:
     assert parse("most_streamed_rows=64").most_streamed_rows == 64
     cases = {
         "": "has ''",
-        "fast": "has 'fast', expected default, or NAME=VALUE with attention, attention_decode, linear",
+        "fast": "has 'fast', expected default, or NAME=VALUE with attention, attention_decode, attention_decode_grouped",
         "linear=": "has 'linear='",
         "linear=sse9": "linear is 'sse9', expected one of: ",
         "attention_decode=amx9": "attention_decode is 'amx9'",
@@ -142,7 +143,7 @@ def test_what_the_environment_may_say() -> None:
 
 
 def test_unknown_ops_and_instruction_sets_are_refused() -> None:
-    with pytest.raises(ValueError, match="'pool' is unknown, expected one of: attention, attention_decode, linear"):
+    with pytest.raises(ValueError, match="'pool' is unknown, expected one of: attention, attention_decode, "):
         ops.tune_cpu_isa("pool", "portable")
     with pytest.raises(ValueError, match="'avx99' is unknown, expected one of: portable, avx2"):
         ops.tune_cpu_isa("linear", "avx99")

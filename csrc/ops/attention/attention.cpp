@@ -26,7 +26,8 @@ void run(const AttentionParams& params, const Tensor& q, Stream stream) {
 }
 void run(const AttentionDecodeParams& params, const Tensor& q, Stream stream) {
   DPN_TRY_CUDA_KERNEL(attention_decode_kernel, params, q, stream)
-  const CpuIsa isa = cpu_isa(TunedOp::attention_decode);
+  const bool grouped = params.num_heads > params.num_kv_heads;
+  const CpuIsa isa = cpu_isa(grouped ? TunedOp::attention_decode_grouped : TunedOp::attention_decode);
   DPN_TRY_amx(isa, attention_decode_kernel, params) DPN_CALL_CPU_KERNEL_OF(isa, attention_decode_kernel, params)
 }
 

@@ -19,14 +19,14 @@ constexpr std::int64_t kChunkPairs = kChunkKeys / 2;  // of keys
 
 // Heads as columns of a tile of scores: 4, 8 or 16; 0 where VectorTask is to attend. Fewer columns leave less work for
 // the softmax.
-inline int tile_lanes(const AttentionDecodeParams& p) {
+inline int amx_lanes(const AttentionDecodeParams& p) {
   const std::int64_t heads = p.num_heads / p.num_kv_heads;
   if (heads == 1 || heads > kTileSide || p.head_dim % kStepDim != 0) return 0;
   return heads <= 4 ? 4 : heads <= 8 ? 8 : 16;
 }
 
 // kGroupKeys rows of keys and values. Values of keys that do not exist are zero; their scores are to be ignored.
-struct TileGroup {
+struct AmxGroup {
   const bf16* k;
   const bf16* v;
   const bf16* next_k;  // to prefetch
@@ -34,9 +34,9 @@ struct TileGroup {
   int count;  // keys that exist
 };
 
-// Attends with all heads of one sequence to a part of its keys. kLanes: see tile_lanes.
+// Attends with all heads of one sequence to a part of its keys. kLanes: see amx_lanes.
 template <int kLanes>
-class TileTask {
+class AmxTask {
  public:
   using Element = bf16;
 
@@ -45,7 +45,7 @@ class TileTask {
     return static_cast<std::int64_t>(sizeof(bf16)) * p.head_dim * (3 * kChunkKeys + p.num_kv_heads * kLanes);
   }
 
-  TileTask(const TaskRows<bf16>& rows, std::byte* memory)
+  AmxTask(const TaskRows<bf16>& rows, std::byte* memory)
       : rows_(rows),
         head_dim_(rows.p.head_dim),
         k_(reinterpret_cast<bf16*>(memory)),
@@ -91,7 +91,7 @@ class TileTask {
   }
 
   void attend_chunk(std::int64_t kv_head, const CachedGroup<bf16>* cached, int num_groups) const {
-    TileGroup groups[kChunkGroups];
+    AmxGroup groups[kChunkGroups];
     for (int g = 0; g < num_groups; ++g) groups[g] = place_group(cached[g], g);
     if (num_groups % 2 == 1) {
       groups[num_groups] =
@@ -122,7 +122,7 @@ class TileTask {
   }
 
   // The group in the cache if it is whole, else a copy followed by zeros.
-  TileGroup place_group(const CachedGroup<bf16>& cached, int g) const {
+  AmxGroup place_group(const CachedGroup<bf16>& cached, int g) const {
     const auto [keys, values, next_keys, next_values, count] = cached;
     if (count == kGroupKeys) return {keys, values, next_keys, next_values, count};
     bf16 *k = k_ + g * kGroupKeys * head_dim_, *v = v_ + g * kGroupKeys * head_dim_;
@@ -136,7 +136,7 @@ class TileTask {
   }
 
   // scores [2 * kGroupKeys, kLanes] of two groups.
-  void score_pair(const TileGroup* groups, const Pair* q, float* scores) const {
+  void score_pair(const AmxGroup* groups, const Pair* q, float* scores) const {
     constexpr std::int64_t kRowBytes = 4 * kLanes;
     const std::int64_t key_bytes = head_dim_ * static_cast<std::int64_t>(sizeof(bf16));
     _tile_zero(0);
@@ -174,12 +174,12 @@ class TileTask {
   }
 
   // The values of two groups to [head_dim / kTileSide, row, kTileSide] pairs, and prefetches the next ones.
-  void pack_values(const TileGroup* groups, Pair* target) const {
+  void pack_values(const AmxGroup* groups, Pair* target) const {
     for (std::int64_t column = 0; column < head_dim_; column += 2 * kTileSide, target += 2 * kTileSide * kTileSide) {
 #pragma GCC unroll 16
       for (int pair = 0; pair < kTileSide; ++pair) {
         constexpr int kHalf = kGroupKeys / 2;
-        const TileGroup& group = groups[pair / kHalf];
+        const AmxGroup& group = groups[pair / kHalf];
         const std::int64_t offset = 2 * (pair % kHalf) * head_dim_ + column;
         VecU columns[2];
         load_values(columns, group.v + offset, head_dim_);

@@ -16,7 +16,8 @@ struct Chunk {
   int num_groups = 0;
 };
 
-// Rows of a group in the cache, and those of the group that is at its place in the next chunk, to prefetch them.
+// Rows of a group in the cache, and of the group that is read in its place after this chunk, to prefetch them; after
+// the last chunk that is this group's values.
 template <class T>
 struct CachedGroup {
   const T* keys;
@@ -85,10 +86,13 @@ class CachedKeys {
     for (int g = 0; g < chunk.num_groups; ++g) {
       const T* keys = keys_ + chunk.offsets[g] + offset;
       const T* values = values_ + chunk.offsets[g] + offset;
-      const std::int64_t next = !last_head                  ? chunk.offsets[g] + offset + head_stride
-                                : g < next_chunk.num_groups ? next_chunk.offsets[g]
-                                                            : chunk.offsets[g] + offset;
-      groups[g] = {keys, values, keys_ + next, values_ + next, chunk.counts[g]};
+      const T *next_keys = values, *next_values = values;
+      if (!last_head || g < next_chunk.num_groups) {
+        const std::int64_t next = last_head ? next_chunk.offsets[g] : chunk.offsets[g] + offset + head_stride;
+        next_keys = keys_ + next;
+        next_values = values_ + next;
+      }
+      groups[g] = {keys, values, next_keys, next_values, chunk.counts[g]};
     }
   }
 

@@ -1,5 +1,4 @@
 #include <cstddef>
-#include <type_traits>
 
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -43,13 +42,13 @@ void decode(const AttentionDecodeParams& p) {
 void attention_decode_kernel(const AttentionDecodeParams& p) {
   if (p.dtype == DType::f32) return decode<VectorTask<float>>(p);
 #if defined(__AMX_TILE__)
-  switch (tile_lanes(p)) {
+  switch (amx_lanes(p)) {
     case 4:
-      return decode<TileTask<4>>(p);
+      return decode<AmxTask<4>>(p);
     case 8:
-      return decode<TileTask<8>>(p);
+      return decode<AmxTask<8>>(p);
     case 16:
-      return decode<TileTask<16>>(p);
+      return decode<AmxTask<16>>(p);
   }
 #endif
   decode<VectorTask<bf16>>(p);

@@ -7,10 +7,9 @@
 
 namespace dpn::DPN_ISA {
 
-constexpr float kLog2E = 1.44269504088896f;
-
 // Result of all heads of a group over a part of the keys, as floats: sums [heads, padded_dim], then maxima and weights,
-// each [quads, kWidth]. A row of these repeats the four values of its quad, or the one value of a single head.
+// each [quads, kWidth]. In the end a row of these repeats the four values of its quad, or the one value of a single
+// head; a weight is the sum of its repetitions.
 struct Partial {
   float* sums;
   float* maxima;

@@ -74,12 +74,12 @@ DecodePlan plan_decode(const std::int32_t* context_lens, const std::int32_t* fir
                        int num_threads) {
   // Up to eight tasks per thread, so that threads finish together although memory serves them unevenly. Fewer where
   // they would be short: the first keys of a task come slowly.
-  constexpr std::int64_t kShortest = 64, kWorthwhile = 128, kMostPerThread = 8, kRounding = 16;
+  constexpr std::int64_t kUncut = 64, kWorthwhile = 128, kMostPerThread = 8, kRounding = 16;
   const auto first_key = [&](std::int64_t s) -> std::int64_t { return first_keys ? first_keys[s] : 0; };
   std::int64_t keys = 0;
   for (std::int64_t s = 0; s < num_seqs; ++s) keys += context_lens[s] - first_key(s);
   const std::int64_t per_thread = std::clamp<std::int64_t>(keys / (kWorthwhile * num_threads), 1, kMostPerThread);
-  const std::int64_t split = std::max(kShortest, (keys + num_threads * per_thread - 1) / (num_threads * per_thread));
+  const std::int64_t split = std::max(kUncut, (keys + num_threads * per_thread - 1) / (num_threads * per_thread));
   DecodePlan plan;
   plan.first_task.push_back(0);
   for (std::int64_t s = 0; s < num_seqs; ++s) {

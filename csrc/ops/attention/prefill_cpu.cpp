@@ -13,8 +13,6 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
-constexpr float kLog2E = 1.44269504088896f;
-
 // A packed head: its rows of q, and its packed keys and values.
 template <class T>
 struct Head {

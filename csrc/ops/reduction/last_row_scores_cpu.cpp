@@ -10,7 +10,6 @@ namespace dpn::DPN_ISA {
 
 namespace {
 
-constexpr float kLog2E = 1.44269504088896f;
 constexpr int kTileKeys = 16;  // keys whose rows are read together: a multiple of every kWidth
 
 // Number of elements in a vector of units.
