@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import DpnError
@@ -9,6 +10,10 @@ from dpn_rt.errors import DpnError
 if TYPE_CHECKING:
     from dpn_rt.llm import LLM
     from dpn_rt.sampling.params import SamplingParams
+
+# torch reads it at its first allocation: from then on tensors of 2 MB and more are in huge pages, oneDNN's copies of
+# weights among them. See device/huge_pages.py.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = ["LLM", "DpnError", "SamplingParams"]
 

@@ -107,9 +107,9 @@ class LLM:
             limit_mm_per_prompt: `{"image": N}`, images of one prompt, at most; default: 16.
             prepack_weights: keep a second copy of the weights for a faster prefill; default: if it takes less than a
                 third of the free memory.
-            copy_weights: copy the weights from the engine's file into huge pages, from which decode steps read a
-                quarter to a third faster; default: on the CPU, if the system has them and the copy takes less than half
-                of the free memory. Processes share a file that is not copied.
+            copy_weights: copy the weights from the engine's file into huge pages, from which virtual machines read them
+                faster; default: on the CPU, if the system has them and the copy takes less than half of the free
+                memory. Processes share a file that is not copied.
             reduce: SPECs of training-free reductions that prompts may ask for, such as "fastv:k=2,ratio=0.5"; the first
                 is the default; None: what the engine was built with.
             tensor_parallel_size: processes that share the decoder, each with its part of the weights and of the KV

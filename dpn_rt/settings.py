@@ -60,8 +60,9 @@ class EngineOptions:
     """Keep a second copy of the weights in oneDNN's layout: prefill gets about 5 % faster. Default: if the copy takes
     less than a third of the free memory."""
     copy_weights: bool | None = None
-    """Copy the weights from the engine's file into huge pages: decode steps get a quarter to a third faster. Default:
-    on the CPU, if the system has huge pages and the copy takes less than half of the free memory."""
+    """Copy the weights from the engine's file into huge pages, from which virtual machines read them faster. Default:
+    on the CPU, if the system has huge pages and the copy takes less than half of the free memory, after a prepacked
+    one. Ranks copy their parts in any case, into small pages where this is False."""
     reduce: Spec | Sequence[Spec] | None = None
     """SPECs of training-free reductions that requests may ask for; the first is the default. None: the engine's."""
     tensor_parallel_size: int = 1
@@ -134,8 +135,7 @@ class EngineSettings:
     """Whether a second copy of the weights is kept in oneDNN's layout; None: if it takes less than a third of the
     memory that is free when they are loaded."""
     copy_weights: bool | None
-    """Whether weights on the CPU are copied into huge pages; None: if the system has them and the copy takes less than
-    half of the memory that is free when they are loaded."""
+    """Whether weights on the CPU are copied into huge pages; None: see `EngineOptions`."""
     tensor_parallel_size: int
     """Processes that share the decoder."""
 

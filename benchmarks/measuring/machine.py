@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from benchmarks.measuring.clock import is_cuda
-from benchmarks.measuring.memory import resident_bytes
+from benchmarks.measuring.memory import huge_page_bytes, resident_bytes
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -25,6 +25,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if is_cuda(device) else "cpu",
         "gpu": gpu(device) if is_cuda(device) else None,
         "resident_bytes": resident_bytes(),
+        "huge_page_bytes": huge_page_bytes(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -21,8 +21,17 @@ class PeakMemory:
 
 def resident_bytes(key: str = "VmRSS", process: int | str = "self") -> int | None:
     """A line of /proc/PROCESS/status in bytes; None where there is no such file."""
+    return _bytes_of(PROC / str(process) / "status", key)
+
+
+def huge_page_bytes() -> int | None:
+    """Bytes of this process that are in huge pages; None where the system does not report them."""
+    return _bytes_of(PROC / "self" / "smaps_rollup", "AnonHugePages")
+
+
+def _bytes_of(file: Path, key: str) -> int | None:
     with contextlib.suppress(OSError):
-        for line in (PROC / str(process) / "status").read_text().splitlines():
+        for line in file.read_text().splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
     return None

@@ -43,6 +43,11 @@ class ActorPool:
             value = getattr(self, name)
             check_share(f"{name}={shown(value)}", value)
 
+    @property
+    def most(self) -> int:
+        """Actors at one time."""
+        return self._bounds[1]
+
     def map(self, dataset: Dataset, step: Callable[..., Any], *arguments: Any) -> Dataset:
         """A dataset whose tables have gone through the actors.
 

@@ -74,7 +74,7 @@ def build_processor(
         route: as in `LLM.chat`, for all questions.
         router_bias: as in `LLM.chat`, for all questions.
         reduce: as in `LLM.chat`, for all questions.
-        llm_options: further arguments of `LLM`.
+        llm_options: further arguments of `LLM`. Several engines share the weights' file, unless `copy_weights=True`.
 
     Raises:
         ConfigError: an argument is unknown, of the wrong type or out of range, or Ray is not installed; EngineError:
@@ -83,6 +83,8 @@ def build_processor(
     load_ray("ray.data", "a batch on Ray")
     pool = ActorPool(actors, batch_size, cpus_per_actor, gpus_per_actor)
     _check_sampling(sampling_params)
+    if pool.most > 1:  # engines that start at one time all find the same memory free, so they share the file
+        llm_options.setdefault("copy_weights", False)
     _check_engine(engine, llm_options, route=route, router_bias=router_bias, reduce=reduce)
     answers = AnswerOptions(
         Path(engine).resolve(),

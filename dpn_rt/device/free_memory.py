@@ -28,9 +28,10 @@ def _of_machine(system: Path) -> int:
 def _of_groups(system: Path) -> Iterator[int]:
     """Of each control group of this process that has a limit. Below what a container sees, paths do not exist."""
     for line in _read(system / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = (*line.split(":", 2), "none", "")[:3]
         if not controllers:
-            yield from _below(system / "sys/fs/cgroup", path, "memory.max", "memory.current", "")
+            for limit in ("memory.max", "memory.high"):  # beyond the second one it is slowed down
+                yield from _below(system / "sys/fs/cgroup", path, limit, "memory.current", "")
         elif "memory" in controllers.split(","):
             files = "memory.limit_in_bytes", "memory.usage_in_bytes"
             yield from _below(system / "sys/fs/cgroup/memory", path, *files, "total_")
@@ -62,6 +63,6 @@ def _pairs(file: Path) -> Iterator[tuple[str, int]]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="ascii", errors="replace")
+        return file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return ""

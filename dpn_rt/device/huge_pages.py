@@ -16,7 +16,7 @@ from torch import Tensor
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """What Linux gives, the choice in brackets: `always [madvise] never`."""
 _ALIGNMENT = 64
-"""Of a tensor, in bytes: as in engine files, and a cache line."""
+"""Of a tensor, in bytes: a cache line."""
 
 
 def has_huge_pages() -> bool:
@@ -28,7 +28,7 @@ def has_huge_pages() -> bool:
 
 
 def huge_memory(num_bytes: int) -> Tensor:
-    """`[num_bytes]` uint8, in huge pages where the system has them; zero.
+    """`[num_bytes]` uint8, in huge pages where the system has them; not initialised.
 
     The system provides a page when it is first written.
 
@@ -38,11 +38,11 @@ def huge_memory(num_bytes: int) -> Tensor:
     Raises:
         MemoryError: there is too little memory.
     """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(num_bytes, dtype=torch.uint8, device="cpu")
     try:
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
         memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, RuntimeError) as error:
         raise MemoryError(f"{num_bytes:,} bytes: {error}") from error
     with suppress(OSError):  # a system built without them
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -54,7 +54,7 @@ def gather(tensors: dict[str, Tensor], *, required: bool) -> dict[str, Tensor]:
 
     Args:
         tensors: on the CPU. Empty afterwards: each is given up when it has been copied.
-        required: whether `tensors` themselves, as they were, will not do where there is no room for copies.
+        required: raise where there is no room; else `tensors` come back as they were.
 
     Raises:
         MemoryError: there is too little memory for copies that are required.

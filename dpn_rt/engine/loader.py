@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ from dpn_rt.schema.dtypes import Quantize
 from dpn_rt.schema.text import shown
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineOptions, EngineSettings, resolve
+
+log = logging.getLogger("dpn_rt.engine")
 
 CPU_DTYPES = ("float32", "bfloat16")
 GPU_FORMS: tuple[Quantize, ...] = ("none", "int8", "fp8")
@@ -273,8 +276,10 @@ def _kernel_runner(opened: OpenedEngine, weights: Mapping[str, Tensor], device: 
         backend, encoder = load_parallel_backend(opened.files, model, settings, device, prepack=prepack)
     else:
         host_or_gpu: Device = open_cuda(model) if device == "cuda" else HostDevice()
-        if device != "cuda" and _choose_copy(opened, weights):
-            weights = copy_weights(dict(weights), required=settings.copy_weights is True)
+        if device != "cuda":
+            copied = _copied(opened, weights, prepack=prepack)
+            log.info("weights are %s", "copied into huge pages" if copied is not weights else "used where they are")
+            weights = copied
         backend, encoder = load_kernel_backend(model, weights, settings, host_or_gpu, prepack=prepack)
     prefixes = PrefixCache(backend.cache, settings.reuse_bytes) if settings.reuse_bytes else None
     return Runner(backend, ImageRows(encoder, dtype, _image_cache(settings)), prefixes)
@@ -296,10 +301,21 @@ def _choose_prepack(settings: EngineSettings, weights: Mapping[str, Tensor], dty
     return sum(sizes) < free_memory() // 3
 
 
-def _choose_copy(opened: OpenedEngine, weights: Mapping[str, Tensor]) -> bool:
-    """Whether weights are copied into huge pages."""
-    if opened.settings.copy_weights is not None:
-        return opened.settings.copy_weights
-    # Weights that are given may be in use elsewhere, and those in 8-bit floats are read once.
-    is_worthwhile = opened.directory is not None and opened.model.quantize != "fp8" and has_huge_pages()
-    return is_worthwhile and sum(weight.nbytes for weight in weights.values()) < free_memory() // 2
+def _copied(opened: OpenedEngine, weights: Mapping[str, Tensor], *, prepack: bool) -> Mapping[str, Tensor]:
+    """The weights, copied into huge pages where that was asked for or is worth its memory; see `EngineOptions`.
+
+    Raises:
+        CapacityError: a copy was asked for, and there is no room for it.
+    """
+    asked = opened.settings.copy_weights
+    if asked is False or opened.model.quantize == "fp8":  # which becomes bfloat16 in other memory
+        return weights
+    num_bytes = sum(weight.nbytes for weight in weights.values())
+    if asked is None:
+        # Weights that are given may be in use elsewhere, and would then be in memory twice.
+        rest = free_memory() - num_bytes * prepack
+        if opened.directory is None or not has_huge_pages() or num_bytes >= rest // 2:
+            return weights
+    tensors = dict(weights)
+    copies = copy_weights(tensors, required=asked is True)
+    return weights if copies is tensors else copies

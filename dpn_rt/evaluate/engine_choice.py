@@ -22,6 +22,7 @@ class EngineChoice:
     reuse_bytes: int = 0
     verify: bool = True
     tensor_parallel_size: int = 1
+    copy_weights: bool | None = None
 
     def load(self, runs: Sequence[RunSettings]) -> LLM:
         """The engine, with boundaries for all reductions that runs ask for."""
@@ -31,6 +32,7 @@ class EngineChoice:
             max_num_seqs=self.max_num_seqs,
             reuse_bytes=self.reuse_bytes,
             tensor_parallel_size=self.tensor_parallel_size,
+            copy_weights=self.copy_weights,
             verify=self.verify,
             reduce=self.reduce(runs),
         )

@@ -65,6 +65,8 @@ class RayEngines:
             run.format.check(processor)
         # Other processes, and other machines, have other working directories.
         engine = replace(engine, path=engine.path.resolve())
+        if self.replicas > 1:  # all find the same memory free, so they share the file
+            engine = replace(engine, copy_weights=False)
         source = replace(source, path=source.path.resolve(), image_folder=source.image_folder.resolve())
         with RayCluster(self.address).connected(PURPOSE) as ray:
             check_room(ray, self.replicas, self.cpus_per_replica, self.gpus_per_replica)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -74,6 +75,14 @@ class ServiceOptions(BaseModel):
         if not isinstance(server, dict) or "engine" not in values or "model_name" in server:
             return values
         return {**values, "server": {"model_name": model_name(Path(values["engine"])), **server}}
+
+    @property
+    def options_of_one(self) -> EngineOptions:
+        """`engine_options` of a replica. Several that start at one time would all find the same memory free, so they
+        share the weights' file unless copies are asked for."""
+        most = self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
+        is_default = self.engine_options.copy_weights is None
+        return replace(self.engine_options, copy_weights=False) if is_default and most > 1 else self.engine_options
 
     @property
     def places(self) -> int:

@@ -34,7 +34,7 @@ class Replica:
         set_up_logs(options.log_level, as_json=options.log_json)
         self.name = serve.get_replica_context().replica_id.unique_id
         logs = LogConfig(options.log_level, options.log_json)
-        source = EngineSource(options.engine, options.device, options.engine_options, logs)
+        source = EngineSource(options.engine, options.device, options.options_of_one, logs)
         with telling_memory(options.engine):  # the command is told the text of an error
             self._process = EngineProcess(source)
             try:

@@ -48,8 +48,8 @@ class CpuChoices:
 def candidates(isa: str) -> dict[str, tuple[str, ...]]:
     """Op -> instruction sets that may be its fastest one where the processor has `isa`, the likeliest first.
 
-    The dot products of bfloat16 pairs that `avx512_bf16` adds are faster than float32 ones on some processors only. What
-    has no kernel for tiles takes them from `amx` too.
+    The dot products of bfloat16 pairs that `avx512_bf16` adds are faster than float32 ones on some processors only.
+    `amx` stands for them where an op has no kernel for tiles.
     """
     pairs = {"amx": ("amx", "avx512"), "avx512_bf16": ("avx512_bf16", "avx512")}.get(isa, (isa,))
     tiles = ("amx", "avx512_bf16", "avx512") if isa == "amx" else pairs

@@ -68,6 +68,20 @@ def test_wrong_numbers_are_told(engine_dir: Path, options: dict[str, Any], words
         build_processor(engine_dir, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"actors": (1, 2)}, {"copy_weights": False}),
+        ({"actors": 3, "copy_weights": None}, {"copy_weights": None}),
+    ],
+)
+def test_several_engines_share_the_file_of_weights(
+    engine_dir: Path, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert build_processor(engine_dir, **options).answers.llm_options == expected
+
+
 def test_a_folder_without_an_engine_is_told(tmp_path: Path) -> None:
     with pytest.raises(DpnError, match=r"engine\.json"):
         build_processor(tmp_path)

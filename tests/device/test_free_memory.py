@@ -52,6 +52,9 @@ OF_2, OF_1 = {"proc/self/cgroup": "0::/a/b\n"}, {"proc/self/cgroup": "5:cpu,memo
         ({**OF_1, **version_1("/a/b", 2**63 - 4096, 400)}, MACHINE),
         ({**OF_1, **version_1("", 600, 400)}, 200),
         ({**OF_1, "sys/fs/cgroup/memory/memory.limit_in_bytes": "what\n"}, MACHINE),
+        ({**OF_2, **version_2("/a/b", "max", 400), "sys/fs/cgroup/a/b/memory.high": "450\n"}, 50),
+        ({"proc/self/cgroup": "nothing\n\n0::/ä:b\n", **version_2("/ä:b", "1000", 400)}, 600),
+        ({"proc/self/cgroup": "0::/../x\n", **version_2("", "1000", 400)}, 600),
     ],
 )
 def test_the_smallest_limit_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:

@@ -380,6 +380,23 @@ def test_wrong_arguments_are_told(arguments: dict[str, Any], change: dict[str, A
         build({**arguments, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, None),
+        ({"replicas": 2}, False),
+        ({"replicas": 2, "engine_options": {"copy_weights": True}}, True),
+        ({"autoscaling": {"min_replicas": 1, "max_replicas": 1}}, None),
+        ({"autoscaling": {"min_replicas": 1, "max_replicas": 3}}, False),
+    ],
+)
+def test_several_replicas_share_the_file_of_weights(
+    arguments: dict[str, Any], change: dict[str, Any], expected: bool | None
+) -> None:
+    options = ServiceOptions.model_validate({**arguments, "engine_options": {}, **change})
+    assert options.options_of_one.copy_weights is expected
+
+
 def test_the_example_of_a_config_file_is_taken() -> None:
     values = yaml.safe_load((Path(__file__).parents[2] / "examples" / "deploy" / "ray_serve.yaml").read_text())
     (application,) = ServeDeploySchema(**values).applications

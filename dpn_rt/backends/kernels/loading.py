@@ -81,13 +81,15 @@ def copy_weights(weights: dict[str, Tensor], *, required: bool) -> dict[str, Ten
     Raises:
         CapacityError: there is no room for copies that are required.
     """
-    num_bytes = _num_bytes(weights)
+    num_bytes, free = _num_bytes(weights), free_memory()
     try:
+        if required and num_bytes > free:
+            raise MemoryError(f"{free:,} bytes are free")
         return gather(weights, required=required)
     except MemoryError as error:
         raise CapacityError(
-            f"the memory has no room for a copy of {num_bytes:,} bytes of weights: use copy_weights=False, which maps "
-            "the engine's file"
+            f"copy_weights=True: the memory has no room for a copy of {num_bytes:,} bytes of weights ({error}); "
+            "expected None or False, which can do without"
         ) from error
 
 

@@ -71,7 +71,9 @@ class RankPart:
         tensors = shard.tensors(weights)
         if device.torch_device.type == "cpu":
             cpu_choices()
-            if settings.copy_weights is not False and model.quantize != "fp8":
+            if (
+                settings.copy_weights is not False and model.quantize != "fp8"
+            ):  # a copy already; this one is read faster
                 tensors = copy_weights(tensors, required=settings.copy_weights is True)
         own = place_weights(tensors, device, TORCH_DTYPES[model.dtype])
         decoder, geometry = load_decoder(model, shard.config, own, settings, device, prepack=prepack, group=group)

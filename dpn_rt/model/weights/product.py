@@ -51,7 +51,7 @@ def dense_products(
 ) -> Products:
     """The products of a weight in the dtype of the activations.
 
-    A few rows (decoding) are bound by reading the weight and go through our kernel, straight from the mapped file.
+    A few rows (decoding) are bound by reading the weight and go through our kernel, from the mapped file or its copy.
     Many rows go to oneDNN (bfloat16) or MKL (float32) through torch. So does everything on a GPU, and what our kernel
     does not take: float16 on the CPU.
 
