@@ -101,26 +101,24 @@ def check_share(given: str, share: object) -> None:
         raise ConfigError(f"{given}: expected a number, 0 or more")
 
 
-def check_room(ray: Any, count: int, cpus: float, gpus: float) -> None:
-    """Refuses replicas for which a cluster has no room: Ray would wait for it without an end.
+def check_room(ray: Any, engines: str, count: int, cpus: tuple[str, float], gpus: tuple[str, float]) -> None:
+    """Refuses engines for which a cluster has no room: Ray would wait for it without an end.
 
     Args:
         ray: the module, connected.
-        count: of replicas.
-        cpus: cores of each.
-        gpus: GPUs of each.
+        engines: such as "2 replicas".
+        count: of engines.
+        cpus: how cores were asked for, such as "--cpus-per-replica 4"; cores of each engine.
+        gpus: the same of GPUs.
 
     Raises:
         ConfigError: they need more than there is.
     """
     there = ray.cluster_resources()
-    for option, resource, name, each in (
-        ("--cpus-per-replica", "CPU", "cores", cpus),
-        ("--gpus-per-replica", "GPU", "GPUs", gpus),
-    ):
+    for resource, name, (asked, each) in (("CPU", "cores", cpus), ("GPU", "GPUs", gpus)):
         if count * each > there.get(resource, 0.0):
             raise ConfigError(
-                f"{count} replicas with {option} {each:g} need {count * each:g} {name}: expected at most "
+                f"{engines} with {asked} need {count * each:g} {name}: expected at most "
                 f"{there.get(resource, 0.0):g}, which the cluster has"
             )
 

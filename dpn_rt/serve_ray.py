@@ -145,7 +145,9 @@ def _serve(options: argparse.Namespace) -> None:
     application = build(service)
     with cluster.connected(COMMAND) as ray:
         count = service.replicas if service.autoscaling is None else service.autoscaling.min_replicas
-        check_room(ray, count, service.cpus_per_replica, service.gpus_per_replica)
+        cpus, gpus = service.cpus_per_replica, service.gpus_per_replica
+        asked = (f"--cpus-per-replica {cpus:g}", cpus), (f"--gpus-per-replica {gpus:g}", gpus)
+        check_room(ray, f"{count} replicas", count, *asked)
         _start(serve, application, options)
         print(f"serving {service.server.model_name} on port {options.port}; Ctrl-C ends it", flush=True)
         _wait_for_signal()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpn_rt.errors import ConfigError
-from dpn_rt.ray_cluster import check_share
+from dpn_rt.ray_cluster import check_room, check_share
 from dpn_rt.schema.bounds import is_whole
 from dpn_rt.schema.packages import load_ray
 from dpn_rt.schema.text import shown
@@ -78,14 +78,11 @@ class ActorPool:
         Raises:
             ConfigError: the fewest need more than there is.
         """
-        there = load_ray("ray", PURPOSE).cluster_resources()
         fewest, _ = self._bounds
-        for name, resource in (("cpus_per_actor", "CPU"), ("gpus_per_actor", "GPU")):
-            each, most = getattr(self, name), there.get(resource, 0.0)
-            if fewest * each > most:
-                raise ConfigError(
-                    f"actors={fewest} with {name}={each:g}: expected at most {most:g} in all, which the cluster has"
-                )
+        cpus, gpus = (
+            (f"{name}={getattr(self, name):g}", getattr(self, name)) for name in ("cpus_per_actor", "gpus_per_actor")
+        )
+        check_room(load_ray("ray", PURPOSE), f"actors={shown(self.actors)}", fewest, cpus, gpus)
 
     def takes_all_cores(self) -> str | None:
         """Why Ray would wait without an end for a core to read with, where the fewest actors have them all."""

@@ -69,7 +69,7 @@ class RayEngines:
             engine = replace(engine, copy_weights=False)
         source = replace(source, path=source.path.resolve(), image_folder=source.image_folder.resolve())
         with RayCluster(self.address).connected(PURPOSE) as ray:
-            check_room(ray, self.replicas, self.cpus_per_replica, self.gpus_per_replica)
+            check_room(ray, f"{self.replicas} replicas", self.replicas, self._asked("cpus"), self._asked("gpus"))
             pool = self._pool(engine, sum(run.num_open for run in runs))
             if reason := pool.takes_all_cores():
                 raise ConfigError(f"--replicas {self.replicas}: {reason}")
@@ -80,6 +80,11 @@ class RayEngines:
             except ray.exceptions.RayError as error:
                 told = own_message(error) or "the lines above say why"
                 raise EngineError(f"the engines on Ray cannot answer: {told}") from error
+
+    def _asked(self, resource: str) -> tuple[str, float]:
+        """How cores or GPUs of an engine were asked for, and how many."""
+        each: float = getattr(self, f"{resource}_per_replica")
+        return f"--{resource}-per-replica {each:g}", each
 
     def _pool(self, engine: EngineChoice, num_open: int) -> ActorPool:
         """An engine gets two batches of its own at a time, or less where all could not work: a kill loses no more."""

@@ -243,7 +243,7 @@ def test_actors_that_the_cluster_has_no_room_for(
     engine_dir: Path, questions: Path, tmp_path: Path, cluster: str, size: dict[str, Any]
 ) -> None:
     """Ray would wait for it without an end."""
-    with pytest.raises(ConfigError, match=r"^actors=. with .pus_per_actor=.*: expected at most [02] in all"):
+    with pytest.raises(ConfigError, match=r"^actors=. with .pus_per_actor=.* need .*: expected at most [02], which"):
         answer_parquet(questions, tmp_path / "job", build_processor(engine_dir, **size))
 
 

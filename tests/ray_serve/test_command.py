@@ -157,11 +157,12 @@ def test_what_replicas_say_is_told(serve: Serve, words: str) -> None:
 
 def test_a_cluster_without_room_is_refused() -> None:
     cluster = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0})
-    check_room(cluster, 2, 2.0, 0.0)
+    none = "--gpus-per-replica 0", 0.0
+    check_room(cluster, "2 replicas", 2, ("--cpus-per-replica 2", 2.0), none)
     with pytest.raises(DpnError, match="3 replicas with --cpus-per-replica 2 need 6 cores: expected at most 4"):
-        check_room(cluster, 3, 2.0, 0.0)
+        check_room(cluster, "3 replicas", 3, ("--cpus-per-replica 2", 2.0), none)
     with pytest.raises(DpnError, match="1 replicas with --gpus-per-replica 0.5 need 0.5 GPUs: expected at most 0"):
-        check_room(cluster, 1, 1.0, 0.5)
+        check_room(cluster, "1 replicas", 1, ("--cpus-per-replica 1", 1.0), ("--gpus-per-replica 0.5", 0.5))
 
 
 def test_a_folder_without_an_engine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -104,9 +106,16 @@ def test_what_is_wrong_with_a_completion(server: RunningServer, body: Any, expec
     assert message.startswith(expected) and not LIBRARIES.search(message)
 
 
-def heard(caplog: pytest.LogCaptureFixture) -> Any:
-    logging.getLogger("dpn_rt").propagate = True
-    return caplog.at_level(logging.INFO, "dpn_rt")
+@contextmanager
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What is logged meanwhile reaches `caplog`."""
+    logger = logging.getLogger("dpn_rt")
+    before, logger.propagate = logger.propagate, True
+    try:
+        with caplog.at_level(logging.INFO, "dpn_rt"):
+            yield
+    finally:
+        logger.propagate = before
 
 
 def jpeg() -> bytes:
