@@ -108,9 +108,11 @@ def test_what_is_wrong_with_a_completion(server: RunningServer, body: Any, expec
 
 @contextmanager
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What is logged meanwhile reaches `caplog`."""
+    """What is logged meanwhile reaches `caplog`, once: pytest has given its handler to loggers that did not propagate
+    when the test began, as after a server's logs were set up."""
     logger = logging.getLogger("dpn_rt")
-    before, logger.propagate = logger.propagate, True
+    before = logger.propagate
+    logger.propagate = before or caplog.handler not in logger.handlers
     try:
         with caplog.at_level(logging.INFO, "dpn_rt"):
             yield
