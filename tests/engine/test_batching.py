@@ -27,6 +27,7 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompts() -> list[dict[str, Any]]:
     generator = np.random.default_rng(torch.initial_seed())
     made = [random_prompt(generator, grid) for grid in GRIDS]
+    made[1]["route"] = [0, 1, None]
     made[4]["route"] = [2, 0, 1]
     made[7]["route"] = [None, 2, None]
     return made
