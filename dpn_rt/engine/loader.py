@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import copy_weights, load_kernel_backend
+from dpn_rt.backends.kernels.loading import copy_weights, load_kernel_backend, may_copy
 from dpn_rt.backends.tensorrt import cuda
 from dpn_rt.backends.tensorrt.loading import load_plan_backend
 from dpn_rt.cache.image_cache import ImageCache
@@ -307,9 +307,9 @@ def _copied(opened: OpenedEngine, weights: Mapping[str, Tensor], *, prepack: boo
     Raises:
         CapacityError: a copy was asked for, and there is no room for it.
     """
-    asked = opened.settings.copy_weights
-    if asked is False or opened.model.quantize == "fp8":  # which becomes bfloat16 in other memory
+    if not may_copy(opened.model, opened.settings):
         return weights
+    asked = opened.settings.copy_weights
     num_bytes = sum(weight.nbytes for weight in weights.values())
     if asked is None:
         # Weights that are given may be in use elsewhere, and would then be in memory twice.

@@ -75,6 +75,11 @@ def load_kernel_backend(
         ) from error
 
 
+def may_copy(model: ModelConfig, settings: EngineSettings) -> bool:
+    """Whether weights on the CPU may be copied into huge pages: not 8-bit floats, which become bfloat16 in memory."""
+    return settings.copy_weights is not False and model.quantize != "fp8"
+
+
 def copy_weights(weights: dict[str, Tensor], *, required: bool) -> dict[str, Tensor]:
     """Canonical name -> a copy in huge pages, all of them on the CPU; see `gather`.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dpn_rt.backends.kernels.gpu import open_cuda
-from dpn_rt.backends.kernels.loading import copy_weights, load_decoder, place_weights, pool_bytes
+from dpn_rt.backends.kernels.loading import copy_weights, load_decoder, may_copy, place_weights, pool_bytes
 from dpn_rt.backends.kernels.local_executor import LocalExecutor
 from dpn_rt.backends.parallel.group import ProcessRankGroup
 from dpn_rt.backends.parallel.messages import RankSource
@@ -71,9 +71,7 @@ class RankPart:
         tensors = shard.tensors(weights)
         if device.torch_device.type == "cpu":
             cpu_choices()
-            if (
-                settings.copy_weights is not False and model.quantize != "fp8"
-            ):  # a copy already; this one is read faster
+            if may_copy(model, settings):  # these are copies already, but in small pages
                 tensors = copy_weights(tensors, required=settings.copy_weights is True)
         own = place_weights(tensors, device, TORCH_DTYPES[model.dtype])
         decoder, geometry = load_decoder(model, shard.config, own, settings, device, prepack=prepack, group=group)

@@ -1,0 +1,86 @@
+"""What a service is asked for: arguments of a config file, and what follows from them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from dpn_rt import DpnError
+from dpn_rt.ray_serve import ingress
+from dpn_rt.ray_serve.app import build
+from dpn_rt.ray_serve.options import ServiceOptions
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> dict[str, Any]:
+    return {"engine": str(tmp_path / "engine")}
+
+
+def test_arguments_of_a_config_file_become_deployments(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPN_RT_API_KEY", "secret")
+    scaling = {"max_replicas": 3, "upscale_delay_s": 1.0}
+    options = {"engine_options": {"max_num_seqs": 6}, "server": {"shutdown_timeout": 5}, "autoscaling": scaling}
+    application = build({**arguments, **options})
+    replica = application._bound_deployment.init_args[0]._bound_deployment
+    config = replica._deployment_config
+    assert config.autoscaling_config.target_ongoing_requests == 3 and config.autoscaling_config.max_replicas == 3
+    assert config.max_ongoing_requests == 6 + 8 and config.graceful_shutdown_timeout_s == 15
+    bound = replica.init_args[0]
+    assert bound.server.model_name == "engine" and bound.server.api_key == "secret"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"replicas": 0}, "replicas"),
+        ({"replica": 2}, "replica"),
+        ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas=3"),
+        ({"engine_options": {"max_num_seqs": 0}}, "max_num_seqs=0"),
+        ({"server": {"workers": 0}}, "workers=0"),
+        ({"capacity": "many"}, "capacity"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments: dict[str, Any], change: dict[str, Any], words: str) -> None:
+    with pytest.raises(DpnError, match=words):
+        build({**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, None),
+        ({"replicas": 2}, False),
+        ({"replicas": 2, "engine_options": {"copy_weights": True}}, True),
+        ({"autoscaling": {"min_replicas": 1, "max_replicas": 1}}, None),
+        ({"autoscaling": {"min_replicas": 1, "max_replicas": 3}}, False),
+    ],
+)
+def test_several_replicas_share_the_file_of_weights(
+    arguments: dict[str, Any], change: dict[str, Any], expected: bool | None
+) -> None:
+    options = ServiceOptions.model_validate({**arguments, "engine_options": {}, **change})
+    assert options.options_of_one.copy_weights is expected
+
+
+def test_the_example_of_a_config_file_is_taken() -> None:
+    values = yaml.safe_load((Path(__file__).parents[2] / "examples" / "deploy" / "ray_serve.yaml").read_text())
+    (application,) = ServeDeploySchema(**values).applications
+    module, _, name = application.import_path.partition(":")
+    assert getattr(importlib.import_module(module), name) is build
+    options = ServiceOptions.model_validate(application.args)
+    assert options.autoscaling is not None and options.server.shutdown_timeout == 40
+    assert build(application.args)._bound_deployment.name == "Ingress"
+
+
+def test_options_are_given_or_built(arguments: dict[str, Any]) -> None:
+    options = ServiceOptions.model_validate(arguments)
+    assert options.places == 64 and options.engine_options.reuse_bytes == 2**28
+    assert build(options)._bound_deployment.name == "Ingress"
+    assert ingress.RETRIES == 2
