@@ -11,6 +11,7 @@ from torch import Tensor
 from dpn_rt.builders.arrangement import arranged
 from dpn_rt.builders.quantized.checkpoint import matrix_of
 from dpn_rt.builders.weight_sources import WeightSource
+from dpn_rt.device.huge_pages import huge_memory
 from dpn_rt.errors import CheckpointError
 from dpn_rt.format.weight_file import tensor_bytes
 from dpn_rt.model.weights.weight import QuantizedWeight
@@ -75,7 +76,10 @@ class WeightStream:
         Raises:
             CheckpointError: the weight has infinite values or NaN, or values out of range of its dtype.
         """
-        weight = (torch.empty if source.parts else torch.zeros)(spec.shape, dtype=spec.dtype)
+        # The system has it back as soon as the weight is dropped, where an allocator keeps some, now more, now less.
+        weight = huge_memory(spec.num_bytes).view(spec.dtype).view(spec.shape)
+        if not source.parts:
+            weight.zero_()
         row = 0
         for part in source.parts:
             tensor = part.checkpoint.read(part.name)

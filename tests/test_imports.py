@@ -66,14 +66,15 @@ def test_package_files_import_nothing() -> None:
 
 
 def test_builders_know_only_the_engine_format() -> None:
-    """They also know the inputs and outputs of plans, chat templates and prompts, which they try out."""
+    """They also know memory, the inputs and outputs of plans, chat templates and prompts, which they try out."""
     shared = {f"dpn_rt.backends.{name}" for name in ("tensorrt.library", "tensorrt.tensors", "tensorrt_llm.contract")}
     shared |= {f"dpn_rt.prompts.{name}" for name in ("template", "markers", "processor")}
+    shared |= {"dpn_rt.device.huge_pages"}
     for path in files("builders/*.py", "builders/*/*.py"):
         more = {"terminal"} if path.name == "__main__.py" else set()
-        known = {"errors", "schema", "model", "format", "builders", "backends", "prompts"}
+        known = {"errors", "schema", "model", "format", "builders", "backends", "prompts", "device"}
         assert packages(path) <= known | more, path
-        restricted = ("dpn_rt.backends.", "dpn_rt.prompts.")
+        restricted = ("dpn_rt.backends.", "dpn_rt.prompts.", "dpn_rt.device.")
         assert {name for name in imported_modules(path) if name.startswith(restricted)} <= shared, path
 
 
