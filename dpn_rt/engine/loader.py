@@ -17,6 +17,7 @@ from dpn_rt.backends.tensorrt.loading import load_plan_backend
 from dpn_rt.cache.image_cache import ImageCache
 from dpn_rt.device.device import Device
 from dpn_rt.device.free_memory import free_memory
+from dpn_rt.device.freed_memory import give_back_freed_memory
 from dpn_rt.device.host import HostDevice
 from dpn_rt.device.huge_pages import has_huge_pages
 from dpn_rt.engine.detokenizer import Detokenizer
@@ -268,6 +269,7 @@ def _kernel_runner(opened: OpenedEngine, weights: Mapping[str, Tensor], device: 
     """The parts of an engine on the product's own kernels."""
     model, settings = opened.model, opened.settings
     dtype = TORCH_DTYPES[model.dtype]
+    give_back_freed_memory()  # of an engine that was dropped: it counts as taken
     prepack = device != "cuda" and _choose_prepack(settings, weights, dtype)
     if settings.tensor_parallel_size > 1:
         # Imported here: one rank needs no torch.distributed.

@@ -19,6 +19,7 @@ from dpn_rt.cache.block_allocator import AllocatorConfig, BlockAllocator, count_
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
 from dpn_rt.device.free_memory import free_memory
+from dpn_rt.device.freed_memory import keep_freed_memory
 from dpn_rt.device.huge_pages import gather
 from dpn_rt.errors import CapacityError
 from dpn_rt.format.config import ModelConfig
@@ -62,10 +63,14 @@ def load_kernel_backend(
         CapacityError: the device has too little memory; says how much is needed and what to lower.
     """
     placed = place_weights(weights, device, TORCH_DTYPES[model.dtype])
-    if device.torch_device.type == "cpu":
+    on_host = device.torch_device.type == "cpu"
+    if on_host:
         cpu_choices()  # also where no weight is dense
     try:
-        return _build(model, placed, settings, device, prepack=prepack)
+        loaded = _build(model, placed, settings, device, prepack=prepack)
+        if on_host:
+            keep_freed_memory(free_memory() // 8)  # from here on: an engine's weights are given back with the engine
+        return loaded
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"{device.torch_device} ran out of memory while the largest prefill of {settings.max_prefill_tokens} rows "

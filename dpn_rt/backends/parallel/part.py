@@ -14,6 +14,8 @@ from dpn_rt.backends.parallel.group import ProcessRankGroup
 from dpn_rt.backends.parallel.messages import RankSource
 from dpn_rt.cache.kv_pool import KvGeometry, KvPool
 from dpn_rt.device.device import Device
+from dpn_rt.device.free_memory import free_memory
+from dpn_rt.device.freed_memory import keep_freed_memory
 from dpn_rt.device.host import HostDevice
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.decoder import Decoder
@@ -69,7 +71,8 @@ class RankPart:
         shard = Shard(model.decoder, rank, size, pairs if shares_encoder else ())
         group = ProcessRankGroup(rank, size)
         tensors = shard.tensors(weights)
-        if device.torch_device.type == "cpu":
+        on_host = device.torch_device.type == "cpu"
+        if on_host:
             cpu_choices()
             if may_copy(model, settings):  # these are copies already, but in small pages
                 tensors = copy_weights(tensors, required=settings.copy_weights is True)
@@ -80,6 +83,8 @@ class RankPart:
             encoder = load_encoder(model.vision, model.projector, own, prepack=prepack, group=group)
         elif rank == 0:
             encoder = load_encoder(model.vision, model.projector, own, prepack=prepack)
+        if on_host:
+            keep_freed_memory(free_memory() // 8 // size)
         return cls(decoder, encoder, shares_encoder, own, geometry, group, device, settings.block_size)
 
     @classmethod
