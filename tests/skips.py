@@ -32,6 +32,7 @@ NO_ONEDNN = "torch is built without oneDNN"
 NO_LANGCHAIN = "needs langchain-openai: pip install --no-build-isolation -e '.[test]'"
 NO_COMPILER = "needs g++ and make"
 NOT_LINUX = "needs Linux"
+NOT_GLIBC = "needs glibc"
 FORCED_ISA = "DPN_RT_CPU_ISA forces an instruction set"
 
 
