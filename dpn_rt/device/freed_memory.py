@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 KEPT_BYTES = 1 << 30
 """Freed memory that is kept, at most; and the largest block that is."""
-_OLD_GLIBC_BLOCK = 32 << 20
-"""The largest block that glibc before 2.35 can keep."""
+LEAST_BYTES = 32 << 20
+"""glibc may keep as much by itself, and before 2.35 it can keep no larger block."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, as malloc.h numbers them."""
 
@@ -23,17 +23,19 @@ def keep_freed_memory(num_bytes: int, environment: Mapping[str, str] = os.enviro
     """Have this process keep freed memory for later, from now on.
 
     Args:
-        num_bytes: to keep, at most `KEPT_BYTES`.
+        num_bytes: to keep; of more than `KEPT_BYTES`, these. Less than `LEAST_BYTES` changes nothing.
         environment: glibc's own settings there (`MALLOC_TRIM_THRESHOLD_` and the like, `GLIBC_TUNABLES`) win.
 
     Returns:
         Whether it does: not where the environment or another C library decides.
     """
+    if num_bytes < LEAST_BYTES:
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or any(_sets_malloc(name, value) for name, value in environment.items()):
         return False
     num_bytes = min(num_bytes, KEPT_BYTES)
-    blocks = mallopt(_MMAP_THRESHOLD, num_bytes) or mallopt(_MMAP_THRESHOLD, min(num_bytes, _OLD_GLIBC_BLOCK))
+    blocks = mallopt(_MMAP_THRESHOLD, num_bytes) or mallopt(_MMAP_THRESHOLD, LEAST_BYTES)
     return bool(blocks and mallopt(_TRIM_THRESHOLD, num_bytes))
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from dpn_rt.device import freed_memory
-from dpn_rt.device.freed_memory import KEPT_BYTES, give_back_freed_memory, keep_freed_memory
+from dpn_rt.device.freed_memory import KEPT_BYTES, LEAST_BYTES, give_back_freed_memory, keep_freed_memory
 from tests.skips import NOT_GLIBC
 
 IS_GLIBC = sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
@@ -63,7 +63,7 @@ def test_freed_memory_is_kept_and_given_back() -> None:
 
 @pytest.mark.skipif(not IS_GLIBC, reason=NOT_GLIBC)
 def test_no_more_is_kept_than_was_asked_for() -> None:
-    few = measured(20 << 20)
+    few = measured(LEAST_BYTES)
     assert few["kept"] and few["faults"] > 17_000
 
 
@@ -92,6 +92,14 @@ class _OldLibrary:
             return 0
         self.settings[parameter] = value
         return 1
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, LEAST_BYTES - 1])
+def test_little_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """A threshold of 0 would have the system map every small block."""
+    library = _OldLibrary()
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda name: library)
+    assert not keep_freed_memory(num_bytes, {}) and not library.settings
 
 
 def test_an_old_library_keeps_smaller_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
