@@ -89,26 +89,34 @@ inline void load_values(VecU (&columns)[kCols], const bf16* v, std::int64_t stri
 constexpr float kLog2E = 1.44269504088896f;
 
 // 2^(x * scale) for x * scale <= 0; zero below -125, NaN stays NaN. The relative error is below 8e-8 for float units,
-// and below 3e-6 for bf16 pairs, which keep only 3 digits. The scale is applied here, so that a difference x of large
+// and below 1e-4 for bf16 pairs, which keep only 3 digits. The scale is applied here, so that a difference x of large
 // scores is exact.
 template <class U>
 inline VecF exp2_negative(VecF x, float scale) {
   constexpr float kMagic = 12582912.0f + 127.0f;  // leaves the biased exponent of 2^round(x * scale) in the low bits
   const VecF shifted = x * scale + kMagic;
   const VecF r = x * scale - (shifted - kMagic);
-  VecF p;
-  if constexpr (kUnitSize<U> == 2) {
-    p = broadcast(5.500892550e-2f) * r + 2.422109544e-1f;
-    p = p * r + 6.932829022e-1f;
-  } else {
-    p = broadcast(1.326472615e-3f) * r + 9.671512991e-3f;
-    p = p * r + 5.550733581e-2f;
-    p = p * r + 2.402224243e-1f;
-    p = p * r + 6.931470037e-1f;
-  }
+  VecF p = broadcast(1.326472615e-3f) * r + 9.671512991e-3f;
+  p = p * r + 5.550733581e-2f;
+  p = p * r + 2.402224243e-1f;
+  p = p * r + 6.931470037e-1f;
   p = p * r + 1.0f;
   const VecF result = p * reinterpret_cast<VecF>(reinterpret_cast<VecI>(shifted) << 23);
   return x < -125.0f / scale ? VecF{} : result;
 }
+
+#if defined(__AVX512BF16__)
+template <>
+inline VecF exp2_negative<Pair>(VecF x, float scale) {
+  const auto exponent = reinterpret_cast<__m512>(x * scale);
+  // 2^r for r from 0 to 1; scalef rounds the exponent down by itself.
+  const auto r = reinterpret_cast<VecF>(_mm512_maskz_reduce_ps(0xFFFF, exponent, _MM_FROUND_TO_NEG_INF));
+  VecF p = broadcast(7.706703991e-2f) * r + 2.276449949e-1f;
+  p = p * r + 6.951167583e-1f;
+  p = p * r + 1.0f;
+  const __mmask16 is_kept = _mm512_cmp_ps_mask(exponent, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);  // or NaN
+  return reinterpret_cast<VecF>(_mm512_maskz_scalef_ps(is_kept, reinterpret_cast<__m512>(p), exponent));
+}
+#endif
 
 }  // namespace dpn::DPN_ISA

@@ -1,7 +1,8 @@
-"""Packages that some commands need, and the base install does without."""
+"""Packages that some commands need, and the base install does without; and large ones."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from types import ModuleType
@@ -41,3 +42,20 @@ def load_ray(module: str, purpose: str) -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     load_package("ray", purpose, "ray", ConfigError)
     return importlib.import_module(module)
+
+
+def import_large(module: str) -> ModuleType:
+    """A module whose import takes seconds and makes some hundred thousand objects, which stay.
+
+    To look for garbage among them meanwhile would take a quarter of the time.
+
+    Args:
+        module: such as `transformers.models.auto.image_processing_auto`.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        if was_enabled:
+            gc.enable()

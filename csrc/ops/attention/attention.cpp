@@ -16,7 +16,7 @@ PrefillPlan plan_of(const Checker& check, const std::int32_t* offsets, const std
                     const std::int32_t* first_keys, std::int64_t num_seqs, std::int64_t num_heads,
                     std::int64_t num_kv_heads, std::int64_t head_dim, bool causal) {
   if (!check.can_read()) return {};
-  return plan_prefill(offsets, lengths, first_keys, num_seqs, num_heads, num_kv_heads, head_dim, causal);
+  return plan_prefill(offsets, lengths, first_keys, num_seqs, num_heads, num_kv_heads, head_dim, causal, max_threads());
 }
 
 void run(const AttentionParams& params, const Tensor& q, Stream stream) {

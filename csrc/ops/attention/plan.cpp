@@ -6,7 +6,9 @@ namespace dpn {
 
 namespace {
 
-constexpr std::int64_t kWaveElements = std::int64_t{8} << 20;  // 16 to 32 MiB of packed keys and values
+// Packed keys and values of a wave: half a megabyte of bf16 for each thread, which stays in the second-level caches
+// while all tiles read it. Of many threads each reads only some of them.
+constexpr std::int64_t kElementsOfThread = std::int64_t{256} << 10, kMostElements = std::int64_t{8} << 20;
 
 // Numbers of a wave's parts. They become pointers once the vectors no longer grow.
 struct WaveEnd {
@@ -33,10 +35,11 @@ void sort_tiles(PrefillPlan& plan, std::size_t first_tile, const std::int32_t* c
 
 PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens,
                          const std::int32_t* first_keys, std::int64_t num_seqs, std::int64_t num_heads,
-                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal) {
+                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal, int num_threads) {
   PrefillPlan plan;
   std::vector<WaveEnd> ends{{0, 0}};
   const std::int64_t group = num_heads / num_kv_heads;
+  const std::int64_t wave_elements = std::min(num_threads * kElementsOfThread, kMostElements);
   std::int64_t offset = 0;
   const auto end_wave = [&] {
     sort_tiles(plan, ends.back().tiles, cu_seqlens, context_lens, first_keys, group, causal);
@@ -51,7 +54,7 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
     const std::int64_t elements =
         round_up(keys, kKeyPadding) * (round_up(head_dim, kHeadPadding) + round_up(head_dim, kKeyPadding));
     for (std::int64_t h = 0; h < num_kv_heads && rows > 0; ++h) {
-      if (offset > 0 && offset + elements > kWaveElements) end_wave();
+      if (offset > 0 && offset + elements > wave_elements) end_wave();
       const auto head = static_cast<std::int32_t>(plan.heads.size());
       plan.heads.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(h), offset});
       offset += elements;

@@ -57,7 +57,7 @@ struct PrefillPlan {
 // first_keys: [num_tokens] first key that each row sees, or null.
 PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* context_lens,
                          const std::int32_t* first_keys, std::int64_t num_seqs, std::int64_t num_heads,
-                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal);
+                         std::int64_t num_kv_heads, std::int64_t head_dim, bool causal, int num_threads);
 
 // Keys [first_key, last_key) of one sequence, for all of its heads.
 struct DecodeTask {

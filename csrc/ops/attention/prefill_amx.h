@@ -9,8 +9,8 @@ namespace dpn::DPN_ISA {
 
 constexpr int kAmxRows = kStepRows<Pair>;
 constexpr int kAmxColumns = 2 * int{kTileSide};
-// Rows of a block's scores and weights are a line longer than it, so that they do not share few sets of the cache.
-constexpr std::int64_t kScoreStride = kKeyBlock + 16, kWeightStride = kKeyBlock / 2 + 16;
+// Rows of a block's scores are a line longer than it, so that they do not share few sets of the cache.
+constexpr std::int64_t kScoreStride = kKeyBlock + 16;
 
 // out[r, c] += a[r, :] . b[:, c], or = with add false, over steps of kDepth elements. The rows of b are kPanel pairs
 // apart.
@@ -66,7 +66,7 @@ void attend_amx(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& 
   if (keys <= 0) return;
   const std::int64_t padded = round_up(keys, kAmxColumns);
   alignas(64) float scores[kUsedRows * kScoreStride];
-  alignas(64) Pair weights[kUsedRows * kWeightStride];
+  Pair* const weights = reinterpret_cast<Pair*>(scores);  // of a row, in the memory of its scores
   const std::int64_t units = row_units<Pair>(tile.head_dim);
   for (std::int64_t key = 0; key < padded; key += kAmxColumns) {
     multiply_amx<kRowTiles>(tile.q + row * units, units, block.k + key / kPanel * units * kPanel + key % kPanel,
@@ -76,14 +76,14 @@ void attend_amx(const Tile<Pair>& tile, std::int64_t row, const KeyBlock<Pair>& 
   for (int r = 0; r < kUsedRows; ++r) {
     float* row_scores = scores + r * kScoreStride;
     mask_scores(row_scores, seen.first[r], seen.end[r], padded);
-    const float factor = softmax_row<Pair>(row_scores, weights + r * kWeightStride, padded, scale, block.first,
+    const float factor = softmax_row<Pair>(row_scores, weights + r * kScoreStride, padded, scale, block.first,
                                            tile.maxima[row + r], tile.weights[row + r]);
     if (block.first || factor == 1.0f) continue;
     float* row_sums = sums + r * tile.padded_dim;
     for (std::int64_t i = 0; i < tile.padded_dim; i += kWidth) store(row_sums + i, load(row_sums + i) * factor);
   }
   for (std::int64_t column = 0; column < tile.head_dim; column += kAmxColumns) {
-    multiply_amx<kRowTiles>(weights, kWeightStride, block.v + column / kPanel * block.v_stride + column % kPanel,
+    multiply_amx<kRowTiles>(weights, kScoreStride, block.v + column / kPanel * block.v_stride + column % kPanel,
                             padded / kAmxColumns, sums + column, tile.padded_dim, !block.first);
   }
 }

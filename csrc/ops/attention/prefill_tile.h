@@ -142,6 +142,16 @@ inline void mask_scores(float* scores, std::int64_t first, std::int64_t end, std
 
 inline void store_weights(float* target, VecF value) { store(target, value); }
 inline void store_weights(Pair* target, VecF value) { store(target->elements, value); }
+inline void store_weights(float* target, VecF first, VecF second) {
+  store(target, first);
+  store(target + kWidth, second);
+}
+#if defined(__AVX512BF16__)
+inline void store_weights(Pair* target, VecF first, VecF second) {
+  const __m512bh both = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first));
+  std::memcpy(target, &both, sizeof both);
+}
+#endif
 
 // Of a multiple of kWidth scores; some at a time, since each comparison waits for the one before.
 inline float highest_score(const float* scores, std::int64_t size) {
@@ -167,12 +177,19 @@ inline float softmax_row(const float* scores, U* weights, std::int64_t padded, f
   // A row whose window has not begun yet has seen no key: its weights are 0, and so is the factor for what comes later.
   const float shift = maximum == -__builtin_inff() ? 0.0f : maximum;
   VecF sum{};
-  for (std::int64_t i = 0; i < padded; i += kWidth) {
-    const VecF weight = exp2_negative<U>(load(scores + i) - shift, scale);
-    sum += weight;
-    store_weights(weights + i / kUnitSize<U>, weight);
+  std::int64_t i = 0;
+  for (; i + 2 * kWidth <= padded; i += 2 * kWidth) {
+    const VecF low = exp2_negative<U>(load(scores + i) - shift, scale);
+    const VecF high = exp2_negative<U>(load(scores + i + kWidth) - shift, scale);
+    sum += low + high;
+    store_weights(weights + i / kUnitSize<U>, low, high);
   }
-  const float factor = first ? 0.0f : exp2_negative<U>(broadcast(old_maximum - shift), scale)[0];
+  if (i < padded) {
+    const VecF last = exp2_negative<U>(load(scores + i) - shift, scale);
+    sum += last;
+    store_weights(weights + i / kUnitSize<U>, last);
+  }
+  const float factor = first ? 0.0f : exp2_negative<float>(broadcast(old_maximum - shift), scale)[0];
   weight_sum = first ? reduce_sum(sum) : weight_sum * factor + reduce_sum(sum);
   return factor;
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from dpn_rt.model.vision.image_settings import check_image_settings
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.schema.files import SETTINGS_BYTES, is_there, read_file
 from dpn_rt.schema.json_text import read_json
+from dpn_rt.schema.packages import import_large
 
 SETTINGS = "preprocessor_config.json"
 OTHERS = ("processor_config.json", "config.json", "tokenizer_config.json")
@@ -94,7 +94,7 @@ def load_image_processor(directory: Path) -> Any:
     try:
         # From its own module: where there is no torchvision, the name that the package of transformers 5.4 to 5.19 has
         # for it can do nothing but ask for torchvision. The import takes seconds.
-        loader: Any = import_module("transformers.models.auto.image_processing_auto").AutoImageProcessor
+        loader: Any = import_large("transformers.models.auto.image_processing_auto").AutoImageProcessor
         # The keyword's name changed within transformers 5, together with this module.
         has_backends = find_spec("transformers.image_processing_backends") is not None
         choice: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}

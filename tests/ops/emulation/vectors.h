@@ -127,10 +127,26 @@ NOT_INLINED __m512 _mm512_maskz_roundscale_ps(__mmask16, __m512 x, int) {
   return result;
 }
 
-// x * 2^n of whole n.
+// x * 2^n, where n is rounded down; finite, or NaN.
 NOT_INLINED __m512 _mm512_maskz_scalef_ps(__mmask16 mask, __m512 x, __m512 n) {
+  __m512 result = {};
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) result[i] = n[i] != n[i] ? n[i] : std::ldexp(x[i], static_cast<int>(std::floor(n[i])));
+  }
+  return result;
+}
+
+#ifndef _MM_FROUND_TO_NEG_INF
+#define _MM_FROUND_TO_NEG_INF 0x01
+#endif
+// x less the next integer below it, rounded down too, as control 1 has it; 0 where x is infinite.
+NOT_INLINED __m512 _mm512_maskz_reduce_ps(__mmask16, __m512 x, int) {
   __m512 result;
-  for (int i = 0; i < 16; ++i) result[i] = mask >> i & 1 ? std::ldexp(x[i], static_cast<int>(n[i])) : 0.0f;
+  for (int i = 0; i < 16; ++i) {
+    const double exact = static_cast<double>(x[i]) - std::floor(static_cast<double>(x[i]));
+    const float rest = exact == 0 ? -0.0f : static_cast<float>(exact);
+    result[i] = std::isinf(x[i]) ? 0.0f : rest > exact || rest == 1 ? std::nextafter(rest, 0.0f) : rest;
+  }
   return result;
 }
 

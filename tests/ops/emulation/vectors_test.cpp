@@ -10,7 +10,7 @@ namespace emulated {
 #include "vectors.h"
 }
 
-#define WITH_AVX512 [[gnu::target("avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]]
+#define WITH_AVX512 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]]
 
 namespace {
 
@@ -50,10 +50,10 @@ Vector bytes() {
   return vector;
 }
 
-Vector whole_numbers() {
+Vector exponents() {
   Vector vector;
   for (auto& word : vector.words) {
-    const float number = static_cast<float>(static_cast<int>(random_words() % 400) - 200);
+    const float number = static_cast<float>(static_cast<int>(random_words() % 400'000) - 200'000) / 1000;
     std::memcpy(&word, &number, sizeof number);
   }
   return vector;
@@ -72,12 +72,12 @@ bool equal(std::uint32_t a, std::uint32_t b, Elements elements) {
 }
 
 struct Inputs {
-  Vector x = floats(), y = floats(), p = bf16_pairs(), q = bf16_pairs(), a = bytes(), b = bytes(), n = whole_numbers();
+  Vector x = floats(), y = floats(), p = bf16_pairs(), q = bf16_pairs(), a = bytes(), b = bytes(), n = exponents();
 };
 
 struct Results {
   Vector dpbf16, cvtne2ps, cvtneps, dpbusd, madd, cvtepu16, loadu_epi16, permute, shuffle, fmadd, fnmadd, min,
-      roundscale, scalef;
+      roundscale, scalef, reduce;
 };
 
 // The same calls twice, since functions with and without AVX-512 cannot give each other vectors.
@@ -107,6 +107,7 @@ struct Results {
   const auto min = _mm512_maskz_min_ps(0xFFFF, x, y);                                              \
   const auto roundscale = _mm512_maskz_roundscale_ps(0xFFFF, x, 0);                                \
   const auto scalef = _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ), y, n);         \
+  const auto reduce = _mm512_maskz_reduce_ps(0xFFFF, x, _MM_FROUND_TO_NEG_INF);                    \
   out = {};                                                                                        \
   std::memcpy(&out.dpbf16, &dpbf16, sizeof dpbf16), std::memcpy(&out.madd, &madd, sizeof madd);    \
   std::memcpy(&out.cvtne2ps, &cvtne2ps, sizeof cvtne2ps);                                          \
@@ -118,7 +119,8 @@ struct Results {
   std::memcpy(&out.shuffle, &shuffle, sizeof shuffle);                                             \
   std::memcpy(&out.fmadd, &fmadd, sizeof fmadd), std::memcpy(&out.fnmadd, &fnmadd, sizeof fnmadd); \
   std::memcpy(&out.min, &min, sizeof min), std::memcpy(&out.scalef, &scalef, sizeof scalef);       \
-  std::memcpy(&out.roundscale, &roundscale, sizeof roundscale);
+  std::memcpy(&out.roundscale, &roundscale, sizeof roundscale);                                    \
+  std::memcpy(&out.reduce, &reduce, sizeof reduce);
 
 WITH_AVX512 void run_processor(const Inputs& in, Results& out) { CALL_ALL }
 
@@ -157,7 +159,8 @@ bool one_round() {
          same("fnmadd", ours.fnmadd, theirs.fnmadd, Elements::floats) &&
          same("min", ours.min, theirs.min, Elements::floats) &&
          same("roundscale", ours.roundscale, theirs.roundscale, Elements::floats) &&
-         same("scalef", ours.scalef, theirs.scalef, Elements::floats);
+         same("scalef", ours.scalef, theirs.scalef, Elements::floats) &&
+         same("reduce", ours.reduce, theirs.reduce, Elements::floats);
 }
 
 }  // namespace
