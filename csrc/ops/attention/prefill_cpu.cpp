@@ -39,11 +39,22 @@ struct Head {
   }
 };
 
+// Rows of a head lie far apart, where the processor's own prefetcher does not find them.
+template <class T>
+void prefetch_row(const T* row, std::int64_t head_dim) {
+  constexpr std::int64_t kLine = 64 / sizeof(T);
+  for (std::int64_t i = 0; i < head_dim; i += kLine) __builtin_prefetch(row + i);
+}
+
 // Rows of keys or values, `stride` elements apart.
 template <class T>
 struct Rows {
   const T* first;
   std::int64_t stride;
+
+  void prefetch(std::int64_t count, std::int64_t head_dim) const {
+    for (std::int64_t r = 0; r < count; ++r) prefetch_row(first + r * stride, head_dim);
+  }
 };
 
 // Keys (kind 0) or values (kind 1) [key, key + count) of a head: in place, or copied together from their KV blocks.
@@ -77,8 +88,10 @@ void pack(const AttentionParams& p, const Head<T>& head, std::int64_t key, T* co
   constexpr int kStep = kUnitSize<Unit<T>>;
   const std::int64_t count = head.keys - key < kPackKeys ? head.keys - key : kPackKeys;
   const Rows<T> k = rows_of(p, head, 0, key, count, copy);
+  k.prefetch(count, p.head_dim);
   pack_keys<T>(head.packed_k + key * row_units<Unit<T>>(p.head_dim), k.first, k.stride, count, p.head_dim);
   const Rows<T> v = rows_of(p, head, 1, key, count, copy);
+  v.prefetch(count, p.head_dim);
   pack_values<T>(head.packed_v + key / kStep * kPanel, head.v_stride, v.first, v.stride, count, p.head_dim);
 }
 
@@ -114,13 +127,12 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
   const std::int64_t q_units = row_units<U>(p.head_dim);
   // Rows after the last one repeat it, which costs little and avoids a special case.
   const auto row_or_last = [&](std::int64_t r) { return first_row + (r < rows ? r : rows - 1); };
-  for (std::int64_t r = 0; r < padded_rows; ++r) {
-    const std::int64_t row = row_or_last(r);
-    pack_row<T>(memory.q + r * q_units,
-                static_cast<const T*>(p.q) + (head.first_token + row / group) * p.q_stride[0] +
-                    (packed.kv_head * group + row % group) * p.q_stride[1],
-                p.head_dim);
-  }
+  const auto q_row = [&](std::int64_t row) {
+    return static_cast<const T*>(p.q) + (head.first_token + row / group) * p.q_stride[0] +
+           (packed.kv_head * group + row % group) * p.q_stride[1];
+  };
+  for (std::int64_t r = 0; r < rows; ++r) prefetch_row(q_row(first_row + r), p.head_dim);
+  for (std::int64_t r = 0; r < padded_rows; ++r) pack_row<T>(memory.q + r * q_units, q_row(row_or_last(r)), p.head_dim);
   const Tile<U> tile{
       rows, memory.q, memory.sums, memory.maxima, memory.weights, p.head_dim, round_up(p.head_dim, kPanel)};
   [[maybe_unused]] const AttendScope<U> scope;

@@ -9,10 +9,13 @@ namespace dpn::DPN_ISA {
 // Converts one row to units, with zeros up to row_units.
 template <class T>
 inline void pack_row(Unit<T>* target, const T* source, std::int64_t head_dim) {
-  constexpr int kStep = kUnitSize<Unit<T>>;
-  std::int64_t i = 0;
-  for (; i < head_dim / kStep; ++i) to_unit(target + i, source + i * kStep);
-  for (; i < row_units<Unit<T>>(head_dim); ++i) target[i] = {};
+  const std::int64_t units = head_dim / kUnitSize<Unit<T>>;
+  if constexpr (sizeof(Unit<T>) == sizeof(T) * kUnitSize<Unit<T>>) {  // no element changes its type
+    std::memcpy(target, source, static_cast<std::size_t>(head_dim) * sizeof(T));
+  } else {
+    for (std::int64_t i = 0; i < units; ++i) target[i] = to_float(source[i]);
+  }
+  for (std::int64_t i = units; i < row_units<Unit<T>>(head_dim); ++i) target[i] = {};
 }
 
 inline VecF load_row(const float* source) { return load(source); }
