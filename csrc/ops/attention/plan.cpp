@@ -7,8 +7,10 @@ namespace dpn {
 namespace {
 
 // Packed keys and values of a wave: half a megabyte of bf16 for each thread, which stays in the second-level caches
-// while all tiles read it. Of many threads each reads only some of them.
-constexpr std::int64_t kElementsOfThread = std::int64_t{256} << 10, kMostElements = std::int64_t{8} << 20;
+// while all tiles read it (of many threads each reads only some of it). More where a wave would have so few tiles that
+// threads wait for one another, as with few rows after a long context.
+constexpr std::int64_t kElementsOfThread = std::int64_t{256} << 10, kTilesOfThread = 4;
+constexpr std::int64_t kMostElements = std::int64_t{8} << 20;  // 16 to 32 MiB
 
 // Numbers of a wave's parts. They become pointers once the vectors no longer grow.
 struct WaveEnd {
@@ -39,8 +41,12 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
   PrefillPlan plan;
   std::vector<WaveEnd> ends{{0, 0}};
   const std::int64_t group = num_heads / num_kv_heads;
-  const std::int64_t wave_elements = std::min(num_threads * kElementsOfThread, kMostElements);
   std::int64_t offset = 0;
+  const auto is_full = [&](std::int64_t elements) {
+    const auto tiles = static_cast<std::int64_t>(plan.tiles.size() - ends.back().tiles);
+    const bool is_large = elements > num_threads * kElementsOfThread && tiles >= num_threads * kTilesOfThread;
+    return is_large || elements > kMostElements;
+  };
   const auto end_wave = [&] {
     sort_tiles(plan, ends.back().tiles, cu_seqlens, context_lens, first_keys, group, causal);
     ends.push_back({plan.packs.size(), plan.tiles.size()});
@@ -54,7 +60,7 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
     const std::int64_t elements =
         round_up(keys, kKeyPadding) * (round_up(head_dim, kHeadPadding) + round_up(head_dim, kKeyPadding));
     for (std::int64_t h = 0; h < num_kv_heads && rows > 0; ++h) {
-      if (offset > 0 && offset + elements > wave_elements) end_wave();
+      if (offset > 0 && is_full(offset + elements)) end_wave();
       const auto head = static_cast<std::int32_t>(plan.heads.size());
       plan.heads.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(h), offset});
       offset += elements;

@@ -51,10 +51,6 @@ template <class T>
 struct Rows {
   const T* first;
   std::int64_t stride;
-
-  void prefetch(std::int64_t count, std::int64_t head_dim) const {
-    for (std::int64_t r = 0; r < count; ++r) prefetch_row(first + r * stride, head_dim);
-  }
 };
 
 // Keys (kind 0) or values (kind 1) [key, key + count) of a head: in place, or copied together from their KV blocks.
@@ -64,7 +60,9 @@ Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::in
   if (p.k != nullptr) {
     const auto* base = static_cast<const T*>(kind == 0 ? p.k : p.v);
     const auto* stride = kind == 0 ? p.k_stride : p.v_stride;
-    return {base + (head.first_token + key) * stride[0] + head.kv_head * stride[1], stride[0]};
+    const T* first = base + (head.first_token + key) * stride[0] + head.kv_head * stride[1];
+    for (std::int64_t r = 0; r < count; ++r) prefetch_row(first + r * stride[0], p.head_dim);
+    return {first, stride[0]};
   }
   const PagedKeys& paged = p.paged;
   const std::int64_t plane = paged.block_size * p.head_dim;
@@ -88,10 +86,8 @@ void pack(const AttentionParams& p, const Head<T>& head, std::int64_t key, T* co
   constexpr int kStep = kUnitSize<Unit<T>>;
   const std::int64_t count = head.keys - key < kPackKeys ? head.keys - key : kPackKeys;
   const Rows<T> k = rows_of(p, head, 0, key, count, copy);
-  k.prefetch(count, p.head_dim);
   pack_keys<T>(head.packed_k + key * row_units<Unit<T>>(p.head_dim), k.first, k.stride, count, p.head_dim);
   const Rows<T> v = rows_of(p, head, 1, key, count, copy);
-  v.prefetch(count, p.head_dim);
   pack_values<T>(head.packed_v + key / kStep * kPanel, head.v_stride, v.first, v.stride, count, p.head_dim);
 }
 
