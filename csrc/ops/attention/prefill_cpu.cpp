@@ -66,16 +66,19 @@ Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::in
   }
   const PagedKeys& paged = p.paged;
   const std::int64_t plane = paged.block_size * p.head_dim;
+  const auto row_in_cache = [&](std::int64_t row) {
+    const std::int64_t block = paged.block_table[head.sequence * paged.max_blocks + row / paged.block_size];
+    return static_cast<const T*>(paged.kv_cache) +
+           (((block * paged.layers_per_block + paged.layer_in_block) * 2 + kind) * p.num_kv_heads + head.kv_head) *
+               plane +
+           row % paged.block_size * p.head_dim;
+  };
   for (std::int64_t row = key; row < key + count;) {
-    const std::int64_t entry = row / paged.block_size, offset = row % paged.block_size;
-    const std::int64_t left = key + count - row, here = paged.block_size - offset;
+    const std::int64_t left = key + count - row, here = paged.block_size - row % paged.block_size;
     const std::int64_t taken = left < here ? left : here;
-    const std::int64_t block = paged.block_table[head.sequence * paged.max_blocks + entry];
-    const T* source =
-        static_cast<const T*>(paged.kv_cache) +
-        (((block * paged.layers_per_block + paged.layer_in_block) * 2 + kind) * p.num_kv_heads + head.kv_head) * plane +
-        offset * p.head_dim;
-    std::memcpy(copy + (row - key) * p.head_dim, source, static_cast<std::size_t>(taken * p.head_dim) * sizeof(T));
+    if (taken < left) prefetch_row(row_in_cache(row + taken), plane);
+    std::memcpy(copy + (row - key) * p.head_dim, row_in_cache(row),
+                static_cast<std::size_t>(taken * p.head_dim) * sizeof(T));
     row += taken;
   }
   return {copy, p.head_dim};
