@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,9 +103,11 @@ def load_engine(path: str | Path, device: str, options: EngineOptions, *, verify
         ConfigError: device or a limit cannot be served.
     """
     opened = _open(path, device, options, verify)
-    processor = _processor(opened)
-    engine = _engine(opened, load_runner(opened, device), processor.tokenizer, only_stops=False)
-    return LoadedEngine(opened.model, processor, engine)
+    with ThreadPoolExecutor(max_workers=1) as pool:  # to import transformers' image processors takes 2 s
+        making = pool.submit(_processor, opened)
+        runner = load_runner(opened, device)
+        processor = making.result()
+    return LoadedEngine(opened.model, processor, _engine(opened, runner, processor.tokenizer, only_stops=False))
 
 
 def load_engine_of_weights(
