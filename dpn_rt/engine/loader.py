@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,11 +102,9 @@ def load_engine(path: str | Path, device: str, options: EngineOptions, *, verify
         ConfigError: device or a limit cannot be served.
     """
     opened = _open(path, device, options, verify)
-    with ThreadPoolExecutor(max_workers=1) as pool:  # to import transformers' image processors takes 2 s
-        making = pool.submit(_processor, opened)
-        runner = load_runner(opened, device)
-        processor = making.result()
-    return LoadedEngine(opened.model, processor, _engine(opened, runner, processor.tokenizer, only_stops=False))
+    processor = _processor(opened)
+    engine = _engine(opened, load_runner(opened, device), processor.tokenizer, only_stops=False)
+    return LoadedEngine(opened.model, processor, engine)
 
 
 def load_engine_of_weights(

@@ -59,7 +59,7 @@ def test_packed_sequences(
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
 def test_rows_are_the_same_alone(generator: torch.Generator, dtype: torch.dtype, head_dim: int) -> None:
     # On a GPU of up to 144 multiprocessors 32 heads are enough for blocks of 128 rows together, and too few alone. On a
-    # CPU heads are packed in waves, which end between other heads together than alone.
+    # CPU of few threads, heads are packed in waves, which end between other heads together than alone.
     is_cuda = torch.get_default_device().type == "cuda"
     lengths, heads = [700, 513], 32 if is_cuda or head_dim > 64 else 5
     q, k, v = (random_rows(generator, (sum(lengths), heads, head_dim), dtype) for _ in range(3))

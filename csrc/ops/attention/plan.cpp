@@ -7,8 +7,8 @@ namespace dpn {
 namespace {
 
 // Packed keys and values of a wave: half a megabyte of bf16 for each thread, which stays in the second-level caches
-// while all tiles read it (of many threads each reads only some of it). More where a wave would have so few tiles that
-// threads wait for one another, as with few rows after a long context.
+// while all tiles read it (of many threads each reads only some of it). More where it or what is left would have so few
+// tiles that threads wait for one another, as with few rows after a long context.
 constexpr std::int64_t kElementsOfThread = std::int64_t{256} << 10, kTilesOfThread = 4;
 constexpr std::int64_t kMostElements = std::int64_t{8} << 20;  // 16 to 32 MiB
 
@@ -41,11 +41,17 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
   PrefillPlan plan;
   std::vector<WaveEnd> ends{{0, 0}};
   const std::int64_t group = num_heads / num_kv_heads;
+  const auto tiles_of_head = [&](std::int64_t s) {
+    return (std::int64_t{cu_seqlens[s + 1] - cu_seqlens[s]} * group + kTileRows - 1) / kTileRows;
+  };
+  std::int64_t all_tiles = 0;
+  for (std::int64_t s = 0; s < num_seqs; ++s) all_tiles += num_kv_heads * tiles_of_head(s);
   std::int64_t offset = 0;
   const auto is_full = [&](std::int64_t elements) {
-    const auto tiles = static_cast<std::int64_t>(plan.tiles.size() - ends.back().tiles);
-    const bool is_large = elements > num_threads * kElementsOfThread && tiles >= num_threads * kTilesOfThread;
-    return is_large || elements > kMostElements;
+    const auto before = static_cast<std::int64_t>(ends.back().tiles),
+               made = static_cast<std::int64_t>(plan.tiles.size());
+    const bool are_enough = std::min(made - before, all_tiles - made) >= num_threads * kTilesOfThread;
+    return (are_enough && elements > num_threads * kElementsOfThread) || elements > kMostElements;
   };
   const auto end_wave = [&] {
     sort_tiles(plan, ends.back().tiles, cu_seqlens, context_lens, first_keys, group, causal);

@@ -35,7 +35,7 @@ struct TileTask {
   std::int64_t first_row;
 };
 
-// Heads that are packed together and then attended to together, so that the size of their buffer is bounded.
+// Heads that are packed together and then attended to together: few enough to stay in the caches meanwhile.
 struct Wave {
   const PackedHead* heads;
   const PackTask* packs;

@@ -76,7 +76,8 @@ Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::in
   for (std::int64_t row = key; row < key + count;) {
     const std::int64_t left = key + count - row, here = paged.block_size - row % paged.block_size;
     const std::int64_t taken = left < here ? left : here;
-    if (taken < left) prefetch_row(row_in_cache(row + taken), plane);
+    const std::int64_t next = std::min(left - taken, std::int64_t{paged.block_size});
+    if (next > 0) prefetch_row(row_in_cache(row + taken), next * p.head_dim);
     std::memcpy(copy + (row - key) * p.head_dim, row_in_cache(row),
                 static_cast<std::size_t>(taken * p.head_dim) * sizeof(T));
     row += taken;

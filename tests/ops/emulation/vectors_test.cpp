@@ -55,6 +55,7 @@ Vector exponents() {
   for (auto& word : vector.words) {
     const float number = static_cast<float>(static_cast<int>(random_words() % 400'000) - 200'000) / 1000;
     std::memcpy(&word, &number, sizeof number);
+    if (random_words() % 16 == 0) word = 0x7FC00000;  // NaN
   }
   return vector;
 }
