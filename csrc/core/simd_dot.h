@@ -60,6 +60,19 @@ inline VecF dot(VecF sum, VecU a, VecU b) {
 inline void to_unit(Pair* target, const bf16* source) { std::memcpy(target, source, sizeof *target); }
 #endif
 
+// Two vectors of consecutive elements.
+inline void store_elements(float* target, VecF first, VecF second) {
+  store(target, first);
+  store(target + kWidth, second);
+}
+
+#if defined(__AVX512BF16__)
+inline void store_elements(Pair* target, VecF first, VecF second) {
+  const auto pairs = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  std::memcpy(target, &pairs, sizeof pairs);
+}
+#endif
+
 // The units of two consecutive rows of values, kWidth * kCols elements of each: unit i holds element i of both rows.
 // Where a unit is one element, only the first row is read. kCols is even.
 template <int kCols, class T>

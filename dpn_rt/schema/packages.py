@@ -1,4 +1,4 @@
-"""Packages that some commands need, and the base install does without; and large ones."""
+"""Imports of packages that only some commands need, and of large ones."""
 
 from __future__ import annotations
 

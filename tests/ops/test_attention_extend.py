@@ -70,7 +70,7 @@ def test_last_rows_of_sequences(
 
 @pytest.mark.cpu_only
 def test_any_number_of_threads(generator: torch.Generator, dtype: torch.dtype) -> None:
-    """Few rows of many heads after long contexts are packed in eight waves or so for one thread, in fewer for more."""
+    """Few rows of many heads after long contexts are packed in 16 waves for one thread, and in two for 16."""
     sequences, heads, head_dim = [(1200, 2), (600, 3)], 32, 128
     keys = [keys for keys, _ in sequences]
     q, k, v = (random_rows(generator, (sum(keys), heads, head_dim), dtype) for _ in range(3))

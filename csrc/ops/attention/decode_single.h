@@ -40,18 +40,6 @@ inline void score_group_single(float* scores, const KeyGroup<U, V>& group, const
   }
 }
 
-inline void store_single_units(float* target, VecF first, VecF second) {
-  store(target, first);
-  store(target + kWidth, second);
-}
-
-#if defined(__AVX512BF16__)
-inline void store_single_units(Pair* target, VecF first, VecF second) {
-  const auto pairs = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-  std::memcpy(target, &pairs, sizeof pairs);
-}
-#endif
-
 // As weigh_chunk, for scores [keys] and weights [keys / kUnitSize]. Every lane of maxima is the running maximum; the
 // running weight is the sum over all lanes of weight_sums.
 template <class U>
@@ -68,13 +56,13 @@ inline void weigh_single(const float* scores, U* weights, std::int64_t keys, flo
     const VecF first = exp2_negative<U>(load(scores + i) - highest, scale);
     const VecF second = exp2_negative<U>(load(scores + i + kWidth) - highest, scale);
     sum += first + second;
-    store_single_units(weights + i / kUnitSize<U>, first, second);
+    store_elements(weights + i / kUnitSize<U>, first, second);
   }
   if (i < keys) {  // where kGroupKeys keys are a single vector
     const VecF first = exp2_negative<U>(load(scores + i) - highest, scale);
     sum += first;
     alignas(64) U units[2 * kWidth / kUnitSize<U>];
-    store_single_units(units, first, VecF{});
+    store_elements(units, first, VecF{});
     std::memcpy(weights + i / kUnitSize<U>, units, kWidth * sizeof(U) / kUnitSize<U>);
   }
   store(maxima, highest);

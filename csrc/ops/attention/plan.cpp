@@ -41,16 +41,16 @@ PrefillPlan plan_prefill(const std::int32_t* cu_seqlens, const std::int32_t* con
   PrefillPlan plan;
   std::vector<WaveEnd> ends{{0, 0}};
   const std::int64_t group = num_heads / num_kv_heads;
-  const auto tiles_of_head = [&](std::int64_t s) {
-    return (std::int64_t{cu_seqlens[s + 1] - cu_seqlens[s]} * group + kTileRows - 1) / kTileRows;
-  };
   std::int64_t all_tiles = 0;
-  for (std::int64_t s = 0; s < num_seqs; ++s) all_tiles += num_kv_heads * tiles_of_head(s);
+  for (std::int64_t s = 0; s < num_seqs; ++s) {
+    const std::int64_t rows = cu_seqlens[s + 1] - cu_seqlens[s];
+    all_tiles += num_kv_heads * ((rows * group + kTileRows - 1) / kTileRows);
+  }
   std::int64_t offset = 0;
   const auto is_full = [&](std::int64_t elements) {
-    const auto before = static_cast<std::int64_t>(ends.back().tiles),
-               made = static_cast<std::int64_t>(plan.tiles.size());
-    const bool are_enough = std::min(made - before, all_tiles - made) >= num_threads * kTilesOfThread;
+    const auto made = static_cast<std::int64_t>(plan.tiles.size());
+    const std::int64_t of_wave = made - static_cast<std::int64_t>(ends.back().tiles), left = all_tiles - made;
+    const bool are_enough = std::min(of_wave, left) >= num_threads * kTilesOfThread;
     return (are_enough && elements > num_threads * kElementsOfThread) || elements > kMostElements;
   };
   const auto end_wave = [&] {

@@ -39,11 +39,11 @@ struct Head {
   }
 };
 
-// Rows of a head lie far apart, where the processor's own prefetcher does not find them.
+// Rows of a head and KV blocks lie far apart, where the processor's own prefetcher does not find them.
 template <class T>
-void prefetch_row(const T* row, std::int64_t head_dim) {
+void prefetch(const T* first, std::int64_t size) {
   constexpr std::int64_t kLine = 64 / sizeof(T);
-  for (std::int64_t i = 0; i < head_dim; i += kLine) __builtin_prefetch(row + i);
+  for (std::int64_t i = 0; i < size; i += kLine) __builtin_prefetch(first + i);
 }
 
 // Rows of keys or values, `stride` elements apart.
@@ -61,7 +61,7 @@ Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::in
     const auto* base = static_cast<const T*>(kind == 0 ? p.k : p.v);
     const auto* stride = kind == 0 ? p.k_stride : p.v_stride;
     const T* first = base + (head.first_token + key) * stride[0] + head.kv_head * stride[1];
-    for (std::int64_t r = 0; r < count; ++r) prefetch_row(first + r * stride[0], p.head_dim);
+    for (std::int64_t r = 0; r < count; ++r) prefetch(first + r * stride[0], p.head_dim);
     return {first, stride[0]};
   }
   const PagedKeys& paged = p.paged;
@@ -77,7 +77,7 @@ Rows<T> rows_of(const AttentionParams& p, const Head<T>& head, int kind, std::in
     const std::int64_t left = key + count - row, here = paged.block_size - row % paged.block_size;
     const std::int64_t taken = left < here ? left : here;
     const std::int64_t next = std::min(left - taken, std::int64_t{paged.block_size});
-    if (next > 0) prefetch_row(row_in_cache(row + taken), next * p.head_dim);
+    if (next > 0) prefetch(row_in_cache(row + taken), next * p.head_dim);
     std::memcpy(copy + (row - key) * p.head_dim, row_in_cache(row),
                 static_cast<std::size_t>(taken * p.head_dim) * sizeof(T));
     row += taken;
@@ -131,7 +131,7 @@ void attend_tile(const AttentionParams& p, const PackedHead& packed, const Head<
     return static_cast<const T*>(p.q) + (head.first_token + row / group) * p.q_stride[0] +
            (packed.kv_head * group + row % group) * p.q_stride[1];
   };
-  for (std::int64_t r = 0; r < rows; ++r) prefetch_row(q_row(first_row + r), p.head_dim);
+  for (std::int64_t r = 0; r < rows; ++r) prefetch(q_row(first_row + r), p.head_dim);
   for (std::int64_t r = 0; r < padded_rows; ++r) pack_row<T>(memory.q + r * q_units, q_row(row_or_last(r)), p.head_dim);
   const Tile<U> tile{
       rows, memory.q, memory.sums, memory.maxima, memory.weights, p.head_dim, round_up(p.head_dim, kPanel)};

@@ -13,7 +13,7 @@ inline void pack_row(Unit<T>* target, const T* source, std::int64_t head_dim) {
   if constexpr (sizeof(Unit<T>) == sizeof(T) * kUnitSize<Unit<T>>) {  // no element changes its type
     std::memcpy(target, source, static_cast<std::size_t>(head_dim) * sizeof(T));
   } else {
-    for (std::int64_t i = 0; i < units; ++i) target[i] = to_float(source[i]);
+    for (std::int64_t i = 0; i < units; ++i) to_unit(target + i, source + i);
   }
   for (std::int64_t i = units; i < row_units<Unit<T>>(head_dim); ++i) target[i] = {};
 }

@@ -142,16 +142,6 @@ inline void mask_scores(float* scores, std::int64_t first, std::int64_t end, std
 
 inline void store_weights(float* target, VecF value) { store(target, value); }
 inline void store_weights(Pair* target, VecF value) { store(target->elements, value); }
-inline void store_weights(float* target, VecF first, VecF second) {
-  store(target, first);
-  store(target + kWidth, second);
-}
-#if defined(__AVX512BF16__)
-inline void store_weights(Pair* target, VecF first, VecF second) {
-  const __m512bh both = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first));
-  std::memcpy(target, &both, sizeof both);
-}
-#endif
 
 // Of a multiple of kWidth scores; some at a time, since each comparison waits for the one before.
 inline float highest_score(const float* scores, std::int64_t size) {
@@ -182,7 +172,7 @@ inline float softmax_row(const float* scores, U* weights, std::int64_t padded, f
     const VecF low = exp2_negative<U>(load(scores + i) - shift, scale);
     const VecF high = exp2_negative<U>(load(scores + i + kWidth) - shift, scale);
     sum += low + high;
-    store_weights(weights + i / kUnitSize<U>, low, high);
+    store_elements(weights + i / kUnitSize<U>, low, high);
   }
   if (i < padded) {
     const VecF last = exp2_negative<U>(load(scores + i) - shift, scale);
