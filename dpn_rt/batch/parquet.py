@@ -36,11 +36,19 @@ if TYPE_CHECKING:
 
 PARTS, SETTINGS = "answers", "settings.json"
 """In the folder of a job: its files of answers, and what they depend on."""
+ERROR = "error"
+"""The column of `ANSWER_SCHEMA` that says why a row has no answer."""
 log = logging.getLogger(__name__)
 
 
 def answer_parquet(
-    questions: str | Path, output: str | Path, processor: Processor, *, id_column: str = "id", rows_per_file: int = 256
+    questions: str | Path,
+    output: str | Path,
+    processor: Processor,
+    *,
+    id_column: str = "id",
+    rows_per_file: int = 256,
+    retry_failed: bool = False,
 ) -> None:
     """Answers the questions of parquet files, each once, however often the job is killed and called again.
 
@@ -53,6 +61,7 @@ def answer_parquet(
         processor: adds the answers.
         id_column: column of whole numbers or texts, of which each stands once.
         rows_per_file: questions of one file of answers.
+        retry_failed: whether questions that an earlier call could not answer, which have an `error`, are asked again.
 
     Raises:
         ConfigError: the cluster has no room for the actors.
@@ -75,10 +84,10 @@ def answer_parquet(
     with _settings_file(folder / SETTINGS, _settings(options, id_column)):
         for unfinished in parts.glob(".*.tmp"):
             unfinished.unlink()
-        answered = _answered(parts, [id_column, options.question_column])
+        answered = _answered(parts, [id_column, options.question_column, *([ERROR] if retry_failed else [])])
         if answered is not None:
             check_texts(asked, name, answered, folder, options, id_column)
-        done = _ids(answered, id_column)
+        done = _ids(_succeeded(answered) if retry_failed and answered is not None else answered, id_column)
         if set(ids) <= set(done.to_pylist()):
             return
         dataset = data.read_parquet(str(questions)).map_batches(
@@ -108,9 +117,10 @@ def read_answers(questions: str | Path, output: str | Path, *, id_column: str = 
     if id_column not in asked.schema.names:
         raise RequestError(f"{name}: no column {id_column!r}, expected one of {few(asked.schema.names)}")
     wanted, answers = question_ids(asked, name, id_column), _answered(folder / PARTS, None)
-    if answers is not None and id_column not in answers.column_names:
-        raise RequestError(f"{folder}: its answers have no column {id_column!r}: expected the job's id_column")
-    places = {} if answers is None else {value: place for place, value in enumerate(answers[id_column].to_pylist())}
+    for column, expected in ((id_column, "the job's id_column"), (ERROR, "files that answer_parquet wrote")):
+        if answers is not None and column not in answers.column_names:
+            raise RequestError(f"{folder}: its answers have no column {column!r}: expected {expected}")
+    places = {} if answers is None else _places(answers, id_column)
     missing = sum(value not in places for value in wanted)
     if missing:
         raise RequestError(
@@ -119,6 +129,20 @@ def read_answers(questions: str | Path, output: str | Path, *, id_column: str = 
     if answers is None:
         return _no_answers(asked.schema, folder)
     return answers.take(pyarrow.array([places[value] for value in wanted], pyarrow.int64()))
+
+
+def _places(answers: pa.Table, id_column: str) -> dict[int | str, int]:
+    """Where each question's answer stands. One that was asked again has two: that without an error counts."""
+    places: dict[int | str, int] = {}
+    failed = answers[ERROR].is_valid().to_pylist()
+    for place, (value, has_failed) in enumerate(zip(answers[id_column].to_pylist(), failed, strict=True)):
+        if not has_failed or value not in places:
+            places[value] = place
+    return places
+
+
+def _succeeded(answers: pa.Table) -> pa.Table:
+    return answers.filter(answers[ERROR].is_null())
 
 
 def _no_answers(schema: pa.Schema, folder: Path) -> pa.Table:

@@ -238,6 +238,45 @@ def test_a_folder_takes_a_second_file_of_questions(engine_dir: Path, tmp_path: P
         assert answers["id"].to_pylist() == ids and answers["answer"].to_pylist() == questions
 
 
+def test_questions_that_failed_are_asked_again_where_the_caller_wants_it(
+    engine_dir: Path, tmp_path: Path, cluster: str
+) -> None:
+    """Here the odd ones fail until a file is there."""
+
+    class Failing(Processor):
+        def __call__(self, dataset: ray.data.Dataset) -> ray.data.Dataset:
+            return dataset.map_batches(fail, batch_format="pyarrow")
+
+    repaired = tmp_path / "repaired"
+
+    def fail(table: pa.Table) -> pa.Table:
+        asked = table["id"].to_pylist()
+        errors = ["broken" if value % 2 and not repaired.exists() else None for value in asked]
+        answers = {field.name: pa.nulls(len(table), field.type) for field in ANSWER_SCHEMA}
+        answers["answer"] = pa.array([None if error else str(sorted(asked)) for error in errors], pa.string())
+        answers["error"] = pa.array(errors, pa.string())
+        return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **answers}).drop(["image"])
+
+    processor, job = Failing(**vars(build_processor(engine_dir, PARAMS))), tmp_path / "job"
+    path, ids = tmp_path / "questions.parquet", [1, 2, 3, 4]
+    table = {"id": ids, "image": pa.nulls(4, pa.binary()), "question": ["?"] * 4}
+    pa.parquet.write_table(pa.table(table), path)
+
+    def ask(*, retry_failed: bool) -> list[tuple[str | None, str | None]]:
+        answer_parquet(path, job, processor, retry_failed=retry_failed)
+        answers = read_answers(path, job)
+        assert answers["id"].to_pylist() == ids
+        return list(zip(answers["answer"].to_pylist(), answers["error"].to_pylist(), strict=True))
+
+    first = ask(retry_failed=False)
+    assert first == [(None, "broken"), (str(ids), None)] * 2
+    assert ask(retry_failed=True) == first  # they fail again
+    repaired.touch()
+    assert ask(retry_failed=False) == first
+    assert ask(retry_failed=True) == [(str([1, 3]), None), (str(ids), None)] * 2  # those alone are asked again
+    assert ask(retry_failed=True) == ask(retry_failed=False)
+
+
 @pytest.mark.parametrize("size", [{"cpus_per_actor": 2.5}, {"actors": 3}, {"gpus_per_actor": 1}])
 def test_actors_that_the_cluster_has_no_room_for(
     engine_dir: Path, questions: Path, tmp_path: Path, cluster: str, size: dict[str, Any]
