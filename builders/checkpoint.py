@@ -83,21 +83,34 @@ class CheckpointFiles:
         shard.close()
 
 
+def refuse_adapter(path: Path) -> None:
+    """Refuse a directory with an adapter: without it, the base weights beside it would answer as another model.
+
+    Raises:
+        CheckpointError: naming the file that tells of it.
+    """
+    files = sorted(file.name for pattern in ("adapter_config.json", "adapter_model*.*") for file in path.glob(pattern))
+    if files:
+        raise CheckpointError(
+            f"{path}: holds a LoRA adapter ({files[0]}), expected it to be merged into its base model "
+            "(merge_and_unload), or not to be there"
+        )
+
+
 def _find_shards(path: Path) -> tuple[list[Path], dict[str, str]]:
     """The shards of a directory, and the index's map from tensors to shards (empty without an index)."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
+    refuse_adapter(path)
     for index_name, single_name, pattern in _KINDS:
         if is_there(path / index_name):
             return _indexed_shards(path, path / index_name)
         if is_there(path / single_name):
             return [path / single_name], {}
-        files = sorted(file for file in path.glob(pattern) if not file.name.startswith("adapter_"))
+        files = sorted(path.glob(pattern))
         if files:
             _check_complete(path, files)
             return files, {}
-    if any(path.glob("adapter_model.*")):
-        raise CheckpointError(f"{path}: holds a LoRA adapter only: merge it into its base model first")
     if is_there(path / "mm_projector.bin"):
         raise CheckpointError(
             f"{path}: holds a projector only (mm_projector.bin, the result of stage-1 pretraining), neither a decoder "

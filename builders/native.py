@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
-from dpn_rt.builders.checkpoint import Checkpoint
+from dpn_rt.builders.checkpoint import Checkpoint, refuse_adapter
 from dpn_rt.builders.huggingface_layout import read_huggingface
 from dpn_rt.builders.image_processor import image_processor_file
 from dpn_rt.builders.json_values import Json, read_json
@@ -72,6 +73,9 @@ def build_engine(
         PlanError: the plans cannot be built.
     """
     path = Path(checkpoint_path)
+    for name, value, known in (("dtype", dtype, DType), ("quantize", quantize, Quantize)):
+        if value is not None and value not in get_args(known):
+            raise ConfigError(f"{name}={shown(value)}: expected one of {', '.join(get_args(known))}")
     config = read_config(path)
     checkpoint = open_checkpoint(path, config)
     layout = read_layout(checkpoint, config, None if vision_tower is None else Path(vision_tower), note)
@@ -139,6 +143,7 @@ def read_config(path: Path) -> Json:
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory")
     check_name(path)
+    refuse_adapter(path)
     if is_there(path / "engine.json") and not is_there(path / "config.json"):
         raise CheckpointError(f"{path}: is an engine, expected the checkpoint that it was built from")
     return read_json(path / "config.json")

@@ -12,12 +12,12 @@ from dpn_rt.errors import CheckpointError, DpnError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.prompts.processor import Processor
 
-TRIAL_SIDE = 64
-"""Pixels of the square picture that is tried."""
+TRIAL_SIZES = ((64, 64), (48, 80))
+"""Width and height of the pictures that are tried. A processor may do for square ones alone."""
 
 
 def try_processor(path: Path, files: Mapping[str, bytes], model: ModelConfig) -> None:
-    """Load tokenizer and image processor from just these files, and process a picture.
+    """Load tokenizer and image processor from just these files, and process pictures.
 
     Args:
         path: of the checkpoint, for messages.
@@ -30,8 +30,8 @@ def try_processor(path: Path, files: Mapping[str, bytes], model: ModelConfig) ->
     with temporary_files(files) as directory:
         try:
             processor = Processor(directory if files else None, model)
-            if processor.takes_images:
-                processor.image(Image.new("RGB", (TRIAL_SIDE, TRIAL_SIDE), (200, 100, 50)))
+            for size in TRIAL_SIZES if processor.takes_images else ():
+                processor.image(Image.new("RGB", size, (200, 100, 50)))
         except DpnError as error:
             reason = str(error).replace(f"{directory}: ", "").replace(f"{directory}/", "")
             raise CheckpointError(f"{path}: an engine with these files would not work: {reason}") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from dpn_rt.errors import ConfigError
+from dpn_rt.errors import ConfigError, DpnError
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
 from dpn_rt.schema.dtypes import DType, Quantize
+from dpn_rt.schema.files import real_path
 from dpn_rt.terminal import check_text, escape_output, exit_status, file_failed, output_failed
 
 if TYPE_CHECKING:
@@ -63,12 +63,15 @@ def _build_and_report(options: argparse.Namespace, built: Callable[[EngineDir], 
     """The command; `built` is told of the engine before there is its report."""
     check_text(options)
     if options.report is not None:
-        _check_report_file(options.report, options.output)
+        _check_report_file(options)
     with _one_interrupt():
         engine = _build(options)
         built(engine)
         if options.report is not None:
-            _report(options, engine)
+            try:
+                _report(options, engine)
+            except DpnError as error:
+                raise type(error)(f"{options.output} is built, without its report: {error}") from error
     if not options.quiet:
         size = sum(record.bytes for record in engine.files.values())
         try:
@@ -232,12 +235,18 @@ def _build(options: argparse.Namespace) -> EngineDir:
         )
 
 
-def _check_report_file(report: Path, output: Path) -> None:
-    """Refuse a file that could not be written, or that the engine would not be one with, before anything is built."""
+def _check_report_file(options: argparse.Namespace) -> None:
+    """Refuse a file that could not be written, that the engine would not be one with, or that is part of a checkpoint,
+    before anything is built."""
     from dpn_rt.evaluate.writing import check_target
 
-    if Path(os.path.realpath(report)).is_relative_to(os.path.realpath(output)):
-        raise ConfigError(f"--report {report}: is within --output {output}, expected a place beside the engine")
+    report: Path = options.report
+    places = {real_path(report), real_path(report.parent) / report.name}  # the second one may be a link elsewhere
+    for name in ("output", "checkpoint", "vision_tower"):
+        directory: Path | None = getattr(options, name)
+        if directory is not None and any(place.is_relative_to(real_path(directory)) for place in places):
+            option = f"--{name.replace('_', '-')} {directory}"
+            raise ConfigError(f"--report {report}: is within {option}, expected a place beside it")
     if not report.parent.is_dir():
         raise ConfigError(f"--report: {report.parent}: not a directory")
     check_target(report)
@@ -255,11 +264,15 @@ def _report(options: argparse.Namespace, engine: EngineDir) -> None:
     """Write `--report`; a line names the layer with the largest error."""
     from dpn_rt.evaluate.writing import write_whole
     from dpn_rt.reference.model import EagerDpn
+    from dpn_rt.reference.modules import sees_images
     from dpn_rt.reference.quantization_report import quantization_report
     from dpn_rt.schema.weights import TORCH_DTYPES
 
     dense = EagerDpn.from_checkpoint(
-        options.checkpoint, dtype=TORCH_DTYPES[engine.model.dtype], vision_tower=options.vision_tower
+        options.checkpoint,
+        dtype=TORCH_DTYPES[engine.model.dtype],
+        vision_tower=options.vision_tower,
+        with_images=sees_images(engine.model),
     )
     found = quantization_report(dense, engine)
     write_whole(options.report, (json.dumps(found, indent=1) + "\n").encode())
@@ -281,8 +294,14 @@ def _describe(engine: EngineDir) -> str:
 
 @contextlib.contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; ignore later ones, which would cut the cleanup short."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """Turn the first SIGINT, SIGTERM or SIGHUP into KeyboardInterrupt; ignore later ones, which would cut the cleanup
+    short."""
+    hang_up = signal.getsignal(signal.SIGHUP)
+    signals = [
+        signal.SIGINT,
+        signal.SIGTERM,
+        *([] if hang_up == signal.SIG_IGN else [signal.SIGHUP]),
+    ]  # as nohup sets it
     received: list[int] = []
 
     def ignore(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.schema.files import real_path
 from dpn_rt.schema.packages import load_ray
 
 MAX_TEMP_DIR_BYTES = 43
@@ -71,7 +72,7 @@ class RayCluster:
         """The folder of a new cluster, made where there is none."""
         if self.temp_dir is None:
             return None
-        folder = self.temp_dir.resolve()
+        folder = real_path(self.temp_dir)
         length = len(os.fsencode(folder))
         if length > MAX_TEMP_DIR_BYTES:
             raise ConfigError(

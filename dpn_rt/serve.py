@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dpn_rt.errors import ConfigError, StepError
 from dpn_rt.memory import not_enough_memory
+from dpn_rt.schema.files import real_path
 from dpn_rt.schema.text import is_text
 from dpn_rt.server.tls import check_tls
 from dpn_rt.terminal import check_text, escape_output, exit_status
@@ -156,7 +157,7 @@ def server_config(options: argparse.Namespace) -> ServerConfig:
 
     if not options.host.strip():
         raise ConfigError(f"--host {options.host!r}: expected an address of this machine, or 0.0.0.0 for all")
-    model_name = options.served_model_name or options.engine.resolve().name
+    model_name = options.served_model_name or real_path(options.engine).name
     if not is_text(model_name):
         raise ConfigError(f"the engine's directory is {model_name!r}, not UTF-8: expected a --served-model-name")
     return ServerConfig(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dpn_rt import serve as single
 from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.ray_cluster import RayCluster, check_room, own_message
+from dpn_rt.schema.files import real_path
 from dpn_rt.schema.packages import load_ray
 from dpn_rt.terminal import escape_output
 
@@ -96,7 +97,7 @@ def service_options(options: argparse.Namespace) -> ServiceOptions:
         raise ConfigError(f"--port {options.port}: expected 1 to 65535")
     try:
         return ServiceOptions(
-            engine=options.engine.resolve(),
+            engine=real_path(options.engine),
             device=options.device,
             verify=not options.skip_verify,
             engine_options=single.engine_options(options),

@@ -14,6 +14,8 @@ import pytest
 from dpn_rt import LLM, SamplingParams
 from dpn_rt.build import _one_interrupt, main
 from dpn_rt.builders import clip_config, decoder_families, hr_tower, huggingface_layout
+from dpn_rt.builders.native import build_engine
+from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.reduction.spec import parse_spec
 from dpn_rt.reference import quantization_report
@@ -162,7 +164,7 @@ def start(path: Path, output: Path, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     path = large_checkpoint().write(tmp_path / "c")
     process = start(path, tmp_path / "e", bufsize=0)
@@ -177,6 +179,33 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals
     assert errors.splitlines()[-1].endswith("interrupted; nothing was left behind")
     assert "Traceback" not in errors
     assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_closed_terminal_does_not_end_a_build_under_nohup() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _one_interrupt():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_links_in_a_circle_as_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    (tmp_path / "loop").symlink_to("loop")
+    for output in (tmp_path / "loop", tmp_path / "loop" / "e"):
+        assert main(["--checkpoint", str(path), "--output", str(output), "--quiet"]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'loop'}")
+
+
+@pytest.mark.parametrize(("name", "value"), [("dtype", "int8"), ("dtype", 3), ("quantize", "int2")])
+def test_choices_that_there_are_not(tmp_path: Path, name: str, value: object) -> None:
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    with pytest.raises(ConfigError, match=f"^{name}={value!r}: expected one of "):
+        build_engine(path, tmp_path / "e", **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="its name has a NUL character"):
+        build_engine(path, f"{tmp_path}/e\0")
 
 
 def test_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:

@@ -41,8 +41,11 @@ class CompressedTensors:
         weights = [found for scheme in schemes if (found := object_of(scheme, "weights"))]
         for each in weights:
             _check_weights(each)
+        self._place = name_of(section, "config_groups")
         self._group_sizes = [value_of(each, "group_size", int, -1) for each in weights]
         integers = [each for each in weights if each.get("type", "int") == "int"]
+        is_reordered = bool(integers) and all(map(_is_reordered, integers))
+        self._act_order = name_of(integers[0], "actorder") if is_reordered else None
         self._bits = tuple(sorted({value_of(each, "num_bits", int) for each in integers}))
         self._needs_zeros = bool(integers) and not any(value_of(each, "symmetric", bool, True) for each in integers)
         activations = [object_of(scheme, "input_activations") for scheme in schemes]
@@ -70,9 +73,11 @@ class CompressedTensors:
     def _packed(self, layer: Layer) -> Matrix:
         rows, columns = _weight_shape(layer)
         packed = layer.find("weight_packed", ("int32",))
+        if not self._bits:
+            raise CheckpointError(f"{layer.name}.weight_packed: {self._place} names no num_bits of integers for it")
         bits = next((each for each in self._bits if packed.shape == (rows, num_words(columns, each))), None)
         if bits is None:
-            right = [[rows, num_words(columns, each)] for each in self._bits or BITS]
+            right = [[rows, num_words(columns, each)] for each in self._bits]
             raise CheckpointError(
                 f"{layer.name}.weight_packed (expected int32 {' or '.join(map(str, right))}, as weight_shape "
                 f"{[rows, columns]} and num_bits in config.json say, got {list(packed.shape)})"
@@ -87,6 +92,8 @@ class CompressedTensors:
         info = layer.find("weight_scale", FLOATS, (rows, groups), *([(rows,), (1, 1), (1,), ()] if groups == 1 else []))
         group_size = layer.group_size("weight_scale", columns, groups, self._group_sizes)
         layer.check_in_order("weight_g_idx", columns, group_size)
+        if self._act_order is not None and groups > 1 and "weight_g_idx" not in layer:
+            raise CheckpointError(f"{layer.name}.weight_g_idx is missing, which {self._act_order} asks for")
         return IntegerMatrix(
             shape=shape,
             bits=bits,
@@ -131,6 +138,12 @@ def _refuse_other_compression(section: Section) -> None:
         choice_of(sparsity, "format", ("dense",), "dense")
     if section.get("transform_config"):
         raise ConfigError(f"{name_of(section, 'transform_config')}: transforms of activations are not read")
+
+
+def _is_reordered(weights: Section) -> bool:
+    """Whether columns may be in another order than their groups. With `weight` (once `static`) they are in order."""
+    order = weights.get("actorder")
+    return order is not None and order is not False and order not in ("weight", "static")
 
 
 def _check_weights(weights: Section) -> None:

@@ -56,10 +56,15 @@ class Layer:
             named: sizes that config.json names; -1 is a whole row.
 
         Raises:
-            CheckpointError: no size gives this number of groups.
+            CheckpointError: no size gives this number of groups, or several do.
         """
         whole = {columns if size <= 0 else min(size, columns) for size in named} or {columns}
         sizes = sorted(size for size in whole if -(-columns // size) == groups)
+        if len(sizes) > 1:
+            raise CheckpointError(
+                f"{self.name}.{suffix}: {groups} for a row of {columns} columns may be groups of "
+                f"{' or '.join(map(str, sizes))}, which config.json both names: expected numbers that tell them apart"
+            )
         if sizes:
             return sizes[0]
         right = sorted({-(-columns // size) for size in whole})

@@ -144,7 +144,9 @@ class FloatMatrix:
 
     def _scale(self) -> Tensor:
         scale = self.read_scale().float()
-        broken = ~scale.isfinite() | (scale == 0)
+        broken = ~scale.isfinite()
+        if (scale == 0).any():
+            broken |= (scale == 0) & (self.read_floats().float() != 0).any(1, keepdim=True)
         if broken.any():
             raise CheckpointError(
                 f"{self.scale_name}: holds 0, infinite values or NaN, {_place(broken)}: expected a number other than 0"

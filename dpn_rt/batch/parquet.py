@@ -27,6 +27,7 @@ from dpn_rt.batch.question_files import (
 from dpn_rt.errors import RequestError
 from dpn_rt.format.fingerprint import fingerprint
 from dpn_rt.schema.bounds import is_whole
+from dpn_rt.schema.files import real_path
 from dpn_rt.schema.json_text import parse_json
 from dpn_rt.schema.packages import load_package, load_ray
 from dpn_rt.schema.text import few, shown
@@ -78,7 +79,7 @@ def answer_parquet(
     check_columns(name, asked.schema.names, options, id_column)
     check_text_column(asked, name, options.question_column)
     ids = question_ids(asked, name, id_column)
-    folder = Path(output).resolve()
+    folder = real_path(output)
     parts = folder / PARTS
     _make(parts)
     with _settings_file(folder / SETTINGS, _settings(options, id_column)):

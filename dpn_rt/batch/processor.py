@@ -12,6 +12,7 @@ from dpn_rt.batch.actor_pool import ActorPool
 from dpn_rt.batch.options import AnswerOptions
 from dpn_rt.errors import ConfigError
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.schema.files import real_path
 from dpn_rt.schema.packages import load_ray
 from dpn_rt.schema.text import shown
 
@@ -87,7 +88,7 @@ def build_processor(
         llm_options.setdefault("copy_weights", False)
     _check_engine(engine, llm_options, route=route, router_bias=router_bias, reduce=reduce)
     answers = AnswerOptions(
-        Path(engine).resolve(),
+        real_path(engine),
         sampling_params,
         image_column,
         question_column,

@@ -16,6 +16,7 @@ from typing import Any
 from dpn_rt.errors import EvaluationError
 from dpn_rt.evaluate.question import question_key
 from dpn_rt.evaluate.settings import difference
+from dpn_rt.schema.files import real_path
 from dpn_rt.schema.json_text import parse_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -108,7 +109,7 @@ class AnswersFile:
             EvaluationError: the disk is full, or fails.
         """
         order = sorted(self._lines, key=self._places.__getitem__)
-        target = self.path.resolve()
+        target = real_path(self.path)
         partial = target.with_name(f".{target.name}.partial")
         try:
             if order != list(self._lines):

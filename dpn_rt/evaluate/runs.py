@@ -22,7 +22,7 @@ from dpn_rt.evaluate.settings import RunSettings, Sweep, runs_of
 from dpn_rt.evaluate.source import QuestionSource, Scan
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.fingerprint import fingerprint
-from dpn_rt.schema.files import is_there
+from dpn_rt.schema.files import is_there, real_path
 
 BUILT_IN_MODES = ("vicuna_v1", "v1", *OTHER_SYSTEM)
 """LLaVA's names of conversation modes that the built-in template can write."""
@@ -81,7 +81,7 @@ def run_all(
     settings.sampling("0")  # wrong values are told before anything is opened
     _check_model(engine.path, settings)
     wanted = runs_of(replace(settings, engine=fingerprint(engine.path)), sweeps, answers_file)
-    model_id = engine.path.resolve().name
+    model_id = real_path(engine.path).name
     with _new_files([path for _, path in wanted]), ExitStack() as stack:
         scan = Scan.of(source)
         runs = [

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dpn_rt.errors import EngineError
 from dpn_rt.format.swapped_files import Swap, own_files, partial_directories
+from dpn_rt.schema.files import real_path
 
 _APPEARED = "files have appeared there meanwhile, as of another build"
 
@@ -39,7 +40,7 @@ def replaced_directory(target: Path, num_bytes: int, replace: bool, seal: str) -
         EngineError: the directory cannot be written, or the disk becomes full or has less than `num_bytes` free at the
             start.
     """
-    target = target.resolve()
+    target = real_path(target)
     exists = target.is_dir()
     parent, prefix = (target, ".") if exists else (target.parent, f".{target.name}.")
     try:
@@ -117,7 +118,7 @@ def settle(target: Path, seal: str) -> None:
 
     An unfinished directory is removed. A complete one that was about to take the place of others does so now.
     """
-    target = target.resolve()
+    target = real_path(target)
     for partial in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         with contextlib.suppress(OSError), _locked(partial):
             shutil.rmtree(partial, ignore_errors=True)

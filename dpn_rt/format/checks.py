@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dpn_rt import ops
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
@@ -22,7 +23,7 @@ def check_model(model: ModelConfig) -> None:
     problems = list(bound_problems(model))
     if problems:
         raise ConfigError("; ".join(problems))
-    problems = [*_decoder(model.decoder), *_boundaries(model.reduction.layers, model.decoder)]
+    problems = [*_decoder(model.decoder), *_head_dims(model), *_boundaries(model.reduction.layers, model.decoder)]
     if isinstance(model.reduction, Chain):
         problems += chain_problems(model.reduction, model.decoder.num_layers)
     if model.vision is not None:
@@ -63,16 +64,28 @@ def _token_ids(model: ModelConfig) -> Iterator[str]:
 
 def _decoder(config: DecoderConfig) -> Iterator[str]:
     if config.num_heads % config.num_kv_heads:
-        yield f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
+        yield (
+            f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads} (in config.json "
+            "num_attention_heads and num_key_value_heads; without the latter, that of the decoder's family counts)"
+        )
     if len(config.windows) not in (0, config.num_layers):
         yield f"windows has {len(config.windows)} entries, expected none or one for each of {config.num_layers} layers"
-    if config.head_dim % 2:
-        yield f"head_dim must be even (rotary embedding turns pairs), got {config.head_dim}"
     if config.rope.scaling_json:
         try:
             rope_frequencies(config)
         except ConfigError as error:
             yield str(error)
+
+
+def _head_dims(model: ModelConfig) -> Iterator[str]:
+    towers = () if model.vision is None else model.vision.head_dims
+    for name, size in [
+        ("head_dim", model.decoder.head_dim),
+        *(("head_dim of the vision tower", each) for each in towers),
+    ]:
+        if size not in ops.HEAD_DIMS:
+            least, most = ops.HEAD_DIMS[0], ops.HEAD_DIMS[-1]
+            yield f"{name} is {size}, expected a multiple of {ops.HEAD_DIMS.step} from {least} to {most}"
 
 
 def _boundaries(layers: Sequence[int], decoder: DecoderConfig) -> Iterator[str]:

@@ -218,6 +218,8 @@ def is_engine(path: str | Path) -> bool:
 def _check_name(path: Path) -> None:
     if not is_text(path):
         raise EngineError(f"engine directory {str(path)!r}: its name is not UTF-8, as tokenizers need it: rename it")
+    if "\0" in str(path):
+        raise EngineError(f"engine directory {str(path)!r}: its name has a NUL character")
 
 
 def _check_target(target: Path, force: bool) -> bool:
@@ -232,6 +234,8 @@ def _check_target(target: Path, force: bool) -> bool:
         raise EngineError(f"{target}: exists and is not a directory")
     if not any(own_files(target)):
         return False
+    if is_there(target / MANIFEST) and not os.access(target / MANIFEST, os.R_OK):
+        raise EngineError(f"{target / MANIFEST}: cannot be read, so it is not replaced: expected permission to read it")
     if not is_engine(target):
         raise EngineError(f"{target}: exists and holds files that are not an engine's; they are not replaced")
     if not force:
@@ -256,9 +260,10 @@ def _read_manifest(path: Path) -> EngineDir:
     manifest: Any = read_json(file, EngineError, SETTINGS_BYTES)
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
     if found not in READABLE_VERSIONS or isinstance(found, bool):
-        readable = " and ".join(map(str, READABLE_VERSIONS))
+        readable = " or ".join(map(str, READABLE_VERSIONS))
         raise EngineError(
-            f"{file}: engine format version {shown(found)}; this version reads {readable}: build the engine again"
+            f"{file}: engine format version {shown(found)}, expected {readable}: build the engine again, or use the "
+            "version of dpn_rt that built it"
         )
     keys = {"format_version", "builder_version", "source", "model", "files"}
     if set(manifest) - {"plans"} != keys or not isinstance(manifest["files"], dict):

@@ -12,7 +12,7 @@ of a CUDA tensor, so they are not checked: an index out of range is undefined be
 
 from dpn_rt.ops.activation import activation, silu_mul
 from dpn_rt.ops.advance_layout import Advance, DeviceLayout, advance_layout
-from dpn_rt.ops.attention import CUDA_HEAD_DIMS, attention, attention_decode, attention_extend
+from dpn_rt.ops.attention import CUDA_HEAD_DIMS, HEAD_DIMS, attention, attention_decode, attention_extend
 from dpn_rt.ops.depthwise_conv import depthwise_conv
 from dpn_rt.ops.embedding import embedding
 from dpn_rt.ops.isa import available_cpu_isas, cpu_isa, tune_cpu_isa, tuned_cpu_isa
@@ -31,6 +31,7 @@ from dpn_rt.ops.segmented_top_k import segmented_top_k
 
 __all__ = [
     "CUDA_HEAD_DIMS",
+    "HEAD_DIMS",
     "Advance",
     "DeviceLayout",
     "activation",

@@ -16,6 +16,8 @@ from dpn_rt import _kernels
 from dpn_rt.ops.checked import checked_op
 from dpn_rt.ops.stream import stream_of
 
+HEAD_DIMS = range(8, 257, 8)
+"""Head sizes that attention takes on a CPU."""
 CUDA_HEAD_DIMS: tuple[int, ...] = _kernels.cuda_head_dims
 """Head sizes that attention takes on a CUDA device: the build's option DPN_RT_HEAD_DIMS."""
 

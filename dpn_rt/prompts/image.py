@@ -14,7 +14,7 @@ from dpn_rt.prompts.data_url import is_data_url, is_encoded, shorten
 from dpn_rt.prompts.gray import eight_bits, gray_range, is_wide_gray
 from dpn_rt.prompts.image_blocks import TooManyBlocksError, check_blocks
 from dpn_rt.prompts.image_metadata import without_metadata
-from dpn_rt.schema.files import open_file
+from dpn_rt.schema.files import is_there, open_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are read, header first. Pillow's readers of other formats decode at once or run programs."""
@@ -55,7 +55,7 @@ def load_image(
         raise ImageError(f"{name}: expected a PIL image or a path, got {type(source).__name__}")
     name = f"image {os.fspath(source)!r:.200}"
     # Reading a device or pipe would block, and URLs are never fetched.
-    if not _is_file(source):
+    if not _is_file(source) and not is_there(Path(source)):
         raise ImageError(_no_file(os.fspath(source)))
     with open_file(Path(source), ImageError) as file, decode_image(file, name, max_pixels) as image:
         return _to_rgb(image, name, max_pixels)

@@ -67,6 +67,6 @@ def _check_num_placeholders(num_placeholders: int, num_images: int) -> None:
     if not num_images:
         raise ImageError(
             "the prompt has an image placeholder, but no image was given: "
-            'expected "multi_modal_data" with "image" or "image_embeds"'
+            'expected "multi_modal_data" with "image" or "image_embeds", or a message of a chat that has it'
         )
     raise ImageError(f"the prompt has {num_placeholders} image placeholders for {num_images} images: expected one each")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.schema.files import real_path
 from dpn_rt.schema.text import is_text
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.settings import EngineOptions
@@ -96,7 +97,7 @@ def model_name(engine: Path) -> str:
     Raises:
         ConfigError: it is not UTF-8.
     """
-    name = engine.resolve().name
+    name = real_path(engine).name
     if not is_text(name):
         raise ConfigError(f"the engine's directory is {name!r}, not UTF-8: expected a name for the model as well")
     return name

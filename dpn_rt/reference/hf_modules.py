@@ -121,7 +121,11 @@ def clip_tower(vision: ClipConfig) -> Tower:
 def last_hidden(tower: Tower, pixels: torch.Tensor) -> torch.Tensor:
     """Hidden states after the last layer, without the norm that follows it in SigLIP."""
     output: Any = tower(pixels, output_hidden_states=True)
-    return cast(torch.Tensor, output.hidden_states[-1])
+    if output.hidden_states:
+        return cast(torch.Tensor, output.hidden_states[-1])
+    inner: Any = getattr(tower, "vision_model", tower)  # transformers 5 tells of none where there are no layers
+    embeddings = inner.embeddings(pixels)
+    return cast(torch.Tensor, inner.pre_layrnorm(embeddings) if hasattr(inner, "pre_layrnorm") else embeddings)
 
 
 def clip_prefix(tower: Tower) -> str:

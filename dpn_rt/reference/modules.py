@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -64,7 +65,13 @@ class EagerModules(nn.Module):
 
     @classmethod
     def from_engine(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype | None = None, copy: bool = True, verify: bool = True
+        cls,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        copy: bool = True,
+        verify: bool = True,
+        with_images: bool = True,
     ) -> Self:
         """The model of an engine directory, in eval mode.
 
@@ -73,6 +80,7 @@ class EagerModules(nn.Module):
             dtype: of the weights; None: the engine's.
             copy: False lets the weights share the memory-mapped file (for inference).
             verify: compare the files' checksums first.
+            with_images: False leaves out vision tower and projector.
 
         Raises:
             EngineError: the directory is incomplete or corrupt.
@@ -80,7 +88,11 @@ class EagerModules(nn.Module):
         from dpn_rt.format.engine_dir import EngineDir
 
         engine = EngineDir.open(Path(path), verify=verify)
-        return cls.from_weights(engine.model, engine.load_weights().items(), dtype=dtype, copy=copy)
+        model, stored = engine.model, engine.load_weights()
+        if not with_images:
+            model = replace(model, vision=None, projector=None)
+            stored = {name: stored[name] for name in weight_spec(model)}
+        return cls.from_weights(model, stored.items(), dtype=dtype, copy=copy)
 
     @classmethod
     def from_checkpoint(
@@ -89,6 +101,7 @@ class EagerModules(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         vision_tower: str | PathLike[str] | None = None,
+        with_images: bool = True,
     ) -> Self:
         """The model of a checkpoint directory in any published layout, in eval mode.
 
@@ -98,6 +111,7 @@ class EagerModules(nn.Module):
             path: checkpoint directory.
             dtype: of the weights; None: the checkpoint's.
             vision_tower: directory of a vision tower, for a checkpoint without one.
+            with_images: see `from_engine`.
 
         Raises:
             CheckpointError, ConfigError: as `build_engine` does.
@@ -109,7 +123,7 @@ class EagerModules(nn.Module):
             target = Path(directory) / "engine"
             tower = None if vision_tower is None else Path(vision_tower)
             build_engine(Path(path), target, dtype=name, vision_tower=tower, quantize="none")
-            return cls.from_engine(target, verify=False)
+            return cls.from_engine(target, verify=False, with_images=with_images)
 
     @classmethod
     def from_weights(
@@ -183,6 +197,11 @@ class EagerModules(nn.Module):
         from dpn_rt.reference.checkpoint import write_checkpoint
 
         write_checkpoint(self, Path(path), [Path(file) for file in extra_files])
+
+
+def sees_images(config: ModelConfig) -> bool:
+    """Whether there is a tower for the model's images: not for those in tiles."""
+    return not isinstance(config.vision, AnyresConfig)
 
 
 def _tower(config: VisionConfig) -> hf_modules.Tower | HrTower:

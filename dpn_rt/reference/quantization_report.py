@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dpn_rt.errors import RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.weight_spec import canonical_specs
@@ -31,8 +32,8 @@ QUESTIONS = (
 MOST_ROWS = 128
 """Rows of a layer that one prompt adds to its sample."""
 IMAGE_SIDE = 448
-NUM_IDS = 48
-"""Of a prompt for an engine without a tokenizer."""
+NUM_IDS = (48, 24, 12, 6)
+"""Of the prompts for an engine without a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,13 @@ def quantization_report(model: EagerDpn, engine: EngineDir) -> dict[str, Any]:
     """The errors of all quantised layers, the largest first, as JSON.
 
     Args:
-        model: of the checkpoint, not quantised.
+        model: of the checkpoint, not quantised. Without its vision tower, it is asked without pictures.
         engine: built from the same checkpoint, quantised.
+
+    Raises:
+        RequestError: see `_prompts`.
     """
-    prompts = _prompts(engine)
+    prompts = _prompts(engine, with_images=model.vision is not None)
     samples = _samples(model, prompts)
     layers = sorted(_errors(model, engine, samples), key=lambda layer: -layer.error)
     return {
@@ -78,13 +82,17 @@ def _unmeasured(engine: EngineDir, measured: set[str]) -> list[str]:
     ]
 
 
-def _prompts(engine: EngineDir) -> list[ProcessedPrompt]:
-    """A few questions, with a picture where the engine takes some."""
+def _prompts(engine: EngineDir, *, with_images: bool) -> list[ProcessedPrompt]:
+    """A few questions, with a picture where the engine takes some.
+
+    Raises:
+        RequestError: all are too long for the model.
+    """
     config = engine.model.prompt
     processor = Processor(engine.processor_path, engine.model)
     prompts: list[dict[str, Any]] = []
     for index, question in enumerate(QUESTIONS):
-        picture = _picture(index) if processor.takes_images else None
+        picture = _picture(index) if with_images and processor.takes_images else None
         if config.has_tokenizer:
             image = [{"type": "image", "image": picture}] if picture is not None else []
             content = [*image, {"type": "text", "text": question}]
@@ -92,12 +100,19 @@ def _prompts(engine: EngineDir) -> list[ProcessedPrompt]:
         else:
             router = [] if config.router_token_id is None else [config.router_token_id]
             words = set(range(engine.model.decoder.vocab_size)) - {config.image_token_id, config.router_token_id}
-            ids = np.random.default_rng(index).choice(sorted(words), NUM_IDS)
+            ids = np.random.default_rng(index).choice(sorted(words), NUM_IDS[index])
             prompt = {
                 "prompt_token_ids": [*([IMAGE_PLACEHOLDER_ID] if picture is not None else []), *ids.tolist(), *router]
             }
             prompts.append(prompt | ({"multi_modal_data": {"image": picture}} if picture is not None else {}))
-    return [processor.process(prompt) for prompt in prompts]
+    fitting: list[ProcessedPrompt] = []
+    for prompt in prompts:
+        try:
+            fitting.append(processor.process(prompt))
+        except RequestError:  # longer than the model's positions
+            if not fitting and prompt is prompts[-1]:
+                raise
+    return fitting
 
 
 def _picture(seed: int) -> Image.Image:
@@ -139,7 +154,7 @@ def _errors(model: EagerDpn, engine: EngineDir, samples: dict[str, Tensor]) -> I
     names, stored = model.name_map(), engine.load_weights()
     for canonical, spec in canonical_specs(engine.model).items():
         form = quantized_form(spec, engine.model.quantize)
-        if form is None or names[canonical][0] not in samples:
+        if form is None or names.get(canonical, ("",))[0] not in samples:
             continue
         module, x = canonical.removesuffix(DENSE_SUFFIX), samples[names[canonical][0]]
         exact = torch.cat([x.float() @ model.get_parameter(name).float().T for name in names[canonical]], dim=1)

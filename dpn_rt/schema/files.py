@@ -32,12 +32,21 @@ _KINDS = {
 def is_there(path: Path) -> bool:
     """Whether a name is taken, by a file or by anything else: `open_file` says what is wrong with that.
 
-    A file that may be absent is looked for with this. `Path.is_file` would ignore a pipe, or a link to nothing.
+    A file that may be absent is looked for with this. `Path.is_file` would ignore a pipe, a link to nothing, or what
+    stands in a directory that may not be searched.
     """
     try:
-        return os.path.lexists(path)
-    except ValueError:  # a NUL character
+        path.lstat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # or no name that a file can have
         return False
+    return True
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path without links. `Path.resolve` ends with a RuntimeError where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def is_directory(path: Path) -> bool:

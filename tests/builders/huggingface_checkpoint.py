@@ -17,7 +17,9 @@ def bare(name: str) -> str:
     )
 
 
-def save_model(path: Path, *, tied: bool = False, bias: bool = False) -> dict[str, torch.Tensor]:
+def save_model(
+    path: Path, *, tied: bool = False, bias: bool = False, max_positions: int = 256
+) -> dict[str, torch.Tensor]:
     """Save a tiny random model; returns its weights by bare name."""
     text = LlamaConfig(
         vocab_size=100,
@@ -29,7 +31,7 @@ def save_model(path: Path, *, tied: bool = False, bias: bool = False) -> dict[st
         tie_word_embeddings=tied,
         attention_bias=bias,
         rms_norm_eps=1e-5,
-        max_position_embeddings=256,
+        max_position_embeddings=max_positions,
     )
     vision = CLIPVisionConfig(
         hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=28, patch_size=7

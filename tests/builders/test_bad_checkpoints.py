@@ -253,8 +253,18 @@ def test_directories_that_are_no_checkpoint(tmp_path: Path) -> None:
     assert "expected a JSON object, got list" in message_of_path(path, tmp_path)
     (path / "config.json").write_text("{}")
     assert "no weights: expected *.safetensors or pytorch_model*.bin" in message_of_path(path, tmp_path)
-    (path / "adapter_model.safetensors").write_bytes(b"x")
-    assert "LoRA adapter" in message_of_path(path, tmp_path)
+
+
+def test_adapters_are_not_left_out(tmp_path: Path) -> None:
+    """Not even beside weights of their own, which would answer as the model without the adapter."""
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    (path / "adapter_config.json").write_text("{}")
+    expected = "expected it to be merged into its base model (merge_and_unload), or not to be there"
+    assert message_of_path(path, tmp_path) == f"{path}: holds a LoRA adapter (adapter_config.json), {expected}"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "adapter_model.safetensors").write_bytes(b"x")
+    assert message_of_path(alone, tmp_path) == f"{alone}: holds a LoRA adapter (adapter_model.safetensors), {expected}"
 
 
 def test_vision_tower_directories(tmp_path: Path) -> None:

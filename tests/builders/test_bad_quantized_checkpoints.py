@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,34 @@ def test_groups_of_columns_in_compressed_tensors(tmp_path: Path) -> None:
     assert f"{name}: act-order (desc_act) is not read: expected column k in group k // 64" in said
 
 
+def test_groups_of_two_sizes_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    """Rows of 128 columns have two groups of 64, or of 96 and 32."""
+    checkpoint = checkpoint_of("packed")
+    groups = checkpoint.config["quantization_config"]["config_groups"]
+    groups["group_1"] = copy.deepcopy(groups["group_0"])
+    groups["group_1"]["weights"]["group_size"] = 96
+    assert f"{Q}.weight_scale: 2 for a row of 128 columns may be groups of 64 or 96" in message_of(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("order", ["group", "dynamic", "weight", "static", None])
+def test_act_order_without_a_list_of_groups_in_compressed_tensors(tmp_path: Path, order: str | None) -> None:
+    checkpoint = checkpoint_of("packed")
+    checkpoint.config["quantization_config"]["config_groups"]["group_0"]["weights"]["actorder"] = order
+    if order not in ("group", "dynamic"):  # the columns lie in the order of their groups
+        build_engine(checkpoint.write(tmp_path / "checkpoint"), tmp_path / "engine")
+        return
+    key = "config.json: quantization_config.config_groups.group_0.weights.actorder"
+    assert f"{Q}.weight_g_idx is missing, which {key} asks for" in message_of(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("groups", [None, {"group_0": {"weights": None, "targets": ["Linear"]}}])
+def test_packed_integers_that_config_says_nothing_of(tmp_path: Path, groups: object) -> None:
+    checkpoint = checkpoint_of("packed")
+    checkpoint.config["quantization_config"]["config_groups"] = groups
+    said = message_of(checkpoint, tmp_path)
+    assert f"{Q}.weight_packed: config.json: quantization_config.config_groups names no num_bits of integers" in said
+
+
 def test_all_damaged_layers_are_named_together(tmp_path: Path) -> None:
     checkpoint = checkpoint_of("awq")
     for module in (Q, DOWN):
@@ -213,6 +242,12 @@ def test_a_scale_of_0_in_fp8(tmp_path: Path) -> None:
     weight = checkpoint.weights[f"{Q}.weight"].to(torch.float8_e4m3fn)
     put(checkpoint, Q, {"weight": weight, "weight_scale": torch.zeros(1)})
     assert f"{Q}.weight_scale: holds 0, infinite values or NaN" in message_of(checkpoint, tmp_path)
+    weight[5] = 0
+    scale = torch.ones(128, 1)
+    scale[5] = 0
+    put(checkpoint, Q, {"weight": weight, "weight_scale": scale})
+    for quantize in ("none", "fp8"):
+        build_engine(checkpoint.write(tmp_path / quantize), tmp_path / f"{quantize}_engine", quantize=quantize)  # type: ignore[arg-type]
     checkpoint.weights[f"{Q}.weight_scale"] = torch.ones(2, 2)
     assert f"{Q}.weight_scale (expected bfloat16 or float16 or float32 [128, 1] or" in message_of(checkpoint, tmp_path)
 

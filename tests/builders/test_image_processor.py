@@ -131,3 +131,13 @@ def test_image_processor_that_would_not_work_is_refused_by_the_build(
     with pytest.raises(CheckpointError, match=f"^{path}: an engine with these files would not work: .*{message}"):
         build_engine(path, tmp_path / "e")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c"]
+
+
+def test_an_image_processor_for_square_pictures_alone_is_refused_by_the_build(tmp_path: Path) -> None:
+    checkpoint = OriginalCheckpoint().fill()
+    checkpoint.config["image_aspect_ratio"] = "square"  # as pictures of other shapes are padded otherwise
+    path = checkpoint.write(tmp_path / "c")
+    settings = {"image_processor_type": "CLIPImageProcessor", **UNTYPED, "do_center_crop": False}
+    (path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="would not work: .*gave pixel values .*, the vision tower takes"):
+        build_engine(path, tmp_path / "e")

@@ -207,15 +207,13 @@ def test_formats_that_decode_before_their_size_is_known(kind: str, tmp_path: Pat
 
 def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for source in (
-        tmp_path,
-        tmp_path / "missing.png",
-        tmp_path / "pipe",
-        "https://example.com/cat.png",
-        "data:," + "A" * 9999,
-    ):
+    (tmp_path / "link.png").symlink_to("missing.png")
+    for source in (tmp_path / "missing.png", "https://example.com/cat.png", "data:," + "A" * 9999, "a" * 9999, "a\0"):
         with pytest.raises(ImageError, match="no such file"):
             load_image(source)
+    for name, kind in ((".", "a directory"), ("pipe", "a pipe"), ("link.png", "a link to missing.png, which does not")):
+        with pytest.raises(ImageError, match=f"{tmp_path / name}: {kind}"):
+            load_image(tmp_path / name)
     with pytest.raises(ImageError, match="image 0: expected a PIL image or a path, got int"):
         load_image(3)  # type: ignore[arg-type]
 

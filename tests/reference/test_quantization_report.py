@@ -18,8 +18,10 @@ from dpn_rt.model.weights.int4 import Int4Weight
 from dpn_rt.model.weights.int8 import Int8Weight
 from dpn_rt.reference import EagerDpn
 from dpn_rt.reference.quantization_report import quantization_report
-from tests.builders.huggingface_checkpoint import save_model
+from tests.builders.huggingface_checkpoint import edit_config, save_model
 from tests.hr_cases import hr_case
+from tests.model.llava_checkpoints import save_checkpoint
+from tests.model.test_anyres_parity import save_anyres
 from tests.model.weights.test_quantized import stored_values
 
 CHECKPOINT = Path("examples/tiny_dpn/checkpoint")
@@ -125,6 +127,53 @@ def test_a_report_that_could_not_be_written_is_told_before_the_build(
     assert told.startswith("error: ") and message in told and not any((tmp_path / "engine").iterdir())
 
 
+def test_a_report_does_not_replace_a_part_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor of one whose files are links, as those of a cache are."""
+    (tmp_path / "blob").write_text("weights")
+    for option in ("--checkpoint", "--vision-tower"):
+        directory = tmp_path / option
+        directory.mkdir()
+        (directory / "model.safetensors").symlink_to("../blob")
+        (tmp_path / f"link{option}").symlink_to(directory / "config.json")
+        (directory / "config.json").write_text("{}")
+        others = {"--checkpoint": str(CHECKPOINT), "--output": str(tmp_path / "engine"), "--quantize": "int8"}
+        for report in (directory / "model.safetensors", directory / "new.json", tmp_path / f"link{option}"):
+            arguments = [part for pair in (others | {option: str(directory)}).items() for part in pair]
+            assert command.main([*arguments, "--report", str(report)]) == 1
+            assert f"is within {option} {directory}, expected a place beside it" in capsys.readouterr().err
+        assert (directory / "config.json").read_text() == "{}" and (directory / "model.safetensors").is_symlink()
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("kind", ["next-vicuna", "onevision"])
+def test_images_in_tiles_are_left_out(tmp_path: Path, kind: str) -> None:
+    save_anyres(tmp_path / "checkpoint", kind)
+    report = report_of(tmp_path / "checkpoint", tmp_path / "engine", "int8")
+    measured = {layer["module"] for layer in report["layers"]}
+    assert {"layers.0.qkv", "layers.0.down"} <= measured and report["images"] == 0
+    assert {"projector.0", "vision.layers.0.qkv"} <= set(report["unmeasured"])
+
+
+def test_prompts_that_are_too_long_for_a_model_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "checkpoint", max_positions=32)
+    assert report_of(tmp_path / "checkpoint", tmp_path / "engine", "int8")["prompts"] == 2
+    save_model(tmp_path / "short", max_positions=16)
+    with_report = ["--checkpoint", str(tmp_path / "short"), "--quantize", "int8", "--report", str(tmp_path / "r.json")]
+    assert command.main([*with_report, "--output", str(tmp_path / "built")]) == 1
+    said = f"error: {tmp_path / 'built'} is built, without its report: prompt has 22 rows"
+    assert said in capsys.readouterr().err
+    EngineDir.open(tmp_path / "built")
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_a_tower_without_layers(tmp_path: Path, tower: str) -> None:
+    """The first hidden states are asked for."""
+    save_checkpoint(tmp_path / "checkpoint", tied=False, kv_heads=4, old_names=False, tower=tower)
+    edit_config(tmp_path / "checkpoint", vision_feature_layer=0)
+    report = report_of(tmp_path / "checkpoint", tmp_path / "engine", "int8")
+    assert {"projector.0", "layers.0.qkv"} <= {layer["module"] for layer in report["layers"]}
+
+
 def test_a_full_disk_leaves_the_earlier_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,5 +191,6 @@ def test_a_full_disk_leaves_the_earlier_report(
         file.write("earlier")
     arguments = ["--checkpoint", str(CHECKPOINT), "--output", str(tmp_path / "engine"), "--quantize", "int8"]
     assert command.main([*arguments, "--report", str(report)]) == 1
-    assert f"error: {report}: cannot be written: {os.strerror(errno.ENOSPC)}" in capsys.readouterr().err
+    reason = f"{report}: cannot be written: {os.strerror(errno.ENOSPC)}"
+    assert f"error: {tmp_path / 'engine'} is built, without its report: {reason}" in capsys.readouterr().err
     assert report.read_text() == "earlier" and sorted(tmp_path.iterdir()) == [tmp_path / "engine", report]

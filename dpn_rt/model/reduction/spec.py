@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -21,6 +22,8 @@ Spec = str | Mapping[str, Any]
 MOST_CHARACTERS = 4096
 """Of a SPEC; of an object also its items."""
 _NONE = "none"
+_SEPARATORS = {"x": "x", "-": r"(?<![eE])-"}
+"""Patterns between numbers: the minus of an exponent is none."""
 _METHODS: dict[str, type[StepConfig]] = {
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
@@ -90,6 +93,8 @@ def _split(part: str, spec: str) -> tuple[str, dict[str, str]]:
 
 
 def _step(method: Any, values: Mapping[str, Any], spec: Any) -> StepConfig:
+    if method == _NONE:
+        raise ConfigError(f"reduce={shown(spec)}: expected {_NONE!r} to stand alone, without keys and other steps")
     kind = _METHODS.get(method) if isinstance(method, str) else None
     if kind is None:
         raise ConfigError(f"reduce={shown(spec)}: method {shown(method)}, expected one of {[*_METHODS, _NONE]}")
@@ -120,13 +125,13 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         raise ConfigError(f"{name}={shown(value)}, expected {' or '.join(args)}")
     if origin is tuple:
         separator = "x" if args == (int, int) else "-"
-        items = value.split(separator) if isinstance(value, str) else value
+        items = re.split(_SEPARATORS[separator], value) if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or (separator == "x" and len(items) != len(args)):
             wanted = "height and width" if separator == "x" else "numbers"
             raise ConfigError(f"{name}={shown(value)}, expected {wanted} joined by {separator}")
         return tuple(_value(args[0], item, name) for item in items)
     try:
-        number = None if isinstance(value, bool) else hint(value)
+        number = None if isinstance(value, bool) or (isinstance(value, str) and "_" in value) else hint(value)
         if number is not None and (isinstance(value, str) or number == value):
             return number
     except (TypeError, ValueError, OverflowError):

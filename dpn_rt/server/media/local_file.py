@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dpn_rt.prompts.data_url import shorten
+from dpn_rt.schema.files import real_path
 from dpn_rt.server.media.policy import MediaError, MediaTooLargeError
 
 
@@ -26,8 +27,8 @@ def read_local_file(url: str, folder: Path | None, max_bytes: int) -> bytes:
     if folder is None:
         raise MediaError(f"{name}: this server reads no local files, expected a data: URL")
     try:
-        path = _path(url, name).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = real_path(_path(url, name))
+        if not path.is_relative_to(real_path(folder)):
             raise MediaError(_not_found(name))
         data = _read(path, name, max_bytes + 1)
     except MediaError:

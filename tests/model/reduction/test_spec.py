@@ -50,6 +50,19 @@ def test_layers_that_no_decoder_has(layer: str) -> None:
         parse_spec(f"pyramiddrop:layers={layer},ratios=0.5", 32)
 
 
+@pytest.mark.parametrize("spec", ["none:k=1", "none+none", "none+fastv:k=2", {"method": "none", "k": 1}])
+def test_none_stands_alone(spec: object) -> None:
+    with pytest.raises(ConfigError, match="expected 'none' to stand alone, without keys and other steps"):
+        parse_spec(spec, 32)
+
+
+def test_numbers_as_people_write_them() -> None:
+    spec = parse_spec("pyramiddrop:layers=4-8,ratios=5e-1-2.5E-1", 32)
+    assert spec == parse_spec("pyramiddrop:layers=4-8,ratios=0.5-0.25", 32)
+    with pytest.raises(ConfigError, match="k='1_0', expected a whole number"):
+        parse_spec("fastv:k=1_0", 32)
+
+
 _DEEP: list[object] = []
 _DEEP.append(_DEEP)
 
