@@ -14,7 +14,7 @@ from dpn_rt.device.packing import Array
 class DeviceTables:
     """A copy of `BlockAllocator.all_tables` on a device.
 
-    Blocks that a slot has given back stay in the copy: nobody reads an entry behind a slot's length.
+    Blocks that a slot has given back stay in the copy: no entry after a slot's length is read.
     """
 
     def __init__(self, cache: BlockAllocator, device: Device) -> None:
@@ -67,7 +67,7 @@ class DeviceTables:
         _, num_slots, width = self._cache.all_tables.shape
         groups = np.arange(*self._first_groups[stage : stage + 2])[:, None]
         self._num_changes += groups.size * len(slots)
-        if self._num_changes > self._cache.all_tables.size:  # nobody decodes: all of it will be sent
+        if self._num_changes > self._cache.all_tables.size:  # no step has read them: all of it will be sent
             self._changes = []
             return
         self._changes.append(((groups * num_slots + slots) * width + indices).reshape(-1))

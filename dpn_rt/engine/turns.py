@@ -28,7 +28,7 @@ class Turns:
 
     @contextmanager
     def turn_if_free(self) -> Iterator[bool]:
-        """A turn where nobody has one, this thread neither; whether there was one."""
+        """A turn if no thread has one, not even this; whether there was one."""
         with deferred_interrupt():
             is_free = self._busy.acquire(blocking=False)
             try:

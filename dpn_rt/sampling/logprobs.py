@@ -96,7 +96,13 @@ class VocabularyLogprobs(Mapping[int, Logprob]):
         return Logprob(self.values_array[token_id], int(self._ranks[token_id]), int(token_id), self._text)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return VocabularyLogprobs, (self.values_array,)
+        # The text function holds a tokenizer, so only the texts themselves are pickled.
+        texts = None if self._text is None else [self._text(token_id) for token_id in self]
+        return _restore_vocabulary, (self.values_array, texts)
+
+
+def _restore_vocabulary(values: npt.NDArray[np.float32], texts: list[str] | None) -> VocabularyLogprobs:
+    return VocabularyLogprobs(values, None if texts is None else texts.__getitem__)
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,11 +82,12 @@ class SamplingParams:
 
     def _check_ranges(self) -> None:
         _require("n", self.n, 1 <= self.n <= MAX_COMPLETIONS, f"1 to {MAX_COMPLETIONS}")
-        _require("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more")
+        _require("temperature", self.temperature, 0 <= self.temperature <= 1e6, "from 0 (greedy) to 1e6")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _require("top_k", self.top_k, self.top_k >= -1, "0 or -1 (off), or at least 1")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0 (1 is off)")
+        penalty = self.repetition_penalty
+        _require("repetition_penalty", penalty, 1e-6 <= penalty <= 1e6, "from 1e-6 to 1e6 (1 is off)")
         for name in ("presence_penalty", "frequency_penalty"):
             _require(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "from -2 to 2")
         _require("seed", self.seed, self.seed is None or -(2**63) <= self.seed < 2**63, "a 64-bit integer or None")

@@ -75,7 +75,11 @@ def test_they_travel_without_the_tokenizer() -> None:
     entry = pickle.loads(pickle.dumps(Logprob(-1.5, 2, 7, lambda token_id: "seven")))
     assert (entry, entry.rank, entry.decoded_token) == (-1.5, 2, "seven")
     assert Logprob(-1.0, 1, 3).decoded_token is None
-    mapping = pickle.loads(pickle.dumps(VocabularyLogprobs(np.array([-1.0, -0.5], dtype=np.float32))))
+    values = np.array([-1.0, -0.5], dtype=np.float32)
+    with_text = pickle.loads(pickle.dumps(VocabularyLogprobs(values, lambda token_id: f"t{token_id}")))
+    assert [with_text[token_id].decoded_token for token_id in with_text] == ["t0", "t1"]
+    mapping = pickle.loads(pickle.dumps(VocabularyLogprobs(values)))
+    assert mapping[0].decoded_token is None
     assert mapping[1].rank == 1
 
 

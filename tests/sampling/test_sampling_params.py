@@ -59,6 +59,8 @@ def test_values_are_normalised() -> None:
         ({"top_k": -2}, "top_k=-2"),
         ({"min_p": 1.5}, "min_p=1.5"),
         ({"repetition_penalty": 0}, "repetition_penalty=0.0"),
+        ({"repetition_penalty": 1e-46}, "repetition_penalty=1e-46: expected from 1e-6 to 1e6"),
+        ({"temperature": 1e39}, "temperature=1e+39: expected from 0"),
         ({"repetition_penalty": math.inf}, "repetition_penalty=inf"),
         ({"presence_penalty": 2.5}, "presence_penalty=2.5: expected from -2 to 2"),
         ({"frequency_penalty": -3}, "frequency_penalty=-3.0"),

@@ -2,7 +2,7 @@
 
 A stage of few rows takes the host longer to launch than the device to compute. A graph is made for each stage, each
 kind of attention, and buckets of rows and sequences. Rows fill a bucket from its beginning. Behind the last sequence,
-attention and cache are left alone; products and norms compute rows that nobody reads. In small buckets the device waits
+attention and cache are left alone; products and norms compute rows that are not read. In small buckets the device waits
 for weights, so that these rows cost nothing; larger ones are at most `MOST_PADDING` times the rows that need them. All
 graphs read the same memory.
 """

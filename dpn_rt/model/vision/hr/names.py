@@ -44,9 +44,3 @@ def mix_module(part: str) -> str:
 def is_strided(module: str) -> bool:
     """Whether a module is a convolution whose stride is its kernel; its columns are pixels of all channels."""
     return module == STEM or (module.startswith(f"{SLOW}.") and module.endswith(f".{DOWNSAMPLE}"))
-
-
-def is_depthwise(module: str) -> bool:
-    """Whether a module is a depthwise convolution."""
-    in_slow = module.startswith(f"{SLOW}.") and module.endswith(f".{DEPTHWISE}")
-    return in_slow or (module.startswith(f"{ADAPTERS}.") and module.endswith(f".{FAST_CONV}"))
