@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -34,6 +35,8 @@ from dpn_rt.model.weights.forms import place
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.settings import EngineSettings
 from dpn_rt.tuning.cpu_choices import cpu_choices
+
+log = logging.getLogger("dpn_rt.engine")
 
 ANGLE_COPIES = 3
 """Of the table of rotary angles, while it is made."""
@@ -252,12 +255,20 @@ def num_pool_blocks(geometry: KvGeometry, settings: EngineSettings, num_bytes: i
     block_size, groups = settings.block_size, geometry.layer_groups
     block_bytes = geometry.block_bytes(block_size)
     num_blocks = num_bytes // block_bytes
+    full_length = count_blocks([settings.max_model_len] * len(groups), groups, block_size)
     if settings.kv_cache_bytes is None:
-        full_length = count_blocks([settings.max_model_len] * len(groups), groups, block_size)
         num_blocks = min(settings.max_num_seqs * full_length, num_blocks)
     if num_blocks < 1:
         raise CapacityError(
             f"kv_cache_bytes={num_bytes}: expected at least {block_bytes}, one KV block (block_size={block_size})"
+        )
+    if num_blocks < full_length:
+        log.warning(
+            "kv_cache_bytes=%d: requests that may become as long as max_model_len=%d are refused, expected %d bytes, "
+            "or a smaller max_model_len",
+            num_bytes,
+            settings.max_model_len,
+            full_length * block_bytes,
         )
     return num_blocks
 

@@ -90,6 +90,17 @@ def test_no_more_than_all_sequences_need(monkeypatch: pytest.MonkeyPatch, engine
     assert cache.num_blocks == 2 * 7 * (64 // 16)
 
 
+def test_a_cache_that_no_longest_request_fits_into_is_told(engine_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    full = 7 * (64 // 16) * kv_geometry().block_bytes(16)
+    LLM(engine_dir, kv_cache_bytes=full, max_model_len=64)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    LLM(engine_dir, kv_cache_bytes=full - 1, max_model_len=64)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"kv_cache_bytes={full - 1}: requests that may become as long as max_model_len=64 are refused, expected {full} "
+        "bytes, or a smaller max_model_len"
+    ]
+
+
 def test_not_even_one_block(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
     play(monkeypatch, SmallDevice(cache=100))
     with pytest.raises(CapacityError, match="kv_cache_bytes=100: expected at least 4096, one KV block"):
