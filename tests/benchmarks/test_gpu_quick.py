@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.comparison.measure import WrongWorkError
 from benchmarks.gpu_quick import __main__ as command
+from benchmarks.gpu_quick import baselines
 from benchmarks.gpu_quick.pytest_files import Job, Result, files_under, run_jobs
 from benchmarks.gpu_quick.record import Recorder
 from benchmarks.gpu_quick.runner import DONE, FAILED, NOT_HERE, NOT_RUN, STOPPED, Run
@@ -126,10 +128,9 @@ def test_the_command_runs_on_the_stand_in(tmp_path: Path) -> None:
     assert "build done" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("name", [step.name for step in STEPS if step.name not in APART])
 def test_every_other_step_runs_on_the_stand_in(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in ("READ_BYTES", "MIN_GEMM_WEIGHT_BYTES"):
-        monkeypatch.setattr(limits, size, 1 << 20)
     for variable, value in FEW_PLUGINS:
         monkeypatch.setenv(variable, value)
     file = tmp_path / "step.json"
@@ -160,6 +161,8 @@ def check_attention(values: dict[str, Any]) -> None:
 
 def check_baselines(values: dict[str, Any]) -> None:
     assert {row["subject"] for row in values["report"]["rows"]} == {"transformers", "eager", "dpn_rt"}
+    assert values["report"]["rounds"] == STAND_IN.rounds
+    assert all(len(samples["prefill"]) == STAND_IN.rounds for samples in values["samples"].values())
 
 
 def check_answers(values: dict[str, Any]) -> None:
@@ -171,6 +174,51 @@ CHECKS = {
     "op_tests": check_op_tests, "model": check_model, "attention": check_attention, "baselines": check_baselines,
     "answers": check_answers,
 }  # fmt: skip
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in ("READ_BYTES", "MIN_GEMM_WEIGHT_BYTES"):
+        monkeypatch.setattr(limits, size, 1 << 20)
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_baseline_that_cannot_be_made_or_run_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_row = baselines.run_row
+
+    def no_dense(*_: object) -> None:
+        raise AttributeError("no such attribute")
+
+    def wrong_work(subject: Any, row: Any, *given: Any) -> None:
+        if row.subject == "eager":
+            raise WrongWorkError("wrong work measured")
+        run_row(subject, row, *given)
+
+    monkeypatch.setattr(baselines, "load_dense", no_dense)
+    monkeypatch.setattr(baselines, "run_row", wrong_work)
+    record = Recorder(tmp_path / "step.json", tmp_path)
+    baselines.run(STAND_IN, record)
+    assert {row["subject"] for row in record.values["report"]["rows"]} == {"dpn_rt"}
+    assert record.failed_parts == ["transformers", "eager 222 x1"]
+    assert record.values["transformers_error"] == "AttributeError: no such attribute"
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_baselines_tell_what_they_have_when_their_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, measured = Recorder(tmp_path / "step.json", tmp_path), list[str]()
+
+    def run_row(subject: Any, row: Any, model: Any, steps: int) -> None:
+        measured.append(row.subject)
+        row.add(prefill=1.0, decode_step=0.5)
+        if len(measured) == 6:  # the second of the round that counts
+            monkeypatch.setattr(baselines, "SECONDS_TO_TELL", 10**6)
+
+    monkeypatch.setattr(baselines, "run_row", run_row)
+    baselines.run(STAND_IN, record)
+    assert len(measured) == 6 and len(record.values["samples"]) == 2 and "report" not in record.values
+    assert record.failed_parts == [] and record.lines[0].endswith("prefill 1000.00, decode 500.00 ms")
 
 
 def test_steps_that_do_not_exist_are_refused(tmp_path: Path) -> None:
