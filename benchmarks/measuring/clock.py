@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from dpn_rt.device.cuda import without_collector
+
 Run = Callable[[], object]
 SLEEP_CYCLES = 1_000_000
 """Half a millisecond of a GPU: longer than the host takes to queue both events and what is between them."""
@@ -55,7 +57,7 @@ def replayable(run: Run, device: str | torch.device) -> Run:
         run()
     torch.cuda.current_stream(device).wait_stream(warm_up)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with without_collector(), torch.cuda.graph(graph):
         run()
     return graph.replay
 
