@@ -21,7 +21,7 @@ import torch
 if not __package__:  # run as a file: `benchmarks` is found in the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.comparison.measure import measure
+from benchmarks.comparison.measure import WrongWorkError, measure
 from benchmarks.comparison.report import print_table
 from benchmarks.comparison.rows import DENSE_SUBJECTS, MIXES, OPTIONAL_SUBJECTS, SUBJECTS
 from benchmarks.measuring.result_file import write_json
@@ -85,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    result = measure(options)
+    try:
+        result = measure(options)
+    except WrongWorkError as error:
+        sys.exit(str(error))
     print_table(result)
     if options.json:
         write_json(options.json, result)

@@ -58,16 +58,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = SHAPES[options.shape].model(options.dtype)
     device, dtype = torch.device(options.device), TORCH_DTYPES[options.dtype]
     rows = plan(options)
-    for row in rows:
-        shaped, stages = model, [flops.stage_rows(model, route, NUM_TEXT_ROWS).rows for route in row.routes]
-        if row.reduce is not None:
-            shaped, rows_per_stage = reduced_stages(model, row.reduce)
-            stages = [rows_per_stage] * row.batch
-        row.flops = sum(flops.prefill_flops(shaped, stage) for stage in stages)
-        is_own = row.subject.startswith("dpn_rt") or row.subject == REDUCED
-        computed = flops.needed_prefill_flops if is_own else flops.prefill_flops
-        row.computed_flops = sum(computed(shaped, stage) for stage in stages)
-        row.kv_rows = sum(flops.kv_rows(shaped, stage) for stage in stages)
+    count_work(model, rows)
     copies = bool(options.subjects) + ("tensorrt" in options.subjects) + bool(options.reduce)
     forms: list[Quantize] = ["none"] * copies + options.quantize
     name = f"{options.shape}-{options.dtype}"
@@ -104,6 +95,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         result = report(options, model, rows, limits)
         result["peers"] = {name: each.settings for name, each in subjects.items() if isinstance(each, Remote)}
         return result
+
+
+def count_work(model: ModelConfig, rows: Iterable[Row]) -> None:
+    """Set the FLOPs and the cached rows of each row."""
+    for row in rows:
+        shaped, stages = model, [flops.stage_rows(model, route, NUM_TEXT_ROWS).rows for route in row.routes]
+        if row.reduce is not None:
+            shaped, rows_per_stage = reduced_stages(model, row.reduce)
+            stages = [rows_per_stage] * row.batch
+        row.flops = sum(flops.prefill_flops(shaped, stage) for stage in stages)
+        is_own = row.subject.startswith("dpn_rt") or row.subject == REDUCED
+        computed = flops.needed_prefill_flops if is_own else flops.prefill_flops
+        row.computed_flops = sum(computed(shaped, stage) for stage in stages)
+        row.kv_rows = sum(flops.kv_rows(shaped, stage) for stage in stages)
 
 
 @contextlib.contextmanager
@@ -156,15 +161,13 @@ def load_subjects(options: argparse.Namespace, path: Path | None, model: ModelCo
     if not options.subjects:
         return subjects
     weights = weights_of(options, path, model)
-    device = torch.device(options.device)
-    dense = dense_llava(model, weights).to(device) if set(DENSE_SUBJECTS) & set(options.subjects) else None
-    if dense is not None:
-        subjects["transformers"] = TransformersDense(dense)
+    if set(DENSE_SUBJECTS) & set(options.subjects):
+        dense = load_dense(model, weights, options.device)
+        subjects["transformers"] = dense
         if "compiled" in options.subjects:
-            subjects["compiled"] = TransformersDense(dense, compiled=True)
+            subjects["compiled"] = TransformersDense(dense.model, compiled=True)
     if "eager" in options.subjects:
-        eager = EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False)
-        subjects["eager"] = Eager(eager.to(device))
+        subjects["eager"] = load_eager(model, weights, options.device)
     batch = max(options.batch)
     rows = NUM_TEXT_ROWS + visual_rows(model) + options.tokens + 16
     if "dpn_rt" in options.subjects:
@@ -180,6 +183,17 @@ def load_subjects(options: argparse.Namespace, path: Path | None, model: ModelCo
         except DpnError as error:
             print(f"no rows of TensorRT plans, which do not work here: {error}", file=sys.stderr)
     return subjects
+
+
+def load_dense(model: ModelConfig, weights: Mapping[str, torch.Tensor], device: str) -> TransformersDense:
+    """transformers' model of the same sizes, without the DPN's boundaries."""
+    return TransformersDense(dense_llava(model, weights).to(device))
+
+
+def load_eager(model: ModelConfig, weights: Mapping[str, torch.Tensor], device: str) -> Eager:
+    """The eager DPN on these weights, which are not copied where they are on the device."""
+    eager = EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False)
+    return Eager(eager.to(device))
 
 
 def weights_of(options: argparse.Namespace, path: Path | None, model: ModelConfig) -> Mapping[str, torch.Tensor]:
@@ -278,14 +292,22 @@ def make_requests(model: ModelConfig, row: Row) -> list[Request]:
     return requests
 
 
+class WrongWorkError(Exception):
+    """A subject has computed something else than its row says."""
+
+
 def run_row(subject: Subject, row: Row, model: ModelConfig, steps: int) -> None:
-    """Measure one row in one round."""
+    """Measure one row in one round.
+
+    Raises:
+        WrongWorkError: another number of rows is cached than the row's requests have.
+    """
     requests = make_requests(model, row)
     gc.collect()
     with peak_memory() as memory:
         timing = subject.run(requests, steps)
     if timing.kv_rows != row.kv_rows:
-        sys.exit(
+        raise WrongWorkError(
             f"{row.subject} {row.label}: {timing.kv_rows} rows cached, expected {row.kv_rows}: wrong work measured"
         )
     row.add(

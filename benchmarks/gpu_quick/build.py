@@ -14,9 +14,19 @@ SCRIPT = Path(__file__).resolve().parents[2] / "cmake" / "build_in_place.py"
 OPTIONS = ("DPN_RT_CUDA=ON", "DPN_RT_WARNINGS_AS_ERRORS=OFF")
 
 
+def architectures() -> tuple[str, ...]:
+    """An option with that of torch's GPU alone: CMake asks nvidia-smi, and builds two where that is not there."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    major, minor = torch.cuda.get_device_capability()
+    return (f"DPN_RT_CUDA_ARCHITECTURES={'90a-real' if (major, minor) == (9, 0) else f'{major}{minor}'}",)
+
+
 def run(settings: Settings, record: Recorder) -> None:
     if settings.device == "cuda":
-        definitions = [part for option in OPTIONS for part in ("-D", option)]
+        definitions = [part for option in (*OPTIONS, *architectures()) for part in ("-D", option)]
         start = time.monotonic()
         done = subprocess.run([sys.executable, str(SCRIPT), *definitions], check=False, stderr=subprocess.STDOUT)
         record.put(seconds=time.monotonic() - start, exit_status=done.returncode)

@@ -45,7 +45,7 @@ def run(settings: Settings, record: Recorder) -> None:
             times = " ".join(f"{shown(value):>9}" for value in found.values())
             record.say(f"{case.title} {times}  {case.rates(fastest(found.values()))}")
         if is_cuda(device):
-            try_algorithms(settings, dtype, record, CublasLt.open(device))
+            record.attempt("algorithms", lambda: try_algorithms(settings, dtype, record, CublasLt.open(device)))
 
 
 def try_algorithms(settings: Settings, dtype: torch.dtype, record: Recorder, library: CublasLt) -> None:
@@ -53,14 +53,20 @@ def try_algorithms(settings: Settings, dtype: torch.dtype, record: Recorder, lib
     record.say(f"us of a product by up to {ALGORITHMS} algorithms of cublasLt, in the heuristic's order")
     table = []
     for case in cases(settings, dtype):
-        expected, out = F.linear(case.x, case.weights[0]), case.x.new_empty(len(case.x), len(case.weights[0]))
         found: list[float | str] = []
-        for algorithm in library.algorithms(case.x, case.weights[0], ALGORITHMS):
-            found.append(told(partial(time_algorithm, algorithm, case, out, expected, settings.device)))
+        name = f"algorithms of {case.name} x{len(case.x)}"
+        record.attempt(name, partial(time_algorithms, library, case, settings.device, found))
         table.append(case.sizes | {"seconds": found})
         record.put(algorithms=table)
         times = " ".join(f"{shown(value):>9}" for value in found)
         record.say(f"{case.title} {times}  {case.rates(fastest(found))}")
+
+
+def time_algorithms(library: CublasLt, case: Case, device: str, found: list[float | str]) -> None:
+    """Adds the seconds of each algorithm, or why there are none, to `found`."""
+    expected, out = F.linear(case.x, case.weights[0]), case.x.new_empty(len(case.x), len(case.weights[0]))
+    for algorithm in library.algorithms(case.x, case.weights[0], ALGORITHMS):
+        found.append(told(partial(time_algorithm, algorithm, case, out, expected, device)))
 
 
 def time_algorithm(algorithm: Algorithm, case: Case, out: Tensor, expected: Tensor, device: str) -> float:

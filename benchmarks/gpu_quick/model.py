@@ -5,27 +5,28 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.comparison.measure import load_runtime, make_requests
+from benchmarks.comparison.measure import load_dense, load_eager, load_runtime, make_requests
 from benchmarks.comparison.rows import DENSE, MIXES, Row
 from benchmarks.comparison.subjects import Eager, Request, Runtime, Timing, TransformersDense
 from benchmarks.gpu_quick.record import Recorder
 from benchmarks.gpu_quick.settings import Settings
 from benchmarks.measuring.clock import is_cuda, synchronize
-from benchmarks.models.dense_llava import dense_llava
 from benchmarks.models.shapes import SHAPES, random_weights
 from dpn_rt import SamplingParams
 from dpn_rt.backends.kernels.stage_graphs import StageGraphs
 from dpn_rt.format.config import ModelConfig
-from dpn_rt.reference import EagerDpn
 
 ROUTE = (2, 2, 2)
+MAX_GRAPH_ROWS = 704
+"""The prompt of a request has 636 rows. Graphs of more rows would take seconds to record, and no time here has them."""
 PROFILED_STEPS = 4
 SHOWN_KERNELS = 12
 
@@ -35,10 +36,14 @@ def run(settings: Settings, record: Recorder) -> None:
     weights = dict(random_weights(model, device=settings.device))
     options = argparse.Namespace(batch=settings.batches, tokens=settings.tokens, device=settings.device)
     start = time.perf_counter()
-    runtime = load_runtime(options, weights, model)
+    runtime = load_runtime(options, weights, model, max_graph_rows=MAX_GRAPH_ROWS)
     synchronize(settings.device)
     record.attempt("load", lambda: tell_load(runtime, time.perf_counter() - start, settings.device, record))
-    record.attempt("first_logits", lambda: first_logits(model, weights, runtime, settings.device, record))
+    (routed,) = make_requests(model, Row("dpn_rt", "", 1, (ROUTE,)))
+    whole = Request(routed.token_ids, routed.pixels, routed.image_embeds, None, "none")
+    for name, load, request in (("transformers", load_dense, whole), ("eager", load_eager, routed)):
+        compare = partial(first_logits, name, partial(load, model, weights, settings.device), request, runtime, record)
+        record.attempt(f"first_logits_{name}", compare)
     record.attempt("times", lambda: times(model, runtime, settings, record))
     record.attempt("kernels", lambda: longest_kernels(model, runtime, settings.device, record))
 
@@ -57,21 +62,20 @@ def tell_load(runtime: Runtime, seconds: float, device: str, record: Recorder) -
 
 
 def first_logits(
-    model: ModelConfig, weights: Mapping[str, torch.Tensor], runtime: Runtime, device: str, record: Recorder
+    name: str,
+    load: Callable[[], TransformersDense | Eager],
+    request: Request,
+    runtime: Runtime,
+    record: Recorder,
 ) -> None:
-    """The log-probabilities of the first token: of all rows beside transformers, of a route beside the eager model."""
-    (routed,) = make_requests(model, Row("dpn_rt", "", 1, (ROUTE,)))
-    whole = Request(routed.token_ids, routed.pixels, routed.image_embeds, None, "none")
-    dense = TransformersDense(dense_llava(model, weights).to(device))
-    eager = Eager(EagerDpn.from_weights(model, weights.items(), copy=False).requires_grad_(False).to(device))
-    for name, request, reference in (("transformers", whole, dense), ("eager", routed, eager)):
-        expected = reference.first_logits(request).float().cpu().log_softmax(-1)
-        found = difference(runtime.first_logprobs(request), expected)
-        record.put(**{f"first_logits_{name}": found})
-        record.say(
-            f"first token beside {name}: root mean square of differences {found['relative']:.2e} of the logits' "
-            f"spread, largest {found['largest']:.3f}, best token {'the same' if found['same_best'] else 'ANOTHER'}"
-        )
+    """The log-probabilities of the first token beside those of a reference, which is loaded here."""
+    expected = load().first_logits(request).float().cpu().log_softmax(-1)
+    found = difference(runtime.first_logprobs(request), expected)
+    record.put(**{f"first_logits_{name}": found})
+    record.say(
+        f"first token beside {name}: root mean square of differences {found['relative']:.2e} of the logits' "
+        f"spread, largest {found['largest']:.3f}, best token {'the same' if found['same_best'] else 'ANOTHER'}"
+    )
 
 
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:

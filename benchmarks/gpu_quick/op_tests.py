@@ -24,7 +24,7 @@ def run(settings: Settings, record: Recorder) -> None:
             record.say(line_of(result))
             for failure in result.failures[:3]:
                 record.say(f"  {failure}")
-            print(result.output[-6000:], flush=True)
+            print(result.output[-12000:], flush=True)
             record.put(failures={**record.values.get("failures", {}), result.name: result.failures})
         record.put(total=total, bad=bad)
     record.say(", ".join(f"{count} {name}" for name, count in total.items()) + f", {len(bad)} bad files")

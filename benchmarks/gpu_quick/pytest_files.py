@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
+import re
 import sys
 import tempfile
 import time
@@ -15,14 +15,30 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from benchmarks.gpu_quick.groups import Groups, groups
 from dpn_rt.terminal import escape_output
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = "DPN_RT_TEST_SEED"
 NO_TESTS = 5
 """pytest's exit status where no test was selected."""
+FIRST = ("tests/backends/kernels/", "tests/device/")
+"""Tests of the runtime begin first: an engine that does not run there tells more than one of many kernels."""
+PYTEST = (
+    "-o", "addopts=", "-v", "-rf", "--tb=short", "-o", "junit_logging=no", "-p", "no:cacheprovider",
+    "-p", "_hypothesis_pytestplugin",
+)  # fmt: skip
+"""Options of every process. A line for each test tells what ran where there is no report; other packages' plugins,
+which take longer to import than many a file takes to run, are left out."""
+OUTCOMES = {
+    "PASSED": "passed", "XFAIL": "passed", "XPASS": "passed", "SKIPPED": "skipped", "FAILED": "failed",
+    "ERROR": "failed",
+}  # fmt: skip
+TEST_LINE = re.compile(rf"^(\S+\.py::.+?)(?: ({'|'.join(OUTCOMES)})\b.*| ?)$", re.MULTILINE)
+"""What `pytest -v` prints of a test: its name as it begins, and how it ended."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,7 @@ class Result:
     counts: dict[str, int] = field(default_factory=dict)
     """passed, failed, skipped."""
     failures: list[str] = field(default_factory=list)
-    """Name and first line of the error of each test that failed."""
+    """Name and first line of the error of each test that failed, and the one that ran when the process ended."""
     output: str = ""
 
     @property
@@ -61,18 +77,20 @@ def sanitized(tool: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
 
     Without torch's caching allocator every tensor is an allocation of its own, so that the first byte after it counts.
     """
-    program = ("compute-sanitizer", "--tool", tool, "--kernel-name", "kns=3dpn4cuda", "--error-exitcode", "9")
-    return program, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+    program = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=3dpn4cuda", "--error-exitcode", "9"]
+    if tool == "memcheck":
+        program += ["--report-api-errors", "no"]  # torch and cuBLAS ask for what a driver may refuse
+    return tuple(program), (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
 
 
 def files_under(paths: Sequence[str]) -> list[str]:
-    """The test files under `paths`, largest first: they take longest."""
+    """The test files under `paths`: the runtime's, then others; the largest of each first, since they take longest."""
     found: set[Path] = set()
     for path in paths:
         given = ROOT / path
         found |= set(given.rglob("test_*.py")) if given.is_dir() else {given}
-    ordered = sorted(found, key=lambda file: (-file.stat().st_size, file))
-    return [str(file.relative_to(ROOT)) for file in ordered]
+    sizes = {str(file.relative_to(ROOT)): file.stat().st_size for file in found}
+    return sorted(sizes, key=lambda file: (not file.startswith(FIRST), -sizes[file], file))
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, seconds: float, junit: Path | None = None) -> Iterator[Result]:
@@ -80,9 +98,15 @@ def run_jobs(jobs: Sequence[Job], processes: int, seconds: float, junit: Path | 
     end, suites = time.monotonic() + seconds, ET.Element("testsuites")
     seed = os.environ.get(SEED) or str(int.from_bytes(os.urandom(4), "little"))
     print(f"{SEED}={seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="gpu-tests-") as folder, ThreadPoolExecutor(processes) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="gpu-tests-") as folder,
+        ThreadPoolExecutor(processes) as pool,
+        groups() as running,
+    ):
         variables = {**cores_of_each(min(processes, len(jobs))), **os.environ, SEED: seed}
-        started = [pool.submit(_run, job, Path(folder) / f"{i}.xml", end, variables) for i, job in enumerate(jobs)]
+        variables |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        run = partial(_run, running=running, end=end, variables=variables)
+        started = [pool.submit(run, job, Path(folder) / f"{i}.xml") for i, job in enumerate(jobs)]
         for future in as_completed(started):
             result, report = future.result()
             if report is not None:
@@ -97,29 +121,45 @@ def cores_of_each(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, processes))), "OMP_WAIT_POLICY": "passive"}
 
 
-def _run(job: Job, file: Path, end: float, variables: Mapping[str, str]) -> tuple[Result, ET.Element | None]:
-    left = end - time.monotonic()
-    if left <= 0:
+def _run(
+    job: Job, file: Path, *, running: Groups, end: float, variables: Mapping[str, str]
+) -> tuple[Result, ET.Element | None]:
+    start = time.monotonic()
+    if start >= end:
         return Result(job.name, None, 0.0, output="no time was left"), None
-    command = [*job.prefix, sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider"]
-    command += [f"--junit-xml={file}", *job.arguments]
-    environment = {**variables, **dict(job.environment)}
-    start, log = time.monotonic(), file.with_suffix(".log")
+    command = [*job.prefix, sys.executable, "-m", "pytest", *PYTEST, f"--junit-xml={file}", *job.arguments]
+    environment, log = {**variables, **dict(job.environment)}, file.with_suffix(".log")
     with log.open("wb") as stream:  # a pipe would be waited for until the last child has closed it
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-        status: int | None
-        try:
-            status = process.wait(left)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            status = None
+        status = running.run(command, end - start, cwd=ROOT, env=environment, output=stream)
     output = log.read_text(encoding="utf-8", errors="replace")
     result = Result(job.name, status, time.monotonic() - start, output=output)
-    report = ET.parse(file).getroot() if file.exists() else None
+    report = _report(file)
     if report is not None:
         _count(report, result)
+    else:
+        _read_lines(result)
     return result, report
+
+
+def _report(file: Path) -> ET.Element | None:
+    """None where pytest has not written it, or not to its end."""
+    try:
+        return ET.parse(file).getroot()
+    except (FileNotFoundError, ET.ParseError):
+        return None
+
+
+def _read_lines(result: Result) -> None:
+    """What the lines of `pytest -v` tell of a process that has left no report."""
+    result.counts = {"passed": 0, "failed": 0, "skipped": 0}
+    found = TEST_LINE.findall(result.output)
+    for name, outcome in found:
+        if outcome:
+            result.counts[OUTCOMES[outcome]] += 1
+        if OUTCOMES.get(outcome) == "failed":
+            result.failures.append(name)
+    if found and not found[-1][1]:
+        result.failures.append(f"{found[-1][0]}: ran when the process ended")
 
 
 def _count(report: ET.Element, result: Result) -> None:

@@ -26,6 +26,8 @@ LEAST_SECONDS = 5
 """A step does not begin with less time."""
 SHOWN_LINES = 15
 """Of the log of a step that failed."""
+SECONDS_TO_END = 3
+"""A step that is stopped ends its own groups of processes meanwhile."""
 
 DONE, FAILED, STOPPED, NOT_HERE, NOT_RUN = "done", "failed", "stopped", "not here", "not run"
 
@@ -127,6 +129,9 @@ class Run:
             except subprocess.TimeoutExpired:
                 return None
             finally:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.terminate()
+                    process.wait(SECONDS_TO_END)
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

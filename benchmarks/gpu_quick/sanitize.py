@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 from benchmarks.gpu_quick.pytest_files import Job, Result, line_of, run_jobs, sanitized
 from benchmarks.gpu_quick.record import NotHereError, Recorder
@@ -51,9 +53,21 @@ TESTS = (
 )
 
 
+WITHOUT_SHARED_MEMORY = ("activation.py", "advance_layout.py", "kept_rows.py", "pool.py", "dequantize", "test_rotates")
+"""In the names of tests whose kernels share nothing between threads: racecheck has nothing to see in them."""
+PROBE = """
+import ctypes
+cuda, context, memory = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(), ctypes.c_void_p()
+assert cuda.cuInit(0) == cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == cuda.cuCtxSetCurrent(context) == 0
+assert cuda.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(256)) == cuda.cuMemFree_v2(memory) == 0
+"""
+PROBE_SECONDS = 15
+COMPLAINT = "========= Error"
+"""What the tool says where it cannot attach to a program."""
+
+
 def run(settings: Settings, record: Recorder) -> None:
-    if shutil.which("compute-sanitizer") is None:
-        raise NotHereError("compute-sanitizer of the CUDA toolkit is not on the PATH")
+    probe()
     jobs = [job for tool in ("memcheck", "racecheck") for job in jobs_of(tool)]
     for result in run_jobs(jobs, settings.processes, record.seconds_left - SECONDS_TO_TELL):
         is_good = result.status == 0
@@ -66,9 +80,39 @@ def run(settings: Settings, record: Recorder) -> None:
             print(result.output[-8000:], flush=True)
 
 
+def probe() -> None:
+    """Run the tool on a small program.
+
+    Raises:
+        NotHereError: there is no such tool, or it cannot attach to a program here.
+    """
+    if shutil.which("compute-sanitizer") is None:
+        raise NotHereError("compute-sanitizer of the CUDA toolkit is not on the PATH")
+    command = ["compute-sanitizer", "--tool", "memcheck", "--report-api-errors", "no", sys.executable, "-c", PROBE]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NotHereError(f"compute-sanitizer has not run a small program in {PROBE_SECONDS} s") from error
+    if done.returncode != 0 or COMPLAINT in done.stdout:
+        print(done.stdout, flush=True)
+        said = [line.lstrip("= ") for line in done.stdout.splitlines() if line.strip("= ")]
+        reason = next((line for line in said if line.startswith("Error")), said[-1] if said else "it said nothing")
+        raise NotHereError(f"compute-sanitizer cannot run a small program here: {reason[:160]}")
+
+
 def jobs_of(tool: str) -> list[Job]:
     prefix, environment = sanitized(tool)
-    return [Job(f"{tool} {i}", TESTS[i::GROUPS], prefix, environment) for i in range(GROUPS)]
+    tests = listed_for(tool)
+    return [Job(f"{tool} {i}", tests[i::GROUPS], prefix, environment) for i in range(GROUPS)]
+
+
+def listed_for(tool: str) -> tuple[str, ...]:
+    """All of them; for racecheck those whose kernels use shared memory."""
+    if tool != "racecheck":
+        return TESTS
+    return tuple(test for test in TESTS if not any(part in test for part in WITHOUT_SHARED_MEMORY))
 
 
 def complaints(result: Result) -> list[str]:

@@ -49,6 +49,16 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
+GPU_TEST_FILES = (
+    *(f"tests/backends/kernels/test_{name}.py" for name in (
+        "device_batching", "golden_device", "graphs", "hr_device", "quantized_device", "stage_graphs",
+    )),
+    *(f"tests/ops/test_{name}.py" for name in (
+        "activation", "advance_layout", "attention", "attention_decode", "attention_extend", "attention_windows",
+        "kept_rows", "last_row_scores", "norm", "pool", "quantize", "rope", "route", "sample", "segmented_top_k",
+    )),
+)  # fmt: skip
+"""Those of kernels, devices and the runtime that have tests which run on a GPU: a test looks for others."""
 GPU = Settings(
     device="cuda",
     shape="llava-1.5-7b",
@@ -61,7 +71,7 @@ GPU = Settings(
     prefills=((636,), (636,) * 8, (636,) * 32, (69,) * 32, (636, 204, 96, 69) * 8),
     decodes=((1, 640), (8, 640), (32, 640), (64, 592)),
     cold_bytes=256 << 20,
-    test_files=("tests/ops", "tests/backends/kernels", "tests/device"),
+    test_files=GPU_TEST_FILES,
     marks="gpu and not hypothesis",
     processes=8,
     scenes=20,

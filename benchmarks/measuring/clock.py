@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 import torch
 
+from dpn_rt.device.cuda import without_collector
+
 Run = Callable[[], object]
+SLEEP_CYCLES = 1_000_000
+"""Half a millisecond of a GPU: longer than the host takes to queue both events and what is between them."""
 
 
 def is_cuda(device: str | torch.device) -> bool:
@@ -28,11 +32,19 @@ def seconds(run: Run, device: str | torch.device = "cpu") -> float:
         return time.perf_counter() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
+    keep_busy()
     begin.record()
     run()
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3
+
+
+def keep_busy() -> None:
+    """Let the GPU wait, so that it begins once the next work is queued: its launch would count as the work's time."""
+    sleep = getattr(torch.cuda, "_sleep", None)  # not part of torch's public interface
+    if sleep is not None:
+        sleep(SLEEP_CYCLES)
 
 
 def replayable(run: Run, device: str | torch.device) -> Run:
@@ -45,7 +57,7 @@ def replayable(run: Run, device: str | torch.device) -> Run:
         run()
     torch.cuda.current_stream(device).wait_stream(warm_up)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with without_collector(), torch.cuda.graph(graph):
         run()
     return graph.replay
 

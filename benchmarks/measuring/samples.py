@@ -20,7 +20,7 @@ class Samples:
         return statistics.median(self.values)
 
     def to_json(self) -> dict[str, object]:
-        return {"median": self.median, "min": min(self.values), "max": max(self.values), "samples": self.values}
+        return {"median": self.median, "min": min(self.values), "max": max(self.values), "samples": list(self.values)}
 
 
 def paired_ratio(numerator: Samples, denominator: Samples) -> Samples:

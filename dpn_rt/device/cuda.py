@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +32,24 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile: what they may not do in a recording concerns theirs alone.
         recording = torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local")  # type: ignore[arg-type]
-        with recording:
+        with without_collector(), recording:
             self.outputs = step()
 
     def replay(self) -> None:
         """Queues the step on torch's current stream."""
         self._graph.replay()
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Python's garbage collector is off meanwhile: graphs and events that it destroys would end a recording."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)

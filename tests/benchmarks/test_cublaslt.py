@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_quick.cublaslt import CublasLt, HeuristicResult
-from benchmarks.gpu_quick.gemm import Case, time_algorithm
+from benchmarks.gpu_quick.gemm import Case, time_algorithm, try_algorithms
+from benchmarks.gpu_quick.record import Recorder
+from benchmarks.gpu_quick.settings import STAND_IN
 
 NOT_SUPPORTED = 15
 
@@ -105,3 +108,22 @@ def test_a_refusal_is_told() -> None:
 def test_the_layout_of_a_result_is_that_of_the_header() -> None:
     offsets = [getattr(HeuristicResult, name).offset for name in ("workspace_size", "state", "waves", "reserved")]
     assert offsets == [64, 72, 76, 80] and ctypes.sizeof(HeuristicResult) == 96
+
+
+def test_a_product_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
+    library, asked = CublasLt(HostLt([0.0]), torch.empty(64, dtype=torch.uint8)), []
+    algorithms = library.algorithms
+
+    def refuse_the_second(*given: Any) -> Any:
+        asked.append(given)
+        if len(asked) == 2:
+            raise RuntimeError("cublasLtMatmulAlgoGetHeuristic: status 15")
+        return algorithms(*given)
+
+    library.algorithms = refuse_the_second  # type: ignore[method-assign]
+    record = Recorder(tmp_path / "step.json", tmp_path)
+    try_algorithms(STAND_IN, torch.float32, record, library)
+    times = [each["seconds"] for each in record.values["algorithms"]]
+    assert len(asked) == 4 * len(STAND_IN.gemm_rows)
+    assert [len(each) for each in times] == [1, 0] + [1] * (len(asked) - 2)
+    assert record.failed_parts == [f"algorithms of qkv x{STAND_IN.gemm_rows[1]}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,19 +14,20 @@ from typing import Any
 
 import pytest
 
+from benchmarks.comparison.measure import WrongWorkError
 from benchmarks.gpu_quick import __main__ as command
-from benchmarks.gpu_quick.pytest_files import Job, Result, files_under, run_jobs
-from benchmarks.gpu_quick.record import Recorder
+from benchmarks.gpu_quick import baselines, sanitize
+from benchmarks.gpu_quick.build import architectures
+from benchmarks.gpu_quick.pytest_files import PYTEST, Job, Result, files_under, run_jobs
+from benchmarks.gpu_quick.record import NotHereError, Recorder
 from benchmarks.gpu_quick.runner import DONE, FAILED, NOT_HERE, NOT_RUN, STOPPED, Run
-from benchmarks.gpu_quick.sanitize import TESTS
+from benchmarks.gpu_quick.sanitize import TESTS, listed_for
 from benchmarks.gpu_quick.settings import GPU, STAND_IN, Settings
 from benchmarks.gpu_quick.steps import STEPS, TOTAL_SECONDS, Step
 from benchmarks.measuring import limits
 
 ROOT = Path(__file__).parents[2]
 
-FEW_PLUGINS = (("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),)
-"""pytest starts in a fraction of the time without those of other packages."""
 FAKE_STEP = """
 import json, os, subprocess, sys, time
 name, settings, file, folder, seconds = sys.argv[1:]
@@ -40,6 +42,11 @@ if name == "hangs":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
     open(folder + "/child", "w").write(str(child.pid))
     time.sleep(100)
+if name == "hangs_in_a_group":
+    from benchmarks.gpu_quick.pytest_files import Job, run_jobs
+    test = "import os, time\\ndef test_hangs():\\n    open({!r}, 'w').write(str(os.getpid()))\\n    time.sleep(100)\\n"
+    open(folder + "/test_hangs.py", "w").write(test.format(folder + "/group"))
+    list(run_jobs([Job("hangs", (folder + "/test_hangs.py",))], 1, 100))
 if name == "dies":
     os.abort()
 sys.exit(name == "build")
@@ -75,6 +82,13 @@ def test_a_step_that_hangs_or_dies_costs_the_others_nothing(tmp_path: Path) -> N
     log = (tmp_path / "out" / "gpu-quick.log").read_text()
     assert all(f"says {step.name}" in log for step in steps)
     assert any("says dies" in line for line in lines) and "   a line" in lines
+
+
+def test_groups_of_processes_end_with_their_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    run, _ = run_fake(tmp_path, Step("hangs_in_a_group", 8, False))
+    assert [each.state for each in run.outcomes] == [STOPPED]
+    assert not is_running(int((tmp_path / "out" / "group").read_text()))
 
 
 def test_a_step_may_take_what_others_have_left_and_no_more(tmp_path: Path) -> None:
@@ -126,12 +140,9 @@ def test_the_command_runs_on_the_stand_in(tmp_path: Path) -> None:
     assert "build done" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("name", [step.name for step in STEPS if step.name not in APART])
-def test_every_other_step_runs_on_the_stand_in(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in ("READ_BYTES", "MIN_GEMM_WEIGHT_BYTES"):
-        monkeypatch.setattr(limits, size, 1 << 20)
-    for variable, value in FEW_PLUGINS:
-        monkeypatch.setenv(variable, value)
+def test_every_other_step_runs_on_the_stand_in(tmp_path: Path, name: str) -> None:
     file = tmp_path / "step.json"
     record = Recorder(file, tmp_path)
     importlib.import_module(f"benchmarks.gpu_quick.{name}").run(STAND_IN, record)
@@ -160,6 +171,8 @@ def check_attention(values: dict[str, Any]) -> None:
 
 def check_baselines(values: dict[str, Any]) -> None:
     assert {row["subject"] for row in values["report"]["rows"]} == {"transformers", "eager", "dpn_rt"}
+    assert values["report"]["rounds"] == STAND_IN.rounds
+    assert all(len(samples["prefill"]) == STAND_IN.rounds for samples in values["samples"].values())
 
 
 def check_answers(values: dict[str, Any]) -> None:
@@ -173,6 +186,51 @@ CHECKS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in ("READ_BYTES", "MIN_GEMM_WEIGHT_BYTES"):
+        monkeypatch.setattr(limits, size, 1 << 20)
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_baseline_that_cannot_be_made_or_run_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_row = baselines.run_row
+
+    def no_dense(*_: object) -> None:
+        raise AttributeError("no such attribute")
+
+    def wrong_work(subject: Any, row: Any, *given: Any) -> None:
+        if row.subject == "eager":
+            raise WrongWorkError("wrong work measured")
+        run_row(subject, row, *given)
+
+    monkeypatch.setattr(baselines, "load_dense", no_dense)
+    monkeypatch.setattr(baselines, "run_row", wrong_work)
+    record = Recorder(tmp_path / "step.json", tmp_path)
+    baselines.run(STAND_IN, record)
+    assert {row["subject"] for row in record.values["report"]["rows"]} == {"dpn_rt"}
+    assert record.failed_parts == ["transformers", "eager 222 x1"]
+    assert record.values["transformers_error"] == "AttributeError: no such attribute"
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_baselines_tell_what_they_have_when_their_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, measured = Recorder(tmp_path / "step.json", tmp_path), list[str]()
+
+    def run_row(subject: Any, row: Any, model: Any, steps: int) -> None:
+        measured.append(row.subject)
+        row.add(prefill=1.0, decode_step=0.5)
+        if len(measured) == 6:  # the second of the round that counts
+            monkeypatch.setattr(baselines, "SECONDS_TO_TELL", 10**6)
+
+    monkeypatch.setattr(baselines, "run_row", run_row)
+    baselines.run(STAND_IN, record)
+    assert len(measured) == 6 and len(record.values["samples"]) == 2 and "report" not in record.values
+    assert record.failed_parts == [] and record.lines[0].endswith("prefill 1000.00, decode 500.00 ms")
+
+
 def test_steps_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     for wrong in (["--steps", "none"], ["--seconds", "0"]):
         with pytest.raises(SystemExit):
@@ -184,7 +242,7 @@ def test_each_test_file_has_a_process_of_its_own(tmp_path: Path) -> None:
     jobs = []
     for name, body in bodies.items():
         (tmp_path / f"test_{name}.py").write_text(f"def test_it():\n    {body}\n")
-        jobs.append(Job(name, (str(tmp_path / f"test_{name}.py"),), environment=FEW_PLUGINS))
+        jobs.append(Job(name, (str(tmp_path / f"test_{name}.py"),)))
     results: dict[str, Result] = {result.name: result for result in run_jobs(jobs, 2, 300, tmp_path / "junit.xml")}
     assert [name for name, result in results.items() if result.is_good] == ["good"]
     assert results["good"].counts == {"passed": 1, "failed": 0, "skipped": 0}
@@ -203,20 +261,56 @@ def test_test_files_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if given is not None:
             monkeypatch.setenv("OMP_NUM_THREADS", given)
         (tmp_path / "test_cores.py").write_text(body.format(expected))
-        job = Job("cores", (str(tmp_path / "test_cores.py"),), environment=FEW_PLUGINS)
+        job = Job("cores", (str(tmp_path / "test_cores.py"),))
         assert [result.status for result in run_jobs([job, job], 8, 300)] == [0, 0]
 
 
 def test_a_test_file_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
-    (tmp_path / "test_hangs.py").write_text("import time\ntime.sleep(100)\n")
-    (result,) = run_jobs([Job("hangs", (str(tmp_path / "test_hangs.py"),), environment=FEW_PLUGINS)], 1, 1)
+    """With what its processes have started, and its lines tell which tests ran before and which one hung."""
+    (tmp_path / "test_hangs.py").write_text(f"""
+import subprocess, sys, time
+import pytest
+
+def test_good():
+    pass
+
+def test_wrong():
+    assert False
+
+@pytest.mark.skip
+def test_skipped():
+    pass
+
+@pytest.mark.parametrize("name", ["a name"])
+def test_hangs(name):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    open({str(tmp_path / "child")!r}, "w").write(str(child.pid))
+    time.sleep(100)
+""")
+    (result,) = run_jobs([Job("hangs", (str(tmp_path / "test_hangs.py"),))], 1, 8)
     assert result.status is None and not result.is_good and result.seconds < 50
+    assert result.counts == {"passed": 1, "failed": 1, "skipped": 1}
+    assert [failure.partition("::")[2] for failure in result.failures] == [
+        "test_wrong", "test_hangs[a name]: ran when the process ended",
+    ]  # fmt: skip
+    assert not is_running(int((tmp_path / "child").read_text()))
 
 
 def test_folders_become_their_test_files() -> None:
     found = files_under(["tests/device", "tests/ops/test_norm.py"])
     assert {"tests/device/test_faults.py", "tests/ops/test_norm.py"} <= set(found)
     assert all(Path(file).name.startswith("test_") for file in found)
+    assert files_under(GPU.test_files)[0].startswith("tests/backends/kernels/")
+
+
+def test_the_listed_files_are_those_with_tests_that_run_on_a_gpu() -> None:
+    folders = ("tests/ops", "tests/backends/kernels", "tests/device")
+    command = [sys.executable, "-m", "pytest", *PYTEST, "-qqq", "--collect-only", "-m", GPU.marks, *folders]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    collected = {line.rpartition(": ")[0] for line in done.stdout.splitlines() if line.startswith("tests/")}
+    without_gpu = "\npytestmark = pytest.mark.skipif(HAS_GPU, "
+    assert {file for file in collected if without_gpu not in (ROOT / file).read_text()} == set(GPU.test_files)
 
 
 def test_the_tests_under_the_sanitizer_exist() -> None:
@@ -228,3 +322,51 @@ def test_the_tests_under_the_sanitizer_exist() -> None:
         }
         assert test.partition("[")[0] in functions, name
         assert "[cuda" in test or "-cuda" in test, name
+
+
+def test_racecheck_runs_what_shares_memory() -> None:
+    assert listed_for("memcheck") == TESTS
+    left_out = set(TESTS) - set(listed_for("racecheck"))
+    files = {Path(test.partition("::")[0]).stem for test in left_out}
+    assert files == {
+        f"test_{name}" for name in ("activation", "advance_layout", "kept_rows", "pool", "quantize", "rope")
+    }
+    functions = {test.partition("::")[2].partition("[")[0] for test in left_out if "rope" in test or "quantize" in test}
+    assert functions == {"test_dequantize_bit_by_bit", "test_rotates_and_stores"}
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "not on the PATH"),
+        ("echo '========= COMPUTE-SANITIZER'", None),
+        ("echo '========= Error: No attachable process found.'", "cannot run a small program here: Error: No attach"),
+        ("echo nothing works; exit 3", "cannot run a small program here: nothing works"),
+        ("sleep 100", "has not run a small program in 1 s"),
+    ],
+)
+def test_a_sanitizer_that_cannot_attach_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str | None
+) -> None:
+    if script is not None:
+        (tmp_path / "compute-sanitizer").write_text(f"#!/bin/sh\n{script.replace('sleep', 'exec sleep')}\n")
+        (tmp_path / "compute-sanitizer").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setattr(sanitize, "PROBE_SECONDS", 1)
+    if message is None:
+        sanitize.probe()
+        return
+    with pytest.raises(NotHereError, match=message):
+        sanitize.probe()
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((9, 0), ("DPN_RT_CUDA_ARCHITECTURES=90a-real",)), ((8, 0), ("DPN_RT_CUDA_ARCHITECTURES=80",)), (None, ())],
+)
+def test_kernels_are_built_for_the_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert architectures() == expected

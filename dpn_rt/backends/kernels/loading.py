@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping
 
@@ -22,7 +23,7 @@ from dpn_rt.device.device import Device
 from dpn_rt.device.free_memory import free_memory
 from dpn_rt.device.freed_memory import keep_freed_memory
 from dpn_rt.device.huge_pages import gather
-from dpn_rt.errors import CapacityError
+from dpn_rt.errors import CapacityError, ConfigError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.config import DecoderConfig
 from dpn_rt.model.decoder import Decoder
@@ -40,6 +41,8 @@ log = logging.getLogger("dpn_rt.engine")
 
 ANGLE_COPIES = 3
 """Of the table of rotary angles, while it is made."""
+GPU_BLOCK_BYTES = 2**31
+"""A KV block takes less on a GPU: its kernels multiply the number of a block by its bytes with factors of 32 bits."""
 
 
 def load_kernel_backend(
@@ -146,6 +149,7 @@ def _build(
     step: DecodeStep
     stages: Stages = PlainStages(executor)
     if device.is_async:
+        gc.collect()  # what loading has left: the collector is off while graphs are recorded
         # Decode steps come first: what they give must not lie where a stage computes.
         step = DecodeGraphs(decoder, cache, pool, device, settings.max_num_seqs)
         graph_rows = min(settings.max_graph_rows, settings.max_prefill_tokens)
@@ -181,6 +185,8 @@ def load_decoder(
     config = config.for_length(settings.max_model_len)
     geometry = KvGeometry.of_model(config, model.stage_layers, TORCH_DTYPES[model.dtype])
     check_length(settings, config.head_dim, sum(geometry.layer_groups))
+    if device.torch_device.type != "cpu":
+        check_block(settings.block_size, geometry)
     angles = rope_table(config, settings.max_model_len).to(device.torch_device)
     decoder = Decoder(
         config,
@@ -229,6 +235,20 @@ def check_length(settings: EngineSettings, head_dim: int, num_groups: int) -> No
         raise CapacityError(
             f"max_model_len={length:,}: rotary angles and block tables take {angles + tables:,} bytes, {free:,} are "
             f"free: lower max_model_len, or max_num_seqs={settings.max_num_seqs}"
+        )
+
+
+def check_block(block_size: int, geometry: KvGeometry) -> None:
+    """Refuse KV blocks that are too large for the kernels of GPUs.
+
+    Raises:
+        ConfigError: with the largest size.
+    """
+    num_bytes, of_row = geometry.block_bytes(block_size), geometry.block_bytes(1)
+    if num_bytes >= GPU_BLOCK_BYTES:
+        raise ConfigError(
+            f"block_size={block_size:,}: a KV block of this model takes {num_bytes:,} bytes, and a GPU's less than "
+            f"{GPU_BLOCK_BYTES:,}: expected a block_size of at most {(GPU_BLOCK_BYTES - 1) // of_row:,}"
         )
 
 
@@ -328,7 +348,8 @@ def _largest_work(
 
 def _kept_bytes(model: ModelConfig, settings: EngineSettings) -> int:
     """Bytes of rows that are kept in addition to KV blocks: rows of the running sequences' images, and reused rows."""
-    rows = 0 if model.vision is None else settings.max_num_seqs * model.vision.max_visual_tokens
+    of_prompt = 0 if model.vision is None else settings.max_images * model.vision.max_visual_tokens
+    rows = settings.max_num_seqs * min(of_prompt, settings.max_model_len)
     return rows * model.decoder.hidden_size * TORCH_DTYPES[model.dtype].itemsize + 2 * settings.reuse_bytes
 
 

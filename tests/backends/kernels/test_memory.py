@@ -13,7 +13,7 @@ from dpn_rt.backends.kernels import loading
 from dpn_rt.device.cuda import cache_share
 from dpn_rt.device.host import HostDevice
 from dpn_rt.engine import loader
-from dpn_rt.errors import CapacityError
+from dpn_rt.errors import CapacityError, ConfigError
 from tests.engine.models import kv_geometry, write_random_engine
 from tests.places import HAS_GPU
 from tests.skips import GPU_PRESENT
@@ -64,14 +64,24 @@ def test_no_share_of_the_memory(free: int, utilization: float, reserved: int) ->
     assert f"gpu_memory_utilization={utilization}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("tokens", "length"), [(1, 512), (600, None), (1024, 100), (513, 512)])
+@pytest.mark.parametrize(
+    ("tokens", "length", "limit", "image_rows"),
+    [(1, 512, None, 256), (600, None, {"image": 2}, 32), (1024, 100, None, 100), (513, 512, {"image": 0}, 0)],
+)
 def test_the_largest_prefill_is_tried(
-    monkeypatch: pytest.MonkeyPatch, engine_dir: Path, tokens: int, length: int | None
+    monkeypatch: pytest.MonkeyPatch,
+    engine_dir: Path,
+    tokens: int,
+    length: int | None,
+    limit: dict[str, int] | None,
+    image_rows: int,
 ) -> None:
+    """And images of running sequences have their rows: 16 for each of at most 16, but no more than a prompt's rows."""
     device = SmallDevice(peak=1000, cache=2**20)
     play(monkeypatch, device)
-    llm = LLM(engine_dir, device="cuda", max_num_batched_tokens=tokens, max_model_len=length, reuse_bytes=50)
-    images = 64 * 16 * 64 * 4  # sequences, rows, elements, bytes
+    options = {"max_num_batched_tokens": tokens, "max_model_len": length, "limit_mm_per_prompt": limit}
+    llm = LLM(engine_dir, device="cuda", reuse_bytes=50, **options)
+    images = 64 * image_rows * 64 * 4  # sequences, rows, elements, bytes
     assert device.measured == 1 and device.asked == [(0.9, 1000 + images + 2 * 50)]
     cache = llm.engine.runner.cache
     assert cache.num_blocks == 2**20 // kv_geometry().block_bytes(16)
@@ -99,6 +109,14 @@ def test_a_cache_that_no_longest_request_fits_into_is_told(engine_dir: Path, cap
         f"kv_cache_bytes={full - 1}: requests that may become as long as max_model_len=64 are refused, expected {full} "
         "bytes, or a smaller max_model_len"
     ]
+
+
+def test_blocks_that_are_too_large_for_a_gpu() -> None:
+    geometry = kv_geometry()
+    most = (2**31 - 1) // geometry.block_bytes(1)
+    loading.check_block(most, geometry)
+    with pytest.raises(ConfigError, match=rf"block_size={most + 1:,}: .* expected a block_size of at most {most:,}"):
+        loading.check_block(most + 1, geometry)
 
 
 def test_not_even_one_block(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
