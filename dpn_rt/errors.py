@@ -43,6 +43,10 @@ class RequestError(DpnError, ValueError):
     """A request cannot be served as asked: prompt, image, route or sampling parameters."""
 
 
+class PromptTooLongError(RequestError):
+    """A prompt has more rows than the model's context."""
+
+
 class ImageError(RequestError):
     """An image cannot be decoded, is too large, or does not belong to the prompt."""
 

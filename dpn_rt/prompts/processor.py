@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dpn_rt.errors import EngineError, ImageError, RequestError
+from dpn_rt.errors import EngineError, ImageError, PromptTooLongError, RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID, ModelConfig
 from dpn_rt.model.reduction.chain import Chain
 from dpn_rt.model.reduction.grid import Grid, IntArray, Segments
@@ -168,7 +168,7 @@ class Processor:
         num_rows = int(first_rows[-1])
         if num_rows >= self.max_model_len:
             of_images = " and ".join(str(image.num_rows) for image in images)
-            raise RequestError(
+            raise PromptTooLongError(
                 f"prompt has {num_rows} rows ({len(ids)} token ids"
                 + (f", the image{'s' * (len(images) > 1)} as {of_images} rows" if images else "")
                 + f"): expected at most {self.max_model_len - 1}, to leave room for one token"
@@ -230,7 +230,7 @@ class Processor:
             return
         longest = self.tokenizer.longest_entry
         if num_characters > self.max_model_len * longest:
-            raise RequestError(
+            raise PromptTooLongError(
                 f"prompt of {num_characters} characters: expected at most {self.max_model_len * longest}, "
                 f"{self.max_model_len} rows of at most {longest} characters"
             )

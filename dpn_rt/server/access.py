@@ -71,7 +71,8 @@ class AccessMiddleware:
             return
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not secrets.compare_digest(key.strip(), self._api_key):
-            raise HttpError(401, "the API key is missing or wrong: expected Authorization: Bearer ...")
+            message = "the API key is missing or wrong: expected Authorization: Bearer ..."
+            raise HttpError(401, message, code="invalid_api_key")
 
 
 class _Reply:

@@ -196,18 +196,26 @@ async def _respond(service: Service, request: Request, kind: type[ChatRequest] |
         events = service.stream(parsed)
         # Before the response begins, so that an error still has a status of its own.
         first = await _until_disconnected(request, anext(events))
-        return StreamingResponse(_with_first(first, events), media_type="text/event-stream", headers=NO_BUFFERING)
+        content = _with_first(first, events, request_id, started)
+        return StreamingResponse(content, media_type="text/event-stream", headers=NO_BUFFERING)
     reply = await _until_disconnected(request, service.whole(parsed))
     log.info("request %s: answered in %.3f s", request_id, time.monotonic() - started)
     return JSONResponse(reply)
 
 
-async def _with_first(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """All events, of which the first has been read already. Closes them when the client leaves."""
-    async with aclosing(events):
-        yield first
-        async for event in events:
-            yield event
+async def _with_first(
+    first: bytes, events: AsyncGenerator[bytes, None], request_id: str, started: float
+) -> AsyncIterator[bytes]:
+    """All events, of which the first has been read already. Closes them when the client leaves; logs how they ended."""
+    end = "the client left the stream after"
+    try:
+        async with aclosing(events):
+            yield first
+            async for event in events:
+                yield event
+        end = "streamed in"
+    finally:
+        log.info("request %s: %s %.3f s", request_id, end, time.monotonic() - started)
 
 
 async def _until_disconnected(request: Request, work: Awaitable[Any]) -> Any:

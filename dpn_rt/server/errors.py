@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpn_rt.errors import CapacityError, DpnError, RequestError, ShutdownError
+from dpn_rt.errors import CapacityError, DpnError, PromptTooLongError, RequestError, ShutdownError
 from dpn_rt.server.body_errors import describe
 from dpn_rt.server.media.policy import MediaTooLargeError
 
@@ -73,6 +73,8 @@ def error_reply(error: BaseException) -> ErrorReply:
         return _reply(400, message, place)
     if isinstance(error, MediaTooLargeError):
         return _reply(413, str(error))
+    if isinstance(error, PromptTooLongError):
+        return _reply(400, str(error), code="context_length_exceeded")  # by which clients know it
     if isinstance(error, RequestError | CapacityError):
         return _reply(400, str(error))
     if isinstance(error, ShutdownError):

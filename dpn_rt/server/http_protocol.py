@@ -8,6 +8,7 @@ import select
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -37,13 +38,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(
         self,
         counter: ConnectionCounter,
+        count_refusal: Callable[[int], None],
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         loop: asyncio.AbstractEventLoop | None,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
-        self._counter, self._limits = counter, counter.limits
+        self._counter, self._limits, self._count_refusal = counter, counter.limits, count_refusal
         self._in_head = self._in_body = False
         self._head_bytes = self._num_headers = self._body_bytes = self._framing_bytes = self._body_in_data = 0
         self._deadline: asyncio.TimerHandle | None = None
@@ -75,7 +77,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         was_in_head, self._body_in_data = self._in_head, 0
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._is_refused or self.transport.is_closing():
             return
         if self._in_head and was_in_head:
@@ -134,6 +137,8 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():  # `_parse` gives the parser this request again
+            return
         self._in_head, self._in_body = False, True
         self._counter.works(self)
         self._arm(self._limits.body_seconds, self._check_progress, self._body_bytes)
@@ -154,6 +159,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_body = False
         self._disarm()
         super().on_message_complete()
@@ -181,6 +188,31 @@ class GuardedProtocol(HttpToolsProtocol):
 
     # Own parts.
 
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            (offset,) = upgrade.args
+            self._parse_without_upgrade(data[offset:])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Takes a request as if its client had not offered another protocol, as RFC 9110 (7.8) allows.
+
+        The parser ends at such a request, and takes neither its body nor the requests after it.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(HttpError(400, "CONNECT is for proxies, expected GET or POST"))
+            return
+        version = self.parser.get_http_version().encode()
+        kept = [(name, value) for name, value in self.headers if name not in (b"connection", b"upgrade")]
+        kept += [(b"connection", options) for name, value in self.headers if (options := _other_options(name, value))]
+        lines = [b"%s %s HTTP/%s\r\n" % (method, self.url, version), *(b"%s: %s\r\n" % header for header in kept)]
+        self.parser = httptools.HttpRequestParser(self)
+        self._parse(b"".join([*lines, b"\r\n", rest]))
+
     @property
     def _is_answering(self) -> bool:
         return bool(self.pipeline) or (self._running is not None and not self._running.response_complete)
@@ -202,6 +234,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_refused = True
         self._disarm()
         self.logger.info("connection of %s: %d %s", self.client, error.status, error)
+        self._count_refusal(error.status)
         refused = self.cycle if self._has_cycle else None
         if self.pipeline and self.pipeline[0][0] is refused:
             self.pipeline.popleft()
@@ -265,6 +298,12 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _other_options(name: bytes, value: bytes) -> bytes:
+    """What a `Connection` header has beside `upgrade`; empty for other headers."""
+    options = [option.strip() for option in value.split(b",")] if name == b"connection" else []
+    return b", ".join(option for option in options if option and option.lower() != b"upgrade")
 
 
 def _reply(error: HttpError) -> bytes:

@@ -83,7 +83,8 @@ class Server(uvicorn.Server):
         config, loop = self.config, self._loop
 
         def make_protocol() -> GuardedProtocol:
-            return GuardedProtocol(self.connections, config, self.server_state, self.lifespan.state, loop)
+            count = self._service.metrics.count_refusal
+            return GuardedProtocol(self.connections, count, config, self.server_state, self.lifespan.state, loop)
 
         listener = Listener(bound, make_protocol, self.connections, config.ssl, config.backlog)
         self.servers = [listener]  # type: ignore[list-item]

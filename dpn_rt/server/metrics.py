@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dpn_rt.engine.engine import Progress
 from dpn_rt.outputs import Pyramid, RequestOutput
 from dpn_rt.prompts.processor import ProcessedPrompt
 from dpn_rt.server.engine_client.messages import Load
@@ -35,7 +36,7 @@ class Metrics:
         self._successes = self._counter("request_success", "Requests that ended, by reason.", "finished_reason")
         self._refusals = self._counter("request_refused", "Requests refused before the engine, by status.", "status")
         self._visual_tokens = self._counter("visual_tokens", "Visual tokens of prompts, per stage.", "stage")
-        self._routes = self._counter("route", "Images by the experts that they took.", "route")
+        self._routes = self._counter("route", "Prompts with images, by the experts that they took.", "route")
         self._flops = self._counter("prefill_flops", "Decoder FLOPs of prefills.")
         self._saved_flops = self._counter("prefill_flops_saved", "Decoder FLOPs that reduction saved.")
         self._reduced = self._counter("reduction_requests", "Prompts with images, by reduction.", "reduction")
@@ -87,25 +88,29 @@ class Metrics:
         metrics = output.metrics
         if metrics.finish is None or metrics.first_token is None:
             return
-        num_gaps = max((len(completion.token_ids) for completion in output.outputs), default=0) - 1
-        for _ in range(num_gaps):
-            self._between.labels(self._name).observe((metrics.finish - metrics.first_token) / num_gaps)
+        gaps = [len(completion.token_ids) - 1 for completion in output.outputs]
+        for _ in range(sum(count for count in gaps if count > 0)):  # completions come side by side
+            self._between.labels(self._name).observe((metrics.finish - metrics.first_token) / max(gaps))
 
-    def gap_timer(self) -> Callable[[int], None]:
-        """A function that records the times between the tokens of one request.
+    def gap_timer(self) -> Callable[[Sequence[Progress]], None]:
+        """A function that records the times between the tokens of each completion of a prompt.
 
-        It is called whenever tokens come, with their number.
+        It is called with what has come, whenever something has.
         """
-        last: float | None = None
+        last: dict[int, float] = {}
         observe = self._between.labels(self._name).observe
 
-        def tick(num_tokens: int) -> None:
-            nonlocal last
+        def tick(progress: Sequence[Progress]) -> None:
             now = time.monotonic()
-            if last is not None:
-                for _ in range(num_tokens):
-                    observe((now - last) / num_tokens)
-            last = now
+            counts: dict[int, int] = {}
+            for item in progress:
+                counts[item.index] = counts.get(item.index, 0) + len(item.token_ids)
+            for index, num_tokens in counts.items():
+                if index in last:
+                    for _ in range(num_tokens):
+                        observe((now - last[index]) / num_tokens)
+                if num_tokens:
+                    last[index] = now
 
         return tick
 

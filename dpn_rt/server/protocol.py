@@ -19,6 +19,8 @@ from dpn_rt.server.neutral import (
 )
 
 Value = TypeVar("Value")
+DEFAULT_MAX_TOKENS = 16
+"""Of `/v1/completions`, as OpenAI has it."""
 StopString = Annotated[str, Field(max_length=4096)]
 """Text is held back while it may be the beginning of one."""
 TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
@@ -274,7 +276,7 @@ class CompletionRequest(NeutralCompletionFields, _Common):
     """`POST /v1/completions`: continues text as it stands, without images."""
 
     prompt: Prompt
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    max_tokens: Annotated[int, Field(ge=1)] | None = DEFAULT_MAX_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
@@ -291,7 +293,7 @@ class CompletionRequest(NeutralCompletionFields, _Common):
     @property
     def sampling(self) -> SamplingParams:
         """Raises RequestError: a value is out of range or contradicts another."""
-        return self._sampling(self.max_tokens, self.logprobs)
+        return self._sampling(_or(self.max_tokens, DEFAULT_MAX_TOKENS), self.logprobs)
 
 
 def _or(value: Value | None, default: Value) -> Value:

@@ -72,13 +72,15 @@ class Replies:
         is_chat: bool,
         top_logprobs: int = 0,
         tokenizer: Tokenizer | None = None,
+        skip_special_tokens: bool = True,
     ) -> None:
         """
         Args:
             top_logprobs: how many of the most probable tokens a chat lists per token.
             tokenizer: for the text of single tokens; None: they have no text.
         """
-        self._is_chat, self._top_logprobs, self._tokenizer = is_chat, top_logprobs, tokenizer
+        self._is_chat, self._top_logprobs = is_chat, top_logprobs
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._offsets: dict[int, int] = {}
         """Index of a completion -> where the text of its next token begins."""
         self._head = {
@@ -160,11 +162,9 @@ class Replies:
         """Where a token begins in the text of its completion. To be called once per token, in order."""
         is_first = index not in self._offsets
         offset = self._offsets.get(index, 0)
-        length = 0
-        if self._tokenizer is not None:
-            length = len(self._tokenizer.token_text(token_id))
-            length -= self._tokenizer.num_stripped(token_id) if is_first else 0
-        self._offsets[index] = offset + length
+        if self._tokenizer is not None and self._tokenizer.has_text(token_id, self._skip_special_tokens):
+            stripped = self._tokenizer.num_stripped(token_id) if is_first else 0
+            self._offsets[index] = offset + len(self._tokenizer.token_text(token_id)) - stripped
         return offset
 
     def _chat_logprob(self, token_id: int, entries: TokenLogprobs) -> Json:

@@ -23,7 +23,7 @@ class ReplyStream:
         completions: int,
         *,
         extra: Callable[[int, RequestOutput], Json],
-        usage: Callable[[int], Json] | None = None,
+        usage: Callable[[int], Json | None] | None = None,
     ) -> None:
         """
         Args:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ class Service:
                 len(prompts),
                 request.completions,
                 extra=lambda position, output: self._extra(prompts[position], output),
-                usage=partial(token_counts, prompts) if request.wants_continuous_usage else None,
+                usage=_usage_so_far(request, prompts),
             )
             runs = [self._events(f"{request_id}-{i}", p, request, ticket) for i, p in enumerate(prompts)]
             try:
@@ -194,7 +194,7 @@ class Service:
                         self.metrics.count_finished(prompt, event)
                         self._report(prompt, event, request)
                     else:
-                        record_gap(len(event))
+                        record_gap(event)
                     yield event
         except (GeneratorExit, asyncio.CancelledError):
             if not has_ended:
@@ -214,7 +214,15 @@ class Service:
             is_chat=isinstance(request, ChatRequest),
             top_logprobs=(request.top_logprobs or 0) if isinstance(request, ChatRequest) else 0,
             tokenizer=self.preparation.tokenizer,
+            skip_special_tokens=request.sampling.skip_special_tokens,
         )
+
+
+def _usage_so_far(request: Request, prompts: list[ProcessedPrompt]) -> Callable[[int], Json | None] | None:
+    """See `ReplyStream`. Where the usage comes at the end alone, the other chunks say so, as OpenAI's do."""
+    if not request.wants_usage:
+        return None
+    return partial(token_counts, prompts) if request.wants_continuous_usage else lambda _: None
 
 
 def _parsed(kind: type[Parsed], body: Bytes) -> Parsed:

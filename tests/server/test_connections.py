@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -70,6 +71,51 @@ def test_a_body_in_chunks_of_a_byte_is_read(server: RunningServer) -> None:
         status(exchange(server, CHUNKED.replace(b"Transfer", b"Connection: close\r\nTransfer") + body + b"0\r\n\r\n"))
         == 400
     )
+
+
+UPGRADE = {
+    "HTTP/2": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+    "a web socket": b"Upgrade: websocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Version: 13\r\n",
+    "anything": b"connection: upgrade\r\nupgrade: x\r\n",
+}
+
+
+@pytest.mark.parametrize("name", UPGRADE)
+@pytest.mark.parametrize("apart", [True, False])
+def test_an_offer_of_another_protocol_is_not_taken(server: RunningServer, name: str, apart: bool) -> None:
+    """The body is the body, also where it looks like a request, and requests after it are answered."""
+    head, body = post(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n", close=False).split(b"\r\n\r\n", 1)
+    chunked = CHUNKED.removesuffix(b"\r\n") + UPGRADE[name] + b"\r\n"
+    parts = [
+        head + b"\r\n" + UPGRADE[name] + b"\r\n",
+        body,
+        chunked + b"2\r\n{}\r\n",
+        b"0\r\n\r\n",
+        GET + UPGRADE[name] + b"\r\n",
+        GET + b"Connection: close\r\n\r\n",
+    ]
+    with connected(server) as connection:
+        for part in parts if apart else [b"".join(parts)]:
+            connection.sendall(part)
+            time.sleep(0.05 if apart else 0)
+        answers = read_all(connection)
+    found = [int(number) for number in re.findall(rb"HTTP/1\.1 (\d+)", answers)]
+    assert found == [400, 400, 200, 200]
+    assert b'"version"' not in answers
+
+
+def test_a_tunnel_is_refused(server: RunningServer) -> None:
+    answer = exchange(server, b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert status(answer) == 400 and "CONNECT is for proxies" in error(answer)["message"]
+
+
+def test_refusals_of_connections_are_counted(start_server: StartServer) -> None:
+    server = start_server()
+    assert status(exchange(server, HEADS["101 headers"])) == 431
+    assert status(exchange(server, b"no request\r\n\r\n")) == 400
+    counts = server.client.get("/metrics").text
+    for refused in (431, 400):
+        assert f'request_refused_total{{model_name="tiny",status="{refused}"}} 1.0' in counts
 
 
 def silent(sent: bytes) -> Callable[[socket.socket], bytes]:

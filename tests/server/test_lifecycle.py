@@ -210,3 +210,31 @@ def test_a_server_ends_with_its_engine(start_server: StartServer, monkeypatch: p
     assert not server.thread.is_alive()
     assert "MemoryError('nothing left')" in str(server.server.failure)
     assert server.service.engine.stalled_seconds == float("inf")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_time_between_tokens_is_that_of_each_completion(start_server: StartServer, stream: bool) -> None:
+    server = start_server()
+    body = Ask().body(n=3, temperature=1, ignore_eos=True, max_tokens=8, stream=stream)
+    started = time.monotonic()
+    assert server.post(body).status_code == 200
+    seconds = time.monotonic() - started
+    found = metrics(server)
+    assert found["dpn_rt:inter_token_latency_seconds_count"] == 3 * 7
+    total, decoding = found["dpn_rt:inter_token_latency_seconds_sum"], found["dpn_rt:request_decode_time_seconds_sum"]
+    assert 2 * decoding < total < 3 * seconds  # three side by side
+
+
+def test_a_stream_has_its_line_in_the_log(start_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    server = start_server()
+    assert server.post(Ask().body(stream=True), headers={"X-Request-Id": "whole"}).status_code == 200
+    asked = Ask().body(stream=True, max_tokens=400, ignore_eos=True)
+    with server.client.stream("POST", "/v1/chat/completions", json=asked, headers={"X-Request-Id": "left"}) as reply:
+        next(reply.iter_lines())
+    server.wait_until_idle()
+    deadline = time.monotonic() + 20
+    while not any("request left: the client left the stream after" in each for each in caplog.messages):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert any("request whole: streamed in" in each for each in caplog.messages)

@@ -203,3 +203,25 @@ def test_models(client: openai.OpenAI) -> None:
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError, match="expected 'tiny'"):
         client.models.retrieve("other")
+
+
+def test_offsets_count_no_special_tokens(client: openai.OpenAI) -> None:
+    for skips in (True, False):
+        more = {"ignore_eos": True, "skip_special_tokens": skips}
+        asked: dict[str, Any] = {"model": MODEL, "prompt": "a", "max_tokens": 24, "logprobs": 0, "extra_body": more}
+        choice = client.completions.create(**asked).choices[0]
+        assert choice.logprobs is not None and choice.logprobs.text_offset is not None
+        assert max(choice.logprobs.text_offset) <= len(choice.text), choice
+
+
+def test_a_prompt_that_is_too_long_is_known_by_its_code(client: openai.OpenAI) -> None:
+    for text in ("a b " * 2000, "a" * 200_000):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(model=MODEL, prompt=text)
+        assert refused.value.code == "context_length_exceeded"
+
+
+def test_null_counts_as_left_out(client: openai.OpenAI) -> None:
+    more = {"ignore_eos": True, "max_tokens": None}
+    reply = client.completions.create(model=MODEL, prompt="a", extra_body=more)
+    assert reply.usage is not None and reply.usage.completion_tokens == 16
