@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
 from dpn_rt import DpnError, SamplingParams
 from dpn_rt.batch import answer_parquet, build_processor, read_answers
@@ -45,6 +46,25 @@ def test_images_of_all_forms_and_what_is_wrong_with_a_row(engine_dir: Path, tmp_
     assert answerer(in_bytes)["answer"].to_pylist() == [rows[0]["answer"]]
     with pytest.raises(DpnError, match="'question'"):
         answerer(pa.table({"image": [b""], "text": ["?"]}))
+
+
+def test_a_row_that_fails_leaves_the_others_their_answers(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of one row overflow."""
+    answerer = Answerer(AnswerOptions(engine_dir, PARAMS))
+    engine = answerer._llm.engine
+    sample = engine._sample
+
+    def overflowing(sequences: Any, logits: torch.Tensor, best: Any = None) -> Any:
+        logits = logits.clone()
+        for row, sequence in enumerate(sequences):
+            if sequence.request_id == "1":
+                logits[row] = float("nan")
+        return sample(sequences, logits, None)
+
+    monkeypatch.setattr(engine, "_sample", overflowing)
+    rows = answerer(pa.table({"image": [None] * 3, "question": ["What color is the background?"] * 3})).to_pylist()
+    assert rows[0]["answer"] and rows[0]["answer"] == rows[2]["answer"]
+    assert rows[1]["answer"] is None and "not finite" in rows[1]["error"]
 
 
 @pytest.mark.parametrize(
