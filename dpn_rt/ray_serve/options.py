@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.ray_cluster import copies_weights
 from dpn_rt.schema.files import real_path
 from dpn_rt.schema.text import is_text
 from dpn_rt.server.config import ServerConfig
@@ -79,11 +80,9 @@ class ServiceOptions(BaseModel):
 
     @property
     def options_of_one(self) -> EngineOptions:
-        """`engine_options` of a replica. Several that start at one time would all find the same memory free, so they
-        share the weights' file unless copies are asked for."""
+        """`engine_options` of a replica, which may be one of several."""
         most = self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
-        is_default = self.engine_options.copy_weights is None
-        return replace(self.engine_options, copy_weights=False) if is_default and most > 1 else self.engine_options
+        return replace(self.engine_options, copy_weights=copies_weights(self.engine_options.copy_weights, most))
 
     @property
     def places(self) -> int:
