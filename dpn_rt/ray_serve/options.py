@@ -12,8 +12,12 @@ from dpn_rt.errors import ConfigError
 from dpn_rt.ray_cluster import copies_weights
 from dpn_rt.schema.files import real_path
 from dpn_rt.schema.text import is_text
+from dpn_rt.serve import ENGINE_DEFAULTS
 from dpn_rt.server.config import ServerConfig
 from dpn_rt.settings import EngineOptions
+
+_OF_ENGINE = {"processed_image_bytes": "reuse_bytes", "reduce": "reduce"}
+"""Fields of `ServerConfig`, and the engine's options that they follow."""
 
 
 class Autoscaling(BaseModel):
@@ -47,12 +51,10 @@ class ServiceOptions(BaseModel):
     device: str = "auto"
     verify: bool = True
     """Compare the files' sha256 with the engine's record before use."""
-    engine_options: EngineOptions = Field(
-        default_factory=lambda: EngineOptions(reuse_bytes=2**28, max_chunk_tokens=128)
-    )
-    """As of `python -m dpn_rt.serve`, whose defaults these are."""
+    engine_options: EngineOptions
+    """As of `python -m dpn_rt.serve`, whose defaults stand for the fields that a config file leaves out."""
     server: ServerConfig
-    """Limits and names. In a config file it may be left out, and so may `model_name`: the directory's."""
+    """Limits and names, with the same defaults; `model_name` is the directory's."""
     replicas: Annotated[int, Field(ge=1)] = 1
     """Without `autoscaling`."""
     autoscaling: Autoscaling | None = None
@@ -71,12 +73,16 @@ class ServiceOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_model(cls, values: Any) -> Any:
-        """Fills the model's name in, where a config file has none."""
-        server = values.get("server", {}) if isinstance(values, dict) else None
-        if not isinstance(server, dict) or "engine" not in values or "model_name" in server:
+    def _fill_in(cls, values: Any) -> Any:
+        """What a config file leaves out is as the command has it."""
+        if not isinstance(values, dict):
             return values
-        return {**values, "server": {"model_name": model_name(Path(values["engine"])), **server}}
+        limits, server = values.get("engine_options", {}), values.get("server", {})
+        if isinstance(limits, dict):
+            limits = {**ENGINE_DEFAULTS, **limits}
+        if isinstance(server, dict):
+            server = {**_server_defaults(values, limits), **server}
+        return {**values, "engine_options": limits, "server": server}
 
     @property
     def options_of_one(self) -> EngineOptions:
@@ -88,6 +94,14 @@ class ServiceOptions(BaseModel):
     def places(self) -> int:
         """`capacity`, or its default."""
         return self.capacity or self.engine_options.max_num_seqs
+
+
+def _server_defaults(values: dict[str, Any], limits: Any) -> dict[str, Any]:
+    """Of `server`, where the values beside it say them."""
+    named = {"model_name": model_name(Path(values["engine"]))} if isinstance(values.get("engine"), str | Path) else {}
+    given = vars(limits) if isinstance(limits, EngineOptions) else limits
+    known = given if isinstance(given, dict) else {}
+    return named | {name: known[option] for name, option in _OF_ENGINE.items() if option in known}
 
 
 def model_name(engine: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from dpn_rt import DpnError
+from dpn_rt import DpnError, serve_ray
 from dpn_rt.ray_serve import ingress
 from dpn_rt.ray_serve.app import build
 from dpn_rt.ray_serve.options import ServiceOptions
@@ -77,6 +77,21 @@ def test_the_example_of_a_config_file_is_taken() -> None:
     options = ServiceOptions.model_validate(application.args)
     assert options.autoscaling is not None and options.server.shutdown_timeout == 40
     assert build(application.args)._bound_deployment.name == "Ingress"
+
+
+def test_what_a_config_file_leaves_out_is_as_the_command_has_it(arguments: dict[str, Any]) -> None:
+    """Also the rest of `engine_options` and `server`, where some of their fields are given."""
+
+    def command(*options: str) -> ServiceOptions:
+        return serve_ray.service_options(serve_ray.parser().parse_args(["--engine", arguments["engine"], *options]))
+
+    assert ServiceOptions.model_validate(arguments) == command()
+    some = {"engine_options": {"max_num_seqs": 8}, "server": {"workers": 3}}
+    assert ServiceOptions.model_validate({**arguments, **some}) == command("--max-num-seqs", "8", "--workers", "3")
+    none = {"engine_options": {"reuse_bytes": 0, "max_chunk_tokens": None}}
+    assert ServiceOptions.model_validate({**arguments, **none}) == command(
+        "--reuse-bytes", "0", "--max-chunk-tokens", "0"
+    )
 
 
 def test_options_are_given_or_built(arguments: dict[str, Any]) -> None:
