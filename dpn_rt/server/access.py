@@ -20,6 +20,8 @@ from dpn_rt.server.hosts import AllowedHosts
 
 OPEN_PATHS = ("/health",)
 """Answered without a key, for supervisors and load balancers."""
+WEBSOCKET_REFUSED = 403
+"""What a client gets whose handshake is refused: ASGI leaves no choice."""
 log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -40,6 +42,10 @@ class AccessMiddleware:
         self._api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there is nothing to talk about, with or without a key
+            self._on_refusal(WEBSOCKET_REFUSED)
+            await send({"type": "websocket.close", "code": 1008, "reason": "expected HTTP, not a WebSocket"})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

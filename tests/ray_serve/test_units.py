@@ -334,3 +334,11 @@ def test_what_is_refused_costs_no_replica_anything() -> None:
     assert error_of(ask(Handle(), headers=[(b"content-length", b"1001")]))[0] == 413
     handle = Handle()
     assert error_of(ask(handle, headers=[(b"host", b"evil.example")]))[0] >= 400 and handle.keys == []
+
+
+def test_a_websocket_is_refused() -> None:
+    """Serve's proxy takes handshakes, and asks for no key. It wants a code."""
+    handle = Handle()
+    (refusal,) = ask(handle, type="websocket", method=None, path="/v1/models")
+    assert refusal["type"] == "websocket.close" and refusal["code"] == 1008
+    assert ask.counts == {"403": 1} and handle.keys == []  # type: ignore[attr-defined]
