@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 APPLICATION = "dpn_rt"
 """Its name in Ray Serve."""
+SECONDS_TO_REFUSE = 5.0
+"""For the ingress to end requests whose time is over."""
 COMMAND = "python -m dpn_rt.serve_ray"
 
 
@@ -152,7 +155,8 @@ def _serve(options: argparse.Namespace) -> None:
         _start(serve, application, options)
         print(f"serving {service.server.model_name} on port {options.port}; Ctrl-C ends it", flush=True)
         _wait_for_signal()
-        serve.delete(APPLICATION)  # waits for the answers of requests that have been accepted
+        _drain(serve, service.server.shutdown_timeout)
+        serve.delete(APPLICATION)
         if not cluster.runs_already:
             serve.shutdown()
 
@@ -174,6 +178,15 @@ def _start(serve: Any, application: Any, options: argparse.Namespace) -> None:
     except RuntimeError as error:
         told = own_message(error) or "the lines above say why"
         raise EngineError(f"the replicas cannot be started: {told}") from error
+
+
+def _drain(serve: Any, seconds: float) -> None:
+    """Waits for the answers of requests that have been accepted, so many seconds; new ones get 503 meanwhile."""
+    from dpn_rt.ray_serve.app import INGRESS
+
+    ingresses = serve.get_deployment_handle(INGRESS, APPLICATION)
+    with suppress(TimeoutError):  # then they end without
+        ingresses.broadcast("drain").results(timeout_s=seconds + SECONDS_TO_REFUSE, return_exceptions=True)
 
 
 def _http_options(options: argparse.Namespace) -> dict[str, Any]:
