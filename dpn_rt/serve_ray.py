@@ -46,28 +46,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("replicas").add_argument
     add("--replicas", type=int, default=1, metavar="N", help="replicas, where there is no --max-replicas")
-    add("--min-replicas", type=int, default=1, metavar="N", help="replicas that are always there, with --max-replicas")
+    add("--min-replicas", type=int, metavar="N", help="replicas that are always there, with --max-replicas; default: 1")
     add("--max-replicas", type=int, metavar="N", help="add and remove replicas by load, up to so many")
     add(
         "--target-ongoing-requests",
         type=float,
         metavar="X",
-        help="requests of a replica, aimed at; default: half of its capacity",
+        help="requests of a replica, aimed at, with --max-replicas; default: half of its capacity",
     )
-    add(
-        "--upscale-delay",
-        type=float,
-        default=10.0,
-        metavar="S",
-        help="seconds of more load until replicas are added",
-    )
-    add(
-        "--downscale-delay",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="seconds of less load until some are removed",
-    )
+    add("--upscale-delay", type=float, metavar="S", help="seconds of more load until replicas are added; default: 10")
+    add("--downscale-delay", type=float, metavar="S", help="seconds of less load until some are removed; default: 300")
     add("--capacity", type=int, metavar="N", help="requests of a replica at a time; default: --max-num-seqs")
     add("--cpus-per-replica", type=float, default=1.0, metavar="X", help="cores, and threads, of a replica")
     add("--gpus-per-replica", type=float, default=0.0, metavar="X", help="GPUs of a replica")
@@ -90,8 +78,8 @@ def service_options(options: argparse.Namespace) -> ServiceOptions:
     """
     from pydantic import ValidationError
 
+    from dpn_rt.ray_serve.option_errors import told_of_command
     from dpn_rt.ray_serve.options import ServiceOptions
-    from dpn_rt.server.body_errors import describe
 
     for name in ("otlp_traces_endpoint", "otlp_metrics_endpoint"):
         if getattr(options, name) is not None:
@@ -116,22 +104,29 @@ def service_options(options: argparse.Namespace) -> ServiceOptions:
             log_json=options.log_json,
         )
     except ValidationError as error:
-        place, message = describe(error)
-        raise ConfigError(f"--{(place or '').replace('_', '-')}: {message}") from None
+        raise ConfigError(told_of_command(error)) from None
 
 
 def _autoscaling(options: argparse.Namespace) -> Autoscaling | None:
+    """None without `--max-replicas`.
+
+    Raises:
+        ConfigError: an option would do nothing without it.
+    """
     from dpn_rt.ray_serve.options import Autoscaling
 
-    if options.max_replicas is None:
-        return None
-    return Autoscaling(
-        min_replicas=options.min_replicas,
-        max_replicas=options.max_replicas,
-        target_ongoing_requests=options.target_ongoing_requests,
-        upscale_delay_s=options.upscale_delay,
-        downscale_delay_s=options.downscale_delay,
-    )
+    named = {
+        "--min-replicas": ("min_replicas", options.min_replicas),
+        "--target-ongoing-requests": ("target_ongoing_requests", options.target_ongoing_requests),
+        "--upscale-delay": ("upscale_delay_s", options.upscale_delay),
+        "--downscale-delay": ("downscale_delay_s", options.downscale_delay),
+    }
+    given = {option: field for option, field in named.items() if field[1] is not None}
+    if options.max_replicas is not None:
+        return Autoscaling(max_replicas=options.max_replicas, **dict(given.values()))
+    for option, (_, value) in given.items():
+        raise ConfigError(f"{option} {value:g}: expected --max-replicas as well")
+    return None
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -185,8 +180,9 @@ def _drain(serve: Any, seconds: float) -> None:
     from dpn_rt.ray_serve.app import INGRESS
 
     ingresses = serve.get_deployment_handle(INGRESS, APPLICATION)
+    limit = min(seconds + SECONDS_TO_REFUSE, threading.TIMEOUT_MAX)
     with suppress(TimeoutError):  # then they end without
-        ingresses.broadcast("drain").results(timeout_s=seconds + SECONDS_TO_REFUSE, return_exceptions=True)
+        ingresses.broadcast("drain").results(timeout_s=limit, return_exceptions=True)
 
 
 def _http_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from ray.serve.config import RequestRouterConfig
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.ray_serve.ingress import Ingress
+from dpn_rt.ray_serve.option_errors import told_of_file
 from dpn_rt.ray_serve.options import ServiceOptions
 from dpn_rt.ray_serve.replica import Replica
 from dpn_rt.ray_serve.routing import SPARE_PLACES, ImageAffinityRouter
 from dpn_rt.serve import API_KEY_VARIABLE
-from dpn_rt.server.body_errors import describe
 from dpn_rt.server.config import check_api_key
 
 INGRESS, REPLICA = "Ingress", "Replica"
@@ -94,5 +94,4 @@ def _checked(values: Mapping[str, Any]) -> ServiceOptions:
     try:
         return ServiceOptions.model_validate(dict(values))
     except ValidationError as error:
-        place, message = describe(error)
-        raise ConfigError(f"{place}: {message}" if place else message) from None
+        raise ConfigError(told_of_file(error)) from None

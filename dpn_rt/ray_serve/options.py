@@ -19,6 +19,9 @@ from dpn_rt.settings import EngineOptions
 _OF_ENGINE = {"processed_image_bytes": "reuse_bytes", "reduce": "reduce"}
 """Fields of `ServerConfig`, and the engine's options that they follow."""
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""Ray takes no other numbers."""
+
 
 class Autoscaling(BaseModel):
     """How many replicas there are, by the requests that wait or run in each."""
@@ -27,11 +30,11 @@ class Autoscaling(BaseModel):
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)]
-    target_ongoing_requests: Annotated[float, Field(gt=0)] | None = None
+    target_ongoing_requests: Annotated[Finite, Field(gt=0)] | None = None
     """Requests of one replica, waiting ones included, that are aimed at; None: half of its `capacity`."""
-    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    upscale_delay_s: Annotated[Finite, Field(ge=0)] = 10.0
     """Seconds of higher load before replicas are added."""
-    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0
+    downscale_delay_s: Annotated[Finite, Field(ge=0)] = 300.0
     """Seconds of lower load before replicas are removed."""
 
     @model_validator(mode="after")
@@ -61,12 +64,12 @@ class ServiceOptions(BaseModel):
     capacity: Annotated[int, Field(ge=1)] | None = None
     """Requests that a replica has at a time; beyond that they go to others or wait at the ingress. None:
     `max_num_seqs`, so that all of them run at the same time."""
-    cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
+    cpus_per_replica: Annotated[Finite, Field(ge=0)] = 1.0
     """Cores that Ray reserves for a replica, which has as many threads."""
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_replica: Annotated[Finite, Field(ge=0)] = 0.0
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
     """Actors between Serve's proxies and the replicas; they check and route requests, and compute nothing."""
-    health_check_period: Annotated[float, Field(gt=0)] = 10.0
+    health_check_period: Annotated[Finite, Field(gt=0)] = 10.0
     """Seconds between two questions whether a replica's engine is well; after three bad answers it is replaced."""
     log_level: str = "info"
     log_json: bool = False

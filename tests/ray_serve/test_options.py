@@ -39,16 +39,25 @@ def test_arguments_of_a_config_file_become_deployments(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"replicas": 0}, "replicas"),
-        ({"replica": 2}, "replica"),
-        ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas=3"),
-        ({"engine_options": {"max_num_seqs": 0}}, "max_num_seqs=0"),
-        ({"server": {"workers": 0}}, "workers=0"),
-        ({"capacity": "many"}, "capacity"),
+        ({"replicas": 0}, "replicas=0: expected at least 1"),
+        ({"replica": 2}, "replica: unknown, expected one of engine, .*"),
+        (
+            {"autoscaling": {"min_replicas": 3, "max_replicas": 2}},
+            "autoscaling: max_replicas=2: expected at least min_replicas=3",
+        ),
+        ({"autoscaling": {}}, r"autoscaling\.max_replicas: missing, expected it"),
+        ({"engine_options": {"max_num_seqs": 0}}, "engine_options: max_num_seqs=0: expected .*"),
+        ({"engine_options": {"max_seqs": 1}}, r"engine_options\.max_seqs: unknown, expected one of max_num_seqs, .*"),
+        ({"server": {"workers": 0}}, "server: workers=0: expected at least 1"),
+        ({"server": {"workers": "x"}}, r"server\.workers='x': expected a valid integer.*"),
+        ({"server": {"api_key": 12345}}, r"server\.api_key=\.\.\.: expected a valid string"),
+        ({"server": 1}, "server=1: expected a dictionary.*"),
+        ({"cpus_per_replica": float("inf")}, "cpus_per_replica=inf: expected a finite number"),
+        ({"capacity": "many"}, "capacity='many': expected a valid integer.*"),
     ],
 )
 def test_wrong_arguments_are_told(arguments: dict[str, Any], change: dict[str, Any], words: str) -> None:
-    with pytest.raises(DpnError, match=words):
+    with pytest.raises(DpnError, match=f"^{words}$"):
         build({**arguments, **change})
 
 
