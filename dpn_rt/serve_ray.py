@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -133,12 +134,14 @@ def _serve(options: argparse.Namespace) -> None:
     single.check_packages()  # Ray Serve needs them as well
     serve = load_ray("ray.serve", COMMAND)
     from dpn_rt.engine.loader import load_processor
+    from dpn_rt.ray_serve import proxy
     from dpn_rt.ray_serve.app import build
 
     service = service_options(options)
     cluster = RayCluster(options.ray_address, options.ray_temp_dir)
     if not cluster.runs_already:
         single.check_address(options)
+        proxy.use_in(os.environ)
     # What is wrong with the engine or a limit is told here: replicas would be started again and again.
     load_processor(service.engine, service.device, service.engine_options, verify=False)
     application = build(service)

@@ -50,7 +50,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        request_id = _request_id(headers.get(b"x-request-id", b""))
+        request_id = checked_request_id(headers.get(b"x-request-id", b""))
         scope.setdefault("state", {})["request_id"] = request_id
 
         reply = _Reply(send, request_id)
@@ -110,6 +110,7 @@ class _Reply:
             await self.send({"type": "http.response.body", "body": b"data: %b\n\ndata: [DONE]\n\n" % body})
 
 
-def _request_id(given: bytes) -> str:
+def checked_request_id(given: bytes) -> str:
+    """The id of a request: what its header says, or a new one where that is no id."""
     text = given.decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex

@@ -143,6 +143,9 @@ def test_everything_else_of_the_server_is_there(service: Service) -> None:
     assert len(text.json()["choices"]) == 2
     reply = client.get("/v1/models", headers={"x-request-id": "of-the-client"})
     assert reply.headers.get_list("x-request-id") == ["of-the-client"]
+    for wrong in (b"two words <b>", b"\xff"):
+        (given,) = client.get("/v1/models", headers={"x-request-id": wrong}).headers.get_list("x-request-id")
+        assert given.isalnum()
     handshake = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
     handshake["sec-websocket-key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
     assert client.get("/v1/models", headers=handshake).status_code == 403

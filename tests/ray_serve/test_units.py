@@ -20,6 +20,7 @@ from dpn_rt.ray_serve.image_key import image_key
 from dpn_rt.ray_serve.ingress import Forwarder, application
 from dpn_rt.ray_serve.messages import ForwardedRequest, respond
 from dpn_rt.ray_serve.metrics import merged
+from dpn_rt.ray_serve.proxy import layers
 from dpn_rt.ray_serve.routing import ImageAffinityRouter, preferred
 from dpn_rt.server.config import ServerConfig
 from tests.ray_serve.conftest import HANG_SECONDS
@@ -395,3 +396,30 @@ def test_a_service_that_ends_refuses_new_requests_and_waits_for_those_that_run(e
         await forwarder.drain()
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("given", "is_kept"),
+    [
+        ([b"of-the:client.1"], True),
+        ([b"two words <b>"], False),
+        ([b"\xff"], False),
+        ([b"x" * 129], False),
+        ([], False),
+        ([b"a", b"b"], True),
+    ],
+)
+def test_serves_proxies_take_ids_by_the_rule_of_one_server(given: list[bytes], is_kept: bool) -> None:
+    """Serve repeats any other header, and fails where it is not UTF-8."""
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+
+    (layer,) = layers()
+    headers = [(b"Host", b"a"), *((b"X-Request-Id", value) for value in given)]
+    asyncio.run(layer.cls(app)({"type": "http", "headers": headers}, None, None))
+    asyncio.run(layer.cls(app)({"type": "lifespan"}, None, None))
+    (host, (name, value)), lifespan = seen[0]["headers"], seen[1]
+    assert host == headers[0] and name == b"x-request-id" and lifespan == {"type": "lifespan"}
+    assert value == given[-1] if is_kept else value not in given and value.isalnum()
