@@ -17,7 +17,7 @@ from dpn_rt.engine.call_arguments import checked_priority, params_of_each, prior
 from dpn_rt.engine.engine import Progress
 from dpn_rt.engine.loader import LoadedEngine, load_engine, load_engine_of_weights
 from dpn_rt.engine.shared_engine import Inbox, SharedEngine
-from dpn_rt.errors import BatchError, ConfigError, DpnError, RequestError
+from dpn_rt.errors import BatchError, ConfigError, DeviceError, DpnError, RequestError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.spec import Spec
 from dpn_rt.outputs import RequestOutput, StreamDelta
@@ -210,7 +210,7 @@ class LLM:
         with (
             tqdm(total=len(items), desc="Requests", disable=not use_tqdm, dynamic_ncols=True) as bar,
             closing(
-                self.as_completed([items[i] for i in order], [params[i] for i in order], [priorities[i] for i in order])
+                self._results([items[i] for i in order], [params[i] for i in order], [priorities[i] for i in order])
             ) as ended,
         ):
             for position, result in ended:
@@ -294,11 +294,25 @@ class LLM:
             priority: as in `generate`, among the prompts that have been taken.
 
         Yields:
-            Position of a prompt, and its output; or the error, where the prompt was refused or failed.
+            Position of a prompt, and its output; or the error, where it was refused or failed and others go on.
 
         Raises:
             RequestError: `prompts` are none, or there are fewer sampling parameters or priorities than prompts.
+            DeviceError: the engine has stopped, and answers no prompt any more.
         """
+        with closing(self._results(prompts, sampling_params, priority)) as results:
+            for position, result in results:
+                if isinstance(result, DeviceError):
+                    raise result
+                yield position, result
+
+    def _results(
+        self,
+        prompts: Prompt | Iterable[Prompt | MakePrompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None,
+        priority: int | Iterable[int] | None,
+    ) -> Generator[tuple[int, RequestOutput | DpnError]]:
+        """As `as_completed`; each prompt that a stopped engine has not answered gets the `DeviceError`."""
         run = _Run(enumerate(with_arguments(_each_prompt(prompts), sampling_params, priority)))
         try:
             while not run.is_fed or run.running:

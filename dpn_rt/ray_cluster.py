@@ -102,6 +102,17 @@ def check_share(given: str, share: object) -> None:
         raise ConfigError(f"{given}: expected a number, 0 or more")
 
 
+def copies_weights(asked: bool | None, engines: int) -> bool | None:
+    """`copy_weights` of each of several engines. Those that start at one time would all find the same memory free, so
+    they share the weights' file unless copies are asked for.
+
+    Args:
+        asked: True, False, or None for the default.
+        engines: at one time.
+    """
+    return False if asked is None and engines > 1 else asked
+
+
 def check_room(ray: Any, engines: str, count: int, cpus: tuple[str, float], gpus: tuple[str, float]) -> None:
     """Refuses engines for which a cluster has no room: Ray would wait for it without an end.
 

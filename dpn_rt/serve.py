@@ -8,7 +8,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dpn_rt.settings import EngineOptions
 
 API_KEY_VARIABLE = "DPN_RT_API_KEY"
+ENGINE_DEFAULTS: Mapping[str, int] = {"max_chunk_tokens": 128, "reuse_bytes": 2**28, "max_image_pixels": 40_000_000}
+"""Where servers have other defaults than `EngineOptions`: clients wait for others' prompts, ask again, and send images
+of any size."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
     _add_engine_limits(parser)
     _add_server_limits(parser)
     _add_cors(parser)
+    parser.set_defaults(**ENGINE_DEFAULTS)
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     add("--log-json", action="store_true", help="log one JSON object per line")
     add("--otlp-traces-endpoint", metavar="URL", help="collector of OpenTelemetry traces, OTLP over HTTP")
@@ -276,7 +280,7 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="training-free reductions that requests may ask for, the first by default; e.g. fastv:k=2,ratio=0.5",
     )
-    add("--max-chunk-tokens", type=int, default=128, metavar="N", help="part of a prefill between two decodes; 0: all")
+    add("--max-chunk-tokens", type=int, metavar="N", help="part of a prefill between two decodes; 0: all")
     add("--max-model-len", type=int, metavar="N", help="rows of one request, prompt and answer")
     add("--kv-cache-bytes", type=int, metavar="N", help="size of the KV cache")
     add(
@@ -287,9 +291,7 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
     add("--tensor-parallel-size", type=int, default=1, metavar="N", help="processes that share the decoder")
     add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="share of a GPU's memory to use at most")
     add("--max-graph-rows", type=int, default=2048, metavar="N", help="largest prefill stage that is a graph on a GPU")
-    add(
-        "--reuse-bytes", type=int, default=2**28, metavar="N", help="memory for images that may come again; 0: no reuse"
-    )
+    add("--reuse-bytes", type=int, metavar="N", help="memory for images that may come again; 0: no reuse")
 
 
 def _add_server_limits(parser: argparse.ArgumentParser) -> None:
@@ -304,7 +306,7 @@ def _add_server_limits(parser: argparse.ArgumentParser) -> None:
         help="bytes of all unanswered requests before 429; about 1 GiB",
     )
     add("--max-image-bytes", type=int, default=20 * 2**20, metavar="N", help="bytes of one image")
-    add("--max-image-pixels", type=int, default=40_000_000, metavar="N", help="pixels of one image")
+    add("--max-image-pixels", type=int, metavar="N", help="pixels of one image")
     add("--limit-mm-per-prompt", type=_counts, metavar="image=N", help="images of one request; default 16")
     add("--allowed-media-domains", nargs="*", default=[], metavar="HOST", help="hosts that images are fetched from")
     add("--allowed-local-media-path", type=Path, metavar="DIR", help="folder that file: images are read from")

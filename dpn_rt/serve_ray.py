@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 APPLICATION = "dpn_rt"
 """Its name in Ray Serve."""
+SECONDS_TO_REFUSE = 5.0
+"""For the ingress to end requests whose time is over."""
 COMMAND = "python -m dpn_rt.serve_ray"
 
 
@@ -43,28 +47,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("replicas").add_argument
     add("--replicas", type=int, default=1, metavar="N", help="replicas, where there is no --max-replicas")
-    add("--min-replicas", type=int, default=1, metavar="N", help="replicas that are always there, with --max-replicas")
+    add("--min-replicas", type=int, metavar="N", help="replicas that are always there, with --max-replicas; default: 1")
     add("--max-replicas", type=int, metavar="N", help="add and remove replicas by load, up to so many")
     add(
         "--target-ongoing-requests",
         type=float,
         metavar="X",
-        help="requests of a replica, aimed at; default: half of its capacity",
+        help="requests of a replica, aimed at, with --max-replicas; default: half of its capacity",
     )
-    add(
-        "--upscale-delay",
-        type=float,
-        default=10.0,
-        metavar="S",
-        help="seconds of more load until replicas are added",
-    )
-    add(
-        "--downscale-delay",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="seconds of less load until some are removed",
-    )
+    add("--upscale-delay", type=float, metavar="S", help="seconds of more load until replicas are added; default: 10")
+    add("--downscale-delay", type=float, metavar="S", help="seconds of less load until some are removed; default: 300")
     add("--capacity", type=int, metavar="N", help="requests of a replica at a time; default: --max-num-seqs")
     add("--cpus-per-replica", type=float, default=1.0, metavar="X", help="cores, and threads, of a replica")
     add("--gpus-per-replica", type=float, default=0.0, metavar="X", help="GPUs of a replica")
@@ -87,8 +79,8 @@ def service_options(options: argparse.Namespace) -> ServiceOptions:
     """
     from pydantic import ValidationError
 
+    from dpn_rt.ray_serve.option_errors import told_of_command
     from dpn_rt.ray_serve.options import ServiceOptions
-    from dpn_rt.server.body_errors import describe
 
     for name in ("otlp_traces_endpoint", "otlp_metrics_endpoint"):
         if getattr(options, name) is not None:
@@ -113,34 +105,43 @@ def service_options(options: argparse.Namespace) -> ServiceOptions:
             log_json=options.log_json,
         )
     except ValidationError as error:
-        place, message = describe(error)
-        raise ConfigError(f"--{(place or '').replace('_', '-')}: {message}") from None
+        raise ConfigError(told_of_command(error)) from None
 
 
 def _autoscaling(options: argparse.Namespace) -> Autoscaling | None:
+    """None without `--max-replicas`.
+
+    Raises:
+        ConfigError: an option would do nothing without it.
+    """
     from dpn_rt.ray_serve.options import Autoscaling
 
-    if options.max_replicas is None:
-        return None
-    return Autoscaling(
-        min_replicas=options.min_replicas,
-        max_replicas=options.max_replicas,
-        target_ongoing_requests=options.target_ongoing_requests,
-        upscale_delay_s=options.upscale_delay,
-        downscale_delay_s=options.downscale_delay,
-    )
+    named = {
+        "--min-replicas": ("min_replicas", options.min_replicas),
+        "--target-ongoing-requests": ("target_ongoing_requests", options.target_ongoing_requests),
+        "--upscale-delay": ("upscale_delay_s", options.upscale_delay),
+        "--downscale-delay": ("downscale_delay_s", options.downscale_delay),
+    }
+    given = {option: field for option, field in named.items() if field[1] is not None}
+    if options.max_replicas is not None:
+        return Autoscaling(max_replicas=options.max_replicas, **dict(given.values()))
+    for option, (_, value) in given.items():
+        raise ConfigError(f"{option} {value:g}: expected --max-replicas as well")
+    return None
 
 
 def _serve(options: argparse.Namespace) -> None:
     single.check_packages()  # Ray Serve needs them as well
     serve = load_ray("ray.serve", COMMAND)
     from dpn_rt.engine.loader import load_processor
+    from dpn_rt.ray_serve import proxy
     from dpn_rt.ray_serve.app import build
 
     service = service_options(options)
     cluster = RayCluster(options.ray_address, options.ray_temp_dir)
     if not cluster.runs_already:
         single.check_address(options)
+        proxy.use_in(os.environ)
     # What is wrong with the engine or a limit is told here: replicas would be started again and again.
     load_processor(service.engine, service.device, service.engine_options, verify=False)
     application = build(service)
@@ -152,7 +153,8 @@ def _serve(options: argparse.Namespace) -> None:
         _start(serve, application, options)
         print(f"serving {service.server.model_name} on port {options.port}; Ctrl-C ends it", flush=True)
         _wait_for_signal()
-        serve.delete(APPLICATION)  # waits for the answers of requests that have been accepted
+        _drain(serve, service.server.shutdown_timeout)
+        serve.delete(APPLICATION)
         if not cluster.runs_already:
             serve.shutdown()
 
@@ -174,6 +176,16 @@ def _start(serve: Any, application: Any, options: argparse.Namespace) -> None:
     except RuntimeError as error:
         told = own_message(error) or "the lines above say why"
         raise EngineError(f"the replicas cannot be started: {told}") from error
+
+
+def _drain(serve: Any, seconds: float) -> None:
+    """Waits for the answers of requests that have been accepted, so many seconds; new ones get 503 meanwhile."""
+    from dpn_rt.ray_serve.app import INGRESS
+
+    ingresses = serve.get_deployment_handle(INGRESS, APPLICATION)
+    limit = min(seconds + SECONDS_TO_REFUSE, threading.TIMEOUT_MAX)
+    with suppress(TimeoutError):  # then they end without
+        ingresses.broadcast("drain").results(timeout_s=limit, return_exceptions=True)
 
 
 def _http_options(options: argparse.Namespace) -> dict[str, Any]:

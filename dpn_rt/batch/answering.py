@@ -14,7 +14,7 @@ from PIL import Image
 from dpn_rt.batch.answer_schema import ANSWER_SCHEMA
 from dpn_rt.batch.columns import check_columns
 from dpn_rt.batch.options import AnswerOptions
-from dpn_rt.errors import DpnError, StepError
+from dpn_rt.errors import DpnError
 from dpn_rt.llm import LLM
 from dpn_rt.outputs import RequestOutput
 from dpn_rt.prompts.image import decode_image
@@ -44,7 +44,7 @@ class Answerer:
             The table in the same order, without the images, and with the columns of `ANSWER_SCHEMA`.
 
         Raises:
-            RequestError: a column is missing, or has the name of one of `ANSWER_SCHEMA`; StepError: the engine has
+            RequestError: a column is missing, or has the name of one of `ANSWER_SCHEMA`; DeviceError: the engine has
                 stopped. What is wrong with one row stands in its column `error`.
         """
         options = self._options
@@ -60,8 +60,6 @@ class Answerer:
         found: list[dict[str, Any]] = [{} for _ in rows]
         prompts = (partial(self._prompt, row) for row in rows)
         for position, result in self._llm.as_completed(prompts, self._options.sampling):
-            if isinstance(result, StepError):
-                raise result
             found[position] = _columns(result)
         return found
 

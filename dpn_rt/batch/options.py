@@ -9,6 +9,10 @@ from typing import Any
 
 from dpn_rt.sampling.params import SamplingParams
 
+LLM_LIMITS = ("max_model_len", "limit_mm_per_prompt")
+"""The arguments of `LLM` that decide which rows are answered, and how far. All others are about memory, speed and how
+many run at a time: with them answers are the same, up to rounding."""
+
 
 @dataclass(frozen=True)
 class AnswerOptions:

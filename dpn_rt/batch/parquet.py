@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dpn_rt.batch.actor_pool import PURPOSE
-from dpn_rt.batch.options import AnswerOptions
+from dpn_rt.batch.options import LLM_LIMITS, AnswerOptions
 from dpn_rt.batch.processor import Processor
 from dpn_rt.batch.question_files import (
     check_text_column,
@@ -208,7 +208,7 @@ def _ids(answered: pa.Table | None, id_column: str) -> pa.Array:
 
 
 def _settings(options: AnswerOptions, id_column: str) -> dict[str, Any]:
-    """What answers depend on, and the ids by which they are found."""
+    """How answers are made, and the ids by which they are found."""
     settings = {**asdict(options), "engine": fingerprint(options.engine), "id_column": id_column}
     return dict(json.loads(json.dumps(settings, default=str)))
 
@@ -251,7 +251,16 @@ def _read_settings(folder: Path, text: str) -> dict[str, Any]:
 
 
 def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    names = [name for name in wanted if found.get(name) != wanted[name]]
+    before, now = _decisive(found), _decisive(wanted)
+    names = [name for name in now if before.get(name) != now[name]]
     if names:
-        first, second = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (found, wanted))
+        first, second = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (before, now))
         raise RequestError(f"{folder}: has answers of {first}, expected {second}: choose another folder")
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that change answers: a job goes on with other actors, or on a machine with less memory."""
+    settings = dict(settings)
+    of_llm = settings.pop("llm_options", None)
+    limits = of_llm if isinstance(of_llm, dict) else {}
+    return {**settings, **{name: limits.get(name) for name in LLM_LIMITS}}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpn_rt.batch.actor_pool import ActorPool
 from dpn_rt.batch.options import AnswerOptions
 from dpn_rt.errors import ConfigError
+from dpn_rt.ray_cluster import copies_weights
 from dpn_rt.sampling.params import SamplingParams
 from dpn_rt.schema.files import real_path
 from dpn_rt.schema.packages import load_ray
@@ -84,8 +85,7 @@ def build_processor(
     load_ray("ray.data", "a batch on Ray")
     pool = ActorPool(actors, batch_size, cpus_per_actor, gpus_per_actor)
     _check_sampling(sampling_params)
-    if pool.most > 1:  # engines that start at one time all find the same memory free, so they share the file
-        llm_options.setdefault("copy_weights", False)
+    llm_options["copy_weights"] = copies_weights(llm_options.get("copy_weights"), pool.most)
     _check_engine(engine, llm_options, route=route, router_bias=router_bias, reduce=reduce)
     answers = AnswerOptions(
         real_path(engine),

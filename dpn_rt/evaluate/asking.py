@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from dpn_rt.errors import DeviceError
 from dpn_rt.evaluate.answers_file import AnswersFile
 from dpn_rt.evaluate.engine_choice import EngineChoice
 from dpn_rt.evaluate.question import Question, QuestionId
@@ -128,8 +127,6 @@ def ask(llm: LLM, asked: Iterable[tuple[QuestionFormat, Question]]) -> Generator
     params = (question_format.settings.sampling(question.key) for question_format, question in for_params)
     with closing(llm.as_completed(prompts, params)) as results:
         for number, result in results:
-            if isinstance(result, DeviceError):
-                raise result
             question_format, question = running.pop(number)
             line = question_format.line(question, result) if isinstance(result, RequestOutput) else None
             error = "" if isinstance(result, RequestOutput) else str(result)

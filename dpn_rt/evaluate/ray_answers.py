@@ -18,7 +18,7 @@ from dpn_rt.evaluate.question_format import QuestionFormat
 from dpn_rt.evaluate.ray_questions import open_questions
 from dpn_rt.evaluate.source import QuestionSource
 from dpn_rt.memory import telling_memory
-from dpn_rt.ray_cluster import RayCluster, check_room, check_share, own_message
+from dpn_rt.ray_cluster import RayCluster, check_room, check_share, copies_weights, own_message
 from dpn_rt.schema.files import real_path
 from dpn_rt.schema.packages import load_ray
 from dpn_rt.settings import EngineOptions
@@ -65,9 +65,8 @@ class RayEngines:
         for run in runs:
             run.format.check(processor)
         # Other processes, and other machines, have other working directories.
-        engine = replace(engine, path=real_path(engine.path))
-        if self.replicas > 1:  # all find the same memory free, so they share the file
-            engine = replace(engine, copy_weights=False)
+        copies = copies_weights(engine.copy_weights, self.replicas)
+        engine = replace(engine, path=real_path(engine.path), copy_weights=copies)
         source = replace(source, path=real_path(source.path), image_folder=real_path(source.image_folder))
         with RayCluster(self.address).connected(PURPOSE) as ray:
             check_room(ray, f"{self.replicas} replicas", self.replicas, self._asked("cpus"), self._asked("gpus"))

@@ -14,13 +14,15 @@ from ray.serve.config import RequestRouterConfig
 
 from dpn_rt.errors import ConfigError
 from dpn_rt.ray_serve.ingress import Ingress
+from dpn_rt.ray_serve.option_errors import told_of_file
 from dpn_rt.ray_serve.options import ServiceOptions
 from dpn_rt.ray_serve.replica import Replica
 from dpn_rt.ray_serve.routing import SPARE_PLACES, ImageAffinityRouter
 from dpn_rt.serve import API_KEY_VARIABLE
-from dpn_rt.server.body_errors import describe
 from dpn_rt.server.config import check_api_key
 
+INGRESS, REPLICA = "Ingress", "Replica"
+"""Names of the deployments."""
 SECONDS_TO_STOP = 10.0
 """For a replica after its last request."""
 MOST_SECONDS_TO_WAIT = 0.1
@@ -51,7 +53,7 @@ def _replicas(options: ServiceOptions) -> serve.Deployment:
         "max_backoff_s": MOST_SECONDS_TO_WAIT,
     }
     return serve.deployment(
-        name="Replica",
+        name=REPLICA,
         **_scale(options),
         max_ongoing_requests=options.places + SPARE_PLACES,
         max_queued_requests=options.server.max_queued_requests,
@@ -80,7 +82,7 @@ def _life(options: ServiceOptions) -> dict[str, Any]:
 
 def _ingress(options: ServiceOptions) -> serve.Deployment:
     return serve.deployment(
-        name="Ingress",
+        name=INGRESS,
         num_replicas=options.ingress_replicas,
         max_ongoing_requests=options.server.connections.max_connections,
         ray_actor_options={"num_cpus": 0},
@@ -92,5 +94,4 @@ def _checked(values: Mapping[str, Any]) -> ServiceOptions:
     try:
         return ServiceOptions.model_validate(dict(values))
     except ValidationError as error:
-        place, message = describe(error)
-        raise ConfigError(f"{place}: {message}" if place else message) from None
+        raise ConfigError(told_of_file(error)) from None

@@ -47,6 +47,8 @@ class Forwarder:
         self._replicas, self._config = replicas, config
         self.counts: Counter[str] = Counter()
         """Requests that were refused here by status, and `retried`."""
+        self._running: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def count_refusal(self, status: int) -> None:
         """Counts a request that was refused before it reached a replica."""
@@ -56,13 +58,35 @@ class Forwarder:
         """Answers a request, or a message about the life of the process."""
         if scope["type"] == "lifespan":
             await _acknowledge(receive, send)
-        elif scope["method"] == "GET" and scope["path"] == "/health":
-            await self._health(send)
         elif scope["method"] == "GET" and scope["path"] == "/metrics":
             await _send(send, 200, CONTENT_TYPE_LATEST, await self._metrics())
+        elif self._is_closed:
+            raise OverloadedError("the service is shutting down: try another one", status=503)
+        elif scope["method"] == "GET" and scope["path"] == "/health":
+            await self._health(send)
         else:
-            request = await ForwardedRequest.read(scope, receive)
-            await _while_connected(receive, self._forward(request, send))
+            task = asyncio.create_task(self._answer(scope, receive, send))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            await task
+
+    async def drain(self) -> None:
+        """Refuses new requests with 503, and ends when none runs any more; `shutdown_timeout` ends those that are left.
+
+        Serve takes away the route of an application that is deleted: without this, new requests would get 404
+        meanwhile.
+        """
+        self._is_closed = True
+        if not self._running:
+            return
+        _, left = await asyncio.wait(self._running, timeout=self._config.shutdown_timeout)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await ForwardedRequest.read(scope, receive)
+        await _while_connected(receive, self._forward(request, send))
 
     async def _forward(self, request: ForwardedRequest, send: Send) -> None:
         """Passes a reply on.
@@ -133,11 +157,15 @@ class Ingress:
     """An actor of Ray Serve without a state that would be missed."""
 
     def __init__(self, replicas: DeploymentHandle[Any], options: ServiceOptions) -> None:
-        self._replicas, self._options = replicas, options
+        self._forwarder, self._config = Forwarder(replicas, options.server), options.server
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve."""
-        return application(Forwarder(self._replicas, self._options.server), self._options.server)
+        return application(self._forwarder, self._config)
+
+    async def drain(self) -> None:
+        """As `Forwarder.drain`; called by the command when it is told to end."""
+        await self._forwarder.drain()
 
 
 def application(forwarder: Forwarder, config: ServerConfig) -> ASGIApp:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
@@ -23,6 +24,8 @@ from dpn_rt.server.cors import CorsPolicy
 from dpn_rt.server.engine_client.messages import EngineSource, LogConfig
 from dpn_rt.server.engine_client.process import EngineProcess
 from dpn_rt.server.logs import set_up_logs
+
+log = logging.getLogger(__name__)
 
 
 class Replica:
@@ -58,18 +61,18 @@ class Replica:
         await self._start()
         async with aclosing(respond(self._app, request)) as parts:
             async for ready in parts:
+                self._end_with_engine()  # the reply says no more than that
                 yield [self._signed(message) for message in ready]
 
     async def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica that fails.
+        """Asked by Serve, which replaces a replica that fails, or has ended.
 
         Raises:
-            StepError: the engine has stopped, or stands still.
+            StepError: the engine stands still.
         """
         await self._start()
+        self._end_with_engine()
         engine, limit = self._service.engine, self._service.config.stall_timeout
-        if engine.failure is not None:
-            raise StepError(f"the engine has stopped: {engine.failure}")
         if engine.stalled_seconds > limit:
             raise StepError(
                 f"the engine has stood still for {engine.stalled_seconds:.0f} s: expected {limit:g} at most"
@@ -77,11 +80,9 @@ class Replica:
 
     async def is_well(self) -> bool:
         """Whether requests can be answered now."""
-        try:
-            await self.check_health()
-        except StepError:
-            return False
-        return True
+        await self._start()
+        engine, limit = self._service.engine, self._service.config.stall_timeout
+        return engine.failure is None and engine.stalled_seconds <= limit
 
     async def metrics(self) -> tuple[str, str]:
         """The replica's name, and its metrics in Prometheus' format."""
@@ -94,6 +95,17 @@ class Replica:
     async def __del__(self) -> None:
         """Ends the engine's process. Serve awaits this after the last request."""
         await self._lifespan.aclose()
+
+    def _end_with_engine(self) -> None:
+        """Ends this process where its engine has stopped.
+
+        Serve sends nothing to a process that has ended, and the ingress gives its requests to other replicas. One that
+        lives on without an engine would get requests until it has failed several checks of its health.
+        """
+        failure = self._service.engine.failure
+        if failure is not None:
+            log.error("the engine has stopped, and its replica ends: %s", failure)
+            os._exit(1)  # Serve would wait for requests that nobody answers
 
     async def _start(self) -> None:
         """Connects to the engine, on the event loop that serves."""

@@ -20,6 +20,8 @@ from dpn_rt.server.hosts import AllowedHosts
 
 OPEN_PATHS = ("/health",)
 """Answered without a key, for supervisors and load balancers."""
+WEBSOCKET_REFUSED = 403
+"""What a client gets whose handshake is refused: ASGI leaves no choice."""
 log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -40,11 +42,15 @@ class AccessMiddleware:
         self._api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there is nothing to talk about, with or without a key
+            self._on_refusal(WEBSOCKET_REFUSED)
+            await send({"type": "websocket.close", "code": 1008, "reason": "expected HTTP, not a WebSocket"})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        request_id = _request_id(headers.get(b"x-request-id", b""))
+        request_id = checked_request_id(headers.get(b"x-request-id", b""))
         scope.setdefault("state", {})["request_id"] = request_id
 
         reply = _Reply(send, request_id)
@@ -105,6 +111,7 @@ class _Reply:
             await self.send({"type": "http.response.body", "body": b"data: %b\n\ndata: [DONE]\n\n" % body})
 
 
-def _request_id(given: bytes) -> str:
+def checked_request_id(given: bytes) -> str:
+    """The id of a request: what its header says, or a new one where that is no id."""
     text = given.decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex

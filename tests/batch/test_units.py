@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
 from dpn_rt import DpnError, SamplingParams
 from dpn_rt.batch import answer_parquet, build_processor, read_answers
@@ -47,6 +48,25 @@ def test_images_of_all_forms_and_what_is_wrong_with_a_row(engine_dir: Path, tmp_
         answerer(pa.table({"image": [b""], "text": ["?"]}))
 
 
+def test_a_row_that_fails_leaves_the_others_their_answers(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of one row overflow."""
+    answerer = Answerer(AnswerOptions(engine_dir, PARAMS))
+    engine = answerer._llm.engine
+    sample = engine._sample
+
+    def overflowing(sequences: Any, logits: torch.Tensor, best: Any = None) -> Any:
+        logits = logits.clone()
+        for row, sequence in enumerate(sequences):
+            if sequence.request_id == "1":
+                logits[row] = float("nan")
+        return sample(sequences, logits, None)
+
+    monkeypatch.setattr(engine, "_sample", overflowing)
+    rows = answerer(pa.table({"image": [None] * 3, "question": ["What color is the background?"] * 3})).to_pylist()
+    assert rows[0]["answer"] and rows[0]["answer"] == rows[2]["answer"]
+    assert rows[1]["answer"] is None and "not finite" in rows[1]["error"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -71,15 +91,16 @@ def test_wrong_numbers_are_told(engine_dir: Path, options: dict[str, Any], words
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {}),
-        ({"actors": (1, 2)}, {"copy_weights": False}),
-        ({"actors": 3, "copy_weights": None}, {"copy_weights": None}),
+        ({}, None),
+        ({"actors": (1, 2)}, False),
+        ({"actors": 3, "copy_weights": None}, False),
+        ({"actors": 3, "copy_weights": True}, True),
     ],
 )
 def test_several_engines_share_the_file_of_weights(
-    engine_dir: Path, options: dict[str, Any], expected: dict[str, Any]
+    engine_dir: Path, options: dict[str, Any], expected: bool | None
 ) -> None:
-    assert build_processor(engine_dir, **options).answers.llm_options == expected
+    assert build_processor(engine_dir, **options).answers.llm_options == {"copy_weights": expected}
 
 
 def test_a_folder_without_an_engine_is_told(tmp_path: Path) -> None:
@@ -189,6 +210,26 @@ def test_folders_that_are_no_jobs(engine_dir: Path, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=rf"settings\.json: {words}"):
             answer_parquet(path, job, processor)
         assert (job / "settings.json").read_bytes() == text.encode("latin-1")
+
+
+def test_a_job_goes_on_with_other_actors_and_other_memory(engine_dir: Path, tmp_path: Path) -> None:
+    """But not with what changes an answer."""
+    path, job = questions(tmp_path / "questions.parquet", question=["?"] * 3), tmp_path / "job"
+    answered = job / "answers" / "a.parquet"
+    answered.parent.mkdir(parents=True)
+    pa.parquet.write_table(pa.table({"id": [1, 2, 3], "question": ["?"] * 3}), answered)
+    answer_parquet(path, job, build_processor(engine_dir))
+    for options in ({"actors": 2}, {"max_num_seqs": 2}, {"kv_cache_bytes": 2**24, "copy_weights": False}):
+        answer_parquet(path, job, build_processor(engine_dir, **options))
+    for options, words in (
+        ({"max_model_len": 100}, "has answers of max_model_len=None, expected max_model_len=100"),
+        ({"limit_mm_per_prompt": {"image": 1}}, r"expected limit_mm_per_prompt=\{'image': 1\}"),
+        ({"sampling_params": SamplingParams(temperature=0, max_tokens=7)}, "max_tokens"),
+        ({"route": (1, None, None)}, r"route=None, expected route=\[1, None, None\]"),
+        ({"question_column": "question", "image_column": "picture"}, "image"),
+    ):
+        with pytest.raises(DpnError, match=words):
+            answer_parquet(path, job, build_processor(engine_dir, **options))
 
 
 def test_answers_to_other_questions_of_the_same_ids(engine_dir: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dpn_rt import LLM, SamplingParams
-from dpn_rt.errors import RequestError
+from dpn_rt.errors import BatchError, DeviceError, RequestError
 from dpn_rt.outputs import RequestOutput
 from tests.engine.answers import all_logprobs, assert_ids_are
 from tests.engine.models import random_prompt, write_random_engine
@@ -141,4 +141,16 @@ def test_a_failing_source_frees_the_engine(llm: LLM, prompts: list[dict[str, Any
 
     with pytest.raises(OSError, match="no more"):
         list(llm.as_completed(broken(), GREEDY))
+    assert llm.engine.num_unfinished == 0
+
+
+def test_an_engine_that_has_stopped_ends_it(
+    llm: LLM, prompts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate` keeps what was answered before instead."""
+    monkeypatch.setattr(llm.engine, "failure", DeviceError("the engine has stopped"))
+    with pytest.raises(DeviceError, match="has stopped"):
+        list(llm.as_completed(prompts, GREEDY))
+    with pytest.raises(BatchError, match="3 of 3 prompts failed"):
+        llm.generate(prompts[:3], GREEDY, use_tqdm=False)
     assert llm.engine.num_unfinished == 0

@@ -54,8 +54,9 @@ class Service:
         return self.client.post(path, json=body, **options)
 
     def process_ids(self) -> dict[str, int]:
-        """Of the replicas, by their names."""
-        return dict(self.replicas.broadcast("process_ids").results(timeout_s=HANG_SECONDS))
+        """Of the replicas, by their names; without those that have just died."""
+        answers = self.replicas.broadcast("process_ids").results(timeout_s=HANG_SECONDS, return_exceptions=True)
+        return dict(answer for answer in answers if isinstance(answer, tuple))
 
     @property
     def output(self) -> str:

@@ -25,16 +25,21 @@ from tests.ray_serve.conftest import free_port
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--replicas", "0"], "--replicas"),
-        (["--min-replicas", "3", "--max-replicas", "2"], "min_replicas=3"),
-        (["--port", "0"], "--port 0"),
-        (["--otlp-traces-endpoint", "http://x"], "--otlp-traces-endpoint"),
-        (["--capacity", "0"], "--capacity"),
-        (["--max-num-seqs", "0"], "max_num_seqs=0"),
+        (["--replicas", "0"], "--replicas 0: expected at least 1"),
+        (["--min-replicas", "3", "--max-replicas", "2"], "max_replicas=2: expected at least min_replicas=3"),
+        (["--upscale-delay", "-1", "--max-replicas", "2"], "--upscale-delay -1.0: expected at least 0"),
+        (["--target-ongoing-requests", "5"], "--target-ongoing-requests 5: expected --max-replicas as well"),
+        (["--min-replicas", "2"], "--min-replicas 2: expected --max-replicas as well"),
+        (["--cpus-per-replica", "inf"], "--cpus-per-replica inf: expected a finite number"),
+        (["--health-check-period", "nan"], "--health-check-period nan: expected a finite number"),
+        (["--port", "0"], "--port 0: expected 1 to 65535"),
+        (["--otlp-traces-endpoint", "http://x"], "--otlp-traces-endpoint: expected none, replicas on Ray send no .*"),
+        (["--capacity", "0"], "--capacity 0: expected at least 1"),
+        (["--max-num-seqs", "0"], "max_num_seqs=0: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_options_are_told(options: list[str], words: str) -> None:
-    with pytest.raises(DpnError, match=words):
+    with pytest.raises(DpnError, match=f"^{words}$"):
         serve_ray.service_options(serve_ray.parser().parse_args(["--engine", "engine", *options]))
 
 

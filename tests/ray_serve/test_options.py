@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from dpn_rt import DpnError
+from dpn_rt import DpnError, serve_ray
 from dpn_rt.ray_serve import ingress
 from dpn_rt.ray_serve.app import build
 from dpn_rt.ray_serve.options import ServiceOptions
@@ -39,16 +39,25 @@ def test_arguments_of_a_config_file_become_deployments(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"replicas": 0}, "replicas"),
-        ({"replica": 2}, "replica"),
-        ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas=3"),
-        ({"engine_options": {"max_num_seqs": 0}}, "max_num_seqs=0"),
-        ({"server": {"workers": 0}}, "workers=0"),
-        ({"capacity": "many"}, "capacity"),
+        ({"replicas": 0}, "replicas=0: expected at least 1"),
+        ({"replica": 2}, "replica: unknown, expected one of engine, .*"),
+        (
+            {"autoscaling": {"min_replicas": 3, "max_replicas": 2}},
+            "autoscaling: max_replicas=2: expected at least min_replicas=3",
+        ),
+        ({"autoscaling": {}}, r"autoscaling\.max_replicas: missing, expected it"),
+        ({"engine_options": {"max_num_seqs": 0}}, "engine_options: max_num_seqs=0: expected .*"),
+        ({"engine_options": {"max_seqs": 1}}, r"engine_options\.max_seqs: unknown, expected one of max_num_seqs, .*"),
+        ({"server": {"workers": 0}}, "server: workers=0: expected at least 1"),
+        ({"server": {"workers": "x"}}, r"server\.workers='x': expected a valid integer.*"),
+        ({"server": {"api_key": 12345}}, r"server\.api_key=\.\.\.: expected a valid string"),
+        ({"server": 1}, "server=1: expected a dictionary.*"),
+        ({"cpus_per_replica": float("inf")}, "cpus_per_replica=inf: expected a finite number"),
+        ({"capacity": "many"}, "capacity='many': expected a valid integer.*"),
     ],
 )
 def test_wrong_arguments_are_told(arguments: dict[str, Any], change: dict[str, Any], words: str) -> None:
-    with pytest.raises(DpnError, match=words):
+    with pytest.raises(DpnError, match=f"^{words}$"):
         build({**arguments, **change})
 
 
@@ -77,6 +86,21 @@ def test_the_example_of_a_config_file_is_taken() -> None:
     options = ServiceOptions.model_validate(application.args)
     assert options.autoscaling is not None and options.server.shutdown_timeout == 40
     assert build(application.args)._bound_deployment.name == "Ingress"
+
+
+def test_what_a_config_file_leaves_out_is_as_the_command_has_it(arguments: dict[str, Any]) -> None:
+    """Also the rest of `engine_options` and `server`, where some of their fields are given."""
+
+    def command(*options: str) -> ServiceOptions:
+        return serve_ray.service_options(serve_ray.parser().parse_args(["--engine", arguments["engine"], *options]))
+
+    assert ServiceOptions.model_validate(arguments) == command()
+    some = {"engine_options": {"max_num_seqs": 8}, "server": {"workers": 3}}
+    assert ServiceOptions.model_validate({**arguments, **some}) == command("--max-num-seqs", "8", "--workers", "3")
+    none = {"engine_options": {"reuse_bytes": 0, "max_chunk_tokens": None}}
+    assert ServiceOptions.model_validate({**arguments, **none}) == command(
+        "--reuse-bytes", "0", "--max-chunk-tokens", "0"
+    )
 
 
 def test_options_are_given_or_built(arguments: dict[str, Any]) -> None:

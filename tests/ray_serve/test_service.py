@@ -11,7 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,12 @@ def test_everything_else_of_the_server_is_there(service: Service) -> None:
     assert len(text.json()["choices"]) == 2
     reply = client.get("/v1/models", headers={"x-request-id": "of-the-client"})
     assert reply.headers.get_list("x-request-id") == ["of-the-client"]
+    for wrong in (b"two words <b>", b"\xff"):
+        (given,) = client.get("/v1/models", headers={"x-request-id": wrong}).headers.get_list("x-request-id")
+        assert given.isalnum()
+    handshake = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    handshake["sec-websocket-key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+    assert client.get("/v1/models", headers=handshake).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -195,14 +201,15 @@ def engine_of(service: Service, replica: str) -> psutil.Process:
 
 
 @contextmanager
-def standing_still(service: Service, replica: str) -> Iterator[None]:
+def standing_still(service: Service, replica: str) -> Iterator[psutil.Process]:
     """A replica whose engine answers nothing, and is in no hurry: it is well for `stall_timeout` seconds."""
     engine = engine_of(service, replica)
     engine.suspend()
     try:
-        yield
+        yield engine
     finally:
-        engine.resume()
+        with suppress(psutil.NoSuchProcess):
+            engine.resume()
 
 
 def test_a_replica_that_is_full_leaves_requests_about_its_image_to_the_other(
@@ -246,12 +253,27 @@ def test_no_request_is_lost_when_a_replica_is_killed(service: Service, asked: li
     assert service.client.get("/health").json()["replicas"] == 2
 
 
-def test_a_replica_whose_engine_has_ended_is_replaced(service: Service, asked: list[Asked]) -> None:
+def test_requests_of_an_engine_that_ends_go_to_the_other_replica(service: Service, asked: list[Asked]) -> None:
+    """Those that it had, and those that come before Serve has replaced it."""
+    one, before, name = asked[0], metrics(service), known_by(asked[0], service.process_ids())
+    with ThreadPoolExecutor(4) as threads:
+        with standing_still(service, name) as engine:
+            held = [threads.submit(ask, service, one, stream=bool(i % 2)) for i in range(4)]
+            wait_until(lambda: since(before, PREPARED, service, name) == 4, "the requests do not arrive")
+            engine.kill()
+        for each in held:
+            assert each.result().status_code == 200 and said(each.result()) == one[2:], each.result().text
+            assert each.result().headers[REPLICA] != name
+        for each, reply in zip(asked, threads.map(lambda each: ask(service, each), asked), strict=True):
+            assert reply.status_code == 200 and said(reply) == each[2:], reply.text
+    wait_until(lambda: name not in service.process_ids() and len(service.process_ids()) == 2, "it is not replaced")
+
+
+def test_a_replica_without_requests_whose_engine_has_ended_is_replaced(service: Service, asked: list[Asked]) -> None:
     name = min(service.process_ids())
     engine_of(service, name).kill()
     wait_until(lambda: name not in service.process_ids() and len(service.process_ids()) == 2, "it is not replaced")
-    for one in asked[:8]:
-        assert said(ask(service, one)) == one[2:]
+    assert said(ask(service, asked[0])) == asked[0][2:]
 
 
 def test_fewer_replicas_lose_no_request(service: Service, engine_dir: Path, asked: list[Asked]) -> None:
@@ -266,13 +288,20 @@ def test_fewer_replicas_lose_no_request(service: Service, engine_dir: Path, aske
 
 
 def test_sigterm_lets_running_requests_end(service: Service, asked: list[Asked]) -> None:
-    """The last test: the cluster ends."""
+    """The last test: the cluster ends. The engine stands still, so that a request runs as long as that."""
     body = asked[0][0].body(MODEL, max_tokens=400, ignore_eos=True, stream=True)
+    name = known_by(asked[0], service.process_ids())
     with service.client.stream("POST", "/v1/chat/completions", json=body) as reply:
         events = reply.iter_lines()
         first = next(events)
-        ray.shutdown()  # the cluster is about to go
-        service.process.send_signal(signal.SIGTERM)
+        with standing_still(service, name):
+            ray.shutdown()  # the cluster is about to go
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: service.client.get("/v1/models").status_code != 200, "new requests are taken")
+            for path in ("/v1/models", "/health"):
+                refused = service.client.get(path)
+                assert refused.status_code == 503 and refused.headers["retry-after"], refused.text
+                assert "shutting down" in refused.json()["error"]["message"]
         assert [first, *(line for line in events if line)][-1] == "data: [DONE]"
     assert service.process.wait(HANG_SECONDS) == 0, service.output
     assert not list(service.folder.rglob("usage_stats.json")), "Ray's makers are told nothing"

@@ -20,8 +20,10 @@ from dpn_rt.ray_serve.image_key import image_key
 from dpn_rt.ray_serve.ingress import Forwarder, application
 from dpn_rt.ray_serve.messages import ForwardedRequest, respond
 from dpn_rt.ray_serve.metrics import merged
+from dpn_rt.ray_serve.proxy import layers
 from dpn_rt.ray_serve.routing import ImageAffinityRouter, preferred
 from dpn_rt.server.config import ServerConfig
+from tests.ray_serve.conftest import HANG_SECONDS
 
 
 def chat(*parts: Any, **fields: Any) -> bytes:
@@ -334,3 +336,90 @@ def test_what_is_refused_costs_no_replica_anything() -> None:
     assert error_of(ask(Handle(), headers=[(b"content-length", b"1001")]))[0] == 413
     handle = Handle()
     assert error_of(ask(handle, headers=[(b"host", b"evil.example")]))[0] >= 400 and handle.keys == []
+
+
+def test_a_websocket_is_refused() -> None:
+    """Serve's proxy takes handshakes, and asks for no key. It wants a code."""
+    handle = Handle()
+    (refusal,) = ask(handle, type="websocket", method=None, path="/v1/models")
+    assert refusal["type"] == "websocket.close" and refusal["code"] == 1008
+    assert ask.counts == {"403": 1} and handle.keys == []  # type: ignore[attr-defined]
+
+
+async def get(app: ASGIApp, path: str) -> list[Message]:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not asked:
+            asked.append(path)
+            return {"type": "http.request", "body": b""}
+        await asyncio.Event().wait()  # the client stays
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asked: list[str] = []
+    headers = [(b"host", b"127.0.0.1")]
+    await app({"type": "http", "http_version": "1.1", "method": "GET", "path": path, "headers": headers}, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_service_that_ends_refuses_new_requests_and_waits_for_those_that_run(ends: bool) -> None:
+    """But not for ever."""
+
+    async def check() -> None:
+        has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def answer(asked: ForwardedRequest) -> AsyncIterator[list[Message]]:
+            has_begun.set()
+            await may_end.wait()
+            async for ready in whole()(asked):
+                yield ready
+
+        config = ServerConfig("tiny", shutdown_timeout=HANG_SECONDS if ends else 0.05)
+        forwarder = Forwarder(Handle(answer), config)
+        app = application(forwarder, config)
+        running = asyncio.create_task(get(app, "/v1/models"))
+        await has_begun.wait()
+        drained = asyncio.create_task(forwarder.drain())
+        await asyncio.sleep(0)
+        for path in ("/v1/models", "/health"):
+            status, error = error_of(await get(app, path))
+            assert status == 503 and "shutting down" in error["message"] and error["code"] == "overloaded"
+        if ends:
+            assert not drained.done()
+            may_end.set()
+        await drained
+        assert (await running)[0]["status"] == (200 if ends else 503)
+        await forwarder.drain()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("given", "is_kept"),
+    [
+        ([b"of-the:client.1"], True),
+        ([b"two words <b>"], False),
+        ([b"\xff"], False),
+        ([b"x" * 129], False),
+        ([], False),
+        ([b"a", b"b"], True),
+    ],
+)
+def test_serves_proxies_take_ids_by_the_rule_of_one_server(given: list[bytes], is_kept: bool) -> None:
+    """Serve repeats any other header, and fails where it is not UTF-8."""
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+
+    (layer,) = layers()
+    headers = [(b"Host", b"a"), *((b"X-Request-Id", value) for value in given)]
+    asyncio.run(layer.cls(app)({"type": "http", "headers": headers}, None, None))
+    asyncio.run(layer.cls(app)({"type": "lifespan"}, None, None))
+    (host, (name, value)), lifespan = seen[0]["headers"], seen[1]
+    assert host == headers[0] and name == b"x-request-id" and lifespan == {"type": "lifespan"}
+    assert value == given[-1] if is_kept else value not in given and value.isalnum()
