@@ -92,6 +92,10 @@ class Engine:
         self._requests: dict[str, Request] = {}
         device = runner.backend.async_device
         self._ahead = None if device is None else DecodeAhead(runner, scheduler, sampler, device)
+        self.num_prompt_rows = 0
+        """Rows of the prompts that have got a first token, since the start."""
+        self.num_generated_tokens = 0
+        """Of all completions, since the start."""
         self.failure: DeviceError | None = None
         """What stopped the engine for good; no request is taken any more."""
 
@@ -265,7 +269,10 @@ class Engine:
             if failure is not None:
                 result.finished.append(self._end_early(request, "error", failure))
                 continue
-            request.first_token = request.first_token or now
+            if request.first_token is None:
+                request.first_token = now
+                self.num_prompt_rows += request.prompt.num_rows
+            self.num_generated_tokens += 1
             text = sequence.append(token_id, entry, self._model.prompt.eos_token_ids)
             result.progress.append(
                 Progress(request.request_id, sequence.index, text, (token_id,), sequence.finish_reason, entry)
