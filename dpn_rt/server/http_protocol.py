@@ -212,6 +212,7 @@ class GuardedProtocol(HttpToolsProtocol):
         kept += [(b"connection", options) for name, value in self.headers if (options := _other_options(name, value))]
         lines = [b"%s %s HTTP/%s\r\n" % (method, self.url, version), *(b"%s: %s\r\n" % header for header in kept)]
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
         self._parse(b"".join([*lines, b"\r\n", rest]))
 
     @property

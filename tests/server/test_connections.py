@@ -105,6 +105,11 @@ def test_an_offer_of_another_protocol_is_not_taken(server: RunningServer, name: 
     assert b'"version"' not in answers
 
 
+def test_what_follows_the_last_request_is_ignored_with_an_offer_and_without(server: RunningServer) -> None:
+    for fields in (b"Connection: close\r\n", b"Connection: close, upgrade\r\nUpgrade: h2c\r\n"):
+        assert status(exchange(server, GET + fields + b"\r\n" + GET + b"\r\n")) == 200
+
+
 def test_a_tunnel_is_refused(server: RunningServer) -> None:
     answer = exchange(server, b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert status(answer) == 400 and "CONNECT is for proxies" in error(answer)["message"]
