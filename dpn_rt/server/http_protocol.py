@@ -302,7 +302,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-def _without_chunks(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
+def _without_chunks(cycle: RequestResponseCycle, app: ASGIApp) -> Any:
     """The application for a client of HTTP/1.0, which knows no chunks: an answer without a length ends with the
     connection."""
     cycle.keep_alive = cycle.waiting_for_100_continue = False
