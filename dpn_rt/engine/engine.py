@@ -17,7 +17,7 @@ from dpn_rt.engine.pyramids import reported_pyramid
 from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.engine.sequence import Sequence
-from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
+from dpn_rt.errors import DeviceError, DpnError, PromptTooLongError, RequestError, StepError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.outputs import FinishReason, RequestMetrics, RequestOutput, TokenLogprobs
@@ -143,7 +143,7 @@ class Engine:
         max_model_len = self._settings.max_model_len
         room = max_model_len - prompt.num_rows
         if room < 1:
-            raise RequestError(
+            raise PromptTooLongError(
                 f"the prompt takes {prompt.num_rows} rows, expected at most {max_model_len - 1}: the model's length "
                 f"is {max_model_len}, and one row must be left for the answer"
             )
@@ -242,11 +242,18 @@ class Engine:
         vocab_size = self._model.decoder.vocab_size
         for token_id in params.stop_ids:
             if token_id >= vocab_size:
-                raise RequestError(f"stop_token_ids has {token_id}, expected at most {vocab_size - 1}")
+                raise RequestError(
+                    f"stop_token_ids has {token_id}, expected at most {vocab_size - 1}", field="stop_token_ids"
+                )
         if params.logprobs is not None and params.logprobs > vocab_size:
-            raise RequestError(f"logprobs={params.logprobs}: expected at most the vocabulary size {vocab_size}, or -1")
+            raise RequestError(
+                f"logprobs={params.logprobs}: expected at most the vocabulary size {vocab_size}, or -1",
+                field="logprobs",
+            )
         if params.stop_strings and self._make_detokenizer is None:
-            raise RequestError(f"stop={list(params.stop_strings)}: the engine has no tokenizer, use stop_token_ids")
+            raise RequestError(
+                f"stop={list(params.stop_strings)}: the engine has no tokenizer, use stop_token_ids", field="stop"
+            )
 
     def _note_scheduled(self, batch: Batch) -> None:
         now = time.monotonic()

@@ -228,7 +228,7 @@ def test_a_prompt_that_is_too_long_is_known_by_its_code(client: openai.OpenAI) -
     for prompt in prompts:
         with pytest.raises(openai.BadRequestError) as refused:
             client.completions.create(model=MODEL, prompt=prompt)
-        assert refused.value.code == "context_length_exceeded"
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
 
 
 def test_null_counts_as_left_out(client: openai.OpenAI) -> None:
