@@ -40,7 +40,14 @@ class KernelArgumentError(DpnError, ValueError):
 
 
 class RequestError(DpnError, ValueError):
-    """A request cannot be served as asked: prompt, image, route or sampling parameters."""
+    """A request cannot be served as asked: prompt, image, route or sampling parameters.
+
+    `field` is the name of what is wrong, as requests have it; None where it is not one field alone.
+    """
+
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class PromptTooLongError(RequestError):

@@ -7,9 +7,10 @@ import asyncio
 import gc
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,14 @@ ENGINE_DEFAULTS: Mapping[str, int] = {"max_chunk_tokens": 128, "reuse_bytes": 2*
 """Where servers have other defaults than `EngineOptions`: clients wait for others' prompts, ask again, and send images
 of any size."""
 
+FIELDS: Mapping[str, str] = {
+    "processed_image_bytes": "reuse_bytes",
+    "allowed_domains": "allowed_media_domains",
+    "allowed_local_path": "allowed_local_media_path",
+    "timeout": "media_timeout",
+}
+"""Fields of settings -> options of other names."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
@@ -43,7 +52,8 @@ def run(options: argparse.Namespace, serve: Callable[[argparse.Namespace], None]
     def checked() -> int:
         check_text(options)
         check_tls(options.ssl_certfile, options.ssl_keyfile)
-        serve(options)
+        with _naming_options(options):
+            serve(options)
         return 0
 
     def address_failed(error: OSError) -> int:
@@ -56,6 +66,21 @@ def run(options: argparse.Namespace, serve: Callable[[argparse.Namespace], None]
         interrupted=lambda: "interrupted",
         system_error=address_failed,
     )
+
+
+@contextmanager
+def _naming_options(options: argparse.Namespace) -> Iterator[None]:
+    """Messages of the settings' classes begin with a field: `max_num_seqs=0: expected ...`. Users know the option,
+    `--max-num-seqs 0: expected ...`."""
+    try:
+        yield
+    except ConfigError as error:
+        found = re.match("([a-z_]+)(=|: )", str(error))
+        name = found and FIELDS.get(found[1], found[1])
+        if not found or not hasattr(options, str(name)):
+            raise
+        sign = " " if found[2] == "=" else found[2]
+        raise ConfigError(f"--{name}".replace("_", "-") + sign + str(error)[found.end() :]) from error
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -217,6 +242,8 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
     """
     from dpn_rt.settings import EngineOptions
 
+    if options.max_chunk_tokens < 0:
+        raise ConfigError(f"max_chunk_tokens={options.max_chunk_tokens}: expected at least 0, with which none is cut")
     return EngineOptions(
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
@@ -332,9 +359,12 @@ def _names(text: str) -> list[str]:
     """A name, or a list of them in JSON, which is how vLLM takes them."""
     if not text.startswith("["):
         return [text]
-    names = json.loads(text)  # argparse reports a ValueError in its own words
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = [None]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r:.100}: expected a name, or a list of names in JSON")
     return list(names)
 
 

@@ -17,7 +17,7 @@ from dpn_rt.engine.pyramids import reported_pyramid
 from dpn_rt.engine.runner import Runner
 from dpn_rt.engine.scheduler import Batch, Scheduler
 from dpn_rt.engine.sequence import Sequence
-from dpn_rt.errors import DeviceError, DpnError, RequestError, StepError
+from dpn_rt.errors import DeviceError, DpnError, PromptTooLongError, RequestError, StepError
 from dpn_rt.format.config import ModelConfig
 from dpn_rt.model.reduction.choice import Choice
 from dpn_rt.outputs import FinishReason, RequestMetrics, RequestOutput, TokenLogprobs
@@ -92,6 +92,10 @@ class Engine:
         self._requests: dict[str, Request] = {}
         device = runner.backend.async_device
         self._ahead = None if device is None else DecodeAhead(runner, scheduler, sampler, device)
+        self.num_prompt_rows = 0
+        """Rows of the prompts that have got a first token, since the start."""
+        self.num_generated_tokens = 0
+        """Of all completions, since the start."""
         self.failure: DeviceError | None = None
         """What stopped the engine for good; no request is taken any more."""
 
@@ -139,7 +143,7 @@ class Engine:
         max_model_len = self._settings.max_model_len
         room = max_model_len - prompt.num_rows
         if room < 1:
-            raise RequestError(
+            raise PromptTooLongError(
                 f"the prompt takes {prompt.num_rows} rows, expected at most {max_model_len - 1}: the model's length "
                 f"is {max_model_len}, and one row must be left for the answer"
             )
@@ -238,11 +242,18 @@ class Engine:
         vocab_size = self._model.decoder.vocab_size
         for token_id in params.stop_ids:
             if token_id >= vocab_size:
-                raise RequestError(f"stop_token_ids has {token_id}, expected at most {vocab_size - 1}")
+                raise RequestError(
+                    f"stop_token_ids has {token_id}, expected at most {vocab_size - 1}", field="stop_token_ids"
+                )
         if params.logprobs is not None and params.logprobs > vocab_size:
-            raise RequestError(f"logprobs={params.logprobs}: expected at most the vocabulary size {vocab_size}, or -1")
+            raise RequestError(
+                f"logprobs={params.logprobs}: expected at most the vocabulary size {vocab_size}, or -1",
+                field="logprobs",
+            )
         if params.stop_strings and self._make_detokenizer is None:
-            raise RequestError(f"stop={list(params.stop_strings)}: the engine has no tokenizer, use stop_token_ids")
+            raise RequestError(
+                f"stop={list(params.stop_strings)}: the engine has no tokenizer, use stop_token_ids", field="stop"
+            )
 
     def _note_scheduled(self, batch: Batch) -> None:
         now = time.monotonic()
@@ -265,7 +276,10 @@ class Engine:
             if failure is not None:
                 result.finished.append(self._end_early(request, "error", failure))
                 continue
-            request.first_token = request.first_token or now
+            if request.first_token is None:
+                request.first_token = now
+                self.num_prompt_rows += request.prompt.num_rows
+            self.num_generated_tokens += 1
             text = sequence.append(token_id, entry, self._model.prompt.eos_token_ids)
             result.progress.append(
                 Progress(request.request_id, sequence.index, text, (token_id,), sequence.finish_reason, entry)

@@ -82,6 +82,7 @@ class PrefixStatistics:
     hit_rows: int = 0
     """Of these, rows that were in the cache."""
     image_queries: int = 0
+    """Images of prompts, also those that have no entry here."""
     image_hits: int = 0
     evictions: int = 0
 
@@ -111,9 +112,16 @@ class PrefixCache:
         Args:
             sequence: with an empty slot.
         """
+        cached = self._share(sequence, _Keys.of(sequence, self._block_size))
+        self.statistics.queried_rows += sequence.num_rows
+        self.statistics.hit_rows += cached.num_rows + cached.num_stage_0_rows
+        self.statistics.image_queries += len(sequence.prompt.images)
+        self.statistics.image_hits += cached.num_images
+        return cached
+
+    def _share(self, sequence: Sequence, keys: _Keys) -> CachedPrefix:
         assert sequence.slot is not None
-        keys = _Keys.of(sequence, self._block_size)
-        match = self._match(sequence, keys)
+        match = self._match(keys)
         for entry in match.text:
             for stage, blocks in enumerate(entry.blocks):
                 self._allocator.share(stage, sequence.slot, blocks, self._block_size)
@@ -166,16 +174,12 @@ class PrefixCache:
         for key in list(self._entries):
             self._remove(key)
 
-    def _match(self, sequence: Sequence, keys: _Keys) -> Match:
-        """The entries of a sequence's prompt, counted as used now."""
+    def _match(self, keys: _Keys) -> Match:
+        """The entries of a prompt, which are marked as used now."""
         text = self._find_first(keys.text)
         images: list[Entry] = []
         if len(text) == len(keys.text):
             images = self._find_first([image.key for image in keys.images])
-        self.statistics.image_queries += len(keys.images)
-        self.statistics.image_hits += len(images)
-        self.statistics.queried_rows += sequence.num_rows
-        self.statistics.hit_rows += keys.images[len(images) - 1].end if images else len(text) * self._block_size
         return Match(tuple(text), tuple(images))
 
     def _joined_blocks(self, match: Match, keys: _Keys) -> BlockIds:

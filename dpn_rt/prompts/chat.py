@@ -30,14 +30,22 @@ def chat_options(
     values = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
     for name, value in values.items():
         if value is not None and not isinstance(value, bool):
-            raise RequestError(f"{name}={shown(value)}: expected true or false")
+            raise RequestError(f"{name}={shown(value)}: expected true or false", field=name)
     if continue_final_message and add_generation_prompt:
-        raise RequestError("continue_final_message and add_generation_prompt are both set: expected one of them")
+        raise RequestError(
+            "continue_final_message and add_generation_prompt are both set: expected one of them",
+            field="continue_final_message",
+        )
     if template_kwargs is not None and not isinstance(template_kwargs, Mapping):
-        raise RequestError(f"chat_template_kwargs: expected a dict, got {type(template_kwargs).__name__}")
+        raise RequestError(
+            f"chat_template_kwargs: expected a dict, got {type(template_kwargs).__name__}", field="chat_template_kwargs"
+        )
     own = [name for name in template_kwargs or {} if name in _OWN_VARIABLES]
     if own:
-        raise RequestError(f"chat_template_kwargs: {own[0]} is not a variable of the template, expected others")
+        raise RequestError(
+            f"chat_template_kwargs: {own[0]} is not a variable of the template, expected others",
+            field="chat_template_kwargs",
+        )
     adds = not continue_final_message if add_generation_prompt is None else add_generation_prompt
     return ChatOptions(adds, bool(continue_final_message), dict(template_kwargs or {}))
 
@@ -96,13 +104,16 @@ def chat_prompt(
 def _check_last(turns: Sequence[Turn], options: ChatOptions) -> None:
     last, name = turns[-1], f"messages[{len(turns) - 1}]"
     if options.continue_final_message and last.role != "assistant":
-        raise RequestError(f"{name}: role {last.role}, expected assistant, since continue_final_message is set")
+        raise RequestError(
+            f"{name}: role {last.role}, expected assistant, since continue_final_message is set", field=name
+        )
     if last.role != "user" and options.add_generation_prompt:
         raise RequestError(
-            f"messages: the last one has role {last.role}, expected user (or assistant with continue_final_message)"
+            f"messages: the last one has role {last.role}, expected user (or assistant with continue_final_message)",
+            field="messages",
         )
     if last.role == "user" and last.is_blank:
-        raise RequestError(f"{name}: empty, expected a question or an image")
+        raise RequestError(f"{name}: empty, expected a question or an image", field=name)
 
 
 def _with_router_tokens(turns: Sequence[Turn], router: str) -> list[Turn]:

@@ -64,16 +64,18 @@ def parse_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
         RequestError: a message has the wrong form; ImageError: an image has.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise RequestError(f"messages: expected a list of messages, got {shown(messages)}")
+        raise RequestError(f"messages: expected a list of messages, got {shown(messages)}", field="messages")
     turns: list[Turn] = []
     images: list[Any] = []
     for position, message in enumerate(messages):
         name = f"messages[{position}]"
         if not isinstance(message, Mapping) or "role" not in message or not _has_content(message):
-            raise RequestError(f'{name}: expected a dict with "role" and "content", got {shown(message)}')
+            raise RequestError(f'{name}: expected a dict with "role" and "content", got {shown(message)}', field=name)
         role = "system" if message["role"] == "developer" else message["role"]
         if role not in _ROLES or (role == "system" and turns and turns[-1].role != "system"):
-            raise RequestError(f"{name}: role {shown(message['role'])}, expected user or assistant (or system, first)")
+            raise RequestError(
+                f"{name}: role {shown(message['role'])}, expected user or assistant (or system, first)", field=name
+            )
         parts, found = _content(message.get("content"), role, name)
         if found and role != "user":
             raise ImageError(f"{name}: an image in a message of role {role}, expected it in one of role user")
@@ -95,16 +97,19 @@ def _content(content: Any, role: str, name: str) -> tuple[tuple[str | Marker, ..
     if content is None and role == "assistant":
         return (), []
     if isinstance(content, str):
-        check_unicode(content, name)
+        check_unicode(content, name, field=name)
         return (content,), []
     if not isinstance(content, Sequence):
-        raise RequestError(f"{name}: content is {type(content).__name__}, expected a string or a list of parts")
+        raise RequestError(
+            f"{name}: content is {type(content).__name__}, expected a string or a list of parts", field=name
+        )
     parts: list[str | Marker] = []
     images: list[Any] = []
     for position, part in enumerate(content):
+        place = f"{name}.content[{position}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
         if (kind == "text" or (kind == "refusal" and role == "assistant")) and isinstance(part.get(kind), str):
-            check_unicode(part[kind], f"{name}.content[{position}]")
+            check_unicode(part[kind], place, field=place)
             parts.append(part[kind])
         elif (image := _value(part, _IMAGE_KEYS)) is not None:
             parts.append(Marker.IMAGE)
@@ -112,9 +117,9 @@ def _content(content: Any, role: str, name: str) -> tuple[tuple[str | Marker, ..
         elif (url := _value(part, _URL_KEYS)) is not None or kind == "image_url":
             url = url.get("url") if isinstance(url, Mapping) else url
             parts.append(Marker.IMAGE)
-            images.append(_image_of_url(url, f"{name}.content[{position}]"))
+            images.append(_image_of_url(url, place))
         else:
-            raise RequestError(f"{name}.content[{position}]: expected {_PARTS}, got {shown(part)}")
+            raise RequestError(f"{place}: expected {_PARTS}, got {shown(part)}", field=place)
     return tuple(parts), images
 
 

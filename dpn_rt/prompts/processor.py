@@ -341,12 +341,16 @@ def _checked_route(route: Any, model: ModelConfig) -> Route | None:
     if isinstance(route, np.ndarray):
         route = route.tolist()  # of an array without dimensions it makes a number, which is refused
     if isinstance(route, str) or not isinstance(route, Sequence) or len(route) != len(counts):
-        raise RequestError(f"route={shown(route)}: expected a list of {len(counts)} experts, one per boundary")
+        raise RequestError(
+            f"route={shown(route)}: expected a list of {len(counts)} experts, one per boundary", field="route"
+        )
     result: list[int | None] = []
     for position, (expert, count) in enumerate(zip(route, counts, strict=True)):
         index = _expert(expert)
         if expert is not None and (index is None or not 0 <= index < count):
-            raise RequestError(f"route[{position}]={shown(expert)}: expected an expert from 0 to {count - 1}, or None")
+            raise RequestError(
+                f"route[{position}]={shown(expert)}: expected an expert from 0 to {count - 1}, or None", field="route"
+            )
         result.append(index)
     return tuple(result)
 
@@ -356,9 +360,14 @@ def _checked_bias(bias: Any, model: ModelConfig) -> float:
         return 0.0
     is_number = isinstance(bias, numbers.Real) and not isinstance(bias, bool)
     if not (is_number and -MAX_ROUTER_BIAS <= bias <= MAX_ROUTER_BIAS):  # before it is a float, which may be too large
-        raise RequestError(f"router_bias={shown(bias)}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}")
+        raise RequestError(
+            f"router_bias={shown(bias)}: expected a number from -{MAX_ROUTER_BIAS} to {MAX_ROUTER_BIAS}",
+            field="router_bias",
+        )
     if bias and not model.reduction.reads_router_rows:
-        raise RequestError(f"router_bias={shown(bias)}: this model has no routers, expected 0 or none")
+        raise RequestError(
+            f"router_bias={shown(bias)}: this model has no routers, expected 0 or none", field="router_bias"
+        )
     return float(bias)
 
 

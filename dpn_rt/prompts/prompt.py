@@ -61,7 +61,7 @@ def take_apart(prompt: Prompt) -> PromptParts:
         raise RequestError(f'prompt: expected one of "prompt" and "prompt_token_ids", got keys {shown(list(prompt))}')
     if text is not None and not isinstance(text, str):
         raise RequestError(f"prompt: expected a string, got {type(text).__name__}")
-    check_unicode(text or "", "prompt")
+    check_unicode(text or "", "prompt", field="prompt")
     token_ids = None if ids is None else _token_ids(ids)
     if not text and not token_ids:
         raise RequestError("prompt is empty: expected at least one token")

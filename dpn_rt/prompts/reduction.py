@@ -39,10 +39,11 @@ def checked_reduction(spec: Any, model: ModelConfig) -> Chain | NoReduction | No
     try:
         chain = parse_spec(spec, model.decoder.num_layers)
     except ConfigError as error:
-        raise RequestError(str(error)) from error
+        raise RequestError(str(error), field="reduce") from error
     if trained and chain.steps:
         raise RequestError(
-            f"reduce={shown(spec)}: the model has a trained reduction of its own, expected 'none' or nothing"
+            f"reduce={shown(spec)}: the model has a trained reduction of its own, expected 'none' or nothing",
+            field="reduce",
         )
     if trained:
         return NoReduction()
@@ -51,7 +52,8 @@ def checked_reduction(spec: Any, model: ModelConfig) -> Chain | NoReduction | No
         loaded = ", ".join(str(layer + 1) for layer in model.reduction.layers) or "none"
         raise RequestError(
             f"reduce={shown(spec)}: the engine has no boundary before layer {missing[0] + 1} (it has: {loaded}); "
-            f"load it with this reduction too"
+            f"load it with this reduction too",
+            field="reduce",
         )
     return chain
 
@@ -89,9 +91,13 @@ _NO_ROWS = np.empty(0, dtype=np.int32)
 def _relative(kept: Any, cuts: Sequence[Cut], images: Sequence[VisualInput]) -> list[list[IntArray | None]]:
     """Per cut and image the rows that stay, counted among those that reach the cut."""
     if not cuts or not images:
-        raise RequestError("kept: the request has no reduction that keeps rows of an image, expected none")
+        raise RequestError(
+            "kept: the request has no reduction that keeps rows of an image, expected none", field="kept"
+        )
     if not isinstance(kept, Sequence) or isinstance(kept, str) or len(kept) != len(cuts):
-        raise RequestError(f"kept: expected a list of {len(cuts)} entries, one per boundary, got {shown(kept)}")
+        raise RequestError(
+            f"kept: expected a list of {len(cuts)} entries, one per boundary, got {shown(kept)}", field="kept"
+        )
     before = [image.segments for image in images]
     first, remaining = before, [np.arange(num_visual(segments)) for segments in before]
     found: list[list[IntArray | None]] = []
@@ -100,13 +106,13 @@ def _relative(kept: Any, cuts: Sequence[Cut], images: Sequence[VisualInput]) -> 
         after = [cut.segments_after(*pair) for pair in zip(first, before, strict=True)]
         if cut.step.needs_grid:
             if given is not None:
-                raise RequestError(f"kept[{position}]: {cut.step.method} pools rows, expected null")
+                raise RequestError(f"kept[{position}]: {cut.step.method} pools rows, expected null", field="kept")
             found.append([None] * len(images))
             remaining = [np.arange(num_visual(segments)) for segments in after]
         else:
             lists = given if len(images) > 1 else [given]
             if not isinstance(lists, Sequence) or len(lists) != len(images):
-                raise RequestError(f"kept[{position}]: expected {len(images)} lists, one per image")
+                raise RequestError(f"kept[{position}]: expected {len(images)} lists, one per image", field="kept")
             checked = [
                 _rows(f"kept[{position}]", ids, rows, num_visual(segments))
                 for ids, rows, segments in zip(lists, remaining, after, strict=True)
@@ -124,14 +130,17 @@ def _rows(name: str, given: Any, remaining: np.ndarray, count: int) -> np.ndarra
     try:
         ids = np.array([operator.index(row) for row in given], dtype=np.int64)
     except (TypeError, OverflowError):
-        raise RequestError(f"{name}: expected a list of {count} row numbers, got {shown(given)}") from None
+        raise RequestError(
+            f"{name}: expected a list of {count} row numbers, got {shown(given)}", field="kept"
+        ) from None
     if len(ids) != count:
-        raise RequestError(f"{name}: {len(ids)} rows, expected {count}")
+        raise RequestError(f"{name}: {len(ids)} rows, expected {count}", field="kept")
     if (np.diff(ids) <= 0).any():
-        raise RequestError(f"{name}: expected rows that rise, each once")
+        raise RequestError(f"{name}: expected rows that rise, each once", field="kept")
     if not np.isin(ids, remaining).all():
         wrong = ids[~np.isin(ids, remaining)][0]
         raise RequestError(
-            f"{name}: row {wrong}, expected some of the {len(remaining)} that are left before the boundary"
+            f"{name}: row {wrong}, expected some of the {len(remaining)} that are left before the boundary",
+            field="kept",
         )
     return ids

@@ -182,7 +182,9 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
     parts = list(message["content"])
     last = next((i for i, part in reversed(list(enumerate(parts))) if part["type"] == "text"), None)
     if last is None:
-        raise RequestError("continue_final_message: the last message has no text to continue")
+        raise RequestError(
+            "continue_final_message: the last message has no text to continue", field="continue_final_message"
+        )
     parts[last] = {**parts[last], "text": parts[last]["text"] + _CONTINUED}
     return {**message, "content": parts}
 
@@ -190,7 +192,10 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
 def _before_mark(text: str) -> str:
     marks = list(re.finditer(re.escape(_CONTINUED.strip()), text, re.IGNORECASE | re.ASCII))
     if not marks:
-        raise RequestError("continue_final_message: the model's chat template leaves out the end of the last message")
+        raise RequestError(
+            "continue_final_message: the model's chat template leaves out the end of the last message",
+            field="continue_final_message",
+        )
     place = marks[-1].start()
     is_whole = text.startswith(" ", marks[-1].end())  # else the template trims messages, and the last one as well
     return text[:place] if is_whole else text[:place].rstrip()

@@ -51,7 +51,9 @@ class TemplateProcess:
         try:
             line = json.dumps(variables, default=_type_name)
         except (ValueError, TypeError, RecursionError) as error:
-            raise RequestError("chat_template_kwargs: too deep, or no JSON: expected values as in JSON") from error
+            raise RequestError(
+                "chat_template_kwargs: too deep, or no JSON: expected values as in JSON", field="chat_template_kwargs"
+            ) from error
         with self._lock:
             if self._worker is None or not self._worker.is_mine_and_runs:
                 self._worker = _Worker(self._source)

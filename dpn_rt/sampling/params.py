@@ -73,7 +73,7 @@ class SamplingParams:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name}={shown(getattr(self, name))}: expected True or False")
+                raise _wrong(name, getattr(self, name), "True or False")
         object.__setattr__(self, "stop", _strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         object.__setattr__(self, "seed", None if self.seed == -1 else self.seed)
@@ -98,12 +98,14 @@ class SamplingParams:
     def _check_together(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
-                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}: expected min_tokens <= max_tokens"
+                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}: expected at most as many",
+                field="min_tokens",
             )
         if self.n > 1 and self.is_greedy:
             raise RequestError(
                 f"n={self.n} with temperature={self.temperature}: greedy completions are all the same; "
-                "expected n=1, or a temperature above 0"
+                "expected n=1, or a temperature above 0",
+                field="n",
             )
 
     @property
@@ -129,7 +131,11 @@ class SamplingParams:
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise RequestError(f"{name}={shown(value)}: expected {expected}")
+        raise _wrong(name, value, expected)
+
+
+def _wrong(name: str, value: object, expected: str) -> RequestError:
+    return RequestError(f"{name}={shown(value)}: expected {expected}", field=name)
 
 
 def _integer(name: str, value: Any) -> int:
@@ -139,37 +145,37 @@ def _integer(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise RequestError(f"{name}={shown(value)}: expected an integer, got {type(value).__name__}") from None
+        raise _wrong(name, value, f"an integer, got {type(value).__name__}") from None
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise RequestError(f"{name}={shown(value)}: expected a number, got {type(value).__name__}")
+        raise _wrong(name, value, f"a number, got {type(value).__name__}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise RequestError(f"{name}={shown(value)}: expected a finite number")
+        raise _wrong(name, value, "a finite number")
     return number
 
 
 def _strings(stop: Any) -> tuple[str, ...]:
     items = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(items, Sequence) or not all(isinstance(item, str) for item in items):
-        raise RequestError(f"stop={shown(stop)}: expected a string or a list of strings")
+        raise _wrong("stop", stop, "a string or a list of strings")
     if not all(items):
-        raise RequestError(f"stop={shown(stop)}: expected non-empty strings (an empty one would match at once)")
+        raise _wrong("stop", stop, "non-empty strings (an empty one would match at once)")
     for item in items:
-        check_unicode(item, "stop")
+        check_unicode(item, "stop", field="stop")
     return tuple(items)
 
 
 def _token_ids(ids: Any) -> tuple[int, ...]:
     items = () if ids is None else ids
     if isinstance(items, str) or not isinstance(items, Sequence):
-        raise RequestError(f"stop_token_ids={shown(ids)}: expected a list of token ids")
+        raise _wrong("stop_token_ids", ids, "a list of token ids")
     result = tuple(_integer("stop_token_ids", item) for item in items)
     if any(item < 0 for item in result):
-        raise RequestError(f"stop_token_ids={shown(ids)}: expected token ids of 0 and more")
+        raise _wrong("stop_token_ids", ids, "token ids of 0 and more")
     return result

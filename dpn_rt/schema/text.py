@@ -17,12 +17,13 @@ _MAX_DEPTH = 8
 """Lists in lists whose items are looked at."""
 
 
-def check_unicode(text: str, name: str) -> None:
+def check_unicode(text: str, name: str, *, field: str | None = None) -> None:
     """Refuses a text with half of a surrogate pair, as broken JSON escapes or undecodable bytes leave it.
 
     Args:
         text: any string.
         name: of the text, for the message.
+        field: of the request, for the error.
 
     Raises:
         RequestError: with the position and the character.
@@ -32,7 +33,8 @@ def check_unicode(text: str, name: str) -> None:
     except UnicodeEncodeError as error:
         raise RequestError(
             f"{name}: character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair: "
-            "expected text that can be encoded as UTF-8"
+            "expected text that can be encoded as UTF-8",
+            field=field,
         ) from None
 
 

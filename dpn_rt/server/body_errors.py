@@ -29,6 +29,14 @@ _BOUNDS = {
 Error = Mapping[str, Any]
 
 
+class FieldError(ValueError):
+    """One of the protocol's own checks of an object has failed, because of this field of it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def describe(error: ValidationError) -> tuple[str | None, str]:
     """The field that is wrong, as `messages.0.role` (None: the body as a whole), and a message that begins with it.
 
@@ -38,7 +46,7 @@ def describe(error: ValidationError) -> tuple[str | None, str]:
     # Where a value may have several forms, pydantic reports an error for each. The deepest location belongs to the
     # form that was meant; a value of the wrong type belongs to a form that was not.
     first = max(errors, key=lambda item: (len(item["loc"]), item["type"] not in _KINDS))
-    place = _place(first["loc"])
+    place = _place(_location(first))
     if first["type"] == "extra_forbidden":
         return place, f"unknown or unsupported field {place}: expected fields of OpenAI's API, vLLM's or our own"
     kinds = [_KINDS[item["type"]] for item in errors if item["type"] in _KINDS and _place(item["loc"]) == place]
@@ -71,6 +79,11 @@ def _fault(error: Error, kinds: Sequence[str]) -> str:
             return f"{len(value)} items, expected at most {context['max_length']}"
         case _:
             return f"got {_shown(value)}, which is not accepted here"
+
+
+def _location(error: Error) -> Sequence[int | str]:
+    own = error.get("ctx", {}).get("error")
+    return (*error["loc"], own.field) if isinstance(own, FieldError) else error["loc"]
 
 
 def _place(location: Sequence[int | str]) -> str | None:

@@ -32,12 +32,9 @@ class CorsPolicy:
                     f"allowed_origins: {origin!r} would match no page, expected a scheme, a host and a port if it is "
                     "not the scheme's own, such as 'https://app.example.com', or '*'"
                 )
-        others = (self.allowed_methods, self.allowed_headers, self.allow_credentials)
-        if not self.allowed_origins and others != (("*",), ("*",), False):
-            raise ConfigError(
-                "allowed_methods, allowed_headers and allow_credentials have no effect without allowed_origins: "
-                "expected it as well"
-            )
+        for name, default in (("allowed_methods", ("*",)), ("allowed_headers", ("*",)), ("allow_credentials", False)):
+            if not self.allowed_origins and getattr(self, name) != default:
+                raise ConfigError(f"{name}: no effect without allowed origins, expected some as well")
 
     @property
     def middleware_options(self) -> dict[str, Any]:

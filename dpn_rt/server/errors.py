@@ -72,10 +72,11 @@ def error_reply(error: BaseException) -> ErrorReply:
         place, message = describe(error)
         return _reply(400, message, place)
     if isinstance(error, MediaTooLargeError):
-        return _reply(413, str(error))
-    if isinstance(error, PromptTooLongError):
-        return _reply(400, str(error), code="context_length_exceeded")  # by which clients know it
-    if isinstance(error, RequestError | CapacityError):
+        return _reply(413, str(error), error.field)
+    if isinstance(error, RequestError):
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None  # by which clients know it
+        return _reply(400, str(error), error.field, code)
+    if isinstance(error, CapacityError):
         return _reply(400, str(error))
     if isinstance(error, ShutdownError):
         return _reply(503, str(error), code="overloaded")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -171,7 +172,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, app if cycle.scope["http_version"] == "1.1" else _without_chunks(cycle, app))
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -211,6 +212,7 @@ class GuardedProtocol(HttpToolsProtocol):
         kept += [(b"connection", options) for name, value in self.headers if (options := _other_options(name, value))]
         lines = [b"%s %s HTTP/%s\r\n" % (method, self.url, version), *(b"%s: %s\r\n" % header for header in kept)]
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
         self._parse(b"".join([*lines, b"\r\n", rest]))
 
     @property
@@ -298,6 +300,28 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _without_chunks(cycle: RequestResponseCycle, app: ASGIApp) -> Any:
+    """The application for a client of HTTP/1.0, which knows no chunks: an answer without a length ends with the
+    connection."""
+    cycle.keep_alive = cycle.waiting_for_100_continue = False
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_open = False
+
+        async def send_plain(message: Message) -> None:
+            nonlocal is_open
+            if message["type"] == "http.response.start":
+                is_open = all(name.lower() != b"content-length" for name, _ in message["headers"])
+                cycle.chunked_encoding = False if is_open else None
+            elif is_open:  # uvicorn takes as much as has been announced
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return answer
 
 
 def _other_options(name: bytes, value: bytes) -> bytes:

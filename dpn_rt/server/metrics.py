@@ -31,8 +31,6 @@ class Metrics:
         self._reductions = reductions
         self._registry = CollectorRegistry()
         self._registry.register(_LoadCollector(load, model_name))
-        self._prompt_tokens = self._counter("prompt_tokens", "Rows of prompts, images included.")
-        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._successes = self._counter("request_success", "Requests that ended, by reason.", "finished_reason")
         self._refusals = self._counter("request_refused", "Requests refused before the engine, by status.", "status")
         self._visual_tokens = self._counter("visual_tokens", "Visual tokens of prompts, per stage.", "stage")
@@ -64,9 +62,7 @@ class Metrics:
     def count_finished(self, prompt: ProcessedPrompt, output: RequestOutput) -> None:
         """Counts a request that the engine has ended."""
         name, metrics = self._name, output.metrics
-        self._prompt_tokens.labels(name).inc(prompt.num_rows)
         for completion in output.outputs:
-            self._generation_tokens.labels(name).inc(len(completion.token_ids))
             self._successes.labels(name, completion.finish_reason or "error").inc()
         self._count_pyramid(prompt, output)
         if metrics.finish is None:
@@ -161,6 +157,8 @@ class _LoadCollector(Collector):
             yield gauge
         for name, text, value in (
             ("num_preemptions", "Sequences preempted.", load.preemptions),
+            ("prompt_tokens", "Rows of prompts that have got a first token, images included.", load.prompt_rows),
+            ("generation_tokens", "Tokens generated.", load.generated_tokens),
             ("prefix_cache_queries", "Rows of prompts.", load.prefix_queries),
             ("prefix_cache_hits", "Rows of prompts that had been computed before.", load.prefix_hits),
             ("image_cache_queries", "Images of prompts.", load.image_queries),

@@ -6,10 +6,11 @@ import asyncio
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from dpn_rt.errors import RequestError
+from dpn_rt.errors import PromptTooLongError, RequestError
 from dpn_rt.model.vision.visual_input import VisualInput
 from dpn_rt.prompts.image import decode_image, load_image
 from dpn_rt.prompts.processor import ProcessedPrompt, Processor
@@ -58,12 +59,14 @@ class Preparation:
             RequestError, ImageError: text or image cannot be served; MediaError: an image cannot be loaded.
         """
         urls = [part.url for message in request.messages for part in message.images]
-        files = [await self._media.load(url) for url in urls]
-        return await self.run(self._process_chat, request, files)
+        with _about("messages"):
+            files = [await self._media.load(url) for url in urls]
+            return await self.run(self._process_chat, request, files)
 
     async def text(self, request: CompletionRequest) -> list[ProcessedPrompt]:
         """The prompts of a completion request, one after the other: a client may leave between two."""
-        return [await self.run(self._process_text, request, prompt) for prompt in request.prompts]
+        with _about("prompt"):
+            return [await self.run(self._process_text, request, prompt) for prompt in request.prompts]
 
     def check(self, request: Conversation | CompletionRequest) -> None:
         """Checks what can be checked before anything is loaded or decoded.
@@ -75,21 +78,26 @@ class Preparation:
         if isinstance(request, ChatRequest | CompletionRequest):
             _ = request.sampling  # raises if a value is invalid
         if isinstance(request, CompletionRequest):
-            for prompt in request.prompts:
-                if isinstance(prompt, str):
-                    self._processor.check_text(len(prompt))
-                elif len(prompt) > self.max_model_len:
-                    raise RequestError(f"prompt of {len(prompt)} tokens: expected fewer than {self.max_model_len}")
+            with _about("prompt"):
+                for prompt in request.prompts:
+                    self._check_prompt(prompt)
             return
-        self._processor.check_text(sum(len(text) for message in request.messages for text in _texts(message)))
-        count = sum(len(message.images) for message in request.messages)
-        check_num_images(count, self._processor.max_images, f"messages: {count} images")
+        with _about("messages"):
+            self._processor.check_text(sum(len(text) for message in request.messages for text in _texts(message)))
+            count = sum(len(message.images) for message in request.messages)
+            check_num_images(count, self._processor.max_images, f"messages: {count} images")
+
+    def _check_prompt(self, prompt: str | list[int]) -> None:
+        if isinstance(prompt, str):
+            self._processor.check_text(len(prompt))
+        elif len(prompt) > self.max_model_len:
+            raise PromptTooLongError(f"prompt of {len(prompt)} tokens: expected fewer than {self.max_model_len}")
 
     def estimated_tokens(self, request: Conversation | CompletionRequest) -> int:
         """Tokens of prompts and answers, estimated from lengths alone."""
         if isinstance(request, CompletionRequest):
             lengths = [len(prompt) if isinstance(prompt, list) else _tokens(prompt) for prompt in request.prompts]
-            return sum(lengths) + len(lengths) * request.completions * self._answer(request.max_tokens)
+            return sum(lengths) + len(lengths) * request.completions * self._answer(request.token_limit)
         vision = self._processor.model.vision
         visual = 0 if vision is None else vision.max_visual_tokens
         text = sum(_tokens(text) for message in request.messages for text in _texts(message))
@@ -128,6 +136,16 @@ class Preparation:
     def _process_text(self, request: CompletionRequest, prompt: str | list[int]) -> ProcessedPrompt:
         key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
         return self._processor.process({key: prompt, **request.reduction})
+
+
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """Errors that name no field are about this one."""
+    try:
+        yield
+    except RequestError as error:
+        error.field = error.field or field
+        raise
 
 
 def _message(message: ChatMessage, images: Iterator[VisualInput]) -> dict[str, Any]:

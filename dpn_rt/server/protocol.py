@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 from pydantic import BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from dpn_rt.sampling.params import SamplingParams
+from dpn_rt.server.body_errors import FieldError
 from dpn_rt.server.json_body import MAX_PROMPTS, MAX_TOKEN_IDS
 from dpn_rt.server.neutral import (
     NeutralChatFields,
@@ -96,7 +97,7 @@ class _Common(NamesModel, NeutralFields):
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
         if self.stream_options is not None and self.stream_options.model_fields_set and not self.stream:
-            raise ValueError("stream_options: expected stream=true as well")
+            raise FieldError("stream_options", "expected stream=true as well")
         return self
 
     @property
@@ -198,9 +199,9 @@ class ChatMessage(NeutralMessageFields):
             return self
         if self.content is None:
             what = "null" if "content" in self.model_fields_set else "missing"
-            raise ValueError(f"content: {what} in a message of role {self.role!r}, expected text or parts")
+            raise FieldError("content", f"{what} in a message of role {self.role!r}, expected text or parts")
         if isinstance(self.content, list) and any(isinstance(part, RefusalPart) for part in self.content):
-            raise ValueError(f"content: a refusal in a message of role {self.role!r}, expected it in an assistant's")
+            raise FieldError("content", f"a refusal in a message of role {self.role!r}, expected it in an assistant's")
         return self
 
     @property
@@ -238,7 +239,7 @@ class ChatRequest(Conversation, NeutralChatFields, _Common):
     @model_validator(mode="after")
     def _check_top_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError(f"top_logprobs={self.top_logprobs}: expected logprobs=true as well")
+            raise FieldError("top_logprobs", f"{self.top_logprobs}, expected logprobs=true as well")
         return self
 
     @property
@@ -291,9 +292,14 @@ class CompletionRequest(NeutralCompletionFields, _Common):
         return len(self.prompts)
 
     @property
+    def token_limit(self) -> int:
+        """Largest number of tokens of each answer; null counts as left out."""
+        return _or(self.max_tokens, DEFAULT_MAX_TOKENS)
+
+    @property
     def sampling(self) -> SamplingParams:
         """Raises RequestError: a value is out of range or contradicts another."""
-        return self._sampling(_or(self.max_tokens, DEFAULT_MAX_TOKENS), self.logprobs)
+        return self._sampling(self.token_limit, self.logprobs)
 
 
 def _or(value: Value | None, default: Value) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 from collections.abc import Sequence
@@ -81,8 +82,8 @@ class Replies:
         """
         self._is_chat, self._top_logprobs = is_chat, top_logprobs
         self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
-        self._offsets: dict[int, int] = {}
-        """Index of a completion -> where the text of its next token begins."""
+        self._offsets: dict[int, _Offsets] = {}
+        """By the index of the completion."""
         self._head = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
             "created": int(time.time()),
@@ -160,12 +161,11 @@ class Replies:
 
     def _take_offset(self, index: int, token_id: int) -> int:
         """Where a token begins in the text of its completion. To be called once per token, in order."""
-        is_first = index not in self._offsets
-        offset = self._offsets.get(index, 0)
-        if self._tokenizer is not None and self._tokenizer.has_text(token_id, self._skip_special_tokens):
-            stripped = self._tokenizer.num_stripped(token_id) if is_first else 0
-            self._offsets[index] = offset + len(self._tokenizer.token_text(token_id)) - stripped
-        return offset
+        if self._tokenizer is None:
+            return 0
+        if index not in self._offsets:
+            self._offsets[index] = _Offsets(self._tokenizer, self._skip_special_tokens)
+        return self._offsets[index].take(token_id)
 
     def _chat_logprob(self, token_id: int, entries: TokenLogprobs) -> Json:
         # `entries` has the sampled token even where it is not among the most probable ones.
@@ -178,6 +178,29 @@ class Replies:
 
     def _text(self, token_id: int) -> str:
         return "" if self._tokenizer is None else _named(self._tokenizer.token_bytes(token_id))
+
+
+class _Offsets:
+    """Where the tokens of one completion begin in its text. A character may be that of several tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length, self._has_begun = 0, False
+
+    def take(self, token_id: int) -> int:
+        """The offset of the next token."""
+        if not self._tokenizer.has_text(token_id, self._skip_special_tokens):
+            return self._length
+        content = self._tokenizer.token_bytes(token_id)
+        if not self._has_begun:
+            content = content[self._tokenizer.num_stripped(token_id) :]
+            self._has_begun = True
+        new = self._decoder.decode(content)
+        # Longer than the token's own text where bytes before it have turned out to be no character.
+        offset = self._length + max(0, len(new) - len(content.decode("utf-8", "replace")))
+        self._length += len(new)
+        return offset
 
 
 def _choice(index: int, **fields: Any) -> Json:

@@ -12,6 +12,7 @@ from dpn_rt.errors import RequestError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.prompts.markers import IMAGE_TEXT
 from dpn_rt.prompts.tokenizer import Tokenizer
+from dpn_rt.server.body_errors import FieldError
 from dpn_rt.server.neutral import NoObject, NoTools, Unsupported
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.protocol import Conversation, Messages, NamesModel, TokenIds
@@ -38,7 +39,7 @@ class TokenizeRequest(NamesModel):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("expected one of prompt and messages")
         if self.messages is not None and self.add_special_tokens:
-            raise ValueError("add_special_tokens: true with messages, whose template writes them: expected false")
+            raise FieldError("add_special_tokens", "true with messages, whose template writes them: expected false")
         return self
 
     @property

@@ -96,6 +96,15 @@ def test_second_questions_about_an_image(
     assert_pool_is_full(llm)
 
 
+@pytest.mark.parametrize("engine_dir", ["dense"], indirect=True)
+def test_an_image_that_ends_its_prompt_counts_as_asked_for(engine_dir: Path, generator: np.random.Generator) -> None:
+    """It has no entry of its own, but its rows may be kept without one, which counts as a hit."""
+    llm = LLM(engine_dir, reuse_bytes=2**24)
+    data = {"image_embeds": image(generator), "image_grid": (8, 8)}
+    ask(llm, {"prompt_token_ids": [*ids(generator, 3), -200], "multi_modal_data": data})
+    assert llm.engine.runner.reuse_statistics()[2:] == (1, 0)
+
+
 def test_images_never_mix(engine_dir: Path, plain: LLM, generator: np.random.Generator) -> None:
     llm = LLM(engine_dir, reuse_bytes=2**24)
     start, question = ids(generator, 20), ids(generator, 6)

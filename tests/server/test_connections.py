@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
@@ -104,9 +105,29 @@ def test_an_offer_of_another_protocol_is_not_taken(server: RunningServer, name: 
     assert b'"version"' not in answers
 
 
+def test_what_follows_the_last_request_is_ignored_with_an_offer_and_without(server: RunningServer) -> None:
+    for fields in (b"Connection: close\r\n", b"Connection: close, upgrade\r\nUpgrade: h2c\r\n"):
+        assert status(exchange(server, GET + fields + b"\r\n" + GET + b"\r\n")) == 200
+
+
 def test_a_tunnel_is_refused(server: RunningServer) -> None:
     answer = exchange(server, b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert status(answer) == 400 and "CONNECT is for proxies" in error(answer)["message"]
+
+
+def test_an_older_client_gets_no_chunks(server: RunningServer) -> None:
+    """HTTP/1.0 has neither chunks nor `100 Continue` (RFC 9112, 6.1; RFC 9110, 10.1.1): a stream ends with its
+    connection."""
+    more = b" HTTP/1.0\r\nExpect: 100-continue\r\nConnection: keep-alive\r\n"
+    for stream in (True, False):
+        sent = post(Ask().body(stream=stream), close=False).replace(b" HTTP/1.1\r\n", more, 1)
+        head, _, content = exchange(server, sent).partition(b"\r\n\r\n")
+        assert status(head) == 200 and b"transfer-encoding" not in head.lower()
+        assert (b"content-length" in head.lower()) != stream
+        if stream:
+            assert content.startswith(b"data: {") and content.endswith(b"data: [DONE]\n\n")
+        else:
+            assert json.loads(content)["choices"]
 
 
 def test_refusals_of_connections_are_counted(start_server: StartServer) -> None:

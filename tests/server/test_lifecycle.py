@@ -42,8 +42,11 @@ def test_client_that_leaves_a_stream_frees_its_blocks_and_is_counted(start_serve
     with server.client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as reply:
         assert next(reply.iter_lines())
         assert server.service.engine.load.running == 1
+        before = metrics(server)
     server.wait_until_idle()
     seen = metrics(server)
+    assert seen["dpn_rt:prompt_tokens_total"] == before["dpn_rt:prompt_tokens_total"] > 256
+    assert 0 < before["dpn_rt:generation_tokens_total"] <= seen["dpn_rt:generation_tokens_total"] < 600
     assert seen["dpn_rt:num_requests_running"] == 0
     assert seen["dpn_rt:request_success_total abort"] == 1
 

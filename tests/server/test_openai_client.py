@@ -205,20 +205,30 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
-def test_offsets_count_no_special_tokens(client: openai.OpenAI) -> None:
-    for skips in (True, False):
+@pytest.mark.parametrize("skips", [True, False])
+def test_offsets_are_those_of_the_text(client: openai.OpenAI, skips: bool) -> None:
+    """Where special tokens are left out, and characters are those of several tokens."""
+    seen = ""
+    for seed in range(8):
         more = {"ignore_eos": True, "skip_special_tokens": skips}
-        asked: dict[str, Any] = {"model": MODEL, "prompt": "a", "max_tokens": 24, "logprobs": 0, "extra_body": more}
-        choice = client.completions.create(**asked).choices[0]
-        assert choice.logprobs is not None and choice.logprobs.text_offset is not None
-        assert max(choice.logprobs.text_offset) <= len(choice.text), choice
+        asked: dict[str, Any] = {"model": MODEL, "prompt": "a", "max_tokens": 100, "logprobs": 0, "extra_body": more}
+        choice = client.completions.create(**asked, temperature=2, seed=seed).choices[0]
+        found = choice.logprobs
+        assert found is not None and found.text_offset is not None and found.tokens is not None
+        assert found.text_offset == sorted(found.text_offset) and found.text_offset[-1] <= len(choice.text)
+        for token, offset in zip(found.tokens, found.text_offset, strict=True):
+            if not token.startswith(("bytes:", "<")):
+                assert choice.text[offset:].startswith(token), (token, offset, choice.text)
+        seen += choice.text
+    assert any(ord(character) >= 128 and character != "\N{REPLACEMENT CHARACTER}" for character in seen)
 
 
 def test_a_prompt_that_is_too_long_is_known_by_its_code(client: openai.OpenAI) -> None:
-    for text in ("a b " * 2000, "a" * 200_000):
+    prompts: list[str | list[int]] = ["a b " * 2000, "a" * 200_000, [5] * 5000]
+    for prompt in prompts:
         with pytest.raises(openai.BadRequestError) as refused:
-            client.completions.create(model=MODEL, prompt=text)
-        assert refused.value.code == "context_length_exceeded"
+            client.completions.create(model=MODEL, prompt=prompt)
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
 
 
 def test_null_counts_as_left_out(client: openai.OpenAI) -> None:

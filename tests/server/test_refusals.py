@@ -88,6 +88,31 @@ def test_bad_request(server: RunningServer, name: str) -> None:
     assert server.service.admission.prompts == 0
 
 
+def test_the_field_that_is_wrong_is_named(server: RunningServer) -> None:
+    """As `param`, which OpenAI's clients show."""
+    wrong: dict[str, dict[str, Any]] = {
+        "temperature": {"temperature": -1},
+        "top_p": {"top_p": 2},
+        "seed": {"seed": 2**70},
+        "presence_penalty": {"presence_penalty": 3},
+        "frequency_penalty": {"frequency_penalty": 3},
+        "repetition_penalty": {"repetition_penalty": 0},
+        "min_tokens": {"min_tokens": 9},
+        "n": {"n": 2},
+        "stop": {"stop": [""]},
+        "stop_token_ids": {"stop_token_ids": [10**6]},  # by the engine's process
+        "top_logprobs": {"top_logprobs": 2},
+        "stream_options": {"stream_options": {"include_usage": True}},
+        "route": {"route": [0]},
+        "router_bias": {"router_bias": 1e9},
+        "messages.0.content": {"messages": [{"role": "user"}]},
+        "messages": with_url("data:image/png;base64,"),
+    }
+    for field, fields in wrong.items():
+        reply = server.post(GOOD.body(**fields))
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == field, reply.text
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"\xff\xfe", b'"' + b"a" * 100_000])
 def test_no_json(server: RunningServer, body: bytes) -> None:
     reply = server.client.post("/v1/chat/completions", content=body, headers=AS_JSON)

@@ -162,10 +162,16 @@ def test_ctrl_c_while_the_engine_is_loaded(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-queued-requests", "0"], "max_queued_requests=0"),
-        (["--allowed-media-domains", "http://x"], "allowed_domains"),
-        (["--allowed-local-media-path", "nowhere"], "nowhere"),
-        (["--max-num-seqs", "0"], "max_num_seqs=0"),
+        (["--max-queued-requests", "0"], "--max-queued-requests 0: expected at least 1"),
+        (["--allowed-media-domains", "http://x"], "--allowed-media-domains: 'http://x' would match no URL"),
+        (["--allowed-local-media-path", "nowhere"], "--allowed-local-media-path: 'nowhere' is not a folder"),
+        (["--allowed-hosts", "http://x"], "--allowed-hosts: 'http://x' would match no request"),
+        (["--allowed-methods", "GET"], "--allowed-methods: no effect without allowed origins"),
+        (["--media-timeout", "0"], "--media-timeout: 0.0, expected more than 0 seconds"),
+        (["--reuse-bytes", "-1"], "--reuse-bytes -1: expected at least 0"),
+        (["--max-chunk-tokens", "-1"], "--max-chunk-tokens -1: expected at least 0"),
+        (["--max-model-len", "1000000"], "--max-model-len 1000000: expected at most"),
+        (["--max-num-seqs", "0"], "--max-num-seqs 0: expected"),
         (["--host", ""], "--host '': expected an address of this machine, or 0.0.0.0 for all"),
     ],
 )
@@ -174,7 +180,14 @@ def test_wrong_options_are_refused_by_name(
 ) -> None:
     assert serve.main(["--engine", str(engine_dir), *options]) == 1
     told = capsys.readouterr().err
-    assert message in told and "Traceback" not in told
+    assert f"error: {message}" in told and "Traceback" not in told
+
+
+def test_a_list_of_names_that_is_none_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ('["a"', "[1]"):
+        with pytest.raises(SystemExit):
+            serve.main(["--engine", "nowhere", "--allowed-hosts", text])
+        assert f"argument --allowed-hosts: '{text}': expected a name, or a list" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

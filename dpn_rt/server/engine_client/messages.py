@@ -25,6 +25,9 @@ class Load:
     kv_blocks: int = 0
     preemptions: int = 0
     """Since the start, like all fields after this one."""
+    prompt_rows: int = 0
+    """Of the prompts that have got a first token."""
+    generated_tokens: int = 0
     prefix_queries: int = 0
     """Rows of prompts."""
     prefix_hits: int = 0
@@ -45,6 +48,8 @@ class Load:
             cache.num_blocks - cache.num_free_blocks,
             cache.num_blocks,
             engine.num_preemptions,
+            engine.num_prompt_rows,
+            engine.num_generated_tokens,
             *engine.runner.reuse_statistics(),
         )
 
