@@ -76,7 +76,7 @@ ELSEWHERE = {"type": "image_url", "image_url": {"url": "http://a/b.png"}}
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"temperature": -1}, litellm.BadRequestError, "temperature=-1.*expected 0"),
+        ({"temperature": -1}, litellm.BadRequestError, "temperature=-1.*expected from 0"),
         ({"model": "openai/other"}, litellm.NotFoundError, "expected 'tiny'"),
         ({"messages": [{"role": "user", "content": [ELSEWHERE]}]}, litellm.BadRequestError, "http://a/b.png"),
     ],
