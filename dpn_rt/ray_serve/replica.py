@@ -105,7 +105,7 @@ class Replica:
         failure = self._service.engine.failure
         if failure is not None:
             log.error("the engine has stopped, and its replica ends: %s", failure)
-            os._exit(1)  # Serve would wait for requests that nobody answers
+            os._exit(1)  # Serve would wait for requests that get no answer
 
     async def _start(self) -> None:
         """Connects to the engine, on the event loop that serves."""

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dpn_rt.errors import RequestError
+from dpn_rt.errors import PromptTooLongError
 from dpn_rt.format.config import IMAGE_PLACEHOLDER_ID
 from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.format.weight_spec import canonical_specs
@@ -58,7 +58,7 @@ def quantization_report(model: EagerDpn, engine: EngineDir) -> dict[str, Any]:
         engine: built from the same checkpoint, quantised.
 
     Raises:
-        RequestError: see `_prompts`.
+        PromptTooLongError: see `_prompts`.
     """
     prompts = _prompts(engine, with_images=model.vision is not None)
     samples = _samples(model, prompts)
@@ -86,7 +86,7 @@ def _prompts(engine: EngineDir, *, with_images: bool) -> list[ProcessedPrompt]:
     """A few questions, with a picture where the engine takes some.
 
     Raises:
-        RequestError: all are too long for the model.
+        PromptTooLongError: none fits into the model's positions.
     """
     config = engine.model.prompt
     processor = Processor(engine.processor_path, engine.model)
@@ -109,7 +109,7 @@ def _prompts(engine: EngineDir, *, with_images: bool) -> list[ProcessedPrompt]:
     for prompt in prompts:
         try:
             fitting.append(processor.process(prompt))
-        except RequestError:  # longer than the model's positions
+        except PromptTooLongError:
             if not fitting and prompt is prompts[-1]:
                 raise
     return fitting
