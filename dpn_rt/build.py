@@ -20,7 +20,7 @@ from dpn_rt.errors import ConfigError, DpnError
 from dpn_rt.format.plans import BuiltPlans, Flavor, PlanLimits
 from dpn_rt.schema.dtypes import DType, Quantize
 from dpn_rt.schema.files import real_path
-from dpn_rt.terminal import check_text, escape_output, exit_status, file_failed, output_failed
+from dpn_rt.terminal import check_text, ending_signals, escape_output, exit_status, file_failed, output_failed
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -294,14 +294,9 @@ def _describe(engine: EngineDir) -> str:
 
 @contextlib.contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into KeyboardInterrupt; ignore later ones, which would cut the cleanup
+    """Turn the first signal of `ending_signals` into KeyboardInterrupt; ignore later ones, which would cut the cleanup
     short."""
-    hang_up = signal.getsignal(signal.SIGHUP)
-    signals = [
-        signal.SIGINT,
-        signal.SIGTERM,
-        *([] if hang_up == signal.SIG_IGN else [signal.SIGHUP]),
-    ]  # as nohup sets it
+    signals = ending_signals()
     received: list[int] = []
 
     def ignore(number: int, frame: FrameType | None) -> None:

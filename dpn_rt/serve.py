@@ -185,6 +185,8 @@ def server_config(options: argparse.Namespace) -> ServerConfig:
 
     if not options.host.strip():
         raise ConfigError(f"--host {options.host!r}: expected an address of this machine, or 0.0.0.0 for all")
+    if options.served_model_name is not None and not options.served_model_name.strip():
+        raise ConfigError(f"--served-model-name {options.served_model_name!r}: expected a name")
     model_name = options.served_model_name or real_path(options.engine).name
     if not is_text(model_name):
         raise ConfigError(f"the engine's directory is {model_name!r}, not UTF-8: expected a --served-model-name")
@@ -318,7 +320,8 @@ def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
     add("--tensor-parallel-size", type=int, default=1, metavar="N", help="processes that share the decoder")
     add("--gpu-memory-utilization", type=float, default=0.9, metavar="X", help="share of a GPU's memory to use at most")
     add("--max-graph-rows", type=int, default=2048, metavar="N", help="largest prefill stage that is a graph on a GPU")
-    add("--reuse-bytes", type=int, metavar="N", help="memory for images that may come again; 0: no reuse")
+    caches = "memory of each of three caches: prepared images, their rows, and rows of prefixes; 0: no reuse"
+    add("--reuse-bytes", type=int, metavar="N", help=caches)
 
 
 def _add_server_limits(parser: argparse.ArgumentParser) -> None:

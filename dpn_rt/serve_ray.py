@@ -18,7 +18,7 @@ from dpn_rt.errors import ConfigError, EngineError
 from dpn_rt.ray_cluster import RayCluster, check_room, own_message
 from dpn_rt.schema.files import real_path
 from dpn_rt.schema.packages import load_ray
-from dpn_rt.terminal import escape_output
+from dpn_rt.terminal import ending_signals, escape_output
 
 if TYPE_CHECKING:
     from dpn_rt.ray_serve.options import Autoscaling, ServiceOptions
@@ -195,15 +195,15 @@ def _http_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _wait_for_signal() -> None:
-    """Returns at the first SIGTERM or SIGINT. A second one ends the process at once."""
-    has_come = threading.Event()
+    """Returns at the first signal of `ending_signals`. A second one ends the process at once."""
+    has_come, signals = threading.Event(), ending_signals()
 
     def come(number: int, frame: FrameType | None) -> None:
         has_come.set()
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in signals:
             signal.signal(each, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         signal.signal(number, come)
     has_come.wait()
 

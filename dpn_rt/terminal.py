@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -57,6 +58,12 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """What asks a command to end in order: Ctrl-C, a supervisor, a terminal that closes (unless nohup ignores it)."""
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return signal.SIGINT, signal.SIGTERM, *hang_up
 
 
 def output_failed(error: OSError) -> int:

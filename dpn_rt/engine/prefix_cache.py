@@ -85,6 +85,7 @@ class PrefixStatistics:
     """Images of prompts, also those that have no entry here."""
     image_hits: int = 0
     evictions: int = 0
+    """Entries that gave way to others."""
 
 
 class PrefixCache:

@@ -76,10 +76,12 @@ class Runner:
         """See `Backend.close`."""
         self.backend.close()
 
-    def reuse_statistics(self) -> tuple[int, int, int, int]:
-        """Rows of prompts and those of them found in the cache; images of prompts and those that skipped the tower."""
+    def reuse_statistics(self) -> tuple[int, int, int, int, int]:
+        """Rows of prompts and those of them found in the cache; images of prompts and those that skipped the tower;
+        prefixes that gave way to others."""
         prefixes, images = self.prefix_cache, self.images.cache
         if prefixes is None or images is None:
-            return 0, 0, 0, 0
+            return 0, 0, 0, 0, 0
         prefix = prefixes.statistics
-        return prefix.queried_rows, prefix.hit_rows, prefix.image_queries, prefix.image_hits + images.hits
+        hits = prefix.image_hits + images.hits
+        return prefix.queried_rows, prefix.hit_rows, prefix.image_queries, hits, prefix.evictions

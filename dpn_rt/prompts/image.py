@@ -125,7 +125,9 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # as in `decode_image`: decoders raise anything on bad files
-        raise ImageError(f"{name}: truncated or damaged") from error
+        is_closed = str(error) == "Operation on closed image"
+        fault = "closed, expected an open image" if is_closed else "truncated or damaged"
+        raise ImageError(f"{name}: {fault}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

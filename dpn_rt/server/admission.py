@@ -32,16 +32,16 @@ class Ticket:
     def _give_back(self, prompts: int, tokens: int) -> None:
         self.prompts -= prompts
         self.tokens -= tokens
-        self._admission.prompts -= prompts * self.answers
+        self._admission.answers -= prompts * self.answers
         self._admission.tokens -= tokens
 
 
 class Admission:
     """Counts the answers that wait. Used on one event loop."""
 
-    def __init__(self, max_prompts: int, max_tokens: int) -> None:
-        self._max_prompts, self._max_tokens = max_prompts, max_tokens
-        self.prompts = 0
+    def __init__(self, max_answers: int, max_tokens: int) -> None:
+        self._max_answers, self._max_tokens = max_answers, max_tokens
+        self.answers = 0
         """Answers that wait; a prompt counts as often as it is to be answered."""
         self.tokens = 0
         self.active = 0
@@ -64,10 +64,10 @@ class Admission:
         if self.is_closed:
             raise OverloadedError("the server is shutting down: try another one", status=503)
         places = prompts * answers
-        if places > self._max_prompts:
+        if places > self._max_answers:
             raise HttpError(
                 400,
-                f"{prompts} prompts with n={answers} are {places} answers: expected at most {self._max_prompts} "
+                f"{prompts} prompts with n={answers} are {places} answers: expected at most {self._max_answers} "
                 "answers in a request",
             )
         if places > 1 and tokens > self._max_tokens:
@@ -76,18 +76,18 @@ class Admission:
                 f"{places} answers may need {tokens} tokens: expected at most {self._max_tokens} tokens in a request "
                 "of several answers",
             )
-        if self.prompts + places > self._max_prompts:
+        if self.answers + places > self._max_answers:
             raise OverloadedError(
-                f"{self.prompts} answers are waiting and the request has {places}: expected at most "
-                f"{self._max_prompts} together"
+                f"{self.answers} answers are waiting and the request has {places}: expected at most "
+                f"{self._max_answers} together"
             )
-        if self.prompts and self.tokens + tokens > self._max_tokens:
+        if self.answers and self.tokens + tokens > self._max_tokens:
             raise OverloadedError(
                 f"{self.tokens} tokens are waiting and the request may need {tokens}: expected at most "
                 f"{self._max_tokens} together"
             )
         self.active += 1
-        self.prompts += places
+        self.answers += places
         self.tokens += tokens
         ticket = Ticket(self, prompts, answers, tokens)
         try:

@@ -31,6 +31,7 @@ from dpn_rt.server.gen_ai import GenAiMetrics
 from dpn_rt.server.guards import guards
 from dpn_rt.server.media.loader import MediaLoader
 from dpn_rt.server.metrics import Metrics
+from dpn_rt.server.otlp import close_in_time
 from dpn_rt.server.page.document import page_text
 from dpn_rt.server.preparation import Preparation
 from dpn_rt.server.processed_image_cache import ProcessedImageCache
@@ -85,9 +86,8 @@ def create_app(
         finally:
             await engine.stop()
             await media.close()
-            for telemetry in (tracing, gen_ai_metrics):
-                if telemetry is not None:
-                    await asyncio.to_thread(telemetry.close)
+            observers = (tracing, gen_ai_metrics)
+            await asyncio.to_thread(close_in_time, [each.close for each in observers if each is not None])
             for executor in (reader, workers):
                 executor.shutdown(cancel_futures=True)
 

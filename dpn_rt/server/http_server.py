@@ -16,6 +16,7 @@ from dpn_rt.server.connections import ConnectionCounter, within_open_files
 from dpn_rt.server.http_protocol import GuardedProtocol
 from dpn_rt.server.listener import Listener
 from dpn_rt.server.service import Service
+from dpn_rt.terminal import ending_signals
 
 log = logging.getLogger(__name__)
 LAST_CHUNKS = 5
@@ -27,7 +28,7 @@ LAST_RESORT = 1.5
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or SIGINT it refuses new requests, lets the running ones end, aborts those left, and ends.
+    """On a signal of `ending_signals` it refuses new requests, lets the running ones end, aborts those left, and ends.
 
     A second signal ends it at once, even if the engine stands still. The server also ends when the engine has failed,
     so that a supervisor can start it again.
@@ -95,6 +96,9 @@ class Server(uvicorn.Server):
         """Runs until a signal."""
         self._loop = asyncio.get_running_loop()
         watching = self._loop.create_task(self._end_with_engine())
+        if threading.current_thread() is threading.main_thread():
+            for number in set(ending_signals()) - {signal.SIGINT, signal.SIGTERM}:  # which uvicorn handles
+                signal.signal(number, self.handle_exit)
         try:
             await super().serve(sockets)
         finally:

@@ -88,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logs(level: str, *, as_json: bool) -> None:
-    """Sends the logs of dpn_rt and uvicorn to standard error, and nothing of Pillow.
+    """Sends the logs of dpn_rt, uvicorn and OpenTelemetry, and Python's warnings, to standard error; nothing of Pillow.
 
     Pillow warns of damaged images, with numbers of the file. Python would print each new text, and keep it for ever.
     """
@@ -96,7 +96,8 @@ def set_up_logs(level: str, *, as_json: bool) -> None:
     handler = PromptHandler(sys.stderr)
     handler.addFilter(Throttle())
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in ("dpn_rt", "uvicorn"):
+    logging.captureWarnings(True)
+    for name in ("dpn_rt", "uvicorn", "opentelemetry", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())

@@ -161,6 +161,7 @@ class _LoadCollector(Collector):
             ("generation_tokens", "Tokens generated.", load.generated_tokens),
             ("prefix_cache_queries", "Rows of prompts.", load.prefix_queries),
             ("prefix_cache_hits", "Rows of prompts that had been computed before.", load.prefix_hits),
+            ("prefix_cache_evictions", "Prefixes that gave way to others.", load.prefix_evictions),
             ("image_cache_queries", "Images of prompts.", load.image_queries),
             ("image_cache_hits", "Images that did not go through the vision tower.", load.image_hits),
         ):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from dpn_rt.errors import ConfigError
@@ -9,7 +13,9 @@ from dpn_rt.errors import ConfigError
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
-
+log = logging.getLogger(__name__)
+LAST_EXPORT = 2.0
+"""Seconds for collectors to take the last spans and metrics. One that cannot be reached would be tried for longer."""
 Kind = Literal["traces", "metrics"]
 
 
@@ -50,3 +56,15 @@ def named_resource(endpoint: str, kind: Kind, service_name: str) -> Resource:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
     return Resource.create({"service.name": service_name}).merge(OTELResourceDetector().detect())
+
+
+def close_in_time(closes: Sequence[Callable[[], object]], seconds: float = LAST_EXPORT) -> None:
+    """Sends what exporters still have, all at once, and goes on without those that take too long."""
+    threads = [threading.Thread(target=close, name="dpn_rt-otlp-close", daemon=True) for close in closes]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        log.warning("a collector of OpenTelemetry took nothing for %g s: the last spans or metrics are lost", seconds)

@@ -184,6 +184,13 @@ def test_a_picture_far_too_large_is_refused_in_our_words(tmp_path: Path) -> None
     assert str(caught.value) == f"image '{tmp_path / 'a.pgm'}': more than 178956970 pixels, expected at most 1000"
 
 
+def test_an_image_that_is_closed_is_not_called_damaged() -> None:
+    image = Image.new("RGB", (4, 4))
+    image.close()
+    with pytest.raises(ImageError, match="image 0: closed, expected an open image"):
+        load_image(image)
+
+
 def test_an_image_without_a_file_name_has_its_place_for_a_name() -> None:
     buffer = io.BytesIO()
     random_rgb(64, 64).save(buffer, "PNG")

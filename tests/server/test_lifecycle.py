@@ -56,7 +56,7 @@ def test_client_that_leaves_without_streaming_frees_its_blocks_and_is_counted_on
     with pytest.raises(httpx.ReadTimeout):
         server.post(LONG, timeout=0.5)
     server.wait_until_idle(5)
-    assert server.service.admission.prompts == 0
+    assert server.service.admission.answers == 0
     seen = metrics(server)
     assert seen["dpn_rt:request_success_total abort"] == 1
     assert not [name for name in seen if name.startswith("dpn_rt:request_refused_total")]
@@ -125,6 +125,7 @@ def test_metrics_count_what_was_served(start_server: StartServer) -> None:
     assert seen["dpn_rt:num_preemptions_total"] == 0
     assert seen["dpn_rt:image_cache_queries_total"] == 2 and seen["dpn_rt:image_cache_hits_total"] == 1
     assert seen["dpn_rt:prefix_cache_hits_total"] > 256
+    assert seen["dpn_rt:prefix_cache_evictions_total"] == 0
 
 
 def test_health_fails_while_the_engine_stands_still(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:

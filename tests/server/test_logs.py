@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -39,6 +40,24 @@ warnings.warn("another")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "another" in result.stderr and "Skipping" not in result.stderr, result.stderr
+
+
+def test_libraries_write_as_the_server_does() -> None:
+    """Every line of a JSON log is JSON."""
+    code = """
+import logging, warnings
+from dpn_rt.server.logs import set_up_logs
+set_up_logs("info", as_json=True)
+logging.getLogger("opentelemetry.exporter").error("Failed to export %s", "spans")
+warnings.warn("old")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [(line["logger"], line["level"]) for line in lines] == [
+        ("opentelemetry.exporter", "error"),
+        ("py.warnings", "warning"),
+    ]
+    assert lines[0]["message"] == "Failed to export spans" and "old" in lines[1]["message"]
 
 
 def test_lines_of_one_kind_are_left_out_and_counted() -> None:

@@ -48,17 +48,17 @@ def test_their_tokens_count_too(start_server: StartServer) -> None:
 def test_a_prompt_gives_the_places_of_all_its_answers_back() -> None:
     admission = Admission(10, 1000)
     with admission.enter(80, 2, 4) as ticket:
-        assert (admission.prompts, admission.tokens) == (8, 80)
+        assert (admission.answers, admission.tokens) == (8, 80)
         with (
             pytest.raises(OverloadedError, match="8 answers are waiting and the request has 3"),
             admission.enter(1, 1, 3),
         ):
             pass
         ticket.leave()
-        assert (admission.prompts, admission.tokens) == (4, 40)
+        assert (admission.answers, admission.tokens) == (4, 40)
         with admission.enter(1, 1, 3):
-            assert admission.prompts == 7
-    assert (admission.prompts, admission.tokens, admission.active) == (0, 0, 0)
+            assert admission.answers == 7
+    assert (admission.answers, admission.tokens, admission.active) == (0, 0, 0)
     with pytest.raises(HttpError, match="expected at most 10 answers"), admission.enter(1, 11):
         pass
     with admission.enter(5000):

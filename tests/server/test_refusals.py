@@ -85,7 +85,7 @@ def test_bad_request(server: RunningServer, name: str) -> None:
     assert streamed.status_code == status and streamed.json()["error"]["message"]
     assert server.post(GOOD.body()).status_code == 200
     server.wait_until_idle()
-    assert server.service.admission.prompts == 0
+    assert server.service.admission.answers == 0
 
 
 def test_the_field_that_is_wrong_is_named(server: RunningServer) -> None:
@@ -218,7 +218,7 @@ def test_every_prompt_takes_a_place_in_the_queue(start_server: StartServer) -> N
     with server.service.admission.enter(1):
         assert server.post(body, "/v1/completions").status_code == 429
     assert server.post(body, "/v1/completions").status_code == 200
-    assert server.service.admission.prompts == server.service.admission.tokens == 0
+    assert server.service.admission.answers == server.service.admission.tokens == 0
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_others_of_its_request_stream(start_server: StartServer) -> None:

@@ -21,14 +21,18 @@ from tests.server.command import post, serving
 from tests.server.conftest import Ask
 
 
-def test_sigterm_lets_running_requests_end(engine_dir: Path) -> None:
-    with serving(engine_dir, imports_anew=True) as (process, url, _):
+@pytest.mark.parametrize(
+    ("number", "imports_anew"), [(signal.SIGTERM, True), (signal.SIGHUP, False)], ids=["SIGTERM", "SIGHUP"]
+)
+def test_a_signal_lets_running_requests_end(engine_dir: Path, number: int, imports_anew: bool) -> None:
+    """To the whole group, as a terminal sends it."""
+    with serving(engine_dir, imports_anew=imports_anew, start_new_session=True) as (process, url, _):
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=Ask().body(max_tokens=300, ignore_eos=True, stream=True)
         ) as reply:
             lines = reply.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, number)
             time.sleep(0.1)
             refused = post(url, Ask().body())
             assert refused.status_code == 503 and refused.headers["Retry-After"]
@@ -203,6 +207,12 @@ def test_a_port_in_use_is_refused_before_an_engine_is_loaded(
         assert serve.main(["--engine", "nowhere", f"--port={number}"]) == 1
     told = capsys.readouterr().err
     assert message in told and "nowhere" not in told and "Traceback" not in told
+
+
+def test_an_empty_name_of_the_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is easily a variable that is not set."""
+    assert serve.main(["--engine", "nowhere", "--served-model-name", " "]) == 1
+    assert capsys.readouterr().err == "error: --served-model-name ' ': expected a name\n"
 
 
 @pytest.mark.parametrize("kind", ["traces", "metrics"])

@@ -55,7 +55,7 @@ def test_messages(server: RunningServer, llm: LLM, fields: dict[str, Any]) -> No
     used = server.post(ask.body(max_tokens=1)).json()["usage"]
     assert used["prompt_tokens"] == result["count"] - 1 + used["prompt_tokens_details"]["image_tokens"]
     server.wait_until_idle()
-    assert server.service.admission.prompts == 0
+    assert server.service.admission.answers == 0
 
 
 def test_messages_with_an_answer_that_is_continued(server: RunningServer) -> None:

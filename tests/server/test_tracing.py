@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from dpn_rt.errors import ConfigError
+from dpn_rt.server.otlp import close_in_time
 from dpn_rt.server.tracing import Tracing, otlp_tracing
 from tests.server.conftest import MODEL, Ask, StartServer
 
@@ -64,6 +66,14 @@ def test_health_is_not_traced(start_server: StartServer) -> None:
     assert server.client.get("/health").status_code == 200
     assert server.client.get("/version").status_code == 200
     assert {span.name for span in spans_of(exporter, "/")} == {"GET /version"}
+
+
+def test_a_collector_that_takes_nothing_holds_up_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Others still get what is left."""
+    is_over, sent = threading.Event(), []
+    close_in_time([lambda: is_over.wait(), lambda: sent.append("metrics")], seconds=0.1)
+    assert sent == ["metrics"] and "lost" in caplog.text
+    is_over.set()
 
 
 def test_the_collector_gets_all_spans_before_the_server_ends(

@@ -33,7 +33,7 @@ class RankZeroEndedError(Exception):
 
 def main() -> None:
     """Is a rank until rank 0 ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; rank 0 acts on them
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all processes; rank 0 acts on them
         signal.signal(number, signal.SIG_IGN)
     os._exit(run(Connection(int(sys.argv[1]))))
 

@@ -36,6 +36,8 @@ class Load:
     """Images of prompts."""
     image_hits: int = 0
     """Images of prompts that did not go through the vision tower."""
+    prefix_evictions: int = 0
+    """Prefixes that gave way to others."""
 
     @classmethod
     def of(cls, engine: Engine) -> Load:

@@ -29,7 +29,7 @@ log = logging.getLogger("dpn_rt.engine")
 
 def main() -> None:
     """Loads the engine that the first message names, then serves it until the server ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the server acts on them
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all processes; the server acts on them
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     inbox: Inbox = queue.SimpleQueue()
