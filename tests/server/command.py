@@ -125,6 +125,7 @@ def _received(descriptor: Any) -> int:
 
 def _run(options: list[str], stderr: int, start_new_session: bool) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as where the tests do not run under nohup
     if start_new_session:
         os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
