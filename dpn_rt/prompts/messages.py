@@ -58,7 +58,7 @@ class Turn:
 def parse_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
     """The turns of a conversation, and its images in their order.
 
-    System and developer messages at the beginning become one system turn.
+    System and developer messages that follow each other become one system turn.
 
     Raises:
         RequestError: a message has the wrong form; ImageError: an image has.
@@ -72,15 +72,13 @@ def parse_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[Any]]:
         if not isinstance(message, Mapping) or "role" not in message or not _has_content(message):
             raise RequestError(f'{name}: expected a dict with "role" and "content", got {shown(message)}', field=name)
         role = "system" if message["role"] == "developer" else message["role"]
-        if role not in _ROLES or (role == "system" and turns and turns[-1].role != "system"):
-            raise RequestError(
-                f"{name}: role {shown(message['role'])}, expected user or assistant (or system, first)", field=name
-            )
+        if role not in _ROLES:
+            raise RequestError(f"{name}: role {shown(message['role'])}, expected system, user or assistant", field=name)
         parts, found = _content(message.get("content"), role, name)
         if found and role != "user":
             raise ImageError(f"{name}: an image in a message of role {role}, expected it in one of role user")
         images += found
-        if role == "system" and turns:
+        if role == "system" and turns and turns[-1].role == "system":
             turns[-1] = Turn("system", (*turns[-1].parts, "\n", *parts))
         else:
             turns.append(Turn(role, parts))

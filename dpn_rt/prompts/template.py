@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +70,8 @@ class VicunaTemplate:
     def render(self, turns: Sequence[Turn], router: str, options: ChatOptions) -> str:
         """See `ChatTemplate`."""
         system, turns = (turns[0], turns[1:]) if turns[0].role == "system" else (None, turns)
+        if _has_system(turns):
+            raise _misplaced_system()
         marks = _marks(router)
         text = VICUNA_SYSTEM if system is None else written(system, marks)
         for turn in turns:
@@ -103,7 +106,15 @@ class JinjaTemplate:
 
     def render(self, turns: Sequence[Turn], router: str, options: ChatOptions) -> str:
         """See `ChatTemplate`."""
+        if _has_system(turns[1:]) and not self._takes_later_system:
+            raise _misplaced_system()
         return self._render_as(self._form, turns, router, options)
+
+    @cached_property
+    def _takes_later_system(self) -> bool:
+        """Whether system messages appear in the prompt that follow others."""
+        says = [("user", "DpnQuestionA"), ("assistant", "DpnAnswer"), ("system", "DpnSystem"), ("user", "DpnQuestionB")]
+        return self._writes(self._form, [Turn(role, (text,)) for role, text in says])
 
     def _render_as(self, form: ContentForm, turns: Sequence[Turn], router: str, options: ChatOptions) -> str:
         marks = _marks(router)
@@ -147,7 +158,8 @@ class JinjaTemplate:
                 continue
             if problem is None:
                 with_system = replace(form, roles_with_parts=form.roles_with_parts | {"system"})
-                return with_system if self._takes_system(with_system) else form
+                turns = [Turn("system", ("DpnSystem",)), Turn("user", ("DpnQuestion",))]
+                return with_system if self._writes(with_system, turns) else form
             problems.append((0 if problem == LEFT_OUT else 2, f"the chat template {problem}"))
         raise RequestError(max(problems, key=lambda problem: problem[0])[1])
 
@@ -159,12 +171,23 @@ class JinjaTemplate:
         text = self._render_as(form, turns, _ROUTER, ChatOptions())
         return problem_of_words(_texts(turns), text) or problem_of_marks(text, image_token, _ROUTER, len(image))
 
-    def _takes_system(self, form: ContentForm) -> bool:
-        turns = [Turn("system", ("DpnSystem",)), Turn("user", ("DpnQuestion",))]
+    def _writes(self, form: ContentForm, turns: Sequence[Turn]) -> bool:
+        """Whether the template takes a conversation in some form, and writes all of it."""
         try:
             return problem_of_words(_texts(turns), self._render_as(form, turns, "", ChatOptions())) is None
         except RequestError:
             return False
+
+
+def _has_system(turns: Sequence[Turn]) -> bool:
+    return any(turn.role == "system" for turn in turns)
+
+
+def _misplaced_system() -> RequestError:
+    return RequestError(
+        "messages: a system message follows others, expected it first: the model's chat template has no other place",
+        field="messages",
+    )
 
 
 def _marks(router: str) -> Marks:

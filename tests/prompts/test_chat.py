@@ -154,7 +154,11 @@ def test_a_data_url(original: Setup) -> None:
         (["hello"], r'messages\[0\]: expected a dict with "role" and "content"'),
         ([{"role": "user"}], r"messages\[0\]: expected a dict"),
         ([{"role": "tool", "content": "x"}], r"messages\[0\]: role 'tool'"),
-        ([user(text("a")), {"role": "system", "content": "x"}], r"messages\[1\]: role 'system'"),
+        (
+            [user(text("a")), {"role": "system", "content": "x"}, user(text("b"))],
+            "messages: a system message follows others, expected it first",
+        ),
+        ([user(text("a")), {"role": "system", "content": "x"}], "the last one has role system, expected user"),
         ([assistant("a")], "the last one has role assistant, expected user"),
         ([{"role": "user", "content": 3}], "content is int"),
         ([user({"type": "video"})], r"messages\[0\]\.content\[0\]: expected"),

@@ -68,6 +68,21 @@ def test_lists_of_parts(source: str) -> None:
     assert render(source, system).startswith("[system]s[user]a<")
 
 
+def test_later_system_messages() -> None:
+    """Two that follow each other are one turn by then."""
+    first, answer, question = TURNS
+    turns = [first, answer, Turn("system", ("s",)), question]
+    assert render(STRINGS["attribute"], turns) == "[user]a<image>bc[assistant]d[system]s[user]e"
+    assert render(PARTS["get"], [Turn("system", ("r",)), *turns]).endswith("c[assistant]d[system]s[user]e")
+    at_the_start = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    leaves_out = at_the_start + PARTS["attribute"].replace("messages %}", "messages if m.role != 'system' %}")
+    refuses = "{% for m in messages[1:] if m.role == 'system' %}{{ raise_exception('no') }}{% endfor %}"
+    for source in (leaves_out, refuses + PARTS["attribute"]):
+        with pytest.raises(RequestError, match="a system message follows others, expected it first") as caught:
+            render(source, turns)
+        assert caught.value.field == "messages"
+
+
 CHANGED = {
     "upper": ("{{ m.content | upper }}", str.upper),
     "lower": ("{{ m.content.lower() }}", str.lower),
