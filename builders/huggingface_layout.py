@@ -29,6 +29,7 @@ _HEADS = ("language_model.lm_head", "lm_head", "model.language_model.lm_head")
 
 # The vision tower of transformers' LlavaConfig without a vision_config: CLIP ViT-L/14 at 336.
 _DEFAULT_TOWER = {
+    "model_type": "clip_vision_model",
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -79,7 +80,8 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
     strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), kind.select_feature)
     feature = "patch" if strategy == "default" else "cls_patch"
-    tower_values = object_of(config, "vision_config") or kind.tower
+    given = object_of(config, "vision_config")
+    tower_values = Section({"model_type": kind.tower["model_type"], **given}, given.place) if given else kind.tower
     select_layer = _select_layer(config, kind.select_layer)
     tower = find_tower(checkpoint, tower_values, tower_directory, select_layer, feature, note)
     if tower is not None and strategy == "default" and isinstance(tower.config, SiglipConfig):
