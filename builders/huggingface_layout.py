@@ -12,7 +12,7 @@ from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.decoder_config import decoder_config
 from dpn_rt.builders.decoder_families import FAMILIES
 from dpn_rt.builders.json_values import Json, Section, choice_of, model_type_of, object_of, value_of
-from dpn_rt.builders.layout import Layout, Note, most_common_prefix, projector_config
+from dpn_rt.builders.layout import Layout, Note, has_own_head, most_common_prefix, projector_config
 from dpn_rt.builders.names import HUGGINGFACE_PROJECTOR, LLAMA_ROOTS, LayoutNames
 from dpn_rt.builders.pooling_config import reduction_config
 from dpn_rt.builders.vision_tower import find_tower
@@ -29,6 +29,7 @@ _HEADS = ("language_model.lm_head", "lm_head", "model.language_model.lm_head")
 
 # The vision tower of transformers' LlavaConfig without a vision_config: CLIP ViT-L/14 at 336.
 _DEFAULT_TOWER = {
+    "model_type": "clip_vision_model",
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -79,7 +80,8 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
     names = _names(checkpoint, value_of(config, "multimodal_projector_bias", bool, True))
     strategy = choice_of(config, "vision_feature_select_strategy", ("default", "full"), kind.select_feature)
     feature = "patch" if strategy == "default" else "cls_patch"
-    tower_values = object_of(config, "vision_config") or kind.tower
+    given = object_of(config, "vision_config")
+    tower_values = Section({"model_type": kind.tower["model_type"], **given}, given.place) if given else kind.tower
     select_layer = _select_layer(config, kind.select_layer)
     tower = find_tower(checkpoint, tower_values, tower_directory, select_layer, feature, note)
     if tower is not None and strategy == "default" and isinstance(tower.config, SiglipConfig):
@@ -91,7 +93,9 @@ def read_huggingface(checkpoint: Checkpoint, config: Json, tower_directory: Path
         tower = replace(tower, config=kind.in_tiles(config, cast(ClipConfig, tower.config)))
     if tower is None:
         note("no weights of a vision tower: the engine takes image embeddings only (--vision-tower DIR names a tower)")
-    tied = _tied(config, text, f"{names.lm_head}.weight" in checkpoint.tensors)
+    tie_flags = {value_of(values, "tie_word_embeddings", bool, False) for values in (config, text)}
+    # transformers 4 reads the text model's flag, transformers 5 either flag. Where these differ, the weights decide.
+    tied = True in tie_flags and not has_own_head(checkpoint, names, tie_flags == {True}, note)
     pooled = config if config.get("pooling") is not None else text
     return Layout(
         kind="huggingface",
@@ -128,13 +132,6 @@ def _select_layer(config: Json, default: int) -> int:
             f"config.json: vision_feature_layer: features of several layers are not supported, got {value}"
         )
     return value_of({"vision_feature_layer": value}, "vision_feature_layer", int, default)
-
-
-def _tied(config: Json, text: Json, has_head: bool) -> bool:
-    """Whether the head is tied. transformers 4 reads the text model's flag, transformers 5 either flag. Where these
-    differ, the weights decide."""
-    flags = {value_of(values, "tie_word_embeddings", bool, False) for values in (config, text)}
-    return flags == {True} or (True in flags and not has_head)
 
 
 def _token_id(config: Json, keys: tuple[str, ...]) -> int | None:

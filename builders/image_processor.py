@@ -57,11 +57,11 @@ def _in_tiles(settings: Json, vision: AnyresConfig) -> Json:
 
 
 def _read_image_processor(directory: Path) -> Json | None:
-    if is_there(directory / _IMAGE_PROCESSOR):
-        return read_json(directory / _IMAGE_PROCESSOR)
-    # transformers 5 keeps it inside the processor's file
+    # transformers 5 keeps it inside the processor's file, and reads that first: a file beside it is an older one
     nested = read_json_if_there(directory / "processor_config.json").get("image_processor")
-    return nested if isinstance(nested, dict) else None
+    if isinstance(nested, dict):
+        return nested
+    return read_json(directory / _IMAGE_PROCESSOR) if is_there(directory / _IMAGE_PROCESSOR) else None
 
 
 def _with_type(settings: Json, directory: Path) -> Json:

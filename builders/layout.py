@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import torch
+
+from dpn_rt.builders.checkpoint import Checkpoint
 from dpn_rt.builders.json_values import Json
-from dpn_rt.builders.names import LayoutNames
+from dpn_rt.builders.names import LLAMA, LayoutNames
 from dpn_rt.builders.shards import TensorInfo
 from dpn_rt.builders.vision_tower import VisionTower
 from dpn_rt.format.config import AspectRatio, ReductionConfig
 from dpn_rt.model.config import DecoderConfig
+from dpn_rt.model.decoder_weights import EMBED_TOKENS
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from dpn_rt.model.vision.projector import ProjectorConfig, ProjectorType
 
@@ -40,6 +44,26 @@ class Layout:
     """Whether conversations are written by the tokenizer's chat template, where it has one; if not, as Vicuna's."""
     image_token_id: int | None
     router_token_id: int | None
+
+
+def has_own_head(checkpoint: Checkpoint, names: LayoutNames, is_tied: bool, note: Note) -> bool:
+    """Whether the checkpoint has an output layer that is not the embedding.
+
+    Args:
+        is_tied: what config.json says. A copy of the embedding may be saved all the same. Where the saved one has other
+            numbers, it was trained by itself and the flag is wrong: it counts, as in transformers 5.
+        note: takes a line about that.
+    """
+    head, embedding = f"{names.lm_head}.weight", f"{names.decoder}{LLAMA[EMBED_TOKENS][0]}.weight"
+    if head not in checkpoint.tensors:
+        return False
+    if not is_tied or embedding not in checkpoint.tensors:
+        return not is_tied
+    is_alike = checkpoint.tensors[head] == checkpoint.tensors[embedding]  # else nothing is read
+    if is_alike and torch.equal(checkpoint.read(head), checkpoint.read(embedding)):
+        return False
+    note(f"{head} is not the embedding, though config.json has tie_word_embeddings: it is used")
+    return True
 
 
 def projector_config(

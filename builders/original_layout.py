@@ -12,7 +12,7 @@ from dpn_rt.builders.decoder_config import decoder_config
 from dpn_rt.builders.decoder_families import LLAMA, ORIGINAL_FAMILIES, Family
 from dpn_rt.builders.hr_tower import find_hr_tower, is_hr
 from dpn_rt.builders.json_values import Json, choice_of, model_type_of, object_of, value_of
-from dpn_rt.builders.layout import Layout, Note, projector_config
+from dpn_rt.builders.layout import Layout, Note, has_own_head, projector_config
 from dpn_rt.builders.names import ORIGINAL_PROJECTORS, original_names
 from dpn_rt.builders.pooling_config import prepooling, reduction_config
 from dpn_rt.builders.vision_tower import VisionTower, find_tower
@@ -42,7 +42,7 @@ def read_original(checkpoint: Checkpoint, config: Json, tower_directory: Path | 
             f"no weights of the vision tower ({config['mm_vision_tower']}): the engine takes image embeddings only "
             "(--vision-tower DIR names a tower)"
         )
-    tied = value_of(config, "tie_word_embeddings", bool, False)
+    tied = value_of(config, "tie_word_embeddings", bool, False) and not has_own_head(checkpoint, names, True, note)
     router = config.get("router_token_id")
     return Layout(
         kind="original",

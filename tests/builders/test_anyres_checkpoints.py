@@ -14,6 +14,7 @@ from PIL import Image
 from dpn_rt import LLM
 from dpn_rt.builders.native import build_engine
 from dpn_rt.errors import ConfigError, DpnError, ImageError, RequestError
+from dpn_rt.format.engine_dir import EngineDir
 from dpn_rt.model.vision.anyres.config import AnyresConfig
 from tests.builders.checkpoints import OriginalCheckpoint
 from tests.model.test_anyres_parity import save_anyres
@@ -97,6 +98,16 @@ def test_files_that_disagree_about_tiles(onevision: Path, tmp_path: Path) -> Non
     (path / "config.json").write_text(json.dumps({**config, "vision_aspect_ratio": "anyres"}))
     with pytest.raises(ConfigError, match="vision_aspect_ratio: expected anyres_max_ and a number, got 'anyres'"):
         build_engine(path, tmp_path / "e")
+
+
+def test_a_tower_of_unnamed_kind_is_of_the_kind_that_the_model_has_by_default(onevision: Path, tmp_path: Path) -> None:
+    """SigLIP in LLaVA-OneVision, CLIP elsewhere, as in transformers."""
+    path = shutil.copytree(onevision / "checkpoint", tmp_path / "c")
+    config = json.loads((path / "config.json").read_text())
+    del config["vision_config"]["model_type"]
+    (path / "config.json").write_text(json.dumps(config))
+    engine = build_engine(path, tmp_path / "e", dtype="float32")
+    assert engine.model.vision == EngineDir.open(onevision / "engine").model.vision
 
 
 def test_images_that_do_not_fit(onevision: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import torch
 
 from dpn_rt.builders.decoder_config import decoder_config
 from dpn_rt.builders.decoder_families import FAMILIES, ORIGINAL_FAMILIES
@@ -13,6 +15,7 @@ from dpn_rt.builders.tensorrt.plans import build_plans
 from dpn_rt.errors import ConfigError
 from dpn_rt.format.plans import PlanLimits
 from dpn_rt.model.config import DecoderConfig, RopeConfig
+from dpn_rt.model.rope import rope_frequencies
 from tests.engine.models import MODEL, with_decoder
 
 SIZES = {
@@ -84,6 +87,14 @@ def test_norms_and_biases_of_qwen3() -> None:
     assert read("qwen3").head_dim == 128, "its default, not hidden_size / num_attention_heads"
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_as_many_heads_of_keys_as_of_queries_where_the_key_is_null(family: str) -> None:
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.for_model(family, **SIZES, num_key_value_heads=None)
+    assert read(family, num_key_value_heads=None).num_kv_heads == theirs.num_key_value_heads == 4
+
+
 @pytest.mark.parametrize("name", ORIGINAL_FAMILIES)
 def test_families_of_the_original_layout(name: str) -> None:
     assert ORIGINAL_FAMILIES[name] in FAMILIES.values()
@@ -111,6 +122,8 @@ def test_families_of_the_original_layout(name: str) -> None:
         ("mistral", {"num_hidden_layers": 10**12}, "num_layers must be at most 1024"),
         ("qwen3", {"head_dim": 0}, "head_dim must be positive, got 0"),
         ("llama", {"hidden_size": 33}, "hidden_size 33 is not a multiple of num_attention_heads 4"),
+        ("llama", {"mlp_bias": True}, "text_config.mlp_bias is not supported, expected false"),
+        ("qwen2", {"is_causal": False}, "text_config.is_causal is not supported, expected true"),
     ],
 )
 def test_what_is_refused(family: str, values: dict[str, Any], message: str) -> None:
@@ -147,6 +160,57 @@ def test_rotary_rules_that_are_refused(key: str, kind: object, message: str) -> 
     with pytest.raises(ConfigError) as info:
         read("llama", **{key: {**ROPE, "rope_type": kind}})
     assert str(info.value).startswith(f"config.json: text_config.{key}.") and message in str(info.value)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": None}},
+        {"rope_scaling": {"type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 64},
+        {"rope_scaling": YARN, "original_max_position_embeddings": 64, "rope_theta": 5e4},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}, "original_max_position_embeddings": 64},
+        {"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 5e4}, "rope_theta": 5e4},
+        {"rope_scaling": {**YARN, "rope_theta": 5e4}, "rope_parameters": {"type": "yarn", **YARN, "rope_theta": 5e4}},
+    ],
+)
+def test_rotary_angles_are_those_of_transformers(values: dict[str, Any]) -> None:
+    """Where they say what a rule leaves out, and where both spellings stand beside each other."""
+    from transformers import LlamaConfig, LlamaModel
+
+    values = copy.deepcopy(values)  # transformers writes into its arguments
+    frequencies, scale = rope_frequencies(read("llama", **values))
+    if values.get("rope_parameters", {}).get("original_max_position_embeddings", 0) is None:
+        del values["rope_parameters"]["original_max_position_embeddings"]  # transformers takes no null here
+    theirs = LlamaModel(LlamaConfig(**SIZES, **values)).rotary_emb
+    torch.testing.assert_close(frequencies, theirs.inv_freq, atol=0, rtol=0)
+    assert scale == theirs.attention_scaling
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"rope_scaling": YARN, "original_max_position_embeddings": 32},
+            "text_config.rope_scaling.original_max_position_embeddings is 64, but config.json: "
+            "text_config.original_max_position_embeddings is 32",
+        ),
+        ({"rope_scaling": YARN, "original_max_position_embeddings": "64"}, "expected int, got '64'"),
+        (
+            {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            "but rope_parameters {'rope_type': 'default', 'rope_theta': 1000000.0}: expected one of them",
+        ),
+        ({"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e6}}, "expected one of them"),
+    ],
+)
+def test_rotary_rules_that_contradict_each_other(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as info:
+        read("llama", **values)
+    assert message in str(info.value)
 
 
 LIMITS = PlanLimits(4, 2, (256, 192, 128, 64))

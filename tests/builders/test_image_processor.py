@@ -44,6 +44,23 @@ def test_image_processor_of_the_checkpoint_comes_first(tmp_path: Path, nested: b
     assert json.loads((engine.processor_path / "preprocessor_config.json").read_text()) == settings
 
 
+def test_of_two_image_processors_the_one_that_transformers_takes_counts(tmp_path: Path) -> None:
+    """A checkpoint that transformers 5 saved over one of transformers 4 has both files."""
+    path = OriginalCheckpoint().fill().write(tmp_path / "c")
+    older = {"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 28, "width": 28}}
+    newer = {**older, "size": {"shortest_edge": 28}, "image_mean": [0.1, 0.2, 0.3]}
+    (path / "preprocessor_config.json").write_text(json.dumps(older))
+    (path / "processor_config.json").write_text(json.dumps({"image_processor": newer}))
+    engine = build_engine(path, tmp_path / "e")
+    assert json.loads((engine.processor_path / "preprocessor_config.json").read_text()) == newer
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
+    ours, theirs = (
+        AutoImageProcessor.from_pretrained(directory, local_files_only=True)(images=image, return_tensors="np")
+        for directory in (engine.processor_path, path)
+    )
+    np.testing.assert_array_equal(ours["pixel_values"], theirs["pixel_values"])
+
+
 def test_image_processor_of_the_tower(tmp_path: Path) -> None:
     checkpoint = OriginalCheckpoint().fill()
     checkpoint.weights = {name: tensor for name, tensor in checkpoint.weights.items() if not name.startswith(TOWER)}

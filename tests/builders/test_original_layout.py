@@ -140,8 +140,22 @@ def test_fused_weights_are_exact_slices(
 def test_tied_head_that_is_saved_anyway_is_left_out(tmp_path: Path) -> None:
     checkpoint = OriginalCheckpoint().fill()
     checkpoint.config["tie_word_embeddings"] = True
+    checkpoint.weights["lm_head.weight"] = checkpoint.weights["model.embed_tokens.weight"].clone()
     engine = build_engine(checkpoint.write(tmp_path / "c"), tmp_path / "e")
+    assert engine.model.decoder.tie_word_embeddings
     assert "lm_head.weight" not in engine.load_weights()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_not_the_embedding_counts_whatever_the_flag_says(tmp_path: Path, dtype: torch.dtype) -> None:
+    notes: list[str] = []
+    checkpoint = OriginalCheckpoint().fill()
+    checkpoint.config["tie_word_embeddings"] = True
+    checkpoint.weights["lm_head.weight"] = checkpoint.weights["lm_head.weight"].to(dtype)
+    engine = build_engine(checkpoint.write(tmp_path / "c"), tmp_path / "e", note=notes.append)
+    assert not engine.model.decoder.tie_word_embeddings
+    assert_weights(engine, expected_weights(checkpoint))
+    assert [note for note in notes if "lm_head.weight is not the embedding" in note]
 
 
 @pytest.mark.parametrize(
