@@ -67,13 +67,15 @@ def reduced_images(
         images: with all their rows.
         chain: None: nothing is reduced by rules.
         kept: of the request: per boundary of the chain ascending rows, by their numbers at the chain's start, None
-            where rows are pooled; with several images a list for each. None: the chain decides.
+            where rows are pooled; with several images a list for each. None: the chain decides. Without a chain or an
+            image a list of None alone, as such a request's `Pyramid` has it.
 
     Raises:
         RequestError: `kept` does not fit chain and images.
     """
     cuts = chain.cuts if chain is not None else ()
-    relative = None if kept is None else _relative(kept, cuts, images)
+    keeps_nothing = (not cuts or not images) and isinstance(kept, list | tuple) and all(ids is None for ids in kept)
+    relative = None if kept is None or keeps_nothing else _relative(kept, cuts, images)
     step = None if chain is None else chain.before_llm
     if step is not None:
         first = relative.pop(0) if relative else [None] * len(images)

@@ -276,6 +276,17 @@ def test_bad_kept_rows(engine_dir: Path, generator: np.random.Generator) -> None
             llm.generate({**other, "kept": good}, GREEDY, use_tqdm=False)
 
 
+def test_what_a_request_kept_may_be_given_back(engine_dir: Path, generator: np.random.Generator) -> None:
+    """Also where nothing is kept: without a reduction, without an image, and by a model that was trained to reduce."""
+    llm, grids = load(engine_dir), ([(8, 9)], [(4, 4), (3, 5)], [])
+    for spec, images in itertools.product([*SPECS, "none"], grids):
+        asked = prompt(generator, spec, images)
+        output = llm.generate(asked, GREEDY, use_tqdm=False)[0]
+        again = llm.generate({**asked, "kept": output.pyramid.kept}, GREEDY, use_tqdm=False)[0]
+        assert again.pyramid.kept == output.pyramid.kept
+        assert_same_tokens(again, output)
+
+
 def test_a_trained_model_reduces_as_it_was_trained_or_not_at_all(
     tmp_path: Path, generator: np.random.Generator
 ) -> None:
