@@ -8,6 +8,7 @@ from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dpn_rt.errors import ImageError
 from dpn_rt.model.reduction.grid import Grid
 
 LINE = (255, 255, 255)
@@ -85,7 +86,14 @@ def draw_pyramid(
 
     Returns:
         An RGB image, empty if there were no visual tokens.
+
+    Raises:
+        ImageError: `image` is none, such as a path, or `side` is below 1.
     """
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"image: expected a PIL image, which Image.open makes of a path, got {type(image).__name__}")
+    if side < 1:
+        raise ImageError(f"side={side}: expected at least 1 pixel")
     width = max(1, len(pyramid.grids) * (side + GAP) - GAP)
     font = _font(FONT_SIZE)
     captions = [_caption(pyramid, stage) for stage in range(len(pyramid.grids))]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dpn_rt.drawing import (
@@ -15,6 +16,7 @@ from dpn_rt.drawing import (
     draw_pyramids,
     kept_tokens,
 )
+from dpn_rt.errors import ImageError
 from dpn_rt.outputs import PrefillFlops, Pyramid, ReductionStep
 
 PYRAMID = Pyramid(
@@ -81,6 +83,14 @@ def test_one_panel_per_stage_with_dropped_patches_shaded() -> None:
     assert colour(1, 40, 10) == (255, 255, 255)  # the line between two merged patches
     assert colour(0, 10, 10) == (0, 200, 0)
     assert colour(3, 40, 10) == (0, 200, 0)  # one patch of four columns: no line there
+
+
+def test_what_is_no_image_is_told() -> None:
+    for other in ("photo.png", None, np.zeros((50, 50, 3), np.uint8)):
+        with pytest.raises(ImageError, match=f"expected a PIL image, .*, got {type(other).__name__}$"):
+            draw_pyramid(other, PYRAMID)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="side=0: expected at least 1 pixel"):
+        draw_pyramid(Image.new("RGB", (50, 50)), PYRAMID, 0)
 
 
 def test_question_and_answer_stand_above_the_panels() -> None:

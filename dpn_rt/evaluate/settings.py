@@ -102,10 +102,15 @@ def runs_of(settings: RunSettings, sweeps: Sequence[Sweep], answers_file: Path) 
     """The settings and answers file of every run; a sweep after the other.
 
     Raises:
-        EvaluationError: two runs would write one file.
+        EvaluationError: two runs would write one file, or a setting has a value besides its sweep.
     """
     if not sweeps:
         return [(settings, answers_file)]
+    fixed = next((sweep.name for sweep in sweeps if getattr(settings, sweep.name) is not None), None)
+    if fixed is not None:
+        raise EvaluationError(
+            f"--sweep {fixed} with {fixed}={getattr(settings, fixed)!r:.200}: expected one of the two"
+        )
     runs = [run for sweep in sweeps for run in sweep.apply(settings, answers_file)]
     paths = [path for _, path in runs]
     twice = next((path for path in paths if paths.count(path) > 1), None)

@@ -55,7 +55,8 @@ def load_image(
         raise ImageError(f"{name}: expected a PIL image or a path, got {type(source).__name__}")
     name = f"image {os.fspath(source)!r:.200}"
     # Reading a device or pipe would block, and URLs are never fetched.
-    if not _is_file(source) and not is_there(Path(source)):
+    is_named = bool(os.fspath(source))  # Path("") is this directory
+    if not is_named or (not _is_file(source) and not is_there(Path(source))):
         raise ImageError(_no_file(os.fspath(source)))
     with open_file(Path(source), ImageError) as file, decode_image(file, name, max_pixels) as image:
         return _to_rgb(image, name, max_pixels)
@@ -102,7 +103,11 @@ def _no_file(path: str) -> str:
     """The message for what is no file. It may be the data of an image, which are not repeated."""
     is_data = is_data_url(path) or is_encoded(path)
     name = f"image {shorten(path) if is_data else f'{path!r:.200}'}"
-    hint = '; data: {"type": "image_url", "image_url": "data:image/png;base64,..."}' if is_data else ""
+    hint = ""
+    if is_data:
+        hint = '; data: {"type": "image_url", "image_url": "data:image/png;base64,..."}'
+    elif "://" in path:
+        hint = "; URLs are not fetched here"
     return f"{name}: no such file (expected a PIL image or the path of an image file{hint})"
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from dpn_rt.errors import TrainingError
+from dpn_rt.model.reduction.pooling_config import PoolingConfig
 from dpn_rt.schema.text import few
 from dpn_rt.schema.weights import TORCH_DTYPES
 from dpn_rt.training.checkpoints import last_checkpoint
@@ -22,6 +23,7 @@ from dpn_rt.training.optional import need
 from dpn_rt.training.options import MAX_LENGTH, RunOptions, TrainOptions
 from dpn_rt.training.rows import BadRow, Conversation, read_conversations
 from dpn_rt.training.samples import Conversations
+from dpn_rt.training.settings import settings_of
 from dpn_rt.training.start import Start, cast_parameters, load_start
 from dpn_rt.training.trained import add_lora, freeze
 from dpn_rt.training.trainer import RouterTrainer, has_finite_weights
@@ -139,9 +141,13 @@ def _make_trainer(start: Start, conversations: list[Conversation], options: Trai
         raise TrainingError(
             f"{arguments.n_gpu} GPUs in one process: expected CUDA_VISIBLE_DEVICES with one of them, or torchrun"
         )
+    pooling = start.model.config.reduction
+    assert isinstance(pooling, PoolingConfig)
+    router_rate = run.learning_rate if run.router_learning_rate is None else run.router_learning_rate
     return RouterTrainer(
         start.model,
-        run.learning_rate if run.router_learning_rate is None else run.router_learning_rate,
+        router_rate,
+        settings_of(options, pooling, max_length, router_rate, len(conversations)),
         args=arguments,
         train_dataset=Conversations(
             conversations, start.processor, max_length, _note if options.skip_bad_rows else None

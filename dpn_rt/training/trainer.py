@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from dpn_rt.format.config import stage_layers
 from dpn_rt.reference.model import EagerDpn
 from dpn_rt.reference.outputs import EagerBatchOutput
 from dpn_rt.reference.trace import PyramidTrace
+from dpn_rt.training.settings import Settings, check_settings, write_settings
 from dpn_rt.training.trained import parameter_groups
 
 
@@ -22,15 +24,16 @@ class RouterTrainer(Trainer):
     Its checkpoints hold the weights that are trained, and not those that the model was loaded with.
     """
 
-    def __init__(self, model: EagerDpn, router_learning_rate: float, **options: Any) -> None:
+    def __init__(self, model: EagerDpn, router_learning_rate: float, settings: Settings, **options: Any) -> None:
         """
         Args:
             model: whose weights have `requires_grad` set.
             router_learning_rate: the highest one of routers; that of other weights is in `args`.
+            settings: kept in checkpoints; one with others is not gone on from.
             options: those of Trainer.
         """
         super().__init__(model=model, **options)
-        self._dpn, self._router_learning_rate = model, router_learning_rate
+        self._dpn, self._router_learning_rate, self._settings = model, router_learning_rate, settings
         self._means: dict[str, list[float]] = defaultdict(list)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -84,6 +87,9 @@ class RouterTrainer(Trainer):
         trained = trained_names(self._dpn)
         state = self._dpn.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, {name: tensor for name, tensor in state.items() if name in trained})
+        checkpoint = output_dir or self.args.output_dir
+        assert checkpoint is not None
+        write_settings(Path(checkpoint), self._settings)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         try:
@@ -93,6 +99,7 @@ class RouterTrainer(Trainer):
                 f"{resume_from_checkpoint}: the checkpoint of another training, whose weights have other sizes: "
                 "expected the options that it was begun with"
             ) from error
+        check_settings(Path(resume_from_checkpoint), self._settings)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         missing = [name for name in load_result.missing_keys if name in trained_names(self._dpn)]

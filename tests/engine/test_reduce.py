@@ -217,6 +217,7 @@ BAD_SPECS: list[tuple[Any, str]] = [
     ("fastv:k=x", "k='x', expected a whole number"),
     ("fastv:k=2,k=3", "each key once"),
     ("pyramiddrop:layers=2-9,ratios=0.5-0.1", "expected layers from 1 to 6"),
+    ("pyramiddrop", r"^reduce='pyramiddrop': pyramiddrop: layers=8-16-24: expected layers from 1 to 6$"),
     ("pyramiddrop:layers=4-2,ratios=0.5-0.1", "expected them to rise"),
     ("pyramiddrop:layers=2-4,ratios=0.1-0.5", "rows never come back"),
     ("pyramiddrop:layers=2-4,ratios=0.5", "expected as many of both"),

@@ -65,6 +65,8 @@ def bad_lines(tiny: Tiny) -> tuple[list[str], list[tuple[str, Any, str]]]:
         json.dumps({"question_id": 11, "text": "x\ud83d"}),
         json.dumps({"question_id": 12, "text": "?", "image": 5}),
     ]
+    lines += [json.dumps({"question_id": 3.5, "text": "?"}), json.dumps({"question_id": 14, "text": " "})]
+    lines += [json.dumps({"question_id": None, "id": True, "text": "?"})]
     return lines, [
         ("line 2", None, "not JSON (truncated?): column 20 at '\"image'"),
         ("line 5", None, "expected an object with question_id, image and text, got list"),
@@ -74,6 +76,9 @@ def bad_lines(tiny: Tiny) -> tuple[list[str], list[tuple[str, Any, str]]]:
         ("line 11", None, "no question_id: expected a column question_id, index, id, got text"),
         ("line 12", None, "the text 'x\\ud83d' has half of a surrogate pair, expected text that UTF-8 can hold"),
         ("line 13", 12, "image of line 13: expected the name of a file, base64 or bytes, got int"),
+        ("line 14", None, "no question_id: expected a text or a whole number, got question_id=3.5"),
+        ("line 15", 14, "no question: expected a text that is not empty, got text=' '"),
+        ("line 16", None, "no question_id: expected a text or a whole number, got question_id=None, id=True"),
     ]
 
 
@@ -87,7 +92,7 @@ def test_bad_rows_are_skipped_by_name(
     skipped = read_lines(Path(f"{path}.skipped.jsonl"))
     assert [(row["place"], row["question_id"], row["reason"]) for row in skipped] == expected
     assert without_times(path) == without_times(whole)[:4]
-    assert "8 rows were skipped" in capsys.readouterr().err
+    assert "11 rows were skipped" in capsys.readouterr().err
     assert main(tiny.arguments(path, question_file=questions)) == 3, "nothing is open, and the rows are still bad"
 
 
@@ -291,6 +296,9 @@ def test_a_full_disk_while_arranging_loses_nothing(
         ({"sweep": "router_bias=1,1"}, "--sweep 'router_bias=1,1': expected values that differ, none of them empty"),
         ({"sweep": "route=1,2;a"}, "route 'a': expected experts separated by commas, such as 2,2,2 or 2,none,1"),
         ({"sweep": "reduce=a:b;a;b"}, None),
+        ({"sweep": "router_bias=0,4", "router_bias": 2}, "--sweep router_bias with router_bias=2.0: expected one of "),
+        ({"sweep": "route=2,2,2", "route": "0,0,0"}, "--sweep route with route=(0, 0, 0): expected one of the two"),
+        ({"annotations": "/nowhere.jsonl"}, "--annotations /nowhere.jsonl: expected --score as well"),
         ({"route": "x"}, "route 'x': expected experts separated by commas, such as 2,2,2 or 2,none,1"),
         ({"temperature": -1}, "temperature=-1.0: expected"),
         ({"max_new_tokens": 0}, "max_tokens=0: expected"),

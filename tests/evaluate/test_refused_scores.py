@@ -20,6 +20,8 @@ def test_what_cannot_be_scored_is_told(scored: Scorer, name: str, tmp_path: Path
     ):
         scored(name, [{"question_id": 1, "text": "?"}], answers("A"))
     row = {"question_id": 1, "text": "?", "answer": "yes" if name in ("pope", "mme") else "A", "choices": ["x", "y"]}
+    if name in ("textvqa", "vizwiz", "vqav2"):
+        row["answer"] = ["A"] * 10
     with pytest.raises(
         EvaluationError, match=r"no answer belongs to any of 1 questions: expected .* such as '1', got '5'"
     ):
@@ -44,6 +46,9 @@ def test_what_cannot_be_scored_is_told(scored: Scorer, name: str, tmp_path: Path
         ("pope", {"label": "maybe"}, "label 'maybe', expected yes or no"),
         ("mme", {"answer": "true"}, "answer 'true', expected yes or no"),
         ("scienceqa", {"answer": 2, "choices": ["x", "y"]}, "answer '2', expected a letter A to B or a number 0 to 1"),
+        ("textvqa", {"answer": "a"}, "question '0': one answer, expected answers of several people"),
+        ("vizwiz", {"answers": ["a"]}, "question '0': one answer, expected answers of several people"),
+        ("vqav2", {"answer": "a"}, "question '0': one answer, expected answers of several people"),
         ("mmbench", {"answer": "C", "A": "x", "B": "y"}, "answer 'C', expected the letter of one of 2 options"),
     ],
 )

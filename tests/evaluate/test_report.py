@@ -188,6 +188,7 @@ def test_without_matplotlib_tables_are_written(
 def test_wrong_options_are_told(failing: Failing, tiny: Tiny, answers: list[Path], tmp_path: Path) -> None:
     command = arguments(tiny, answers, tmp_path / "out")
     assert failing([*command, "--html"]) == "--html: expected --engine and --question-file too, for the pictures"
+    assert failing([*command, "--compare", str(answers[0]), str(answers[1])]) == "--compare: expected --html as well"
     html = [*command, "--html", "--engine", str(tiny.engine), "--compare", str(answers[0]), "other.jsonl"]
     assert failing(html) == "--compare other.jsonl: expected files of --answers-file"
     assert failing(["report", "exact", "--output", str(tmp_path), "--answers-file", str(answers[0])]) == (

@@ -218,6 +218,10 @@ def test_not_a_file(tmp_path: Path) -> None:
     for source in (tmp_path / "missing.png", "https://example.com/cat.png", "data:," + "A" * 9999, "a" * 9999, "a\0"):
         with pytest.raises(ImageError, match="no such file"):
             load_image(source)
+    with pytest.raises(ImageError, match="'https://example.com/cat.png': no such file .*; URLs are not fetched here"):
+        load_image("https://example.com/cat.png")
+    with pytest.raises(ImageError, match="image '': no such file"):
+        load_image("")
     for name, kind in ((".", "a directory"), ("pipe", "a pipe"), ("link.png", "a link to missing.png, which does not")):
         with pytest.raises(ImageError, match=f"{tmp_path / name}: {kind}"):
             load_image(tmp_path / name)

@@ -319,3 +319,24 @@ def test_a_checkpoint_of_another_training_is_refused(
     assert "the checkpoint of another training" in capsys.readouterr().err
     assert main([*command(dense, data, output, kernels="1x1,2x2"), "--resume"]) == 1
     assert "another training, whose weights have other sizes" in capsys.readouterr().err
+
+
+def test_a_training_does_not_go_on_with_other_settings(
+    trained: Path, dense: Path, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Trainer takes learning rates and the size of a batch from its checkpoint, whatever it is told."""
+    output = tmp_path / "other"
+    shutil.copytree(trained / "training" / f"checkpoint-{SAVED}", output / "training" / f"checkpoint-{SAVED}")
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps(json.loads((data / "conversations.json").read_text())[:-1]))
+    for changed, told in (
+        ({"learning_rate": 0.5, "router_learning_rate": 0.5}, "this one has learning_rate=0.5, router_learning_rate"),
+        ({"batch_size": 3}, "this one has batch_size=3: "),
+        ({"freeze": "tower"}, "begun with freeze=[], and this one has freeze=['tower']: "),
+        ({"pooling_function": "avg"}, "begun with pooling_function='max', and this one has pooling_function='avg': "),
+        ({"seed": 77}, "this one has seed=77: "),
+        ({"data": fewer, "image_folder": data / "images"}, "this one has conversations="),
+    ):
+        assert main([*command(dense, data, output, **changed), "--resume"]) == 1
+        assert told in capsys.readouterr().err
+    assert not (output / "model.safetensors").exists()

@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from dpn_rt.evaluate.writing import check_target, write_whole
 
     check_target(options.output / "report.md")
+    if options.compare is not None and not options.html:
+        raise EvaluationError("--compare: expected --html as well")
     if options.html and (options.engine is None or options.question_file is None):
         raise EvaluationError("--html: expected --engine and --question-file too, for the pictures")
     chosen = benchmark(options.benchmark)

@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> int:
             f"--chunk-idx {options.chunk_idx} of --num-chunks {options.num_chunks}: "
             f"expected 0 to {options.num_chunks - 1}"
         )
+    if options.annotations is not None and options.score is None:
+        raise EvaluationError(f"--annotations {options.annotations}: expected --score as well")
     _check_ray(options)
     # Imported here: --help and a wrong option should not wait for torch.
     from dpn_rt.evaluate.asking import answers_here

@@ -9,16 +9,7 @@ from typing import Any
 from dpn_rt.errors import DpnError, EvaluationError
 from dpn_rt.evaluate.images import ImageSource, image_source
 from dpn_rt.evaluate.question import PromptStyle, Question
-from dpn_rt.evaluate.readers.rows import (
-    TEXT_COLUMNS,
-    BadRow,
-    Row,
-    category_of,
-    choices_of,
-    first_of,
-    is_empty,
-    question_id_of,
-)
+from dpn_rt.evaluate.readers.rows import BadRow, Row, category_of, choices_of, is_empty, question_id_of, text_of
 from dpn_rt.schema.text import check_unicode
 
 LETTER_ALONE = {
@@ -64,11 +55,7 @@ def _of_conversation(row: Row, question_id: str | int, images: tuple[ImageSource
 def _of_columns(
     row: Row, question_id: str | int, images: tuple[ImageSource, ...], style: PromptStyle
 ) -> Iterator[Question]:
-    value = first_of(row, TEXT_COLUMNS)
-    if value is None:
-        found = ", ".join(map(str, row.values))[:200]
-        raise EvaluationError(f"no question: expected a text in the column {' or '.join(TEXT_COLUMNS)}, got {found}")
-    asked, category = _checked(_without_mark(str(value))), category_of(row)
+    asked, category = _checked(_without_mark(text_of(row))), category_of(row)
     options = choices_of(row)
     if not options:
         text = _with_instructions(asked, style)

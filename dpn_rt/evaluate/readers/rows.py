@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpn_rt.errors import EvaluationError
+from dpn_rt.schema.text import shown
 
 ID_COLUMNS = ("question_id", "index", "id")
 TEXT_COLUMNS = ("text", "question")
@@ -59,9 +60,30 @@ def question_id_of(row: Row) -> str | int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        found = ", ".join(map(str, row.values))[:200] or "nothing"
-        raise EvaluationError(f"no question_id: expected a column {', '.join(ID_COLUMNS)}, got {found}")
+        wanted = f"a column {', '.join(ID_COLUMNS)}"
+        raise EvaluationError(f"no question_id: expected {_unmet(row, ID_COLUMNS, wanted, 'a text or a whole number')}")
     return value
+
+
+def text_of(row: Row) -> str:
+    """The question of a row.
+
+    Raises:
+        EvaluationError: the row has none.
+    """
+    value = first_of(row, TEXT_COLUMNS)
+    if value is None:
+        wanted = f"a text in the column {' or '.join(TEXT_COLUMNS)}"
+        raise EvaluationError(f"no question: expected {_unmet(row, TEXT_COLUMNS, wanted, 'a text that is not empty')}")
+    return str(value)
+
+
+def _unmet(row: Row, columns: Sequence[str], column: str, value: str) -> str:
+    """What is expected of a row, and what it has: a column, or another value of one that it has."""
+    given = [f"{name}={shown(row.values[name])}" for name in columns if name in row.values]
+    if given:
+        return f"{value}, got {', '.join(given)}"
+    return f"{column}, got {', '.join(map(str, row.values))[:200] or 'nothing'}"
 
 
 def category_of(row: Row) -> str:

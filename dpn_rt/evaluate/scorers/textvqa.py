@@ -19,7 +19,7 @@ from dpn_rt.evaluate.scorers.answer_text import submitted_answer, vqa_accuracy
 from dpn_rt.evaluate.scorers.benchmark import Benchmark
 from dpn_rt.evaluate.scorers.exact import read as read_rows
 from dpn_rt.evaluate.scorers.exact import truth_of_row
-from dpn_rt.evaluate.scorers.truth import Answer, Inputs, Truth, first_line
+from dpn_rt.evaluate.scorers.truth import Answer, Inputs, Truth, first_line, of_people
 
 _OLD_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
@@ -28,12 +28,12 @@ def read(inputs: Inputs) -> list[Truth]:
     """The people's answers."""
     value = read_json_file(inputs.annotations) if inputs.annotations.suffix == ".json" else None
     if not isinstance(value, dict) or "data" not in value:
-        return read_rows(inputs)
+        return of_people(read_rows(inputs))
     truths = []
     for number, item in enumerate(value["data"], 1):
         truth = truth_of_row(Row(f"item {number} of data", item), str(inputs.annotations))
         truths.append(replace(truth, ids=(str(item.get("image_id", truth.ids[0])), *truth.ids)))
-    return truths
+    return of_people(truths)
 
 
 def asked(prompt: str) -> str:

@@ -109,6 +109,20 @@ def _answer(row: Row, path: Path) -> Answer:
     )
 
 
+def of_people(truths: list[Truth]) -> list[Truth]:
+    """The same, if several people answered each question: by VQA's rule one alone makes no answer worth anything.
+
+    Raises:
+        EvaluationError: a question has one answer.
+    """
+    lonely = next((truth for truth in truths if len(truth.answers) < 2), None)
+    if lonely is not None:
+        raise EvaluationError(
+            f"question {lonely.ids[0]!r:.100}: one answer, expected answers of several people; exact compares with one"
+        )
+    return truths
+
+
 def good_rows(path: Path) -> Iterator[Row]:
     """The rows of annotations.
 

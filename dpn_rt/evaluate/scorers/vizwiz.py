@@ -17,7 +17,7 @@ from dpn_rt.evaluate.readers.rows import ID_COLUMNS, Row, question_id_of
 from dpn_rt.evaluate.scorers.answer_text import submitted_answer, vqa_accuracy
 from dpn_rt.evaluate.scorers.benchmark import Benchmark
 from dpn_rt.evaluate.scorers.exact import truth_of_row
-from dpn_rt.evaluate.scorers.truth import Answer, Inputs, Truth, good_rows
+from dpn_rt.evaluate.scorers.truth import Answer, Inputs, Truth, good_rows, of_people
 
 
 def read(inputs: Inputs) -> list[Truth]:
@@ -34,7 +34,7 @@ def read(inputs: Inputs) -> list[Truth]:
         truth = truth_of_row(named, str(inputs.annotations))
         names = (ids[image],) if image in ids else truth.ids
         truths.append(replace(truth, ids=names, category=str(row.values.get("answer_type", ""))))
-    return truths
+    return of_people(truths)
 
 
 def grade(truth: Truth, answers: Sequence[Answer]) -> float:

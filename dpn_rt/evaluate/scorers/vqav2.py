@@ -18,17 +18,18 @@ from dpn_rt.evaluate.scorers.answer_text import one_line, submitted_answer, vqa_
 from dpn_rt.evaluate.scorers.benchmark import Benchmark
 from dpn_rt.evaluate.scorers.exact import read as read_rows
 from dpn_rt.evaluate.scorers.exact import truth_of_row
-from dpn_rt.evaluate.scorers.truth import Answer, Inputs, Truth
+from dpn_rt.evaluate.scorers.truth import Answer, Inputs, Truth, of_people
 
 
 def read(inputs: Inputs) -> list[Truth]:
     """The people's answers."""
     value = read_json_file(inputs.annotations) if inputs.annotations.suffix == ".json" else None
     if not isinstance(value, dict) or "annotations" not in value:
-        return read_rows(inputs)
+        return of_people(read_rows(inputs))
     rows = [Row(f"item {number} of annotations", item) for number, item in enumerate(value["annotations"], 1)]
     name = str(inputs.annotations)
-    return [replace(truth_of_row(row, name), category=str(row.values.get("answer_type", ""))) for row in rows]
+    truths = [replace(truth_of_row(row, name), category=str(row.values.get("answer_type", ""))) for row in rows]
+    return of_people(truths)
 
 
 def grade(truth: Truth, answers: Sequence[Answer]) -> float:

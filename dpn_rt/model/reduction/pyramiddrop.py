@@ -40,9 +40,8 @@ class PyramidDrop:
         if not self.before or len(self.before) != len(self.ratios):
             both = f"layers={_joined(self.before)}, ratios={_joined(self.ratios)}"
             yield f"{both}: expected as many of both, at least one"
-        for layer in self.before:
-            if not 1 <= layer < num_layers:
-                yield f"layers={_joined(self.before)}: expected layers from 1 to {num_layers - 1}"
+        if not all(1 <= layer < num_layers for layer in self.before):
+            yield f"layers={_joined(self.before)}: expected layers from 1 to {num_layers - 1}"
         if list(self.before) != sorted(set(self.before)):
             yield f"layers={_joined(self.before)}: expected them to rise"
         for ratio in self.ratios:
