@@ -71,8 +71,8 @@ def test_routes_and_biases(llm: LLM) -> None:
 
 
 def test_kept_rows_and_priorities(llm: LLM) -> None:
-    """The model has a trained reduction, so `kept` is refused; that it is heard of shows that it is passed on. What such
-    a model's answer says may be given back all the same."""
+    """The model has a trained reduction, so `kept` is refused; that it is heard of shows that it is passed on. Such
+    a model's own list may be given back all the same."""
     with pytest.raises(RequestError, match="kept: the request has no reduction that keeps rows"):
         llm.chat(ask("What is this?"), GREEDY, kept=[[1, 2]])
     kept = llm.chat(ask("What is this?"), GREEDY)[0].pyramid.kept
