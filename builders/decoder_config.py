@@ -38,7 +38,7 @@ def decoder_config(
     def size(key: str) -> int:
         return value_of(values, key, int, defaults[key] if sizes_may_be_absent else None)
 
-    choice_of(values, "hidden_act", ("silu",), "silu")
+    choice_of(values, "hidden_act", ("silu", "swish"), "silu")  # two names of one function
     for key, only in (("mlp_bias", False), ("is_causal", True)):
         if value_of(values, key, bool, only) is not only:
             raise ConfigError(f"{name_of(values, key)} is not supported, expected {json.dumps(only)}")

@@ -25,7 +25,7 @@ from tests.builders.refusals import message_of
             "rope_parameters.full_attention: expected one rule for all layers, got an object of its own",
         ),
         ({"model_type": 3}, "model_type: expected str, got 3"),
-        ({"hidden_act": "gelu"}, "hidden_act: expected one of silu; got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected one of silu, swish; got 'gelu'"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "32"}, "hidden_size: expected int, got '32'"),
         ({"hidden_size": 33}, "hidden_size 33 is not a multiple of num_attention_heads 4"),

@@ -95,6 +95,10 @@ def test_as_many_heads_of_keys_as_of_queries_where_the_key_is_null(family: str) 
     assert read(family, num_key_value_heads=None).num_kv_heads == theirs.num_key_value_heads == 4
 
 
+def test_swish_is_silu() -> None:
+    assert read("llama", hidden_act="swish") == read("llama", hidden_act="silu")
+
+
 @pytest.mark.parametrize("name", ORIGINAL_FAMILIES)
 def test_families_of_the_original_layout(name: str) -> None:
     assert ORIGINAL_FAMILIES[name] in FAMILIES.values()

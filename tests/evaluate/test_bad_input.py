@@ -106,7 +106,7 @@ def test_bad_rows_are_skipped_by_name(
          "question_id, index, id, got name, answer"),
         ("q.csv", b"", "expected a first line with names of columns, each once, got None"),
         ("q.tsv", b"index\tindex\n", "expected a first line with names of columns, each once, got ['index', 'index']"),
-        ("q.csv", b"question_id,text\n1,caf\xe9\n", "not UTF-8 after line "),
+        ("q.csv", b"question_id,text\n1,caf\xe9\n", "has the byte 0xe9, expected a table saved as UTF-8"),
         ("q.json", b"{", "not JSON (truncated?): line 1, column 2"),
         ("q.json", b"5", "expected a list of questions, got int"),
         ("q.jsonl", b"\n\n", "has no rows, expected questions"),

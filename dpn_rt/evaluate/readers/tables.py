@@ -42,7 +42,8 @@ def read_table(path: Path, delimiter: str) -> Iterator[Row | BadRow]:
                 elif cells:
                     yield BadRow(place, None, f"{len(cells)} cells, expected {len(header)} as the first line has")
         except UnicodeDecodeError as error:
-            raise EvaluationError(f"{path}: not UTF-8 after line {reader.line_num}, expected text in UTF-8") from error
+            wrong = error.object[error.start]  # of a block that is read ahead, so its line is not known
+            raise EvaluationError(f"{path}: has the byte 0x{wrong:02x}, expected a table saved as UTF-8") from error
         except csv.Error as error:
             raise EvaluationError(f"{path}: line {reader.line_num}: no cells of a table can be told apart") from error
 
